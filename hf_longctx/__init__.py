@@ -1,0 +1,65 @@
+"""Read, edit, write and train on sequences far longer than a Hugging Face model was trained for.
+
+    from hf_longctx import LMInfinite
+    patch = LMInfinite(n_local=8192).apply(model)   # any Llama-like model in memory
+    model.generate(...)                             # ... reads on for ever
+    patch.undo()                                    # bit for bit as before
+
+Importing registers names with transformers and installs three hooks that are inert for models without our key.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import hooks
+
+if TYPE_CHECKING:
+    from .attention.branches import Branch, attend
+    from .attention.lm_infinite import LMInfinite
+    from .attention.position_free import PositionFree
+    from .hooks import extend_config, install, uninstall
+    from .method import LongContextMethod, methods
+    from .patch import Patch, applied, undo
+
+__version__ = "0.1.0.dev0"
+
+# public name -> the module that defines it; methods are the ones that register themselves when imported
+_METHODS = {
+    "LMInfinite": "attention.lm_infinite",
+    "PositionFree": "attention.position_free",
+}
+_NAMES = {
+    "Branch": "attention.branches",
+    "LongContextMethod": "method",
+    "Patch": "patch",
+    "applied": "patch",
+    "attend": "attention.branches",
+    "extend_config": "hooks",
+    "install": "hooks",
+    "methods": "method",
+    "undo": "patch",
+    "uninstall": "hooks",
+    **_METHODS,
+}
+__all__ = [*_NAMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'hf_longctx' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def load_methods() -> None:
+    """Import every method's file, so that all are registered."""
+    for module in set(_METHODS.values()):
+        importlib.import_module(f".{module}", __name__)
+
+
+hooks.install()

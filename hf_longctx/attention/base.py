@@ -1,0 +1,86 @@
+"""`AttentionMethod`: the base of methods that decide where cached keys are read and which pairs exist."""
+
+# B batch, H query heads, L queries, D head dim
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import full_attention_layers
+from ..cache.layers import UnrotatedLayer
+from ..method import LongContextMethod
+from ..patch import Patch, applied
+from .branches import Branch, attend
+from .parity import check_parity
+from .positions import (
+    STATE,
+    Implementation,
+    Read,
+    Tower,
+    after_forward,
+    before_forward,
+    position_free,
+    rotary_function,
+)
+
+
+class AttentionMethod(LongContextMethod):
+    """A method on the position-free core. Subclasses implement `branches` and `cache_layer`.
+
+    Only full-attention layers are touched; sliding-window layers keep their class, their cache and their mask.
+    """
+
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        """The empty cache layer of one attention module."""
+        raise NotImplementedError
+
+    def branches(self, read: Read) -> list[Branch]:
+        """The softmax's disjoint parts for the queries of one layer."""
+        raise NotImplementedError
+
+    def attention(self, read: Read) -> Tensor:
+        """(B, L, H, D)"""
+        return attend(self.branches(read), scale=read.scale, kernel=read.tower.kernel)
+
+    def check(self, tower: nn.Module) -> None:
+        """Raise ValueError where this method cannot serve this model. Called before the first change."""
+
+    def install(self, patch: Patch, tower: nn.Module) -> None:
+        config: Any = tower.config
+        layers = full_attention_layers(tower)
+        other = [p.method for p in applied(tower) if isinstance(p.method, AttentionMethod)]
+        if other:
+            raise ValueError(
+                f"{self!r}: the model's attention is already that of {other[0]!r}. Undo it first (patch.undo() or "
+                f"hf_longctx.undo(model))."
+            )
+        for module in layers:
+            rotary_function(type(module))
+            if module.attention_dropout if hasattr(module, "attention_dropout") else 0:
+                raise ValueError(
+                    f"attention_dropout={module.attention_dropout}: attention in branches has no dropout. Set "
+                    f"config.attention_dropout to 0."
+                )
+        method = self.resolve(config)
+        method.check(tower)
+        current = config._attn_implementation
+        inner = current.inner if isinstance(current, Implementation) else current
+        state = Tower(method, tower.rotary_emb, inner if isinstance(inner, str) else "sdpa")  # type: ignore[arg-type]
+        for module in layers:
+            patch.set_class(module, position_free(type(module)))
+            patch.set(module, STATE, state)
+        for owned in {id(m.config): m.config for m in tower.modules() if hasattr(m, "config")}.values():
+            patch.set(owned, "_attn_implementation_internal", Implementation(state.inner))
+        patch.add_hook(tower, before_forward, "pre")
+        patch.add_hook(tower, after_forward, "post")
+        weight = next(layers[0].parameters())
+        if weight.device.type != "meta" and state.rotary_is_ready():
+            # else (a model being loaded, or offloaded) its first forward checks
+            dtype = next((p.dtype for p in tower.parameters() if p.is_floating_point()), torch.float32)
+            generator = torch.Generator(weight.device).manual_seed(0)
+            size = (1, 8, config.hidden_size)
+            hidden = torch.randn(size, generator=generator, device=weight.device, dtype=torch.float32).to(dtype)
+            check_parity(layers[0], state, hidden)
+            state.checked = True

@@ -1,0 +1,102 @@
+"""Our entries in transformers' two registries: the attention function and the mask function that go with it."""
+
+# B batch, H query heads, G key/value heads, L queries, S keys, D head dim
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..method import KEY
+from .positions import Implementation, Read, has_rope, stock_class
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    longctx: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' attention signature. Layers that we left alone go to the implementation they had before."""
+    if longctx is None:
+        return _inner(module)(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    tower, step, layer = longctx
+    if dropout:
+        raise ValueError(f"dropout={dropout}: attention in branches has no dropout. Set attention_dropout to 0.")
+    for unsupported in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(unsupported) is not None:
+            raise ValueError(f"{type(module).__name__} passes {unsupported}, which attention in branches does not do.")
+    seen = None if layer is None else layer.readable
+    read = Read(
+        module=module,
+        tower=tower,
+        step=step,
+        q_BHLD=query,
+        k_BGSD=key,
+        v_BGSD=value,
+        k_pos_BS=step.q_pos_BL if seen is None else seen.pos,
+        head=None if layer is None else layer.head,
+        padded=step.padded or (layer is not None and layer.padded),
+        fresh=key.shape[2] == query.shape[2],
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+    )
+    out = tower.method.attention(read)
+    if layer is not None:
+        layer.readable = None
+    return out, None
+
+
+def mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """Which new tokens are real: (B, 1, 1, L) bool, or None if all are. Everything else follows from positions.
+
+    Masks of sliding-window layers are made by the inner implementation, as without us.
+    """
+    config = kwargs.get("config")
+    if kwargs.get("local_size") is not None or not isinstance(config._attn_implementation, Implementation):
+        return _inner_mask(config)(*args, **kwargs)
+    if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function and not _tracing():
+        raise ValueError(
+            "packed sequences (position_ids that start again within a row) and custom masks are not supported by "
+            "attention methods of hf_longctx. Pass one document a row, padded, with its attention_mask."
+        )
+    padding = kwargs.get("attention_mask")
+    if padding is None or (not _tracing() and bool(padding.all())):
+        return None
+    return padding[:, -kwargs["q_length"] :][:, None, None, :].bool()
+
+
+def register() -> None:
+    """Add our name to transformers' registries. Names that were there stay what they were."""
+    AttentionInterface.register(KEY, attention)
+    AttentionMaskInterface.register(KEY, mask)
+
+
+def _inner(module: nn.Module) -> Any:
+    eager = getattr(sys.modules[stock_class(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(_inner_name(module.config), eager)
+
+
+def _inner_mask(config: Any) -> Any:
+    return ALL_MASK_ATTENTION_FUNCTIONS[_inner_name(config)]
+
+
+def _inner_name(config: Any) -> str:
+    name = config._attn_implementation
+    return name.inner if isinstance(name, Implementation) else "sdpa"
+
+
+def _tracing() -> bool:
+    return torch.compiler.is_compiling()
+
+
+__all__ = ["attention", "has_rope", "mask", "register"]

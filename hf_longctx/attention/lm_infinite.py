@@ -1,0 +1,148 @@
+"""LM-Infinite: a Λ-shaped mask and a ceiling on distances (Han et al. 2023, https://arxiv.org/abs/2308.16137)."""
+
+# B batch, H query heads, G key/value heads, R = H / G, L queries, S keys, D head dim, K top_k
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import attention_layers
+from ..cache.layers import BoundedLayer, GrowingLayer, Slots, UnrotatedLayer
+from .base import AttentionMethod
+from .branches import Branch, Outside, Selected, Window, pairs
+from .positions import Read
+
+logger = logging.getLogger("hf_longctx")
+BLOCK = 256  # queries whose middle keys are scored at once: bounds the O(L S) of top_k
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LMInfinite(AttentionMethod):
+    """LM-Infinite (Han et al. 2023): read on for ever with the attention the model was trained for.
+
+    Every token sees the first `n_global` tokens and the last `n_local`; the first ones are read as if they were
+    `n_local` away however far they are (the paper's distance ceiling, section 3.2). Text stays fluent at any length with
+    constant memory and constant time a token, but what lies between is forgotten: with `top_k=0` nothing outside the
+    window can be retrieved. `top_k` lets every head of the later layers look up its best `top_k` middle tokens
+    (section 3.2, "optional"), which finds facts far back; it keeps all keys and costs O(n) memory and time a token.
+
+    Differs from the authors' code: top-k serves every query, in prefill as well (theirs only the last row of a call);
+    keys behind the window are evicted (theirs grow for ever); batches, padding, GQA, chunked prefill and several
+    turns work. Symbols: n_global and n_local are the paper's; its L_pretrain is n_local, d = L_pretrain / 2 is where
+    top-k tokens are read.
+
+    Args:
+        n_global: tokens at the start that stay visible, at least 0. The paper finds 5 to 100 equally good and 0 fatal.
+        n_local: tokens of the window, the query's own included. None: the model's trained length
+            (`config.max_position_embeddings`), the paper's choice.
+        top_k: middle tokens a head may look up for a query; 0: none. The paper uses 5 for retrieval.
+        top_k_from_layer: the first layer (from 0) that looks up middle tokens; the paper's "layers above h = 5".
+        keys_on_host: with `top_k`, keep keys in host memory and move one layer's at a time: slow, saves device memory.
+    """
+
+    name: ClassVar[str] = "lm_infinite"
+    summary: ClassVar[str] = "first tokens + a window, distances capped: fluent at any length, constant memory"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2308.16137"
+
+    n_global: int = 10
+    n_local: int | None = None
+    top_k: int = 0
+    top_k_from_layer: int = 4
+    keys_on_host: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_local is not None and self.n_local < 1:
+            raise ValueError(
+                f"n_local={self.n_local}: LMInfinite needs a window of at least 1 token. The paper uses the trained "
+                f"length (section 3.2), which is what n_local=None gives."
+            )
+        for field in ("n_global", "top_k", "top_k_from_layer"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}={getattr(self, field)}: expected 0 or more.")
+        if self.keys_on_host and not self.top_k:
+            raise ValueError(
+                "keys_on_host=True: with top_k=0 there are no old keys to keep. Set top_k, or leave it out."
+            )
+
+    def resolve(self, config: Any) -> LMInfinite:
+        trained = getattr(config, "max_position_embeddings", None)
+        if self.n_local is None and trained is None:
+            raise ValueError("n_local=None: the config names no trained length (max_position_embeddings). Set n_local.")
+        if self.n_local is not None and trained is not None and self.n_local > trained:
+            logger.warning("n_local=%d is more than the %d tokens the model was trained on.", self.n_local, trained)
+        return dataclasses.replace(self, n_local=trained if self.n_local is None else self.n_local)
+
+    def check(self, tower: nn.Module) -> None:
+        n_layers = len(attention_layers(tower))
+        if self.top_k and self.top_k_from_layer >= n_layers:
+            raise ValueError(
+                f"top_k_from_layer={self.top_k_from_layer}: the model has {n_layers} layers (0 to {n_layers - 1}), so no "
+                f"layer would look up its top {self.top_k}. Choose a smaller one."
+            )
+        kind = getattr(tower.rotary_emb, "rope_type", "default")
+        kinds = set(kind.values()) if isinstance(kind, dict) else {kind}
+        moving = sorted(k for k in kinds if "dynamic" in str(k) or k == "longrope")
+        if moving:
+            raise ValueError(
+                f"rope_type={moving[0]!r} changes its frequencies with the length read, so positions cannot be decided "
+                f"anew. LMInfinite needs none of it beyond its window: use the model's original rope_parameters."
+            )
+
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        assert self.n_local is not None
+        if self.top_k:
+            return GrowingLayer(self, on_host=self.keys_on_host)
+        return BoundedLayer(self, n_first=self.n_global, n_last=self.n_local - 1)
+
+    def branches(self, read: Read) -> list[Branch]:
+        assert self.n_local is not None
+        q_rope, k_rope = read.true_ropes()
+        seen = {"regular": read.regular, "padded": read.padded}
+        local = Branch(
+            read.q_BHLD,
+            read.k_BGSD,
+            read.v_BGSD,
+            read.q_pos_BL,
+            read.k_pos_BS,
+            Window(self.n_local),
+            q_rope,
+            k_rope,
+            **seen,
+        )
+        first = read.first(self.n_global)
+        # the ceiling: all of them at distance n_local, wherever the query is
+        ceiling = read.relative(-self.n_local)
+        far = Branch(
+            read.q_BHLD, first.k, first.v, read.q_pos_BL, first.pos, Outside(self.n_local), None, ceiling, **seen
+        )
+        if not self.top_k or read.module.layer_idx < self.top_k_from_layer:  # type: ignore[operator]
+            return [local, far]
+        halfway = read.relative(self.n_local // 2)  # queries moved, keys as they are: there are more keys
+        q_half = read.q_BHLD if halfway is None else halfway(read.q_BHLD)
+        chosen = Selected(self._best_middle(read, q_half, first))
+        middle = Branch(q_half, read.k_BGSD, read.v_BGSD, read.q_pos_BL, read.k_pos_BS, chosen, **seen)
+        return [local, far, middle]
+
+    @torch.no_grad()
+    def _best_middle(self, read: Read, q_BHLD: Tensor, first: Slots) -> Tensor:
+        """The slots of the top_k keys between the first tokens and the window, (B, H, L, K); -1 where there are fewer."""
+        B, H, L, _ = q_BHLD.shape
+        S, G = read.k_BGSD.shape[2], read.k_BGSD.shape[1]
+        assert self.n_local is not None
+        index = torch.full((B, H, L, min(self.top_k, S)), -1, dtype=torch.long, device=q_BHLD.device)
+        after_first = read.k_pos_BS > first.pos.amax(1, keepdim=True) if len(first) else read.k_pos_BS >= 0
+        for start in range(0, L, BLOCK):
+            rows = slice(start, min(start + BLOCK, L))
+            middle_BLS = pairs(Outside(self.n_local), read.q_pos_BL[:, rows], read.k_pos_BS) & after_first[:, None]
+            if not read.q_BHLD.is_cuda and not middle_BLS.any():
+                continue  # a text within the window
+            q_BGRLD = q_BHLD[:, :, rows].unflatten(1, (G, -1))
+            scores = torch.einsum("bgrld,bgsd->bgrls", q_BGRLD, read.k_BGSD)
+            scores = scores.masked_fill(~middle_BLS[:, None, None], float("-inf")).flatten(1, 2)
+            best = scores.topk(index.shape[-1], dim=-1)
+            index[:, :, rows] = best.indices.masked_fill(best.values == float("-inf"), -1)
+        return index

@@ -1,0 +1,40 @@
+"""The hook alone: keys cached un-rotated, read where they are, through the model's own attention."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ..cache.layers import GrowingLayer, UnrotatedLayer
+from .base import AttentionMethod
+from .branches import Causal, pairs
+from .interface import _inner
+from .positions import Read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PositionFree(AttentionMethod):
+    """Changes nothing but where rotation happens: output is the model's own, bit for bit, and keys are cached un-rotated.
+
+    For checking a model, and the smallest example of an attention method. Costs a rotation of the cache every step.
+    """
+
+    name: ClassVar[str] = "position_free"
+    summary: ClassVar[str] = "nothing changed but un-rotated keys in the cache: for checking a model"
+    paper: ClassVar[str] = ""
+
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        return GrowingLayer(self)
+
+    def attention(self, read: Read) -> Tensor:
+        q_rope, k_rope = read.true_ropes()
+        q = read.q_BHLD if q_rope is None else q_rope(read.q_BHLD)
+        k = read.k_BGSD if k_rope is None else k_rope(read.k_BGSD)
+        mask = None
+        if read.padded or not (read.fresh or q.shape[2] == 1):
+            visible = pairs(Causal(), read.q_pos_BL, read.k_pos_BS)
+            mask = (visible | ~visible.any(-1, keepdim=True))[:, None]
+        out: Tensor = _inner(read.module)(read.module, q, k, read.v_BGSD, mask, scaling=read.scale, dropout=0.0)[0]
+        return out

@@ -1,0 +1,343 @@
+"""The position-free attention core: keys are cached un-rotated, and positions are decided when they are read.
+
+`position_free(cls)` is a subclass of a model's own attention class. It hands (cos=1, sin=0) to the model's forward, so
+that queries and keys stay un-rotated and so enter the cache, and carries the real rotation along to our attention
+function, which asks the method what is read where. No model code is copied.
+"""
+
+# B batch, H query heads, G key/value heads, L queries, S keys, D head dim
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from ..anatomy import layer_type
+from ..cache.layers import Slots, UnrotatedLayer
+from ..method import KEY
+from .branches import Rotation
+
+if TYPE_CHECKING:
+    from .base import AttentionMethod
+
+STATE = "_hf_longctx"  # in a patched attention module's __dict__: the Tower it belongs to
+CACHE_NAMES = ("past_key_values", "layer_past")
+
+
+class Implementation(str):
+    """The name of our attention function, and which of transformers' it stands before.
+
+    A str, so that it is found in transformers' registries; `inner` rides along because a config serialises every other
+    attribute that is put on it.
+    """
+
+    inner: str
+
+    def __new__(cls, inner: str) -> Implementation:
+        name = super().__new__(cls, KEY)
+        name.inner = inner
+        return name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Implementation, (self.inner,)
+
+
+@dataclass
+class Tower:
+    """What the patched layers of one model share: the method, the rotary embedding, and the forward in progress."""
+
+    method: AttentionMethod
+    rotary: nn.Module
+    inner: str  # transformers' attention implementation before ours
+    checked: bool = False
+    step: Step | None = None
+
+    @property
+    def kernel(self) -> str:
+        """The kernel that the user's `attn_implementation` asks for: eager is the plain one."""
+        return "reference" if self.inner == "eager" else "auto"
+
+    def rotary_is_ready(self) -> bool:
+        """False while a model is being loaded: its buffers hold nothing yet."""
+        return all(b.device.type != "meta" for b in self.rotary.buffers())
+
+    def rotation(self, module: nn.Module, like: Tensor, pos_BL: Tensor) -> Rotation:
+        """The model's own cosines and sines at these positions; pairs with its own `apply_rotary_pos_emb`."""
+        where = next((b.device for b in self.rotary.buffers()), like.device)
+        args = (like, pos_BL.to(where))
+        if "layer_type" in _parameters(type(self.rotary)):
+            args += (layer_type(module),)
+        cos, sin = self.rotary(*args)
+        return Rotation(cos.to(like.device), sin.to(like.device), rotary_function(stock_class(module)))
+
+
+@dataclass
+class Step:
+    """One forward: what is the same for every layer of a tower."""
+
+    embeddings: tuple[Tensor, Tensor]
+    q_pos_BL: Tensor  # -1 for padding
+    padded: bool
+    regular: bool
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Read:
+    """What a method sees of one layer in one forward: un-rotated queries, keys and values, and where they stand.
+
+    `head` are the first tokens where the cache keeps them apart, else None. `regular` and `padded` as in `Branch`.
+    """
+
+    module: nn.Module
+    tower: Tower
+    step: Step
+    q_BHLD: Tensor
+    k_BGSD: Tensor
+    v_BGSD: Tensor
+    k_pos_BS: Tensor
+    head: Slots | None
+    padded: bool
+    fresh: bool  # keys are exactly the queries' tokens: nothing was cached before
+    scale: float
+
+    @property
+    def q_pos_BL(self) -> Tensor:
+        return self.step.q_pos_BL
+
+    @property
+    def regular(self) -> bool:
+        return self.step.regular
+
+    def first(self, n: int) -> Slots:
+        """The first n real tokens of every row."""
+        if self.head is not None:
+            return self.head
+        return Slots(self.k_BGSD, self.v_BGSD, self.k_pos_BS).first(n, self.padded)
+
+    def memo(self, what: Any, make: Callable[[], Any]) -> Any:
+        """`make()`, once for all layers of this kind in this forward."""
+        key = (what, layer_type(self.module), self.k_BGSD.device)
+        if key not in self.step.memo:
+            self.step.memo[key] = make()
+        return self.step.memo[key]
+
+    def rotation(self, pos_BL: Tensor) -> Rotation | None:
+        """The rotation to these positions; None on layers without position embeddings (NoPE)."""
+        return self.tower.rotation(self.module, self.q_BHLD, pos_BL) if has_rope(self.module) else None
+
+    def true_ropes(self) -> tuple[Rotation | None, Rotation | None]:
+        """Rotations of queries and keys at their true distances.
+
+        Positions count from the earliest key kept, so angles stay small however long the stream is.
+        """
+        if not has_rope(self.module):
+            return None, None
+        if self.fresh:
+            rope = Rotation(*self.step.embeddings, rotary_function(stock_class(self.module)))
+            return rope, rope
+
+        def make() -> tuple[Rotation | None, Rotation | None]:
+            far = torch.iinfo(torch.long).max
+            base = torch.where(self.k_pos_BS < 0, far, self.k_pos_BS).amin(1, keepdim=True)
+            queries = self.rotation((self.q_pos_BL - base).clamp(min=0))
+            return queries, self.rotation((self.k_pos_BS - base).clamp(min=0))
+
+        ropes: tuple[Rotation | None, Rotation | None] = self.memo("true", make)
+        return ropes
+
+    def relative(self, offset: int) -> Rotation | None:
+        """A rotation for *one side alone*: keys moved by -d, or queries by d, meet the other side, left un-rotated, at d.
+
+        The smaller side is the one to move. A scaled rotary embedding (yarn) multiplies queries and keys each by its
+        factor; the side that is moved gets both.
+        """
+        if not has_rope(self.module):
+            return None
+
+        def make() -> Rotation | None:
+            there = torch.full((1, 1), offset, dtype=torch.long, device=self.q_BHLD.device)
+            moved, still = self.rotation(there), self.rotation(torch.zeros_like(there))
+            assert moved is not None
+            assert still is not None
+            return Rotation(moved.cos * still.cos, moved.sin * still.cos, moved.apply_rotary)
+
+        rotation: Rotation | None = self.memo(("relative", offset), make)
+        return rotation
+
+
+# -- the subclass ----------------------------------------------------------------------------------------------------
+@functools.cache
+def position_free(stock: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of an attention class that keeps its keys un-rotated. Cached: one per class."""
+
+    def forward(self: nn.Module, hidden_states: Tensor, position_embeddings: Any = None, **kwargs: Any) -> Any:
+        return _forward(self, stock, hidden_states, position_embeddings, kwargs)
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (stock,), self.__dict__  # pickle cannot find a class made by a function
+
+    namespace = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__module__": __name__, "_stock": stock}
+    return type(f"LongCtx{stock.__name__}", (stock,), namespace)
+
+
+def _rebuild(stock: type[nn.Module]) -> nn.Module:
+    cls = position_free(stock)
+    return cls.__new__(cls)
+
+
+def stock_class(module: nn.Module) -> type[nn.Module]:
+    """The model's own attention class under ours."""
+    cls: type[nn.Module] = getattr(type(module), "_stock", type(module))
+    return cls
+
+
+def rotary_function(stock: type[nn.Module]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The `apply_rotary_pos_emb` of the module that defines an attention class."""
+    function = getattr(sys.modules[stock.__module__], "apply_rotary_pos_emb", None)
+    if function is None:
+        raise ValueError(
+            f"{stock.__name__}: its module has no `apply_rotary_pos_emb`, so there is no telling how it rotates keys. "
+            f"hf_longctx does not support this model."
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def has_rope(module: nn.Module) -> bool:
+    """False for layers without position embeddings (SmolLM3's NoPE layers)."""
+    return bool(getattr(module, "use_rope", True))
+
+
+def _forward(
+    module: nn.Module, stock: type[nn.Module], hidden_states: Tensor, embeddings: Any, kwargs: dict[str, Any]
+) -> Any:
+    tower: Tower = vars(module)[STATE]
+    check_implementation(module)
+    if not tower.checked and not torch.compiler.is_compiling():
+        from .parity import check_parity
+
+        tower.checked = True  # the check itself comes through here
+        try:
+            check_parity(module, tower, hidden_states[:1, :8])
+        except BaseException:
+            tower.checked = False
+            raise
+    cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+    step = tower.step
+    if step is None or step.embeddings[0] is not embeddings[0]:
+        step = tower.step = _begin(tower, module, hidden_states, embeddings, cache, kwargs)
+    layer = None
+    if cache is not None:
+        layer = adopt(tower.method, cache, module)
+        layer.open()
+        layer.push(step.q_pos_BL, step.padded)
+    # one row of ones broadcasts: x * 1 + rotated(x) * 0 is x, bit for bit
+    identity = torch.ones_like(embeddings[0][:1, :1]), torch.zeros_like(embeddings[1][:1, :1])
+    return stock.forward(  # type: ignore[attr-defined]
+        module, hidden_states, position_embeddings=identity, longctx=(tower, step, layer), **kwargs
+    )
+
+
+def _begin(
+    tower: Tower, module: nn.Module, hidden: Tensor, embeddings: Any, cache: Cache | None, kwargs: dict[str, Any]
+) -> Step:
+    B, L = hidden.shape[:2]
+    pos = kwargs.get("position_ids")
+    if pos is None:
+        start = cache.get_seq_length(module.layer_idx) if cache is not None else 0  # type: ignore[arg-type]
+        pos = torch.arange(start, start + L, device=hidden.device)[None]
+    pos = pos.to(hidden.device).expand(B, L)
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        return Step(embeddings, pos, False, _is_regular(pos, None))
+    if mask.dtype != torch.bool or tuple(mask.shape[-3:]) != (1, 1, L):
+        raise ValueError(
+            f"attention_mask of shape {tuple(mask.shape)}: {tower.method.name} builds its own mask from positions and takes "
+            f"the padding only. Pass a 2D mask (batch, tokens read so far) of ones and zeros."
+        )
+    real = mask[:, 0, 0].to(hidden.device).expand(B, L)
+    pos = torch.where(real, pos, -1)
+    return Step(embeddings, pos, True, _is_regular(pos, real))
+
+
+def _is_regular(pos: Tensor, real: Tensor | None) -> bool:
+    # only the GPU's window kernels want to know, and only for more than one query; asking costs a sync
+    if not pos.is_cuda or pos.shape[1] == 1 or torch.compiler.is_compiling():
+        return False
+    if real is None:
+        return bool((pos.diff(dim=1) == 1).all())
+    rank = real.long().cumsum(1) - 1
+    start = torch.where(real, pos - rank, 0).amax(1, keepdim=True)
+    return bool(((pos == start + rank) | ~real).all())
+
+
+def check_implementation(module: nn.Module) -> None:
+    """Notice `set_attn_implementation` behind our back: stock attention would then run without any rotation."""
+    if not isinstance(module.config._attn_implementation, Implementation):  # type: ignore[union-attr]
+        now = module.config._attn_implementation  # type: ignore[union-attr]
+        raise RuntimeError(
+            f"attn_implementation was changed to {now!r} under {vars(module)[STATE].method!r}. Undo the method first, "
+            f"set the implementation (it becomes the inner kernel), then apply the method again."
+        )
+
+
+# -- caches ------------------------------------------------------------------------------------------------------------
+def adopt(method: AttentionMethod, cache: Cache, module: nn.Module) -> UnrotatedLayer:
+    """The un-rotated layer of `cache` for this module, put in place of an empty `DynamicLayer` where needed."""
+    index: int = module.layer_idx  # type: ignore[assignment]
+    if getattr(cache, "layer_class_to_replicate", None) is not None:
+        while len(cache.layers) <= index:
+            cache.layers.append(cache.layer_class_to_replicate())
+    layer = cache.layers[index] if isinstance(cache, Cache) else cache
+    if isinstance(layer, UnrotatedLayer):
+        if layer.owner != method:
+            raise ValueError(f"this cache was written under {layer.owner!r} and cannot be read under {method!r}.")
+        return layer
+    if type(layer) is not DynamicLayer:
+        raise ValueError(
+            f"{type(layer).__name__}: {method.name} keeps its own cache and can take the place of an empty DynamicCache "
+            f"only. Leave past_key_values and cache_implementation out."
+        )
+    if layer.get_seq_length():
+        raise ValueError(
+            f"this cache holds {layer.get_seq_length()} rotated keys of a model without {method.name}: they cannot be "
+            f"read at other positions. Start with a new cache."
+        )
+    cache.layers[index] = method.cache_layer(module)
+    return cache.layers[index]
+
+
+def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """Checks everything that can be wrong before the first layer runs, so that a cache is never left half-updated."""
+    from ..anatomy import attention_layers
+
+    patched = [m for m in attention_layers(tower_module) if STATE in vars(m)]
+    state: Tower = vars(patched[0])[STATE]
+    state.step = None
+    check_implementation(patched[0])
+    if kwargs.get("output_attentions") or getattr(tower_module.config, "output_attentions", False):
+        raise ValueError(f"output_attentions=True: {state.method.name} never forms the attention matrix. Leave it out.")
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, Cache):
+        for layer in [adopt(state.method, cache, module) for module in patched]:
+            layer.open()
+
+
+def after_forward(tower_module: nn.Module, args: Any, output: Any) -> None:
+    """Let go of the forward's tensors."""
+    for module in tower_module.modules():
+        if STATE in vars(module):
+            vars(module)[STATE].step = None
+            return
+
+
+@functools.cache
+def _parameters(cls: type) -> frozenset[str]:
+    return frozenset(inspect.signature(cls.forward).parameters)  # type: ignore[attr-defined]

@@ -1,0 +1,209 @@
+"""Cache layers that hold keys un-rotated, with the position of every slot.
+
+They stand in for transformers' `DynamicLayer` in a `DynamicCache`. What is stored has no position baked in: a method
+decides where each key is read. Positions are per row and slot, -1 where a slot is padding.
+"""
+
+# B batch, G key/value heads, S stored slots, L new tokens, D head dim
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+if TYPE_CHECKING:
+    from ..method import LongContextMethod
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Some keys and values (B, G, S, D) and their positions (B, S); -1 is an empty slot."""
+
+    k: Tensor
+    v: Tensor
+    pos: Tensor
+
+    def __len__(self) -> int:
+        return self.pos.shape[1]
+
+    def then(self, newer: Slots) -> Slots:
+        return Slots(
+            torch.cat([self.k, newer.k], 2), torch.cat([self.v, newer.v], 2), torch.cat([self.pos, newer.pos], 1)
+        )
+
+    def first(self, n: int, padded: bool) -> Slots:
+        """The first n real slots of every row (fewer if there are fewer, then with empty slots behind)."""
+        if not padded:
+            return self._columns(slice(0, n))
+        return self._gather(torch.argsort((self.pos < 0).byte(), dim=1, stable=True)[:, :n])
+
+    def last(self, n: int, padded: bool) -> Slots:
+        """The last n real slots of every row (fewer if there are fewer, then with empty slots before)."""
+        if not padded:
+            return self._columns(slice(max(len(self) - n, 0), len(self)))
+        return self._gather(torch.argsort((self.pos >= 0).byte(), dim=1, stable=True)[:, max(len(self) - n, 0) :])
+
+    def _columns(self, columns: slice) -> Slots:
+        return Slots(self.k[:, :, columns], self.v[:, :, columns], self.pos[:, columns])
+
+    def _gather(self, index_BN: Tensor) -> Slots:
+        wide = index_BN[:, None, :, None]
+        k = self.k.gather(2, wide.expand(-1, self.k.shape[1], -1, self.k.shape[3]))
+        v = self.v.gather(2, wide.expand(-1, self.v.shape[1], -1, self.v.shape[3]))
+        return Slots(k, v, self.pos.gather(1, index_BN))
+
+    def map(self, f: Any) -> Slots:
+        return Slots(f(self.k), f(self.v), f(self.pos))
+
+    def own(self) -> Slots:
+        """Copies, so that a slice does not keep the tensor alive that it was cut from."""
+        return self.map(lambda t: t.clone(memory_format=torch.contiguous_format))
+
+
+class UnrotatedLayer(CacheLayerMixin):
+    """Base: what every un-rotated layer shares. Subclasses say what is kept in `_keep`.
+
+    Args:
+        owner: the method that writes this layer; a cache is only good for the method that wrote it.
+    """
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, owner: LongContextMethod) -> None:
+        super().__init__()
+        self.owner = owner
+        self.reset()
+
+    def reset(self) -> None:
+        self.keys = self.values = self.pos = None
+        self.seen = 0  # tokens read, padding included: what transformers calls the sequence length
+        self.padded = False
+        self.is_initialized = False
+        self._new_pos: Tensor | None = None
+        self.readable: Slots | None = None  # everything the current forward may see
+        self.head: Slots | None = None  # the first tokens, where a subclass keeps them apart
+
+    def open(self) -> None:
+        """Called by our attention before a forward; a stock model does not, and is stopped by `_check_open`."""
+        self._open = True
+
+    _open = False
+
+    def push(self, pos_BL: Tensor, padded: bool) -> None:
+        """The positions of the tokens that the next `update` brings, -1 for padding."""
+        self._new_pos = pos_BL
+        self.padded = self.padded or padded
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.pos = torch.empty(len(key_states), 0, dtype=torch.long, device=self.device)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take L new un-rotated keys; return everything the new queries may see, kept and new, (B, G, S + L, D)."""
+        self._check_open()
+        assert self._new_pos is not None
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.readable = self._keep(Slots(key_states, value_states, self._new_pos.to(key_states.device)))
+        self.seen += key_states.shape[2]
+        self._new_pos, self._open = None, False
+        return self.readable.k, self.readable.v
+
+    def _keep(self, new: Slots) -> Slots:
+        """Store what later tokens need of `new` and return what the new tokens may see."""
+        raise NotImplementedError
+
+    @property
+    def slots(self) -> Slots:
+        assert self.keys is not None and self.values is not None and self.pos is not None
+        return Slots(self.keys, self.values, self.pos)
+
+    def _store(self, slots: Slots) -> None:
+        self.keys, self.values, self.pos = slots.k, slots.v, slots.pos
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RuntimeError(
+                f"this cache holds un-rotated keys written under {self.owner!r}, and a model without that method cannot "
+                f"read it. Apply the method again, or start with a new cache."
+            )
+
+    # -- what transformers asks a layer ------------------------------------------------------------------------------
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        self._check_open()
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def nbytes(self) -> int:
+        """Bytes of keys, values and positions stored."""
+        tensors = [t for slots in self._all() for t in (slots.k, slots.v, slots.pos)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove:
+            raise RuntimeError(f"{self.owner!r}: its cache cannot be cropped; assisted decoding needs that.")
+
+    # -- the batch dimension -----------------------------------------------------------------------------------------
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._map(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map(lambda t: t.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map(lambda t: t[indices.to(t.device)])
+
+    def _all(self) -> list[Slots]:
+        return [s for s in (self.slots if self.is_initialized else None, self.head) if s is not None]
+
+    def _map(self, f: Any) -> None:
+        if self.is_initialized:
+            self._store(self.slots.map(f))
+            self.head = None if self.head is None else self.head.map(f)
+
+
+class BoundedLayer(UnrotatedLayer):
+    """Keeps the first `n_first` real tokens and the last `n_last`: constant memory however much is read.
+
+    `head` holds the first tokens (whether or not they are still among the last).
+    """
+
+    def __init__(self, owner: LongContextMethod, n_first: int, n_last: int) -> None:
+        self.n_first, self.n_last = n_first, n_last
+        super().__init__(owner)
+
+    def _keep(self, new: Slots) -> Slots:
+        readable = self.slots.then(new)
+        if self.head is None or self.padded or len(self.head) < self.n_first:
+            candidates = new if self.head is None else self.head.then(new)
+            self.head = candidates.first(self.n_first, self.padded).own()
+        self._store(readable.last(self.n_last, self.padded).own())
+        return readable
+
+
+class GrowingLayer(UnrotatedLayer):
+    """Keeps every key. With `on_host` they live in host memory and visit the device one layer at a time."""
+
+    def __init__(self, owner: LongContextMethod, on_host: bool = False) -> None:
+        self.on_host = on_host
+        super().__init__(owner)
+
+    def _keep(self, new: Slots) -> Slots:
+        if not self.on_host:
+            readable = self.slots.then(new)
+            self._store(readable)
+            return readable
+        readable = self.slots.map(lambda t: t.to(new.k.device, non_blocking=True)).then(new)
+        self._store(self.slots.map(lambda t: t.cpu()).then(new.map(lambda t: t.cpu())))
+        return readable

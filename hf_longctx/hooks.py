@@ -1,0 +1,128 @@
+"""The three hooks that make plain `from_pretrained` and `generate` do the right thing for a model that carries our key.
+
+1. a data descriptor `hf_longctx` on `PreTrainedConfig`: the key is kept, checked early, and can be passed as a keyword;
+2. a wrap of `PreTrainedModel.post_init`: a model whose config has the key gets its methods as it is built;
+3. a wrap of `GenerationMixin._prepare_cache_for_generation`: a model with a method gets that method's cache.
+
+All three do nothing for a config without the key and a model without a method, and `uninstall` takes them back.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
+
+from .anatomy import find_tower
+from .attention import interface
+from .attention.base import AttentionMethod
+from .attention.positions import STATE, adopt
+from .method import KEY, LongContextMethod, read_key, write_key
+from .patch import applied
+
+
+class _Key:
+    """`config.hf_longctx`, stored in the config's own `__dict__`, so that only keyed configs save it."""
+
+    def __get__(self, config: Any, owner: Any = None) -> Any:
+        return None if config is None else vars(config).get(KEY)
+
+    def __set__(self, config: Any, value: Any) -> None:
+        if value is None:
+            vars(config).pop(KEY, None)
+            return
+        read_key(value)  # raises here, before any weight is read
+        vars(config)[KEY] = value
+
+    def __delete__(self, config: Any) -> None:
+        vars(config).pop(KEY, None)
+
+
+_stock: dict[str, Any] = {}
+
+
+def install() -> None:
+    """Put the hooks in place. Importing `hf_longctx` does; calling it again changes nothing."""
+    interface.register()
+    if _stock:
+        return
+    post_init = _stock["post_init"] = PreTrainedModel.post_init
+    prepare_cache = _stock["prepare_cache"] = GenerationMixin._prepare_cache_for_generation
+
+    @functools.wraps(post_init)
+    def keyed_post_init(self: Any) -> None:
+        post_init(self)
+        if getattr(self.config, KEY, None) and not applied(self):
+            _apply_key(self)
+
+    @functools.wraps(prepare_cache)
+    def keyed_prepare_cache(
+        self: Any, generation_config: Any, model_kwargs: Any, generation_mode: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        methods = [p.method for p in applied(self) if isinstance(p.method, AttentionMethod)]
+        if methods:
+            _check_generation(methods[0], generation_config, generation_mode)
+        result = prepare_cache(self, generation_config, model_kwargs, generation_mode, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if methods and cache is not None:
+            for module in self.modules():
+                if STATE in vars(module):
+                    adopt(vars(module)[STATE].method, cache, module)
+        return result
+
+    setattr(PreTrainedConfig, KEY, _Key())
+    PreTrainedModel.post_init = keyed_post_init
+    GenerationMixin._prepare_cache_for_generation = keyed_prepare_cache
+
+
+def uninstall() -> None:
+    """Take the hooks back: from now on a config's key is ignored. Models that carry a method keep it until its undo."""
+    if not _stock:
+        return
+    delattr(PreTrainedConfig, KEY)
+    PreTrainedModel.post_init = _stock.pop("post_init")
+    GenerationMixin._prepare_cache_for_generation = _stock.pop("prepare_cache")
+
+
+def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: LongContextMethod) -> PreTrainedConfig:
+    """A config that carries methods, for `from_pretrained(path, config=...)` or to be saved.
+
+    Args:
+        config: a config, which is copied, or a path or Hub id to read it from.
+        methods: applied in this order. None at all takes the key out again.
+    """
+    if not isinstance(config, PreTrainedConfig):
+        config = AutoConfig.from_pretrained(config)
+    config = type(config)(**config.to_dict())
+    text = config.get_text_config(decoder=True)
+    for method in methods:
+        if not isinstance(method, LongContextMethod):
+            raise ValueError(f"{method!r}: expected a method, for example hf_longctx.LMInfinite(n_local=4096).")
+    setattr(text, KEY, write_key(methods) if methods else None)
+    return config
+
+
+def _apply_key(model: Any) -> None:
+    # the entry is the method's own to write, so that undoing the method leaves none behind
+    methods = read_key(getattr(model.config, KEY))
+    tower = find_tower(model)
+    for config in (model.config, tower.config):
+        vars(config).pop(KEY, None)
+    for method in methods:
+        method._apply(tower, configs_of=None)
+
+
+def _check_generation(method: AttentionMethod, generation_config: Any, mode: Any) -> None:
+    if mode == GenerationMode.ASSISTED_GENERATION:
+        raise ValueError(
+            f"assisted decoding (an assistant model or prompt_lookup_num_tokens) must take tokens back out of the cache, "
+            f"and {method.name} has let go of what stood before them. Generate without it."
+        )
+    if generation_config.cache_implementation not in (None, "dynamic"):
+        raise ValueError(
+            f"cache_implementation={generation_config.cache_implementation!r}: {method.name} keeps a cache of its own. "
+            f"Leave it out."
+        )

@@ -1,0 +1,192 @@
+"""What a long-context method is: a value that can be applied to a model, written to its config and taken back.
+
+A method is a frozen, keyword-only dataclass. Its fields are its entry in `config.json`, its constructor is its
+documentation, its `repr` is its log line. Subclassing registers it: there is no second place to edit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
+
+from .anatomy import find_tower
+from .patch import Patch, applied, unwrap
+
+if TYPE_CHECKING:
+    from torch import nn
+
+KEY = "hf_longctx"
+SCHEMA_VERSION = 1
+
+logger = logging.getLogger("hf_longctx")
+_REGISTRY: dict[str, type[LongContextMethod]] = {}
+M = TypeVar("M", bound="LongContextMethod")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongContextMethod:
+    """Base of every method. A subclass sets `name`, `summary` and `paper`, and implements `install`.
+
+    Fields hold JSON types only (bool, int, float, str, None), so that a method survives `config.json` unchanged.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    since: ClassVar[str] = "0.1"  # the first release that knows the method
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__dict__.get("name"):
+            return  # an abstract layer between this class and the methods
+        if cls.name in _REGISTRY:
+            taken = _REGISTRY[cls.name]
+            raise ValueError(
+                f"name={cls.name!r}: {cls.__module__}.{cls.__qualname__} cannot take the name of "
+                f"{taken.__module__}.{taken.__qualname__}. Give the new method a name of its own."
+            )
+        _REGISTRY[cls.name] = cls
+
+    # -- what a method does to a model -----------------------------------------------------------------------------
+    def resolve(self: M, config: Any) -> M:
+        """The method with every None that depends on the model filled in from `config`. The default changes nothing."""
+        return self
+
+    def install(self, patch: Patch, tower: nn.Module) -> None:
+        """Change `tower` (the module that owns the decoder layers and the rotary embedding) through `patch` only. Anything that cannot work raises before the first change."""
+        raise NotImplementedError
+
+    def apply(self, model: nn.Module) -> Patch:
+        """Change a model in memory, and return the `Patch` that takes the change back.
+
+        The model's config carries the method from now on, so `save_pretrained` and `push_to_hub` keep it.
+        PEFT models are unwrapped. If anything raises, the model is as it was before.
+        """
+        root = unwrap(model)
+        return self._apply(find_tower(root), configs_of=root)
+
+    def _apply(self, tower: nn.Module, configs_of: nn.Module | None) -> Patch:
+        patch = Patch(method=self, model=tower)
+        with patch.recording():
+            earlier = [p.method for p in applied(tower)]
+            if configs_of is not None:
+                patch.own_configs(configs_of)
+            self.install(patch, tower)
+            patch.set(tower.config, KEY, write_key([*earlier, self]))
+        logger.info("applied %r to %s: %s", self, type(tower).__name__, patch.describe())
+        return patch
+
+    @contextmanager
+    def on(self, model: nn.Module) -> Iterator[nn.Module]:
+        """`with method.on(model):` applies the method for the length of the block."""
+        patch = self.apply(model)
+        try:
+            yield model
+        finally:
+            patch.undo()
+
+    # -- the entry in config.json ----------------------------------------------------------------------------------
+    def spec(self) -> dict[str, Any]:
+        """The method as it stands in `config.json`: its name and every field."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+
+def methods() -> dict[str, type[LongContextMethod]]:
+    """Every registered method by name, sorted."""
+    from . import load_methods
+
+    load_methods()
+    return dict(sorted(_REGISTRY.items()))
+
+
+def get(name: str) -> type[LongContextMethod]:
+    """The method class called `name`. ValueError with the nearest name if there is none."""
+    known = methods()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"name={name!r}: no such method. {hint}There are: {', '.join(known)}.")
+
+
+def from_spec(spec: dict[str, Any]) -> LongContextMethod:
+    """Build a method from its `config.json` entry, e.g. `{"name": "lm_infinite", "n_local": 4096}`."""
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        raise ValueError(f'{spec!r}: a method is given as {{"name": "...", field: value, ...}}.')
+    fields = {k: v for k, v in spec.items() if k != "name"}
+    cls = get(spec["name"])
+    _check_fields(cls, fields)
+    return cls(**fields)
+
+
+def parse(name: str, settings: Iterable[str] = ()) -> LongContextMethod:
+    """Build a method from command-line settings: `parse("lm_infinite", ["n_local=4096", "top_k=5"])`.
+
+    Values are read as JSON (numbers, true, false, null); whatever is not JSON is a string. `none` is null.
+    """
+    fields: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"{setting!r}: a setting is written key=value, for example n_local=4096.")
+        try:
+            fields[key.strip()] = None if text.strip().lower() == "none" else json.loads(text)
+        except json.JSONDecodeError:
+            fields[key.strip()] = text.strip()
+    return from_spec({"name": name, **fields})
+
+
+def read_key(value: Any) -> list[LongContextMethod]:
+    """The methods in a config's `hf_longctx` entry. ValueError says what is wrong and which release to install."""
+    if not isinstance(value, dict) or set(value) != {"version", "methods"} or not isinstance(value["methods"], list):
+        raise ValueError(
+            f'{KEY}={value!r}: expected {{"version": {SCHEMA_VERSION}, "methods": [{{"name": ...}}, ...]}}. '
+            f"Write it with hf_longctx.extend_config, or delete the entry."
+        )
+    version = value["version"]
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"{KEY}.version={version!r}: expected a whole number, at most {SCHEMA_VERSION}.")
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{KEY}.version={version}: this release reads up to version {SCHEMA_VERSION}. The model was saved by a newer "
+            f"hf_longctx: pip install --upgrade hf-longctx."
+        )
+    found = []
+    for spec in value["methods"]:
+        if isinstance(spec, dict) and isinstance(spec.get("name"), str) and spec["name"] not in methods():
+            saved_by = spec.get("since") or "a newer release"
+            try:
+                get(spec["name"])
+            except ValueError as error:
+                raise ValueError(
+                    f"{KEY}: {error} If the name is right, the model was saved by a newer hf_longctx ({saved_by}): "
+                    f"pip install --upgrade hf-longctx."
+                ) from None
+        found.append(from_spec(spec))
+    return found
+
+
+def write_key(methods_: Iterable[LongContextMethod]) -> dict[str, Any]:
+    """The `hf_longctx` entry of a config that carries these methods, in the order in which they are applied."""
+    return {"version": SCHEMA_VERSION, "methods": [method.spec() for method in methods_]}
+
+
+def _check_fields(cls: type[LongContextMethod], fields: dict[str, Any]) -> None:
+    hints = get_type_hints(cls)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    for key, value in fields.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{cls.name}: no setting {key!r}. {hint}There are: {', '.join(known)}.")
+        allowed = getattr(known[key], "__args__", (known[key],))
+        # bool is an int in Python, and nobody means n_local=true
+        fits = any(type(value) is kind or (kind is float and type(value) is int) for kind in allowed)
+        if not fits:
+            names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
+            raise ValueError(f"{cls.name}: {key}={value!r} is {type(value).__name__}, expected {names}.")

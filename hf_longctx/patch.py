@@ -1,0 +1,160 @@
+"""`Patch`: every change to a model, with its inverse kept as data.
+
+Inverses are `(object, name, old value)` and not closures, so `copy.deepcopy(model)` copies them too: the copy's undo
+acts on the copy. They run last-in first-out, and a change that fails half-way is rolled back.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .method import LongContextMethod
+
+STACK = "_hf_longctx_patches"  # where an anchor module keeps its patches, in its __dict__
+
+
+class _Missing:
+    """There was no such attribute. A class, because it stays itself under deepcopy and pickle."""
+
+
+@dataclass
+class Change:
+    """One reversible change: `vars(target)[name]` was `old`.
+
+    For the name `__class__` the class was `old`; for `__hook__` a forward hook of id `old` was added.
+    """
+
+    target: Any
+    name: str
+    old: Any
+
+    def revert(self) -> None:
+        if self.name == "__class__":
+            swapped = type(self.target)
+            self.target.__class__ = self.old
+            _rebind_forward(self.target, swapped)
+        elif self.name == "__hook__":
+            for hooks in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks"):
+                vars(self.target)[hooks].pop(self.old, None)
+        elif self.old is _Missing:
+            vars(self.target).pop(self.name, None)
+        else:
+            vars(self.target)[self.name] = self.old
+
+
+@dataclass
+class Patch:
+    """What one method changed in one model. `undo()` takes it back, bit for bit."""
+
+    method: LongContextMethod
+    model: nn.Module
+    changes: list[Change] = field(default_factory=list, repr=False)
+    active: bool = False
+
+    # -- making changes ----------------------------------------------------------------------------------------------
+    def set(self, target: Any, name: str, value: Any) -> None:
+        """`vars(target)[name] = value`, reversibly. Works on modules and configs alike, past their `__setattr__`."""
+        self.changes.append(Change(target, name, vars(target).get(name, _Missing)))
+        vars(target)[name] = value
+
+    def set_class(self, module: nn.Module, cls: type) -> None:
+        """Turn `module` into `cls`, reversibly, and let accelerate's hooks on it call the new forward."""
+        self.changes.append(Change(module, "__class__", type(module)))
+        stock = type(module)
+        module.__class__ = cls
+        _rebind_forward(module, stock)
+
+    def add_hook(self, module: nn.Module, hook: Callable[..., Any], when: str) -> None:
+        """Register a forward hook ("pre", with keywords, or "post"), reversibly. A plain function, so copies share it."""
+        if when == "pre":
+            handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(hook)
+        self.changes.append(Change(module, "__hook__", handle.id))
+
+    def own_configs(self, root: nn.Module) -> None:
+        """Give the modules of `root` configs of their own: one config object often serves several models."""
+        copies: dict[int, Any] = {}
+        for module in root.modules():
+            config = vars(module).get("config")
+            if isinstance(config, PreTrainedConfig):
+                copy.deepcopy(config, copies)
+        for module in root.modules():
+            config = vars(module).get("config")
+            if isinstance(config, PreTrainedConfig):
+                self.set(module, "config", copies[id(config)])
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Roll every change back if the block raises; otherwise put the patch on its model's stack."""
+        try:
+            yield
+        except BaseException:
+            self._revert()
+            raise
+        vars(self.model).setdefault(STACK, []).append(self)
+        self.active = True
+
+    # -- taking them back ----------------------------------------------------------------------------------------------
+    def undo(self) -> None:
+        """Take the change back. Only the newest patch of a model can be undone; undoing twice is an error."""
+        stack = vars(self.model).get(STACK, [])
+        if not self.active or not any(patch is self for patch in stack):
+            raise RuntimeError(f"{self.method!r} is not applied to this {type(self.model).__name__}: nothing to undo.")
+        if stack[-1] is not self:
+            newer = ", ".join(repr(p.method) for p in reversed(stack) if p is not self)
+            raise RuntimeError(
+                f"{self.method!r} lies under {newer}: patches are undone last in, first out. Undo the newer one first."
+            )
+        self._revert()
+        stack.pop()
+        if not stack:
+            del vars(self.model)[STACK]
+        self.active = False
+
+    def _revert(self) -> None:
+        while self.changes:
+            self.changes.pop().revert()
+
+    def describe(self) -> str:
+        """What was touched, counted, for the log."""
+        classes = [c for c in self.changes if c.name == "__class__"]
+        kinds = sorted({f"{c.old.__name__}" for c in classes})
+        return f"{len(classes)} x {', '.join(kinds)}" if classes else f"{len(self.changes)} attributes"
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT or torch.compile wrapper, or the model itself."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile
+    base = getattr(model, "get_base_model", None)  # PeftModel
+    return base() if callable(base) else model
+
+
+def applied(model: nn.Module) -> list[Patch]:
+    """The patches on a model, oldest first."""
+    stacks = [vars(module)[STACK] for module in unwrap(model).modules() if STACK in vars(module)]
+    return list(stacks[0]) if stacks else []
+
+
+def undo(model: nn.Module) -> None:
+    """Take back every patch on a model, newest first. A model without patches is left alone."""
+    for patch in reversed(applied(model)):
+        patch.undo()
+
+
+def _rebind_forward(module: nn.Module, was: type) -> None:
+    # accelerate keeps bound forwards in the instance; left alone they would call the class the module no longer has
+    for name in ("forward", "_old_forward"):
+        bound = vars(module).get(name)
+        if isinstance(bound, types.MethodType) and bound.__func__ is was.forward:  # type: ignore[attr-defined]
+            vars(module)[name] = types.MethodType(type(module).forward, module)  # type: ignore[attr-defined]
