@@ -43,7 +43,21 @@ _NAMES = {
     "uninstall": "hooks",
     **_METHODS,
 }
-__all__ = [*_NAMES, "__version__"]
+__all__ = [
+    "Branch",
+    "LMInfinite",
+    "LongContextMethod",
+    "Patch",
+    "PositionFree",
+    "__version__",
+    "applied",
+    "attend",
+    "extend_config",
+    "install",
+    "methods",
+    "undo",
+    "uninstall",
+]
 
 
 def __getattr__(name: str) -> Any:

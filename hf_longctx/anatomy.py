@@ -15,7 +15,7 @@ from torch import nn
 FULL = "full_attention"
 
 
-def find_tower(model: nn.Module) -> nn.Module:
+def find_tower(model: Any) -> nn.Module:
     """The module that owns the decoder layers and the rotary embedding, e.g. `model.model` of a Llama.
 
     Of a vision-language model it is the text tower. ValueError says what was looked for and what was there.
@@ -32,7 +32,7 @@ def find_tower(model: nn.Module) -> nn.Module:
             f"Methods of hf_longctx work on causal language models with RoPE, such as Llama, Qwen or Gemma."
         )
     tower = towers[0]
-    config = tower.config
+    config: Any = tower.config
     if getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_causal", True):
         raise ValueError(
             f"{type(model).__name__}: an encoder, or an encoder-decoder, reads in both directions. Methods of "
@@ -46,7 +46,7 @@ def find_tower(model: nn.Module) -> nn.Module:
     return tower
 
 
-def attention_layers(tower: nn.Module) -> list[nn.Module]:
+def attention_layers(tower: Any) -> list[nn.Module]:
     """The attention modules of a tower's layers, in order: innermost modules with `layer_idx` and rotary arguments."""
     found = []
     for layer in tower.layers:
@@ -84,12 +84,12 @@ def full_attention_layers(tower: nn.Module) -> list[nn.Module]:
     return full
 
 
-def layer_type(module: nn.Module) -> str:
+def layer_type(module: Any) -> str:
     """`full_attention`, `sliding_attention`, ...: the entry of `config.layer_types`, or what the config implies."""
-    config: Any = module.config
+    config = module.config
     types = getattr(config, "layer_types", None)
     if types is not None:
-        return str(types[module.layer_idx])  # type: ignore[index]
+        return str(types[module.layer_idx])
     if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
         return "sliding_attention"
     return "chunked_attention" if getattr(config, "attention_chunk_size", None) is not None else FULL
@@ -99,12 +99,13 @@ def _has_rotary(module: nn.Module) -> bool:
     return isinstance(getattr(module, "rotary_emb", None), nn.Module)
 
 
-def _is_attention(module: nn.Module) -> bool:
-    return hasattr(module, "layer_idx") and not hasattr(module, "mlp") and _takes_positions(type(module))
+def _is_attention(module: Any) -> bool:
+    kind: Any = type(module)
+    return hasattr(module, "layer_idx") and not hasattr(module, "mlp") and _takes_positions(kind)
 
 
 @cache
-def _takes_positions(cls: type[nn.Module]) -> bool:
+def _takes_positions(cls: Any) -> bool:
     return "position_embeddings" in inspect.signature(cls.forward).parameters
 
 

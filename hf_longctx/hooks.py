@@ -118,8 +118,8 @@ def _apply_key(model: Any) -> None:
 def _check_generation(method: AttentionMethod, generation_config: Any, mode: Any) -> None:
     if mode == GenerationMode.ASSISTED_GENERATION:
         raise ValueError(
-            f"assisted decoding (an assistant model or prompt_lookup_num_tokens) must take tokens back out of the cache, "
-            f"and {method.name} has let go of what stood before them. Generate without it."
+            f"assisted decoding (an assistant model or prompt_lookup_num_tokens) must take tokens back out of the "
+            f"cache, and {method.name} has let go of what stood before them. Generate without it."
         )
     if generation_config.cache_implementation not in (None, "dynamic"):
         raise ValueError(

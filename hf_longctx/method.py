@@ -58,7 +58,10 @@ class LongContextMethod:
         return self
 
     def install(self, patch: Patch, tower: nn.Module) -> None:
-        """Change `tower` (the module that owns the decoder layers and the rotary embedding) through `patch` only. Anything that cannot work raises before the first change."""
+        """Change `tower`, the module with the decoder layers and the rotary embedding, through `patch` only.
+
+        Whatever cannot work raises before the first change.
+        """
         raise NotImplementedError
 
     def apply(self, model: nn.Module) -> Patch:
@@ -153,8 +156,8 @@ def read_key(value: Any) -> list[LongContextMethod]:
         raise ValueError(f"{KEY}.version={version!r}: expected a whole number, at most {SCHEMA_VERSION}.")
     if version > SCHEMA_VERSION:
         raise ValueError(
-            f"{KEY}.version={version}: this release reads up to version {SCHEMA_VERSION}. The model was saved by a newer "
-            f"hf_longctx: pip install --upgrade hf-longctx."
+            f"{KEY}.version={version}: this release reads up to version {SCHEMA_VERSION}. The model was saved by a "
+            f"newer hf_longctx: pip install --upgrade hf-longctx."
         )
     found = []
     for spec in value["methods"]:

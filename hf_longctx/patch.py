@@ -75,7 +75,7 @@ class Patch:
         _rebind_forward(module, stock)
 
     def add_hook(self, module: nn.Module, hook: Callable[..., Any], when: str) -> None:
-        """Register a forward hook ("pre", with keywords, or "post"), reversibly. A plain function, so copies share it."""
+        """Register a forward hook ("pre", with keywords, or "post"), reversibly. A plain function: copies share it."""
         if when == "pre":
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
@@ -157,4 +157,4 @@ def _rebind_forward(module: nn.Module, was: type) -> None:
     for name in ("forward", "_old_forward"):
         bound = vars(module).get(name)
         if isinstance(bound, types.MethodType) and bound.__func__ is was.forward:  # type: ignore[attr-defined]
-            vars(module)[name] = types.MethodType(type(module).forward, module)  # type: ignore[attr-defined]
+            vars(module)[name] = types.MethodType(type(module).forward, module)

@@ -69,7 +69,8 @@ class AttentionMethod(LongContextMethod):
         inner = current.inner if isinstance(current, Implementation) else current
         state = Tower(method, tower.rotary_emb, inner if isinstance(inner, str) else "sdpa")  # type: ignore[arg-type]
         for module in layers:
-            patch.set_class(module, position_free(type(module)))
+            stock: Any = type(module)
+            patch.set_class(module, position_free(stock))
             patch.set(module, STATE, state)
         for owned in {id(m.config): m.config for m in tower.modules() if hasattr(m, "config")}.values():
             patch.set(owned, "_attn_implementation_internal", Implementation(state.inner))

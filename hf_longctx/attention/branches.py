@@ -171,11 +171,10 @@ def attend(branches: list[Branch], *, scale: float, kernel: str = "auto") -> Ten
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, calls: list[Any], *tensors: Tensor) -> Tensor:
-        out = lse = None
-        for i, (kernel, call) in enumerate(calls):
-            q, k, v = tensors[3 * i : 3 * i + 3]
-            part, part_lse = kernel.forward(call, q, k, v)
-            out, lse = (part, part_lse) if out is None else merge(out, lse, part, part_lse)
+        parts = [kernel.forward(call, *tensors[3 * i : 3 * i + 3]) for i, (kernel, call) in enumerate(calls)]
+        out, lse = parts[0]
+        for part, part_lse in parts[1:]:
+            out, lse = merge(out, lse, part, part_lse)
         ctx.calls = calls
         ctx.save_for_backward(out, lse, *tensors)
         return out.to(tensors[0].dtype)

@@ -13,7 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..method import KEY
-from .positions import Implementation, Read, has_rope, stock_class
+from .positions import Implementation, Read, stock_class
 
 
 def attention(
@@ -29,7 +29,9 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention signature. Layers that we left alone go to the implementation they had before."""
     if longctx is None:
-        return _inner(module)(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return inner_function(module)(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
     tower, step, layer = longctx
     if dropout:
         raise ValueError(f"dropout={dropout}: attention in branches has no dropout. Set attention_dropout to 0.")
@@ -61,7 +63,7 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
     Masks of sliding-window layers are made by the inner implementation, as without us.
     """
-    config = kwargs.get("config")
+    config: Any = kwargs["config"]
     if kwargs.get("local_size") is not None or not isinstance(config._attn_implementation, Implementation):
         return _inner_mask(config)(*args, **kwargs)
     if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function and not _tracing():
@@ -81,7 +83,7 @@ def register() -> None:
     AttentionMaskInterface.register(KEY, mask)
 
 
-def _inner(module: nn.Module) -> Any:
+def inner_function(module: nn.Module) -> Any:
     eager = getattr(sys.modules[stock_class(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(_inner_name(module.config), eager)
 
@@ -97,6 +99,3 @@ def _inner_name(config: Any) -> str:
 
 def _tracing() -> bool:
     return torch.compiler.is_compiling()
-
-
-__all__ = ["attention", "has_rope", "mask", "register"]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from typing import Any, ClassVar
 
@@ -25,9 +26,9 @@ class LMInfinite(AttentionMethod):
     """LM-Infinite (Han et al. 2023): read on for ever with the attention the model was trained for.
 
     Every token sees the first `n_global` tokens and the last `n_local`; the first ones are read as if they were
-    `n_local` away however far they are (the paper's distance ceiling, section 3.2). Text stays fluent at any length with
-    constant memory and constant time a token, but what lies between is forgotten: with `top_k=0` nothing outside the
-    window can be retrieved. `top_k` lets every head of the later layers look up its best `top_k` middle tokens
+    `n_local` away however far they are (the paper's distance ceiling, section 3.2). Text stays fluent at any length
+    with constant memory and constant time a token, but what lies between is forgotten: with `top_k=0` nothing outside
+    the window can be retrieved. `top_k` lets every head of the later layers look up its best `top_k` middle tokens
     (section 3.2, "optional"), which finds facts far back; it keeps all keys and costs O(n) memory and time a token.
 
     Differs from the authors' code: top-k serves every query, in prefill as well (theirs only the last row of a call);
@@ -80,8 +81,8 @@ class LMInfinite(AttentionMethod):
         n_layers = len(attention_layers(tower))
         if self.top_k and self.top_k_from_layer >= n_layers:
             raise ValueError(
-                f"top_k_from_layer={self.top_k_from_layer}: the model has {n_layers} layers (0 to {n_layers - 1}), so no "
-                f"layer would look up its top {self.top_k}. Choose a smaller one."
+                f"top_k_from_layer={self.top_k_from_layer}: the model has {n_layers} layers (0 to {n_layers - 1}), so "
+                f"no layer would look up its top {self.top_k}. Choose a smaller one."
             )
         kind = getattr(tower.rotary_emb, "rope_type", "default")
         kinds = set(kind.values()) if isinstance(kind, dict) else {kind}
@@ -101,35 +102,25 @@ class LMInfinite(AttentionMethod):
     def branches(self, read: Read) -> list[Branch]:
         assert self.n_local is not None
         q_rope, k_rope = read.true_ropes()
-        seen = {"regular": read.regular, "padded": read.padded}
-        local = Branch(
-            read.q_BHLD,
-            read.k_BGSD,
-            read.v_BGSD,
-            read.q_pos_BL,
-            read.k_pos_BS,
-            Window(self.n_local),
-            q_rope,
-            k_rope,
-            **seen,
-        )
+        branch = functools.partial(Branch, q_pos_BL=read.q_pos_BL, regular=read.regular, padded=read.padded)
+        kept: dict[str, Any] = {"k_BGSD": read.k_BGSD, "v_BGSD": read.v_BGSD, "k_pos_BS": read.k_pos_BS}
+        window = Window(self.n_local)
+        local = branch(q_BHLD=read.q_BHLD, **kept, visible=window, q_rope=q_rope, k_rope=k_rope)
         first = read.first(self.n_global)
+        sinks: dict[str, Any] = {"k_BGSD": first.k, "v_BGSD": first.v, "k_pos_BS": first.pos}
         # the ceiling: all of them at distance n_local, wherever the query is
         ceiling = read.relative(-self.n_local)
-        far = Branch(
-            read.q_BHLD, first.k, first.v, read.q_pos_BL, first.pos, Outside(self.n_local), None, ceiling, **seen
-        )
+        far = branch(q_BHLD=read.q_BHLD, **sinks, visible=Outside(self.n_local), k_rope=ceiling)
         if not self.top_k or read.module.layer_idx < self.top_k_from_layer:  # type: ignore[operator]
             return [local, far]
         halfway = read.relative(self.n_local // 2)  # queries moved, keys as they are: there are more keys
         q_half = read.q_BHLD if halfway is None else halfway(read.q_BHLD)
         chosen = Selected(self._best_middle(read, q_half, first))
-        middle = Branch(q_half, read.k_BGSD, read.v_BGSD, read.q_pos_BL, read.k_pos_BS, chosen, **seen)
-        return [local, far, middle]
+        return [local, far, branch(q_BHLD=q_half, **kept, visible=chosen)]
 
     @torch.no_grad()
     def _best_middle(self, read: Read, q_BHLD: Tensor, first: Slots) -> Tensor:
-        """The slots of the top_k keys between the first tokens and the window, (B, H, L, K); -1 where there are fewer."""
+        """The slots of the best keys between the first tokens and the window, (B, H, L, K); -1: there are fewer."""
         B, H, L, _ = q_BHLD.shape
         S, G = read.k_BGSD.shape[2], read.k_BGSD.shape[1]
         assert self.n_local is not None

@@ -31,6 +31,12 @@ class _CausalOnly:
         return attend([Branch(read.q_BHLD, *keys, Causal(), q_rope, k_rope)], scale=read.scale)
 
 
+def eager_causal(hidden_BLX: Tensor) -> Tensor:
+    """The additive causal mask (1, 1, L, L) that transformers' eager attention needs to be told."""
+    L = hidden_BLX.shape[1]
+    return torch.full((1, 1, L, L), float("-inf"), device=hidden_BLX.device, dtype=hidden_BLX.dtype).triu(1)
+
+
 @torch.no_grad()
 def check_parity(module: nn.Module, tower: Tower, hidden_1LX: Tensor) -> None:
     """ValueError with the reason unless the patched `module` gives its stock class's output for `hidden_1LX`."""
@@ -41,13 +47,13 @@ def check_parity(module: nn.Module, tower: Tower, hidden_1LX: Tensor) -> None:
     rope = tower.rotation(module, hidden_1LX, pos)
     step = Step((rope.cos, rope.sin), pos, False, False)
     identity = torch.ones_like(rope.cos), torch.zeros_like(rope.sin)
-    kwargs = {"attention_mask": None, "position_ids": pos}
+    kwargs = {"attention_mask": eager_causal(hidden_1LX) if tower.inner == "eager" else None, "position_ids": pos}
     training = module.training
     module.eval()
     try:
-        truth = stock.forward(module, hidden_1LX, position_embeddings=step.embeddings, **kwargs)[0]  # type: ignore
+        truth = stock.forward(module, hidden_1LX, position_embeddings=step.embeddings, **kwargs)[0]
         plain = type(tower)(_CausalOnly(), tower.rotary, tower.inner)  # type: ignore[arg-type]
-        ours = stock.forward(module, hidden_1LX, position_embeddings=identity, longctx=(plain, step, None), **kwargs)[0]  # type: ignore
+        ours = stock.forward(module, hidden_1LX, position_embeddings=identity, longctx=(plain, step, None), **kwargs)[0]
     except Exception as error:
         raise ValueError(
             f"{stock.__name__}: hf_longctx cannot keep its keys un-rotated; its attention raised "
@@ -55,9 +61,9 @@ def check_parity(module: nn.Module, tower: Tower, hidden_1LX: Tensor) -> None:
         ) from error
     finally:
         module.train(training)
-    error = float((ours.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
-    if not error <= TOLERANCE.get(hidden_1LX.dtype, 6e-2):
+    off = float((ours.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
+    if not off <= TOLERANCE.get(hidden_1LX.dtype, 6e-2):
         raise ValueError(
-            f"{stock.__name__}: refused by the self-check. With keys kept un-rotated its attention is off by {error:.1e} "
-            f"(relative), so it does more with rotated keys than attend. hf_longctx does not support this model."
+            f"{stock.__name__}: refused by the self-check. With keys kept un-rotated its attention is off by {off:.1e}"
+            f" (relative), so it does more with rotated keys than attend. hf_longctx does not support this model."
         )

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..cache.layers import GrowingLayer, UnrotatedLayer
 from .base import AttentionMethod
 from .branches import Causal, pairs
-from .interface import _inner
+from .interface import inner_function
 from .positions import Read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PositionFree(AttentionMethod):
-    """Changes nothing but where rotation happens: output is the model's own, bit for bit, and keys are cached un-rotated.
+    """Changes nothing but where rotation happens: the output is the model's own, bit for bit.
 
-    For checking a model, and the smallest example of an attention method. Costs a rotation of the cache every step.
+    Keys are cached un-rotated. For checking a model, and the smallest example of an attention method. Costs a rotation of the cache every step.
     """
 
     name: ClassVar[str] = "position_free"
@@ -33,8 +34,13 @@ class PositionFree(AttentionMethod):
         q = read.q_BHLD if q_rope is None else q_rope(read.q_BHLD)
         k = read.k_BGSD if k_rope is None else k_rope(read.k_BGSD)
         mask = None
-        if read.padded or not (read.fresh or q.shape[2] == 1):
+        eager = read.tower.inner == "eager"
+        if eager or read.padded or not (read.fresh or q.shape[2] == 1):
             visible = pairs(Causal(), read.q_pos_BL, read.k_pos_BS)
             mask = (visible | ~visible.any(-1, keepdim=True))[:, None]
-        out: Tensor = _inner(read.module)(read.module, q, k, read.v_BGSD, mask, scaling=read.scale, dropout=0.0)[0]
+            if eager:  # it adds its mask
+                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
+        out: Tensor = inner_function(read.module)(
+            read.module, q, k, read.v_BGSD, mask, scaling=read.scale, dropout=0.0
+        )[0]
         return out

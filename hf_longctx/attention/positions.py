@@ -68,13 +68,12 @@ class Tower:
         """False while a model is being loaded: its buffers hold nothing yet."""
         return all(b.device.type != "meta" for b in self.rotary.buffers())
 
-    def rotation(self, module: nn.Module, like: Tensor, pos_BL: Tensor) -> Rotation:
+    def rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
         """The model's own cosines and sines at these positions; pairs with its own `apply_rotary_pos_emb`."""
         where = next((b.device for b in self.rotary.buffers()), like.device)
-        args = (like, pos_BL.to(where))
-        if "layer_type" in _parameters(type(self.rotary)):
-            args += (layer_type(module),)
-        cos, sin = self.rotary(*args)
+        kind: Any = type(self.rotary)
+        typed = (layer_type(module),) if "layer_type" in _parameters(kind) else ()
+        cos, sin = self.rotary(like, pos_BL.to(where), *typed)
         return Rotation(cos.to(like.device), sin.to(like.device), rotary_function(stock_class(module)))
 
 
@@ -154,7 +153,7 @@ class Read:
         return ropes
 
     def relative(self, offset: int) -> Rotation | None:
-        """A rotation for *one side alone*: keys moved by -d, or queries by d, meet the other side, left un-rotated, at d.
+        """A rotation for *one side alone*: keys moved by -d, or queries by d, meet the other side (left as it is) at d.
 
         The smaller side is the one to move. A scaled rotary embedding (yarn) multiplies queries and keys each by its
         factor; the side that is moved gets both.
@@ -175,7 +174,7 @@ class Read:
 
 # -- the subclass ----------------------------------------------------------------------------------------------------
 @functools.cache
-def position_free(stock: type[nn.Module]) -> type[nn.Module]:
+def position_free(stock: Any) -> type[nn.Module]:
     """The subclass of an attention class that keeps its keys un-rotated. Cached: one per class."""
 
     def forward(self: nn.Module, hidden_states: Tensor, position_embeddings: Any = None, **kwargs: Any) -> Any:
@@ -188,26 +187,26 @@ def position_free(stock: type[nn.Module]) -> type[nn.Module]:
     return type(f"LongCtx{stock.__name__}", (stock,), namespace)
 
 
-def _rebuild(stock: type[nn.Module]) -> nn.Module:
+def _rebuild(stock: Any) -> nn.Module:
     cls = position_free(stock)
     return cls.__new__(cls)
 
 
-def stock_class(module: nn.Module) -> type[nn.Module]:
+def stock_class(module: Any) -> Any:
     """The model's own attention class under ours."""
-    cls: type[nn.Module] = getattr(type(module), "_stock", type(module))
-    return cls
+    return getattr(type(module), "_stock", type(module))
 
 
 def rotary_function(stock: type[nn.Module]) -> Callable[..., tuple[Tensor, Tensor]]:
     """The `apply_rotary_pos_emb` of the module that defines an attention class."""
+    function: Callable[..., tuple[Tensor, Tensor]] | None
     function = getattr(sys.modules[stock.__module__], "apply_rotary_pos_emb", None)
     if function is None:
         raise ValueError(
             f"{stock.__name__}: its module has no `apply_rotary_pos_emb`, so there is no telling how it rotates keys. "
             f"hf_longctx does not support this model."
         )
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def has_rope(module: nn.Module) -> bool:
@@ -240,18 +239,16 @@ def _forward(
         layer.push(step.q_pos_BL, step.padded)
     # one row of ones broadcasts: x * 1 + rotated(x) * 0 is x, bit for bit
     identity = torch.ones_like(embeddings[0][:1, :1]), torch.zeros_like(embeddings[1][:1, :1])
-    return stock.forward(  # type: ignore[attr-defined]
-        module, hidden_states, position_embeddings=identity, longctx=(tower, step, layer), **kwargs
-    )
+    return stock.forward(module, hidden_states, position_embeddings=identity, longctx=(tower, step, layer), **kwargs)
 
 
 def _begin(
-    tower: Tower, module: nn.Module, hidden: Tensor, embeddings: Any, cache: Cache | None, kwargs: dict[str, Any]
+    tower: Tower, module: Any, hidden: Tensor, embeddings: Any, cache: Cache | None, kwargs: dict[str, Any]
 ) -> Step:
     B, L = hidden.shape[:2]
     pos = kwargs.get("position_ids")
     if pos is None:
-        start = cache.get_seq_length(module.layer_idx) if cache is not None else 0  # type: ignore[arg-type]
+        start = cache.get_seq_length(module.layer_idx) if cache is not None else 0
         pos = torch.arange(start, start + L, device=hidden.device)[None]
     pos = pos.to(hidden.device).expand(B, L)
     mask = kwargs.get("attention_mask")
@@ -259,8 +256,8 @@ def _begin(
         return Step(embeddings, pos, False, _is_regular(pos, None))
     if mask.dtype != torch.bool or tuple(mask.shape[-3:]) != (1, 1, L):
         raise ValueError(
-            f"attention_mask of shape {tuple(mask.shape)}: {tower.method.name} builds its own mask from positions and takes "
-            f"the padding only. Pass a 2D mask (batch, tokens read so far) of ones and zeros."
+            f"attention_mask of shape {tuple(mask.shape)}: {tower.method.name} builds its own mask from positions and "
+            f"takes the padding only. Pass a 2D mask (batch, tokens read so far) of ones and zeros."
         )
     real = mask[:, 0, 0].to(hidden.device).expand(B, L)
     pos = torch.where(real, pos, -1)
@@ -302,7 +299,7 @@ def adopt(method: AttentionMethod, cache: Cache, module: nn.Module) -> Unrotated
         return layer
     if type(layer) is not DynamicLayer:
         raise ValueError(
-            f"{type(layer).__name__}: {method.name} keeps its own cache and can take the place of an empty DynamicCache "
+            f"{type(layer).__name__}: {method.name} keeps its own cache and can replace an empty DynamicCache "
             f"only. Leave past_key_values and cache_implementation out."
         )
     if layer.get_seq_length():
@@ -339,5 +336,5 @@ def after_forward(tower_module: nn.Module, args: Any, output: Any) -> None:
 
 
 @functools.cache
-def _parameters(cls: type) -> frozenset[str]:
-    return frozenset(inspect.signature(cls.forward).parameters)  # type: ignore[attr-defined]
+def _parameters(cls: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(cls.forward).parameters)

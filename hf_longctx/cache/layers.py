@@ -79,7 +79,9 @@ class UnrotatedLayer(CacheLayerMixin):
         self.reset()
 
     def reset(self) -> None:
-        self.keys = self.values = self.pos = None
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.pos: Tensor | None = None
         self.seen = 0  # tokens read, padding included: what transformers calls the sequence length
         self.padded = False
         self.is_initialized = False
@@ -121,7 +123,9 @@ class UnrotatedLayer(CacheLayerMixin):
 
     @property
     def slots(self) -> Slots:
-        assert self.keys is not None and self.values is not None and self.pos is not None
+        assert self.keys is not None
+        assert self.values is not None
+        assert self.pos is not None
         return Slots(self.keys, self.values, self.pos)
 
     def _store(self, slots: Slots) -> None:
@@ -130,8 +134,8 @@ class UnrotatedLayer(CacheLayerMixin):
     def _check_open(self) -> None:
         if not self._open:
             raise RuntimeError(
-                f"this cache holds un-rotated keys written under {self.owner!r}, and a model without that method cannot "
-                f"read it. Apply the method again, or start with a new cache."
+                f"this cache holds un-rotated keys written under {self.owner!r}, and a model without that method "
+                f"cannot read it. Apply the method again, or start with a new cache."
             )
 
     # -- what transformers asks a layer ------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def disagreement(kernel: Kernel, device: torch.device, dtype: torch.dtype, dim: 
     truth = list(reference.Kernel().forward(call, q, k, v))
     truth += reference.Kernel().backward(call, grad, q, k, v, *truth)
     for name, mine, other in zip(("output", "log-sum-exp", "dq", "dk", "dv"), got, truth, strict=True):
-        error = float((mine.double() - other.double()).norm() / other.double().norm())
-        if not error <= TOLERANCE[dtype]:
-            return f"its {name} is off by {error:.1e} (relative), more than {TOLERANCE[dtype]:.0e}"
+        off = float((mine.double() - other.double()).norm() / other.double().norm())
+        if not off <= TOLERANCE[dtype]:
+            return f"its {name} is off by {off:.1e} (relative), more than {TOLERANCE[dtype]:.0e}"
     return None
