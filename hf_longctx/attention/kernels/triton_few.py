@@ -1,5 +1,6 @@
 """A few keys for very many queries, added to a softmax in progress: one pass over the queries and the output."""
 
+# mypy: disable-error-code="no-untyped-def"
 # B batch, H query heads, G key/value heads, L queries, S keys (at most 64), D head dim
 from __future__ import annotations
 
@@ -62,5 +63,6 @@ def add_few_(
     sizes = {"D": D, "DP": max(16, triton.next_power_of_2(D)), "SP": max(16, triton.next_power_of_2(S))}
     far = min(far, torch.iinfo(torch.int64).max)
     _few[grid](
-        q_BHLD, k, v, out_BLHD, lse_BHL, q_pos, k_pos, scale, near, far, H, L, S, *strides, **sizes, GROUP=H // G, ROWS=rows
+        q_BHLD, k, v, out_BLHD, lse_BHL, q_pos, k_pos, scale, near, far, H, L, S, *strides, **sizes,
+        GROUP=H // G, ROWS=rows,
     )  # fmt: skip
