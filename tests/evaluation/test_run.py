@@ -28,6 +28,13 @@ PASSKEY: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _short_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of the documentation: tokenizing all of it would take most of the time."""
+    page = load_text("python-docs")[:5000]
+    monkeypatch.setattr(run, "load_text", lambda name: page)
+
+
 @pytest.fixture
 def console() -> Console:
     return Console(file=io.StringIO(), width=120)
@@ -50,7 +57,7 @@ def test_perplexity_of_stock_truncated_and_method(llama: Any, tokenizer: Any, tm
     assert found["settings"]["configurations"] == ["stock", "last 64 tokens", "Louder"]
     assert found["settings"]["method"] == {"name": "louder"}
 
-    documents = list(tokenize_documents(tokenizer, load_text("python-docs"), 96, 2))
+    documents = list(tokenize_documents(tokenizer, run.load_text("python-docs"), 96, 2))
     expected = [score.perplexity for score in fixed_targets(llama, documents, [32, 64, 96], n_targets=8)]
     stock = [line["beside"]["stock"] for line in found["rows"]]
     truncated = [line["beside"]["last 64 tokens"] for line in found["rows"]]
@@ -143,7 +150,7 @@ def test_a_length_that_does_not_fit_into_memory_is_reported_and_tried_again(
     assert [line["beside"]["stock"] is None for line in found["rows"]] == [False, False, True]
     assert all(line["value"] for line in found["rows"])
     assert "out of memory" in console.file.getvalue()  # type: ignore[attr-defined]
-    monkeypatch.undo()
+    monkeypatch.setattr(run, "fixed_targets", fixed_targets)
     again = evaluate(llama, tokenizer, out=tmp_path, console=console, **PPL)
     assert again["rows"][2]["beside"]["stock"] > 1
 
