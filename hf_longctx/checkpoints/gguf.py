@@ -7,14 +7,13 @@ numbers are cut into other tokens than in training. Taken out: names and ids tha
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hf_longctx.checkpoints.save import save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -53,8 +52,13 @@ def convert(gguf_file: str | os.PathLike[str], *, cache_dir: str | os.PathLike[s
     _repair_config_(model.config)
     _repair_generation_(model, fields)
     _repair_tokenizer_(tokenizer, model.config, fields)
-    _save(model, tokenizer, target)
-    return target
+    try:
+        return save(model, tokenizer, target)
+    except (OSError, ValueError):
+        # Someone else's conversion of the same file came first: theirs is as good as ours.
+        if target.is_dir():
+            return target
+        raise
 
 
 def cache_home() -> Path:
@@ -182,30 +186,3 @@ def _repair_tokenizer_(tokenizer: PreTrainedTokenizerBase, config: PreTrainedCon
             f"tokenizer.ggml.pre={pattern!r}: neither transformers nor hf_longctx knows how this vocabulary cuts "
             "text before merging, and a guess would change the tokens. Load the original checkpoint, not its GGUF file."
         )
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
-    from safetensors import SafetensorError
-
-    draft: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-        draft.chmod(0o755)
-        try:
-            draft.rename(target)
-        except OSError as error:
-            # Someone else's conversion of the same file came first: theirs is as good as ours.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-    except (OSError, SafetensorError) as error:
-        need = sum(tensor.nbytes for tensor in model.parameters()) / 2**20
-        raise OSError(
-            f"The converted checkpoint could not be written to {str(target.parent)!r}: {error}. It needs "
-            f"about {need:,.0f} MiB; make room, or choose another folder with HF_HOME or cache_dir=."
-        ) from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
