@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..available import has_triton
 from ..branches import Causal, Full, Outside, Selected, Window
 from . import reference
-from ..available import has_triton
 from .call import Call
 
 _REFERENCE = reference.Kernel()

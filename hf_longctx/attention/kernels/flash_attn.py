@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..branches import Causal
 from ..available import has_flash_attn
+from ..branches import Causal
 from .call import Call
 from .cuda_flash import Kernel as CudaFlash
 from .cuda_flash import Rows, window_of

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..branches import Causal, Selected, Window
 from ..available import has_triton
+from ..branches import Causal, Selected, Window
 from .call import Call
 from .cuda_flash import Kernel as CudaFlash
 
