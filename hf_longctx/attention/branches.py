@@ -7,31 +7,13 @@ through the fastest kernel that can do it and merges the parts by log-sum-exp, f
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim, K selected keys of a query
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ApplyRotary = Callable[..., tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """Cosines and sines (B or 1, L, rotary dims) of the positions at which something is read.
-
-    `apply_rotary` is the model's own `apply_rotary_pos_emb(q, k, cos, sin)`, so interleaved and partial layouts are
-    whatever the model does.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    apply_rotary: ApplyRotary
-
-    def __call__(self, x_BHLD: Tensor) -> Tensor:
-        # the model's function rotates two tensors; one head of the first is the cheapest second
-        return self.apply_rotary(x_BHLD, x_BHLD[:, :1], self.cos, self.sin)[0]
+from .rotation import Rotation
 
 
 @dataclass(frozen=True)
@@ -171,10 +153,13 @@ def attend(branches: list[Branch], *, scale: float, kernel: str = "auto") -> Ten
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, calls: list[Any], *tensors: Tensor) -> Tensor:
-        parts = [kernel.forward(call, *tensors[3 * i : 3 * i + 3]) for i, (kernel, call) in enumerate(calls)]
-        out, lse = parts[0]
-        for part, part_lse in parts[1:]:
-            out, lse = merge(out, lse, part, part_lse)
+        out, lse = calls[0][0].forward(calls[0][1], *tensors[:3])
+        for i, (kernel, call) in enumerate(calls[1:], start=1):
+            q, k, v = tensors[3 * i : 3 * i + 3]
+            if hasattr(kernel, "add_") and lse.is_contiguous():
+                kernel.add_(call, q, k, v, out, lse)
+            else:
+                out, lse = merge(out, lse, *kernel.forward(call, q, k, v))
         ctx.calls = calls
         ctx.save_for_backward(out, lse, *tensors)
         return out.to(tensors[0].dtype)

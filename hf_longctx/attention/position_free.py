@@ -19,7 +19,8 @@ from .positions import Read
 class PositionFree(AttentionMethod):
     """Changes nothing but where rotation happens: the output is the model's own, bit for bit.
 
-    Keys are cached un-rotated. For checking a model, and the smallest example of an attention method. Costs a rotation of the cache every step.
+    Keys are cached un-rotated. For checking a model, and the smallest example of an attention method. Costs a rotation
+    of the cache every step.
     """
 
     name: ClassVar[str] = "position_free"

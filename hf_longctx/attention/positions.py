@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from ..anatomy import layer_type
 from ..cache.layers import Slots, UnrotatedLayer
 from ..method import KEY
-from .branches import Rotation
+from .rotation import Rotation
 
 if TYPE_CHECKING:
     from .base import AttentionMethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import blocked, cuda_flash, cudnn, flash_attn, flex, reference, selected
+from . import blocked, cuda_flash, cudnn, few, flash_attn, flex, reference, selected, window
 from .call import Call, Kernel
 
 __all__ = ["KERNELS", "Call", "Kernel", "choose", "table"]
@@ -12,9 +12,11 @@ __all__ = ["KERNELS", "Call", "Kernel", "choose", "table"]
 # in order of preference: the first that can do a call gets it
 ORDER: list[Kernel] = [
     selected.Kernel(),
+    few.Kernel(),
+    cudnn.Kernel(),
+    window.Kernel(),
     flash_attn.Kernel(),
     cuda_flash.Kernel(),
-    cudnn.Kernel(),
     blocked.Kernel(),
     flex.Kernel(),
     reference.Kernel(),

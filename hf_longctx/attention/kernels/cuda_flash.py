@@ -106,7 +106,7 @@ class Rows:
     def pack(self, x_BHXD: Tensor) -> Tensor:
         """(B, H, X, D) -> (N, H, D)"""
         x = x_BHXD.transpose(1, 2)
-        return x.flatten(0, 1).contiguous() if self.real is None else x[self.real]
+        return x.flatten(0, 1) if self.real is None else x[self.real]
 
     def unpack(self, x_N: Tensor, fill: Any = 0.0) -> Tensor:
         """(N, ...) -> (B, X, ...), `fill` where there is no token"""

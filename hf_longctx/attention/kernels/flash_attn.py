@@ -3,13 +3,13 @@
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..available import has_flash_attn
 from ..branches import Causal
 from .call import Call
 from .cuda_flash import Kernel as CudaFlash
@@ -23,7 +23,7 @@ class Kernel:
     summary = "the flash-attn package, if installed and if it agrees with the reference on this device"
 
     def refuses(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
-        if importlib.util.find_spec("flash_attn") is None:
+        if not has_flash_attn():
             return "the package flash-attn is not installed (pip install 'hf-longctx[flash-attn]')"
         reason = _CONDITIONS.refuses(call, q_BHLD, k_BGSD)
         return reason or _disagreement(q_BHLD.device, q_BHLD.dtype, q_BHLD.shape[-1])

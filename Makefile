@@ -1,0 +1,47 @@
+# Everything runs in .venv, made with the tested versions of constraints.txt. `make PYTHON=python3.12 test` for another Python.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+.DEFAULT_GOAL := help
+.PHONY: help venv demo demo-short test lint types format tables ci clean
+
+help:  ## This list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(READY)  ## A virtual environment with hf_longctx and its tools
+
+# Stamped last, so that an interrupted installation starts over.
+$(READY): pyproject.toml constraints.txt
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
+	touch $(READY)
+
+demo: $(READY)  ## The main job on a real model, about 5 minutes on 2 CPU cores beyond the downloads; results in demo-out/
+	$(BIN)/hf-longctx demo --out demo-out
+
+demo-short: $(READY)  ## The same with tiny lengths, about a minute
+	$(BIN)/hf-longctx demo --short --out demo-out/short
+
+test: $(READY)  ## All tests; those for GPUs are skipped without one
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff, rules and layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy
+	$(BIN)/mypy
+
+format: $(READY)  ## Lay out the code and fix what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tables: $(READY)  ## Render the tables of README and cards from recipes/benchmarks/results
+	$(BIN)/python -m recipes.benchmarks tables
+
+ci: lint types demo-short test  ## What CI runs
+
+clean:  ## Remove the environment and everything that was built
+	rm -rf .venv build dist demo-out .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

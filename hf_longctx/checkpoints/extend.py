@@ -1,0 +1,28 @@
+"""From a stock checkpoint to one that carries a method."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_longctx.checkpoints.resolve import load
+from hf_longctx.checkpoints.save import check_target, save
+
+if TYPE_CHECKING:
+    from hf_longctx.method import LongContextMethod
+
+
+def extend(
+    model: str | os.PathLike[str], method: LongContextMethod, out: str | os.PathLike[str], *, overwrite: bool = False
+) -> Path:
+    """Save `model` (see `load`) in its own dtype into `out`, with `method` in its config.
+
+    The method is applied first, so a model it refuses is refused here. `from_pretrained(out)` has the method active
+    wherever hf_longctx is imported; elsewhere it gives the stock model.
+    """
+    # Before the model is loaded: a mistake should not cost a download.
+    check_target(out, overwrite=overwrite)
+    loaded, tokenizer = load(model, dtype="checkpoint", device="cpu")
+    method.apply(loaded)
+    return save(loaded, tokenizer, out, overwrite=overwrite)

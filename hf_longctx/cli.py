@@ -1,0 +1,283 @@
+"""`hf-longctx`: each command parses, calls one library function and prints. Slow imports happen inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_longctx.method import LongContextMethod
+
+_out = Console()
+# What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
+_USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
+
+
+class _Commands(TyperGroup):
+    """Turns what the user can mend into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            raise typer.Exit(130) from None
+        except _USER_ERRORS as error:
+            if ctx.params.get("debug"):
+                raise
+            _complain(" ".join(str(error).split()) or type(error).__name__)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Read far beyond the length a Hugging Face model was trained for.",
+)
+
+Model = Annotated[
+    str, typer.Argument(help="A folder, a Hub id, a .gguf file, or smollm2-135m-instruct.", show_default=False)
+]
+MethodName = Annotated[str | None, typer.Option("--method", help="A name from `hf-longctx methods`.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (float32 on a CPU).")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the accelerator if there is one.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        others = ", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "torch"))
+        typer.echo(f"hf-longctx {metadata.version('hf-longctx')} ({others}, Python {sys.version.split()[0]})")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions.")
+    ] = False,
+) -> None:
+    """Read far beyond the length a Hugging Face model was trained for."""
+
+
+@app.command("methods")
+def list_methods(
+    as_json: Annotated[bool, typer.Option("--json", help="Names, papers and settings with their defaults.")] = False,
+) -> None:
+    """List the methods there are."""
+    import hf_longctx
+
+    found = hf_longctx.methods()
+    if as_json:
+        typer.echo(json.dumps([_describe(cls) for cls in found.values()], indent=2))
+        return
+    table = Table("method", "what it does, its settings, its paper", box=None, header_style="bold")
+    for cls in found.values():
+        entry = _describe(cls)
+        settings = ", ".join(f"{key}={value['default']}" for key, value in entry["settings"].items())
+        table.add_row(entry["name"], "\n".join(filter(None, (entry["summary"], settings, entry["paper"]))) + "\n")
+    _out.print(table)
+
+
+@app.command()
+def extend(
+    model: Model,
+    method: Annotated[str, typer.Option(help="A name from `hf-longctx methods`.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the extended model.", show_default=False)],
+    settings: Settings = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Save a model so that plain from_pretrained loads it with the method active."""
+    chosen = _method(method, settings)
+    assert chosen is not None
+    from hf_longctx.checkpoints import extend as run
+
+    folder = run(model, chosen, out, overwrite=force)
+    _out.print(f"Saved the model with {chosen!r} to {folder}.", markup=False, highlight=False)
+    _out.print(f'Load it with: import hf_longctx; AutoModelForCausalLM.from_pretrained("{folder}")', highlight=False)
+
+
+@app.command()
+def generate(
+    model: Model,
+    method: MethodName = None,
+    settings: Settings = None,
+    prompt: Annotated[str | None, typer.Option(help="What to answer or continue.")] = None,
+    document: Annotated[str | None, typer.Option(help="A text file to read first, or python-docs.")] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask about the document.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    prefill_chunk_size: Annotated[
+        int | None, typer.Option(min=1, help="Read the prompt so many tokens at a time.")
+    ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample as the model's settings say; else greedy.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Answer a prompt, or a question about a document; the text appears as it is written."""
+    chosen = _method(method, settings)
+    text = _prompt(prompt, document, question)
+    from transformers import TextStreamer
+
+    loaded, tokenizer = _load(model, dtype, device)
+    inputs = _encode(tokenizer, text).to(loaded.device)
+    _notes().print(f"{inputs['input_ids'].shape[1]:,} tokens to read", style="dim", highlight=False)
+    if chosen is not None:
+        chosen.apply(loaded)
+    loaded.generate(
+        **inputs,
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        max_new_tokens=max_new_tokens,
+        prefill_chunk_size=prefill_chunk_size,
+        **({"do_sample": True} if sample else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}),
+    )
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    task: Annotated[str, typer.Option(help="ppl or passkey.", show_default=False)],
+    lengths: Annotated[str, typer.Option(help="Tokens to read: 4096,8192,16384.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="Folder for results.json, figure.png and finished cells.", show_default=False)
+    ],
+    method: MethodName = None,
+    settings: Settings = None,
+    text: Annotated[str, typer.Option(help="A text file, or python-docs.")] = "python-docs",
+    window: Annotated[int | None, typer.Option(help="Trained length, if the config's is not meant.")] = None,
+    seed: int = 0,
+    documents: Annotated[int, typer.Option(help="ppl: spans of the text.")] = 4,
+    n_targets: Annotated[int, typer.Option(help="ppl: tokens scored at the end of each span.")] = 1024,
+    depths: Annotated[str, typer.Option(help="passkey: where the key is, 0 first to 1 last.")] = "0,0.25,0.5,0.75,1",
+    trials: Annotated[int, typer.Option(help="passkey: prompts a cell.")] = 10,
+    haystack: Annotated[str, typer.Option(help="passkey: filler, or text to hide the key in --text.")] = "filler",
+    prefill_chunk_size: Annotated[int | None, typer.Option(min=1, help="passkey: read a prompt in chunks.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Measure the stock model, its last window, and a method. An interrupted run goes on where it stopped."""
+    chosen = _method(method, settings)
+    length_list = [int(n) for n in _numbers("lengths", lengths, whole=True)]
+    depth_list = _numbers("depths", depths)
+    from hf_longctx.evaluation.run import evaluate as run
+
+    loaded, tokenizer = _load(model, dtype, device)
+    run(
+        loaded, tokenizer, task=task, lengths=length_list, method=chosen, out=out, text=text, seed=seed, window=window,
+        documents=documents, n_targets=n_targets, depths=depth_list, trials=trials, haystack=haystack,
+        prefill_chunk_size=prefill_chunk_size, console=_out,
+    )  # fmt: skip
+    _out.print(f"Results and figure: {out}", highlight=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the figure, the numbers and the extended model.")] = Path(
+        "demo-out"
+    ),
+    short: Annotated[bool, typer.Option("--short", help="Tiny lengths, under a minute: does it run at all?")] = False,
+) -> None:
+    """The main job on a real, small model: measure, draw, save, load again and ask about a long document."""
+    from hf_longctx.demo import run
+
+    run(out, short=short, console=_out)
+
+
+def _method(name: str | None, settings: list[str] | None) -> LongContextMethod | None:
+    if name is None:
+        if settings:
+            raise ValueError(f"--set {settings[0]}: settings belong to a method. Add --method NAME.")
+        return None
+    from hf_longctx.method import parse
+
+    return parse(name, settings or [])
+
+
+def _describe(cls: type[LongContextMethod]) -> dict[str, Any]:
+    settings = {
+        field.name: {
+            "type": str(field.type),
+            "default": None if field.default is dataclasses.MISSING else field.default,
+        }
+        for field in dataclasses.fields(cls)
+    }
+    return {"name": cls.name, "class": cls.__name__, "summary": cls.summary, "paper": cls.paper, "settings": settings}
+
+
+def _load(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from hf_longctx.checkpoints import load, locate
+
+    checkpoint = locate(model)
+    loaded, tokenizer = load(checkpoint.location, dtype=_dtype(dtype), device=device)
+    # Results are quoted with this name; a folder of our cache would say nothing to their reader.
+    loaded.config._name_or_path = checkpoint.source
+    return loaded, tokenizer
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    known = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ValueError(f"--dtype {name}: expected one of {', '.join(known)}.")
+    return known[name]
+
+
+def _prompt(prompt: str | None, document: str | None, question: str | None) -> str:
+    if (prompt is None) == (document is None):
+        raise ValueError("Give either --prompt TEXT, or --document FILE with --question TEXT.")
+    if document is None:
+        if question is not None:
+            raise ValueError(
+                "--question belongs to a --document. Put the whole text into --prompt, or name a document."
+            )
+        if not (prompt or "").strip():
+            raise ValueError("--prompt is empty: there is nothing to answer. Give it some text.")
+        return str(prompt)
+    if not (question or "").strip():
+        raise ValueError("--document needs a --question that is not empty.")
+    from hf_longctx.evaluation.texts import load_text
+
+    return f"{load_text(document).strip()}\n\n{question}"
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Any:
+    """The prompt in the model's chat template if it has one, as it is otherwise."""
+    if not tokenizer.chat_template:
+        return tokenizer(text, return_tensors="pt", verbose=False)
+    chat = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+
+
+def _numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
+    try:
+        return [int(part) if whole else float(part) for part in text.split(",")]
+    except ValueError:
+        kind = "whole numbers" if whole else "numbers"
+        raise ValueError(f"--{option} {text}: expected {kind} separated by commas.") from None
+
+
+def _notes() -> Console:
+    return Console(stderr=True)
+
+
+def _complain(message: str) -> None:
+    # Soft-wrapped: one line in a log, however wide.
+    _notes().print(f"Error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()

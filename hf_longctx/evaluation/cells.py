@@ -1,0 +1,113 @@
+"""Finished cells of a run that may be interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class CellStore:
+    """Finished cells of a run, one JSON line each, so that an interrupted run goes on where it stopped.
+
+    A cell is on disk before the next one starts. A last line that was cut off in the middle is dropped.
+
+    Args:
+        path: The `.jsonl` file; made, with its folder, if it isn't there.
+        fingerprint: JSON values that tell this run from others; cells of another fingerprint are never mixed in.
+
+    Raises:
+        ValueError: The file belongs to a run with another fingerprint, or isn't a cell store.
+        OSError: It can't be written.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self._cells: dict[str, Any] = {}
+        given = json.loads(json.dumps(fingerprint))
+        lines = self._whole_lines()
+        if not lines:
+            self._append({"fingerprint": given})
+            return
+        kept = lines[0].get("fingerprint")
+        if kept != given:
+            raise ValueError(f"{self.path} holds cells of another run: {_difference(kept, given)}. "
+                             "Choose another --out, or delete that file to start over.")  # fmt: skip
+        self._cells = {_name(line["key"]): line["value"] for line in lines[1:]}
+
+    def __contains__(self, key: Sequence[Any]) -> bool:
+        return _name(key) in self._cells
+
+    def __getitem__(self, key: Sequence[Any]) -> Any:
+        return self._cells[_name(key)]
+
+    def get(self, key: Sequence[Any], default: Any = None) -> Any:
+        return self._cells.get(_name(key), default)
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def put(self, key: Sequence[Any], value: Any) -> None:
+        """Add a finished cell; `key` is a flat list of strings, numbers and None."""
+        self._append({"key": list(key), "value": value})
+        self._cells[_name(key)] = value
+
+    def run(self, key: Sequence[Any], work: Callable[[], Any]) -> Any:
+        """The cell's value: the kept one, or that of `work()`, which is then kept."""
+        if key not in self:
+            self.put(key, work())
+        return self[key]
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        # NaN stays as Python writes it: the store is ours to read, and a cell that broke down is still finished.
+        data = json.dumps(line) + "\n"
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(data)
+        except OSError as error:
+            # A full disk may have taken half of the line.
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            raise OSError(
+                error.errno,
+                f"could not add a cell to {self.path} ({error.strerror or error}); the cells before it are kept. "
+                "Free some space and run the same command again",
+            ) from error
+
+    def _whole_lines(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        try:
+            lines = [json.loads(line) for line in whole.splitlines()]
+            intact = all(isinstance(line, dict) and {"key", "value"} <= line.keys() for line in lines[1:])
+            intact = intact and (not lines or "fingerprint" in lines[0])
+        except (ValueError, TypeError):
+            intact = False
+        if not intact:
+            raise ValueError(f"{self.path} isn't a store of finished cells. Choose another --out, or delete it.")
+        if len(whole) < len(data):
+            # Otherwise the next cell would be glued to the half line.
+            os.truncate(self.path, len(whole))
+        return lines
+
+
+def _name(key: Sequence[Any]) -> str:
+    return json.dumps(list(key))
+
+
+def _difference(kept: Any, given: Mapping[str, Any]) -> str:
+    kept = kept if isinstance(kept, dict) else {}
+    names = [name for name in {**kept, **given} if kept.get(name) != given.get(name)]
+    return ", ".join(f"{name} was {_short(kept.get(name))} and is {_short(given.get(name))}" for name in names)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

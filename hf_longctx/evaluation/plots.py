@@ -1,0 +1,228 @@
+"""Figures from measured numbers: perplexity against context, the passkey grid, and both side by side.
+
+matplotlib is imported when a figure is drawn, and without pyplot: no global state, no display.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_longctx.evaluation.passkey import PasskeyCell
+from hf_longctx.evaluation.results import write_whole
+
+Curve = Mapping[int, float | None]
+# The needle-in-a-haystack colours that readers of such grids know.
+GRID_COLOURS = ["#F0496E", "#EBB839", "#0CD79F"]
+# A wide pale band for truncation, under the others: they often lie on it.
+LINES: list[dict[str, Any]] = [
+    {"color": "#6b7280", "marker": "s", "ls": "--", "lw": 2, "ms": 5},
+    {"color": "#fbbf77", "marker": "^", "ls": "-", "lw": 5, "ms": 9, "zorder": 1.8},
+    {"color": "#0b7a5c", "marker": "o", "ls": "-", "lw": 2, "ms": 4},
+    {"color": "#4f46e5", "marker": "D", "ls": "-", "lw": 2, "ms": 4},
+    {"color": "#be185d", "marker": "v", "ls": "-", "lw": 2, "ms": 4},
+]
+
+
+def perplexity_figure(
+    curves: Mapping[str, Curve], *, window: int | None = None, title: str = "", subtitle: str = ""
+) -> Any:
+    """Perplexity against context length, both axes logarithmic, one line a configuration.
+
+    Args:
+        curves: Label to {context length in tokens: perplexity}; a None is left out of its line.
+        window: The trained length, marked by a vertical line.
+        title, subtitle: What is shown, and its conditions (model, text, number of documents).
+
+    Returns:
+        A matplotlib `Figure`; `save` writes it.
+
+    Raises:
+        ImportError: matplotlib isn't installed.
+        ValueError: There is nothing to draw.
+    """
+    figure = _figure(7.6, 4.6)
+    axes = figure.subplots()
+    _draw_curves(axes, curves, window)
+    _titles(axes, title, subtitle, width=92)
+    return figure
+
+
+def passkey_figure(
+    grids: Mapping[str, Sequence[PasskeyCell]], *, window: int | None = None, title: str = "", subtitle: str = ""
+) -> Any:
+    """Passkey accuracy over length and depth, one panel a configuration, side by side.
+
+    Args:
+        grids: Label to its cells. A cell that only other configurations have is drawn grey with a dash.
+        window, title, subtitle: As in `perplexity_figure`.
+    """
+    lengths, depths = _grid_axes(grids)
+    # About 11 inches for three panels of eight lengths: small print stays readable at a README's width.
+    width = max(2.0, 0.4 * len(lengths)) * len(grids) + 1.5
+    figure = _figure(min(13.0, max(5.5, width)), max(3.2, 0.38 * len(depths) + 1.8))
+    panels = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
+    image = None
+    for axes, (label, cells) in zip(panels, grids.items(), strict=True):
+        image = _draw_grid(axes, cells, lengths, depths, window)
+        axes.set_title(_wrapped(label, 34), fontsize=10, loc="left")
+        axes.set_xlabel("Context (tokens)")
+    panels[0].set_ylabel("Depth of the key (%)")
+    _colour_bar(figure, image, list(panels))
+    _figure_title(figure, title, subtitle)
+    return figure
+
+
+def summary_figure(
+    curves: Mapping[str, Curve],
+    grids: Mapping[str, Sequence[PasskeyCell]],
+    *,
+    window: int | None = None,
+    title: str = "",
+    subtitle: str = "",
+) -> Any:
+    """Perplexity on the left, the passkey grids stacked on the right.
+
+    Either alone misleads: a sliding window has flat perplexity and finds nothing outside itself.
+
+    Args:
+        curves, grids, window, title, subtitle: As in `perplexity_figure` and `passkey_figure`.
+    """
+    lengths, depths = _grid_axes(grids)
+    figure = _figure(11.0, 5.0)
+    left, right = figure.subfigures(1, 2, width_ratios=[1.05, 1])
+    axes = left.subplots()
+    _draw_curves(axes, curves, window)
+    axes.set_title("Perplexity of the same last tokens", fontsize=11, loc="left")
+    panels = list(right.subplots(len(grids), 1, sharex=True, squeeze=False)[:, 0])
+    image = None
+    for panel, (label, cells) in zip(panels, grids.items(), strict=True):
+        image = _draw_grid(panel, cells, lengths, depths, window)
+        panel.set_title(f"Passkey, {_wrapped(label, 60)}", fontsize=11, loc="left")
+        panel.set_ylabel("Depth (%)")
+    panels[-1].set_xlabel("Context (tokens)")
+    _colour_bar(right, image, panels)
+    _figure_title(figure, title, subtitle)
+    return figure
+
+
+def save(figure: Any, path: str | Path, *, dpi: int = 160) -> None:
+    """Write a figure in the format of the file's ending, whole or not at all (see `results.write_whole`)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=dpi, facecolor="white")
+    write_whole(path, buffer.getvalue())
+
+
+def tokens(n: int) -> str:
+    """A token count for an axis: 512, 8k, 1.5k, 1M, in powers of two."""
+    for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
+        if n >= size:
+            return f"{n / size:.3g}{unit}"
+    return str(n)
+
+
+def require_matplotlib() -> Any:
+    """matplotlib's `Figure`, or an ImportError that says how to get it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Drawing needs matplotlib: pip install 'hf-longctx[evaluation]'") from error
+    return Figure
+
+
+def _figure(width: float, height: float) -> Any:
+    Figure = require_matplotlib()
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _draw_curves(axes: Any, curves: Mapping[str, Curve], window: int | None) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+    drawn = {label: {n: v for n, v in sorted(curve.items()) if v is not None} for label, curve in curves.items()}
+    lengths = sorted({n for curve in drawn.values() for n in curve})
+    if not lengths:
+        raise ValueError(f"Nothing to draw: none of the curves {list(curves)} has a value.")
+    for index, (label, curve) in enumerate(drawn.items()):
+        axes.plot(list(curve), list(curve.values()), label=_wrapped(label, 44), **LINES[index % len(LINES)])
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(lengths, [tokens(n) for n in lengths], rotation=45 if len(lengths) > 9 else 0)
+    values = [v for curve in drawn.values() for v in curve.values()]
+    low, high = min(values), max(values)
+    wide = high > 10 * low
+    # A wide axis begins at a power of ten, so that its lowest line has a number below it.
+    axes.set_ylim(10 ** math.floor(math.log10(low)) if wide else low / 1.15, high * (2 if wide else 1.15))
+    axes.yaxis.set_major_formatter(FuncFormatter(_number))
+    axes.yaxis.set_minor_formatter(NullFormatter() if wide else FuncFormatter(_number))
+    axes.grid(True, which="major" if wide else "both", color="#e5e7eb", lw=0.8)
+    if window is not None:
+        axes.axvline(
+            window, color="#374151", lw=1.2, ls=(0, (2, 2)), zorder=1.7, label=f"trained window, {tokens(window)}"
+        )
+    axes.set_xlabel("Context (tokens)")
+    axes.set_ylabel("Perplexity")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _number(value: float, _: int | None = None) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _grid_axes(grids: Mapping[str, Sequence[PasskeyCell]]) -> tuple[list[int], list[float]]:
+    cells = [cell for grid in grids.values() for cell in grid]
+    if not cells:
+        raise ValueError(f"Nothing to draw: none of the grids {list(grids)} has a cell.")
+    return sorted({cell.length for cell in cells}), sorted({cell.depth for cell in cells})
+
+
+def _draw_grid(
+    axes: Any, cells: Sequence[PasskeyCell], lengths: list[int], depths: list[float], window: int | None
+) -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("passkey", GRID_COLOURS).with_extremes(bad="#e5e7eb")
+    found = {(cell.depth, cell.length): 100 * cell.accuracy for cell in cells}
+    table = [[found.get((depth, length), float("nan")) for length in lengths] for depth in depths]
+    image = axes.imshow(table, cmap=colours, vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(len(lengths)), [tokens(n) for n in lengths], rotation=45 if len(lengths) > 8 else 0)
+    axes.set_yticks(range(len(depths)), [f"{100 * depth:.3g}" for depth in depths])
+    axes.set_xticks([i - 0.5 for i in range(1, len(lengths))], minor=True)
+    axes.set_yticks([i - 0.5 for i in range(1, len(depths))], minor=True)
+    axes.grid(True, which="minor", color="white", lw=1.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    if len(lengths) <= 12:
+        for y, values in enumerate(table):
+            for x, value in enumerate(values):
+                axes.text(x, y, "–" if value != value else f"{value:.0f}", ha="center", va="center", fontsize=8)
+    inside = sum(length <= window for length in lengths) if window is not None else 0
+    if 0 < inside < len(lengths):
+        axes.axvline(inside - 0.5, color="#111827", lw=1.5, ls=(0, (2, 2)))
+    return image
+
+
+def _colour_bar(figure: Any, image: Any, panels: list[Any]) -> None:
+    bar = figure.colorbar(image, ax=panels, shrink=0.9, pad=0.02, aspect=25)
+    bar.set_label("Found (%)")
+    bar.outline.set_visible(False)
+
+
+def _titles(axes: Any, title: str, subtitle: str, *, width: int) -> None:
+    axes.set_title("\n".join(filter(None, [title, _wrapped(subtitle, width)])), fontsize=10, loc="left")
+
+
+def _figure_title(figure: Any, title: str, subtitle: str) -> None:
+    width = int(figure.get_figwidth() * 13)
+    text = "\n".join(filter(None, [_wrapped(title, width), _wrapped(subtitle, width)]))
+    if text:
+        figure.suptitle(text, x=0.01, ha="left", fontsize=10)
+
+
+def _wrapped(text: str, width: int) -> str:
+    return textwrap.fill(text, width) if text else ""

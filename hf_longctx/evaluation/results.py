@@ -1,0 +1,166 @@
+"""Result files: what was measured, with what, on what.
+
+The file is DESIGN section 7's: `{"command", "commit", "hardware", "versions", "model", "date", "rows": [...]}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import operator
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
+
+
+def row(
+    what: str,
+    value: float | None,
+    unit: str,
+    *,
+    bar: str | None = None,
+    why: str | None = None,
+    beside: Mapping[str, Any] | None = None,
+    detail: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One row of a result file.
+
+    Args:
+        what: What was measured, in words that stand alone.
+        value: The number, or None where there is none; `why` then says so. inf and nan, which JSON lacks, become None.
+        unit: Of the value.
+        bar: What it must reach, such as ">= 30"; `holds` follows from it and is None without one.
+        why: The reason of a missed bar or a missing value.
+        beside: The same number for others, such as {"stock": 12.3}.
+        detail: What a program needs to redraw or recheck the row: lengths, raw samples, seconds.
+
+    Raises:
+        ValueError: `bar` isn't a comparison with a number.
+    """
+    if value is not None and not math.isfinite(value):
+        value, why = None, why or f"the value is {value}"
+    return {
+        "what": what, "value": value, "unit": unit, "bar": bar, "holds": None if bar is None else _holds(value, bar),
+        "why": why, "beside": _finite(beside or {}), **({"detail": _finite(detail)} if detail else {}),
+    }  # fmt: skip
+
+
+def environment(device: torch.device | str | None = None) -> dict[str, Any]:
+    """`commit`, `hardware` and `versions` of this run.
+
+    Args:
+        device: Where the model is; a GPU if there is one otherwise. The commit is that of the checkout this package is
+            imported from, with "-dirty" when it was edited; outside a checkout it is the package's version.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu()}, {os.cpu_count()} cores"
+    version = package_version()
+    return {
+        "commit": _commit() or f"hf_longctx {version}",
+        "hardware": hardware,
+        "versions": {
+            "hf_longctx": version,
+            "torch": torch.__version__,
+            "transformers": metadata.version("transformers"),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def results(
+    rows: Sequence[Mapping[str, Any]], *, model: str, command: str | None = None,
+    device: torch.device | str | None = None, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """A whole result file as a dictionary. `command` is this process's own by default; `more` are further keys."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if command is None else command
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"command": command, **environment(device), "model": model, "date": date, **more, "rows": list(rows)}
+
+
+def write_results(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write a result file so that a reader sees the old one or the new one, never half of it. See `write_whole`."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text.encode())
+
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    """Write a file through a temporary one beside it.
+
+    Raises:
+        OSError: The disk is full or the folder can't be written; what was at `path` is still there, whole.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not write {path} ({error.strerror or error}); what was there before is unchanged. "
+            "Free some space or choose another folder, then run again",
+        ) from error
+    finally:
+        # Still there only if something failed.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def package_version() -> str:
+    """Version of the installed package, or "unknown" when it is imported from a bare folder."""
+    try:
+        return metadata.version("hf-longctx")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _holds(value: float | None, bar: str) -> bool:
+    match = re.fullmatch(r"\s*(>=|<=|==|>|<)\s*(-?[\d.]+(?:e-?\d+)?)\s*", bar)
+    if match is None:
+        raise ValueError(f'bar="{bar}": expected a comparison with a number, such as ">= 30".')
+    return value is not None and bool(_COMPARE[match[1]](value, float(match[2])))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    # A package in site-packages may sit inside somebody else's checkout.
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

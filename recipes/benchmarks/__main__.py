@@ -1,0 +1,26 @@
+"""`python -m recipes.benchmarks tables | check`."""
+
+from __future__ import annotations
+
+import sys
+
+from recipes.benchmarks.tables import documents, misses, render
+
+
+def main(arguments: list[str]) -> int:
+    match arguments:
+        case ["tables"]:
+            for path in documents():
+                text = path.read_text(encoding="utf-8")
+                path.write_text(render(text), encoding="utf-8")
+            return 0
+        case ["check"]:
+            missed = list(misses())
+            print("\n".join(missed) or "Every row holds its bar.")
+            return 1 if missed else 0
+    print("usage: python -m recipes.benchmarks tables | check", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

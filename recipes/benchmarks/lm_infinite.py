@@ -1,0 +1,207 @@
+"""LM-Infinite on one GPU beside stock, in one run: attention, prefill, perplexity at 64k to 1M tokens, passkey.
+
+python -m recipes.benchmarks.documents DOCS        # fetches the texts
+python -m recipes.benchmarks.lm_infinite --documents DOCS [--parts attention,prefill,perplexity,million,passkey]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+from hf_longctx import LMInfinite, attend
+from hf_longctx.attention.branches import Branch, Causal, Outside, Window
+from hf_longctx.attention.kernels import KERNELS, Call
+from hf_longctx.attention.rotation import Rotation
+from hf_longctx.checkpoints import load
+from hf_longctx.evaluation.passkey import passkey_cell
+from hf_longctx.evaluation.perplexity import fixed_targets
+from hf_longctx.evaluation.results import results, row, write_results
+
+from .timing import milliseconds, peak_gib
+
+K = 1024
+TRAINED = 8 * K
+RESULTS = Path(__file__).parent / "results"
+PARTS = ("attention", "prefill", "perplexity", "million", "passkey")
+
+
+def attention(model: Any) -> Iterator[dict[str, Any]]:
+    """One layer's attention, 128k tokens of prefill, SmolLM2's heads, rotation of queries and keys included."""
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    L, size, H, G, D = 128 * K, 4 * K, 9, 3, 64
+    q, k, v = (torch.randn(1, L, h, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for h in (H, G, G))
+    pos = torch.arange(L, device="cuda")[None]
+    cos, sin = model.model.rotary_emb(q, pos)
+    rope = Rotation(cos, sin, apply_rotary_pos_emb)
+    far = Rotation(cos[:, :1], sin[:, :1], apply_rotary_pos_emb)
+
+    def ours() -> Tensor:
+        local = Branch(q, k, v, pos, pos, Window(size), rope, rope, regular=True, padded=False)
+        sinks = Branch(q, k[:, :, :10], v[:, :, :10], pos, pos[:, :10], Outside(size), k_rope=far, padded=False)
+        return attend([local, sinks], scale=D**-0.5)
+
+    def torch_flash() -> Any:
+        return KERNELS["cuda_flash"].forward(Call(pos, pos, Causal(), D**-0.5, True, False), q, k, v)
+
+    def dispatched() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    mine, flash, stock = milliseconds(ours), milliseconds(torch_flash, runs=5), milliseconds(dispatched, runs=5)
+    beside = {"torch flash, ms": flash, "stock dispatch (cuDNN), ms": stock, "LM-Infinite, ms": mine}
+    what = "attention of one layer, 128k prefill, 4k window, 9/3 heads d64, times faster than"
+    yield row(f"{what} torch flash", flash / mine, "x", bar=">= 10", beside=beside)
+    yield row(f"{what} what stock dispatches to", stock / mine, "x", bar=">= 7", beside=beside)
+
+
+def prefill(model: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
+    """The whole model reading 128k tokens, logits of the last only."""
+    ids = ids[None, : 128 * K].cuda()
+
+    @torch.no_grad()
+    def run(chunk: int) -> None:
+        cache = DynamicCache(config=model.config)
+        for piece in ids.split(chunk, dim=1):
+            model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    beside: dict[str, float] = {}
+    stock_ms, stock_peak = milliseconds(lambda: run(128 * K), runs=3, warm_up=1), peak_gib(lambda: run(128 * K))
+    beside["stock, s"], beside["stock, GiB"] = stock_ms / 1e3, stock_peak
+    beside["stock in chunks of 16k, s"] = milliseconds(lambda: run(16 * K), runs=3, warm_up=1) / 1e3
+    beside["stock in chunks of 16k, GiB"] = peak_gib(lambda: run(16 * K))
+    with LMInfinite(n_local=4 * K).on(model):
+        for chunk in (8 * K, 16 * K, 32 * K, 128 * K):
+            beside[f"LM-Infinite in chunks of {chunk // K}k, s"] = milliseconds(lambda c=chunk: run(c), runs=5) / 1e3
+            beside[f"LM-Infinite in chunks of {chunk // K}k, GiB"] = peak_gib(lambda c=chunk: run(c))
+    mine, mine_peak = (beside[f"LM-Infinite in chunks of 16k, {unit}"] for unit in ("s", "GiB"))
+    what = "whole model, 128k prefill, 4k window, chunks of 16k"
+    yield row(f"{what}: times faster than stock", beside["stock, s"] / mine, "x", bar=">= 3.5", beside=beside)
+    yield row(f"{what}: peak memory above the weights, share of stock's", mine_peak / stock_peak, "", bar="<= 0.2")
+
+
+def perplexity(model: Any, documents: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    """The same last 1,024 tokens of every document: the last 8k alone for stock, 64k and 200k for LM-Infinite."""
+    texts = {name: ids[: 200 * 1000] for name, ids in documents.items() if len(ids) >= 200 * 1000}
+    stock = fixed_targets(model, list(texts.values()), [TRAINED])[0]
+    with LMInfinite(n_local=TRAINED).on(model):
+        ours = fixed_targets(model, list(texts.values()), [TRAINED, 64 * K, 200 * 1000], chunk=16 * K)
+    for score in ours:
+        ratios = _ratios(texts, score.nll, stock.nll)
+        bar = "<= 1.005" if score.length > TRAINED else None
+        what = f"perplexity after {score.length:,} tokens, 8k window, over stock's with the last 8k (mean of documents)"
+        yield row(what, fmean(ratios.values()), "ratio", bar=bar, beside=ratios, detail=_nll(texts, score, stock))
+    broken = fixed_targets(model, list(texts.values()), [2 * TRAINED, 64 * K], chunk=64 * K)
+    for score in broken:
+        ratios = _ratios(texts, score.nll, stock.nll)
+        yield row(
+            f"stock itself after {score.length:,} tokens, over stock's with the last 8k",
+            fmean(ratios.values()),
+            "ratio",
+        )
+
+
+def million(model: Any, documents: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    """After a million tokens of real text."""
+    texts = {name: ids[: 10**6] for name, ids in documents.items() if len(ids) >= 10**6}
+    stock = fixed_targets(model, list(texts.values()), [TRAINED])[0]
+    with LMInfinite(n_local=TRAINED).on(model):
+        score = fixed_targets(model, list(texts.values()), [10**6], chunk=16 * K)[0]
+        sizes = [cache_bytes(model, next(iter(texts.values()))[:n]) for n in (64 * K, 10**6)]
+    ratios = _ratios(texts, score.nll, stock.nll)
+    what = "perplexity after 1,000,000 tokens, 8k window, over stock's with the last 8k (mean of documents)"
+    yield row(what, fmean(ratios.values()), "ratio", bar="<= 1.01", beside=ratios, detail=_nll(texts, score, stock))
+    beside = {"bytes at 64k": sizes[0], "bytes at 1,000,000": sizes[1]}
+    yield row(
+        "KV bytes after 1,000,000 tokens over those after 64k", sizes[1] / sizes[0], "ratio", bar="== 1", beside=beside
+    )
+
+
+@torch.no_grad()
+def cache_bytes(model: Any, ids: Tensor) -> int:
+    """What the cache holds after reading a text."""
+    cache = DynamicCache(config=model.config)
+    for piece in ids[None].split(16 * K, dim=1):
+        model(piece.cuda(), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return sum(layer.nbytes() for layer in cache.layers)
+
+
+def passkey(model: Any, tokenizer: Any, *, window: int = 2 * K, trials: int = 20) -> Iterator[dict[str, Any]]:
+    """Retrieval beyond an emulated window: top-k against truncation, accuracy inside the window beside."""
+    depths, factors = [i / 9 for i in range(10)], (1.5, 2, 3, 4)
+    options: dict[str, Any] = {"trials": trials, "batch_size": trials}
+
+    def mean(length: int, **more: Any) -> float:
+        return fmean(passkey_cell(model, tokenizer, length, d, **options, **more).accuracy for d in depths)
+
+    inside = mean(window)
+    truncated = {factor: mean(int(factor * window), keep_last=window - 8) for factor in factors}
+    with LMInfinite(n_local=window, top_k=5).on(model):
+        found = {factor: mean(int(factor * window)) for factor in factors}
+    with LMInfinite(n_local=window).on(model):
+        without = {factor: mean(int(factor * window)) for factor in factors}
+    beside = {"inside the window, stock": inside}
+    for factor in factors:
+        beside |= {
+            f"{factor}x: LM-Infinite, top_k=5": found[factor],
+            f"{factor}x: LM-Infinite, top_k=0": without[factor],
+            f"{factor}x: stock, truncated": truncated[factor],
+        }
+    what = f"passkey beyond a window of {window:,}, top_k=5: mean accuracy over truncation's"
+    yield row(what, fmean(found.values()) / fmean(truncated.values()), "x", bar=">= 1.85", beside=beside)
+
+
+def _ratios(texts: dict[str, Tensor], nll: Any, stock: Any) -> dict[str, float]:
+    return {name: float(torch.tensor(a - b).exp()) for name, a, b in zip(texts, nll, stock, strict=True)}
+
+
+def _nll(texts: dict[str, Tensor], score: Any, stock: Any) -> dict[str, Any]:
+    return {
+        "documents": list(texts),
+        "nll": list(score.nll),
+        "nll of stock": list(stock.nll),
+        "targets": score.n_targets,
+    }
+
+
+def main() -> None:
+    """Run the parts asked for and write them to one result file, kept after every part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--documents", type=Path, help="folder of .txt files (recipes.benchmarks.documents)")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
+    parser.add_argument("--out", type=Path, default=RESULTS / "lm_infinite.json")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    model, tokenizer = load(args.model, dtype=torch.bfloat16, device="cuda")
+    documents: dict[str, Tensor] = {}
+    if args.documents:
+        for path in sorted(args.documents.glob("*.txt")):
+            documents[path.stem] = tokenizer(path.read_text(encoding="utf-8"), return_tensors="pt").input_ids[0]
+    rows: list[dict[str, Any]] = []
+    for part in args.parts.split(","):
+        work = {
+            "attention": lambda: attention(model),
+            "prefill": lambda: prefill(model, next(iter(documents.values()))),
+            "perplexity": lambda: perplexity(model, documents),
+            "million": lambda: million(model, documents),
+            "passkey": lambda: passkey(model, tokenizer),
+        }[part]
+        for found in work():
+            rows.append(found)
+            print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)
+        data = results(rows, model="SmolLM2-135M-Instruct (Q4_1, dequantised), bf16", device="cuda")
+        write_results(args.out, data | ({"commit": args.commit} if args.commit else {}))
+
+
+if __name__ == "__main__":
+    main()

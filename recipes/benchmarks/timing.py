@@ -1,0 +1,35 @@
+"""Time and memory on a GPU, the way every benchmark here measures them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+
+def milliseconds(work: Callable[[], Any], *, runs: int = 10, warm_up: int = 3) -> float:
+    """Median time of `work` by device events, after a warm-up that takes compilation and allocation out of it."""
+    for _ in range(warm_up):
+        work()
+    samples = []
+    for _ in range(runs):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        samples.append(begin.elapsed_time(end))
+    return median(samples)
+
+
+def peak_gib(work: Callable[[], Any]) -> float:
+    """Most memory that `work` holds at once above what is held before it, GiB."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
