@@ -13,7 +13,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hf_longctx  # noqa: F401  (its registrations are part of every "before")
 
-
 # tiny matrices: threads only wait for each other
 torch.set_num_threads(1)
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import contract.changes
-import contract.generation
-import contract.wrapping  # noqa: F401  (the three register their properties)
 import pytest
-from contract.registry import PROPERTIES, applies
-from tiny import FAMILIES
 
+import tests.contract.changes
+import tests.contract.generation
+import tests.contract.wrapping  # noqa: F401  (the three register their properties)
 from hf_longctx import LMInfinite, PositionFree
+from tests.contract.registry import PROPERTIES, applies
+from tests.tiny import FAMILIES
 
 METHODS: dict[str, Any] = {
     "lm_infinite": LMInfinite(n_global=2, n_local=6),

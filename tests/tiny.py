@@ -1,4 +1,4 @@
-"""Tiny models in memory. Their weights are larger than usual, so that attention is far from uniform and logits are O(3)."""
+"""Tiny models in memory. Larger weights than usual: attention is far from uniform, and logits are O(3)."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .rotation import Rotation
 
@@ -165,6 +166,7 @@ class _Attend(torch.autograd.Function):
         return out.to(tensors[0].dtype)
 
     @staticmethod
+    @once_differentiable  # a second derivative would take the merged log-sum-exp for a constant
     def backward(ctx: Any, grad_BLHD: Tensor) -> tuple[Tensor | None, ...]:
         out, lse, *tensors = ctx.saved_tensors
         grads: list[Tensor | None] = [None]

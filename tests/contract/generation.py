@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from contract.registry import close, is_identity, prop, prop_where, same
-from tiny import greedy_uncached, left_padded, logits_of, text, tiny, tokenizer
 from torch import Tensor
 from transformers import DynamicCache, TextStreamer, pipeline
+
+from tests.contract.registry import close, is_identity, prop, prop_where, same
+from tests.tiny import greedy_uncached, left_padded, logits_of, text, tiny, tokenizer
 
 LENGTHS = 9, 17, 26
 NEW = 8

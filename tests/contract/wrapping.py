@@ -9,13 +9,13 @@ import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
-from contract.registry import close, differs, is_identity, prop, same
 from peft import LoraConfig, get_peft_model
-from tiny import logits_of, text, tiny
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import hf_longctx
+from tests.contract.registry import close, differs, is_identity, prop, same
+from tests.tiny import logits_of, text, tiny
 
 IDS = text(2, 24)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from reference.lm_infinite import attention_all_pairs, inverse_frequencies, rotated
+from tests.reference.lm_infinite import attention_all_pairs, inverse_frequencies, rotated
 
 NAME = "brute_force"
 

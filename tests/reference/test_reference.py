@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference.lm_infinite import attention_all_pairs, attention_of_one_head, inverse_frequencies, logit, rotated
-from reference.model import lm_infinite_by_brute_force
-from tiny import FAMILIES, logits_of, text, tiny
+
+from tests.reference.lm_infinite import attention_all_pairs, attention_of_one_head, inverse_frequencies, logit, rotated
+from tests.reference.model import lm_infinite_by_brute_force
+from tests.tiny import FAMILIES, logits_of, text, tiny
 
 
 def test_rotating_both_gives_the_distance() -> None:
