@@ -136,6 +136,7 @@ def attend(branches: list[Branch], *, scale: float, kernel: str = "auto") -> Ten
             continue  # CPU flash ends the process at zero keys
         q = branch.q_BHLD if branch.q_rope is None else branch.q_rope(branch.q_BHLD)
         k = branch.k_BGSD if branch.k_rope is None else branch.k_rope(branch.k_BGSD)
+        k, v = k.to(q.dtype), branch.v_BGSD.to(q.dtype)  # a cache written under autocast holds fp32 keys
         call = Call(
             q_pos_BL=branch.q_pos_BL,
             k_pos_BS=branch.k_pos_BS,
@@ -145,7 +146,7 @@ def attend(branches: list[Branch], *, scale: float, kernel: str = "auto") -> Ten
             padded=branch.padded,
         )
         calls.append((choose(call, q, k, kernel), call))
-        tensors += [q, k, branch.v_BGSD]
+        tensors += [q, k, v]
     if not calls:
         return torch.zeros_like(branches[0].q_BHLD).transpose(1, 2)
     return _Attend.apply(calls, *tensors)

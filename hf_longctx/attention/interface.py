@@ -40,8 +40,7 @@ def attention(
             raise ValueError(f"{type(module).__name__} passes {unsupported}, which attention in branches does not do.")
     if torch.is_autocast_enabled(query.device.type):
         # torch's own attention is cast by autocast; rotating with fp32 cosines has made queries and keys fp32
-        lower = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(lower), key.to(lower), value.to(lower)
+        query = query.to(torch.get_autocast_dtype(query.device.type))
     seen = None if layer is None else layer.readable
     read = Read(
         module=module,
