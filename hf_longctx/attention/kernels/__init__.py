@@ -9,7 +9,7 @@ from .call import Call, Kernel
 
 __all__ = ["KERNELS", "Call", "Kernel", "choose", "table"]
 
-# in order of preference: the first that can do a call gets it
+# in order of preference: the first that can do a call gets it. flex compiles for every shape, so only by name.
 ORDER: list[Kernel] = [
     selected.Kernel(),
     few.Kernel(),
@@ -18,8 +18,8 @@ ORDER: list[Kernel] = [
     flash_attn.Kernel(),
     cuda_flash.Kernel(),
     blocked.Kernel(),
-    flex.Kernel(),
     reference.Kernel(),
+    flex.Kernel(),
 ]
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in ORDER}
 

@@ -1,4 +1,4 @@
-"""FlexAttention: any mask by true position, compiled; the fast path for irregular rows on a GPU."""
+"""FlexAttention: any mask by true position, compiled; for irregular rows of one shape on a GPU, asked for by name."""
 
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .call import Call
 
 class Kernel:
     name = "flex"
-    summary = "compiled FlexAttention: any mask, any positions; compiles for every new shape"
+    summary = "compiled FlexAttention: any mask, any positions; compiles for every new shape, so by name only"
 
     def refuses(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         if isinstance(call.visible, Selected):
