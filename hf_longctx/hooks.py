@@ -9,6 +9,7 @@ All three do nothing for a config without the key and a model without a method, 
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from typing import Any
@@ -55,7 +56,9 @@ def install() -> None:
     @functools.wraps(post_init)
     def keyed_post_init(self: Any) -> None:
         post_init(self)
-        if getattr(self.config, KEY, None) and not applied(self):
+        if applied(self):
+            _share_config(self)  # an inner model, built before, has the method already
+        elif getattr(self.config, KEY, None):
             _apply_key(self)
 
     @functools.wraps(prepare_cache)
@@ -106,13 +109,32 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
 
 
 def _apply_key(model: Any) -> None:
-    # the entry is the method's own to write, so that undoing the method leaves none behind
     methods = read_key(getattr(model.config, KEY))
     tower = find_tower(model)
+    copies: dict[int, Any] = {}  # the caller's config may build other models
+    for module in model.modules():
+        if isinstance(vars(module).get("config"), PreTrainedConfig):
+            module.config = copy.deepcopy(module.config, copies)
+    # the entry is the method's own to write, so that undoing the method leaves none behind
     for config in (model.config, tower.config):
         vars(config).pop(KEY, None)
     for method in methods:
         method._apply(tower, configs_of=None)
+
+
+def _share_config(model: Any) -> None:
+    """Give an outer model the config that its inner model got of its own in `_apply_key`."""
+    callers, tower = model.config, applied(model)[0].model
+    if callers is tower.config:
+        return
+    inner = (vars(module).get("config") for module in model.modules() if module is not model)
+    own = next((config for config in inner if type(config) is type(callers) and config is not callers), None)
+    if own is None:  # a composite config around the text tower's
+        own = copy.deepcopy(callers, {id(callers.get_text_config(decoder=True)): tower.config})
+        vars(own).pop(KEY, None)
+    for module in model.modules():
+        if vars(module).get("config") is callers:
+            module.config = own
 
 
 def _check_generation(method: AttentionMethod, generation_config: Any, mode: Any) -> None:

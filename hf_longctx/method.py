@@ -52,6 +52,10 @@ class LongContextMethod:
             )
         _REGISTRY[cls.name] = cls
 
+    def __post_init__(self) -> None:
+        """Subclasses check their values after calling this, which checks that they are of the fields' types."""
+        _check_fields(type(self), dataclasses.asdict(self))
+
     # -- what a method does to a model -----------------------------------------------------------------------------
     def resolve(self: M, config: Any) -> M:
         """The method with every None that depends on the model filled in from `config`. The default changes nothing."""

@@ -57,7 +57,7 @@ class Patch:
     """What one method changed in one model. `undo()` takes it back, bit for bit."""
 
     method: LongContextMethod
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     changes: list[Change] = field(default_factory=list, repr=False)
     active: bool = False
 

@@ -13,7 +13,7 @@ from ..cache.layers import UnrotatedLayer
 from ..method import LongContextMethod
 from ..patch import Patch, applied
 from .branches import Branch, attend
-from .parity import check_parity
+from .parity import check_parity, probe
 from .positions import (
     STATE,
     Implementation,
@@ -58,10 +58,12 @@ class AttentionMethod(LongContextMethod):
             )
         for module in layers:
             rotary_function(type(module))
-            if module.attention_dropout if hasattr(module, "attention_dropout") else 0:
+            dropout = getattr(module, "attention_dropout", 0.0)
+            rate = getattr(dropout, "p", dropout)  # some models keep a Dropout module
+            if rate:
                 raise ValueError(
-                    f"attention_dropout={module.attention_dropout}: attention in branches has no dropout. Set "
-                    f"config.attention_dropout to 0."
+                    f"attention_dropout={rate}: attention in branches has no dropout. Set config.attention_dropout "
+                    f"to 0 before the model is built."
                 )
         method = self.resolve(config)
         method.check(tower)
@@ -80,8 +82,5 @@ class AttentionMethod(LongContextMethod):
         if weight.device.type != "meta" and state.rotary_is_ready():
             # else (a model being loaded, or offloaded) its first forward checks
             dtype = next((p.dtype for p in tower.parameters() if p.is_floating_point()), torch.float32)
-            generator = torch.Generator(weight.device).manual_seed(0)
-            size = (1, 8, config.hidden_size)
-            hidden = torch.randn(size, generator=generator, device=weight.device, dtype=torch.float32).to(dtype)
-            check_parity(layers[0], state, hidden)
+            check_parity(layers[0], state, probe(config.hidden_size, weight.device, dtype))
             state.checked = True

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .rotation import Rotation
 
@@ -138,6 +139,7 @@ def attend(branches: list[Branch], *, scale: float, kernel: str = "auto") -> Ten
             continue  # CPU flash ends the process at zero keys
         q = branch.q_BHLD if branch.q_rope is None else branch.q_rope(branch.q_BHLD)
         k = branch.k_BGSD if branch.k_rope is None else branch.k_rope(branch.k_BGSD)
+        k, v = k.to(q.dtype), branch.v_BGSD.to(q.dtype)  # a cache written under autocast holds fp32 keys
         call = Call(
             q_pos_BL=branch.q_pos_BL,
             k_pos_BS=branch.k_pos_BS,
@@ -148,7 +150,7 @@ def attend(branches: list[Branch], *, scale: float, kernel: str = "auto") -> Ten
             memo=branch.memo,
         )
         calls.append((choose(call, q, k, kernel), call))
-        tensors += [q, k, branch.v_BGSD]
+        tensors += [q, k, v]
     if not calls:
         return torch.zeros_like(branches[0].q_BHLD).transpose(1, 2)
     return _Attend.apply(calls, *tensors)
@@ -169,6 +171,7 @@ class _Attend(torch.autograd.Function):
         return out.to(tensors[0].dtype)
 
     @staticmethod
+    @once_differentiable  # a second derivative would take the merged log-sum-exp for a constant
     def backward(ctx: Any, grad_BLHD: Tensor) -> tuple[Tensor | None, ...]:
         out, lse, *tensors = ctx.saved_tensors
         grads: list[Tensor | None] = [None]

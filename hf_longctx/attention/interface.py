@@ -38,6 +38,9 @@ def attention(
     for unsupported in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(unsupported) is not None:
             raise ValueError(f"{type(module).__name__} passes {unsupported}, which attention in branches does not do.")
+    if torch.is_autocast_enabled(query.device.type):
+        # torch's own attention is cast by autocast; rotating with fp32 cosines has made queries and keys fp32
+        query = query.to(torch.get_autocast_dtype(query.device.type))
     seen = None if layer is None else layer.readable
     read = Read(
         module=module,

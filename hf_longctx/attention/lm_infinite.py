@@ -56,6 +56,7 @@ class LMInfinite(AttentionMethod):
     keys_on_host: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_local is not None and self.n_local < 1:
             raise ValueError(
                 f"n_local={self.n_local}: LMInfinite needs a window of at least 1 token. The paper uses the trained "

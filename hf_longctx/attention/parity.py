@@ -37,6 +37,12 @@ def eager_causal(hidden_BLX: Tensor) -> Tensor:
     return torch.full((1, 1, L, L), float("-inf"), device=hidden_BLX.device, dtype=hidden_BLX.dtype).triu(1)
 
 
+def probe(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Hidden states for the check: different ones, since equal tokens attend alike wherever they stand."""
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(1, 8, width, generator=generator, device=device, dtype=torch.float32).to(dtype)
+
+
 @torch.no_grad()
 def check_parity(module: nn.Module, tower: Tower, hidden_1LX: Tensor) -> None:
     """ValueError with the reason unless the patched `module` gives its stock class's output for `hidden_1LX`."""
@@ -62,7 +68,9 @@ def check_parity(module: nn.Module, tower: Tower, hidden_1LX: Tensor) -> None:
     finally:
         module.train(training)
     off = float((ours.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
-    if not off <= TOLERANCE.get(hidden_1LX.dtype, 6e-2):
+    device = hidden_1LX.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_1LX.dtype
+    if not off <= TOLERANCE.get(dtype, 6e-2):
         raise ValueError(
             f"{stock.__name__}: refused by the self-check. With keys kept un-rotated its attention is off by {off:.1e}"
             f" (relative), so it does more with rotated keys than attend. hf_longctx does not support this model."

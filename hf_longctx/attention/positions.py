@@ -226,11 +226,11 @@ def _forward(
     tower: Tower = vars(module)[STATE]
     check_implementation(module)
     if not tower.checked and not torch.compiler.is_compiling():
-        from .parity import check_parity
+        from .parity import check_parity, probe
 
         tower.checked = True  # the check itself comes through here
         try:
-            check_parity(module, tower, hidden_states[:1, :8])
+            check_parity(module, tower, probe(hidden_states.shape[-1], hidden_states.device, hidden_states.dtype))
         except BaseException:
             tower.checked = False
             raise
@@ -259,7 +259,9 @@ def _begin(
     pos = pos.to(hidden.device).expand(B, L)
     mask = kwargs.get("attention_mask")
     if mask is None:
-        return Step(embeddings, pos, False, _is_regular(pos, None))
+        regular = _is_regular(pos, None)
+        _check_rising(pos, regular, tower)
+        return Step(embeddings, pos, False, regular)
     if mask.dtype != torch.bool or tuple(mask.shape[-3:]) != (1, 1, L):
         raise ValueError(
             f"attention_mask of shape {tuple(mask.shape)}: {tower.method.name} builds its own mask from positions and "
@@ -267,7 +269,21 @@ def _begin(
         )
     real = mask[:, 0, 0].to(hidden.device).expand(B, L)
     pos = torch.where(real, pos, -1)
-    return Step(embeddings, pos, True, _is_regular(pos, real))
+    regular = _is_regular(pos, real)
+    _check_rising(pos, regular, tower)
+    return Step(embeddings, pos, True, regular)
+
+
+def _check_rising(pos: Tensor, regular: bool, tower: Tower) -> None:
+    """Positions decide who sees whom: two tokens of a row at one position, or out of order, would see the future."""
+    if regular or pos.shape[1] < 2 or torch.compiler.is_compiling():
+        return
+    before = pos.cummax(1).values[:, :-1]
+    if bool(((pos[:, 1:] >= 0) & (pos[:, 1:] <= before)).any()):
+        raise ValueError(
+            f"position_ids that start again or do not rise within a row: {tower.method.name} takes one document a row. "
+            f"Pass packed documents as rows of a padded batch, with an attention_mask."
+        )
 
 
 def _is_regular(pos: Tensor, real: Tensor | None) -> bool:

@@ -33,7 +33,8 @@ class Rotation:
 
             return rotate(x_BHLD, self.cos, self.sin)
         # the model's function rotates two tensors; one head of the first is the cheapest second
-        return self.apply_rotary(x_BHLD, x_BHLD[:, :1], self.cos, self.sin)[0]
+        rotated = self.apply_rotary(x_BHLD, x_BHLD[:, :1], self.cos, self.sin)[0]
+        return rotated.to(x_BHLD.dtype)  # under autocast the cosines are fp32
 
 
 def _one_kernel(x: Tensor) -> bool:

@@ -1,0 +1,143 @@
+"""Every GPU kernel against the pair-by-pair definition in float64: `pytest tests/gpu -m gpu` on one NVIDIA GPU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longctx.attention.branches import Branch, Causal, Outside, Rotation, Window, _Attend, attend
+from hf_longctx.attention.kernels import KERNELS, Call
+from hf_longctx.attention.rotation import rotates_halves
+from tests.attention.cases import LONG, Problem, gradients, problem, selected, truth
+from tests.attention.cases import VISIBLE as SMALL_VISIBLE
+
+pytestmark = pytest.mark.gpu
+
+SCALE = 0.1
+VISIBLE = {**SMALL_VISIBLE, "window": Window(64), "outside": Outside(70)}
+FAST = [name for name in KERNELS if name not in ("reference", "blocked", "selected", "flex")]
+# relative to the norm of the whole tensor. bf16 keeps 8 bits, so rounding inputs of the second product and the output
+# costs 2**-9 each; fp16 keeps 11. Gradients go through two more products.
+TOLERANCE: dict[Any, tuple[float, float]] = {torch.bfloat16: (8e-3, 1.6e-2), torch.float16: (1e-3, 2e-3)}
+# flex compiles for every shape: a few of them are enough
+FLEX = [("prefill", "window"), ("chunk-after-a-cache", "outside"), ("padded-in-the-middle", "causal")]
+CASES = [(kernel, shape, visible) for kernel in FAST for shape in LONG for visible in VISIBLE]
+
+
+def off(actual: Tensor, expected: Tensor) -> float:
+    assert actual.isfinite().all()
+    return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-9))
+
+
+def call_of(branch: Branch) -> Call:
+    pos = branch.q_pos_BL, branch.k_pos_BS
+    return Call(*pos, branch.visible, SCALE, regular=branch.regular, padded=branch.padded)
+
+
+def check(kernel: Any, branch: Branch, p: Problem, dtype: Any) -> None:
+    """The branch alone; then merged with a second one that another kernel does, values and gradients."""
+    call = call_of(branch)
+    reason = kernel.refuses(call, p.q, p.k)
+    if reason is not None:
+        pytest.skip(reason)
+    tolerance, grad_tolerance = TOLERANCE[dtype]
+    out, lse = kernel.forward(call, p.q, p.k, p.v)
+    true_out, true_lse = truth([branch], SCALE)
+    assert off(out, true_out) <= tolerance
+    assert lse.dtype == torch.float32
+    torch.testing.assert_close(lse.double(), true_lse, rtol=1e-3, atol=1e-3)  # fp32 sums of half-precision scores
+    assert not out[true_lse.transpose(1, 2) == -math.inf].any()
+
+    for x in (p.q, p.k, p.v):
+        x.requires_grad_()
+    far = Branch(p.q, p.k[:, :, :5] * 0.5, p.v[:, :, :5], p.q_pos, p.k_pos[:, :5], SMALL_VISIBLE["outside"])
+    calls = [(kernel, call), (KERNELS["reference"], call_of(far))]
+    tensors = [branch.q_BHLD, branch.k_BGSD, branch.v_BGSD, far.q_BHLD, far.k_BGSD, far.v_BGSD]
+    merged, true = _Attend.apply(calls, *tensors), truth([branch, far], SCALE)[0]
+    assert off(merged, true) <= tolerance
+    for name, mine, other in zip("qkv", gradients(merged, p), gradients(true, p), strict=True):
+        assert off(mine, other) <= grad_tolerance, f"d{name}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("heads", [(4, 4, 64), (9, 3, 128)], ids=["mha-d64", "gqa-d128"])
+@pytest.mark.parametrize(("kernel", "shape", "visible"), CASES, ids="-".join)
+def test_a_gpu_kernel(kernel: str, shape: str, visible: str, heads: tuple[int, int, int], dtype: Any) -> None:
+    p = problem(shape, *heads, dtype=dtype, device="cuda")
+    check(KERNELS[kernel], p.branch(VISIBLE[visible]), p, dtype)
+
+
+@pytest.mark.parametrize(("shape", "visible"), FLEX, ids="-".join)
+def test_flex(shape: str, visible: str) -> None:
+    p = problem(shape, 4, 2, 64, dtype=torch.bfloat16, device="cuda")
+    check(KERNELS["flex"], p.branch(VISIBLE[visible]), p, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dim", [64, 80, 96, 256])
+@pytest.mark.parametrize("visible", VISIBLE)
+@pytest.mark.parametrize("shape", LONG)
+def test_auto_takes_any_problem(shape: str, visible: str, dim: int) -> None:
+    """Whatever kernels are chosen: LM-Infinite's sum of a branch and its far rest, with gradients."""
+    p = problem(shape, 6, 2, dim, dtype=torch.bfloat16, device="cuda")
+    for x in (p.q, p.k, p.v):
+        x.requires_grad_()
+    out, true = attend([p.branch(VISIBLE[visible])], scale=SCALE), truth([p.branch(VISIBLE[visible])], SCALE)[0]
+    assert off(out, true) <= TOLERANCE[torch.bfloat16][0]
+    for name, mine, other in zip("qkv", gradients(out, p), gradients(true, p), strict=True):
+        assert off(mine, other) <= TOLERANCE[torch.bfloat16][1], f"d{name}"
+
+
+@pytest.mark.parametrize("n_first", [1, 10, 64, 100])
+@pytest.mark.parametrize("shape", ["prefill", "chunk-after-a-cache", "left-padded"])
+def test_auto_window_and_first_tokens(shape: str, n_first: int) -> None:
+    """The first keys are added in place to a window's output: values and gradients."""
+    p = problem(shape, 9, 3, 64, dtype=torch.bfloat16, device="cuda")
+    for x in (p.q, p.k, p.v):
+        x.requires_grad_()
+    near = p.branch(Window(64))
+    slices = p.k[:, :, :n_first], p.v[:, :, :n_first], p.q_pos, p.k_pos[:, :n_first]
+    branches = [near, Branch(p.q, *slices, Outside(64), padded=near.padded)]
+    out, true = attend(branches, scale=SCALE), truth(branches, SCALE)[0]
+    assert off(out, true) <= TOLERANCE[torch.bfloat16][0]
+    for name, mine, other in zip("qkv", gradients(out, p), gradients(true, p), strict=True):
+        assert off(mine, other) <= TOLERANCE[torch.bfloat16][1], f"d{name}"
+
+
+@pytest.mark.parametrize("kernel", ["reference", "blocked"])
+def test_plain_kernels_in_float32_on_the_gpu(kernel: str) -> None:
+    p = problem("left-padded", 4, 2, 64, device="cuda")
+    branch = p.branch(Window(64))
+    out, lse = KERNELS[kernel].forward(call_of(branch), p.q, p.k, p.v)
+    true_out, true_lse = truth([branch], SCALE)
+    torch.testing.assert_close(out.double(), true_out, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse.double(), true_lse, rtol=1e-5, atol=1e-5)
+
+
+def test_selected_on_the_gpu() -> None:
+    p, chosen = selected("prefill", heads=6, groups=2, dim=64, dtype=torch.bfloat16, device="cuda")
+    check(KERNELS["selected"], p.branch(chosen), p, torch.bfloat16)
+
+
+def test_a_square_causal_prefill_is_not_made_slower_by_padding_flags() -> None:
+    p = problem("prefill", 4, 2, 64, dtype=torch.bfloat16, device="cuda")
+    assert KERNELS["cudnn"].refuses(call_of(p.branch(Causal())), p.q, p.k) is None
+
+
+@pytest.mark.parametrize("rotary_dim", [64, 32])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rotation_in_one_kernel_equals_the_models_own(rows: int, rotary_dim: int) -> None:
+    from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
+
+    x = torch.randn(2, 3, 77, 64, device="cuda", dtype=torch.bfloat16)
+    angle = torch.randn(rows, 77, rotary_dim // 2, device="cuda").repeat(1, 1, 2)
+    cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
+    assert rotates_halves(apply_rotary_pos_emb, 64, rotary_dim)
+    rotation = Rotation(cos, sin, apply_rotary_pos_emb)
+    slow = apply_rotary_pos_emb(x.double(), x.double()[:, :1], cos.double(), sin.double())[0]
+    assert off(rotation(x), slow) <= 4e-3  # one rounding to 8 bits
+    strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+    torch.testing.assert_close(rotation(strided), rotation(x), rtol=0, atol=0)

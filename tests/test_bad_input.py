@@ -1,0 +1,315 @@
+"""What users get wrong: each a clear error before anything has changed, or the right behaviour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    DynamicCache,
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    StaticCache,
+)
+
+import hf_longctx
+from hf_longctx import LMInfinite, PositionFree
+from hf_longctx.method import parse
+from tests.contract.registry import close, fingerprint, same
+from tests.tiny import FAMILIES, SIZES, build, left_padded, logits_of, text, tiny
+
+IDS = text(2, 24)
+METHOD = LMInfinite(n_global=2, n_local=6)
+
+
+@pytest.fixture(params=["lm_infinite", "lm_infinite_top3", "position_free"])
+def method(request: pytest.FixtureRequest) -> Any:
+    top3 = LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1)
+    return {"lm_infinite": METHOD, "lm_infinite_top3": top3, "position_free": PositionFree()}[request.param]
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "window of 0": ({"n_local": 0}, r"n_local=0: .*at least 1 token"),
+    "negative window": ({"n_local": -5}, "n_local=-5"),
+    "negative first tokens": ({"n_global": -1}, "n_global=-1: expected 0 or more"),
+    "negative top_k": ({"top_k": -1}, "top_k=-1"),
+    "negative layer": ({"top_k": 1, "top_k_from_layer": -1}, "top_k_from_layer=-1"),
+    "host without keys to keep": ({"keys_on_host": True}, "Set top_k"),
+    "window as text": ({"n_local": "64"}, "n_local='64' is str, expected int or None"),
+    "half a token": ({"n_local": 6.5}, "n_local=6.5 is float"),
+    "true": ({"top_k": True}, "top_k=True is bool"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_nonsense_settings(case: str) -> None:
+    fields, message = SETTINGS[case]
+    with pytest.raises(ValueError, match=message):
+        LMInfinite(**fields)
+
+
+def test_settings_on_the_command_line() -> None:
+    assert parse("lm_infinite", ["n_local=64", "top_k=5"]) == LMInfinite(n_local=64, top_k=5)
+    assert parse("lm_infinite", ["n_local=none"]) == LMInfinite()
+    for settings, message in {"n_local": "key=value", "=4": "key=value", "n_lokal=4": "Did you mean 'n_local'"}.items():
+        with pytest.raises(ValueError, match=message):
+            parse("lm_infinite", [settings])
+    with pytest.raises(ValueError, match="Did you mean 'lm_infinite'"):
+        parse("LM-Infinite")
+
+
+def test_a_layer_that_is_not_there() -> None:
+    model = tiny()
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match=r"top_k_from_layer=4: the model has 2 layers \(0 to 1\)"):
+        LMInfinite(n_local=6, top_k=5).apply(model)
+    assert fingerprint(model) == before
+
+
+def test_top_k_beyond_the_text_attends_to_all_of_it() -> None:
+    model = tiny()
+    for family_ids in (text(1, 5), text(1, 24)):
+        with LMInfinite(n_global=2, n_local=6, top_k=10_000, top_k_from_layer=0).on(model):
+            everything = logits_of(model, family_ids)
+            assert model.generate(family_ids, max_new_tokens=3).shape[1] == family_ids.shape[1] + 3
+        with LMInfinite(n_global=2, n_local=6, top_k=24, top_k_from_layer=0).on(model):
+            same(logits_of(model, family_ids), everything)
+
+
+@pytest.mark.parametrize("n_local", [1, 2])
+@pytest.mark.parametrize("n_global", [0, 1, 500])
+def test_extreme_windows_generate_what_a_forward_gives(n_global: int, n_local: int) -> None:
+    model = tiny()
+    with LMInfinite(n_global=n_global, n_local=n_local).on(model):
+        full, cache = logits_of(model, IDS), DynamicCache()
+        parts = [logits_of(model, chunk, past_key_values=cache) for chunk in IDS.split(5, 1)]
+        close(torch.cat(parts, 1), full)
+
+
+def test_a_text_shorter_than_the_window_is_read_as_by_the_stock_model(method: Any) -> None:
+    model, short = tiny(), text(1, 5)
+    stock = model.generate(short, max_new_tokens=1, do_sample=False)
+    expected = logits_of(model, short)
+    with method.on(model):
+        close(logits_of(model, short), expected)
+        same(model.generate(short, max_new_tokens=1, do_sample=False), stock)
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+def refused(model: Any, message: str) -> None:
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match=message):
+        PositionFree().apply(model)
+    assert fingerprint(model) == before
+    assert not hf_longctx.applied(model)
+
+
+def test_encoders_are_refused() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    refused(BertModel(BertConfig(**sizes, vocab_size=30)), "BertModel: no decoder with rotary.*BertSelfAttention")
+    refused(torch.nn.Linear(2, 2), "Linear: no decoder with rotary .*no attention modules at all")
+    config = LlamaConfig(**{**SIZES, "is_causal": False})
+    bidirectional = LlamaModel(config)
+    for layer in bidirectional.layers:
+        layer.self_attn.is_causal = False
+    refused(bidirectional, "both directions|bidirectional")
+
+
+def test_mla_is_refused() -> None:
+    sizes = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+    experts = {"n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1}
+    config = AutoConfig.for_model("deepseek_v3", **SIZES, **sizes, **experts, first_k_dense_replace=2)
+    refused(AutoModelForCausalLM.from_config(config), "multi-head latent attention")
+
+
+def test_models_with_sliding_windows_only_are_refused() -> None:
+    config = MistralConfig(**SIZES, sliding_window=16)
+    refused(AutoModelForCausalLM.from_config(config), "none of its 2 attention layers is a full-attention layer")
+
+
+def other(kind: str) -> Any:
+    config = AutoConfig.for_model(kind, **{**SIZES, "num_key_value_heads": 4, "head_dim": 8})
+    model = build(AutoModelForCausalLM.from_config, config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # a norm of equal weights commutes with a rotation; trained ones do not
+                parameter += torch.linspace(0, 1, len(parameter))
+    return model
+
+
+# HunYuan normalises after rotating; the others rotate a slice themselves, which no identity rotation can stand for
+@pytest.mark.parametrize("kind", ["hunyuan_v1_dense", "phi", "stablelm", "persimmon"])
+def test_other_anatomies_are_refused(kind: str) -> None:
+    model = other(kind)
+    stock = logits_of(model, IDS)
+    refused(model, "refused by the self-check" if "hunyuan" in kind else "cannot keep its keys un-rotated")
+    same(logits_of(model, IDS), stock)
+
+
+def test_the_self_check_of_a_loaded_model_is_not_fooled_by_one_token(tmp_path: Any) -> None:
+    """A single token attends to itself whatever its position is, and so do equal ones."""
+    other("hunyuan_v1_dense").save_pretrained(tmp_path)
+    key = {"version": 1, "methods": [PositionFree().spec()]}
+    for ids in (text(1, 1), torch.full((1, 9), 5), IDS):
+        with pytest.raises(ValueError, match="refused by the self-check"):
+            logits_of(AutoModelForCausalLM.from_pretrained(tmp_path, hf_longctx=key), ids)
+
+
+def test_the_self_check_of_a_loaded_model_passes_under_autocast(tmp_path: Any) -> None:
+    tiny().save_pretrained(tmp_path)
+    key = {"version": 1, "methods": [METHOD.spec()]}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert logits_of(AutoModelForCausalLM.from_pretrained(tmp_path, hf_longctx=key), IDS).isfinite().all()
+
+
+def test_rope_that_moves_with_the_length_is_refused() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    model = tiny("llama", rope_parameters=rope)
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match="'dynamic' changes its frequencies"):
+        METHOD.apply(model)
+    assert fingerprint(model) == before
+
+
+def test_attention_dropout_is_refused() -> None:
+    refused(tiny("llama", attention_dropout=0.1), "attention_dropout=0.1")
+
+
+# -- patches -----------------------------------------------------------------------------------------------------------
+def test_undo_out_of_order_is_an_error_and_changes_nothing() -> None:
+    model = tiny()
+    first = METHOD.apply(model)
+    ours, before = logits_of(model, IDS), fingerprint(model)
+    with pytest.raises(ValueError, match="already that of"):
+        PositionFree().apply(model)
+    assert fingerprint(model) == before
+    second = hf_longctx.Patch(method=PositionFree(), model=first.model)  # what a second kind of method would leave
+    with second.recording():
+        second.set(model, "mark", 1)
+    with pytest.raises(RuntimeError, match=r"lies under PositionFree\(\).*Undo the newer one first"):
+        first.undo()
+    same(logits_of(model, IDS), ours)
+    assert model.mark == 1
+    second.undo()
+    assert not hasattr(model, "mark")
+    first.undo()
+    for patch in (first, second):
+        with pytest.raises(RuntimeError, match="nothing to undo"):
+            patch.undo()
+    hf_longctx.undo(model)  # a model without patches is left alone
+
+
+def test_a_patch_is_named_by_its_method() -> None:
+    model = tiny()
+    patch = METHOD.apply(model)
+    assert "LMInfinite(n_global=2, n_local=6" in repr(patch)
+    assert len(repr(patch)) < 300
+
+
+# -- caches ------------------------------------------------------------------------------------------------------------
+def keys_of(cache: DynamicCache) -> list[Tensor]:
+    return [layer.keys.clone() for layer in cache.layers]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_is_only_good_for_the_model_that_wrote_it(family: str, method: Any) -> None:
+    model, more = tiny(family), text(2, 3, seed=9)
+    patch = method.apply(model)
+    ours = DynamicCache(config=model.config)
+    logits_of(model, IDS, past_key_values=ours)
+    expected = logits_of(model, torch.cat([IDS, more], 1))[:, -3:]
+    patch.undo()
+    rotated = DynamicCache(config=model.config)
+    logits_of(model, IDS, past_key_values=rotated)
+    stock = logits_of(model, torch.cat([IDS, more], 1))[:, -3:]
+
+    before = keys_of(ours)
+    with pytest.raises(RuntimeError, match="un-rotated keys written under"):
+        logits_of(model, more, past_key_values=ours)
+    with pytest.raises(RuntimeError, match="un-rotated keys written under"):
+        model.generate(torch.cat([IDS, more], 1), past_key_values=ours, max_new_tokens=2)
+    for mine, other in zip(keys_of(ours), before, strict=True):
+        same(mine, other)
+    method.apply(model)
+    before = keys_of(rotated)
+    with pytest.raises(ValueError, match="24 rotated keys of a model without"):
+        logits_of(model, more, past_key_values=rotated)
+    for mine, other in zip(keys_of(rotated), before, strict=True):
+        same(mine, other)
+    close(logits_of(model, more, past_key_values=ours), expected, "the cache is still good for its method")
+    hf_longctx.undo(model)
+    close(logits_of(model, more, past_key_values=rotated), stock, "the stock cache is still good for the stock model")
+
+
+def test_a_cache_of_other_settings_is_refused() -> None:
+    model, cache = tiny(), DynamicCache()
+    with METHOD.on(model):
+        logits_of(model, IDS, past_key_values=cache)
+    with LMInfinite(n_global=2, n_local=7).on(model), pytest.raises(ValueError, match=r"was written under .*n_local=6"):
+        logits_of(model, IDS, past_key_values=cache)
+
+
+@pytest.mark.parametrize("name", ["static", "quantized", "offloaded"])
+def test_other_cache_implementations_are_refused(name: str, method: Any) -> None:
+    model = tiny()
+    method.apply(model)
+    with pytest.raises(ValueError, match=f"cache_implementation='{name}'"):
+        model.generate(IDS, max_new_tokens=2, cache_implementation=name)
+    with pytest.raises(ValueError, match="can replace an empty DynamicCache only"):
+        logits_of(model, IDS, past_key_values=StaticCache(config=model.config, max_cache_len=64))
+    assert model.generate(IDS, max_new_tokens=2, cache_implementation="dynamic").shape == (2, 26)
+
+
+def test_assisted_decoding_is_refused(method: Any) -> None:
+    model = tiny()
+    method.apply(model)
+    for kwargs in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": tiny()}):
+        with pytest.raises(ValueError, match="assisted decoding"):
+            model.generate(IDS[:1], max_new_tokens=4, **kwargs)
+
+
+# -- prompts and masks -------------------------------------------------------------------------------------------------
+def test_an_empty_prompt_starts_with_bos_as_without_us(method: Any) -> None:
+    model = tiny()
+    stock = model.generate(max_new_tokens=3, do_sample=False)
+    with method.on(model):
+        same(model.generate(max_new_tokens=3, do_sample=False), stock)
+
+
+def test_masks_that_are_more_than_padding_are_refused(method: Any) -> None:
+    model = tiny()
+    method.apply(model)
+    causal = torch.ones(2, 1, 24, 24, dtype=torch.bool).tril()
+    for mask in (causal, torch.zeros(2, 1, 24, 24).masked_fill(~causal, -1e9)):
+        with pytest.raises(ValueError, match=r"attention_mask of shape \(2, 1, 24, 24\)"):
+            logits_of(model, IDS, attention_mask=mask)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_packed_positions_are_refused(method: Any, masked: bool, use_cache: bool) -> None:
+    model = tiny()
+    method.apply(model)
+    packed = torch.cat([torch.arange(10), torch.arange(14)])[None].expand(2, -1)
+    mask = {"attention_mask": torch.ones_like(IDS)} if masked else {}
+    with pytest.raises(ValueError, match=r"position_ids that (start again|do not rise)"):
+        logits_of(model, IDS, position_ids=packed, use_cache=use_cache, **mask)
+
+
+def test_a_row_of_padding_alone_harms_no_other_row(method: Any) -> None:
+    model = tiny()
+    method.apply(model)
+    ids, mask = left_padded([IDS[0], IDS[1, :0]])
+    batch = logits_of(model, ids, attention_mask=mask)
+    assert batch.isfinite().all()
+    close(batch[0], logits_of(model, IDS[:1])[0])
+    generated = model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
+    same(generated[:1], model.generate(IDS[:1], max_new_tokens=3, do_sample=False))
