@@ -145,4 +145,4 @@ def selected(shape: str, k: int = 3, **kwargs: Any) -> tuple[Problem, Selected]:
 
 
 def gradients(out: Tensor, p: Problem) -> list[Tensor]:
-    return list(torch.autograd.grad(out, [p.q, p.k, p.v], p.grad.to(out.dtype)))
+    return list(torch.autograd.grad(out, [p.q, p.k, p.v], p.grad.to(out.dtype), retain_graph=True))

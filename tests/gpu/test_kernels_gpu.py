@@ -65,13 +65,13 @@ def check(kernel: Any, branch: Branch, p: Problem, dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("heads", [(4, 4, 64), (9, 3, 128)], ids=["mha-d64", "gqa-d128"])
-@pytest.mark.parametrize(("kernel", "shape", "visible"), CASES, ids="-".join)
+@pytest.mark.parametrize(("kernel", "shape", "visible"), CASES, ids=map("-".join, CASES))
 def test_a_gpu_kernel(kernel: str, shape: str, visible: str, heads: tuple[int, int, int], dtype: Any) -> None:
     p = problem(shape, *heads, dtype=dtype, device="cuda")
     check(KERNELS[kernel], p.branch(VISIBLE[visible]), p, dtype)
 
 
-@pytest.mark.parametrize(("shape", "visible"), FLEX, ids="-".join)
+@pytest.mark.parametrize(("shape", "visible"), FLEX, ids=map("-".join, FLEX))
 def test_flex(shape: str, visible: str) -> None:
     p = problem(shape, 4, 2, 64, dtype=torch.bfloat16, device="cuda")
     check(KERNELS["flex"], p.branch(VISIBLE[visible]), p, torch.bfloat16)
