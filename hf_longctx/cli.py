@@ -59,8 +59,10 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by defa
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from hf_longctx import __version__
+
         others = ", ".join(f"{name} {metadata.version(name)}" for name in ("transformers", "torch"))
-        typer.echo(f"hf-longctx {metadata.version('hf-longctx')} ({others}, Python {sys.version.split()[0]})")
+        typer.echo(f"hf-longctx {__version__} ({others}, Python {sys.version.split()[0]})")
         raise typer.Exit
 
 

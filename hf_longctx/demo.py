@@ -35,8 +35,8 @@ FULL = _Sizes(
     perplexity=(2048, 4096, 12288),
     n_targets=512,
     passkey=(1536, 2560),
-    depths=(0.1, 0.35, 0.6, 0.85),
-    document=4000,
+    depths=(0.1, 0.5, 0.9),
+    document=3000,
 )
 SHORT = _Sizes(
     window=256, perplexity=(512, 1024), n_targets=128, passkey=(384,), depths=(0.2, 0.9), document=600
@@ -70,7 +70,7 @@ def run(out: Path, *, short: bool = False, console: Console | None = None) -> No
     _say(
         console,
         f"So that minutes are enough, a window of {sizes.window:,} tokens stands in for the model's {trained:,}: "
-        f"LM-Infinite and truncation get {sizes.window:,}, the stock model reads everything and is at ease up to {trained:,}.",
+        f"LM-Infinite and truncation get {sizes.window:,}; the stock model reads all and is at ease up to {trained:,}.",
     )
 
     fluent, finding = LMInfinite(n_local=sizes.window), LMInfinite(n_local=sizes.window, top_k=5)

@@ -89,6 +89,8 @@ class Branch:
         regular: the real rows are consecutive positions in order, both queries and keys, ending together; kernels
             that know windows only by index need it.
         padded: some position is -1. False lets kernels skip the check.
+        memo: shared by the layers of one forward that have the same positions; kernels keep there what follows from
+            positions alone.
     """
 
     q_BHLD: Tensor
@@ -101,6 +103,7 @@ class Branch:
     k_rope: Rotation | None = None
     regular: bool = False
     padded: bool = True
+    memo: dict[Any, Any] | None = None
 
     def pairs(self) -> Tensor:
         """The visible pairs as a (B, L, S) mask: the readable definition, O(L S) memory."""
@@ -144,6 +147,7 @@ def attend(branches: list[Branch], *, scale: float, kernel: str = "auto") -> Ten
             scale=scale,
             regular=branch.regular,
             padded=branch.padded,
+            memo=branch.memo,
         )
         calls.append((choose(call, q, k, kernel), call))
         tensors += [q, k, v]

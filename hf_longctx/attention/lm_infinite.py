@@ -103,7 +103,9 @@ class LMInfinite(AttentionMethod):
     def branches(self, read: Read) -> list[Branch]:
         assert self.n_local is not None
         q_rope, k_rope = read.true_ropes()
-        branch = functools.partial(Branch, q_pos_BL=read.q_pos_BL, regular=read.regular, padded=read.padded)
+        branch = functools.partial(
+            Branch, q_pos_BL=read.q_pos_BL, regular=read.regular, padded=read.padded, memo=read.shared
+        )
         kept: dict[str, Any] = {"k_BGSD": read.k_BGSD, "v_BGSD": read.v_BGSD, "k_pos_BS": read.k_pos_BS}
         window = Window(self.n_local)
         local = branch(q_BHLD=read.q_BHLD, **kept, visible=window, q_rope=q_rope, k_rope=k_rope)

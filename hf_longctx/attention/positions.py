@@ -115,6 +115,12 @@ class Read:
     def regular(self) -> bool:
         return self.step.regular
 
+    @property
+    def shared(self) -> dict[Any, Any]:
+        """A place for what follows from positions alone: the same for all layers of this kind in this forward."""
+        shared: dict[Any, Any] = self.memo("shared", dict)
+        return shared
+
     def first(self, n: int) -> Slots:
         """The first n real tokens of every row."""
         if self.head is not None:

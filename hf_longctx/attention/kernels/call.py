@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ class Call:
     scale: float
     regular: bool
     padded: bool
+    memo: dict[Any, Any] | None = None
 
     @property
     def is_selected(self) -> bool:

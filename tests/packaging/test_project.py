@@ -1,0 +1,155 @@
+"""The project's own files agree with each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.benchmarks import __main__ as benchmarks
+from recipes.benchmarks.tables import ROOT, documents, misses, render, table
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULT: dict[str, Any] = {
+    "command": "python -m recipes.benchmarks.x",
+    "commit": "0123456789abcdef",
+    "hardware": "one H100",
+    "versions": {"torch": "2.13.0"},
+    "model": "a model",
+    "date": "2026-01-02T03:04:05+00:00",
+    "rows": [
+        {"what": "ratio", "value": 1.00234, "unit": "", "bar": "<= 1.005", "holds": True, "beside": {"stock": 40321.7}},
+        {"what": "speed|up", "value": 9, "unit": "x", "bar": ">= 10", "holds": False, "why": "too slow", "beside": {}},
+        {"what": "no bar", "value": None, "unit": "s", "bar": None, "holds": None, "beside": {"peer": 2}},
+    ],
+}
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_tables_are_rendered_from_the_committed_results(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert render(text) == text, "run `make tables`"
+
+
+def test_table_shows_values_bars_and_reasons() -> None:
+    lines = table(RESULT).splitlines()
+    assert lines[1] == "| what | hf_longctx | stock | peer | bar |"
+    assert lines[3] == "| ratio | 1.002 | 40,322 | – | <= 1.005: holds |"
+    assert lines[4] == "| speed\\|up | 9 x | – | – | >= 10: missed |"
+    assert lines[5] == "| no bar | – | – | 2 | – |"
+    assert "- speed|up: too slow" in lines
+    assert "one H100; torch 2.13.0; 2026-01-02, commit 0123456789ab." in lines[-2]
+
+
+def test_rendering_replaces_blocks_only_and_settles_at_once(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps(RESULT))
+    blocks = "<!-- table:one -->\nstale\n<!-- /table -->\nb\n<!-- table:none -->\n<!-- /table -->\n"
+    text = f"a\n{blocks}    <!-- table:NAME -->\nc"
+    once = render(text, tmp_path)
+    assert "stale" not in once
+    assert once.startswith("a\n<!-- table:one -->\n\n| what |")
+    assert once.endswith("*Not measured yet.*\n<!-- /table -->\n    <!-- table:NAME -->\nc")
+    assert render(once, tmp_path) == once
+
+
+def test_check_lists_the_rows_that_miss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.json").write_text(json.dumps(RESULT))
+    assert list(misses(tmp_path)) == ["one: speed|up: 9 x, bar >= 10 (too slow)"]
+    assert benchmarks.main(["nonsense"]) == 2
+    assert benchmarks.main(["check"]) == bool(list(misses()))
+    assert capsys.readouterr().out
+
+
+def test_results_name_no_folder_of_the_machine_they_come_from() -> None:
+    for path in (ROOT / "recipes/benchmarks/results").glob("*.json"):
+        assert not re.search(r'"[^"]*(/home/|/root/|/tmp/|/Users/)', path.read_text(encoding="utf-8")), path.name
+
+
+def test_readme_lists_every_method() -> None:
+    pytest.importorskip("hf_longctx.method")
+    import hf_longctx
+
+    for name, cls in hf_longctx.methods().items():
+        assert f"| `{name}` |" in README, f"README's method table lacks {name}"
+        file = cls.__module__.replace(".", "/") + ".py"
+        assert f"`{file}`" in README, f"README's row of {name} does not name {file}"
+
+
+def test_readme_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.real_model
+def test_readme_lines_run_as_pasted() -> None:
+    pytest.importorskip("hf_longctx.attention.lm_infinite")
+    from hf_longctx.checkpoints import locate
+
+    try:
+        locate("smollm2-135m-instruct")
+    except OSError as error:
+        pytest.skip(f"the model cannot be had: {error}")
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    assert code.strip().splitlines()[-1].startswith("# ")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == code.strip().splitlines()[-1].removeprefix("# ")
+
+
+def test_version_is_the_same_everywhere() -> None:
+    hf_longctx = pytest.importorskip("hf_longctx")
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared
+    assert getattr(hf_longctx, "__version__", declared[1]) == declared[1]
+
+
+def test_tested_versions_satisfy_the_floors() -> None:
+    from packaging.requirements import Requirement
+
+    tested = {r.name: r for r in map(Requirement, _lines("constraints.txt"))}
+    block = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert block
+    floors = [Requirement(text) for text in re.findall(r'"([^"]+)"', block[1])]
+    assert len(floors) >= 8
+    for floor in floors:
+        pin = tested[floor.name.replace("-", "_")] if floor.name not in tested else tested[floor.name]
+        (version,) = [spec.version for spec in pin.specifier]
+        assert floor.specifier.contains(version), floor
+
+
+def test_pre_commit_runs_the_tested_ruff() -> None:
+    (ruff,) = [line for line in _lines("constraints.txt") if line.startswith("ruff==")]
+    assert f"rev: v{ruff.removeprefix('ruff==')}\n" in (ROOT / ".pre-commit-config.yaml").read_text()
+
+
+def test_ci_runs_what_the_readme_promises_and_tests_last() -> None:
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    commands = [line for line in script.read_text().splitlines() if line.startswith("make ")]
+    assert commands[-1] == "make test"
+    assert {"make lint", "make types", "make demo-short"} <= set(commands)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {line.split()[1] for line in commands} | set(re.findall(r"`make ([a-z-]+)`", README)) <= targets
+
+
+def test_no_committed_file_is_over_500_kb() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    names = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=True).stdout
+    big = [
+        name
+        for name in names.split("\0")
+        if name and (ROOT / name).is_file() and (ROOT / name).stat().st_size > 500_000
+    ]
+    assert not big
+
+
+def _lines(name: str) -> list[str]:
+    lines = (ROOT / name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
