@@ -348,8 +348,8 @@ def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -
 
 def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Let `model`, which carries a method, read the cache that it is called with."""
-    cache = kwargs.get("past_key_values")
-    if isinstance(cache, Cache):
+    cache = next((c for c in (kwargs.get("past_key_values"), *args) if isinstance(c, Cache)), None)
+    if cache is not None:
         patched = [m for m in model.modules() if STATE in vars(m)]
         for layer in [adopt(vars(m)[STATE].method, cache, m) for m in patched]:
             layer.open()
