@@ -119,7 +119,7 @@ def _apply_key(model: Any) -> None:
     for config in (model.config, tower.config):
         vars(config).pop(KEY, None)
     for method in methods:
-        method._apply(tower, configs_of=None)
+        method._apply(tower, model, own_configs=False)
 
 
 def _share_config(model: Any) -> None:
@@ -135,6 +135,8 @@ def _share_config(model: Any) -> None:
     for module in model.modules():
         if vars(module).get("config") is callers:
             module.config = own
+    for patch in applied(model):
+        patch.method.surround(patch, model)
 
 
 def _check_generation(method: AttentionMethod, generation_config: Any, mode: Any) -> None:

@@ -68,6 +68,9 @@ class LongContextMethod:
         """
         raise NotImplementedError
 
+    def surround(self, patch: Patch, outer: nn.Module) -> None:
+        """Change `outer`, a model around the tower, through `patch`; of a vision-language model there are several."""
+
     def apply(self, model: nn.Module) -> Patch:
         """Change a model in memory, and return the `Patch` that takes the change back.
 
@@ -75,15 +78,18 @@ class LongContextMethod:
         PEFT models are unwrapped. If anything raises, the model is as it was before.
         """
         root = unwrap(model)
-        return self._apply(find_tower(root), configs_of=root)
+        return self._apply(find_tower(root), root, own_configs=True)
 
-    def _apply(self, tower: nn.Module, configs_of: nn.Module | None) -> Patch:
+    def _apply(self, tower: nn.Module, root: nn.Module, own_configs: bool) -> Patch:
         patch = Patch(method=self, model=tower)
         with patch.recording():
             earlier = [p.method for p in applied(tower)]
-            if configs_of is not None:
-                patch.own_configs(configs_of)
+            if own_configs:
+                patch.own_configs(root)
             self.install(patch, tower)
+            for outer in root.modules():
+                if outer is not tower and any(module is tower for module in outer.modules()):
+                    self.surround(patch, outer)
             patch.set(tower.config, KEY, write_key([*earlier, self]))
         logger.info("applied %r to %s: %s", self, type(tower).__name__, patch.describe())
         return patch

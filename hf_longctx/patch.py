@@ -31,7 +31,8 @@ class _Missing:
 class Change:
     """One reversible change: `vars(target)[name]` was `old`.
 
-    For the name `__class__` the class was `old`; for `__hook__` a forward hook of id `old` was added.
+    For the name `__class__` the class was `old`; for `__hook__` a forward hook of id `old` was added; for `__edits__`
+    a config had a stand-in, and `old` are the stand-in and its values at the start.
     """
 
     target: Any
@@ -46,6 +47,11 @@ class Change:
         elif self.name == "__hook__":
             for hooks in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks"):
                 vars(self.target)[hooks].pop(self.old, None)
+        elif self.name == "__edits__":
+            stand_in, before = self.old
+            for name, value in vars(stand_in).items():
+                if not isinstance(value, PreTrainedConfig) and (name not in before or before[name] != value):
+                    vars(self.target)[name] = value  # e.g. vocab_size, after resize_token_embeddings
         elif self.old is _Missing:
             vars(self.target).pop(self.name, None)
         else:
@@ -83,7 +89,10 @@ class Patch:
         self.changes.append(Change(module, "__hook__", handle.id))
 
     def own_configs(self, root: nn.Module) -> None:
-        """Give the modules of `root` configs of their own: one config object often serves several models."""
+        """Give the modules of `root` configs of their own: one config object often serves several models.
+
+        What the user changes in them meanwhile is carried over to the model's own config by the undo.
+        """
         copies: dict[int, Any] = {}
         for module in root.modules():
             config = vars(module).get("config")
@@ -92,6 +101,9 @@ class Patch:
         for module in root.modules():
             config = vars(module).get("config")
             if isinstance(config, PreTrainedConfig):
+                if not any(c.name == "__edits__" and c.target is config for c in self.changes):
+                    own = copies[id(config)]
+                    self.changes.append(Change(config, "__edits__", (own, copy.deepcopy(vars(own)))))
                 self.set(module, "config", copies[id(config)])
 
     @contextmanager

@@ -249,6 +249,14 @@ def test_a_cache_is_only_good_for_the_model_that_wrote_it(family: str, method: A
     close(logits_of(model, more, past_key_values=rotated), stock, "the stock cache is still good for the stock model")
 
 
+def test_a_cache_passed_by_position_is_read(method: Any) -> None:
+    model, cache = tiny(), DynamicCache()
+    method.apply(model)
+    with torch.no_grad():
+        parts = [model.model(ids, None, None, cache).last_hidden_state for ids in IDS.split(9, 1)]
+        close(torch.cat(parts, 1), model.model(IDS).last_hidden_state)
+
+
 def test_a_cache_of_other_settings_is_refused() -> None:
     model, cache = tiny(), DynamicCache()
     with METHOD.on(model):

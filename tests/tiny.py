@@ -71,6 +71,7 @@ CLASSES: dict[str, Any] = {
     "gpt_neox": GPTNeoXForCausalLM,
 }
 FAMILIES = ("llama", "qwen3", "gemma3")
+MORE_FAMILIES = ("mistral", "smollm3", "gpt_neox")  # no window; a layer without RoPE; half-rotary and no GQA
 
 
 def tiny(family: str = "llama", seed: int = 0, attn_implementation: str = "sdpa", **changes: Any) -> Any:

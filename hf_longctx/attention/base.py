@@ -21,6 +21,7 @@ from .positions import (
     Tower,
     after_forward,
     before_forward,
+    open_cache,
     position_free,
     rotary_function,
 )
@@ -46,6 +47,10 @@ class AttentionMethod(LongContextMethod):
 
     def check(self, tower: nn.Module) -> None:
         """Raise ValueError where this method cannot serve this model. Called before the first change."""
+
+    def surround(self, patch: Patch, outer: Any) -> None:
+        if getattr(outer, "config", patch.model.config) is not patch.model.config:
+            patch.add_hook(outer, open_cache, "pre")  # a composite model asks the cache for its size by itself
 
     def install(self, patch: Patch, tower: nn.Module) -> None:
         config: Any = tower.config

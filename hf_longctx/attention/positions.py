@@ -343,9 +343,15 @@ def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -
     check_implementation(patched[0])
     if kwargs.get("output_attentions") or getattr(tower_module.config, "output_attentions", False):
         raise ValueError(f"output_attentions=True: {state.method.name} never forms the attention matrix. Leave it out.")
-    cache = kwargs.get("past_key_values")
-    if isinstance(cache, Cache):
-        for layer in [adopt(state.method, cache, module) for module in patched]:
+    open_cache(tower_module, args, kwargs)
+
+
+def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """Let `model`, which carries a method, read the cache that it is called with."""
+    cache = next((c for c in (kwargs.get("past_key_values"), *args) if isinstance(c, Cache)), None)
+    if cache is not None:
+        patched = [m for m in model.modules() if STATE in vars(m)]
+        for layer in [adopt(vars(m)[STATE].method, cache, m) for m in patched]:
             layer.open()
 
 

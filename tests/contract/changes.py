@@ -92,6 +92,24 @@ def a_failure_inside_apply_leaves_nothing(method: Any, family: str) -> None:
     same(logits_of(model, IDS), stock)
 
 
+@prop
+def what_the_user_changes_meanwhile_survives_undo(method: Any, family: str) -> None:
+    model = tiny(family)
+    patch = method.apply(model)
+    model.resize_token_embeddings(70)
+    model.config.use_cache = False
+    resized = logits_of(model, IDS)
+    patch.undo()
+    text_config = model.config.get_text_config()
+    assert (text_config.vocab_size, text_config.use_cache, text_config.hf_longctx) == (70, False, None)
+    assert text_config._attn_implementation == "sdpa"
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+    method.apply(loaded)
+    same(logits_of(loaded, IDS), resized)
+
+
 def _fails(*args: Any) -> None:
     raise ValueError("half-way")
 

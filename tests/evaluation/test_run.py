@@ -170,7 +170,7 @@ def test_a_model_that_broke_down_entirely_still_gives_a_result(
 def test_a_model_that_carries_a_method_is_measured_as_loaded(
     llama: Any, tokenizer: Any, tmp_path: Path, console: Console
 ) -> None:
-    llama.config.hf_longctx = {"version": 1, "methods": [{"name": "louder"}]}
+    llama.config.hf_longctx = {"version": 1, "methods": [{"name": "lm_infinite"}]}
     with pytest.raises(ValueError, match="already carries a method"):
         evaluate(llama, tokenizer, method=Louder(), out=tmp_path, console=console, **PPL)
     found = evaluate(llama, tokenizer, out=tmp_path, console=console, **PPL)
