@@ -31,12 +31,12 @@ class _Sizes:
 
 # The longest length is past the model's real window, where the stock model breaks.
 FULL = _Sizes(
-    window=1024,
-    perplexity=(2048, 4096, 12288),
-    n_targets=512,
-    passkey=(1536, 2560),
+    window=512,
+    perplexity=(1024, 4096, 12288),
+    n_targets=256,
+    passkey=(768, 1536),
     depths=(0.1, 0.5, 0.9),
-    document=3000,
+    document=2000,
 )
 SHORT = _Sizes(
     window=256, perplexity=(512, 1024), n_targets=128, passkey=(384,), depths=(0.2, 0.9), document=600
