@@ -69,7 +69,7 @@ def _number(value: Any, unit: str = "") -> str:
         return "–"
     if not isinstance(value, int | float):
         return str(value)
-    digits = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    digits = f"{value:,}" if isinstance(value, int) else f"{value:,.5g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return f"{digits} {unit}".strip()
 
 
