@@ -75,6 +75,8 @@ class AttentionMethod(LongContextMethod):
         current = config._attn_implementation
         inner = current.inner if isinstance(current, Implementation) else current
         state = Tower(method, tower.rotary_emb, inner if isinstance(inner, str) else "sdpa")  # type: ignore[arg-type]
+        state.layers = layers
+        patch.set(tower, STATE, state)
         for module in layers:
             stock: Any = type(module)
             patch.set_class(module, position_free(stock))
