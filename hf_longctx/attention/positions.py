@@ -9,7 +9,6 @@ function, which asks the method what is read where. No model code is copied.
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,6 +55,7 @@ class Tower:
     method: AttentionMethod
     rotary: nn.Module
     inner: str  # transformers' attention implementation before ours
+    per_layer_type: bool  # the rotary embedding has frequencies for each kind of layer (Gemma3)
     layers: list[nn.Module] = field(default_factory=list, repr=False)
     checked: bool = False
     step: Step | None = None
@@ -72,8 +72,7 @@ class Tower:
     def rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
         """The model's own cosines and sines at these positions; pairs with its own `apply_rotary_pos_emb`."""
         where = next((b.device for b in self.rotary.buffers()), like.device)
-        kind: Any = type(self.rotary)
-        typed = (layer_type(module),) if "layer_type" in _parameters(kind) else ()
+        typed = (layer_type(module),) if self.per_layer_type else ()
         cos, sin = self.rotary(like, pos_BL.to(where), *typed)
         return Rotation(cos.to(like.device), sin.to(like.device), rotary_function(stock_class(module)))
 
@@ -366,8 +365,3 @@ def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
 def after_forward(tower_module: nn.Module, args: Any, output: Any) -> None:
     """Let go of the forward's tensors."""
     vars(tower_module)[STATE].step = None
-
-
-@functools.cache
-def _parameters(cls: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(cls.forward).parameters)
