@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .attention.branches import Branch, attend
     from .attention.lm_infinite import LMInfinite
     from .attention.position_free import PositionFree
+    from .attention.streaming import StreamingLLM
     from .hooks import extend_config, install, uninstall
     from .method import LongContextMethod, methods
     from .patch import Patch, applied, undo
@@ -29,6 +30,7 @@ __version__ = "0.1.0.dev0"
 _METHODS = {
     "LMInfinite": "attention.lm_infinite",
     "PositionFree": "attention.position_free",
+    "StreamingLLM": "attention.streaming",
 }
 _NAMES = {
     "Branch": "attention.branches",
@@ -49,6 +51,7 @@ __all__ = [
     "LongContextMethod",
     "Patch",
     "PositionFree",
+    "StreamingLLM",
     "__version__",
     "applied",
     "attend",

@@ -12,13 +12,14 @@ import pytest
 import tests.contract.changes
 import tests.contract.generation
 import tests.contract.wrapping  # noqa: F401  (the three register their properties)
-from hf_longctx import LMInfinite, PositionFree
+from hf_longctx import LMInfinite, PositionFree, StreamingLLM
 from tests.contract.registry import PROPERTIES, applies
 from tests.tiny import FAMILIES, MORE_FAMILIES
 
 METHODS: dict[str, Any] = {
     "lm_infinite": LMInfinite(n_global=2, n_local=6),
     "lm_infinite_top3": LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1),
+    "streaming_llm": StreamingLLM(n_sink=2, window=6),
     "position_free": PositionFree(),
 }
 # what differs between families; the rest is shared code, and is run on three of them

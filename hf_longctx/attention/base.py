@@ -94,3 +94,16 @@ class AttentionMethod(LongContextMethod):
             dtype = next((p.dtype for p in tower.parameters() if p.is_floating_point()), torch.float32)
             check_parity(layers[0], state, probe(config.hidden_size, weight.device, dtype))
             state.checked = True
+
+
+def refuse_moving_frequencies(method: LongContextMethod, tower: Any) -> None:
+    """ValueError for rotary embeddings whose frequencies change with the length read (dynamic, longrope)."""
+    kind = getattr(tower.rotary_emb, "rope_type", "default")
+    kinds = set(kind.values()) if isinstance(kind, dict) else {kind}
+    moving = sorted(k for k in kinds if "dynamic" in str(k) or k == "longrope")
+    if moving:
+        raise ValueError(
+            f"rope_type={moving[0]!r} changes its frequencies with the length read, so positions cannot be decided "
+            f"anew. {type(method).__name__} needs none of it beyond its window: use the model's original "
+            f"rope_parameters."
+        )

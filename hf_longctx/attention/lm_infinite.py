@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ..anatomy import attention_layers
 from ..cache.layers import BoundedLayer, GrowingLayer, Slots, UnrotatedLayer
-from .base import AttentionMethod
+from .base import AttentionMethod, refuse_moving_frequencies
 from .branches import Branch, Outside, Selected, Window, pairs
 from .positions import Read
 
@@ -85,14 +84,7 @@ class LMInfinite(AttentionMethod):
                 f"top_k_from_layer={self.top_k_from_layer}: the model has {n_layers} layers (0 to {n_layers - 1}), so "
                 f"no layer would look up its top {self.top_k}. Choose a smaller one."
             )
-        kind = getattr(tower.rotary_emb, "rope_type", "default")
-        kinds = set(kind.values()) if isinstance(kind, dict) else {kind}
-        moving = sorted(k for k in kinds if "dynamic" in str(k) or k == "longrope")
-        if moving:
-            raise ValueError(
-                f"rope_type={moving[0]!r} changes its frequencies with the length read, so positions cannot be decided "
-                f"anew. LMInfinite needs none of it beyond its window: use the model's original rope_parameters."
-            )
+        refuse_moving_frequencies(self, tower)
 
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         assert self.n_local is not None
@@ -102,24 +94,17 @@ class LMInfinite(AttentionMethod):
 
     def branches(self, read: Read) -> list[Branch]:
         assert self.n_local is not None
-        q_rope, k_rope = read.true_ropes()
-        branch = functools.partial(
-            Branch, q_pos_BL=read.q_pos_BL, regular=read.regular, padded=read.padded, memo=read.shared
-        )
-        kept: dict[str, Any] = {"k_BGSD": read.k_BGSD, "v_BGSD": read.v_BGSD, "k_pos_BS": read.k_pos_BS}
-        window = Window(self.n_local)
-        local = branch(q_BHLD=read.q_BHLD, **kept, visible=window, q_rope=q_rope, k_rope=k_rope)
         first = read.first(self.n_global)
-        sinks: dict[str, Any] = {"k_BGSD": first.k, "v_BGSD": first.v, "k_pos_BS": first.pos}
         # the ceiling: all of them at distance n_local, wherever the query is
         ceiling = read.relative(-self.n_local)
-        far = branch(q_BHLD=read.q_BHLD, **sinks, visible=Outside(self.n_local), k_rope=ceiling)
+        local = read.branch(Window(self.n_local))
+        far = read.branch(Outside(self.n_local), keys=first, q_rope=None, k_rope=ceiling)
         if not self.top_k or read.module.layer_idx < self.top_k_from_layer:  # type: ignore[operator]
             return [local, far]
         halfway = read.relative(self.n_local // 2)  # queries moved, keys as they are: there are more keys
         q_half = read.q_BHLD if halfway is None else halfway(read.q_BHLD)
         chosen = Selected(self._best_middle(read, q_half, first))
-        return [local, far, branch(q_BHLD=q_half, **kept, visible=chosen)]
+        return [local, far, dataclasses.replace(local, q_BHLD=q_half, visible=chosen, q_rope=None, k_rope=None)]
 
     @torch.no_grad()
     def _best_middle(self, read: Read, q_BHLD: Tensor, first: Slots) -> Tensor:

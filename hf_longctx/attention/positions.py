@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from ..anatomy import layer_type
 from ..cache.layers import Slots, UnrotatedLayer
 from ..method import KEY
+from .branches import Branch, Visible
 from .rotation import Rotation
 
 if TYPE_CHECKING:
@@ -129,10 +130,24 @@ class Read:
 
     def memo(self, what: Any, make: Callable[[], Any]) -> Any:
         """`make()`, once for all layers of this kind in this forward."""
-        key = (what, layer_type(self.module), self.k_BGSD.device)
+        key = (what, layer_type(self.module), has_rope(self.module), self.k_BGSD.device)
         if key not in self.step.memo:
             self.step.memo[key] = make()
         return self.step.memo[key]
+
+    def branch(
+        self,
+        visible: Visible,
+        keys: Slots | None = None,
+        q_rope: Rotation | None = None,
+        k_rope: Rotation | None = None,
+    ) -> Branch:
+        """A branch of these queries: over `keys` as the ropes say, or by default over all keys at true distances."""
+        if keys is None:
+            q_rope, k_rope = self.true_ropes()
+            keys = Slots(self.k_BGSD, self.v_BGSD, self.k_pos_BS)
+        seen = self.q_pos_BL, keys.pos, visible, q_rope, k_rope, self.regular, self.padded, self.shared
+        return Branch(self.q_BHLD, keys.k, keys.v, *seen)
 
     def rotation(self, pos_BL: Tensor) -> Rotation | None:
         """The rotation to these positions; None on layers without position embeddings (NoPE)."""

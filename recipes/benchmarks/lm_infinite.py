@@ -170,7 +170,8 @@ def passkey(model: Any, tokenizer: Any, window: int, every: int, trials: int) ->
     with LMInfinite(n_local=window, top_k=5).on(model):
         ours = {factor: cells("top_k=5", int(factor * window)) for factor in factors}
     truncated = {factor: cells("truncated", int(factor * window), keep_last=window - 8) for factor in factors}
-    yield row(f"accuracy inside the window of {window:,} tokens (stock)", fmean(inside), "", beside={"stock, truncated": "–"})
+    what = f"accuracy inside the window of {window:,} tokens (stock)"
+    yield row(what, fmean(inside), "", beside={"stock, truncated": "–"})
     for factor in factors:
         beside = {"stock, truncated": fmean(truncated[factor])}
         yield row(f"accuracy at {factor:g} times the window, top_k=5", fmean(ours[factor]), "", beside=beside)

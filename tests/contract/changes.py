@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pickle
 import tempfile
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import hf_longctx
 from hf_longctx import LMInfinite
 from tests.contract.registry import close, differs, fingerprint, is_identity, prop, prop_where, same
-from tests.reference.model import lm_infinite_by_brute_force
+from tests.reference.model import by_brute_force
 from tests.tiny import logits_of, text, tiny
 
 IDS = text(2, 24)
@@ -53,16 +54,16 @@ def on_is_undone_also_after_an_exception(method: Any, family: str) -> None:
 def identity_settings_leave_the_output_equal(method: Any, family: str) -> None:
     model = tiny(family)
     stock = logits_of(model, IDS)
-    with LMInfinite(n_global=method.n_global, n_local=300, top_k=method.top_k, top_k_from_layer=0).on(model):
+    wide = {"lm_infinite": {"n_local": 300}, "streaming_llm": {"window": 300}}
+    with dataclasses.replace(method, **wide[method.name]).on(model):
         close(logits_of(model, IDS), stock)
         close(logits_of(model, IDS, use_cache=False), stock)
 
 
 @prop_where(lambda method, family: not is_identity(method))
 def forward_and_gradients_equal_brute_force(method: Any, family: str) -> None:
-    model, settings = tiny(family), method.spec()
+    model = tiny(family)
     model.requires_grad_(True)
-    names = ("n_global", "n_local", "top_k", "top_k_from_layer")
 
     def run() -> list[torch.Tensor]:
         model.zero_grad()
@@ -70,7 +71,7 @@ def forward_and_gradients_equal_brute_force(method: Any, family: str) -> None:
         (out.loss * 10).backward()
         return [out.logits.detach(), *(p.grad.clone() for p in model.parameters())]
 
-    with lm_infinite_by_brute_force(model, **{n: settings[n] for n in names}):
+    with by_brute_force(model, method):
         truth = run()
     with method.on(model):
         ours = run()

@@ -1,9 +1,9 @@
-"""A whole model with LM-Infinite attention by brute force: only the attention function is replaced, pair by pair."""
+"""A whole model with a method's attention by brute force: only the attention function is replaced, pair by pair."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -12,15 +12,38 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.reference.lm_infinite import attention_all_pairs, inverse_frequencies, rotated
+from tests.reference.streaming import attention_of_one_head as streaming
 
 NAME = "brute_force"
 
 
-@contextmanager
+# (queries, keys, values, inverse frequencies, layer index) of one head, un-rotated, float64 -> its output
+HeadAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+
+
+def by_brute_force(model: Any, method: Any) -> AbstractContextManager[Any]:
+    """Inside the block `model`, a stock model, runs `method` as its paper writes it."""
+    if method.name == "streaming_llm":
+        return _replaced(model, lambda q, k, v, f, _: streaming(q, k, v, f, method.n_sink, method.window))
+    settings = method.spec()
+    names = ("n_global", "n_local", "top_k", "top_k_from_layer")
+    return lm_infinite_by_brute_force(model, **{name: settings[name] for name in names})
+
+
 def lm_infinite_by_brute_force(
     model: Any, n_global: int, n_local: int, top_k: int = 0, top_k_from_layer: int = 4
-) -> Iterator[Any]:
-    """Inside the block `model`, a stock model, runs LM-Infinite. One document a row, no padding, no cache.
+) -> AbstractContextManager[Any]:
+    """Inside the block `model`, a stock model, runs LM-Infinite."""
+
+    def head(q: Tensor, k: Tensor, v: Tensor, inv_freq: Tensor, layer: int) -> Tensor:
+        return attention_all_pairs(q, k, v, inv_freq, n_global, n_local, top_k if layer >= top_k_from_layer else 0)
+
+    return _replaced(model, head)
+
+
+@contextmanager
+def _replaced(model: Any, one_head: HeadAttention) -> Iterator[Any]:
+    """One document a row, no padding, no cache.
 
     transformers hands over rotated queries and keys; they are turned back by their positions first. Sliding-window
     layers keep true distances within their window, which is LM-Infinite with no first tokens.
@@ -34,18 +57,17 @@ def lm_infinite_by_brute_force(
         kind = config.layer_types[module.layer_idx] if getattr(config, "layer_types", None) else "full_attention"
         rope = config.rope_parameters.get(kind, config.rope_parameters)
         inv_freq = inverse_frequencies(rope["rope_theta"], D)
-        settings = {"n_global": n_global, "n_local": n_local, "top_k": top_k}
-        if kind == "sliding_attention":
-            settings = {"n_global": 0, "n_local": config.sliding_window}
-        elif module.layer_idx < top_k_from_layer:
-            settings["top_k"] = 0
         group = query.shape[1] // key.shape[1]
         heads = []
         for b in range(len(query)):
             for h in range(query.shape[1]):
                 q, k = (turned_back(x.double(), inv_freq) for x in (query[b, h], key[b, h // group]))
                 q = q * (scaling * D**0.5)  # the reference divides by sqrt(D)
-                heads.append(attention_all_pairs(q, k, value[b, h // group].double(), inv_freq, **settings))
+                v = value[b, h // group].double()
+                if kind == "sliding_attention":
+                    heads.append(attention_all_pairs(q, k, v, inv_freq, n_global=0, n_local=config.sliding_window))
+                else:
+                    heads.append(one_head(q, k, v, inv_freq, module.layer_idx))
         out = torch.stack(heads).unflatten(0, query.shape[:2])
         return out.transpose(1, 2).to(query.dtype), None
 
