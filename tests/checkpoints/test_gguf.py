@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,19 +138,33 @@ def test_full_disk_leaves_nothing_half_made(tiny: Path, cache: Path, monkeypatch
     assert (convert(tiny, cache_dir=cache) / "model.safetensors").is_file()
 
 
-def test_two_conversions_at_once_give_one_folder(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both_wrote, write = threading.Barrier(2, timeout=30), PreTrainedModel.save_pretrained
+def test_conversion_that_another_one_overtakes_uses_its_result(
+    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, running = PreTrainedModel.save_pretrained, []
 
-    def slow(self: PreTrainedModel, folder: Path, **kwargs: object) -> None:
+    def overtaken(self: PreTrainedModel, folder: Path, **kwargs: object) -> None:
+        running.append(folder)
+        if len(running) == 1:
+            # What another process would do at this moment.
+            assert convert(tiny, cache_dir=cache).is_dir()
         write(self, folder, **kwargs)
-        both_wrote.wait()
 
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", slow)
-    found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(convert(tiny, cache_dir=cache))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 2
-    assert list(cache.iterdir()) == [found[0]] == [found[1]]
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", overtaken)
+    found = convert(tiny, cache_dir=cache)
+    assert len(running) == 2
+    assert list(cache.iterdir()) == [found]
+
+
+def test_threads_convert_once(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, running = PreTrainedModel.save_pretrained, []
+
+    def counted(self: PreTrainedModel, folder: Path, **kwargs: object) -> None:
+        running.append(folder)
+        write(self, folder, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", counted)
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: convert(tiny, cache_dir=cache), range(4)))
+    assert len(running) == 1
+    assert list(cache.iterdir()) == list(found)
