@@ -71,9 +71,9 @@ def install() -> None:
         result = prepare_cache(self, generation_config, model_kwargs, generation_mode, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         if methods and cache is not None:
-            for module in self.modules():
-                if STATE in vars(module):
-                    adopt(vars(module)[STATE].method, cache, module)
+            state = vars(find_tower(self))[STATE]
+            for module in state.layers:
+                adopt(state.method, cache, module)
         return result
 
     setattr(PreTrainedConfig, KEY, _Key())
@@ -143,7 +143,7 @@ def _check_generation(method: AttentionMethod, generation_config: Any, mode: Any
     if mode == GenerationMode.ASSISTED_GENERATION:
         raise ValueError(
             f"assisted decoding (an assistant model or prompt_lookup_num_tokens) must take tokens back out of the "
-            f"cache, and {method.name} has let go of what stood before them. Generate without it."
+            f"cache, which the one of {method.name} cannot do. Generate without it."
         )
     if generation_config.cache_implementation not in (None, "dynamic"):
         raise ValueError(

@@ -1,17 +1,9 @@
-"""Which optional packages are here. Asked once."""
+"""Which optional packages are here."""
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 
-
-@functools.cache
-def has_triton() -> bool:
-    """Triton comes with CUDA builds of torch."""
-    return importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
-def has_flash_attn() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
+# constants, not cached functions: torch.compile traces through the reads
+TRITON = importlib.util.find_spec("triton") is not None  # comes with CUDA builds of torch
+FLASH_ATTN = importlib.util.find_spec("flash_attn") is not None

@@ -3,6 +3,7 @@
 # B batch, H query heads, L queries, D head dim
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -74,7 +75,11 @@ class AttentionMethod(LongContextMethod):
         method.check(tower)
         current = config._attn_implementation
         inner = current.inner if isinstance(current, Implementation) else current
-        state = Tower(method, tower.rotary_emb, inner if isinstance(inner, str) else "sdpa")  # type: ignore[arg-type]
+        rotary: Any = tower.rotary_emb
+        per_layer_type = "layer_type" in inspect.signature(rotary.forward).parameters
+        state = Tower(method, rotary, inner if isinstance(inner, str) else "sdpa", per_layer_type)
+        state.layers = layers
+        patch.set(tower, STATE, state)
         for module in layers:
             stock: Any = type(module)
             patch.set_class(module, position_free(stock))

@@ -6,6 +6,7 @@ shared function). Eight tokens through one layer, both ways, settle it.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,7 +59,7 @@ def check_parity(module: nn.Module, tower: Tower, hidden_1LX: Tensor) -> None:
     module.eval()
     try:
         truth = stock.forward(module, hidden_1LX, position_embeddings=step.embeddings, **kwargs)[0]
-        plain = type(tower)(_CausalOnly(), tower.rotary, tower.inner)  # type: ignore[arg-type]
+        plain = dataclasses.replace(tower, method=_CausalOnly(), step=None)  # type: ignore[arg-type]
         ours = stock.forward(module, hidden_1LX, position_embeddings=identity, longctx=(plain, step, None), **kwargs)[0]
     except Exception as error:
         raise ValueError(

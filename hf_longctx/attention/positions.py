@@ -9,7 +9,6 @@ function, which asks the method what is read where. No model code is copied.
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from .rotation import Rotation
 if TYPE_CHECKING:
     from .base import AttentionMethod
 
-STATE = "_hf_longctx"  # in a patched attention module's __dict__: the Tower it belongs to
+STATE = "_hf_longctx"  # in the __dict__ of a tower and of its patched attention modules: their Tower
 CACHE_NAMES = ("past_key_values", "layer_past")
 
 
@@ -56,6 +55,8 @@ class Tower:
     method: AttentionMethod
     rotary: nn.Module
     inner: str  # transformers' attention implementation before ours
+    per_layer_type: bool  # the rotary embedding has frequencies for each kind of layer (Gemma3)
+    layers: list[nn.Module] = field(default_factory=list, repr=False)
     checked: bool = False
     step: Step | None = None
 
@@ -71,8 +72,7 @@ class Tower:
     def rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
         """The model's own cosines and sines at these positions; pairs with its own `apply_rotary_pos_emb`."""
         where = next((b.device for b in self.rotary.buffers()), like.device)
-        kind: Any = type(self.rotary)
-        typed = (layer_type(module),) if "layer_type" in _parameters(kind) else ()
+        typed = (layer_type(module),) if self.per_layer_type else ()
         cos, sin = self.rotary(like, pos_BL.to(where), *typed)
         return Rotation(cos.to(like.device), sin.to(like.device), rotary_function(stock_class(module)))
 
@@ -256,45 +256,55 @@ def _begin(
     if pos is None:
         start = cache.get_seq_length(module.layer_idx) if cache is not None else 0
         pos = torch.arange(start, start + L, device=hidden.device)[None]
+    if pos.ndim != 2:
+        raise ValueError(
+            f"position_ids of shape {tuple(pos.shape)}: {tower.method.name} works with one position a token, (batch, "
+            f"tokens). Models whose tokens have several (mrope) are not supported."
+        )
     pos = pos.to(hidden.device).expand(B, L)
     mask = kwargs.get("attention_mask")
     if mask is None:
-        regular = _is_regular(pos, None)
-        _check_rising(pos, regular, tower)
-        return Step(embeddings, pos, False, regular)
+        return _step(tower, module, embeddings, pos, None, cache)
     if mask.dtype != torch.bool or tuple(mask.shape[-3:]) != (1, 1, L):
         raise ValueError(
             f"attention_mask of shape {tuple(mask.shape)}: {tower.method.name} builds its own mask from positions and "
             f"takes the padding only. Pass a 2D mask (batch, tokens read so far) of ones and zeros."
         )
     real = mask[:, 0, 0].to(hidden.device).expand(B, L)
-    pos = torch.where(real, pos, -1)
-    regular = _is_regular(pos, real)
-    _check_rising(pos, regular, tower)
-    return Step(embeddings, pos, True, regular)
+    return _step(tower, module, embeddings, torch.where(real, pos, -1), real, cache)
 
 
-def _check_rising(pos: Tensor, regular: bool, tower: Tower) -> None:
-    """Positions decide who sees whom: two tokens of a row at one position, or out of order, would see the future."""
-    if regular or pos.shape[1] < 2 or torch.compiler.is_compiling():
-        return
-    before = pos.cummax(1).values[:, :-1]
-    if bool(((pos[:, 1:] >= 0) & (pos[:, 1:] <= before)).any()):
+def _step(tower: Tower, module: Any, embeddings: Any, pos: Tensor, real: Tensor | None, cache: Cache | None) -> Step:
+    padded = real is not None
+    if torch.compiler.is_compiling() or (pos.is_cuda and pos.shape[1] == 1):
+        return Step(embeddings, pos, padded, False)  # asking costs a sync, too much for every token
+    layer = None if cache is None else adopt(tower.method, cache, module)
+    seen = None if layer is None or layer.pos is None or not layer.pos.shape[1] else layer.pos.amax(1, keepdim=True)
+    regular = pos.is_cuda and _is_regular(pos, real, seen)  # only the GPU's window kernels want to know
+    if not regular and not _rises(pos, seen):
         raise ValueError(
             f"position_ids that start again or do not rise within a row: {tower.method.name} takes one document a row. "
             f"Pass packed documents as rows of a padded batch, with an attention_mask."
         )
+    return Step(embeddings, pos, padded, regular)
 
 
-def _is_regular(pos: Tensor, real: Tensor | None) -> bool:
-    # only the GPU's window kernels want to know, and only for more than one query; asking costs a sync
-    if not pos.is_cuda or pos.shape[1] == 1 or torch.compiler.is_compiling():
-        return False
-    if real is None:
-        return bool((pos.diff(dim=1) == 1).all())
+def _rises(pos: Tensor, seen: Tensor | None) -> bool:
+    """Positions decide who sees whom: two tokens of a row at one position, or out of order, would see the future."""
+    before = pos.cummax(1).values[:, :-1]
+    falls = ((pos[:, 1:] >= 0) & (pos[:, 1:] <= before)).any()
+    if seen is not None:
+        falls |= ((pos >= 0) & (pos <= seen.to(pos.device))).any()
+    return not bool(falls)
+
+
+def _is_regular(pos: Tensor, real: Tensor | None, seen: Tensor | None) -> bool:
+    """Consecutive positions in every row, going on from what was seen before."""
+    real = torch.ones_like(pos, dtype=torch.bool) if real is None else real
     rank = real.long().cumsum(1) - 1
-    start = torch.where(real, pos - rank, 0).amax(1, keepdim=True)
-    return bool(((pos == start + rank) | ~real).all())
+    start = torch.where(real, pos - rank, -1).amax(1, keepdim=True)
+    follows = (start < 0) | (start == (0 if seen is None else seen.to(pos.device) + 1)) | (seen is None)
+    return bool(((pos == start + rank) | ~real).all() & follows.all())
 
 
 def check_implementation(module: nn.Module) -> None:
@@ -335,12 +345,9 @@ def adopt(method: AttentionMethod, cache: Cache, module: nn.Module) -> Unrotated
 
 def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Checks everything that can be wrong before the first layer runs, so that a cache is never left half-updated."""
-    from ..anatomy import attention_layers
-
-    patched = [m for m in attention_layers(tower_module) if STATE in vars(m)]
-    state: Tower = vars(patched[0])[STATE]
+    state: Tower = vars(tower_module)[STATE]
     state.step = None
-    check_implementation(patched[0])
+    check_implementation(state.layers[0])
     if kwargs.get("output_attentions") or getattr(tower_module.config, "output_attentions", False):
         raise ValueError(f"output_attentions=True: {state.method.name} never forms the attention matrix. Leave it out.")
     open_cache(tower_module, args, kwargs)
@@ -350,19 +357,11 @@ def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Let `model`, which carries a method, read the cache that it is called with."""
     cache = next((c for c in (kwargs.get("past_key_values"), *args) if isinstance(c, Cache)), None)
     if cache is not None:
-        patched = [m for m in model.modules() if STATE in vars(m)]
-        for layer in [adopt(vars(m)[STATE].method, cache, m) for m in patched]:
+        state: Tower = next(vars(m)[STATE] for m in model.modules() if STATE in vars(m))
+        for layer in [adopt(state.method, cache, module) for module in state.layers]:
             layer.open()
 
 
 def after_forward(tower_module: nn.Module, args: Any, output: Any) -> None:
     """Let go of the forward's tensors."""
-    for module in tower_module.modules():
-        if STATE in vars(module):
-            vars(module)[STATE].step = None
-            return
-
-
-@functools.cache
-def _parameters(cls: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(cls.forward).parameters)
+    vars(tower_module)[STATE].step = None

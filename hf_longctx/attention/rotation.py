@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .available import has_triton
+from .available import TRITON
 
 ApplyRotary = Callable[..., tuple[Tensor, Tensor]]
 
@@ -39,7 +39,7 @@ class Rotation:
 
 def _one_kernel(x: Tensor) -> bool:
     graph = torch.is_grad_enabled() and x.requires_grad
-    return x.is_cuda and not graph and has_triton() and not torch.compiler.is_compiling()
+    return x.is_cuda and not graph and TRITON and not torch.compiler.is_compiling()
 
 
 @functools.cache

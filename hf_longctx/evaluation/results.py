@@ -124,11 +124,10 @@ def write_whole(path: str | Path, data: bytes) -> None:
 
 
 def package_version() -> str:
-    """Version of the installed package, or "unknown" when it is imported from a bare folder."""
-    try:
-        return metadata.version("hf-longctx")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    """Version of the package that runs, installed or imported from a bare folder."""
+    import hf_longctx
+
+    return hf_longctx.__version__
 
 
 def _holds(value: float | None, bar: str) -> bool:

@@ -1,4 +1,4 @@
-"""LM-Infinite beside stock, in one run: attention, prefill, perplexity at 64k to 1M tokens (one GPU); passkey (any device).
+"""LM-Infinite beside stock, each part in one run: speed and perplexity on one GPU, passkey on any device.
 
 python -m recipes.benchmarks.documents DOCS        # fetches the texts
 python -m recipes.benchmarks.lm_infinite --documents DOCS [--parts attention,prefill,perplexity,million,passkey]
@@ -31,7 +31,7 @@ from .timing import milliseconds, peak_gib
 K = 1024
 TRAINED = 8 * K
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("attention", "prefill", "perplexity", "million", "passkey")
+PARTS = ("speed", "perplexity", "passkey")
 
 
 def attention(model: Any) -> Iterator[dict[str, Any]]:
@@ -57,10 +57,9 @@ def attention(model: Any) -> Iterator[dict[str, Any]]:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     mine, flash, stock = milliseconds(ours), milliseconds(torch_flash, runs=5), milliseconds(dispatched, runs=5)
-    beside = {"torch flash, ms": flash, "stock dispatch (cuDNN), ms": stock, "LM-Infinite, ms": mine}
-    what = "attention of one layer, 128k prefill, 4k window, 9/3 heads d64, times faster than"
-    yield row(f"{what} torch flash", flash / mine, "x", bar=">= 10", beside=beside)
-    yield row(f"{what} what stock dispatches to", stock / mine, "x", bar=">= 7", beside=beside)
+    what = "attention of one layer, 128k prefill, 4k window, 9/3 heads d64: times faster than"
+    for name, bar, other in (("torch flash", ">= 10", flash), ("what stock dispatches to (cuDNN)", ">= 7", stock)):
+        yield row(f"{what} {name}", other / mine, "x", bar=bar, beside=_beside(f"{mine:.2f} ms", f"{other:.1f} ms"))
 
 
 def prefill(model: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
@@ -83,9 +82,11 @@ def prefill(model: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
             beside[f"LM-Infinite in chunks of {chunk // K}k, s"] = milliseconds(lambda c=chunk: run(c), runs=5) / 1e3
             beside[f"LM-Infinite in chunks of {chunk // K}k, GiB"] = peak_gib(lambda c=chunk: run(c))
     mine, mine_peak = (beside[f"LM-Infinite in chunks of 32k, {unit}"] for unit in ("s", "GiB"))
-    what = "whole model, 128k prefill, 4k window, chunks of 32k"
-    yield row(f"{what}: times faster than stock", beside["stock, s"] / mine, "x", bar=">= 3.5", beside=beside)
-    yield row(f"{what}: peak memory above the weights, share of stock's", mine_peak / stock_peak, "", bar="<= 0.2")
+    what = "whole model, 128k prefill, 4k window, chunks of 32k:"
+    seconds = _beside(f"{mine:.3f} s", f"{beside['stock, s']:.3f} s")
+    yield row(f"{what} times faster", beside["stock, s"] / mine, "x", bar=">= 3.5", beside=seconds, detail=beside)
+    memory = _beside(f"{mine_peak:.2f} GiB", f"{stock_peak:.2f} GiB")
+    yield row(f"{what} peak memory above the weights, share", mine_peak / stock_peak, "", bar="<= 0.2", beside=memory)
 
 
 def perplexity(model: Any, documents: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
@@ -97,18 +98,21 @@ def perplexity(model: Any, documents: dict[str, Tensor]) -> Iterator[dict[str, A
     for score in ours:
         ratios = _ratios(texts, score.nll, stock.nll)
         bar = "<= 1.005" if score.length > TRAINED else None
-        what = f"perplexity after {score.length:,} tokens, 8k window, over stock's with the last 8k (mean of documents)"
-        yield row(what, fmean(ratios.values()), "ratio", bar=bar, beside=ratios, detail=_nll(texts, score, stock))
+        what = f"after {score.length:,} tokens, 8k window, {len(texts)} documents"
+        yield row(
+            what,
+            fmean(ratios.values()),
+            "",
+            bar=bar,
+            beside=_perplexities(score, stock),
+            detail=_nll(texts, score, stock),
+        )
     few = dict(list(texts.items())[::4])
     some = [score for name, score in zip(texts, stock.nll, strict=True) if name in few]
     broken = fixed_targets(model, list(few.values()), [2 * TRAINED, 64 * K], chunk=64 * K)
     for score in broken:
-        ratios = _ratios(few, score.nll, some)
-        yield row(
-            f"stock itself after {score.length:,} tokens, over stock's with the last 8k",
-            fmean(ratios.values()),
-            "ratio",
-        )
+        ratio = fmean(_ratios(few, score.nll, some).values())
+        yield row(f"stock itself after {score.length:,} tokens, {len(few)} of the documents", ratio, "")
 
 
 def million(model: Any, documents: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
@@ -119,12 +123,17 @@ def million(model: Any, documents: dict[str, Tensor]) -> Iterator[dict[str, Any]
         score = fixed_targets(model, list(texts.values()), [10**6], chunk=32 * K)[0]
         sizes = [cache_bytes(model, next(iter(texts.values()))[:n]) for n in (64 * K, 10**6)]
     ratios = _ratios(texts, score.nll, stock.nll)
-    what = "perplexity after 1,000,000 tokens, 8k window, over stock's with the last 8k (mean of documents)"
-    yield row(what, fmean(ratios.values()), "ratio", bar="<= 1.01", beside=ratios, detail=_nll(texts, score, stock))
-    beside = {"bytes at 64k": sizes[0], "bytes at 1,000,000": sizes[1]}
+    what = f"after 1,000,000 tokens, 8k window, {len(texts)} documents"
     yield row(
-        "KV bytes after 1,000,000 tokens over those after 64k", sizes[1] / sizes[0], "ratio", bar="== 1", beside=beside
+        what,
+        fmean(ratios.values()),
+        "",
+        bar="<= 1.01",
+        beside=_perplexities(score, stock),
+        detail=_nll(texts, score, stock),
     )
+    what, sized = "KV bytes after 1,000,000 tokens over those after 64k", {"bytes at 64k, at 1,000,000": sizes}
+    yield row(what, sizes[1] / sizes[0], "", bar="== 1", detail=sized)
 
 
 def spans(documents: dict[str, Tensor], length: int, most: int = 5) -> dict[str, Tensor]:
@@ -145,9 +154,9 @@ def cache_bytes(model: Any, ids: Tensor) -> int:
     return sum(layer.nbytes() for layer in cache.layers)
 
 
-def passkey(model: Any, tokenizer: Any, window: int, trials: int = 20) -> Iterator[dict[str, Any]]:
-    """Retrieval beyond an emulated window, ten depths: top-k against truncation, accuracy inside the window beside."""
-    depths, factors = [i / 9 for i in range(10)], (1.5, 2, 3, 4)
+def passkey(model: Any, tokenizer: Any, window: int, every: int, trials: int) -> Iterator[dict[str, Any]]:
+    """Retrieval beyond an emulated window: top-k against truncation, accuracy inside the window beside."""
+    depths, factors = [i / 9 for i in range(0, 10, every)], (1.5, 2, 3, 4)
 
     def cells(name: str, length: int, **more: Any) -> list[float]:
         found = []
@@ -161,14 +170,16 @@ def passkey(model: Any, tokenizer: Any, window: int, trials: int = 20) -> Iterat
     with LMInfinite(n_local=window, top_k=5).on(model):
         ours = {factor: cells("top_k=5", int(factor * window)) for factor in factors}
     truncated = {factor: cells("truncated", int(factor * window), keep_last=window - 8) for factor in factors}
-    beside = {"inside the window, stock": fmean(inside)}
+    yield row(
+        f"accuracy inside the window of {window:,} tokens (stock)", fmean(inside), "", beside={"stock, truncated": "–"}
+    )
     for factor in factors:
-        beside[f"{factor}x: LM-Infinite, top_k=5"] = fmean(ours[factor])
-        beside[f"{factor}x: stock, truncated"] = fmean(truncated[factor])
+        beside = {"stock, truncated": fmean(truncated[factor])}
+        yield row(f"accuracy at {factor:g} times the window, top_k=5", fmean(ours[factor]), "", beside=beside)
     ratio = fmean(map(fmean, ours.values())) / fmean(map(fmean, truncated.values()))
-    what = f"passkey at 1.5 to 4 times a window of {window:,}, top_k=5: mean accuracy over truncation's"
     detail = {"depths": depths, "trials": trials, "top_k=5": ours, "truncated": truncated, "inside": inside}
-    yield row(what, ratio, "x", bar=">= 1.85", beside=beside, detail=detail)
+    what = f"mean accuracy over truncation's, {len(depths)} depths, {trials} prompts a cell"
+    yield row(what, ratio, "x", bar=">= 1.85", detail=detail)
 
 
 def _ratios(texts: dict[str, Tensor], nll: Any, stock: Any) -> dict[str, float]:
@@ -184,39 +195,47 @@ def _nll(texts: dict[str, Tensor], score: Any, stock: Any) -> dict[str, Any]:
     }
 
 
+def _beside(mine: str, stock: str) -> dict[str, str]:
+    return {"LM-Infinite": mine, "stock": stock}
+
+
+def _perplexities(score: Any, stock: Any) -> dict[str, float]:
+    return {"perplexity": score.perplexity, "stock, last 8k only": stock.perplexity}
+
+
 def main() -> None:
-    """Run the parts asked for and write them to one result file, kept after every part."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run one part and write its result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--documents", type=Path, help="folder of .txt files (recipes.benchmarks.documents)")
-    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--window", type=int, default=2 * K, help="the passkey part's emulated window, tokens")
+    parser.add_argument("--every", type=int, default=1, help="passkey: read every n-th of the ten depths")
+    parser.add_argument("--trials", type=int, default=20, help="passkey: prompts a cell")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, default=RESULTS / "lm_infinite.json")
+    parser.add_argument("--out", type=Path, help="the result file; results/lm_infinite_PART.json by default")
     args = parser.parse_args()
+    if args.part != "passkey" and not args.documents:
+        parser.error("this part reads texts: python -m recipes.benchmarks.documents DIR, then --documents DIR")
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model, tokenizer = load(args.model, dtype=dtype, device=device)
     documents: dict[str, Tensor] = {}
-    if args.documents:
-        for path in sorted(args.documents.glob("*.txt")):
-            documents[path.stem] = tokenizer(path.read_text(encoding="utf-8"), return_tensors="pt").input_ids[0]
-    rows: list[dict[str, Any]] = []
-    for part in args.parts.split(","):
-        work = {
-            "attention": lambda: attention(model),
-            "prefill": lambda: prefill(model, next(iter(documents.values()))),
-            "perplexity": lambda: perplexity(model, documents),
-            "million": lambda: million(model, documents),
-            "passkey": lambda: passkey(model, tokenizer, args.window),
-        }[part]
-        for found in work():
-            rows.append(found)
-            print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)
-        name = f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(dtype).removeprefix('torch.')}"
-        data = results(rows, model=name, device=device)
-        write_results(args.out, data | ({"commit": args.commit} if args.commit else {}))
+    for path in sorted(args.documents.glob("*.txt")) if args.documents else []:
+        documents[path.stem] = tokenizer(path.read_text(encoding="utf-8"), return_tensors="pt").input_ids[0]
+    match args.part:
+        case "speed":
+            rows = [*attention(model), *prefill(model, next(iter(documents.values())))]
+        case "perplexity":
+            rows = [*perplexity(model, documents), *million(model, documents)]
+        case _:
+            rows = list(passkey(model, tokenizer, args.window, args.every, args.trials))
+    for found in rows:
+        print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)
+    name = f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(dtype).removeprefix('torch.')}"
+    data = results(rows, model=name, device=device) | ({"commit": args.commit} if args.commit else {})
+    write_results(args.out or RESULTS / f"lm_infinite_{args.part}.json", data)
 
 
 if __name__ == "__main__":

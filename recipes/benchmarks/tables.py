@@ -32,23 +32,17 @@ def render(text: str, results: Path = ROOT / "recipes/benchmarks/results") -> st
 
 
 def table(result: dict[str, Any]) -> str:
-    """A Markdown table, one line a row, and the conditions below it.
-
-    Others' values get a column each where every row that has any has the same ones, and share one column otherwise.
-    """
+    """A Markdown table, one line a row, others' values beside ours, and the conditions below it."""
     rows = result["rows"]
-    named = {tuple(row["beside"]) for row in rows if row.get("beside")}
-    others = list(named.pop()) if len(named) == 1 else []
+    others = list(dict.fromkeys(name for row in rows for name in row.get("beside") or {}))
     barred = any(row.get("bar") for row in rows)
-    head = ["what", "hf_longctx", *(["bar"] if barred else []), *(others or (["beside"] if named else []))]
-    lines = [head, ["---", "---:", *["---"] * (len(head) - 2)]]
+    head = ["what", "hf_longctx", *others, *(["bar"] if barred else [])]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in rows:
         beside = row.get("beside") or {}
-        line = [row["what"], _number(row["value"], row["unit"]), *([_bar(row)] if barred else [])]
-        if others:
-            line += [_number(beside.get(name)) for name in others]
-        elif named:
-            line.append(_joined(beside))
+        line = [row["what"], _number(row["value"], row["unit"]), *(_number(beside.get(name)) for name in others)]
+        if barred:
+            line.append(_bar(row))
         lines.append(line)
     why = [f"- {row['what']}: {row['why']}" for row in rows if row.get("why")]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
@@ -75,16 +69,8 @@ def _number(value: Any, unit: str = "") -> str:
         return "–"
     if not isinstance(value, int | float):
         return str(value)
-    digits = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    digits = f"{value:,}" if isinstance(value, int) else f"{value:,.5g}" if abs(value) < 1e4 else f"{value:,.0f}"
     return f"{digits} {unit}".strip()
-
-
-def _joined(beside: dict[str, Any]) -> str:
-    """Named values, or only their range where they are many samples of one thing; a name with a unit is "stock, ms"."""
-    numbers = [value for value in beside.values() if isinstance(value, int | float)]
-    if len(numbers) == len(beside) > 5 and not any(", " in name for name in beside):
-        return f"{len(numbers)} values, {_number(min(numbers))} to {_number(max(numbers))}"
-    return "; ".join(f"{name}: {_number(value)}" for name, value in beside.items()) or "–"
 
 
 def _bar(row: dict[str, Any]) -> str:
@@ -94,4 +80,4 @@ def _bar(row: dict[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("|", "\\|")

@@ -138,21 +138,20 @@ def test_full_disk_leaves_nothing_half_made(tiny: Path, cache: Path, monkeypatch
     assert (convert(tiny, cache_dir=cache) / "model.safetensors").is_file()
 
 
-def test_conversion_that_another_one_overtakes_uses_its_result(
+def test_a_conversion_that_another_one_overtook_gives_the_same_folder(
     tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, running = PreTrainedModel.save_pretrained, []
+    write, overtook = PreTrainedModel.save_pretrained, []
 
-    def overtaken(self: PreTrainedModel, folder: Path, **kwargs: object) -> None:
-        running.append(folder)
-        if len(running) == 1:
-            # What another process would do at this moment.
-            assert convert(tiny, cache_dir=cache).is_dir()
+    def slow(self: PreTrainedModel, folder: Path, **kwargs: object) -> None:
         write(self, folder, **kwargs)
+        if not overtook:  # while the first is not yet in place, a second one runs from start to end
+            overtook.append(True)
+            overtook.append(convert(tiny, cache_dir=cache))
 
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", overtaken)
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", slow)
     found = convert(tiny, cache_dir=cache)
-    assert len(running) == 2
+    assert overtook == [True, found]
     assert list(cache.iterdir()) == [found]
 
 

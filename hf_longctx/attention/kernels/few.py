@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..available import has_triton
+from ..available import TRITON
 from ..branches import Causal, Full, Outside, Selected, Window
 from . import reference
 from .call import Call
@@ -24,7 +24,7 @@ class Kernel:
             return "keys are chosen per query"
         if not q_BHLD.is_cuda or q_BHLD.dtype not in (torch.float16, torch.bfloat16):
             return "it is for float16 and bfloat16 on a CUDA device"
-        if not has_triton() or torch.compiler.is_compiling():
+        if not TRITON or torch.compiler.is_compiling():
             return "Triton is not installed, or torch.compile is tracing"
         if k_BGSD.shape[2] > 64 or q_BHLD.shape[-1] > 256:
             return f"{k_BGSD.shape[2]} keys of dim {q_BHLD.shape[-1]} are more than 64 of 256"

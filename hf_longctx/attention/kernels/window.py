@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..available import has_triton
+from ..available import TRITON
 from ..branches import Causal, Selected, Window
 from .call import Call
 from .cuda_flash import Kernel as CudaFlash
@@ -24,7 +24,7 @@ class Kernel:
         reason = _FLASH.refuses(call, q_BHLD, k_BGSD)
         if reason is not None:
             return reason
-        if not has_triton() or torch.compiler.is_compiling():
+        if not TRITON or torch.compiler.is_compiling():
             return "Triton is not installed, or torch.compile is tracing"
         if q_BHLD.shape[-1] > 128 or call.padded:
             return "the batch is padded" if call.padded else f"head dim {q_BHLD.shape[-1]} is over 128"
