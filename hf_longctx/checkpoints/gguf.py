@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+# from_pretrained sets torch's default dtype and device for a while; two threads in it would leave a wrong one behind.
+_one_at_a_time = threading.RLock()
 
 # Part of the cache folder's name: raise it when a repair changes, so that older conversions are not reused.
 _CONVERSION = 1
@@ -45,7 +49,11 @@ def convert(gguf_file: str | os.PathLike[str], *, cache_dir: str | os.PathLike[s
     target = folder / f"{path.stem}-{_fingerprint(path)}"
     if target.is_dir():
         return target
+    with _one_at_a_time:
+        return target if target.is_dir() else _convert(path, target)
 
+
+def _convert(path: Path, target: Path) -> Path:
     fields = _read_fields(path)
     logger.info("converting %s once into %s", path, target)
     model, tokenizer = _dequantise(path)
@@ -55,7 +63,7 @@ def convert(gguf_file: str | os.PathLike[str], *, cache_dir: str | os.PathLike[s
     try:
         return save(model, tokenizer, target)
     except (OSError, ValueError):
-        # Someone else's conversion of the same file came first: theirs is as good as ours.
+        # Another process's conversion of the same file came first: its result is as good as ours.
         if target.is_dir():
             return target
         raise

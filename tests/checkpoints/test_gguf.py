@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,17 @@ def test_a_conversion_that_another_one_overtook_gives_the_same_folder(
     found = convert(tiny, cache_dir=cache)
     assert overtook == [True, found]
     assert list(cache.iterdir()) == [found]
+
+
+def test_threads_convert_once(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, running = PreTrainedModel.save_pretrained, []
+
+    def counted(self: PreTrainedModel, folder: Path, **kwargs: object) -> None:
+        running.append(folder)
+        write(self, folder, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", counted)
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: convert(tiny, cache_dir=cache), range(4)))
+    assert len(running) == 1
+    assert list(cache.iterdir()) == list(found)

@@ -40,7 +40,7 @@ def test_tables_are_rendered_from_the_committed_results(path: Path) -> None:
 def test_table_shows_values_bars_and_reasons() -> None:
     lines = table(RESULT).splitlines()
     assert lines[1] == "| what | hf_longctx | stock | peer | bar |"
-    assert lines[3] == "| ratio | 1.002 | 40,322 | – | <= 1.005: holds |"
+    assert lines[3] == "| ratio | 1.0023 | 40,322 | – | <= 1.005: holds |"
     assert lines[4] == "| speed\\|up | 9 x | – | – | >= 10: missed |"
     assert lines[5] == "| no bar | – | – | 2 | – |"
     assert "- speed|up: too slow" in lines
