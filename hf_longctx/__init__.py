@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .attention.branches import Branch, attend
     from .attention.lm_infinite import LMInfinite
     from .attention.position_free import PositionFree
-    from .attention.streaming import StreamingLLM
+    from .attention.streaming_llm import StreamingLLM
     from .hooks import extend_config, install, uninstall
     from .method import LongContextMethod, methods
     from .patch import Patch, applied, undo
@@ -30,7 +30,7 @@ __version__ = "0.1.0.dev0"
 _METHODS = {
     "LMInfinite": "attention.lm_infinite",
     "PositionFree": "attention.position_free",
-    "StreamingLLM": "attention.streaming",
+    "StreamingLLM": "attention.streaming_llm",
 }
 _NAMES = {
     "Branch": "attention.branches",
@@ -45,22 +45,7 @@ _NAMES = {
     "uninstall": "hooks",
     **_METHODS,
 }
-__all__ = [
-    "Branch",
-    "LMInfinite",
-    "LongContextMethod",
-    "Patch",
-    "PositionFree",
-    "StreamingLLM",
-    "__version__",
-    "applied",
-    "attend",
-    "extend_config",
-    "install",
-    "methods",
-    "undo",
-    "uninstall",
-]
+__all__ = sorted([*_NAMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Finds a model's parts by structure: the text tower, its attention layers, its rotary embedding.
 
 No model type is asked for: whatever has `layers`, a `rotary_emb` and attention modules that take
-`position_embeddings` is a decoder that we can work on, if the parity check of `attention/positions.py` agrees.
+`position_embeddings` is a decoder that we can work on, if the parity check of `attention/parity.py` agrees.
 """
 
 from __future__ import annotations

@@ -33,7 +33,10 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             _complain("interrupted")
             raise typer.Exit(130) from None
-        except _USER_ERRORS as error:
+        except Exception as error:
+            # out of memory is a RuntimeError of torch's, which is not imported for --help
+            if not isinstance(error, _USER_ERRORS) and type(error).__name__ != "OutOfMemoryError":
+                raise
             if ctx.params.get("debug"):
                 raise
             _complain(" ".join(str(error).split()) or type(error).__name__)
@@ -222,11 +225,23 @@ def _describe(cls: type[LongContextMethod]) -> dict[str, Any]:
 def _load(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from hf_longctx.checkpoints import load, locate
 
+    _check_device(device)
     checkpoint = locate(model)
     loaded, tokenizer = load(checkpoint.location, dtype=_dtype(dtype), device=device)
     # Results are quoted with this name; a folder of our cache would say nothing to their reader.
     loaded.config._name_or_path = checkpoint.source
     return loaded, tokenizer
+
+
+def _check_device(name: str | None) -> None:
+    import torch
+
+    if name is None:
+        return
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: it cannot be used here ({str(error).splitlines()[0]}).") from None
 
 
 def _dtype(name: str) -> Any:

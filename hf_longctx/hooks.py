@@ -43,6 +43,7 @@ class _Key:
 
 
 _stock: dict[str, Any] = {}
+_ours: dict[str, Any] = {}
 
 
 def install() -> None:
@@ -51,11 +52,13 @@ def install() -> None:
     if _stock:
         return
     post_init = _stock["post_init"] = PreTrainedModel.post_init
-    prepare_cache = _stock["prepare_cache"] = GenerationMixin._prepare_cache_for_generation
+    prepare_cache = _stock["_prepare_cache_for_generation"] = GenerationMixin._prepare_cache_for_generation
 
     @functools.wraps(post_init)
     def keyed_post_init(self: Any) -> None:
         post_init(self)
+        if not _stock:
+            return  # uninstalled, under a wrap of somebody else's
         if applied(self):
             _share_config(self)  # an inner model, built before, has the method already
         elif getattr(self.config, KEY, None):
@@ -77,8 +80,8 @@ def install() -> None:
         return result
 
     setattr(PreTrainedConfig, KEY, _Key())
-    PreTrainedModel.post_init = keyed_post_init
-    GenerationMixin._prepare_cache_for_generation = keyed_prepare_cache
+    PreTrainedModel.post_init = _ours["post_init"] = keyed_post_init
+    GenerationMixin._prepare_cache_for_generation = _ours["_prepare_cache_for_generation"] = keyed_prepare_cache
 
 
 def uninstall() -> None:
@@ -86,8 +89,10 @@ def uninstall() -> None:
     if not _stock:
         return
     delattr(PreTrainedConfig, KEY)
-    PreTrainedModel.post_init = _stock.pop("post_init")
-    GenerationMixin._prepare_cache_for_generation = _stock.pop("prepare_cache")
+    for owner, name in ((PreTrainedModel, "post_init"), (GenerationMixin, "_prepare_cache_for_generation")):
+        if getattr(owner, name) is _ours[name]:  # else it lies under somebody else's wrap, and passes through
+            setattr(owner, name, _stock[name])
+    _stock.clear()
 
 
 def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: LongContextMethod) -> PreTrainedConfig:
@@ -99,7 +104,7 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
     """
     if not isinstance(config, PreTrainedConfig):
         config = AutoConfig.from_pretrained(config)
-    config = type(config)(**config.to_dict())
+    config = copy.deepcopy(config)
     text = config.get_text_config(decoder=True)
     for method in methods:
         if not isinstance(method, LongContextMethod):
@@ -130,6 +135,12 @@ def _share_config(model: Any) -> None:
     inner = (vars(module).get("config") for module in model.modules() if module is not model)
     own = next((config for config in inner if type(config) is type(callers) and config is not callers), None)
     if own is None:  # a composite config around the text tower's
+        outer = vars(callers).get(KEY)
+        if outer is not None and read_key(outer) != [patch.method for patch in applied(model)]:
+            raise ValueError(
+                f"the config asks for {read_key(outer)} and its text config for "
+                f"{[patch.method for patch in applied(model)]}. Keep the entry of the text config only."
+            )
         own = copy.deepcopy(callers, {id(callers.get_text_config(decoder=True)): tower.config})
         vars(own).pop(KEY, None)
     for module in model.modules():

@@ -1,7 +1,7 @@
 """What a long-context method is: a value that can be applied to a model, written to its config and taken back.
 
 A method is a frozen, keyword-only dataclass. Its fields are its entry in `config.json`, its constructor is its
-documentation, its `repr` is its log line. Subclassing registers it: there is no second place to edit.
+documentation, its `repr` is its log line. Subclassing registers it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ class LongContextMethod:
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
-    since: ClassVar[str] = "0.1"  # the first release that knows the method
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -147,6 +146,8 @@ def parse(name: str, settings: Iterable[str] = ()) -> LongContextMethod:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"{setting!r}: a setting is written key=value, for example n_local=4096.")
+        if key.strip() in ("name", *fields):
+            raise ValueError(f"{setting!r}: {key.strip()!r} is given already. Give each setting once.")
         try:
             fields[key.strip()] = None if text.strip().lower() == "none" else json.loads(text)
         except json.JSONDecodeError:
@@ -156,32 +157,33 @@ def parse(name: str, settings: Iterable[str] = ()) -> LongContextMethod:
 
 def read_key(value: Any) -> list[LongContextMethod]:
     """The methods in a config's `hf_longctx` entry. ValueError says what is wrong and which release to install."""
-    if not isinstance(value, dict) or set(value) != {"version", "methods"} or not isinstance(value["methods"], list):
-        raise ValueError(
-            f'{KEY}={value!r}: expected {{"version": {SCHEMA_VERSION}, "methods": [{{"name": ...}}, ...]}}. '
-            f"Write it with hf_longctx.extend_config, or delete the entry."
-        )
+    shape = (
+        f'{KEY}={value!r}: expected {{"version": {SCHEMA_VERSION}, "methods": [{{"name": ...}}, ...]}}. '
+        f"Write it with hf_longctx.extend_config, or delete the entry."
+    )
+    if not isinstance(value, dict) or "version" not in value:
+        raise ValueError(shape)
     version = value["version"]
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+    if type(version) is not int or version < 1:
         raise ValueError(f"{KEY}.version={version!r}: expected a whole number, at most {SCHEMA_VERSION}.")
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"{KEY}.version={version}: this release reads up to version {SCHEMA_VERSION}. The model was saved by a "
             f"newer hf_longctx: pip install --upgrade hf-longctx."
         )
-    found = []
+    if set(value) != {"version", "methods"} or not isinstance(value["methods"], list):
+        raise ValueError(shape)
     for spec in value["methods"]:
-        if isinstance(spec, dict) and isinstance(spec.get("name"), str) and spec["name"] not in methods():
-            saved_by = spec.get("since") or "a newer release"
+        name = spec.get("name") if isinstance(spec, dict) else None
+        if isinstance(name, str) and name not in methods():
             try:
-                get(spec["name"])
+                get(name)
             except ValueError as error:
                 raise ValueError(
-                    f"{KEY}: {error} If the name is right, the model was saved by a newer hf_longctx ({saved_by}): "
+                    f"{KEY}: {error} If the name is right, the model was saved by a newer hf_longctx: "
                     f"pip install --upgrade hf-longctx."
                 ) from None
-        found.append(from_spec(spec))
-    return found
+    return [from_spec(spec) for spec in value["methods"]]
 
 
 def write_key(methods_: Iterable[LongContextMethod]) -> dict[str, Any]:

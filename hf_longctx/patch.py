@@ -31,8 +31,8 @@ class _Missing:
 class Change:
     """One reversible change: `vars(target)[name]` was `old`.
 
-    For the name `__class__` the class was `old`; for `__hook__` a forward hook of id `old` was added; for `__edits__`
-    a config had a stand-in, and `old` are the stand-in and its values at the start.
+    For the name `__class__` the class was `old`; for `__hook__` a forward hook with the handle `old` was added; for
+    `__edits__` a config had a stand-in, and `old` are the stand-in and its values at the start.
     """
 
     target: Any
@@ -45,8 +45,7 @@ class Change:
             self.target.__class__ = self.old
             _rebind_forward(self.target, swapped)
         elif self.name == "__hook__":
-            for hooks in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks"):
-                vars(self.target)[hooks].pop(self.old, None)
+            self.old.remove()
         elif self.name == "__edits__":
             stand_in, before = self.old
             for name, value in vars(stand_in).items():
@@ -81,12 +80,15 @@ class Patch:
         _rebind_forward(module, stock)
 
     def add_hook(self, module: nn.Module, hook: Callable[..., Any], when: str) -> None:
-        """Register a forward hook ("pre", with keywords, or "post"), reversibly. A plain function: copies share it."""
+        """Register a forward hook ("pre", with keywords, or "post"), reversibly.
+
+        A plain function: copies share it. A "post" hook also runs after an exception.
+        """
         if when == "pre":
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
-            handle = module.register_forward_hook(hook)
-        self.changes.append(Change(module, "__hook__", handle.id))
+            handle = module.register_forward_hook(hook, always_call=True)
+        self.changes.append(Change(module, "__hook__", handle))
 
     def own_configs(self, root: nn.Module) -> None:
         """Give the modules of `root` configs of their own: one config object often serves several models.

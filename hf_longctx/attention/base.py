@@ -56,6 +56,7 @@ class AttentionMethod(LongContextMethod):
     def install(self, patch: Patch, tower: nn.Module) -> None:
         config: Any = tower.config
         layers = full_attention_layers(tower)
+        _refuse_moving_frequencies(self, tower)
         other = [p.method for p in applied(tower) if isinstance(p.method, AttentionMethod)]
         if other:
             raise ValueError(
@@ -96,7 +97,7 @@ class AttentionMethod(LongContextMethod):
             state.checked = True
 
 
-def refuse_moving_frequencies(method: LongContextMethod, tower: Any) -> None:
+def _refuse_moving_frequencies(method: LongContextMethod, tower: Any) -> None:
     """ValueError for rotary embeddings whose frequencies change with the length read (dynamic, longrope)."""
     kind = getattr(tower.rotary_emb, "rope_type", "default")
     kinds = set(kind.values()) if isinstance(kind, dict) else {kind}

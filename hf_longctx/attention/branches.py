@@ -89,8 +89,8 @@ class Branch:
         regular: the real rows are consecutive positions in order, both queries and keys, ending together; kernels
             that know windows only by index need it.
         padded: some position is -1. False lets kernels skip the check.
-        memo: shared by the layers of one forward that have the same positions; kernels keep there what follows from
-            positions alone.
+        memo: kernels keep there what follows from positions alone. Shared by branches with the very same positions,
+            such as those of the layers of one forward, and by no others.
     """
 
     q_BHLD: Tensor

@@ -52,6 +52,7 @@ def attention(
         k_pos_BS=step.q_pos_BL if seen is None else seen.pos,
         head=None if layer is None else layer.head,
         padded=step.padded or (layer is not None and layer.padded),
+        layout=type(layer).__name__,
         fresh=key.shape[2] == query.shape[2],
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
     )

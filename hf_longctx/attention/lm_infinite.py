@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..anatomy import attention_layers
 from ..cache.layers import BoundedLayer, GrowingLayer, Slots, UnrotatedLayer
-from .base import AttentionMethod, refuse_moving_frequencies
+from .base import AttentionMethod
 from .branches import Branch, Outside, Selected, Window, pairs
 from .positions import Read
 
@@ -84,11 +84,10 @@ class LMInfinite(AttentionMethod):
                 f"top_k_from_layer={self.top_k_from_layer}: the model has {n_layers} layers (0 to {n_layers - 1}), so "
                 f"no layer would look up its top {self.top_k}. Choose a smaller one."
             )
-        refuse_moving_frequencies(self, tower)
 
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         assert self.n_local is not None
-        if self.top_k:
+        if self.top_k and module.layer_idx >= self.top_k_from_layer:  # type: ignore[operator]
             return GrowingLayer(self, on_host=self.keys_on_host)
         return BoundedLayer(self, n_first=self.n_global, n_last=self.n_local - 1)
 
@@ -121,7 +120,7 @@ class LMInfinite(AttentionMethod):
                 continue  # a text within the window
             q_BGRLD = q_BHLD[:, :, rows].unflatten(1, (G, -1))
             scores = torch.einsum("bgrld,bgsd->bgrls", q_BGRLD, read.k_BGSD)
-            scores = scores.masked_fill(~middle_BLS[:, None, None], float("-inf")).flatten(1, 2)
+            scores = scores.masked_fill_(~middle_BLS[:, None, None], float("-inf")).flatten(1, 2)
             best = scores.topk(index.shape[-1], dim=-1)
             index[:, :, rows] = best.indices.masked_fill(best.values == float("-inf"), -1)
         return index

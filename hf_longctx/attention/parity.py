@@ -51,13 +51,13 @@ def check_parity(module: nn.Module, tower: Tower, hidden_1LX: Tensor) -> None:
 
     stock = stock_class(module)
     pos = torch.arange(hidden_1LX.shape[1], device=hidden_1LX.device)[None]
-    rope = tower.rotation(module, hidden_1LX, pos)
-    step = Step((rope.cos, rope.sin), pos, False, False)
-    identity = torch.ones_like(rope.cos), torch.zeros_like(rope.sin)
     kwargs = {"attention_mask": eager_causal(hidden_1LX) if tower.inner == "eager" else None, "position_ids": pos}
-    training = module.training
+    training = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
+        rope = tower.rotation(module, hidden_1LX, pos)
+        step = Step((rope.cos, rope.sin), pos, False, False)
+        identity = torch.ones_like(rope.cos), torch.zeros_like(rope.sin)
         truth = stock.forward(module, hidden_1LX, position_embeddings=step.embeddings, **kwargs)[0]
         plain = dataclasses.replace(tower, method=_CausalOnly(), step=None)  # type: ignore[arg-type]
         ours = stock.forward(module, hidden_1LX, position_embeddings=identity, longctx=(plain, step, None), **kwargs)[0]
@@ -67,7 +67,8 @@ def check_parity(module: nn.Module, tower: Tower, hidden_1LX: Tensor) -> None:
             f"{type(error).__name__}: {error}"
         ) from error
     finally:
-        module.train(training)
+        for submodule, was in training:
+            submodule.training = was
     off = float((ours.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
     device = hidden_1LX.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_1LX.dtype

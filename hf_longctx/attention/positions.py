@@ -59,7 +59,9 @@ class Tower:
     per_layer_type: bool  # the rotary embedding has frequencies for each kind of layer (Gemma3)
     layers: list[nn.Module] = field(default_factory=list, repr=False)
     checked: bool = False
+    running: bool = False  # inside the tower's forward; a layer may also be called alone, by gradient checkpointing
     step: Step | None = None
+    opened: list[UnrotatedLayer] = field(default_factory=list, repr=False)  # the cache layers of the running forward
 
     @property
     def kernel(self) -> str:
@@ -74,7 +76,7 @@ class Tower:
         """The model's own cosines and sines at these positions; pairs with its own `apply_rotary_pos_emb`."""
         where = next((b.device for b in self.rotary.buffers()), like.device)
         typed = (layer_type(module),) if self.per_layer_type else ()
-        cos, sin = self.rotary(like, pos_BL.to(where), *typed)
+        cos, sin = self.rotary(like.new_empty((), device=where), pos_BL.to(where), *typed)
         return Rotation(cos.to(like.device), sin.to(like.device), rotary_function(stock_class(module)))
 
 
@@ -105,6 +107,7 @@ class Read:
     k_pos_BS: Tensor
     head: Slots | None
     padded: bool
+    layout: str  # which slots the cache keeps: layers of one layout have the same
     fresh: bool  # keys are exactly the queries' tokens: nothing was cached before
     scale: float
 
@@ -116,10 +119,9 @@ class Read:
     def regular(self) -> bool:
         return self.step.regular
 
-    @property
-    def shared(self) -> dict[Any, Any]:
-        """A place for what follows from positions alone: the same for all layers of this kind in this forward."""
-        shared: dict[Any, Any] = self.memo("shared", dict)
+    def shared(self, keys: str) -> dict[Any, Any]:
+        """Where kernels keep what follows from positions alone; one place for each set of keys."""
+        shared: dict[Any, Any] = self.memo(("shared", keys), dict)
         return shared
 
     def first(self, n: int) -> Slots:
@@ -130,7 +132,7 @@ class Read:
 
     def memo(self, what: Any, make: Callable[[], Any]) -> Any:
         """`make()`, once for all layers of this kind in this forward."""
-        key = (what, layer_type(self.module), has_rope(self.module), self.k_BGSD.device)
+        key = (what, layer_type(self.module), has_rope(self.module), self.layout, self.k_BGSD.device)
         if key not in self.step.memo:
             self.step.memo[key] = make()
         return self.step.memo[key]
@@ -143,10 +145,11 @@ class Read:
         k_rope: Rotation | None = None,
     ) -> Branch:
         """A branch of these queries: over `keys` as the ropes say, or by default over all keys at true distances."""
+        shared = self.shared("all" if keys is None else "some")
         if keys is None:
             q_rope, k_rope = self.true_ropes()
             keys = Slots(self.k_BGSD, self.v_BGSD, self.k_pos_BS)
-        seen = self.q_pos_BL, keys.pos, visible, q_rope, k_rope, self.regular, self.padded, self.shared
+        seen = self.q_pos_BL, keys.pos, visible, q_rope, k_rope, self.regular, self.padded, shared
         return Branch(self.q_BHLD, keys.k, keys.v, *seen)
 
     def rotation(self, pos_BL: Tensor) -> Rotation | None:
@@ -240,6 +243,11 @@ def _forward(
 ) -> Any:
     tower: Tower = vars(module)[STATE]
     check_implementation(module)
+    if embeddings is None:
+        raise ValueError(
+            f"{stock.__name__}: a layer of this model gets no position embeddings, which {tower.method.name} needs. "
+            f"hf_longctx does not support this model."
+        )
     if not tower.checked and not torch.compiler.is_compiling():
         from .parity import check_parity, probe
 
@@ -252,11 +260,13 @@ def _forward(
     cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
     step = tower.step
     if step is None or step.embeddings[0] is not embeddings[0]:
-        step = tower.step = _begin(tower, module, hidden_states, embeddings, cache, kwargs)
+        step = _begin(tower, module, hidden_states, embeddings, cache, kwargs)
+        tower.step = step if tower.running else None
     layer = None
     if cache is not None:
         layer = adopt(tower.method, cache, module)
         layer.open()
+        tower.opened.append(layer)
         layer.push(step.q_pos_BL, step.padded)
     # one row of ones broadcasts: x * 1 + rotated(x) * 0 is x, bit for bit
     identity = torch.ones_like(embeddings[0][:1, :1]), torch.zeros_like(embeddings[1][:1, :1])
@@ -291,35 +301,41 @@ def _begin(
 
 def _step(tower: Tower, module: Any, embeddings: Any, pos: Tensor, real: Tensor | None, cache: Cache | None) -> Step:
     padded = real is not None
-    if torch.compiler.is_compiling() or (pos.is_cuda and pos.shape[1] == 1):
+    compiling = torch.compiler.is_compiling()
+    if pos.is_cuda and pos.shape[1] == 1 and not compiling:
         return Step(embeddings, pos, padded, False)  # asking costs a sync, too much for every token
     layer = None if cache is None else adopt(tower.method, cache, module)
-    seen = None if layer is None or layer.pos is None or not layer.pos.shape[1] else layer.pos.amax(1, keepdim=True)
-    regular = pos.is_cuda and _is_regular(pos, real, seen)  # only the GPU's window kernels want to know
-    if not regular and not _rises(pos, seen):
-        raise ValueError(
-            f"position_ids that start again or do not rise within a row: {tower.method.name} takes one document a row. "
-            f"Pass packed documents as rows of a padded batch, with an attention_mask."
-        )
+    kept = None if layer is None or layer.pos is None else layer.pos.to(pos.device)
+    rising = _rises(pos, kept)
+    wrong = (
+        f"position_ids that start again or do not rise within a row: {tower.method.name} takes one document a row. "
+        f"Pass packed documents as rows of a padded batch, with an attention_mask."
+    )
+    if compiling:
+        torch._assert_async(rising, wrong)  # nothing can be asked while a graph is traced
+        return Step(embeddings, pos, padded, False)
+    if not bool(rising):
+        raise ValueError(wrong)
+    # only the GPU's window kernels want to know
+    regular = pos.is_cuda and _is_regular(pos if kept is None else torch.cat([kept, pos], 1))
     return Step(embeddings, pos, padded, regular)
 
 
-def _rises(pos: Tensor, seen: Tensor | None) -> bool:
+def _rises(pos: Tensor, kept: Tensor | None) -> Tensor:
     """Positions decide who sees whom: two tokens of a row at one position, or out of order, would see the future."""
     before = pos.cummax(1).values[:, :-1]
     falls = ((pos[:, 1:] >= 0) & (pos[:, 1:] <= before)).any()
-    if seen is not None:
-        falls |= ((pos >= 0) & (pos <= seen.to(pos.device))).any()
-    return not bool(falls)
+    if kept is not None and kept.shape[1]:
+        falls = falls | ((pos >= 0) & (pos <= kept.amax(1, keepdim=True))).any()
+    return ~falls
 
 
-def _is_regular(pos: Tensor, real: Tensor | None, seen: Tensor | None) -> bool:
-    """Consecutive positions in every row, going on from what was seen before."""
-    real = torch.ones_like(pos, dtype=torch.bool) if real is None else real
+def _is_regular(pos: Tensor) -> bool:
+    """Are the real positions of every row consecutive? Index windows, what GPU kernels have, then mean what we mean."""
+    real = pos >= 0
     rank = real.long().cumsum(1) - 1
     start = torch.where(real, pos - rank, -1).amax(1, keepdim=True)
-    follows = (start < 0) | (start == (0 if seen is None else seen.to(pos.device) + 1)) | (seen is None)
-    return bool(((pos == start + rank) | ~real).all() & follows.all())
+    return bool(((pos == start + rank) | ~real).all())
 
 
 def check_implementation(module: nn.Module) -> None:
@@ -361,7 +377,7 @@ def adopt(method: AttentionMethod, cache: Cache, module: nn.Module) -> Unrotated
 def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Checks everything that can be wrong before the first layer runs, so that a cache is never left half-updated."""
     state: Tower = vars(tower_module)[STATE]
-    state.step = None
+    state.step, state.running = None, True
     check_implementation(state.layers[0])
     if kwargs.get("output_attentions") or getattr(tower_module.config, "output_attentions", False):
         raise ValueError(f"output_attentions=True: {state.method.name} never forms the attention matrix. Leave it out.")
@@ -375,8 +391,13 @@ def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         state: Tower = next(vars(m)[STATE] for m in model.modules() if STATE in vars(m))
         for layer in [adopt(state.method, cache, module) for module in state.layers]:
             layer.open()
+            state.opened.append(layer)
 
 
 def after_forward(tower_module: nn.Module, args: Any, output: Any) -> None:
-    """Let go of the forward's tensors."""
-    vars(tower_module)[STATE].step = None
+    """Let go of the forward's tensors and close the cache to other models, also after an exception."""
+    state: Tower = vars(tower_module)[STATE]
+    state.step, state.running = None, False
+    for layer in state.opened:
+        layer.close()
+    state.opened = []

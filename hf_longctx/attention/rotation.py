@@ -45,9 +45,10 @@ def _one_kernel(x: Tensor) -> bool:
 @functools.cache
 def rotates_halves(apply_rotary: ApplyRotary, dim: int, rotary_dim: int) -> bool:
     """Does the model's function compute x cos + (-x2, x1) sin over its first `rotary_dim` dims? Tried, not guessed."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     x, cos, sin = (
-        torch.randn(s, generator=generator) for s in ((1, 2, 3, dim), (1, 3, rotary_dim), (1, 3, rotary_dim))
+        torch.randn(s, generator=generator, device="cpu")
+        for s in ((1, 2, 3, dim), (1, 3, rotary_dim), (1, 3, rotary_dim))
     )
     try:
         got = apply_rotary(x, x[:, :1], cos, sin)[0]

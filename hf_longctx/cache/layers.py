@@ -93,6 +93,10 @@ class UnrotatedLayer(CacheLayerMixin):
         """Called by our attention before a forward; a stock model does not, and is stopped by `_check_open`."""
         self._open = True
 
+    def close(self) -> None:
+        """Called after a forward, also one that failed."""
+        self._open, self._new_pos, self.readable = False, None, None
+
     _open = False
 
     def push(self, pos_BL: Tensor, padded: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,14 +38,15 @@ def save(
             _write(model, tokenizer, target)
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".saving-", dir=target.parent))
-        draft.chmod(0o755)
+        draft = target.parent / f".saving-{uuid.uuid4().hex}"
+        draft.mkdir()
         _write(model, tokenizer, draft)
         draft.rename(target)
     except (OSError, SafetensorError) as error:
         need = sum(tensor.nbytes for tensor in model.parameters()) / 2**20
+        number = getattr(error, "errno", None)
         raise OSError(
-            getattr(error, "errno", None),
+            *([] if number is None else [number]),
             f"the checkpoint could not be written to {str(target)!r} ({error}); it needs about {need:,.0f} MiB. "
             f"Make room or choose another folder",
         ) from error

@@ -23,7 +23,7 @@ from hf_longctx.evaluation import plots, report
 from hf_longctx.evaluation.cells import CellStore
 from hf_longctx.evaluation.passkey import MAX_NEW_TOKENS, bos_prefix, haystack_ids, passkey_cell
 from hf_longctx.evaluation.perplexity import fixed_targets
-from hf_longctx.evaluation.results import results, write_results
+from hf_longctx.evaluation.results import environment, results, write_results
 from hf_longctx.evaluation.texts import load_text, tokenize_documents
 
 if TYPE_CHECKING:
@@ -143,7 +143,9 @@ def evaluate(
             model, tokenizer, lengths, depths, names, window, trials=trials, seed=seed, batch_size=batch_size,
             haystack="filler" if haystack == "filler" else hay, prefill_chunk_size=prefill_chunk_size,
         )  # fmt: skip
-    fingerprint = {**settings, "model": _model_name(model), "weights": weights_digest(model)}
+    here = environment(model.device)
+    # cells of older code or other hardware do not belong beside new ones
+    fingerprint = {**settings, "model": _model_name(model), "weights": weights_digest(model), **here}
     store = CellStore(Path(out) / "cells.jsonl", fingerprint)
     console = console or Console()
     cells = _measure_all(jobs, store, model, method, console)

@@ -12,7 +12,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.reference.lm_infinite import attention_all_pairs, inverse_frequencies, rotated
-from tests.reference.streaming import attention_of_one_head as streaming
+from tests.reference.streaming_llm import attention_of_one_head as streaming
 
 NAME = "brute_force"
 

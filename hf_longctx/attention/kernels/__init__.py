@@ -7,7 +7,7 @@ from torch import Tensor
 from . import blocked, cuda_flash, cudnn, few, flash_attn, flex, reference, selected, window
 from .call import Call, Kernel
 
-__all__ = ["KERNELS", "Call", "Kernel", "choose", "table"]
+__all__ = ["KERNELS", "Call", "Kernel", "choose"]
 
 # in order of preference: the first that can do a call gets it. flex compiles for every shape, so only by name.
 ORDER: list[Kernel] = [
@@ -38,8 +38,3 @@ def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto") -> Ke
     if reason is not None:
         raise ValueError(f"kernel={name!r} cannot do this attention: {reason}. Use kernel='auto' or 'reference'.")
     return kernel
-
-
-def table() -> list[tuple[str, str]]:
-    """Every kernel in order of preference, with what it is for."""
-    return [(kernel.name, kernel.summary) for kernel in ORDER]

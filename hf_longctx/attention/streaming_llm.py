@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..cache.layers import BoundedLayer, UnrotatedLayer
-from .base import AttentionMethod, refuse_moving_frequencies
+from .base import AttentionMethod
 from .branches import Branch, Outside, Window
 from .positions import Read
 
@@ -55,9 +55,6 @@ class StreamingLLM(AttentionMethod):
                 f"window=None: the trained length, {trained}, leaves no room beside {self.n_sink} sinks. Set window."
             )
         return dataclasses.replace(self, window=trained - self.n_sink)
-
-    def check(self, tower: nn.Module) -> None:
-        refuse_moving_frequencies(self, tower)
 
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         assert self.window is not None

@@ -1,0 +1,122 @@
+"""What happens at the edges: failures half-way, other people's hooks and wraps, positions with gaps, mixed layouts."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.hooks import RemovableHandle
+from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+
+import hf_longctx
+from hf_longctx import LMInfinite, PositionFree, StreamingLLM, hooks
+from hf_longctx.attention.positions import STATE, _is_regular
+from hf_longctx.cache.layers import BoundedLayer, GrowingLayer
+from hf_longctx.method import parse
+from tests.tiny import logits_of, text, tiny
+
+METHOD = LMInfinite(n_global=2, n_local=6)
+
+
+def test_a_forward_that_fails_half_way_closes_the_cache_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cache = tiny("llama"), DynamicCache()
+    ids = text(1, 24)
+    with METHOD.on(model):
+        model(ids[:, :16], past_key_values=cache)
+        last = model.model.layers[-1].self_attn.q_proj
+        with monkeypatch.context() as broken:
+            broken.setattr(last, "forward", _fails)
+            with pytest.raises(RuntimeError, match="pulled the plug"):
+                model(ids[:, 16:], past_key_values=cache)
+        assert vars(model.model)[STATE].step is None
+        assert all(layer.readable is None for layer in cache.layers)
+    with pytest.raises(RuntimeError, match="un-rotated keys"):
+        model(ids[:, 16:], past_key_values=cache)
+
+
+def _fails(*args: Any, **kwargs: Any) -> None:
+    raise RuntimeError("pulled the plug")
+
+
+def test_positions_with_a_gap_in_the_cache_are_not_taken_for_consecutive() -> None:
+    assert _is_regular(torch.tensor([[-1, -1, 3, 4], [0, 1, 2, 3]]))
+    assert not _is_regular(torch.tensor([[0, 1, 5, 6, 7]]))
+
+
+def test_packed_rows_are_refused_in_a_compiled_graph_too() -> None:
+    model, ids = tiny("llama"), text(1, 12)
+    packed = torch.cat([torch.arange(6), torch.arange(6)])[None]
+    with METHOD.on(model), torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        with pytest.raises(RuntimeError, match="one document a row"):
+            compiled(ids, position_ids=packed, use_cache=False)
+
+
+@pytest.mark.parametrize("method", [METHOD, StreamingLLM(window=6), PositionFree()], ids=lambda m: m.name)
+def test_frequencies_that_move_with_the_length_are_refused(method: Any) -> None:
+    model = tiny("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    with pytest.raises(ValueError, match="rope_type='dynamic'"):
+        method.apply(model)
+
+
+def test_undo_after_loading_in_a_new_process_leaves_other_hooks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, file = tiny("llama"), io.BytesIO()
+    METHOD.apply(model)
+    torch.save(model, file)
+    file.seek(0)
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)  # as in a process that has just started
+    loaded = torch.load(file, weights_only=False)
+    calls: list[int] = []
+    loaded.model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    same_as_before = torch.equal(logits_of(loaded, text(1, 9)), logits_of(model, text(1, 9)))
+    hf_longctx.undo(loaded)
+    logits_of(loaded, text(1, 9))
+    assert same_as_before
+    assert len(calls) == 2
+
+
+def test_uninstall_leaves_a_later_wrap_of_somebody_else_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = PreTrainedModel.post_init
+
+    def theirs(self: Any) -> None:
+        ours(self)
+
+    # whatever uninstall changes is put back when the test ends
+    monkeypatch.setattr(hooks, "_stock", dict(hooks._stock))
+    monkeypatch.setattr(PreTrainedConfig, "hf_longctx", vars(PreTrainedConfig)["hf_longctx"])
+    prepare = GenerationMixin._prepare_cache_for_generation
+    monkeypatch.setattr(GenerationMixin, "_prepare_cache_for_generation", prepare)
+    monkeypatch.setattr(PreTrainedModel, "post_init", theirs)
+    hf_longctx.uninstall()
+    assert PreTrainedModel.post_init is theirs
+    assert GenerationMixin._prepare_cache_for_generation is not prepare
+    tiny("llama")  # our wrap, under theirs, passes through
+
+
+def test_extending_a_config_keeps_the_implementation_that_was_chosen() -> None:
+    config = tiny("llama").config
+    config._attn_implementation = "eager"
+    assert hf_longctx.extend_config(config, METHOD)._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("settings", [["name=position_free"], ["n_local=4", "n_local=5"]])
+def test_a_setting_given_twice_is_an_error(settings: list[str]) -> None:
+    with pytest.raises(ValueError, match="given already"):
+        parse("lm_infinite", settings)
+
+
+def test_layers_that_look_nothing_up_keep_their_window_only() -> None:
+    model, cache = tiny("llama"), DynamicCache()
+    with LMInfinite(n_local=6, top_k=2, top_k_from_layer=1).on(model):
+        model(text(1, 30), past_key_values=cache)
+    assert [type(layer) for layer in cache.layers] == [BoundedLayer] + [GrowingLayer] * (len(cache.layers) - 1)
+
+
+def test_applying_keeps_every_modules_training_mode() -> None:
+    model = tiny("llama").train()
+    model.model.layers[0].self_attn.q_proj.eval()
+    with METHOD.on(model):
+        assert not model.model.layers[0].self_attn.q_proj.training
+        assert model.model.layers[0].self_attn.training
