@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from .hooks import extend_config, install, uninstall
     from .method import LongContextMethod, methods
     from .patch import Patch, applied, undo
+    from .rope.giraffe import Giraffe
+    from .rope.rope_scaling import RopeScaling
 
 __version__ = "0.1.0.dev0"
 
 # public name -> the module that defines it; methods are the ones that register themselves when imported
 _METHODS = {
+    "Giraffe": "rope.giraffe",
     "LMInfinite": "attention.lm_infinite",
     "PositionFree": "attention.position_free",
+    "RopeScaling": "rope.rope_scaling",
     "StreamingLLM": "attention.streaming_llm",
 }
 _NAMES = {

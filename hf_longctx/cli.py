@@ -113,7 +113,8 @@ def extend(
 
     folder = run(model, chosen, out, overwrite=force)
     _out.print(f"Saved the model with {chosen!r} to {folder}.", markup=False, highlight=False)
-    _out.print(f'Load it with: import hf_longctx; AutoModelForCausalLM.from_pretrained("{folder}")', highlight=False)
+    needed = "" if chosen.native else "import hf_longctx; "
+    _out.print(f'Load it with: {needed}AutoModelForCausalLM.from_pretrained("{folder}")', highlight=False)
 
 
 @app.command()

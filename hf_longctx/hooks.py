@@ -100,16 +100,21 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
 
     Args:
         config: a config, which is copied, or a path or Hub id to read it from.
-        methods: applied in this order. None at all takes the key out again.
+        methods: applied in this order. None at all takes the key out again. Methods that transformers can express by
+            itself (RoPE scaling) become native settings, and need no hf_longctx to be loaded.
     """
     if not isinstance(config, PreTrainedConfig):
         config = AutoConfig.from_pretrained(config)
     config = copy.deepcopy(config)
-    text = config.get_text_config(decoder=True)
     for method in methods:
         if not isinstance(method, LongContextMethod):
             raise ValueError(f"{method!r}: expected a method, for example hf_longctx.LMInfinite(n_local=4096).")
-    setattr(text, KEY, write_key(methods) if methods else None)
+    text = config.get_text_config(decoder=True)
+    for method in methods:
+        if method.native:
+            text.rope_parameters = method.configure(text).rope_parameters
+    ours = [method for method in methods if not method.native]
+    setattr(text, KEY, write_key(ours) if ours else None)
     return config
 
 

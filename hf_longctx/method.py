@@ -32,12 +32,14 @@ M = TypeVar("M", bound="LongContextMethod")
 class LongContextMethod:
     """Base of every method. A subclass sets `name`, `summary` and `paper`, and implements `install`.
 
-    Fields hold JSON types only (bool, int, float, str, None), so that a method survives `config.json` unchanged.
+    Fields hold JSON types only (bool, int, float, str, None, list[...] | None), so that a method survives `config.json`
+    unchanged.
     """
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    native: ClassVar[bool] = False  # transformers expresses it by itself: it stays out of the key
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -89,9 +91,14 @@ class LongContextMethod:
             for outer in root.modules():
                 if outer is not tower and any(module is tower for module in outer.modules()):
                     self.surround(patch, outer)
-            patch.set(tower.config, KEY, write_key([*earlier, self]))
+            if not self.native:
+                patch.set(tower.config, KEY, write_key([*earlier, self]))
         logger.info("applied %r to %s: %s", self, type(tower).__name__, patch.describe())
         return patch
+
+    def configure(self, config: Any) -> Any:
+        """A copy of `config` that says by itself what a `native` method does."""
+        raise NotImplementedError
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -183,12 +190,22 @@ def read_key(value: Any) -> list[LongContextMethod]:
                     f"{KEY}: {error} If the name is right, the model was saved by a newer hf_longctx: "
                     f"pip install --upgrade hf-longctx."
                 ) from None
-    return [from_spec(spec) for spec in value["methods"]]
+    found = [from_spec(spec) for spec in value["methods"]]
+    for method in found:
+        if method.native:
+            raise ValueError(
+                f"{KEY}: {method.name} is part of a config's rope_parameters and has no place in this entry. Write it "
+                f"with hf_longctx.extend_config, or apply it to the model and save that."
+            )
+    return found
 
 
 def write_key(methods_: Iterable[LongContextMethod]) -> dict[str, Any]:
-    """The `hf_longctx` entry of a config that carries these methods, in the order in which they are applied."""
-    return {"version": SCHEMA_VERSION, "methods": [method.spec() for method in methods_]}
+    """The `hf_longctx` entry of a config that carries these methods, in the order in which they are applied.
+
+    Native ones are left out: the rest of the config says what they do.
+    """
+    return {"version": SCHEMA_VERSION, "methods": [method.spec() for method in methods_ if not method.native]}
 
 
 def _check_fields(cls: type[LongContextMethod], fields: dict[str, Any]) -> None:
@@ -201,7 +218,8 @@ def _check_fields(cls: type[LongContextMethod], fields: dict[str, Any]) -> None:
             raise ValueError(f"{cls.name}: no setting {key!r}. {hint}There are: {', '.join(known)}.")
         allowed = getattr(known[key], "__args__", (known[key],))
         # bool is an int in Python, and nobody means n_local=true
-        fits = any(type(value) is kind or (kind is float and type(value) is int) for kind in allowed)
+        kinds = [getattr(kind, "__origin__", kind) for kind in allowed]  # list of list[float]
+        fits = any(type(value) is kind or (kind is float and type(value) is int) for kind in kinds)
         if not fits:
             names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
             raise ValueError(f"{cls.name}: {key}={value!r} is {type(value).__name__}, expected {names}.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from .method import LongContextMethod
 
@@ -31,8 +31,9 @@ class _Missing:
 class Change:
     """One reversible change: `vars(target)[name]` was `old`.
 
-    For the name `__class__` the class was `old`; for `__hook__` a forward hook with the handle `old` was added; for
-    `__edits__` a config had a stand-in, and `old` are the stand-in and its values at the start.
+    For the name `__class__` the class was `old`; for `__buffer__` `old` is a buffer's name and tensor; for `__hook__` a
+    forward hook with the handle `old` was added; for `__edits__` a config had a stand-in, and `old` are the stand-in
+    and its values at the start.
     """
 
     target: Any
@@ -44,6 +45,10 @@ class Change:
             swapped = type(self.target)
             self.target.__class__ = self.old
             _rebind_forward(self.target, swapped)
+        elif self.name == "__buffer__":
+            name, tensor = self.old
+            # the model may have moved meanwhile
+            self.target._buffers[name] = tensor.to(self.target._buffers[name].device)
         elif self.name == "__hook__":
             self.old.remove()
         elif self.name == "__edits__":
@@ -71,6 +76,15 @@ class Patch:
         """`vars(target)[name] = value`, reversibly. Works on modules and configs alike, past their `__setattr__`."""
         self.changes.append(Change(target, name, vars(target).get(name, _Missing)))
         vars(target)[name] = value
+
+    def remove(self, target: Any, name: str) -> None:
+        """Take `vars(target)[name]` away, if it is there, reversibly. The undo takes what is put there meanwhile."""
+        self.changes.append(Change(target, name, vars(target).pop(name, _Missing)))
+
+    def set_buffer(self, module: nn.Module, name: str, tensor: Tensor) -> None:
+        """Replace a buffer that `module` has by `tensor`, reversibly. The old one follows the module's device."""
+        self.changes.append(Change(module, "__buffer__", (name, module._buffers[name])))
+        module._buffers[name] = tensor
 
     def set_class(self, module: nn.Module, cls: type) -> None:
         """Turn `module` into `cls`, reversibly, and let accelerate's hooks on it call the new forward."""

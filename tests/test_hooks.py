@@ -286,6 +286,12 @@ def test_a_keyed_encoder_fails_clearly() -> None:
 
 
 def test_methods_are_listed_and_names_are_unique() -> None:
-    assert list(hf_longctx.methods()) == ["lm_infinite", "position_free", "streaming_llm"]
+    assert list(hf_longctx.methods()) == [
+        "giraffe",
+        "lm_infinite",
+        "position_free",
+        "rope_scaling",
+        "streaming_llm",
+    ]
     with pytest.raises(ValueError, match="cannot take the name of"):
         type("Another", (hf_longctx.LongContextMethod,), {"name": "lm_infinite"})

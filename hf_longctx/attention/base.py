@@ -13,6 +13,7 @@ from ..anatomy import full_attention_layers
 from ..cache.layers import UnrotatedLayer
 from ..method import LongContextMethod
 from ..patch import Patch, applied
+from ..rope.parameters import moving_types
 from .branches import Branch, attend
 from .parity import check_parity, probe
 from .positions import (
@@ -56,7 +57,7 @@ class AttentionMethod(LongContextMethod):
     def install(self, patch: Patch, tower: nn.Module) -> None:
         config: Any = tower.config
         layers = full_attention_layers(tower)
-        _refuse_moving_frequencies(self, tower)
+        refuse_moving_frequencies(self, getattr(config, "rope_parameters", None))
         other = [p.method for p in applied(tower) if isinstance(p.method, AttentionMethod)]
         if other:
             raise ValueError(
@@ -97,11 +98,9 @@ class AttentionMethod(LongContextMethod):
             state.checked = True
 
 
-def _refuse_moving_frequencies(method: LongContextMethod, tower: Any) -> None:
-    """ValueError for rotary embeddings whose frequencies change with the length read (dynamic, longrope)."""
-    kind = getattr(tower.rotary_emb, "rope_type", "default")
-    kinds = set(kind.values()) if isinstance(kind, dict) else {kind}
-    moving = sorted(k for k in kinds if "dynamic" in str(k) or k == "longrope")
+def refuse_moving_frequencies(method: LongContextMethod, rope_parameters: dict[str, Any] | None) -> None:
+    """ValueError for frequencies that change with the length read (dynamic, longrope with two tables)."""
+    moving = moving_types(rope_parameters)
     if moving:
         raise ValueError(
             f"rope_type={moving[0]!r} changes its frequencies with the length read, so positions cannot be decided "

@@ -19,7 +19,8 @@ def extend(
     """Save `model` (see `load`) in its own dtype into `out`, with `method` in its config.
 
     The method is applied first, so a model it refuses is refused here. `from_pretrained(out)` has the method active
-    wherever hf_longctx is imported; elsewhere it gives the stock model.
+    wherever hf_longctx is imported; elsewhere it gives the stock model. A native method (RoPE scaling) is active
+    everywhere.
     """
     # Before the model is loaded: a mistake should not cost a download.
     check_target(out, overwrite=overwrite)
