@@ -19,7 +19,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from .anatomy import find_tower
 from .attention import interface
-from .attention.base import AttentionMethod
+from .attention.base import AttentionMethod, refuse_moving_frequencies
 from .attention.positions import STATE, adopt
 from .method import KEY, LongContextMethod, read_key, write_key
 from .patch import applied
@@ -114,6 +114,9 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
         if method.native:
             text.rope_parameters = method.configure(text).rope_parameters
     ours = [method for method in methods if not method.native]
+    for method in ours:
+        if isinstance(method, AttentionMethod):
+            refuse_moving_frequencies(method, getattr(text, "rope_parameters", None))
     setattr(text, KEY, write_key(ours) if ours else None)
     return config
 

@@ -264,6 +264,8 @@ def test_moving_frequencies_are_refused_in_both_orders(family: str, row: str, at
             order[1].apply(model)
         assert state(model)["fingerprint"] == before["fingerprint"]
         same(logits_of(model, IDS), ours)
+    with pytest.raises(ValueError, match="changes its frequencies"):
+        hf_longctx.extend_config(tiny(family).config, attention, methods(family)[row])
 
 
 def test_position_free_over_a_scaling_is_the_scaling() -> None:
