@@ -19,7 +19,6 @@ from .parity import check_parity, probe
 from .positions import (
     STATE,
     Implementation,
-    Read,
     Tower,
     after_forward,
     before_forward,
@@ -27,6 +26,7 @@ from .positions import (
     position_free,
     rotary_function,
 )
+from .read import Read
 
 
 class AttentionMethod(LongContextMethod):

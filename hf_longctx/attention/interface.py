@@ -13,7 +13,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..method import KEY
-from .positions import Implementation, Read, stock_class
+from .positions import Implementation, stock_class
+from .read import Read
 
 
 def attention(

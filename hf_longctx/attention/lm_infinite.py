@@ -14,7 +14,7 @@ from ..anatomy import attention_layers
 from ..cache.layers import BoundedLayer, GrowingLayer, Slots, UnrotatedLayer
 from .base import AttentionMethod
 from .branches import Branch, Outside, Selected, Window, pairs
-from .positions import Read
+from .read import Read
 
 logger = logging.getLogger("hf_longctx")
 BLOCK = 256  # queries whose middle keys are scored at once: bounds the O(L S) of top_k

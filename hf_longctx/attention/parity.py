@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .branches import Branch, Causal, attend
 
 if TYPE_CHECKING:
-    from .positions import Read, Tower
+    from .positions import Tower
+    from .read import Read
 
 # the two ways differ by rounding only; a wrong anatomy differs by its whole size
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}

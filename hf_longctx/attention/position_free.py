@@ -12,7 +12,7 @@ from ..cache.layers import GrowingLayer, UnrotatedLayer
 from .base import AttentionMethod
 from .branches import Causal, pairs
 from .interface import inner_function
-from .positions import Read
+from .read import Read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ..anatomy import layer_type
-from ..cache.layers import Slots, UnrotatedLayer
+from ..cache.layers import UnrotatedLayer
 from ..method import KEY
-from .branches import Branch, Visible
 from .rotation import Rotation
 
 if TYPE_CHECKING:
@@ -89,111 +88,6 @@ class Step:
     padded: bool
     regular: bool
     memo: dict[Any, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Read:
-    """What a method sees of one layer in one forward: un-rotated queries, keys and values, and where they stand.
-
-    `head` are the first tokens where the cache keeps them apart, else None. `regular` and `padded` as in `Branch`.
-    """
-
-    module: nn.Module
-    tower: Tower
-    step: Step
-    q_BHLD: Tensor
-    k_BGSD: Tensor
-    v_BGSD: Tensor
-    k_pos_BS: Tensor
-    head: Slots | None
-    padded: bool
-    layout: str  # which slots the cache keeps: layers of one layout have the same
-    fresh: bool  # keys are exactly the queries' tokens: nothing was cached before
-    scale: float
-
-    @property
-    def q_pos_BL(self) -> Tensor:
-        return self.step.q_pos_BL
-
-    @property
-    def regular(self) -> bool:
-        return self.step.regular
-
-    def shared(self, keys: str) -> dict[Any, Any]:
-        """Where kernels keep what follows from positions alone; one place for each set of keys."""
-        shared: dict[Any, Any] = self.memo(("shared", keys), dict)
-        return shared
-
-    def first(self, n: int) -> Slots:
-        """The first n real tokens of every row."""
-        if self.head is not None:
-            return self.head
-        return Slots(self.k_BGSD, self.v_BGSD, self.k_pos_BS).first(n, self.padded)
-
-    def memo(self, what: Any, make: Callable[[], Any]) -> Any:
-        """`make()`, once for all layers of this kind in this forward."""
-        key = (what, layer_type(self.module), has_rope(self.module), self.layout, self.k_BGSD.device)
-        if key not in self.step.memo:
-            self.step.memo[key] = make()
-        return self.step.memo[key]
-
-    def branch(
-        self,
-        visible: Visible,
-        keys: Slots | None = None,
-        q_rope: Rotation | None = None,
-        k_rope: Rotation | None = None,
-    ) -> Branch:
-        """A branch of these queries: over `keys` as the ropes say, or by default over all keys at true distances."""
-        shared = self.shared("all" if keys is None else "some")
-        if keys is None:
-            q_rope, k_rope = self.true_ropes()
-            keys = Slots(self.k_BGSD, self.v_BGSD, self.k_pos_BS)
-        seen = self.q_pos_BL, keys.pos, visible, q_rope, k_rope, self.regular, self.padded, shared
-        return Branch(self.q_BHLD, keys.k, keys.v, *seen)
-
-    def rotation(self, pos_BL: Tensor) -> Rotation | None:
-        """The rotation to these positions; None on layers without position embeddings (NoPE)."""
-        return self.tower.rotation(self.module, self.q_BHLD, pos_BL) if has_rope(self.module) else None
-
-    def true_ropes(self) -> tuple[Rotation | None, Rotation | None]:
-        """Rotations of queries and keys at their true distances.
-
-        Positions count from the earliest key kept, so angles stay small however long the stream is.
-        """
-        if not has_rope(self.module):
-            return None, None
-        if self.fresh:
-            rope = Rotation(*self.step.embeddings, rotary_function(stock_class(self.module)))
-            return rope, rope
-
-        def make() -> tuple[Rotation | None, Rotation | None]:
-            far = torch.iinfo(torch.long).max
-            base = torch.where(self.k_pos_BS < 0, far, self.k_pos_BS).amin(1, keepdim=True)
-            queries = self.rotation((self.q_pos_BL - base).clamp(min=0))
-            return queries, self.rotation((self.k_pos_BS - base).clamp(min=0))
-
-        ropes: tuple[Rotation | None, Rotation | None] = self.memo("true", make)
-        return ropes
-
-    def relative(self, offset: int) -> Rotation | None:
-        """A rotation for *one side alone*: keys moved by -d, or queries by d, meet the other side (left as it is) at d.
-
-        The smaller side is the one to move. A scaled rotary embedding (yarn) multiplies queries and keys each by its
-        factor; the side that is moved gets both.
-        """
-        if not has_rope(self.module):
-            return None
-
-        def make() -> Rotation | None:
-            there = torch.full((1, 1), offset, dtype=torch.long, device=self.q_BHLD.device)
-            moved, still = self.rotation(there), self.rotation(torch.zeros_like(there))
-            assert moved is not None
-            assert still is not None
-            return Rotation(moved.cos * still.cos, moved.sin * still.cos, moved.apply_rotary)
-
-        rotation: Rotation | None = self.memo(("relative", offset), make)
-        return rotation
 
 
 # -- the subclass ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..cache.layers import BoundedLayer, UnrotatedLayer
 from .base import AttentionMethod
 from .branches import Branch, Outside, Window
-from .positions import Read
+from .read import Read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
