@@ -7,24 +7,26 @@ from typing import Any
 
 from ..anatomy import FULL
 
-# what belongs to a kind of scaling; all else (rope_theta, partial_rotary_factor, mrope_section) is the model's own
-SCALING = {
-    "rope_type",
-    "type",
-    "factor",
-    "original_max_position_embeddings",
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
-    "mscale",
-    "mscale_all_dim",
-    "truncate",
-    "short_factor",
-    "long_factor",
-    "low_freq_factor",
-    "high_freq_factor",
+# the fields that each type of `RopeScaling` takes besides `factor`; ntk is ours, the others are transformers' own types
+FIELDS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "ntk": (),
+    "dynamic": (),
+    "yarn": (
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+    "longrope": ("original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
+    "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
 }
-REPLACEABLE = {"linear", "dynamic", "yarn", "longrope", "llama3"}
+# what belongs to a kind of scaling; all else (rope_theta, partial_rotary_factor, mrope_section) is the model's own
+SCALING = {"rope_type", "type", "factor"}.union(*FIELDS.values())
+REPLACEABLE = FIELDS.keys() - {"ntk"}
 
 
 def is_nested(config: Any) -> bool:

@@ -7,25 +7,7 @@ import math
 from typing import Any, ClassVar
 
 from .base import RopeMethod
-from .parameters import is_nested, rotary_dim
-
-# the fields each type takes besides `factor`
-FIELDS: dict[str, tuple[str, ...]] = {
-    "linear": (),
-    "ntk": (),
-    "dynamic": (),
-    "yarn": (
-        "original_max_position_embeddings",
-        "attention_factor",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
-    ),
-    "longrope": ("original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
-    "llama3": ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
-}
+from .parameters import FIELDS, is_nested, rotary_dim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
