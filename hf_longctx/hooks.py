@@ -20,7 +20,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from .anatomy import find_tower
 from .attention import interface
 from .attention.base import AttentionMethod, refuse_moving_frequencies
-from .attention.positions import STATE, adopt
+from .attention.positions import STATE, adopt_all
 from .method import KEY, LongContextMethod, read_key, write_key
 from .patch import applied
 
@@ -74,9 +74,7 @@ def install() -> None:
         result = prepare_cache(self, generation_config, model_kwargs, generation_mode, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         if methods and cache is not None:
-            state = vars(find_tower(self))[STATE]
-            for module in state.layers:
-                adopt(state.method, cache, module)
+            adopt_all(vars(find_tower(self))[STATE], cache)
         return result
 
     setattr(PreTrainedConfig, KEY, _Key())

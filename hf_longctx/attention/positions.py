@@ -268,6 +268,11 @@ def adopt(method: AttentionMethod, cache: Cache, module: nn.Module) -> Unrotated
     return cache.layers[index]
 
 
+def adopt_all(state: Tower, cache: Cache) -> list[UnrotatedLayer]:
+    """The un-rotated layers of `cache` for every patched layer of a tower."""
+    return [adopt(state.method, cache, module) for module in state.layers]
+
+
 def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Checks everything that can be wrong before the first layer runs, so that a cache is never left half-updated."""
     state: Tower = vars(tower_module)[STATE]
@@ -283,7 +288,7 @@ def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     cache = next((c for c in (kwargs.get("past_key_values"), *args) if isinstance(c, Cache)), None)
     if cache is not None:
         state: Tower = next(vars(m)[STATE] for m in model.modules() if STATE in vars(m))
-        for layer in [adopt(state.method, cache, module) for module in state.layers]:
+        for layer in adopt_all(state, cache):
             layer.open()
             state.opened.append(layer)
 
