@@ -146,37 +146,56 @@ def passkey_cell(
     Raises:
         ValueError: As in `passkey_prompts`, or `batch_size` or `keep_last` is below 1.
     """
-    if batch_size < 1 or (keep_last is not None and keep_last < 1):
-        raise ValueError(f"batch_size={batch_size}, keep_last={keep_last}: expected at least 1 prompt and 1 token.")
-    ids_TL, keys = passkey_prompts(tokenizer, length, depth, trials=trials, seed=seed, haystack=haystack)
-    if keep_last is not None:
-        ids_TL = ids_TL[:, -keep_last:]
-    correct = 0
-    for start in range(0, trials, batch_size):
-        batch = ids_TL[start : start + batch_size].to(model.device)
-        output = model.generate(
-            batch,
-            attention_mask=torch.ones_like(batch),
-            generation_config=_greedy(model, tokenizer, prefill_chunk_size),
-        )
-        # Only generated text counts: the prompt may hold digits of its own.
-        answers = tokenizer.batch_decode(output[:, batch.shape[1] :], skip_special_tokens=True)
-        for key, answer in zip(keys[start:], answers, strict=False):
-            found = re.search(r"\d+", answer)
-            correct += found is not None and found.group() == key
-        if progress is not None:
-            progress(len(batch) * length)
-    return PasskeyCell(length, depth, trials, correct)
+    (cell,) = passkey_grid(
+        model,
+        tokenizer,
+        lengths=[length],
+        depths=[depth],
+        trials=trials,
+        seed=seed,
+        haystack=haystack,
+        batch_size=batch_size,
+        keep_last=keep_last,
+        prefill_chunk_size=prefill_chunk_size,
+        progress=progress,
+    )
+    return cell
 
 
 def passkey_grid(
-    model: Any, tokenizer: PreTrainedTokenizerBase, *, lengths: Sequence[int], depths: Sequence[float], **options: Any
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    trials: int = 10,
+    seed: int = 0,
+    haystack: str | Sequence[int] = "filler",
+    batch_size: int = 1,
+    keep_last: int | None = None,
+    prefill_chunk_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> list[PasskeyCell]:
-    """`passkey_cell` for every length and depth, length by length; `options` are its keyword arguments."""
-    if options.get("haystack", "filler") != "filler":
-        # A long text is tokenized once, not once a cell.
-        options["haystack"] = haystack_ids(tokenizer, options["haystack"])
-    return [passkey_cell(model, tokenizer, length, depth, **options) for length in lengths for depth in depths]
+    """`passkey_cell` for every length and depth, length by length; its arguments. A batch may hold several depths."""
+    if batch_size < 1 or (keep_last is not None and keep_last < 1):
+        raise ValueError(f"batch_size={batch_size}, keep_last={keep_last}: expected at least 1 prompt and 1 token.")
+    # A long text is tokenized once, not once a cell.
+    hay = haystack if haystack == "filler" else haystack_ids(tokenizer, haystack)
+    cells = []
+    for length in lengths:
+        asked = [passkey_prompts(tokenizer, length, d, trials=trials, seed=seed, haystack=hay) for d in depths]
+        ids_TL, keys = torch.cat([ids for ids, _ in asked]), [key for _, many in asked for key in many]
+        if keep_last is not None:
+            ids_TL = ids_TL[:, -keep_last:]
+        right: list[bool] = []
+        for start in range(0, len(keys), batch_size):
+            batch = ids_TL[start : start + batch_size]
+            right += _ask(model, tokenizer, batch, keys[start : start + batch_size], prefill_chunk_size)
+            if progress is not None:
+                progress(len(batch) * length)
+        for i, depth in enumerate(depths):
+            cells.append(PasskeyCell(length, depth, trials, sum(right[i * trials : (i + 1) * trials])))
+    return cells
 
 
 def haystack_ids(tokenizer: PreTrainedTokenizerBase, haystack: str | Sequence[int]) -> list[int]:
@@ -196,6 +215,21 @@ def bos_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The beginning-of-text token as a list, or an empty one for a tokenizer that doesn't add it by itself."""
     ids = list(tokenizer("x")["input_ids"])
     return ids[:1] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
+
+
+def _ask(
+    model: Any, tokenizer: PreTrainedTokenizerBase, ids_BL: Tensor, keys: Sequence[str], prefill_chunk_size: int | None
+) -> list[bool]:
+    """Which of these prompts the model answers with their key."""
+    output = model.generate(
+        ids_BL.to(model.device),
+        attention_mask=torch.ones_like(ids_BL, device=model.device),
+        generation_config=_greedy(model, tokenizer, prefill_chunk_size),
+    )
+    # Only generated text counts: the prompt may hold digits of its own.
+    answers = tokenizer.batch_decode(output[:, ids_BL.shape[1] :], skip_special_tokens=True)
+    found = [re.search(r"\d+", answer) for answer in answers]
+    return [hit is not None and hit.group() == key for hit, key in zip(found, keys, strict=True)]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

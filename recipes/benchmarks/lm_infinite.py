@@ -1,14 +1,13 @@
 """LM-Infinite beside stock, each part in one run: speed and perplexity on one GPU, passkey on any device.
 
 python -m recipes.benchmarks.documents DOCS        # fetches the texts
-python -m recipes.benchmarks.lm_infinite --documents DOCS [--parts attention,prefill,perplexity,million,passkey]
+python -m recipes.benchmarks.lm_infinite speed|perplexity|passkey --documents DOCS
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -21,16 +20,13 @@ from hf_longctx import LMInfinite, attend
 from hf_longctx.attention.branches import Branch, Causal, Outside, Window
 from hf_longctx.attention.kernels import KERNELS, Call
 from hf_longctx.attention.rotation import Rotation
-from hf_longctx.checkpoints import load
-from hf_longctx.evaluation.passkey import passkey_cell
+from hf_longctx.evaluation.passkey import passkey_grid
 from hf_longctx.evaluation.perplexity import fixed_targets
-from hf_longctx.evaluation.results import results, row, write_results
+from hf_longctx.evaluation.results import row
 
+from .reading import TRAINED, K, arguments, cache_bytes, finish, nll_detail, ratios, spans, subject
 from .timing import milliseconds, peak_gib
 
-K = 1024
-TRAINED = 8 * K
-RESULTS = Path(__file__).parent / "results"
 PARTS = ("speed", "perplexity", "passkey")
 
 
@@ -96,22 +92,22 @@ def perplexity(model: Any, documents: dict[str, Tensor]) -> Iterator[dict[str, A
     with LMInfinite(n_local=TRAINED).on(model):
         ours = fixed_targets(model, list(texts.values()), [TRAINED, 64 * K, 200 * 1000], chunk=32 * K)
     for score in ours:
-        ratios = _ratios(texts, score.nll, stock.nll)
+        each = ratios(texts, score.nll, stock.nll)
         bar = "<= 1.005" if score.length > TRAINED else None
         what = f"after {score.length:,} tokens, 8k window, {len(texts)} documents"
         yield row(
             what,
-            fmean(ratios.values()),
+            fmean(each.values()),
             "",
             bar=bar,
             beside=_perplexities(score, stock),
-            detail=_nll(texts, score, stock),
+            detail=nll_detail(texts, score, stock),
         )
     few = dict(list(texts.items())[::4])
     some = [score for name, score in zip(texts, stock.nll, strict=True) if name in few]
     broken = fixed_targets(model, list(few.values()), [2 * TRAINED, 64 * K], chunk=64 * K)
     for score in broken:
-        ratio = fmean(_ratios(few, score.nll, some).values())
+        ratio = fmean(ratios(few, score.nll, some).values())
         yield row(f"stock itself after {score.length:,} tokens, {len(few)} of the documents", ratio, "")
 
 
@@ -122,36 +118,18 @@ def million(model: Any, documents: dict[str, Tensor]) -> Iterator[dict[str, Any]
     with LMInfinite(n_local=TRAINED).on(model):
         score = fixed_targets(model, list(texts.values()), [10**6], chunk=32 * K)[0]
         sizes = [cache_bytes(model, next(iter(texts.values()))[:n]) for n in (64 * K, 10**6)]
-    ratios = _ratios(texts, score.nll, stock.nll)
+    each = ratios(texts, score.nll, stock.nll)
     what = f"after 1,000,000 tokens, 8k window, {len(texts)} documents"
     yield row(
         what,
-        fmean(ratios.values()),
+        fmean(each.values()),
         "",
         bar="<= 1.01",
         beside=_perplexities(score, stock),
-        detail=_nll(texts, score, stock),
+        detail=nll_detail(texts, score, stock),
     )
     what, sized = "KV bytes after 1,000,000 tokens over those after 64k", {"bytes at 64k, at 1,000,000": sizes}
     yield row(what, sizes[1] / sizes[0], "", bar="== 1", detail=sized)
-
-
-def spans(documents: dict[str, Tensor], length: int, most: int = 5) -> dict[str, Tensor]:
-    """Up to `most` non-overlapping spans of `length` tokens from every text, from its start on."""
-    return {
-        f"{name} {i}": ids[i * length : (i + 1) * length]
-        for name, ids in documents.items()
-        for i in range(min(len(ids) // length, most))
-    }
-
-
-@torch.no_grad()
-def cache_bytes(model: Any, ids: Tensor) -> int:
-    """What the cache holds after reading a text."""
-    cache = DynamicCache(config=model.config)
-    for piece in ids[None].split(32 * K, dim=1):
-        model(piece.cuda(), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return sum(layer.nbytes() for layer in cache.layers)
 
 
 def passkey(model: Any, tokenizer: Any, window: int, every: int, trials: int) -> Iterator[dict[str, Any]]:
@@ -159,12 +137,11 @@ def passkey(model: Any, tokenizer: Any, window: int, every: int, trials: int) ->
     depths, factors = [i / 9 for i in range(0, 10, every)], (1.5, 2, 3, 4)
 
     def cells(name: str, length: int, **more: Any) -> list[float]:
-        found = []
-        for depth in depths:
-            cell = passkey_cell(model, tokenizer, length, depth, trials=trials, batch_size=trials, **more)
-            found.append(cell.accuracy)
-            print(f"{name}, {length} tokens, depth {depth:.2f}: {cell.correct} of {trials}", flush=True)
-        return found
+        grid = passkey_grid(
+            model, tokenizer, lengths=[length], depths=depths, trials=trials, batch_size=2 * trials, **more
+        )
+        print(f"{name}, {length} tokens: {[cell.correct for cell in grid]} of {trials}", flush=True)
+        return [cell.accuracy for cell in grid]
 
     inside = cells("stock inside the window", window)
     with LMInfinite(n_local=window, top_k=5).on(model):
@@ -181,19 +158,6 @@ def passkey(model: Any, tokenizer: Any, window: int, every: int, trials: int) ->
     yield row(what, ratio, "x", bar=">= 1.85", detail=detail)
 
 
-def _ratios(texts: dict[str, Tensor], nll: Any, stock: Any) -> dict[str, float]:
-    return {name: float(torch.tensor(a - b).exp()) for name, a, b in zip(texts, nll, stock, strict=True)}
-
-
-def _nll(texts: dict[str, Tensor], score: Any, stock: Any) -> dict[str, Any]:
-    return {
-        "documents": list(texts),
-        "nll": list(score.nll),
-        "nll of stock": list(stock.nll),
-        "targets": score.n_targets,
-    }
-
-
 def _beside(mine: str, stock: str) -> dict[str, str]:
     return {"LM-Infinite": mine, "stock": stock}
 
@@ -204,37 +168,23 @@ def _perplexities(score: Any, stock: Any) -> dict[str, float]:
 
 def main() -> None:
     """Run one part and write its result file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--documents", type=Path, help="folder of .txt files (recipes.benchmarks.documents)")
     parser.add_argument("--window", type=int, default=2 * K, help="the passkey part's emulated window, tokens")
     parser.add_argument("--every", type=int, default=1, help="passkey: read every n-th of the ten depths")
     parser.add_argument("--trials", type=int, default=20, help="passkey: prompts a cell")
-    parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file; results/lm_infinite_PART.json by default")
     args = parser.parse_args()
     if args.part != "passkey" and not args.documents:
         parser.error("this part reads texts: python -m recipes.benchmarks.documents DIR, then --documents DIR")
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model, tokenizer = load(args.model, dtype=dtype, device=device)
-    documents: dict[str, Tensor] = {}
-    for path in sorted(args.documents.glob("*.txt")) if args.documents else []:
-        documents[path.stem] = tokenizer(path.read_text(encoding="utf-8"), return_tensors="pt").input_ids[0]
+    model, tokenizer, documents = subject(args)
     match args.part:
         case "speed":
-            rows = [*attention(model), *prefill(model, next(iter(documents.values())))]
+            rows = chain(attention(model), prefill(model, next(iter(documents.values()))))
         case "perplexity":
-            rows = [*perplexity(model, documents), *million(model, documents)]
+            rows = chain(perplexity(model, documents), million(model, documents))
         case _:
-            rows = list(passkey(model, tokenizer, args.window, args.every, args.trials))
-    for found in rows:
-        print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)
-    name = f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(dtype).removeprefix('torch.')}"
-    data = results(rows, model=name, device=device) | ({"commit": args.commit} if args.commit else {})
-    write_results(args.out or RESULTS / f"lm_infinite_{args.part}.json", data)
+            rows = chain(passkey(model, tokenizer, args.window, args.every, args.trials))
+    finish(model, rows, args, f"lm_infinite_{args.part}")
 
 
 if __name__ == "__main__":

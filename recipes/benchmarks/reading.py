@@ -1,0 +1,85 @@
+"""What the reading benchmarks share: arguments, the model, the texts cut into spans, ratios to the stock model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_longctx.checkpoints import load
+from hf_longctx.evaluation.perplexity import LengthScore
+from hf_longctx.evaluation.results import results, write_results
+
+K = 1024
+TRAINED = 8 * K  # of SmolLM2
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options of every reading benchmark."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--documents", type=Path, help="folder of .txt files (recipes.benchmarks.documents)")
+    parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
+    parser.add_argument("--out", type=Path, help="the result file or folder; results/ here by default")
+    return parser
+
+
+def subject(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Tensor]]:
+    """The model (bf16 on a GPU, fp32 elsewhere), its tokenizer, and every document's token ids."""
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load(args.model, dtype=torch.bfloat16 if device == "cuda" else torch.float32, device=device)
+    paths = sorted(args.documents.glob("*.txt")) if args.documents else []
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    return model, tokenizer, {name: tokenizer(text, return_tensors="pt").input_ids[0] for name, text in texts.items()}
+
+
+def finish(
+    model: Any, rows: Iterable[dict[str, Any]], args: argparse.Namespace, name: str, **more: Any
+) -> dict[str, Any]:
+    """Print every row as it comes, and write the result file `name`."""
+    done = []
+    for found in rows:
+        print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)
+        done.append(found)
+    label = f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(model.dtype).removeprefix('torch.')}"
+    data = results(done, model=label, device=model.device, **more) | ({"commit": args.commit} if args.commit else {})
+    out = args.out or RESULTS
+    write_results(out if out.suffix == ".json" else out / f"{name}.json", data)
+    return data
+
+
+def spans(documents: dict[str, Tensor], length: int, most: int = 5) -> dict[str, Tensor]:
+    """Up to `most` non-overlapping spans of `length` tokens from every text, from its start on."""
+    return {
+        f"{name} {i}": ids[i * length : (i + 1) * length]
+        for name, ids in documents.items()
+        for i in range(min(len(ids) // length, most))
+    }
+
+
+def ratios(texts: dict[str, Tensor], nll: Iterable[float], stock: Iterable[float]) -> dict[str, float]:
+    """Each document's perplexity over the stock model's."""
+    return {name: float(torch.tensor(a - b).exp()) for name, a, b in zip(texts, nll, stock, strict=True)}
+
+
+def nll_detail(texts: dict[str, Tensor], score: LengthScore, stock: LengthScore) -> dict[str, Any]:
+    """The raw samples behind a ratio."""
+    samples = {"nll": list(score.nll), "nll of stock": list(stock.nll)}
+    return {"documents": list(texts), **samples, "targets": score.n_targets}
+
+
+@torch.no_grad()
+def cache_bytes(model: Any, ids: Tensor, chunk: int = 32 * K) -> int:
+    """What the cache holds after reading a text."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    for piece in ids[None].split(chunk, dim=1):
+        model(piece.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return sum(layer.nbytes() for layer in cache.layers)
