@@ -39,19 +39,18 @@ def subject(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Tensor]]:
     return model, tokenizer, {name: tokenizer(text, return_tensors="pt").input_ids[0] for name, text in texts.items()}
 
 
-def finish(
-    model: Any, rows: Iterable[dict[str, Any]], args: argparse.Namespace, name: str, **more: Any
-) -> dict[str, Any]:
-    """Print every row as it comes, and write the result file `name`."""
-    done = []
+def finish(model: Any, rows: Iterable[dict[str, Any]], args: argparse.Namespace, name: str, **more: Any) -> None:
+    """Print every row as it comes, and keep the result file `name` up to date: an interrupted run leaves what it has."""
+    label = f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(model.dtype).removeprefix('torch.')}"
+    out = args.out or RESULTS
+    done: list[dict[str, Any]] = []
     for found in rows:
         print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)
         done.append(found)
-    label = f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(model.dtype).removeprefix('torch.')}"
-    data = results(done, model=label, device=model.device, **more) | ({"commit": args.commit} if args.commit else {})
-    out = args.out or RESULTS
-    write_results(out if out.suffix == ".json" else out / f"{name}.json", data)
-    return data
+        data = results(done, model=label, device=model.device, **more) | (
+            {"commit": args.commit} if args.commit else {}
+        )
+        write_results(out if out.suffix == ".json" else out / f"{name}.json", data)
 
 
 def spans(documents: dict[str, Tensor], length: int, most: int = 5) -> dict[str, Tensor]:
