@@ -1,7 +1,7 @@
 """LM-Infinite beside stock, each part in one run: speed and perplexity on one GPU, passkey on any device.
 
 python -m recipes.benchmarks.documents DOCS        # fetches the texts
-python -m recipes.benchmarks.lm_infinite speed|perplexity|passkey --documents DOCS
+python -m recipes.benchmarks.lm_infinite speed|perplexity|passkey|layers --documents DOCS
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hf_longctx.evaluation.results import row
 from .reading import TRAINED, K, arguments, cache_bytes, finish, nll_detail, ratios, spans, subject
 from .timing import milliseconds, peak_gib
 
-PARTS = ("speed", "perplexity", "passkey")
+PARTS = ("speed", "perplexity", "passkey", "layers")
 
 
 def attention(model: Any) -> Iterator[dict[str, Any]]:
@@ -158,6 +158,24 @@ def passkey(model: Any, tokenizer: Any, window: int, every: int, trials: int) ->
     yield row(what, ratio, "x", bar=">= 1.85", detail=detail)
 
 
+def layers(model: Any, tokenizer: Any, window: int) -> Iterator[dict[str, Any]]:
+    """From which layer on looking up finds most; other prompts than `passkey`'s."""
+    depths, factors, trials = [i / 9 for i in range(10)], (2, 3, 4), 4
+    for first in (0, 2, 4, 6, 8, 12):
+        found = {}
+        with LMInfinite(n_local=window, top_k=5, top_k_from_layer=first).on(model):
+            for factor in factors:
+                lengths = [factor * window]
+                grid = passkey_grid(
+                    model, tokenizer, lengths=lengths, depths=depths, trials=trials, batch_size=40, seed=7
+                )
+                found[factor] = [cell.correct for cell in grid]
+        share = {f"at {factor} times": sum(correct) / (trials * len(depths)) for factor, correct in found.items()}
+        what = f"passkeys found, top_k=5, top_k_from_layer={first}, window {window:,}"
+        detail = {"depths": depths, "trials": trials, "seed": 7, "correct": found}
+        yield row(what, fmean(share.values()), "", beside=share, detail=detail)
+
+
 def _beside(mine: str, stock: str) -> dict[str, str]:
     return {"LM-Infinite": mine, "stock": stock}
 
@@ -174,7 +192,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="passkey: read every n-th of the ten depths")
     parser.add_argument("--trials", type=int, default=20, help="passkey: prompts a cell")
     args = parser.parse_args()
-    if args.part != "passkey" and not args.documents:
+    if args.part in ("speed", "perplexity") and not args.documents:
         parser.error("this part reads texts: python -m recipes.benchmarks.documents DIR, then --documents DIR")
     model, tokenizer, documents = subject(args)
     match args.part:
@@ -182,6 +200,8 @@ def main() -> None:
             rows = chain(attention(model), prefill(model, next(iter(documents.values()))))
         case "perplexity":
             rows = chain(perplexity(model, documents), million(model, documents))
+        case "layers":
+            rows = chain(layers(model, tokenizer, args.window))
         case _:
             rows = chain(passkey(model, tokenizer, args.window, args.every, args.trials))
     finish(model, rows, args, f"lm_infinite_{args.part}")

@@ -40,7 +40,7 @@ def subject(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Tensor]]:
 
 
 def finish(model: Any, rows: Iterable[dict[str, Any]], args: argparse.Namespace, name: str, **more: Any) -> None:
-    """Print every row as it comes, and keep the result file `name` up to date: an interrupted run leaves what it has."""
+    """Print every row as it comes and keep the result file `name` up to date, so an interrupted run leaves some."""
     label = f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(model.dtype).removeprefix('torch.')}"
     out = args.out or RESULTS
     done: list[dict[str, Any]] = []
