@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,18 @@ def finish(model: Any, rows: Iterable[dict[str, Any]], args: argparse.Namespace,
             {"commit": args.commit} if args.commit else {}
         )
         write_results(out if out.suffix == ".json" else out / f"{name}.json", data)
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command without the places where texts, model and results lie on one machine."""
+    parts = ["python", "-m", f"recipes.benchmarks.{Path(sys.argv[0]).stem}"]
+    skip = False
+    for word in sys.argv[1:]:
+        name = word.partition("=")[0]
+        if not skip and name not in ("--model", "--commit", "--out"):
+            parts.append("DOCS" if parts[-1] == "--documents" else word)
+        skip = not skip and word in ("--model", "--commit", "--out")
+    return shlex.join(parts)
 
 
 def spans(documents: dict[str, Tensor], length: int, most: int = 5) -> dict[str, Tensor]:
