@@ -15,7 +15,7 @@ from ..method import LongContextMethod
 from ..patch import Patch, applied
 from ..rope.parameters import moving_types
 from .branches import Branch, attend
-from .parity import check_parity, probe
+from .parity import check_parity, check_rotary_function, probe
 from .positions import (
     STATE,
     Implementation,
@@ -65,7 +65,7 @@ class AttentionMethod(LongContextMethod):
                 f"hf_longctx.undo(model))."
             )
         for module in layers:
-            rotary_function(type(module))
+            check_rotary_function(type(module), rotary_function(type(module)))
             dropout = getattr(module, "attention_dropout", 0.0)
             rate = getattr(dropout, "p", dropout)  # some models keep a Dropout module
             if rate:
@@ -90,12 +90,13 @@ class AttentionMethod(LongContextMethod):
             patch.set(owned, "_attn_implementation_internal", Implementation(state.inner))
         patch.add_hook(tower, before_forward, "pre")
         patch.add_hook(tower, after_forward, "post")
-        weight = next(layers[0].parameters())
-        if weight.device.type != "meta" and state.rotary_is_ready():
-            # else (a model being loaded, or offloaded) its first forward checks
-            dtype = next((p.dtype for p in tower.parameters() if p.is_floating_point()), torch.float32)
-            check_parity(layers[0], state, probe(config.hidden_size, weight.device, dtype))
-            state.checked = True
+        dtype = next((p.dtype for p in tower.parameters() if p.is_floating_point()), torch.float32)
+        for module in layers:
+            device = next(module.parameters()).device
+            if device.type == "meta" and any(hasattr(m, "_hf_hook") for m in module.modules()):
+                continue  # offloaded: its first forward checks, as it does what a model that is being loaded could not
+            if device.type == "meta" or state.rotary_is_ready():
+                check_parity(module, state, probe(config.hidden_size, device, dtype))
 
 
 def refuse_moving_frequencies(method: LongContextMethod, rope_parameters: dict[str, Any] | None) -> None:
