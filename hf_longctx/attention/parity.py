@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .branches import Branch, Causal, attend
+from .inner import PLAIN
 from .watch import evaluating, rotates
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _compare(module: Any, tower: Tower, hidden_1LX: Tensor) -> None:
         "position_ids": pos,
     }
     try:
-        with evaluating(module):
+        with evaluating(module), _plain_inner(module, tower):
             rope = tower.rotation(module, hidden_1LX, pos)
             step = Step((rope.cos, rope.sin), pos, False, False)
             identity = torch.ones_like(rope.cos), torch.zeros_like(rope.sin)
@@ -150,3 +151,18 @@ def head_dim_of(module: Any) -> int:
     """The width of an attention module's heads."""
     config = module.config
     return int(getattr(module, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+@contextlib.contextmanager
+def _plain_inner(module: Any, tower: Tower) -> Iterator[None]:
+    """Compare through sdpa where the inner implementation wants a mask or a dtype of its own: rotation is checked."""
+    from .positions import Implementation
+
+    config = vars(module.config)
+    before = config["_attn_implementation_internal"]
+    if tower.inner not in PLAIN:
+        config["_attn_implementation_internal"] = Implementation("sdpa")
+    try:
+        yield
+    finally:
+        config["_attn_implementation_internal"] = before

@@ -65,8 +65,10 @@ class Tower:
 
     @property
     def kernel(self) -> str:
-        """The kernel that the user's `attn_implementation` asks for: eager is the plain one."""
-        return "reference" if self.inner == "eager" else "auto"
+        """The kernel that the user's `attn_implementation` asks for."""
+        from .inner import KERNEL_OF
+
+        return KERNEL_OF[self.inner]
 
     def rotary_is_ready(self) -> bool:
         """False while a model is being loaded: its buffers hold nothing yet."""
