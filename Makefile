@@ -37,8 +37,9 @@ format: $(READY)  ## Lay out the code and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(READY)  ## Render the tables of README and cards from recipes/benchmarks/results
+tables: $(READY)  ## Render the tables of README and cards from recipes/benchmarks/results, and docs/families.md
 	$(BIN)/python -m recipes.benchmarks tables
+	$(BIN)/python -m tests.families
 
 ci: lint types demo-short test  ## What CI runs
 

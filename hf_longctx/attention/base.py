@@ -3,19 +3,21 @@
 # B batch, H query heads, L queries, D head dim
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import full_attention_layers
+from ..anatomy import attention_layers, full_attention_layers
 from ..cache.layers import UnrotatedLayer
 from ..method import LongContextMethod
 from ..patch import Patch, applied
 from ..rope.parameters import moving_types
 from .branches import Branch, attend
-from .parity import check_parity, probe
+from .inner import check_device, check_name
+from .parity import check_parity, check_rotary_function, head_dim_of, probe
 from .positions import (
     STATE,
     Implementation,
@@ -45,7 +47,7 @@ class AttentionMethod(LongContextMethod):
 
     def attention(self, read: Read) -> Tensor:
         """(B, L, H, D)"""
-        return attend(self.branches(read), scale=read.scale, kernel=read.tower.kernel)
+        return attend(self.branches(read), scale=read.scale, kernel=read.tower.kernel, strict=False)
 
     def check(self, tower: nn.Module) -> None:
         """Raise ValueError where this method cannot serve this model. Called before the first change."""
@@ -65,7 +67,7 @@ class AttentionMethod(LongContextMethod):
                 f"hf_longctx.undo(model))."
             )
         for module in layers:
-            rotary_function(type(module))
+            check_rotary_function(type(module), rotary_function(type(module)))
             dropout = getattr(module, "attention_dropout", 0.0)
             rate = getattr(dropout, "p", dropout)  # some models keep a Dropout module
             if rate:
@@ -75,11 +77,13 @@ class AttentionMethod(LongContextMethod):
                 )
         method = self.resolve(config)
         method.check(tower)
-        current = config._attn_implementation
+        current = config._attn_implementation or "sdpa"
         inner = current.inner if isinstance(current, Implementation) else current
+        check_name(inner)
+        check_device(inner, layers[0], head_dim_of(layers[0]))
         rotary: Any = tower.rotary_emb
         per_layer_type = "layer_type" in inspect.signature(rotary.forward).parameters
-        state = Tower(method, rotary, inner if isinstance(inner, str) else "sdpa", per_layer_type)
+        state = Tower(method, rotary, inner, per_layer_type)
         state.layers = layers
         patch.set(tower, STATE, state)
         for module in layers:
@@ -88,14 +92,26 @@ class AttentionMethod(LongContextMethod):
             patch.set(module, STATE, state)
         for owned in {id(m.config): m.config for m in tower.modules() if hasattr(m, "config")}.values():
             patch.set(owned, "_attn_implementation_internal", Implementation(state.inner))
+        self._leave_alone(patch, [m for m in attention_layers(tower) if m not in layers], inner)
         patch.add_hook(tower, before_forward, "pre")
         patch.add_hook(tower, after_forward, "post")
-        weight = next(layers[0].parameters())
-        if weight.device.type != "meta" and state.rotary_is_ready():
-            # else (a model being loaded, or offloaded) its first forward checks
-            dtype = next((p.dtype for p in tower.parameters() if p.is_floating_point()), torch.float32)
-            check_parity(layers[0], state, probe(config.hidden_size, weight.device, dtype))
-            state.checked = True
+        dtype = next((p.dtype for p in tower.parameters() if p.is_floating_point()), torch.float32)
+        for module in layers:
+            device = next(module.parameters()).device
+            if device.type == "meta" and any(hasattr(m, "_hf_hook") for m in module.modules()):
+                continue  # offloaded: its first forward checks, as it does what a model that is being loaded could not
+            if device.type == "meta" or state.rotary_is_ready():
+                check_parity(module, state, probe(config.hidden_size, device, dtype))
+
+    def _leave_alone(self, patch: Patch, modules: list[nn.Module], inner: str) -> None:
+        """Give layers that stay stock a config that names `inner`: flash attention reads there which library it is."""
+        named: dict[int, Any] = {}
+        for module in modules:
+            own: Any = module.config
+            if id(own) not in named:
+                named[id(own)] = copy.copy(own)
+                vars(named[id(own)])["_attn_implementation_internal"] = inner
+            patch.set(module, "config", named[id(own)])
 
 
 def refuse_moving_frequencies(method: LongContextMethod, rope_parameters: dict[str, Any] | None) -> None:

@@ -117,13 +117,14 @@ def pairs(visible: Causal | Window | Outside | Full, q_pos_BL: Tensor, k_pos_BS:
     return real & visible.pairs(q_pos_BL, k_pos_BS)
 
 
-def attend(branches: list[Branch], *, scale: float, kernel: str = "auto") -> Tensor:
+def attend(branches: list[Branch], *, scale: float, kernel: str = "auto", strict: bool = True) -> Tensor:
     """Softmax attention over the union of the branches' keys.
 
     Args:
         branches: disjoint: a (query, key) pair exists in one of them at most. They share their queries' shape.
         scale: multiplies q k, usually 1 / sqrt(D).
         kernel: "auto" (the fastest that can do each branch) or a name from `hf_longctx.attention.kernels.KERNELS`.
+        strict: whether a named kernel must do every branch; else those that it has no words for go to another.
 
     Returns:
         (B, L, H, D) in the queries' dtype. A query without any key, such as padding, gets zeros.
@@ -149,7 +150,7 @@ def attend(branches: list[Branch], *, scale: float, kernel: str = "auto") -> Ten
             padded=branch.padded,
             memo=branch.memo,
         )
-        calls.append((choose(call, q, k, kernel), call))
+        calls.append((choose(call, q, k, kernel, strict), call))
         tensors += [q, k, v]
     if not calls:
         return torch.zeros_like(branches[0].q_BHLD).transpose(1, 2)

@@ -1,18 +1,23 @@
 """The self-check: does attention over un-rotated keys give what the model's own attention gives?
 
 Families differ in ways that no attribute shows (some normalise after rotating, some rotate only a slice before the
-shared function). Eight tokens through one layer, both ways, settle it.
+shared function, some leave layers un-rotated). A few tokens through a layer settle it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .branches import Branch, Causal, attend
+from .inner import PLAIN
+from .watch import evaluating, rotates
 
 if TYPE_CHECKING:
     from .positions import Tower
@@ -41,40 +46,123 @@ def eager_causal(hidden_BLX: Tensor) -> Tensor:
 
 def probe(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Hidden states for the check: different ones, since equal tokens attend alike wherever they stand."""
+    if device.type == "meta":  # has no generator
+        return torch.empty(1, 8, width, device=device, dtype=dtype)
     generator = torch.Generator(device).manual_seed(0)
     return torch.randn(1, 8, width, generator=generator, device=device, dtype=torch.float32).to(dtype)
 
 
+def check_parity(module: Any, tower: Tower, hidden_BLX: Tensor) -> None:
+    """Learn once whether a layer rotates at all, and compare one layer of either kind with its stock class.
+
+    On the meta device, while a model is being loaded, there is nothing to compare; what is not learnt there waits for
+    the layer's first forward.
+    """
+    from .positions import stock_class
+
+    index, loading = module.layer_idx, hidden_BLX.device.type == "meta"
+    if index not in tower.rope:
+        try:
+            tower.rope[index] = rotates(module, stock_class(module), hidden_BLX)
+        except Exception as error:
+            if not loading:
+                raise _refusal(module, tower, hidden_BLX, error) from error
+            return
+    if not loading and tower.rope[index] not in tower.checked:
+        _compare(module, tower, hidden_BLX)
+        tower.checked.add(tower.rope[index])
+
+
 @torch.no_grad()
-def check_parity(module: nn.Module, tower: Tower, hidden_1LX: Tensor) -> None:
+def _compare(module: Any, tower: Tower, hidden_1LX: Tensor) -> None:
     """ValueError with the reason unless the patched `module` gives its stock class's output for `hidden_1LX`."""
     from .positions import Step, stock_class
 
     stock = stock_class(module)
     pos = torch.arange(hidden_1LX.shape[1], device=hidden_1LX.device)[None]
-    kwargs = {"attention_mask": eager_causal(hidden_1LX) if tower.inner == "eager" else None, "position_ids": pos}
-    training = [(m, m.training) for m in module.modules()]
-    module.eval()
+    kwargs: dict[str, Any] = {
+        "attention_mask": eager_causal(hidden_1LX) if tower.inner == "eager" else None,
+        "position_ids": pos,
+    }
     try:
-        rope = tower.rotation(module, hidden_1LX, pos)
-        step = Step((rope.cos, rope.sin), pos, False, False)
-        identity = torch.ones_like(rope.cos), torch.zeros_like(rope.sin)
-        truth = stock.forward(module, hidden_1LX, position_embeddings=step.embeddings, **kwargs)[0]
-        plain = dataclasses.replace(tower, method=_CausalOnly(), step=None)  # type: ignore[arg-type]
-        ours = stock.forward(module, hidden_1LX, position_embeddings=identity, longctx=(plain, step, None), **kwargs)[0]
+        with evaluating(module), _plain_inner(module, tower):
+            rope = tower.rotation(module, hidden_1LX, pos)
+            step = Step((rope.cos, rope.sin), pos, False, False)
+            identity = torch.ones_like(rope.cos), torch.zeros_like(rope.sin)
+            truth = stock.forward(module, hidden_1LX, position_embeddings=step.embeddings, **kwargs)[0]
+            plain = dataclasses.replace(tower, method=_CausalOnly(), step=None)  # type: ignore[arg-type]
+            kwargs["longctx"] = plain, step, None
+            ours = stock.forward(module, hidden_1LX, position_embeddings=identity, **kwargs)[0]
     except Exception as error:
-        raise ValueError(
-            f"{stock.__name__}: hf_longctx cannot keep its keys un-rotated; its attention raised "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    finally:
-        for submodule, was in training:
-            submodule.training = was
+        raise _refusal(module, tower, hidden_1LX, error) from error
     off = float((ours.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
     device = hidden_1LX.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_1LX.dtype
     if not off <= TOLERANCE.get(dtype, 6e-2):
         raise ValueError(
             f"{stock.__name__}: refused by the self-check. With keys kept un-rotated its attention is off by {off:.1e}"
-            f" (relative), so it does more with rotated keys than attend. hf_longctx does not support this model."
+            f" (relative), so it does more with rotated keys than attend: it normalises them after rotating, for "
+            f"example. hf_longctx does not support this model."
         )
+
+
+def check_rotary_function(stock: Any, function: Callable[..., Any]) -> None:
+    """ValueError unless a model's rotary function takes (q, k, cos, sin, ...), which is how we call it."""
+    names = list(inspect.signature(function).parameters)
+    if names[2:4] != ["cos", "sin"]:
+        raise ValueError(
+            f"{stock.__name__}: hf_longctx cannot keep its keys un-rotated: keys are rotated by "
+            f"apply_rotary_pos_emb({', '.join(names)}), not by one that takes (q, k, cos, sin). hf_longctx does not "
+            f"support this model."
+        )
+
+
+def _refusal(module: Any, tower: Tower, hidden_BLX: Tensor, error: Exception) -> ValueError:
+    """Why a layer's forward failed in the check, in words where the reason is known."""
+    from .positions import stock_class
+
+    name = stock_class(module).__name__
+    sliced = _sliced(module, tower, hidden_BLX)
+    if sliced is not None:
+        return ValueError(
+            f"{name}: hf_longctx cannot keep its keys un-rotated: only a slice of each head rotates, cut off before "
+            f"its apply_rotary_pos_emb ({sliced[0]} of {sliced[1]} dimensions). hf_longctx does not support this model."
+        )
+    return ValueError(
+        f"{name}: hf_longctx cannot keep its keys un-rotated; its attention raised {type(error).__name__}: {error}"
+    )
+
+
+def _sliced(module: Any, tower: Tower, hidden_BLX: Tensor) -> tuple[int, int] | None:
+    """(rotary dims, head dim) of a layer whose rotary function fails on whole heads, else None."""
+    head_dim = head_dim_of(module)
+    with contextlib.suppress(Exception):  # whatever fails here is not the reason looked for
+        rope = tower.rotation(module, hidden_BLX, torch.zeros(1, 1, dtype=torch.long, device=hidden_BLX.device))
+        rotary_dim = rope.cos.shape[-1]
+        if rotary_dim < head_dim:
+            try:
+                rope(hidden_BLX.new_zeros(1, 1, 1, head_dim))
+            except RuntimeError:
+                return rotary_dim, head_dim
+    return None
+
+
+def head_dim_of(module: Any) -> int:
+    """The width of an attention module's heads."""
+    config = module.config
+    return int(getattr(module, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+@contextlib.contextmanager
+def _plain_inner(module: Any, tower: Tower) -> Iterator[None]:
+    """Compare through sdpa where the inner implementation wants a mask or a dtype of its own: rotation is checked."""
+    from .positions import Implementation
+
+    config = vars(module.config)
+    before = config["_attn_implementation_internal"]
+    if tower.inner not in PLAIN:
+        config["_attn_implementation_internal"] = Implementation("sdpa")
+    try:
+        yield
+    finally:
+        config["_attn_implementation_internal"] = before

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..cache.layers import GrowingLayer, UnrotatedLayer
 from .base import AttentionMethod
-from .branches import Causal, pairs
+from .branches import Branch, Causal, pairs
+from .inner import PLAIN
 from .interface import inner_function
 from .read import Read
 
@@ -20,7 +21,7 @@ class PositionFree(AttentionMethod):
     """Changes nothing but where rotation happens: the output is the model's own, bit for bit.
 
     Keys are cached un-rotated. For checking a model, and the smallest example of an attention method. Costs a rotation
-    of the cache every step.
+    of the cache every step. Under flash and flex attention the output is the model's own up to rounding.
     """
 
     name: ClassVar[str] = "position_free"
@@ -30,7 +31,12 @@ class PositionFree(AttentionMethod):
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         return GrowingLayer(self)
 
+    def branches(self, read: Read) -> list[Branch]:
+        return [read.branch(Causal())]
+
     def attention(self, read: Read) -> Tensor:
+        if read.tower.inner not in PLAIN:
+            return super().attention(read)
         q_rope, k_rope = read.true_ropes()
         q = read.q_BHLD if q_rope is None else q_rope(read.q_BHLD)
         k = read.k_BGSD if k_rope is None else k_rope(read.k_BGSD)

@@ -57,15 +57,18 @@ class Tower:
     inner: str  # transformers' attention implementation before ours
     per_layer_type: bool  # the rotary embedding has frequencies for each kind of layer (Gemma3)
     layers: list[nn.Module] = field(default_factory=list, repr=False)
-    checked: bool = False
+    rope: dict[int, bool] = field(default_factory=dict)  # does the layer of this index rotate? As far as is known
+    checked: set[bool] = field(default_factory=set)  # of which `rope` a layer has passed the self-check
     running: bool = False  # inside the tower's forward; a layer may also be called alone, by gradient checkpointing
     step: Step | None = None
     opened: list[UnrotatedLayer] = field(default_factory=list, repr=False)  # the cache layers of the running forward
 
     @property
     def kernel(self) -> str:
-        """The kernel that the user's `attn_implementation` asks for: eager is the plain one."""
-        return "reference" if self.inner == "eager" else "auto"
+        """The kernel that the user's `attn_implementation` asks for."""
+        from .inner import KERNEL_OF
+
+        return KERNEL_OF[self.inner]
 
     def rotary_is_ready(self) -> bool:
         """False while a model is being loaded: its buffers hold nothing yet."""
@@ -120,20 +123,25 @@ def rotary_function(stock: type[nn.Module]) -> Callable[..., tuple[Tensor, Tenso
     function: Callable[..., tuple[Tensor, Tensor]] | None
     function = getattr(sys.modules[stock.__module__], "apply_rotary_pos_emb", None)
     if function is None:
+        others = [name for name in vars(sys.modules[stock.__module__]) if name.startswith("apply_rotary")]
         raise ValueError(
-            f"{stock.__name__}: its module has no `apply_rotary_pos_emb`, so there is no telling how it rotates keys. "
-            f"hf_longctx does not support this model."
+            f"{stock.__name__}: keys are rotated by {' or '.join(others) or 'a way of its own'}, not by an "
+            f"apply_rotary_pos_emb(q, k, cos, sin), so there is no telling how. hf_longctx does not support this model."
         )
     return function
 
 
-def has_rope(module: nn.Module) -> bool:
-    """False for layers without position embeddings (SmolLM3's NoPE layers)."""
-    return bool(getattr(module, "use_rope", True))
+def has_rope(module: Any) -> bool:
+    """False for layers without position embeddings (NoPE: some of SmolLM3's, all full-attention ones of Cohere2).
+
+    The self-check has looked; before it could, a layer's own `use_rope` is believed.
+    """
+    tower: Tower = vars(module)[STATE]
+    return tower.rope.get(module.layer_idx, bool(getattr(module, "use_rope", True)))
 
 
 def _forward(
-    module: nn.Module, stock: type[nn.Module], hidden_states: Tensor, embeddings: Any, kwargs: dict[str, Any]
+    module: Any, stock: type[nn.Module], hidden_states: Tensor, embeddings: Any, kwargs: dict[str, Any]
 ) -> Any:
     tower: Tower = vars(module)[STATE]
     check_implementation(module)
@@ -142,15 +150,10 @@ def _forward(
             f"{stock.__name__}: a layer of this model gets no position embeddings, which {tower.method.name} needs. "
             f"hf_longctx does not support this model."
         )
-    if not tower.checked and not torch.compiler.is_compiling():
+    if tower.rope.get(module.layer_idx) not in tower.checked and not torch.compiler.is_compiling():
         from .parity import check_parity, probe
 
-        tower.checked = True  # the check itself comes through here
-        try:
-            check_parity(module, tower, probe(hidden_states.shape[-1], hidden_states.device, hidden_states.dtype))
-        except BaseException:
-            tower.checked = False
-            raise
+        check_parity(module, tower, probe(hidden_states.shape[-1], hidden_states.device, hidden_states.dtype))
     cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
     step = tower.step
     if step is None or step.embeddings[0] is not embeddings[0]:

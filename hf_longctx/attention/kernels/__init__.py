@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import Tensor
 
+from ..branches import Causal
 from . import blocked, cuda_flash, cudnn, few, flash_attn, flex, reference, selected, window
 from .call import Call, Kernel
 
@@ -24,8 +27,12 @@ ORDER: list[Kernel] = [
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in ORDER}
 
 
-def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto") -> Kernel:
-    """The kernel for a call. A kernel asked for by name that cannot do the call is an error, not a fallback."""
+def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto", strict: bool = True) -> Kernel:
+    """The kernel for a call. A kernel asked for by name that cannot do the call is an error, not a fallback.
+
+    With `strict=False` it is an error only if the kernel cannot run here at all (its package, the device, the dtype);
+    a call that it has no words for goes to the fastest that has.
+    """
     if name == "auto":
         for kernel in ORDER:
             if kernel.refuses(call, q_BHLD, k_BGSD) is None:
@@ -35,6 +42,10 @@ def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto") -> Ke
         raise ValueError(f"kernel={name!r}: expected auto or one of {', '.join(KERNELS)}.")
     kernel = KERNELS["selected"] if call.is_selected else KERNELS[name]
     reason = kernel.refuses(call, q_BHLD, k_BGSD)
+    if reason is not None and not strict:
+        plainest = dataclasses.replace(call, visible=Causal(), regular=True)
+        if kernel.refuses(plainest, q_BHLD, k_BGSD) is None:
+            return choose(call, q_BHLD, k_BGSD)
     if reason is not None:
         raise ValueError(f"kernel={name!r} cannot do this attention: {reason}. Use kernel='auto' or 'reference'.")
     return kernel

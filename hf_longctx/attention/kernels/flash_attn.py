@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..available import FLASH_ATTN
+from ..available import FLASH_ATTN_LACKS
 from ..branches import Causal
 from .call import Call
 from .cuda_flash import Kernel as CudaFlash
@@ -23,8 +23,8 @@ class Kernel:
     summary = "the flash-attn package, if installed and if it agrees with the reference on this device"
 
     def refuses(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
-        if not FLASH_ATTN:
-            return "the package flash-attn is not installed (pip install 'hf-longctx[flash-attn]')"
+        if FLASH_ATTN_LACKS is not None:
+            return FLASH_ATTN_LACKS
         reason = _CONDITIONS.refuses(call, q_BHLD, k_BGSD)
         return reason or _disagreement(q_BHLD.device, q_BHLD.dtype, q_BHLD.shape[-1])
 
