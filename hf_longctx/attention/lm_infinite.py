@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..anatomy import attention_layers
 from ..cache.layers import BoundedLayer, GrowingLayer, Slots, UnrotatedLayer
+from ..rope.parameters import readable_length
 from .base import AttentionMethod
 from .branches import Branch, Outside, Selected, Window, pairs
 from .read import Read
@@ -74,8 +75,9 @@ class LMInfinite(AttentionMethod):
         trained = getattr(config, "max_position_embeddings", None)
         if self.n_local is None and trained is None:
             raise ValueError("n_local=None: the config names no trained length (max_position_embeddings). Set n_local.")
-        if self.n_local is not None and trained is not None and self.n_local > trained:
-            logger.warning("n_local=%d is more than the %d tokens the model was trained on.", self.n_local, trained)
+        readable = readable_length(config)
+        if self.n_local is not None and readable is not None and self.n_local > readable:
+            logger.warning("n_local=%d is more than the %d tokens that the config names.", self.n_local, readable)
         return dataclasses.replace(self, n_local=trained if self.n_local is None else self.n_local)
 
     def check(self, tower: nn.Module) -> None:

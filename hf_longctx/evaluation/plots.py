@@ -28,6 +28,20 @@ LINES: list[dict[str, Any]] = [
 ]
 
 
+MANY = ["#6b7280", "#fbbf77", "#dc2626", "#ea580c", "#a16207", "#65a30d", "#0891b2", "#2563eb"]
+MANY += ["#0b7a5c", "#10b981", "#7c3aed", "#be185d", "#111827"]
+
+
+def _styles(count: int) -> list[dict[str, Any]]:
+    """A style for each of `count` lines: the known ones, or more colours with fewer frills."""
+    if count <= len(LINES):
+        return LINES[:count]
+    plain = [
+        {"color": MANY[i % len(MANY)], "marker": "so^Dv<>pXhP*d"[i % 13], "lw": 1.6, "ms": 5} for i in range(count)
+    ]
+    return [*LINES[:2], *plain[2:]]
+
+
 def perplexity_figure(
     curves: Mapping[str, Curve], *, window: int | None = None, title: str = "", subtitle: str = ""
 ) -> Any:
@@ -110,6 +124,35 @@ def summary_figure(
     return figure
 
 
+def two_curves_figure(
+    left: Mapping[str, Curve],
+    right: Mapping[str, Curve],
+    *,
+    window: int | None = None,
+    titles: tuple[str, str],
+    title: str = "",
+    subtitle: str = "",
+) -> Any:
+    """Perplexity on the left, a share found (0 to 1) on the right, by context length, with one legend for both.
+
+    Args:
+        left, right: Label to {context length in tokens: value}, the same labels in the same order.
+        titles: Of the two panels.
+        window, title, subtitle: As in `perplexity_figure`.
+    """
+    figure = _figure(11.0, 5.6)
+    panels = figure.subplots(1, 2)
+    for axes, curves, name in zip(panels, (left, right), titles, strict=True):
+        _draw_curves(axes, curves, window, share=curves is right)
+        axes.set_title(name, fontsize=11, loc="left")
+        axes.get_legend().remove()
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4
+    )
+    _figure_title(figure, title, subtitle)
+    return figure
+
+
 def save(figure: Any, path: str | Path, *, dpi: int = 160) -> None:
     """Write a figure in the format of the file's ending, whole or not at all (see `results.write_whole`)."""
     buffer = io.BytesIO()
@@ -139,33 +182,37 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _draw_curves(axes: Any, curves: Mapping[str, Curve], window: int | None) -> None:
+def _draw_curves(axes: Any, curves: Mapping[str, Curve], window: int | None, share: bool = False) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
     drawn = {label: {n: v for n, v in sorted(curve.items()) if v is not None} for label, curve in curves.items()}
     lengths = sorted({n for curve in drawn.values() for n in curve})
     if not lengths:
         raise ValueError(f"Nothing to draw: none of the curves {list(curves)} has a value.")
-    for index, (label, curve) in enumerate(drawn.items()):
-        axes.plot(list(curve), list(curve.values()), label=_wrapped(label, 44), **LINES[index % len(LINES)])
+    for (label, curve), style in zip(drawn.items(), _styles(len(drawn)), strict=True):
+        axes.plot(list(curve), list(curve.values()), label=_wrapped(label, 44), **style)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(lengths, [tokens(n) for n in lengths], rotation=45 if len(lengths) > 9 else 0)
-    values = [v for curve in drawn.values() for v in curve.values()]
-    low, high = min(values), max(values)
-    wide = high > 10 * low
-    # A wide axis begins at a power of ten, so that its lowest line has a number below it.
-    axes.set_ylim(10 ** math.floor(math.log10(low)) if wide else low / 1.15, high * (2 if wide else 1.15))
-    axes.yaxis.set_major_formatter(FuncFormatter(_number))
-    axes.yaxis.set_minor_formatter(NullFormatter() if wide else FuncFormatter(_number))
-    axes.grid(True, which="major" if wide else "both", color="#e5e7eb", lw=0.8)
+    if share:
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid(True, color="#e5e7eb", lw=0.8)
+    else:
+        values = [v for curve in drawn.values() for v in curve.values()]
+        low, high = min(values), max(values)
+        wide = high > 10 * low
+        axes.set_yscale("log")
+        # A wide axis begins at a power of ten, so that its lowest line has a number below it.
+        axes.set_ylim(10 ** math.floor(math.log10(low)) if wide else low / 1.15, high * (2 if wide else 1.15))
+        axes.yaxis.set_major_formatter(FuncFormatter(_number))
+        axes.yaxis.set_minor_formatter(NullFormatter() if wide else FuncFormatter(_number))
+        axes.grid(True, which="major" if wide else "both", color="#e5e7eb", lw=0.8)
     if window is not None:
         axes.axvline(
             window, color="#374151", lw=1.2, ls=(0, (2, 2)), zorder=1.7, label=f"trained window, {tokens(window)}"
         )
     axes.set_xlabel("Context (tokens)")
-    axes.set_ylabel("Perplexity")
+    axes.set_ylabel("Share found" if share else "Perplexity")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
 

@@ -77,6 +77,17 @@ def with_entry(config: Any, changes: dict[str, Any]) -> Any:
     return type(config)(**fields)
 
 
+def readable_length(config: Any) -> int | None:
+    """The tokens that a config says the model reads: the trained ones, or `factor` times the original ones."""
+    trained: int | None = getattr(config, "max_position_embeddings", None)
+    try:
+        entry = full_entry(config)
+    except ValueError:
+        return trained
+    original, factor = entry.get("original_max_position_embeddings") or trained, entry.get("factor") or 1
+    return None if trained is None or original is None else max(trained, int(original * factor))
+
+
 def moving_types(parameters: dict[str, Any] | None) -> list[str]:
     """The rope types among `parameters` whose frequencies change with the length read.
 

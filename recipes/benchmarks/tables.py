@@ -36,11 +36,15 @@ def table(result: dict[str, Any]) -> str:
     rows = result["rows"]
     others = list(dict.fromkeys(name for row in rows for name in row.get("beside") or {}))
     barred = any(row.get("bar") for row in rows)
-    head = ["what", "hf_longctx", *others, *(["bar"] if barred else [])]
+    # a file with a heading of its own has no stock beside ours in a row: its columns are one quantity at many places
+    last = [result["heading"]] if "heading" in result else []
+    head = ["what", *([] if last else ["hf_longctx"]), *others, *last, *(["bar"] if barred else [])]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in rows:
         beside = row.get("beside") or {}
-        line = [row["what"], _number(row["value"], row["unit"]), *(_number(beside.get(name)) for name in others)]
+        values = [_number(beside.get(name)) for name in others]
+        values.insert(len(others) if last else 0, _number(row["value"], row["unit"]))
+        line = [row["what"], *values]
         if barred:
             line.append(_bar(row))
         lines.append(line)
