@@ -29,7 +29,7 @@ LINES: list[dict[str, Any]] = [
 
 
 MANY = ["#6b7280", "#fbbf77", "#dc2626", "#ea580c", "#a16207", "#65a30d", "#0891b2", "#2563eb"]
-MANY += ["#0b7a5c", "#10b981", "#7c3aed", "#be185d", "#111827"]
+MANY += ["#0b7a5c", "#10b981", "#7c3aed", "#be185d", "#111827", "#f472b6"]
 
 
 def _styles(count: int) -> list[dict[str, Any]]:
