@@ -91,8 +91,10 @@ class AttentionMethod(LongContextMethod):
         patch.add_hook(tower, before_forward, "pre")
         patch.add_hook(tower, after_forward, "post")
         weight = next(layers[0].parameters())
-        if weight.device.type != "meta" and state.rotary_is_ready():
-            # else (a model being loaded, or offloaded) its first forward checks
+        # bitsandbytes lays 4-bit weights out anew for the CPU in their first forward, and saves those wrong
+        packed = weight.device.type == "cpu" and any(p.dtype == torch.uint8 for p in layers[0].parameters())
+        if weight.device.type != "meta" and state.rotary_is_ready() and not packed:
+            # else (a model being loaded, offloaded or of packed weights) its first forward checks
             dtype = next((p.dtype for p in tower.parameters() if p.is_floating_point()), torch.float32)
             check_parity(layers[0], state, probe(config.hidden_size, weight.device, dtype))
             state.checked = True
