@@ -34,11 +34,11 @@ def entry_of(model: Any) -> dict[str, Any] | None:
     if not patches:
         return None
     specs = [{**p.method.spec(), **({"native": True} if p.method.native else {})} for p in patches]
-    entry = {"version": SCHEMA_VERSION, "methods": specs}
-    if any(p.method.native for p in patches):
-        # a base that was saved with them has no patch; this is how it is known again
-        entry["rope_parameters"] = patches[0].model.config.rope_parameters
-    return entry
+    if not any(p.method.native for p in patches):
+        return {"version": SCHEMA_VERSION, "methods": specs}
+    config: Any = patches[0].model.config
+    # a base that was saved with native methods has no patch; by these settings it is known again
+    return {"version": SCHEMA_VERSION, "methods": specs, "rope_parameters": config.rope_parameters}
 
 
 def read_entry(entry: Any) -> list[LongContextMethod]:
@@ -165,7 +165,7 @@ def _read(stock: Any, cls: Any, **kwargs: Any) -> Any:
     config = stock(cls, **kwargs)
     if entry is not None:
         read_entry(entry)  # raises here, before any weight is read
-        vars(config)[KEY] = entry
+        setattr(config, KEY, entry)
     return config
 
 
@@ -183,11 +183,10 @@ def _write(stock: Any, config: Any, save_directory: Any, **kwargs: Any) -> None:
 
 def _stamp(stock: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     configs = getattr(model, "peft_config", None)
-    entry = entry_of(model) if isinstance(configs, dict) else None
-    for config in configs.values() if isinstance(configs, dict) else ():
-        vars(config).pop(KEY, None)  # of a method that has been undone
-        if entry is not None:
-            vars(config)[KEY] = entry
+    if isinstance(configs, dict):
+        entry = entry_of(model)
+        for config in configs.values():
+            setattr(config, KEY, entry)  # None also takes out that of a method which has been undone
     return stock(model, *args, **kwargs)
 
 
