@@ -132,6 +132,7 @@ def uninstall() -> None:
 def _wrap() -> None:
     from peft import PeftModel
     from peft.config import PeftConfigMixin
+    from peft.tuners.adaption_prompt import AdaptionPromptModel
     from peft.tuners.tuners_utils import BaseTuner
     from transformers import PreTrainedModel
 
@@ -142,7 +143,8 @@ def _wrap() -> None:
     _replace(PeftModel, "save_pretrained", _stamp)
     _replace(PreTrainedModel, "save_pretrained", _stamp)  # transformers' own way to keep an adapter
     _replace(BaseTuner, "inject_adapter", _inject)
-    _replace(PeftModel, "add_adapter", _add)  # prompt learning injects nothing
+    _replace(PeftModel, "add_adapter", _add)  # prompt learning and adaption prompts inject nothing
+    _replace(AdaptionPromptModel, "add_adapter", _add_prompts)
 
 
 def _replace(owner: Any, name: str, ours: Callable[..., Any]) -> None:
@@ -183,22 +185,38 @@ def _write(stock: Any, config: Any, save_directory: Any, **kwargs: Any) -> None:
 
 def _stamp(stock: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     configs = getattr(model, "peft_config", None)
-    if isinstance(configs, dict):
-        entry = entry_of(model)
-        for config in configs.values():
-            setattr(config, KEY, entry)  # None also takes out that of a method which has been undone
-    return stock(model, *args, **kwargs)
+    if not isinstance(configs, dict):
+        return stock(model, *args, **kwargs)
+    before = [(config, vars(config).get(KEY)) for config in configs.values()]
+    entry = entry_of(model)
+    try:
+        for config, _ in before:
+            setattr(config, KEY, entry)  # None: a method that came with the adapter has been undone
+        return stock(model, *args, **kwargs)
+    finally:
+        for config, was in before:
+            setattr(config, KEY, was)  # the caller's object may make other adapters
 
 
-def _inject(stock: Any, tuner: Any, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-    entry = vars(tuner.peft_config[adapter_name]).get(KEY)
-    patches = [] if entry is None else adopt(model, entry, adapter_name)
+def _inject(stock: Any, tuner: Any, model: Any, adapter: str, *args: Any, **kwargs: Any) -> Any:
+    with _brought(tuner.peft_config[adapter], model, adapter):
+        return stock(tuner, model, adapter, *args, **kwargs)
+
+
+def _add(stock: Any, outer: Any, adapter: str, config: Any, *args: Any, **kwargs: Any) -> Any:
+    with _brought(config if config.is_prompt_learning else None, outer.base_model, adapter):
+        return stock(outer, adapter, config, *args, **kwargs)
+
+
+def _add_prompts(stock: Any, tuner: Any, adapter: str, config: Any) -> Any:
+    with _brought(config, tuner.model, adapter):
+        return stock(tuner, adapter, config)
+
+
+@contextmanager
+def _brought(config: Any, model: Any, adapter: str) -> Iterator[None]:
+    """Inside, `model` has the methods of an adapter's config; they stay unless the block raises."""
+    entry = None if config is None else vars(config).get(KEY)
+    patches = [] if entry is None else adopt(model, entry, adapter)
     with _undone_on_failure(patches):
-        return stock(tuner, model, adapter_name, *args, **kwargs)
-
-
-def _add(stock: Any, peft_model: Any, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> Any:
-    entry = vars(peft_config).get(KEY) if peft_config.is_prompt_learning else None
-    patches = [] if entry is None else adopt(peft_model.base_model, entry, adapter_name)
-    with _undone_on_failure(patches):
-        return stock(peft_model, adapter_name, peft_config, *args, **kwargs)
+        yield

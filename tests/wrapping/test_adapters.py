@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,14 +13,18 @@ from typing import Any
 import pytest
 import torch
 from peft import (
+    AdaptionPromptConfig,
     AutoPeftModelForCausalLM,
+    IA3Config,
     LoraConfig,
     PeftConfig,
     PeftModel,
+    PrefixTuningConfig,
     PromptTuningConfig,
     get_peft_model,
 )
 from peft.config import PeftConfigMixin
+from peft.tuners.adaption_prompt import AdaptionPromptModel
 from peft.tuners.tuners_utils import BaseTuner
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -234,14 +239,44 @@ def test_an_adapter_without_a_method_is_saved_as_without_us(base: Path, tmp_path
     assert one == two
 
 
-def test_prompt_tuning_carries_the_method(base: Path, tmp_path: Path) -> None:
-    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    model = get_peft_model(load(base), config)
-    METHOD.apply(model)
+OTHERS: dict[str, Any] = {
+    "prompt tuning": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "adaption prompts": AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=1),
+    "IA3": IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("row", ["lm_infinite", "rope_scaling"])
+def test_other_kinds_of_adapters_carry_the_method(kind: str, row: str, base: Path, tmp_path: Path) -> None:
+    model = get_peft_model(load(base), copy.deepcopy(OTHERS[kind]))
+    METHODS[row].apply(model)
     model.eval().save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(load(base), tmp_path / "adapter")
-    assert methods_of(loaded) == [METHOD]
+    assert methods_of(loaded) == [METHODS[row]]
     same(logits_of(loaded, IDS), logits_of(model, IDS))
+
+
+def test_prefix_tuning_is_refused_under_an_attention_method(base: Path) -> None:
+    model = get_peft_model(load(base), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    METHOD.apply(model)
+    with pytest.raises(ValueError, match="holds 3 rotated keys"):
+        model(IDS)
+
+
+def test_a_config_object_stays_as_it_was_when_its_adapter_is_saved(base: Path, tmp_path: Path) -> None:
+    config = lora()
+    model = get_peft_model(load(base), config)
+    METHOD.apply(model)
+    model.save_pretrained(tmp_path / "one")
+    assert carried(tmp_path / "one")
+    other = get_peft_model(load(base), config)
+    assert not hf_longctx.applied(other), "a new adapter from the same object brought the method"
+    other.save_pretrained(tmp_path / "other")
+    assert carried(tmp_path / "other") is None
+    read = PeftConfig.from_pretrained(tmp_path / "one")
+    for _ in range(2):  # a config that was read with an entry brings it every time
+        assert methods_of(PeftModel.from_pretrained(load(base), tmp_path / "one", config=read)) == [METHOD]
 
 
 def run(code: str, *args: Any) -> str:
@@ -296,7 +331,7 @@ def test_uninstall_before_peft_is_imported() -> None:
 
 def test_the_hook_is_taken_back_whole() -> None:
     ours = {(owner, name): vars(owner)[name] for owner, name, *_ in adapters._wrapped}
-    assert {owner for owner, _ in ours} == {PeftConfigMixin, PeftModel, PreTrainedModel, BaseTuner}
+    assert {owner for owner, _ in ours} == {PeftConfigMixin, PeftModel, PreTrainedModel, BaseTuner, AdaptionPromptModel}
     try:
         adapters.uninstall()
         adapters.uninstall()
