@@ -5,7 +5,7 @@
     model.generate(...)                             # ... reads on for ever
     patch.undo()                                    # bit for bit as before
 
-Importing registers names with transformers and installs three hooks that are inert for models without our key.
+Importing registers names with transformers and installs hooks that are inert for models without our key.
 """
 
 from __future__ import annotations

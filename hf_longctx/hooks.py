@@ -1,10 +1,11 @@
-"""The three hooks that make plain `from_pretrained` and `generate` do the right thing for a model that carries our key.
+"""The hooks that make plain `from_pretrained` and `generate` do the right thing for a model that carries our key.
 
 1. a data descriptor `hf_longctx` on `PreTrainedConfig`: the key is kept, checked early, and can be passed as a keyword;
 2. a wrap of `PreTrainedModel.post_init`: a model whose config has the key gets its methods as it is built;
-3. a wrap of `GenerationMixin._prepare_cache_for_generation`: a model with a method gets that method's cache.
+3. a wrap of `GenerationMixin._prepare_cache_for_generation`: a model with a method gets that method's cache;
+4. once peft is imported, wraps around its saving and loading: an adapter carries its base's methods (`adapters.py`).
 
-All three do nothing for a config without the key and a model without a method, and `uninstall` takes them back.
+All of them do nothing for a config without the key and a model without a method, and `uninstall` takes them back.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
+from . import adapters
 from .anatomy import find_tower
 from .attention import interface
 from .attention.base import AttentionMethod, refuse_moving_frequencies
@@ -49,6 +51,7 @@ _ours: dict[str, Any] = {}
 def install() -> None:
     """Put the hooks in place. Importing `hf_longctx` does; calling it again changes nothing."""
     interface.register()
+    adapters.install()
     if _stock:
         return
     post_init = _stock["post_init"] = PreTrainedModel.post_init
@@ -84,6 +87,7 @@ def install() -> None:
 
 def uninstall() -> None:
     """Take the hooks back: from now on a config's key is ignored. Models that carry a method keep it until its undo."""
+    adapters.uninstall()
     if not _stock:
         return
     delattr(PreTrainedConfig, KEY)

@@ -76,7 +76,8 @@ class LongContextMethod:
         """Change a model in memory, and return the `Patch` that takes the change back.
 
         The model's config carries the method from now on, so `save_pretrained` and `push_to_hub` keep it.
-        PEFT models are unwrapped. If anything raises, the model is as it was before.
+        PEFT models are unwrapped, and adapters saved from then on carry the method. Quantised, dispatched and offloaded
+        models are changed as they are. If anything raises, the model is as it was before.
         """
         root = unwrap(model)
         return self._apply(find_tower(root), root, own_configs=True)

@@ -100,6 +100,9 @@ class AttentionMethod(LongContextMethod):
             device = next(module.parameters()).device
             if device.type == "meta" and any(hasattr(m, "_hf_hook") for m in module.modules()):
                 continue  # offloaded: its first forward checks, as it does what a model that is being loaded could not
+            # bitsandbytes lays 4-bit weights out anew for the CPU in their first forward, and saves those wrong
+            if device.type == "cpu" and any(p.dtype == torch.uint8 for p in module.parameters()):
+                continue
             if device.type == "meta" or state.rotary_is_ready():
                 check_parity(module, state, probe(config.hidden_size, device, dtype))
 

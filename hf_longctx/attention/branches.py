@@ -154,6 +154,8 @@ def attend(branches: list[Branch], *, scale: float, kernel: str = "auto", strict
         tensors += [q, k, v]
     if not calls:
         return torch.zeros_like(branches[0].q_BHLD).transpose(1, 2)
+    if torch.compiler.is_compiling():
+        tensors = [t.view_as(t) for t in tensors]  # branches share keys or values; Dynamo takes no tensor twice
     return _Attend.apply(calls, *tensors)
 
 

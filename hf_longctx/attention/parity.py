@@ -88,11 +88,10 @@ def _compare(module: Any, tower: Tower, hidden_1LX: Tensor) -> None:
         with evaluating(module), _plain_inner(module, tower):
             rope = tower.rotation(module, hidden_1LX, pos)
             step = Step((rope.cos, rope.sin), pos, False, False)
-            identity = torch.ones_like(rope.cos), torch.zeros_like(rope.sin)
             truth = stock.forward(module, hidden_1LX, position_embeddings=step.embeddings, **kwargs)[0]
             plain = dataclasses.replace(tower, method=_CausalOnly(), step=None)  # type: ignore[arg-type]
             kwargs["longctx"] = plain, step, None
-            ours = stock.forward(module, hidden_1LX, position_embeddings=identity, **kwargs)[0]
+            ours = stock.forward(module, hidden_1LX, position_embeddings=step.identity, **kwargs)[0]
     except Exception as error:
         raise _refusal(module, tower, hidden_1LX, error) from error
     off = float((ours.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from ..anatomy import layer_type
 from ..cache.layers import UnrotatedLayer
 from ..method import KEY
+from .identity import identity
 from .rotation import Rotation
 
 if TYPE_CHECKING:
@@ -91,6 +92,11 @@ class Step:
     padded: bool
     regular: bool
     memo: dict[Any, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def identity(self) -> tuple[Tensor, Tensor]:
+        """What the model's own rotation is given, so that it leaves queries and keys as they are."""
+        return identity(self.embeddings)
 
 
 # -- the subclass ----------------------------------------------------------------------------------------------------
@@ -165,9 +171,7 @@ def _forward(
         layer.open()
         tower.opened.append(layer)
         layer.push(step.q_pos_BL, step.padded)
-    # one row of ones broadcasts: x * 1 + rotated(x) * 0 is x, bit for bit
-    identity = torch.ones_like(embeddings[0][:1, :1]), torch.zeros_like(embeddings[1][:1, :1])
-    return stock.forward(module, hidden_states, position_embeddings=identity, longctx=(tower, step, layer), **kwargs)
+    return stock.forward(module, hidden_states, position_embeddings=step.identity, longctx=(tower, step, layer), **kwargs)
 
 
 def _begin(
