@@ -40,6 +40,7 @@ class LongContextMethod:
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     native: ClassVar[bool] = False  # transformers expresses it by itself: it stays out of the key
+    decides_positions: ClassVar[bool] = False  # a model has room for one such method
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -197,6 +198,12 @@ def read_key(value: Any) -> list[LongContextMethod]:
                 f"{KEY}: {method.name} is part of a config's rope_parameters and has no place in this entry. Write it "
                 f"with hf_longctx.extend_config, or apply it to the model and save that."
             )
+    deciding = [method for method in found if method.decides_positions]
+    if len(deciding) > 1:
+        raise ValueError(
+            f"{KEY}: {deciding[0]!r} and {deciding[1]!r} both decide at which positions keys are read, and a model has "
+            f"room for one such method. Keep one of them."
+        )
     return found
 
 
