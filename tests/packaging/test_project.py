@@ -123,6 +123,15 @@ def test_tested_versions_satisfy_the_floors() -> None:
         assert floor.specifier.contains(version), floor
 
 
+def test_what_runs_on_the_floor_installs_the_floors_of_pyproject() -> None:
+    declared = (ROOT / "pyproject.toml").read_text()
+    for name in ("transformers", "torch"):
+        floor = re.search(rf'"{name}>=([\d.]+)"', declared)
+        assert floor
+        for file in ("Makefile", ".github/workflows/ci.yml"):
+            assert f"{name}=={floor[1]}.*" in (ROOT / file).read_text(), f"{file} installs another {name}"
+
+
 def test_pre_commit_runs_the_tested_ruff() -> None:
     (ruff,) = [line for line in _lines("constraints.txt") if line.startswith("ruff==")]
     assert f"rev: v{ruff.removeprefix('ruff==')}\n" in (ROOT / ".pre-commit-config.yaml").read_text()
