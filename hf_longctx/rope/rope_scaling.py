@@ -14,10 +14,11 @@ from .parameters import FIELDS, is_nested, rotary_dim
 class RopeScaling(RopeMethod):
     """RoPE scaling (Chen et al. 2023 and after): read `factor` times the trained length with lower rotary frequencies.
 
-    Use when: a text is some times the trained length and all of it must stay visible: up to about 4 times with `yarn`
-    or `ntk` untrained, further after fine-tuning; `linear` needs fine-tuning.
+    Use when: a text is some times the trained length and all of it must stay visible: untrained up to about 4 times
+    with `yarn`, or with `ntk` at about twice the factor; further after fine-tuning, which `linear` needs.
 
-    Cannot: go on for ever, or make reading cheaper; text within the trained length is read a little worse.
+    Cannot: go on for ever, or make reading cheaper; text within the trained length is read a little worse, under
+    `linear` without fine-tuning much worse.
 
     Costs: nothing beyond the stock model, whose memory and time a token grow with the text.
 
