@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+FLOOR := .venv-floor
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short test lint types format tables ci clean
+.PHONY: help venv demo demo-short test test-floor lint types format tables ci clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +27,15 @@ demo-short: $(READY)  ## The same with tiny lengths, about a minute
 test: $(READY)  ## All tests; those for GPUs are skipped without one
 	$(BIN)/python -m pytest
 
+test-floor: $(FLOOR)/.installed  ## The short form of the contract on the oldest supported transformers and torch
+	$(FLOOR)/bin/python -m pytest -m floor
+
+$(FLOOR)/.installed: pyproject.toml
+	rm -rf $(FLOOR)
+	$(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.17.*" "torch==2.11.*"
+	touch $@
+
 lint: $(READY)  ## ruff, rules and layout
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,12 +47,13 @@ format: $(READY)  ## Lay out the code and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(READY)  ## Render the tables of README and cards from recipes/benchmarks/results, and docs/families.md
+tables: $(READY)  ## Render README's and the cards' tables, docs/composition.md and docs/families.md
 	$(BIN)/python -m recipes.benchmarks tables
+	$(BIN)/python -m tests.composition
 	$(BIN)/python -m tests.families
 
 ci: lint types demo-short test  ## What CI runs
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf .venv build dist demo-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(FLOOR) build dist demo-out .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,9 +10,12 @@ import inspect
 from functools import cache
 from typing import Any
 
+import transformers
 from torch import nn
 
 FULL = "full_attention"
+# before 5.21 such a model raises UnboundLocalError in the second forward past its trained length
+LONGROPE_PER_LAYER = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 21)
 
 
 def find_tower(model: Any) -> nn.Module:

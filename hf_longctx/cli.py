@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
@@ -81,21 +82,27 @@ def main(
 
 @app.command("methods")
 def list_methods(
-    as_json: Annotated[bool, typer.Option("--json", help="Names, papers and settings with their defaults.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything about them, for programs.")] = False,
 ) -> None:
-    """List the methods there are."""
+    """List the methods there are: when to use each, what it cannot do, what it costs."""
     import hf_longctx
 
     found = hf_longctx.methods()
     if as_json:
         typer.echo(json.dumps([_describe(cls) for cls in found.values()], indent=2))
         return
-    table = Table("method", "what it does, its settings, its paper", box=None, header_style="bold")
     for cls in found.values():
         entry = _describe(cls)
-        settings = ", ".join(f"{key}={value['default']}" for key, value in entry["settings"].items())
-        table.add_row(entry["name"], "\n".join(filter(None, (entry["summary"], settings, entry["paper"]))) + "\n")
-    _out.print(table)
+        given = {key: value["default"] for key, value in entry["settings"].items()}
+        settings = ", ".join(key if default is None else f"{key}={default}" for key, default in given.items())
+        lines = {"Does": entry["summary"], **entry["guidance"], "Settings": settings, "Paper": entry["paper"]}
+        table = Table(box=None, show_header=False)
+        for label, text in lines.items():
+            if text:
+                table.add_row(label, Text(text))
+        _out.print(entry["name"], style="bold", highlight=False)
+        _out.print(table)
+        _out.print()
 
 
 @app.command()
@@ -220,7 +227,8 @@ def _describe(cls: type[LongContextMethod]) -> dict[str, Any]:
         }
         for field in dataclasses.fields(cls)
     }
-    return {"name": cls.name, "class": cls.__name__, "summary": cls.summary, "paper": cls.paper, "settings": settings}
+    about = {"name": cls.name, "class": cls.__name__, "summary": cls.summary, "guidance": cls.guidance()}
+    return {**about, "paper": cls.paper, "settings": settings}
 
 
 def _load(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -102,8 +102,9 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
 
     Args:
         config: a config, which is copied, or a path or Hub id to read it from.
-        methods: applied in this order. None at all takes the key out again. Methods that transformers can express by
-            itself (RoPE scaling) become native settings, and need no hf_longctx to be loaded.
+        methods: applied in this order. Methods that transformers can express by itself (RoPE scaling) become native
+            settings, and need no hf_longctx to be loaded. The others take the place of those that the config has; none
+            at all takes the key out again.
     """
     if not isinstance(config, PreTrainedConfig):
         config = AutoConfig.from_pretrained(config)
@@ -112,10 +113,16 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
         if not isinstance(method, LongContextMethod):
             raise ValueError(f"{method!r}: expected a method, for example hf_longctx.LMInfinite(n_local=4096).")
     text = config.get_text_config(decoder=True)
-    for method in methods:
-        if method.native:
-            text.rope_parameters = method.configure(text).rope_parameters
+    scalings = [method for method in methods if method.native]
+    if len(scalings) > 1:
+        raise ValueError(
+            f"{scalings[0]!r} and {scalings[1]!r} both scale rotary frequencies, and do not stack. Keep one."
+        )
+    for method in scalings:
+        text.rope_parameters = method.configure(text).rope_parameters
     ours = [method for method in methods if not method.native]
+    if scalings and not ours and getattr(text, KEY, None):
+        ours = read_key(getattr(text, KEY))
     for method in ours:
         if isinstance(method, AttentionMethod):
             refuse_moving_frequencies(method, getattr(text, "rope_parameters", None))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 KEY = "hf_longctx"
 SCHEMA_VERSION = 1
+GUIDANCE = ("Use when", "Cannot", "Costs")
 
 logger = logging.getLogger("hf_longctx")
 _REGISTRY: dict[str, type[LongContextMethod]] = {}
@@ -32,6 +34,8 @@ M = TypeVar("M", bound="LongContextMethod")
 class LongContextMethod:
     """Base of every method. A subclass sets `name`, `summary` and `paper`, and implements `install`.
 
+    Its docstring has a paragraph for each of GUIDANCE, in a sentence or two, which `hf-longctx methods` shows.
+
     Fields hold JSON types only (bool, int, float, str, None, list[...] | None), so that a method survives `config.json`
     unchanged.
     """
@@ -40,6 +44,7 @@ class LongContextMethod:
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     native: ClassVar[bool] = False  # transformers expresses it by itself: it stays out of the key
+    decides_positions: ClassVar[bool] = False  # a model has room for one such method
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -61,6 +66,13 @@ class LongContextMethod:
     def resolve(self: M, config: Any) -> M:
         """The method with every None that depends on the model filled in from `config`. The default changes nothing."""
         return self
+
+    @classmethod
+    def guidance(cls) -> dict[str, str]:
+        """When to use the method, what it cannot do and what it costs, in the words of its docstring."""
+        paragraphs = [" ".join(lines.split()) for lines in inspect.cleandoc(cls.__doc__ or "").split("\n\n")]
+        found = (p.partition(": ") for p in paragraphs)
+        return {label: text for label, _, text in found if label in GUIDANCE}
 
     def install(self, patch: Patch, tower: nn.Module) -> None:
         """Change `tower`, the module with the decoder layers and the rotary embedding, through `patch` only.
@@ -198,6 +210,12 @@ def read_key(value: Any) -> list[LongContextMethod]:
                 f"{KEY}: {method.name} is part of a config's rope_parameters and has no place in this entry. Write it "
                 f"with hf_longctx.extend_config, or apply it to the model and save that."
             )
+    deciding = [method for method in found if method.decides_positions]
+    if len(deciding) > 1:
+        raise ValueError(
+            f"{KEY}: {deciding[0]!r} and {deciding[1]!r} both decide at which positions keys are read, and a model has "
+            f"room for one such method. Keep one of them."
+        )
     return found
 
 

@@ -12,6 +12,7 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hf_longctx  # noqa: F401  (its registrations are part of every "before")
+from tests.rope.cases import works_here
 
 # tiny matrices: threads only wait for each other
 torch.set_num_threads(1)
@@ -24,6 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark, (count, words) in needed.items():
             if item.get_closest_marker(mark) and gpus < count:
                 item.add_marker(pytest.mark.skip(reason=f"needs {words}; torch sees {gpus}"))
+        values = getattr(item, "callspec", None) and item.callspec.params
+        if values and {"family", "row"} <= set(values) and not works_here(values["family"], values["row"]):
+            item.add_marker(pytest.mark.skip(reason="transformers is too old for it, and it is refused"))
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class AttentionMethod(LongContextMethod):
 
     Only full-attention layers are touched; sliding-window layers keep their class, their cache and their mask.
     """
+
+    decides_positions: ClassVar[bool] = True
 
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         """The empty cache layer of one attention module."""

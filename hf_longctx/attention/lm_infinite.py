@@ -26,10 +26,16 @@ class LMInfinite(AttentionMethod):
     """LM-Infinite (Han et al. 2023): read on for ever with the attention the model was trained for.
 
     Every token sees the first `n_global` tokens and the last `n_local`; the first ones are read as if they were
-    `n_local` away however far they are (the paper's distance ceiling, section 3.2). Text stays fluent at any length
-    with constant memory and constant time a token, but what lies between is forgotten: with `top_k=0` nothing outside
-    the window can be retrieved. `top_k` lets every head of the later layers look up its best `top_k` middle tokens
-    (section 3.2, "optional"), which finds facts far back; it keeps all keys and costs O(n) memory and time a token.
+    `n_local` away however far they are (the paper's distance ceiling, section 3.2). `top_k` lets every head of the
+    later layers look up its best `top_k` tokens in between (section 3.2, "optional").
+
+    Use when: a text is longer than the trained length and should be read on fluently; with `top_k`, when single facts
+    far back must be found.
+
+    Cannot: retrieve what has left the window with `top_k=0`; relate many far tokens to each other even with it.
+
+    Costs: constant memory and time a token, less than the stock model's beyond the window. With `top_k` all keys are
+    kept, and memory and time a token grow with the text.
 
     Differs from the authors' code: top-k serves every query, in prefill as well (theirs only the last row of a call);
     keys behind the window are evicted (theirs grow for ever); batches, padding, GQA, chunked prefill and several

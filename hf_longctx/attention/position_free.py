@@ -20,8 +20,14 @@ from .read import Read
 class PositionFree(AttentionMethod):
     """Changes nothing but where rotation happens: the output is the model's own, bit for bit.
 
-    Keys are cached un-rotated. For checking a model, and the smallest example of an attention method. Costs a rotation
-    of the cache every step. Under flash and flex attention the output is the model's own up to rounding.
+    Keys are cached un-rotated, which every attention method rests on. The smallest example of one.
+    Under flash and flex attention the output is the model's own up to rounding.
+
+    Use when: you want to know whether attention methods can serve a model: its `apply` checks that.
+
+    Cannot: read further than the model does.
+
+    Costs: a rotation of all cached keys at every step.
     """
 
     name: ClassVar[str] = "position_free"

@@ -171,7 +171,9 @@ def _forward(
         layer.open()
         tower.opened.append(layer)
         layer.push(step.q_pos_BL, step.padded)
-    return stock.forward(module, hidden_states, position_embeddings=step.identity, longctx=(tower, step, layer), **kwargs)
+    return stock.forward(
+        module, hidden_states, position_embeddings=step.identity, longctx=(tower, step, layer), **kwargs
+    )
 
 
 def _begin(

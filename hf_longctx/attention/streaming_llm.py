@@ -19,9 +19,14 @@ class StreamingLLM(AttentionMethod):
     """StreamingLLM (Xiao et al. 2023): keep the first tokens as attention sinks and a window of recent ones.
 
     Positions are those inside the cache (section 3.2): once tokens have been dropped, the first ones stand right before
-    the window, so no distance ever exceeds the cache. Fluent at any length with constant memory; like every window it
-    forgets what has left it. Choose `LMInfinite` to look facts up further back (`top_k`), or to keep the first tokens
-    at one far distance instead of next to the window; on most texts the two read alike.
+    the window, so no distance ever exceeds the cache. On most texts it reads like `LMInfinite`, which keeps the first
+    tokens at one far distance instead of next to the window.
+
+    Use when: a chat, a log or a stream goes on for ever and only the recent part matters.
+
+    Cannot: retrieve anything that has left the window; `LMInfinite` with `top_k` can.
+
+    Costs: constant memory and time a token, less than the stock model's beyond the window.
 
     Differs from the authors' code: what a token sees is defined token by token, so it does not depend on how a prompt
     is cut into chunks or turns (theirs evicts once a call); batches, padding and GQA work.

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..anatomy import attention_layers
+from ..anatomy import LONGROPE_PER_LAYER, attention_layers
 from ..attention.base import AttentionMethod, refuse_moving_frequencies
 from ..method import LongContextMethod
 from ..patch import Patch, applied
-from .parameters import REPLACEABLE, full_entry, moving_types, with_entry
+from .parameters import REPLACEABLE, full_entry, is_nested, moving_types, with_entry
 
 logger = logging.getLogger("hf_longctx")
 # what stock rotary embeddings write into themselves as they run
@@ -47,11 +47,19 @@ class RopeMethod(LongContextMethod):
                 f"{self!r}: the model's rope_parameters are scaled already (rope_type={kind!r}), and scalings do not "
                 f"stack. {remedy}."
             )
-        try:
-            new = with_entry(config, self.scaling(config, entry))
-        except (KeyError, TypeError) as error:
+        changes = self.scaling(config, entry)
+        if changes["rope_type"] == "longrope" and is_nested(config) and not LONGROPE_PER_LAYER:
             raise ValueError(
-                f"{self!r}: {type(config).__name__} does not take it: {type(error).__name__}: {error}"
+                f"{self!r}: it is written as longrope, and this release of transformers cannot read on past the "
+                f"trained length with a longrope for each kind of layer. Upgrade to transformers 5.21, or choose "
+                f"yarn, ntk or linear."
+            )
+        try:
+            new = with_entry(config, changes)
+        except Exception as error:  # each config's own constructor decides, and raises what it likes
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(
+                f"{self!r}: {type(config).__name__} does not take rope_type={changes['rope_type']!r}: {reason}"
             ) from error
         moving = moving_types({"full": full_entry(new)})
         if moving:

@@ -17,9 +17,14 @@ class Giraffe(RopeMethod):
     """Giraffe (Pal et al. 2023): never show the model an angle of a slow frequency that training did not reach.
 
     "truncated" keeps the frequencies that made at least one full turn within the trained length, gives those a little
-    slower one fixed low frequency, and stops the rest; "power" lowers the slow ones more than the fast ones. When to
-    use it: before fine-tuning on long text, which the paper does; without training it is weak. What it cannot do:
-    make reading cheaper. It costs nothing at run time, and is static, so caches are consistent.
+    slower one fixed low frequency, and stops the rest; "power" lowers the slow ones more than the fast ones. Static,
+    so caches are consistent.
+
+    Use when: you fine-tune on long text afterwards, as the paper does.
+
+    Cannot: help much without training (take `RopeScaling` there), or make reading cheaper.
+
+    Costs: nothing beyond the stock model at run time; the fine-tuning.
 
     Differs from the authors' code: the base is the model's own rope_theta (theirs is 10000). With d rotated dims and
     theta_j = rope_theta^(-2j/d), the paper's b is 2 pi / train_length, its a is `zero_below` * b, its rho is

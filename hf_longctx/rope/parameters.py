@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
+
+from transformers.configuration_utils import ALLOWED_ATTN_LAYER_TYPES
 
 from ..anatomy import FULL
 
@@ -42,11 +45,27 @@ def full_entry(config: Any) -> dict[str, Any]:
             f"{type(config).__name__}: no rope_parameters. Looked for the rotary settings of a causal language model "
             f"with RoPE, such as Llama, Qwen or Gemma."
         )
+    if is_nested(config):
+        kinds = getattr(config, "_rope_type_labels", None) or getattr(config, "layer_types", None) or ()
+        known = {*kinds, *ALLOWED_ATTN_LAYER_TYPES} if kinds else ()  # a small model may lack a kind of its family
+        unknown = [key for key, value in parameters.items() if isinstance(value, dict) and key not in known]
+        if unknown:
+            there = f"are of the kinds {', '.join(sorted(set(kinds)))}" if kinds else "have no kinds (layer_types)"
+            raise ValueError(
+                f"{type(config).__name__}: its rope_parameters have an entry for {unknown[0]!r}, and its layers "
+                f"{there}. transformers would ignore it; correct the config."
+            )
     entry = parameters.get(FULL) if is_nested(config) else parameters
     if not entry or entry.get("rope_theta") is None:
         raise ValueError(
             f"{type(config).__name__}: its rope_parameters have no {FULL!r} entry with a rope_theta (there are: "
-            f"{', '.join(parameters)}), so there is nothing to scale."
+            f"{', '.join(parameters)}), so there is nothing to scale. Set rope_theta to the base the model was "
+            f"trained with."
+        )
+    theta = entry["rope_theta"]
+    if type(theta) not in (int, float) or not 1 < theta < math.inf:
+        raise ValueError(
+            f"{type(config).__name__}: rope_theta={theta!r} in its rope_parameters: expected a number above 1."
         )
     return copy.deepcopy(entry)
 

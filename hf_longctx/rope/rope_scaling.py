@@ -14,11 +14,17 @@ from .parameters import FIELDS, is_nested, rotary_dim
 class RopeScaling(RopeMethod):
     """RoPE scaling (Chen et al. 2023 and after): read `factor` times the trained length with lower rotary frequencies.
 
-    When to use it: for a length some times the trained one, where all of the text must stay visible; `yarn` and `ntk`
-    need no training up to about 4 times, `linear` needs some. What it cannot do: make reading cheaper, or go on for
-    ever. It costs nothing at run time. `dynamic`, and `longrope` with two tables, change their frequencies with the
-    length read, while keys in a cache stay rotated with those of their time: a generation that crosses the switch
-    differs from a forward without a cache. The others are static; prefer them.
+    Use when: a text is some times the trained length and all of it must stay visible: untrained up to about 4 times
+    with `yarn`, or with `ntk` at about twice the factor; further after fine-tuning, which `linear` needs.
+
+    Cannot: go on for ever, or make reading cheaper; text within the trained length is read a little worse, under
+    `linear` without fine-tuning much worse.
+
+    Costs: nothing beyond the stock model, whose memory and time a token grow with the text.
+
+    `dynamic`, and `longrope` with two tables, change their frequencies with the length read, while keys in a cache stay
+    rotated with those of their time: a generation that crosses the switch differs from a forward without a cache. The
+    others are static; prefer them.
 
     The model keeps its rope_theta, partial_rotary_factor and trained length (`max_position_embeddings`); of models
     with settings for each kind of layer (Gemma3) only full-attention layers are scaled. Saved as plain

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 pytest.importorskip("gguf")
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longctx import cli
 from hf_longctx.checkpoints import convert
+from hf_longctx.method import GUIDANCE
 from tests.checkpoints.tiny import write_gguf
 
 EXTEND = ["--method", "lm_infinite", "--set", "n_local=16"]
@@ -49,6 +51,21 @@ def test_methods_are_listed_with_settings_and_paper() -> None:
     assert "lm_infinite" in result.stdout
     assert "n_global=10" in result.stdout
     assert "arxiv.org/abs/2308.16137" in result.stdout
+
+
+def test_methods_say_when_to_use_them_within_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hf_longctx
+
+    monkeypatch.setattr(cli, "_out", Console(width=80))
+    printed = run("methods").stdout
+    words = " ".join(printed.split())
+    assert max(map(len, printed.splitlines())) <= 80
+    for name, cls in hf_longctx.methods().items():
+        assert list(cls.guidance()) == list(GUIDANCE), name
+        for label, text in cls.guidance().items():
+            assert len(text) > 20, name
+            assert len(text) < 240, f"{name}, {label}: a sentence or two"
+            assert f"{label} {text}" in words, name
 
 
 def test_methods_as_json_can_be_read_by_a_program() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import io
 import pickle
 import tempfile
@@ -14,9 +13,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import hf_longctx
-from hf_longctx import LMInfinite
-from tests.contract.registry import close, differs, fingerprint, is_identity, prop, prop_where, same
-from tests.reference.model import by_brute_force
+from hf_longctx import LMInfinite, RopeScaling
+from tests.contract.registry import close, differs, fingerprint, prop, prop_where, same
+from tests.contract.stack import (
+    as_published,
+    decides_positions,
+    identity_of,
+    in_key,
+    is_identity,
+    native_of,
+    parts,
+)
 from tests.tiny import logits_of, text, tiny
 
 IDS = text(2, 24)
@@ -43,9 +50,9 @@ def on_is_undone_also_after_an_exception(method: Any, family: str) -> None:
     stock, before = logits_of(model, IDS), fingerprint(model)
     with method.on(model) as inside:
         assert inside is model
-        assert [p.method for p in hf_longctx.applied(model)] == [method]
-    with pytest.raises(ValueError, match="output_attentions"), method.on(model):
-        model(IDS, output_attentions=True)
+        assert [p.method for p in hf_longctx.applied(model)] == parts(method)
+    with pytest.raises(IndexError), method.on(model):
+        model(IDS + 1000)  # no such words
     same(logits_of(model, IDS), stock)
     assert fingerprint(model) == before
 
@@ -54,8 +61,7 @@ def on_is_undone_also_after_an_exception(method: Any, family: str) -> None:
 def identity_settings_leave_the_output_equal(method: Any, family: str) -> None:
     model = tiny(family)
     stock = logits_of(model, IDS)
-    wide = {"lm_infinite": {"n_local": 300}, "streaming_llm": {"window": 300}}
-    with dataclasses.replace(method, **wide[method.name]).on(model):
+    with identity_of(method).on(model):
         close(logits_of(model, IDS), stock)
         close(logits_of(model, IDS, use_cache=False), stock)
 
@@ -71,7 +77,7 @@ def forward_and_gradients_equal_brute_force(method: Any, family: str) -> None:
         (out.loss * 10).backward()
         return [out.logits.detach(), *(p.grad.clone() for p in model.parameters())]
 
-    with by_brute_force(model, method):
+    with as_published(model, method):
         truth = run()
     with method.on(model):
         ours = run()
@@ -83,13 +89,17 @@ def forward_and_gradients_equal_brute_force(method: Any, family: str) -> None:
 @prop
 def a_failure_inside_apply_leaves_nothing(method: Any, family: str) -> None:
     model = tiny(family)
+    *below, last = parts(method)
+    for part in below:  # of a stack the newest fails, and the others stay
+        part.apply(model)
     stock, before = logits_of(model, IDS), fingerprint(model)
+    late = "hf_longctx.patch.Patch.set_buffer" if last.native else "hf_longctx.attention.base.check_parity"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("hf_longctx.attention.base.check_parity", _fails)
+        monkeypatch.setattr(late, _fails)
         with pytest.raises(ValueError, match="half-way"):
-            method.apply(model)
+            last.apply(model)
     assert fingerprint(model) == before
-    assert not hf_longctx.applied(model)
+    assert [p.method for p in hf_longctx.applied(model)] == below
     same(logits_of(model, IDS), stock)
 
 
@@ -118,7 +128,8 @@ def _fails(*args: Any) -> None:
 @prop
 def save_and_load_give_equal_logits(method: Any, family: str) -> None:
     model = tiny(family)
-    stock = logits_of(model, IDS)
+    with native_of(method).on(model):
+        without_key = logits_of(model, IDS)  # the stock model's, unless its rope_parameters were changed
     method.apply(model)
     here = logits_of(model, IDS)
     with tempfile.TemporaryDirectory() as folder:
@@ -126,10 +137,10 @@ def save_and_load_give_equal_logits(method: Any, family: str) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(folder)
         again = AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", dtype="auto")
     for other in (loaded, again):
-        assert [p.method for p in hf_longctx.applied(other)] == [method]
+        assert [p.method for p in hf_longctx.applied(other)] == in_key(method)
         same(logits_of(other, IDS), here)
     hf_longctx.undo(loaded)
-    same(logits_of(loaded, IDS), stock, "a loaded model's undo")
+    same(logits_of(loaded, IDS), without_key, "a loaded model's undo")
     assert loaded.config.hf_longctx is None
     assert "hf_longctx" not in loaded.config.to_json_string()
 
@@ -173,16 +184,20 @@ def a_second_method_is_refused_and_undo_twice_is_an_error(method: Any, family: s
     model = tiny(family)
     patch = method.apply(model)
     ours, before = logits_of(model, IDS), fingerprint(model)
-    with pytest.raises(ValueError, match="already that of"):
-        LMInfinite(n_local=5).apply(model)
-    assert fingerprint(model) == before
+    for part in parts(method):
+        second: Any = RopeScaling(factor=2.0) if part.native else LMInfinite(n_local=5)
+        for again in (second, part):
+            with pytest.raises(ValueError, match=r"already (that|those) of"):
+                again.apply(model)
+            assert fingerprint(model) == before
     same(logits_of(model, IDS), ours)
     patch.undo()
     with pytest.raises(RuntimeError, match="nothing to undo"):
         patch.undo()
 
 
-@prop
+# a native row runs the stock attention, whichever it is
+@prop_where(lambda method, family: decides_positions(method))
 def eager_is_honoured_as_the_inner_implementation(method: Any, family: str) -> None:
     model = tiny(family, attn_implementation="eager")
     stock = logits_of(model, IDS)
@@ -206,7 +221,8 @@ def eager_is_honoured_as_the_inner_implementation(method: Any, family: str) -> N
     assert model.config._attn_implementation == "eager"
 
 
-@prop
+# under a native row it may change
+@prop_where(lambda method, family: decides_positions(method))
 def a_changed_attn_implementation_is_noticed(method: Any, family: str) -> None:
     model = tiny(family)
     stock, before = logits_of(model, IDS), fingerprint(model)
@@ -219,7 +235,8 @@ def a_changed_attn_implementation_is_noticed(method: Any, family: str) -> None:
     assert fingerprint(model) == before
 
 
-@prop
+# the stock attention of a native row has them
+@prop_where(lambda method, family: decides_positions(method))
 def output_attentions_is_refused(method: Any, family: str) -> None:
     model = tiny(family)
     method.apply(model)

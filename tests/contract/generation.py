@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, TextStreamer, pipeline
 
-from tests.contract.registry import close, is_identity, prop, prop_where, same
+from tests.contract.registry import close, prop, prop_where, same
+from tests.contract.stack import is_identity
 from tests.tiny import greedy_uncached, left_padded, logits_of, text, tiny, tokenizer
 
 LENGTHS = 9, 17, 26

@@ -36,10 +36,6 @@ def applies(name: str, method: Any, family: str) -> bool:
     return name not in ONLY or ONLY[name](method, family)
 
 
-def is_identity(method: Any) -> bool:
-    return method.name == "position_free"
-
-
 def close(actual: Tensor, expected: Tensor, why: str = "") -> None:
     torch.testing.assert_close(actual, expected, **CLOSE, msg=lambda m: f"{why}: {m}")
 
@@ -53,12 +49,14 @@ def differs(actual: Tensor, expected: Tensor, by: float = 1e-3) -> None:
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Everything that a method could leave behind: classes, attributes, hooks and configs of every module."""
+    """What a method could leave behind: classes, attributes, buffers, hooks and configs of every module."""
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
         attributes = vars(module)
         hooks = {k: list(v) for k, v in attributes.items() if "_hooks" in k and hasattr(v, "keys")}
         config = attributes.get("config")
         own = {k: repr(v) for k, v in vars(config).items()} if config is not None else None
-        found[name] = (type(module), set(attributes), hooks, id(config), own)
+        values = {k: v for k, v in attributes.items() if type(v) in (bool, int, float, str)}
+        buffers = {k: v.tolist() for k, v in module._buffers.items() if v is not None and not v.is_meta}
+        found[name] = (type(module), set(attributes), values, buffers, hooks, id(config), own)
     return found

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import hf_longctx
-from tests.contract.registry import close, differs, is_identity, prop, prop_where, same
+from tests.contract.registry import close, differs, prop, prop_where, same
+from tests.contract.stack import is_identity, parts
 from tests.tiny import logits_of, text, tiny
 
 IDS = text(2, 24)
@@ -98,7 +99,7 @@ def an_adapter_added_after_the_method_works(method: Any, family: str) -> None:
     ours = logits_of(model, IDS)
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     close(logits_of(wrapped, IDS), ours, "an adapter that starts at zero")
-    assert [p.method for p in hf_longctx.applied(wrapped)] == [method]
+    assert [p.method for p in hf_longctx.applied(wrapped)] == parts(method)
     hf_longctx.undo(wrapped)
     assert not hf_longctx.applied(wrapped)
 
@@ -122,8 +123,15 @@ def gradient_checkpointing_is_equal(method: Any, family: str) -> None:
         model.gradient_checkpointing_disable()
 
 
-# choosing top_k keys looks at the values; two families are enough for four seconds each
-@prop_where(lambda method, family: not is_identity(method) and not getattr(method, "top_k", 0) and family != "qwen3")
+# choosing top_k keys looks at the values; native rows compile stock code, and stacks the code of their attention
+# method; two families are enough for seconds each
+@prop_where(
+    lambda method, family: (
+        (getattr(method, "name", "") in ("lm_infinite", "streaming_llm"))
+        and not getattr(method, "top_k", 0)
+        and family != "qwen3"
+    )
+)
 def compile_fullgraph_without_cache_is_equal(method: Any, family: str) -> None:
     model = tiny(family)
     method.apply(model)
@@ -131,7 +139,7 @@ def compile_fullgraph_without_cache_is_equal(method: Any, family: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     close(logits_of(compiled, IDS, use_cache=False), eager)
-    assert [p.method for p in hf_longctx.applied(compiled)] == [method]
+    assert [p.method for p in hf_longctx.applied(compiled)] == parts(method)
     torch._dynamo.reset()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recipes.benchmarks import __main__ as benchmarks
 from recipes.benchmarks.tables import ROOT, documents, misses, render, table
@@ -81,9 +82,33 @@ def test_readme_lists_every_method() -> None:
         assert f"`{file}`" in README, f"README's row of {name} does not name {file}"
 
 
-def test_readme_links_and_pictures_exist() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("path", [*documents(), ROOT / "docs/composition.md"], ids=lambda path: path.name)
+def test_links_and_pictures_exist(path: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "model_cards").glob("*.md")), ids=lambda path: path.name)
+def test_lines_of_cards_run_as_pasted(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny model, and nothing is pushed."""
+    import hf_longctx
+    from tests.tiny import logits_of, text, tiny, tokenizer
+
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    assert path.name == "README.md" or blocks, "how is it applied, saved and pushed?"
+    pushed: list[str] = []
+    monkeypatch.setattr("transformers.PreTrainedModel.push_to_hub", lambda self, name: pushed.append(name))
+    monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
+    monkeypatch.chdir(tmp_path)
+    for code in blocks:
+        names: dict[str, Any] = {}
+        exec(code, names)
+        method = names["patch"].method
+        assert method.name == path.stem
+        assert [p.method for p in hf_longctx.applied(names["model"])] == ([] if method.native else [method])
+        with method.on(tiny()) as ours:
+            assert torch.equal(logits_of(names["model"], text()), logits_of(ours, text()))
+        assert pushed == [f"you/{folder.name}" for folder in tmp_path.iterdir()]
 
 
 @pytest.mark.real_model
@@ -121,6 +146,15 @@ def test_tested_versions_satisfy_the_floors() -> None:
         pin = tested[floor.name.replace("-", "_")] if floor.name not in tested else tested[floor.name]
         (version,) = [spec.version for spec in pin.specifier]
         assert floor.specifier.contains(version), floor
+
+
+def test_what_runs_on_the_floor_installs_the_floors_of_pyproject() -> None:
+    declared = (ROOT / "pyproject.toml").read_text()
+    for name in ("transformers", "torch"):
+        floor = re.search(rf'"{name}>=([\d.]+)"', declared)
+        assert floor
+        for file in ("Makefile", ".github/workflows/ci.yml"):
+            assert f"{name}=={floor[1]}.*" in (ROOT / file).read_text(), f"{file} installs another {name}"
 
 
 def test_pre_commit_runs_the_tested_ruff() -> None:

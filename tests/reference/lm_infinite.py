@@ -5,7 +5,7 @@ ceiling L_pretrain, which is n_local here). From one layer on, every head and qu
 between the first ones and the window, each read at the distance n_local // 2. One softmax over all of it.
 """
 
-# L length, D head dim, C = D / 2 rotary pairs
+# L length, D head dim, C rotary pairs: D / 2 unless some dims are not rotated
 from __future__ import annotations
 
 import math
@@ -20,11 +20,14 @@ def inverse_frequencies(theta: float, dim: int) -> Tensor:
 
 
 def rotated(x_D: Tensor, position: float, inv_freq_C: Tensor) -> Tensor:
-    """R_position x: pair (x_c, x_{c + D/2}) turned by position * inv_freq_c (the layout of Llama's weights)."""
+    """R_position x: pair (x_c, x_{c + C}) turned by position * inv_freq_c (the layout of Llama's weights).
+
+    Dims beyond 2 C are not rotated (GPT-NeoX).
+    """
     half = len(inv_freq_C)
-    a, b = x_D[:half], x_D[half:]
+    a, b = x_D[:half], x_D[half : 2 * half]
     cos, sin = torch.cos(position * inv_freq_C), torch.sin(position * inv_freq_C)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin])
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, x_D[2 * half :]])
 
 
 def logit(q_D: Tensor, k_D: Tensor, distance: int, inv_freq_C: Tensor) -> Tensor:
@@ -56,10 +59,11 @@ def attention_of_one_head(
 def scores_at(q_LD: Tensor, k_LD: Tensor, distance_LL: Tensor, inv_freq_C: Tensor) -> Tensor:
     """`logit` for all pairs at once, every pair at its own distance: Re(q conj(k) exp(i distance inv_freq))."""
     half = len(inv_freq_C)
-    q, k = torch.complex(q_LD[:, :half], q_LD[:, half:]), torch.complex(k_LD[:, :half], k_LD[:, half:])
+    q, k = (torch.complex(x[:, :half], x[:, half : 2 * half]) for x in (q_LD, k_LD))
     angle_LLC = distance_LL[..., None] * inv_freq_C
     turned = torch.polar(torch.ones_like(angle_LLC), angle_LLC)
-    return (q[:, None] * k[None].conj() * turned).real.sum(-1) / math.sqrt(q_LD.shape[1])
+    scores = (q[:, None] * k[None].conj() * turned).real.sum(-1) + q_LD[:, 2 * half :] @ k_LD[:, 2 * half :].T
+    return scores / math.sqrt(q_LD.shape[1])
 
 
 def attention_all_pairs(

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests.reference.lm_infinite import attention_all_pairs, inverse_frequencies, rotated
+from tests.reference.lm_infinite import attention_all_pairs
+from tests.reference.rope import scaled
 from tests.reference.streaming_llm import attention_of_one_head as streaming
 
 NAME = "brute_force"
@@ -22,7 +23,12 @@ HeadAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 
 def by_brute_force(model: Any, method: Any) -> AbstractContextManager[Any]:
-    """Inside the block `model`, a stock model, runs `method` as its paper writes it."""
+    """Inside the block `model`, a stock model, runs `method` as its paper writes it.
+
+    Its config may be scaled: its frequencies are computed from `rope_parameters` here.
+    """
+    if method.name == "position_free":
+        return lm_infinite_by_brute_force(model, n_global=0, n_local=1_000_000)
     if method.name == "streaming_llm":
         return _replaced(model, lambda q, k, v, f, _: streaming(q, k, v, f, method.n_sink, method.window))
     settings = method.spec()
@@ -45,8 +51,9 @@ def lm_infinite_by_brute_force(
 def _replaced(model: Any, one_head: HeadAttention) -> Iterator[Any]:
     """One document a row, no padding, no cache.
 
-    transformers hands over rotated queries and keys; they are turned back by their positions first. Sliding-window
-    layers keep true distances within their window, which is LM-Infinite with no first tokens.
+    The rotary embedding hands out (cos=1, sin=0), so queries and keys arrive as they were projected, and are rotated
+    here by the published formulas. Sliding-window layers keep true distances within their window, which is LM-Infinite
+    with no first tokens.
     """
 
     def attention(
@@ -56,12 +63,13 @@ def _replaced(model: Any, one_head: HeadAttention) -> Iterator[Any]:
         config, D = module.config, query.shape[-1]
         kind = config.layer_types[module.layer_idx] if getattr(config, "layer_types", None) else "full_attention"
         rope = config.rope_parameters.get(kind, config.rope_parameters)
-        inv_freq = inverse_frequencies(rope["rope_theta"], D)
+        inv_freq, factor = scaled(rope, D) if getattr(module, "use_rope", True) else (torch.zeros(0), 1.0)
         group = query.shape[1] // key.shape[1]
+        d = 2 * len(inv_freq)
         heads = []
         for b in range(len(query)):
             for h in range(query.shape[1]):
-                q, k = (turned_back(x.double(), inv_freq) for x in (query[b, h], key[b, h // group]))
+                q, k = (multiplied(x.double(), factor, d) for x in (query[b, h], key[b, h // group]))
                 q = q * (scaling * D**0.5)  # the reference divides by sqrt(D)
                 v = value[b, h // group].double()
                 if kind == "sliding_attention":
@@ -71,17 +79,23 @@ def _replaced(model: Any, one_head: HeadAttention) -> Iterator[Any]:
         out = torch.stack(heads).unflatten(0, query.shape[:2])
         return out.transpose(1, 2).to(query.dtype), None
 
+    def nowhere(self: Any, args: Any, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(embeddings[0]), torch.zeros_like(embeddings[1])
+
     before = model.config._attn_implementation
     ALL_ATTENTION_FUNCTIONS[NAME] = attention
     ALL_MASK_ATTENTION_FUNCTIONS[NAME] = lambda *args, **kwargs: None
     model.config._attn_implementation = NAME
+    hook = model.base_model.rotary_emb.register_forward_hook(nowhere)
     try:
         yield model
     finally:
+        hook.remove()
         model.config._attn_implementation = before
         del ALL_ATTENTION_FUNCTIONS[NAME]
         del ALL_MASK_ATTENTION_FUNCTIONS[NAME]
 
 
-def turned_back(x_LD: Tensor, inv_freq: Tensor) -> Tensor:
-    return torch.stack([rotated(x, -position, inv_freq) for position, x in enumerate(x_LD)])
+def multiplied(x_LD: Tensor, factor: float, d: int) -> Tensor:
+    """The d rotated dims of a query or key times the scaling's factor."""
+    return torch.cat([x_LD[:, :d] * factor, x_LD[:, d:]], 1)

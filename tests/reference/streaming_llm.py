@@ -1,6 +1,6 @@
 """StreamingLLM as its authors decode: one token after another, a list for a cache, positions inside it."""
 
-# L length, D head dim, C = D / 2 rotary pairs
+# L length, D head dim, C rotary pairs
 from __future__ import annotations
 
 import math

@@ -7,7 +7,8 @@ import torch
 
 from tests.reference.lm_infinite import attention_all_pairs, attention_of_one_head, inverse_frequencies, logit, rotated
 from tests.reference.model import lm_infinite_by_brute_force
-from tests.tiny import FAMILIES, logits_of, text, tiny
+from tests.rope.cases import STATIC, scaled_by_hand
+from tests.tiny import FAMILIES, MORE_FAMILIES, logits_of, text, tiny
 
 
 def test_rotating_both_gives_the_distance() -> None:
@@ -25,10 +26,13 @@ def test_loops_and_matrix_agree(n_global: int, n_local: int, top_k: int) -> None
     torch.testing.assert_close(attention_of_one_head(*args), attention_all_pairs(*args), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_brute_force_without_a_limit_is_the_stock_model(family: str) -> None:
-    model, ids = tiny(family), text(2, 19)
+@pytest.mark.parametrize("row", ["stock", *STATIC])
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+def test_brute_force_without_a_limit_is_the_stock_model(family: str, row: str) -> None:
+    model, ids = tiny(family) if row == "stock" else scaled_by_hand(family, row), text(2, 19)
     stock = logits_of(model, ids)
     with lm_infinite_by_brute_force(model, n_global=0, n_local=1000):
         brute = logits_of(model, ids, use_cache=False)
     torch.testing.assert_close(brute, stock, rtol=1e-5, atol=1e-5)  # fp32 rounding of O(3) logits
+    if row != "stock":
+        assert (stock - logits_of(tiny(family), ids)).abs().max() > 1e-3, "the scaling changed nothing"

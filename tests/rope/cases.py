@@ -7,6 +7,8 @@ import math
 from typing import Any
 
 from hf_longctx import Giraffe, RopeScaling
+from hf_longctx.anatomy import LONGROPE_PER_LAYER
+from tests.tiny import config_of, tiny
 
 # 4 frequencies in Llama's, Qwen3's, Gemma3's, Mistral's and SmolLM3's heads of 8; 2 in GPT-NeoX's, half of them rotary
 N_FREQUENCIES = {"gpt_neox": 2}
@@ -33,6 +35,17 @@ def methods(family: str) -> dict[str, Any]:
 
 
 MOVING = ("dynamic", "longrope")
+STATIC = tuple(row for row in methods("llama") if row not in MOVING)
+
+
+def scaled_by_hand(family: str, row: str) -> Any:
+    """A tiny model whose own config is scaled, as a checkpoint from elsewhere is."""
+    return tiny(family, rope_parameters=written_by_hand(methods(family)[row], config_of(family)))
+
+
+def works_here(family: str, row: str) -> bool:
+    """False where transformers is too old for the row, and the row is refused."""
+    return LONGROPE_PER_LAYER or family != "gemma3" or not any(word in row for word in ("longrope", "giraffe"))
 
 
 def full_of(config: Any) -> dict[str, Any]:

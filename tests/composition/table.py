@@ -1,0 +1,120 @@
+"""What composes with what: the one table, which `test_composition.py` checks and `docs/composition.md` shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hf_longctx import LMInfinite, PositionFree, StreamingLLM
+from tests.rope.cases import methods as rope
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs/composition.md"
+STATIC = ("linear", "ntk", "yarn", "llama3", "longrope_static", "giraffe")
+MOVING = ("dynamic", "longrope")
+ATTENTION: dict[str, Any] = {
+    "lm_infinite": LMInfinite(n_global=2, n_local=6),
+    "lm_infinite_top3": LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1),
+    "streaming_llm": StreamingLLM(n_sink=2, window=6),
+    "position_free": PositionFree(),
+}
+
+# -- who is tested in a row or column: what the document calls it -> its members
+SCALING, REPLACING, LENGTHWISE = "static scaling", "static, `replace=True`", "moving scaling"
+BY_HAND, LENGTHWISE_BY_HAND = "static scaling in its `config.json`", "moving scaling in its `config.json`"
+INFINITE, STREAMING, FREE = "`lm_infinite`", "`streaming_llm`", "`position_free`"
+MEMBERS: dict[str, tuple[str, ...]] = {
+    SCALING: STATIC,
+    REPLACING: STATIC,
+    LENGTHWISE: MOVING,
+    BY_HAND: tuple(row for row in STATIC if row != "ntk"),  # ntk is a rope_theta like any other
+    LENGTHWISE_BY_HAND: MOVING,
+    INFINITE: ("lm_infinite", "lm_infinite_top3"),
+    STREAMING: ("streaming_llm",),
+    FREE: ("position_free",),
+}
+
+# -- what can be the matter: what the document says -> what the error must say
+WORKS = "works"
+STACKED = "refused: scalings do not stack"
+SCALED = "refused: scaled already, needs `replace=True`"
+MOVES = "refused: frequencies move with the length"
+POSITIONS = "refused: two would decide positions"
+ORDER = "refused (a `RuntimeError`): patches are undone last in, first out"
+REASONS = {
+    STACKED: r"rotary frequencies are already those of .*Undo it first",
+    SCALED: r"scaled already .*scalings do not stack\. Pass replace=True",
+    MOVES: r"changes its frequencies with the length read, so positions cannot be decided",
+    POSITIONS: r"attention is already that of .*Undo it first",
+    ORDER: r"lies under .*last in, first out",
+}
+
+# -- the table: what is there first (rows), what is applied then (columns)
+THEN = (SCALING, REPLACING, LENGTHWISE, INFINITE, STREAMING, FREE)
+_UNDER_A_METHOD = (WORKS, WORKS, MOVES, POSITIONS, POSITIONS, POSITIONS)
+TABLE: dict[str, tuple[str, ...]] = {
+    SCALING: (STACKED, STACKED, STACKED, WORKS, WORKS, WORKS),
+    LENGTHWISE: (STACKED, STACKED, STACKED, MOVES, MOVES, MOVES),
+    BY_HAND: (SCALED, WORKS, SCALED, WORKS, WORKS, WORKS),
+    LENGTHWISE_BY_HAND: (SCALED, WORKS, SCALED, MOVES, MOVES, MOVES),
+    INFINITE: _UNDER_A_METHOD,
+    STREAMING: _UNDER_A_METHOD,
+    FREE: _UNDER_A_METHOD,
+}
+UNDO = {"the newer one first": WORKS, "the older one first": ORDER}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One pair of members: `first` is there, by hand or by `apply`; `then` is applied."""
+
+    first: str
+    by_hand: bool
+    then: str
+    replacing: bool
+    outcome: str
+
+
+def cells() -> Iterator[Cell]:
+    for row, outcomes in TABLE.items():
+        for column, outcome in zip(THEN, outcomes, strict=True):
+            for first in MEMBERS[row]:
+                for then in MEMBERS[column]:
+                    by_hand = row in (BY_HAND, LENGTHWISE_BY_HAND)
+                    yield Cell(first, by_hand, then, column == REPLACING, outcome)
+
+
+def method(name: str, replacing: bool = False) -> Any:
+    found = ATTENTION.get(name) or rope("llama")[name]
+    return dataclasses.replace(found, replace=True) if replacing else found
+
+
+def document() -> str:
+    """`docs/composition.md`."""
+    head = ["on the model", *THEN]
+    rows = [head, ["---"] * len(head), *([row, *outcomes] for row, outcomes in TABLE.items())]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    undo = "\n".join(f"- {order}: {outcome}" for order, outcome in UNDO.items())
+    return f"""# What composes with what
+
+Rows are what a model has already, columns are what is applied to it then.
+
+- *Static scaling*: `rope_scaling` of type linear, ntk, yarn, llama3, or longrope with equal tables; `giraffe`.
+- *Moving scaling*: `rope_scaling` of type dynamic, or longrope with two tables: its frequencies change with the length.
+- *In its `config.json`*: a checkpoint that was scaled by hand, or by somebody else.
+- *Works*: the logits are those of a brute-force computation from the published formulas, the saved model loads with
+  the same logits, and each undo is exact to the bit.
+- *Refused*: a `ValueError` with that reason and what to do; nothing has changed.
+
+{table}
+
+`extend_config` takes and refuses the same pairs. A scaling of type ntk is saved as a larger `rope_theta`, which nothing
+tells from a trained one: such a model, once saved, can be scaled again.
+
+Undoing two patches:
+
+{undo}
+
+Rendered by `make tables` from `tests/composition/table.py`, every cell of which is a test.
+"""
