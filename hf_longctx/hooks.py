@@ -3,7 +3,8 @@
 1. a data descriptor `hf_longctx` on `PreTrainedConfig`: the key is kept, checked early, and can be passed as a keyword;
 2. a wrap of `PreTrainedModel.post_init`: a model whose config has the key gets its methods as it is built;
 3. a wrap of `GenerationMixin._prepare_cache_for_generation`: a model with a method gets that method's cache;
-4. once peft is imported, wraps around its saving and loading: an adapter carries its base's methods (`adapters.py`).
+4. wraps of what `generate` asks before it compiles: a bounded method's decoding comes from a CUDA graph instead;
+5. once peft is imported, wraps around its saving and loading: an adapter carries its base's methods (`adapters.py`).
 
 All of them do nothing for a config without the key and a model without a method, and `uninstall` takes them back.
 """
@@ -23,6 +24,7 @@ from .anatomy import find_tower
 from .attention import interface
 from .attention.base import AttentionMethod, refuse_moving_frequencies
 from .attention.positions import STATE, adopt_all
+from .generation.graphs import can_replay, decoder
 from .method import KEY, LongContextMethod, read_key, write_key
 from .patch import applied
 
@@ -44,6 +46,12 @@ class _Key:
         vars(config).pop(KEY, None)
 
 
+WRAPPED: tuple[tuple[Any, str], ...] = (
+    (PreTrainedModel, "post_init"),
+    (GenerationMixin, "_prepare_cache_for_generation"),
+    (GenerationMixin, "_valid_auto_compile_criteria"),
+    (PreTrainedModel, "get_compiled_call"),
+)
 _stock: dict[str, Any] = {}
 _ours: dict[str, Any] = {}
 
@@ -54,8 +62,7 @@ def install() -> None:
     adapters.install()
     if _stock:
         return
-    post_init = _stock["post_init"] = PreTrainedModel.post_init
-    prepare_cache = _stock["_prepare_cache_for_generation"] = GenerationMixin._prepare_cache_for_generation
+    post_init, prepare_cache = PreTrainedModel.post_init, GenerationMixin._prepare_cache_for_generation
 
     @functools.wraps(post_init)
     def keyed_post_init(self: Any) -> None:
@@ -71,7 +78,7 @@ def install() -> None:
     def keyed_prepare_cache(
         self: Any, generation_config: Any, model_kwargs: Any, generation_mode: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        methods = [p.method for p in applied(self) if isinstance(p.method, AttentionMethod)]
+        methods = _attention_methods(self)
         if methods:
             _check_generation(methods[0], generation_config, generation_mode)
         result = prepare_cache(self, generation_config, model_kwargs, generation_mode, *args, **kwargs)
@@ -80,9 +87,24 @@ def install() -> None:
             adopt_all(vars(find_tower(self))[STATE], cache)
         return result
 
+    criteria, compiled_call = GenerationMixin._valid_auto_compile_criteria, PreTrainedModel.get_compiled_call
+
+    @functools.wraps(criteria)
+    def keyed_criteria(self: Any, model_kwargs: Any, generation_config: Any) -> bool:
+        if not _attention_methods(self):
+            return criteria(self, model_kwargs, generation_config)
+        return not generation_config.disable_compile and can_replay(self, model_kwargs.get("past_key_values"))
+
+    @functools.wraps(compiled_call)
+    def keyed_compiled_call(self: Any, compile_config: Any) -> Any:
+        return decoder(self) if _attention_methods(self) else compiled_call(self, compile_config)
+
     setattr(PreTrainedConfig, KEY, _Key())
-    PreTrainedModel.post_init = _ours["post_init"] = keyed_post_init
-    GenerationMixin._prepare_cache_for_generation = _ours["_prepare_cache_for_generation"] = keyed_prepare_cache
+    for (owner, name), ours in zip(
+        WRAPPED, (keyed_post_init, keyed_prepare_cache, keyed_criteria, keyed_compiled_call), strict=True
+    ):
+        _stock[name], _ours[name] = getattr(owner, name), ours
+        setattr(owner, name, ours)
 
 
 def uninstall() -> None:
@@ -91,7 +113,7 @@ def uninstall() -> None:
     if not _stock:
         return
     delattr(PreTrainedConfig, KEY)
-    for owner, name in ((PreTrainedModel, "post_init"), (GenerationMixin, "_prepare_cache_for_generation")):
+    for owner, name in WRAPPED:
         if getattr(owner, name) is _ours[name]:  # else it lies under somebody else's wrap, and passes through
             setattr(owner, name, _stock[name])
     _stock.clear()
@@ -128,6 +150,10 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
             refuse_moving_frequencies(method, getattr(text, "rope_parameters", None))
     setattr(text, KEY, write_key(ours) if ours else None)
     return config
+
+
+def _attention_methods(model: Any) -> list[AttentionMethod]:
+    return [patch.method for patch in applied(model) if isinstance(patch.method, AttentionMethod)]
 
 
 def _apply_key(model: Any) -> None:

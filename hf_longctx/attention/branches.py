@@ -132,12 +132,14 @@ def attend(branches: list[Branch], *, scale: float, kernel: str = "auto", strict
     Gradients flow to every q, k and v: each branch's backward gets the merged output and log-sum-exp, because autograd
     through a kernel's own log-sum-exp is silently zero for most of them.
     """
-    from .kernels import Call, choose
+    from .kernels import Call, choose, decode
 
     calls, tensors = [], []
-    for branch in branches:
-        if branch.k_BGSD.shape[2] == 0 or branch.q_BHLD.shape[2] == 0:
-            continue  # CPU flash ends the process at zero keys
+    # CPU flash ends the process at zero keys
+    filled = [branch for branch in branches if branch.k_BGSD.shape[2] and branch.q_BHLD.shape[2]]
+    if filled and kernel == "auto" and decode.refuses(filled) is None:
+        return decode.attend(filled, scale)
+    for branch in filled:
         q = branch.q_BHLD if branch.q_rope is None else branch.q_rope(branch.q_BHLD)
         k = branch.k_BGSD if branch.k_rope is None else branch.k_rope(branch.k_BGSD)
         k, v = k.to(q.dtype), branch.v_BGSD.to(q.dtype)  # a cache written under autocast holds fp32 keys

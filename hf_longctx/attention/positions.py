@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ..anatomy import layer_type
-from ..cache.layers import UnrotatedLayer
+from ..cache.layers import BoundedLayer, UnrotatedLayer
+from ..cache.ring import roll
 from ..method import KEY
 from .identity import identity
 from .rotation import Rotation
@@ -93,10 +94,9 @@ class Step:
     regular: bool
     memo: dict[Any, Any] = field(default_factory=dict)
 
-    @functools.cached_property
-    def identity(self) -> tuple[Tensor, Tensor]:
-        """What the model's own rotation is given, so that it leaves queries and keys as they are."""
-        return identity(self.embeddings)
+    def __post_init__(self) -> None:
+        # what the model's own rotation is given, so that it leaves queries and keys as they are
+        self.identity = identity(self.embeddings)
 
 
 # -- the subclass ----------------------------------------------------------------------------------------------------
@@ -290,6 +290,13 @@ def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -
     if kwargs.get("output_attentions") or getattr(tower_module.config, "output_attentions", False):
         raise ValueError(f"output_attentions=True: {state.method.name} never forms the attention matrix. Leave it out.")
     open_cache(tower_module, args, kwargs)
+    bounded = list(dict.fromkeys(layer for layer in state.opened if isinstance(layer, BoundedLayer)))
+    tokens = next((x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None), None)
+    if bounded and not torch.compiler.is_compiling() and isinstance(tokens, Tensor) and tokens.shape[1:2] == (1,):
+        roll(bounded)
+    else:
+        for layer in bounded:
+            layer.to_order()
 
 
 def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 if TYPE_CHECKING:
     from ..method import LongContextMethod
+    from .ring import Ring
 
 
 @dataclass(frozen=True)
@@ -184,20 +185,76 @@ class UnrotatedLayer(CacheLayerMixin):
 class BoundedLayer(UnrotatedLayer):
     """Keeps the first `n_first` real tokens and the last `n_last`: constant memory however much is read.
 
-    `head` holds the first tokens (whether or not they are still among the last).
+    `head` holds the first tokens (whether or not they are still among the last). What is kept stands in order while
+    whole chunks are read, and in a `Ring` while single tokens are.
     """
 
     def __init__(self, owner: LongContextMethod, n_first: int, n_last: int) -> None:
         self.n_first, self.n_last = n_first, n_last
         super().__init__(owner)
 
+    def reset(self) -> None:
+        super().reset()
+        self.ring: Ring | None = None
+
     def _keep(self, new: Slots) -> Slots:
+        if self.ring is not None and len(new) == 1:
+            return self._turn(self.ring, new)
+        self.to_order()
         readable = self.slots.then(new)
         if self.head is None or self.padded or len(self.head) < self.n_first:
             candidates = new if self.head is None else self.head.then(new)
             self.head = candidates.first(self.n_first, self.padded).own()
         self._store(readable.last(self.n_last, self.padded).own())
         return readable
+
+    def _turn(self, ring: Ring, new: Slots) -> Slots:
+        k, v, pos = self.slots.k, self.slots.v, self.slots.pos
+        k.index_copy_(2, ring.column, new.k.to(k.dtype))
+        v.index_copy_(2, ring.column, new.v.to(v.dtype))
+        n = ring.readable
+        return Slots(k[:, :, :n], v[:, :, :n], pos[:, :n])
+
+    def push(self, pos_BL: Tensor, padded: bool) -> None:
+        super().push(pos_BL, padded)
+        if self.ring is not None and pos_BL.shape[1] == 1:
+            self.ring.begin(pos_BL.to(self.ring.pos_BN.device))
+
+    def close(self) -> None:
+        super().close()
+        if self.ring is not None:
+            self.ring.end()
+
+    def to_ring(self, ring: Ring) -> None:
+        """Go on in the columns of `ring`, whose positions are those of what is kept (see `ring.roll`)."""
+        kept = self.slots
+        B, G, n, D = kept.k.shape
+        k, v = kept.k.new_zeros(B, G, ring.size, D), kept.v.new_zeros(B, G, ring.size, kept.v.shape[-1])
+        k[:, :, :n], v[:, :, :n] = kept.k, kept.v
+        self._store(Slots(k, v, ring.pos_BN))
+        self.ring = ring
+
+    def to_order(self) -> None:
+        """Back from a ring to what is kept, in order."""
+        if self.ring is None:
+            return
+        columns = self.ring.in_order()
+        ordered = Slots(*(t.index_select(-1 if t.ndim == 2 else 2, columns) for t in vars(self.slots).values()))
+        self.ring = None
+        self._store(ordered.last(self.n_last, self.padded).own())
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        if self.ring is None:
+            super().reorder_cache(beam_idx)
+            return
+        for slots in self._all():
+            for tensor in (slots.k, slots.v, *(() if slots.pos is self.ring.pos_BN else (slots.pos,))):
+                tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
+        self.ring.reorder(self, beam_idx)
+
+    def _map(self, f: Any) -> None:
+        self.to_order()
+        super()._map(f)
 
 
 class GrowingLayer(UnrotatedLayer):

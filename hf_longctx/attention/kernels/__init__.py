@@ -7,10 +7,10 @@ import dataclasses
 from torch import Tensor
 
 from ..branches import Causal
-from . import blocked, cuda_flash, cudnn, few, flash_attn, flex, reference, selected, window
+from . import blocked, cuda_flash, cudnn, decode, few, flash_attn, flex, reference, selected, window
 from .call import Call, Kernel
 
-__all__ = ["KERNELS", "Call", "Kernel", "choose"]
+__all__ = ["KERNELS", "Call", "Kernel", "choose", "decode"]
 
 # in order of preference: the first that can do a call gets it. flex compiles for every shape, so only by name.
 ORDER: list[Kernel] = [

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..available import TRITON
-from ..branches import Causal, Full, Outside, Selected, Window
+from ..branches import Causal, Full, Outside, Selected, Visible, Window
 from . import reference
 from .call import Call
 
@@ -41,7 +41,7 @@ class Kernel:
         """Merge this branch into an output and a log-sum-exp, in place."""
         from .triton_few import add_few_
 
-        near, far = _distances(call)
+        near, far = distances(call.visible)
         q = q if q.stride(-1) == 1 else q.contiguous()
         add_few_(q, k, v, out_BLHD, lse_BHL, call.q_pos_BL, call.k_pos_BS, call.scale, near, far)
 
@@ -51,8 +51,9 @@ class Kernel:
         return _REFERENCE.backward(call, grad_BLHD, q, k, v, out_BLHD, lse_BHL)
 
 
-def _distances(call: Call) -> tuple[int, int]:
-    match call.visible:
+def distances(visible: Visible) -> tuple[int, int]:
+    """The pairs that exist, by distance: near <= d < far."""
+    match visible:
         case Window(size):
             return 0, size
         case Outside(size):
@@ -61,4 +62,4 @@ def _distances(call: Call) -> tuple[int, int]:
             return 0, ALWAYS
         case Full():
             return -ALWAYS, ALWAYS
-    raise AssertionError(call.visible)
+    raise AssertionError(visible)

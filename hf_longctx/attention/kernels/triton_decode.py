@@ -23,7 +23,7 @@ WAVES = 4  # programs for each multiprocessor
 
 
 @triton.jit
-def _rotated(x, cos, sin, half, wide, live, R2: tl.constexpr, ROTATE: tl.constexpr):
+def _rotated(x, cos, sin, wide, live, R2: tl.constexpr, ROTATE: tl.constexpr):
     """The two rotated halves at x: the model's x cos + (-high, low) sin, in fp32, rounded to its own dtype."""
     low = tl.load(x, wide & live, 0.0)
     high = tl.load(x + R2, wide & live, 0.0)
@@ -45,7 +45,7 @@ def _part(q, k, v, q_cos, q_sin, k_cos, k_sin, q_pos, k_pos, out, lse, scale, ne
     head_live, half_live, dim_live, extra_live = row < GROUP, half < R2, dim < D, extra < D - 2 * R2
     at_q = q + batch * q_b + (group * GROUP + row[:, None]) * q_h
     turn = batch * qc_b + half[None]
-    q_low, q_high = _rotated(at_q + half[None], q_cos + turn, q_sin + turn, half, half_live[None],
+    q_low, q_high = _rotated(at_q + half[None], q_cos + turn, q_sin + turn, half_live[None],
                              head_live[:, None], R2, Q_ROTATE)  # fmt: skip
     if D > 2 * R2:
         q_rest = tl.load(at_q + 2 * R2 + extra[None], head_live[:, None] & extra_live[None], 0.0)
@@ -63,7 +63,7 @@ def _part(q, k, v, q_cos, q_sin, k_cos, k_sin, q_pos, k_pos, out, lse, scale, ne
         seen = live & (at_k >= 0) & (here >= 0) & (distance >= near) & (distance < far)
         wide = slot.to(tl.int64)[:, None]
         turn = batch * kc_b + wide * kc_s + half[None]
-        low, high = _rotated(k + wide * k_s + half[None], k_cos + turn, k_sin + turn, half, half_live[None],
+        low, high = _rotated(k + wide * k_s + half[None], k_cos + turn, k_sin + turn, half_live[None],
                              live[:, None], R2, K_ROTATE)  # fmt: skip
         scores = tl.dot(q_low, tl.trans(low), input_precision="ieee")
         scores = tl.dot(q_high, tl.trans(high), scores, input_precision="ieee")

@@ -1,0 +1,145 @@
+"""Decoding from a CUDA graph: a bounded cache never changes its addresses, so one recorded step serves every token.
+
+Launching a small model's kernels takes twenty times as long as running them. A graph launches them all at once, and
+recording it takes about as long as two tokens; nothing is compiled. A graph belongs to one cache, and so to one
+`generate` call: between calls a model may change (adapters, weights, methods), within one it does not.
+"""
+
+# B batch, V vocabulary
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cache.layers import BoundedLayer
+from ..cache.ring import Ring
+
+logger = logging.getLogger("hf_longctx")
+CACHE = "past_key_values"
+# what a one-token forward may be given besides tensors of its own; anything else is for the model itself
+HARMLESS = {"attention_mask", "use_cache", "return_dict", "logits_to_keep", "cache_position"}
+
+
+@dataclass
+class Recorded:
+    """A one-token forward as a graph, and the tensors it reads and writes."""
+
+    graph: Any  # None: the model does what a graph cannot hold
+    ids_B1: Tensor
+    pos_B1: Tensor
+    output: Any
+    rings: list[weakref.ref[Ring]] = field(default_factory=list)
+
+    def fits(self, rings: list[Ring], ids_B1: Tensor) -> bool:
+        """Was it recorded for these very buffers?"""
+        same = len(self.rings) == len(rings) and all(ref() is ring for ref, ring in zip(self.rings, rings, strict=True))
+        return same and self.ids_B1.shape == ids_B1.shape and self.ids_B1.device == ids_B1.device
+
+
+# by the ring that every layer of a cache shares: a copied cache has another, and a graph dies with its cache
+_RECORDED: weakref.WeakKeyDictionary[Ring, Recorded | None] = weakref.WeakKeyDictionary()
+
+
+def can_replay(model: Any, cache: Any) -> bool:
+    """Can one-token forwards of `model` over `cache` come from a graph?
+
+    All layers must be bounded, all weights on one GPU, and nobody else may want to see the forwards run.
+    """
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) != 1 or next(iter(devices)).type != "cuda" or getattr(model.config, "output_hidden_states", False):
+        return False
+    hooks = (hook for m in model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    if any(not str(getattr(hook, "__module__", "")).startswith(("hf_longctx", "transformers")) for hook in hooks):
+        return False
+    layers = getattr(cache, "layers", ())
+    return len(layers) > 0 and all(isinstance(layer, BoundedLayer) for layer in layers)
+
+
+def decoder(model: Any) -> Callable[..., Any]:
+    """A stand-in for `model(...)` that replays one-token forwards, and runs all others as they are.
+
+    For models and caches that `can_replay`.
+    """
+
+    def forward(**inputs: Any) -> Any:
+        ids, cache = inputs.get("input_ids"), inputs.get(CACHE)
+        plain = {key for key, value in inputs.items() if value is not None and value is not False}
+        known = plain <= HARMLESS | {"input_ids", "position_ids", CACHE}
+        if not known or ids is None or ids.shape[1] != 1 or cache is None or torch.is_grad_enabled():
+            return model(**inputs)
+        layers: list[BoundedLayer] = cache.layers
+        rings = [layer.ring for layer in layers if layer.ring is not None]
+        if len(rings) < len(layers) or rings[0] not in _RECORDED:
+            output = model(**inputs)  # turns layers into rings, and compiles kernels
+            if all(layer.ring is not None for layer in layers):
+                _RECORDED[layers[0].ring] = None  # type: ignore[index]
+            return output
+        return _step(model, inputs, layers, rings)
+
+    return forward
+
+
+def _step(model: Any, inputs: dict[str, Any], layers: list[BoundedLayer], rings: list[Ring]) -> Any:
+    ids, cache, pos = inputs["input_ids"], inputs[CACHE], inputs.get("position_ids")
+    if pos is None:
+        pos = torch.full_like(ids, cache.get_seq_length())
+    recorded = _RECORDED[rings[0]]
+    if recorded is None or not recorded.fits(rings, ids):
+        recorded = _RECORDED[rings[0]] = _record(model, cache, ids, pos, layers, rings)
+    if recorded.graph is None:
+        return model(**inputs)
+    recorded.ids_B1.copy_(ids)
+    recorded.pos_B1.copy_(pos.expand_as(ids))
+    recorded.graph.replay()
+    for layer in layers:
+        layer.seen += 1
+    for ring in {id(ring): ring for ring in rings}.values():
+        ring.filled = min(ring.filled + 1, ring.size)
+    # the next replay writes over these logits
+    return type(recorded.output)(logits=recorded.output.logits.clone(), past_key_values=cache)
+
+
+def _record(
+    model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: list[BoundedLayer], rings: list[Ring]
+) -> Recorded:
+    """Record one forward without running it. Everything is as before if the model does what a graph cannot hold."""
+    start = time.perf_counter()
+    recorded = Recorded(torch.cuda.CUDAGraph(), ids.clone(), pos.expand_as(ids).clone(), None)
+    recorded.rings = [weakref.ref(ring) for ring in rings]
+    seen, filled = [layer.seen for layer in layers], [ring.filled for ring in rings]
+    padded = [layer.padded for layer in layers]
+    for ring in rings:
+        ring.whole = True
+    failed = True
+    try:
+        with torch.cuda.graph(recorded.graph, capture_error_mode="thread_local"):
+            recorded.output = model(
+                input_ids=recorded.ids_B1,
+                position_ids=recorded.pos_B1,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                return_dict=True,
+            )
+        failed = False
+    except (RuntimeError, ValueError, TypeError) as error:
+        logger.warning("decoding goes on without a CUDA graph: %s: %s", type(error).__name__, error)
+    finally:
+        # recording ran the bookkeeping on the host, and nothing on the GPU
+        for layer, n, was in zip(layers, seen, padded, strict=True):
+            layer.seen, layer.padded = n, was
+        for ring, n in zip(rings, filled, strict=True):
+            ring.filled = n
+            ring.whole = not failed
+    if failed:
+        recorded.graph = None
+    else:
+        logger.info("recorded a decoding step as a CUDA graph in %.2f s", time.perf_counter() - start)
+    return recorded
