@@ -69,7 +69,7 @@ def test_settings_on_the_command_line() -> None:
 def test_a_layer_that_is_not_there() -> None:
     model = tiny()
     before = fingerprint(model)
-    with pytest.raises(ValueError, match=r"top_k_from_layer=4: the model has 2 layers \(0 to 1\)"):
+    with pytest.raises(ValueError, match=r"top_k_from_layer=2: the model has 2 layers \(0 to 1\)"):
         LMInfinite(n_local=6, top_k=5).apply(model)
     assert fingerprint(model) == before
 

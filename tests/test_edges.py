@@ -87,8 +87,8 @@ def test_uninstall_leaves_a_later_wrap_of_somebody_else_in_place(monkeypatch: py
     monkeypatch.setattr(hooks, "_stock", dict(hooks._stock))
     monkeypatch.setattr(PreTrainedConfig, "hf_longctx", vars(PreTrainedConfig)["hf_longctx"])
     prepare = GenerationMixin._prepare_cache_for_generation
-    monkeypatch.setattr(hooks, "_ours", {"post_init": ours, "_prepare_cache_for_generation": prepare})
-    monkeypatch.setattr(GenerationMixin, "_prepare_cache_for_generation", prepare)
+    for owner, name in hooks.WRAPPED:
+        monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(PreTrainedModel, "post_init", theirs)
     hf_longctx.uninstall()
     assert PreTrainedModel.post_init is theirs
