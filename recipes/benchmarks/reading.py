@@ -41,9 +41,16 @@ def subject(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Tensor]]:
     return model, tokenizer, {name: tokenizer(text, return_tensors="pt").input_ids[0] for name, text in texts.items()}
 
 
-def finish(model: Any, rows: Iterable[dict[str, Any]], args: argparse.Namespace, name: str, **more: Any) -> None:
+def finish(
+    model: Any,
+    rows: Iterable[dict[str, Any]],
+    args: argparse.Namespace,
+    name: str,
+    label: str | None = None,
+    **more: Any,
+) -> None:
     """Print every row as it comes and keep the result file `name` up to date, so an interrupted run leaves some."""
-    label = f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(model.dtype).removeprefix('torch.')}"
+    label = label or f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(model.dtype).removeprefix('torch.')}"
     out = args.out or RESULTS
     done: list[dict[str, Any]] = []
     for found in rows:
