@@ -24,6 +24,7 @@ from .reading import TRAINED, K, arguments, finish, subject
 from .timing import milliseconds, peak_gib
 
 PARTS = ("decode", "prefill", "kernel", "memory", "batch", "large")
+DEVICE = "cuda"
 MILLION = 10**6
 COPY = "the card's copy"
 
@@ -32,12 +33,12 @@ COPY = "the card's copy"
 @torch.no_grad()
 def tokens_ms(step: Callable[..., Any], cache: Any, at: int, count: int = 40, warm: int = 8) -> float:
     """Median milliseconds a token of greedy decoding, by the clock: what a user waits for."""
-    ids = torch.full((1, 1), 100, device="cuda")
+    ids = torch.full((1, 1), 50, device=DEVICE)
     times = []
     for i in range(count):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        pos = torch.full((1, 1), at + i, device="cuda")
+        pos = torch.full((1, 1), at + i, device=DEVICE)
         # a graph's output is overwritten by the next replay
         logits = step(input_ids=ids, position_ids=pos, past_key_values=cache, use_cache=True).logits
         ids = logits[:, -1:].argmax(-1)
@@ -51,7 +52,7 @@ def eager_ms(model: Any, context: int) -> float:
     cache = DynamicCache(config=model.config)
     shape = 1, model.config.num_key_value_heads, context, model.config.head_dim
     for layer in range(model.config.num_hidden_layers):
-        cache.update(*torch.randn(2, *shape, device="cuda", dtype=model.dtype).unbind(), layer)
+        cache.update(*torch.randn(2, *shape, device=DEVICE, dtype=model.dtype).unbind(), layer)
     return tokens_ms(model, cache, context, count=16, warm=4)
 
 
@@ -59,7 +60,7 @@ def compiled_ms(model: Any, context: int) -> tuple[float, float]:
     """Stock, with a static cache and torch.compile(mode="reduce-overhead"); and the seconds until its first tokens."""
     cache = StaticCache(config=model.config, max_cache_len=context + 64)
     with torch.no_grad():
-        model(torch.full((1, 2), 100, device="cuda"), past_key_values=cache, use_cache=True)
+        model(torch.full((1, 2), 50, device=DEVICE), past_key_values=cache, use_cache=True)
     for layer in cache.layers:
         layer.keys.normal_()
         layer.values.normal_()
@@ -84,7 +85,7 @@ def ours_ms(model: Any, ids: Tensor, chunk: int = 32 * K) -> tuple[float, float]
     """A model that carries a method, after reading `ids`; and the seconds that recording its graph took."""
     cache = DynamicCache(config=model.config)
     for piece in ids[None].split(chunk, dim=1):
-        model(piece.cuda(), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(piece.to(DEVICE), past_key_values=cache, use_cache=True, logits_to_keep=1)
     step = decoder(model)
     tokens_ms(step, cache, len(ids), count=1, warm=0)
     start = time.perf_counter()
@@ -124,7 +125,7 @@ def prefill(model: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     def run(n: int, chunk: int) -> None:
         cache = DynamicCache(config=model.config)
         for piece in ids[None, :n].split(chunk, dim=1):
-            model(piece.cuda(), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(piece.to(DEVICE), past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     with LMInfinite(n_local=4 * K).on(model):
         ours = {n: milliseconds(lambda n=n: run(n, 32 * K), runs=3, warm_up=1) / 1e3 for n in (128 * K, MILLION)}
@@ -176,10 +177,10 @@ def kernel() -> Iterator[dict[str, Any]]:
     from hf_longctx.attention.rotation import Rotation
 
     S, H, G, D = 128 * K, 32, 8, 128
-    q = torch.randn(1, H, 1, D, device="cuda", dtype=torch.bfloat16)
-    k, v = torch.randn(2, 1, G, S, D, device="cuda", dtype=torch.bfloat16).unbind()
-    pos = torch.arange(S, device="cuda")[None]
-    angle = pos[..., None] * 5e5 ** (-torch.arange(0, D, 2, device="cuda") / D)
+    q = torch.randn(1, H, 1, D, device=DEVICE, dtype=torch.bfloat16)
+    k, v = torch.randn(2, 1, G, S, D, device=DEVICE, dtype=torch.bfloat16).unbind()
+    pos = torch.arange(S, device=DEVICE)[None]
+    angle = pos[..., None] * 5e5 ** (-torch.arange(0, D, 2, device=DEVICE) / D)
     cos, sin = (f(torch.cat([angle, angle], -1)).to(q.dtype) for f in (torch.cos, torch.sin))
     at_q = Rotation(cos[:, -1:], sin[:, -1:], apply_rotary_pos_emb)
     branch = Branch(q, k, v, pos[:, -1:], pos, Causal(), at_q, Rotation(cos, sin, apply_rotary_pos_emb), padded=False)
@@ -193,7 +194,7 @@ def kernel() -> Iterator[dict[str, Any]]:
                 work()
         return milliseconds(graph.replay) / 10
 
-    big = torch.empty(2**30, device="cuda", dtype=torch.uint8)
+    big = torch.empty(2**30, device=DEVICE, dtype=torch.uint8)
     to = torch.empty_like(big)
     copied = 2 * big.numel() / milliseconds(lambda: to.copy_(big)) / 1e6
     ours = replayed(lambda: attend([branch], scale=D**-0.5))
@@ -223,9 +224,9 @@ def kernel() -> Iterator[dict[str, Any]]:
 def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     """Sixteen left-padded prompts of unequal length: fp32 tokens, and bf16 logits, against one by one."""
     lengths = [64 + 97 * i for i in range(16)]
-    rows = [ids[5000 * i : 5000 * i + n].cuda() for i, n in enumerate(lengths)]
+    rows = [ids[5000 * i : 5000 * i + n].to(DEVICE) for i, n in enumerate(lengths)]
     width = max(lengths)
-    padded = torch.full((16, width), tokenizer.pad_token_id or 0, device="cuda")
+    padded = torch.full((16, width), tokenizer.pad_token_id or 0, device=DEVICE)
     mask = torch.zeros_like(padded)
     for i, one in enumerate(rows):
         padded[i, width - len(one) :], mask[i, width - len(one) :] = one, 1
@@ -251,11 +252,11 @@ def llama_8b() -> Any:
     )  # fmt: skip
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model = model.to_empty(device="cuda")
+    model = model.to_empty(device=DEVICE)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.02)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).cuda()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(DEVICE)
     return model.eval().requires_grad_(False)
 
 

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
-TILE = 64  # keys of a step
-WAVES = 4  # programs for each multiprocessor
+# keys of a step, warps, pipeline stages, programs for each multiprocessor: the fastest of a sweep on an H100
+HALF, FULL = (64, 4, 3, 4), (16, 4, 1, 4)
 
 
 @triton.jit
@@ -44,8 +44,8 @@ def _part(q, k, v, q_cos, q_sin, k_cos, k_sin, q_pos, k_pos, out, lse, scale, ne
     row, half, dim, extra = tl.arange(0, GP), tl.arange(0, RP), tl.arange(0, DP), tl.arange(0, EP)
     head_live, half_live, dim_live, extra_live = row < GROUP, half < R2, dim < D, extra < D - 2 * R2
     at_q = q + batch * q_b + (group * GROUP + row[:, None]) * q_h
-    turn = batch * qc_b + half[None]
-    q_low, q_high = _rotated(at_q + half[None], q_cos + turn, q_sin + turn, half_live[None],
+    q_turn = batch * qc_b + half[None]
+    q_low, q_high = _rotated(at_q + half[None], q_cos + q_turn, q_sin + q_turn, half_live[None],
                              head_live[:, None], R2, Q_ROTATE)  # fmt: skip
     if D > 2 * R2:
         q_rest = tl.load(at_q + 2 * R2 + extra[None], head_live[:, None] & extra_live[None], 0.0)
@@ -131,13 +131,14 @@ def decode(q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, sc
     """
     B, H, D = q_BHD.shape
     G = sets[0].k_BGSD.shape[1]
-    cuts = [_cut(keys.k_BGSD.shape[2], B * G, q_BHD.device) for keys in sets]
+    settings = FULL if q_BHD.dtype == torch.float32 else HALF
+    cuts = [_cut(keys.k_BGSD.shape[2], B * G, q_BHD.device, settings) for keys in sets]
     count = sum(parts for _, parts in cuts)
     part = torch.empty(count, B, H, D, device=q_BHD.device, dtype=torch.float32)
     part_lse = torch.empty(count, B, H, device=q_BHD.device, dtype=torch.float32)
     first = 0
     for keys, (tiles, parts) in zip(sets, cuts, strict=True):
-        _launch(q_BHD, keys, q_pos_B, rotary_dim, scale, part, part_lse, first, tiles, parts)
+        _launch(q_BHD, keys, q_pos_B, rotary_dim, scale, part, part_lse, first, tiles, parts, settings)
         first += parts
     out = torch.empty_like(q_BHD, memory_format=torch.contiguous_format)
     lse = torch.empty(B, H, device=q_BHD.device, dtype=torch.float32)
@@ -148,17 +149,18 @@ def decode(q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, sc
     return out, lse
 
 
-def _cut(keys: int, rows: int, device: torch.device) -> tuple[int, int]:
+def _cut(keys: int, rows: int, device: torch.device, settings: tuple[int, ...]) -> tuple[int, int]:
     """Tiles of a part and number of parts: enough programs to fill the card, none of them without a tile."""
+    tile, _, _, waves = settings
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-    tiles = triton.cdiv(keys, TILE)
-    each = triton.cdiv(tiles, max(1, WAVES * processors // rows))
+    tiles = triton.cdiv(keys, tile)
+    each = triton.cdiv(tiles, max(1, waves * processors // rows))
     return each, triton.cdiv(tiles, each)
 
 
 def _launch(
     q: Tensor, keys: Keys, q_pos: Tensor, rotary_dim: int, scale: float, part: Tensor, part_lse: Tensor, first: int,
-    tiles: int, parts: int,
+    tiles: int, parts: int, settings: tuple[int, ...],
 ) -> None:  # fmt: skip
     B, H, D = q.shape
     k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (keys.k_BGSD, keys.v_BGSD))
@@ -175,10 +177,10 @@ def _launch(
     sizes = {
         "D": D, "DP": max(16, triton.next_power_of_2(D)), "R2": half, "RP": max(16, triton.next_power_of_2(half)),
         "EP": max(16, triton.next_power_of_2(max(D - rotary_dim, 1))), "GROUP": H // G,
-        "GP": max(16, triton.next_power_of_2(H // G)), "N": TILE, "Q_ROTATE": q_turn is not None,
+        "GP": max(16, triton.next_power_of_2(H // G)), "N": settings[0], "Q_ROTATE": q_turn is not None,
         "K_ROTATE": k_turn is not None,
     }  # fmt: skip
     _part[(B * G, parts)](
         q, k, v, q_cos, q_sin, k_cos, k_sin, q_pos, at_k, part, part_lse, scale * LOG2_E, keys.near, keys.far, S,
-        tiles, first, G, *strides, **sizes, num_warps=4, num_stages=3,
+        tiles, first, G, *strides, **sizes, num_warps=settings[1], num_stages=settings[2],
     )  # fmt: skip
