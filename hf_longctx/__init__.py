@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .hooks import extend_config, install, uninstall
     from .method import LongContextMethod, methods
     from .patch import Patch, applied, undo
+    from .planning.plan import plan
     from .rope.giraffe import Giraffe
     from .rope.rope_scaling import RopeScaling
 
@@ -45,6 +46,7 @@ _NAMES = {
     "extend_config": "hooks",
     "install": "hooks",
     "methods": "method",
+    "plan": "planning.plan",
     "undo": "patch",
     "uninstall": "hooks",
     **_METHODS,

@@ -1,0 +1,247 @@
+"""Bytes and seconds of one model, one length and one way of reading: a roofline over `account`'s sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import account
+from .hardware import H100_HOST, Calibration, Machine
+from .shape import Layer, Shape
+
+CHUNKS = tuple(2**n for n in range(17, 6, -1))  # 131072 down to 128
+WORTH = 1.1  # a chunk may be so much slower than the fastest if it is smaller
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Bytes at the peak of reading, and seconds. `chunk` is how many tokens a forward reads at once."""
+
+    chunk: int
+    weight_bytes: int
+    kv_bytes: int
+    activation_bytes: int  # of one chunk, masks and look-ups included
+    logits_bytes: int
+    runtime_bytes: int
+    read_seconds: float
+    decode_seconds_eager: float
+    decode_seconds_graph: float | None
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the device must have."""
+        return self.weight_bytes + self.runtime_bytes + self.above_weights_bytes
+
+    @property
+    def above_weights_bytes(self) -> int:
+        """What torch's allocator holds at most beside the weights."""
+        return self.kv_bytes + self.activation_bytes + self.logits_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is asked: tokens of each of `batch` rows, in a dtype, on a machine, within its memory."""
+
+    tokens: int
+    machine: Machine
+    memory_bytes: int
+    batch: int = 1
+    dtype_bytes: int = 2
+    calibration: Calibration = H100_HOST
+
+
+def predict(shape: Shape, job: Job, chunk: int | None = None) -> Prediction:
+    """The numbers of reading in chunks of `chunk` tokens, and of each token then written.
+
+    `None` takes the smallest chunk that fits the memory and is nearly as fast as the fastest one that does; if none
+    fits, the one that needs least.
+    """
+    if chunk is None:
+        chunk = best_chunk(shape, job)
+    eager, graph = decode_seconds(shape, job)
+    return Prediction(
+        chunk=min(chunk, job.tokens),
+        weight_bytes=account.weight_bytes(shape.parameters, job.dtype_bytes),
+        kv_bytes=kv_bytes(shape, job),
+        activation_bytes=activation_bytes(shape, job, chunk),
+        logits_bytes=job.batch * account.last_logits_bytes(shape.vocab, job.dtype_bytes),
+        runtime_bytes=job.calibration.runtime_bytes,
+        read_seconds=read_seconds(shape, job, chunk),
+        decode_seconds_eager=eager,
+        decode_seconds_graph=graph,
+    )
+
+
+def fits(shape: Shape, job: Job, chunk: int | None = None) -> bool:
+    """Whether a chunk size (the one given, or some) fits."""
+    sizes = (chunk,) if chunk is not None else (*CHUNKS, job.tokens)
+    return any(peak_bytes(shape, job, size) <= job.memory_bytes for size in sizes)
+
+
+def peak_bytes(shape: Shape, job: Job, chunk: int) -> int:
+    """What the device must have to read in chunks of `chunk`."""
+    fixed = account.weight_bytes(shape.parameters, job.dtype_bytes) + job.calibration.runtime_bytes
+    logits = job.batch * account.last_logits_bytes(shape.vocab, job.dtype_bytes)
+    return fixed + logits + kv_bytes(shape, job) + activation_bytes(shape, job, chunk)
+
+
+def best_chunk(shape: Shape, job: Job) -> int:
+    """See `predict`."""
+    sizes = sorted({min(size, job.tokens) for size in (*CHUNKS, job.tokens)})
+    fitting = [size for size in sizes if fits(shape, job, size)]
+    if not fitting:
+        return min(sizes, key=lambda size: peak_bytes(shape, job, size))
+    seconds = {size: read_seconds(shape, job, size) for size in fitting}
+    fastest = min(seconds.values())
+    near = [size for size in fitting if seconds[size] <= WORTH * fastest]
+    return min(near, key=lambda size: (peak_bytes(shape, job, size), size))
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+def kv_bytes(shape: Shape, job: Job) -> int:
+    """The cache on the device after reading, of all rows. Of layers on the host, the one that is visiting."""
+    on_device = [layer_kv_bytes(layer, job) * n for layer, n in shape.layers if not layer.on_host]
+    visiting = [layer_kv_bytes(layer, job) for layer, _ in shape.layers if layer.on_host]
+    return sum(on_device) + max(visiting, default=0)
+
+
+def layer_kv_bytes(layer: Layer, job: Job, tokens: int | None = None) -> int:
+    """One layer's cache after `tokens` (None: all); un-rotated ones hold their slots' positions as well."""
+    each = account.kv_token_bytes(layer.kv_heads, layer.head_dim, job.dtype_bytes)
+    each += account.POSITION_BYTES if layer.ours else 0
+    return job.batch * each * account.kept_tokens(job.tokens if tokens is None else tokens, layer.kept)
+
+
+def activation_bytes(shape: Shape, job: Job, chunk: int) -> int:
+    """What the last chunk's forward holds beside weights and cache: the wider of its MLP and its attention."""
+    chunk = min(chunk, job.tokens)
+    before, wide, dtype = job.tokens - chunk, shape.widest, job.dtype_bytes
+    shared = sum(_shared_bytes(shape, layer, before, chunk, dtype) for layer in _kinds(shape))
+    mlp = chunk * account.mlp_phase_token_bytes(shape.hidden, shape.mlp, wide.head_dim, dtype)
+    attention = chunk * account.attention_phase_token_bytes(shape.hidden, wide.heads, wide.head_dim, dtype)
+    attention += max(_layer_bytes(shape, layer, before, chunk, dtype) for layer, _ in shape.layers)
+    return job.batch * (shared + max(mlp, attention) + account.prompt_bytes(job.tokens))
+
+
+def _kinds(shape: Shape) -> set[Layer]:
+    """One layer of each way of reading: masks and rotations are made once for all that read alike."""
+    return {layer for layer, _ in shape.layers}
+
+
+def _shared_bytes(shape: Shape, layer: Layer, before: int, chunk: int, dtype: int) -> int:
+    """Held through the whole forward: the boolean mask of stock layers, or the rotations of ours."""
+    keys = account.kept_tokens(before, layer.kept) + chunk
+    if layer.ours:  # of a first chunk they are the model's own
+        return account.method_rotation_bytes(chunk, keys, layer.kv_heads, layer.head_dim, dtype)[0] if before else 0
+    return chunk * keys if _masked(shape, layer, before, chunk) else 0
+
+
+def _layer_bytes(shape: Shape, layer: Layer, before: int, chunk: int, dtype: int) -> int:
+    """Held only while one layer of this kind attends."""
+    heads, kv_heads, dim = layer.heads, layer.kv_heads, layer.head_dim
+    keys = account.kept_tokens(before, layer.kept) + chunk
+    if layer.ours:
+        rotated = account.method_rotation_bytes(chunk, keys, kv_heads, dim, dtype)[1]
+        readable = 0 if layer.kept is None else keys * account.kv_token_bytes(kv_heads, dim, dtype)
+        lookup = account.lookup_bytes(chunk, keys, heads, dim, layer.top_k, dtype) if layer.top_k else 0
+        return rotated + readable + lookup + chunk * heads * dim * dtype  # and the rotated queries
+    if not _masked(shape, layer, before, chunk):
+        return 0
+    scores = account.eager_score_bytes(chunk * keys, heads, dtype) if shape.implementation == "eager" else 0
+    additive = account.mask_bytes(chunk * keys, dtype) - chunk * keys
+    return scores + additive + account.repeated_kv_bytes(keys, heads, kv_heads, dim, dtype)
+
+
+def _masked(shape: Shape, layer: Layer, before: int, chunk: int) -> bool:
+    """Whether a stock layer gets a mask: transformers leaves it out only for a first chunk within the window.
+
+    `masking_utils._ignore_causal_mask_sdpa`. Flash attention never has one.
+    """
+    if chunk == 1 or "flash" in shape.implementation:
+        return False
+    outgrown = layer.span is not None and before + chunk >= layer.span
+    return before > 0 or outgrown or shape.implementation == "eager"
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+def read_seconds(shape: Shape, job: Job, chunk: int) -> float:
+    """All chunks, one after the other: each takes what the device or what the host needs, whichever is more."""
+    chunk, total, before = min(chunk, job.tokens), 0.0, 0
+    ours = any(layer.ours for layer, _ in shape.layers)
+    launch = shape.n_layers * (job.calibration.method_launch_s if ours else job.calibration.read_launch_s)
+    while before < job.tokens:
+        size = min(chunk, job.tokens - before)
+        work = layers_seconds(shape, job, size)
+        work += sum(n * attention_seconds(shape, layer, job, before, size) for layer, n in shape.layers)
+        blocks = sum(n * -(-size // account.LOOKUP_BLOCK) for layer, n in shape.layers if layer.top_k)
+        total += max(work, launch + blocks * job.calibration.lookup_block_s)
+        before += size
+    return total
+
+
+def layers_seconds(shape: Shape, job: Job, tokens: int) -> float:
+    """Matmuls and element-wise work of `tokens` tokens through all layers; weights are read once."""
+    of, machine, wide = job.calibration, job.machine, shape.widest
+    tokens *= job.batch
+    matmul = account.matmul_flops(shape.active, tokens) / (of.matmul * machine.peak_flops(job.dtype_bytes))
+    traffic = tokens * account.elementwise_token_bytes(
+        shape.hidden, shape.mlp, wide.heads, wide.kv_heads, wide.head_dim, job.dtype_bytes
+    )
+    return max(matmul, _moved(job, shape.active * job.dtype_bytes)) + _moved(job, shape.n_layers * traffic)
+
+
+def attention_seconds(shape: Shape, layer: Layer, job: Job, before: int, size: int) -> float:
+    """One layer's attention for `size` tokens after `before` others."""
+    of = job.calibration
+    keys = account.kept_tokens(before, layer.kept) + size
+    pairs, share = account.causal_pairs(before, size, layer.span), of.causal_attention
+    if layer.ours:
+        share = of.window_attention if layer.span is not None else of.causal_attention
+    elif _masked(shape, layer, before, size):
+        pairs = size * keys  # a mask does not spare the work on what it hides
+        share = of.eager_attention if shape.implementation == "eager" else of.masked_attention
+    peak = job.machine.peak_flops(job.dtype_bytes)
+    seconds = job.batch * account.attention_flops(pairs, layer.heads, layer.head_dim) / (share * peak)
+    if layer.top_k:
+        scored = job.batch * size * keys
+        scoring = account.attention_flops(scored, layer.heads, layer.head_dim) / 2 / (of.matmul * peak)
+        seconds += scoring + _moved(job, scored * account.lookup_pair_bytes(layer.heads, job.dtype_bytes))
+    # what is cached is copied, and rotated anew under a method, once a chunk
+    return seconds + _moved(job, layer_kv_bytes(layer, job, before) * _passes(layer, graph=False))
+
+
+def decode_seconds(shape: Shape, job: Job) -> tuple[float, float | None]:
+    """Seconds a token of each row, eager and replayed from a graph (stock: a static cache and torch.compile).
+
+    Eager hides the device behind the host unless the device is slower. A graph pays the latency of its kernels, or
+    the reading of the weights where that takes longer, and then the cache. None where no graph can be: machines
+    without, and look-ups, whose shapes grow.
+    """
+    of = job.calibration
+    weights = _moved(job, (shape.active + shape.head) * job.dtype_bytes)
+    eager = graph = 0.0
+    for layer, n in shape.layers:
+        each = _moved(job, n * layer_kv_bytes(layer, job))
+        eager += each * _passes(layer, graph=False)
+        graph += each * _passes(layer, graph=True)
+    eager = max(shape.n_layers * of.decode_eager_s, weights + eager)
+    if not job.machine.graphs or any(layer.top_k or layer.on_host for layer, _ in shape.layers):
+        return eager, None
+    return eager, max(shape.n_layers * of.decode_graph_s, weights) + graph
+
+
+def _passes(layer: Layer, *, graph: bool) -> int:
+    """How often a decoding step moves a layer's cache.
+
+    Eager: growing by `torch.cat` reads and writes it, attention reads it; ours rotates the keys and copies what it
+    keeps besides. Graph: stock's static cache has a mask, so that keys and values are repeated to all heads (read,
+    written and read again, R = heads / kv_heads times: the 7 passes of 9/3 heads explain 10.5 ms at 128k); a ring is
+    rotated and read.
+    """
+    repeats = layer.heads // layer.kv_heads
+    if graph:
+        return 3 if layer.ours else 1 + (2 * repeats if repeats > 1 else 0)
+    return 8 if layer.ours else 3
+
+
+def _moved(job: Job, n_bytes: float) -> float:
+    return n_bytes / (job.calibration.bandwidth * 1e9 * job.machine.bandwidth_gb_s)

@@ -1,0 +1,282 @@
+"""Which method is recommended, what is said where nothing fits, and what the command does with wrong input."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, BertConfig, DeepseekV3Config, Gemma2Config, GPT2Config, LlamaConfig, T5Config
+from typer.testing import CliRunner, Result
+
+import hf_longctx
+from hf_longctx import Giraffe, LMInfinite, StreamingLLM, cli, plan
+from hf_longctx.planning.plan import Plan
+from tests.planning.test_calibration import SMOLLM2
+from tests.tiny import config_of
+
+LLAMA_8B = LlamaConfig(
+    hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+    vocab_size=128256, max_position_embeddings=8192,
+)  # fmt: skip
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, ["plan", *(str(argument) for argument in arguments)])
+
+
+def complaint(*arguments: str | Path) -> str:
+    """The one line on stderr of a command that failed as it should."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.strip()]
+    assert line.startswith("Error: ")
+    return line
+
+
+def option(found: Plan, name: str) -> Any:
+    return next(o for o in found.options if o.name == name)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a config and no weights."""
+    SMOLLM2.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+# -- what is recommended -----------------------------------------------------------------------------------------------
+def test_stock_within_the_trained_length() -> None:
+    found = plan(SMOLLM2, "8k", "24GiB")
+    assert found.chosen is not None
+    assert found.chosen.method is None
+    assert found.chosen.whole
+
+
+def test_scaled_frequencies_a_few_times_the_trained_length() -> None:
+    found = plan(SMOLLM2, "32k", "24GiB")
+    assert found.chosen is not None
+    assert found.chosen.method == hf_longctx.RopeScaling(type="ntk", factor=8)
+    assert "breaks down beyond the 8,192 tokens" in found.options[0].obstacle
+    assert option(found, "Giraffe()").remark.startswith("meant for fine-tuning")
+    assert found.extended_config().rope_parameters["rope_theta"] > 1e5
+
+
+def test_look_ups_beyond_and_the_plain_window_where_they_take_too_long_or_too_much() -> None:
+    far, million, tight = (plan(SMOLLM2, *ask) for ask in (("128k", "80GB"), ("1M", "80GB"), ("1M", "4GiB")))
+    assert far.chosen is not None
+    assert far.chosen.method == LMInfinite(n_local=8192, top_k=5)
+    assert "looks up 5" in far.why
+    for found, why in ((million, "sees more, but reads in"), (tight, "sees more, but does not fit")):
+        assert found.chosen is not None
+        assert found.chosen.method == LMInfinite(n_local=8192)
+        assert why in found.why
+        assert "forgets what lies between" in found.why
+
+
+def test_a_method_asked_for_is_chosen_if_it_fits() -> None:
+    found = plan(SMOLLM2, "8k", "24GiB", method=StreamingLLM(window=1000))
+    assert [o.name for o in found.options] == ["stock", "StreamingLLM(window=1000)"]
+    assert found.chosen is found.options[1]
+    trained = plan(SMOLLM2, "16k", "24GiB", method=Giraffe())
+    assert trained.chosen is trained.options[1], "asked for by name, so its need of training is known"
+
+
+def test_a_batch_and_a_wider_dtype_cost_what_they_should() -> None:
+    one, four = (option(plan(LLAMA_8B, "8k", "80GB", batch=batch), "stock").prediction for batch in (1, 4))
+    assert four.kv_bytes == 4 * one.kv_bytes
+    assert four.weight_bytes == one.weight_bytes
+    wide = option(plan(LLAMA_8B, "8k", "80GB", dtype="float32"), "stock").prediction
+    assert wide.weight_bytes == 2 * one.weight_bytes
+    assert wide.kv_bytes == 2 * one.kv_bytes
+
+
+def test_longest_is_the_last_length_that_fits() -> None:
+    found = plan(LLAMA_8B, "8k", "24GiB")
+    longest = option(found, "stock").longest_tokens
+    assert option(plan(LLAMA_8B, longest, "24GiB"), "stock").fits
+    assert not option(plan(LLAMA_8B, int(longest * 1.03), "24GiB"), "stock").fits
+    assert option(found, "LMInfinite()").longest_tokens is None
+
+
+def test_a_slower_machine_takes_longer_and_no_machine_changes_bytes() -> None:
+    h100, l4 = (option(plan(LLAMA_8B, "8k", "80GB", gpu=gpu), "stock").prediction for gpu in ("h100", "l4"))
+    assert l4.read_seconds > 3 * h100.read_seconds
+    assert l4.decode_seconds_graph > 5 * h100.decode_seconds_graph
+    chunked = (plan(LLAMA_8B, "8k", "80GB", gpu=gpu, chunk=1024) for gpu in ("h100", "l4"))
+    assert len({option(found, "stock").prediction.peak_bytes for found in chunked}) == 1
+    own = option(plan(LLAMA_8B, "8k", "80GB", tflops=121, bandwidth=300), "stock").prediction
+    assert own.read_seconds == l4.read_seconds
+
+
+def test_a_method_that_refuses_the_model_says_why_and_the_others_go_on() -> None:
+    scaled = LlamaConfig(**{**LLAMA_8B.to_dict(), "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192}, "max_position_embeddings": 131072})  # fmt: skip
+    found = plan(scaled, "256k", "80GB")
+    assert "scaled already" in option(found, "Giraffe()").obstacle
+    assert option(found, "Giraffe()").prediction is None
+    assert found.trained == 131072
+    assert found.chosen is not None
+    with pytest.raises(ValueError, match="scaled already"):
+        plan(scaled, "256k", "80GB", method=Giraffe())
+
+
+def test_sliding_layers_keep_their_window_and_stock_pays_for_their_masks() -> None:
+    config = config_of("gemma3", num_hidden_layers=3, max_position_embeddings=4096)
+    short, long = (option(plan(config, n, "24GiB", chunk=64), "stock").prediction for n in (1000, 2000))
+    per_token = 2 * 2 * 8 * 2  # the one full layer: key and value, 2 heads of 8, bf16
+    assert long.kv_bytes - short.kv_bytes == 1000 * per_token
+
+
+def test_what_a_config_carries_already_is_not_counted() -> None:
+    keyed = hf_longctx.extend_config(SMOLLM2, LMInfinite(n_local=256))
+    assert option(plan(keyed, "8k"), "stock").prediction == option(plan(SMOLLM2, "8k"), "stock").prediction
+    assert plan(keyed, "8k").extended_config().hf_longctx is None
+
+
+# -- where nothing fits ------------------------------------------------------------------------------------------------
+def test_a_smaller_window_is_named_where_it_would_fit() -> None:
+    found = plan(LLAMA_8B, "1M", "17GB")
+    assert found.chosen is None
+    assert "1,000,000 tokens" in found.why
+    (line,) = [line for line in found.remedies if line.startswith("LMInfinite():")]
+    assert "--set n_local=2048" in line
+    assert "tokens fit" in line
+    assert plan(LLAMA_8B, "1M", "17GB", method=LMInfinite(n_local=2048)).chosen is not None
+    assert plan(LLAMA_8B, "1M", "17GB", method=LMInfinite(n_local=4096)).chosen is None
+    with pytest.raises(ValueError, match="no method to write"):
+        found.extended_config()
+
+
+def test_other_settings_that_would_fit_are_named() -> None:
+    assert any("--dtype bfloat16" in line for line in plan(LLAMA_8B, "64k", "30GB", dtype="float32").remedies)
+    rows = plan(LLAMA_8B, "64k", "24GB", batch=16).remedies
+    assert any("--batch " in line for line in rows)
+    chunked = plan(SMOLLM2, "1M", "1.2GiB", chunk=65536).remedies
+    assert any("--chunk 8192" in line or "--chunk 16384" in line for line in chunked)
+    hosted = plan(SMOLLM2, "100k", "3GiB", method=LMInfinite(top_k=5, n_local=8192)).remedies
+    assert any("keys_on_host=true --set top_k=5" in line for line in hosted)
+
+
+def test_a_model_too_large_is_told_so() -> None:
+    (*_, last) = plan(LLAMA_8B, "1M", "8GB").remedies
+    assert last.startswith("The weights alone take 15.5 GiB")
+
+
+def test_where_nothing_serves_it_is_not_the_memory_that_is_blamed() -> None:
+    found = plan(Gemma2Config(), "128k", "80GB")  # softcap: no method of ours
+    assert found.chosen is None
+    assert found.why.startswith("Nothing serves 131,072 tokens")
+    assert "soft-capping" in found.why
+    assert found.remedies == []
+
+
+def test_models_whose_cache_is_of_another_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match="multi-head latent attention"):
+        plan(DeepseekV3Config(num_hidden_layers=2), "128k", "80GB")
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+def test_command_prints_the_table_within_80_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = run(folder, "--length", "1M", "--memory", "24GiB")
+    assert result.exit_code == 0, result.output
+    assert "1,000,000 tokens" in result.stdout
+    assert "Take LMInfinite()" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    rows = [line for line in result.stdout.splitlines() if line.startswith(("stock ", "LMInfinite() "))]
+    assert all(len(line.split()) >= 8 for line in rows), rows
+
+
+def test_command_json_can_be_read_by_a_program(folder: Path) -> None:
+    found = json.loads(run(folder / "config.json", "--length", "128k", "--json", "--gpu", "h200").stdout)
+    assert found["tokens"] == 131072
+    assert found["machine"]["name"] == "h200"
+    assert found["options"][0]["prediction"]["weight_bytes"] == 269030016
+    assert {o["name"] for o in found["options"]} >= {"stock", "LMInfinite()"}
+
+
+def test_command_writes_a_config_with_the_method(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(folder, "--length", "1M", "--memory", "24GiB", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert AutoConfig.from_pretrained(out).hf_longctx["methods"][0]["n_local"] == 8192
+    assert "not empty" in complaint(folder, "--length", "1M", "--memory", "24GiB", "--out", out)
+
+
+def test_command_ends_with_1_and_writes_nothing_where_nothing_fits(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, "--length", "1M", "--memory", "600MiB", "--out", tmp_path / "out")
+    assert result.exit_code == 1, result.output
+    assert "Nothing fits" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_takes_a_method_with_settings(folder: Path) -> None:
+    result = run(folder, "--length", "1M", "--method", "lm_infinite", "--set", "n_local=1024", "--gpu", "L4")
+    assert result.exit_code == 0, result.output
+    assert "LMInfinite(n_local=1024)" in result.stdout
+    assert "calibrated on an H100 only" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--length", "-5"], "expected a whole number of tokens"),
+        (["--length", "many"], "'many'"),
+        (["--length", "1M", "--memory", "24"], "expected a size with its unit"),
+        (["--length", "1M", "--memory", "-24GiB"], "expected a size with its unit"),
+        (["--length", "1M", "--gpu", "tpu"], "There are: h100"),
+        (["--length", "1M", "--gpu", "cpu"], "no fixed memory"),
+        (["--length", "1M", "--tflops", "-1"], "above 0"),
+        (["--length", "1M", "--bandwidth", "0"], "above 0"),
+        (["--length", "1M", "--batch", "0"], "batch=0"),
+        (["--length", "1M", "--chunk", "0"], "chunk=0"),
+        (["--length", "1M", "--dtype", "int4"], "dtype='int4'"),
+        (["--length", "1M", "--method", "lm_infinit"], "Did you mean 'lm_infinite'"),
+        (["--length", "1M", "--set", "n_local=4"], "Add --method"),
+        (["--length", "1M", "--method", "rope_scaling"], "factor=None"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options_are_one_line(folder: Path, options: list[str], words: str) -> None:
+    assert words in complaint(folder, *options)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ("{}", "cannot be read"),
+        ('{"model_type": "no_such_model"}', "cannot be read"),
+        ('{"model_type": "llama"}', "lacks hidden_size, num_hidden_layers, num_attention_heads, vocab_size"),
+        (json.dumps({**SMOLLM2.to_dict(), "num_attention_heads": "nine"}), "cannot be read"),
+        (json.dumps({**SMOLLM2.to_dict(), "hidden_size": -576}), "from this config"),
+        (json.dumps(GPT2Config(n_layer=2).to_dict()), "causal language model with RoPE"),
+        (json.dumps(BertConfig().to_dict()), "causal language model with RoPE"),
+        (json.dumps(T5Config().to_dict()), "causal language model with RoPE"),
+    ],
+    ids=["broken", "list", "empty", "unknown", "fields", "type", "negative", "gpt2", "bert", "t5"],
+)
+def test_wrong_configs_are_one_line(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    for model in (tmp_path, tmp_path / "config.json"):
+        assert words in complaint(model, "--length", "1M")
+
+
+def test_wrong_places_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "folder without a config.json" in complaint(tmp_path, "--length", "1M")
+    assert "no such folder" in complaint(tmp_path / "none", "--length", "1M")
+    from hf_longctx.planning import shape
+
+    monkeypatch.setattr(shape, "_hub_problem", lambda repo: "offline")
+    assert "the Hub did not give a model" in complaint("owner/name", "--length", "1M")
+
+
+def test_planning_logs_no_changes_to_a_model(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        plan(str(folder), "1M", "24GiB")
+    assert not [record for record in caplog.records if record.name == "hf_longctx"]

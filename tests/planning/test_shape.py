@@ -1,0 +1,86 @@
+"""What is read from a config against the models themselves: parameters, and the bytes their caches hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, Qwen3MoeConfig
+
+from hf_longctx import LMInfinite, LongContextMethod, StreamingLLM
+from hf_longctx.planning.hardware import MACHINES
+from hf_longctx.planning.options import as_read
+from hf_longctx.planning.predict import Job, kv_bytes
+from hf_longctx.planning.shape import build, measure
+from tests.tiny import CLASSES, FAMILIES, MORE_FAMILIES, text, tiny
+
+EVERY = (*FAMILIES, *MORE_FAMILIES)
+assert set(EVERY) == set(CLASSES)
+
+
+def cached_bytes(model: Any, tokens: int, chunk: int) -> int:
+    """What a real cache holds, ours with positions."""
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        for piece in text(2, tokens).split(chunk, dim=1):
+            model(piece, past_key_values=cache)
+    layers = [layer.nbytes() if hasattr(layer, "nbytes") else _stored(layer) for layer in cache.layers]
+    return sum(layers)
+
+
+def _stored(layer: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in (layer.keys, layer.values))
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_parameters_are_the_model_s_with_tied_ones_once(family: str) -> None:
+    model = tiny(family)
+    assert measure(build(model.config)).parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_untied_weights_count_twice() -> None:
+    tied, untied = (measure(build(tiny("llama", tie_word_embeddings=tie).config)) for tie in (True, False))
+    assert untied.parameters == tied.parameters + tied.head
+    assert untied.active == tied.active
+
+
+@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize(
+    "method", [None, LMInfinite(n_local=12, n_global=3), LMInfinite(n_local=12, top_k=2, top_k_from_layer=1),
+               StreamingLLM(window=9, n_sink=2)],
+    ids=["stock", "lm_infinite", "top_k", "streaming_llm"],
+)  # fmt: skip
+@pytest.mark.parametrize("tokens", [7, 40])
+def test_kv_bytes_are_those_of_the_real_cache(family: str, method: LongContextMethod | None, tokens: int) -> None:
+    model = tiny(family)
+    meta = build(model.config)
+    shape = measure(meta)
+    if method is None:
+        held = cached_bytes(model, tokens, 10)
+    else:
+        shape = as_read(method, meta, shape)[1]
+        with method.on(model):
+            held = cached_bytes(model, tokens, 10)
+    job = Job(tokens=tokens, batch=2, dtype_bytes=4, machine=MACHINES["cpu"], memory_bytes=2**30)
+    # the first tokens lie beside the window's until they leave it, so a short text may hold them twice
+    slack = 2 * shape.n_layers * 3 * (2 * 4 * 16 * 4 + 8) if method is not None and tokens < 12 else 0
+    assert kv_bytes(shape, job) <= held <= kv_bytes(shape, job) + slack
+
+
+def test_experts_count_by_the_share_that_a_token_uses() -> None:
+    config = Qwen3MoeConfig(
+        hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, vocab_size=61, num_experts=8, num_experts_per_tok=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    shape = measure(build(config))
+    experts = 2 * 8 * 3 * 32 * 16  # layers, experts, gate, up and down
+    everything = shape.parameters - shape.head
+    assert shape.mlp == 2 * 16
+    # norms are no matmuls
+    assert everything - experts * 3 / 4 - shape.active == pytest.approx(2 * (2 * 32 + 2 * 8) + 32)
+
+
+def test_the_model_built_from_the_config_has_no_memory() -> None:
+    assert {p.device.type for p in build(tiny("qwen3").config).parameters()} == {"meta"}
