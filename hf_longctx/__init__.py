@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .patch import Patch, applied, undo
     from .rope.giraffe import Giraffe
     from .rope.rope_scaling import RopeScaling
+    from .streaming import Reader, stream
 
 __version__ = "0.1.0.dev0"
 
@@ -40,11 +41,13 @@ _NAMES = {
     "Branch": "attention.branches",
     "LongContextMethod": "method",
     "Patch": "patch",
+    "Reader": "streaming",
     "applied": "patch",
     "attend": "attention.branches",
     "extend_config": "hooks",
     "install": "hooks",
     "methods": "method",
+    "stream": "streaming",
     "undo": "patch",
     "uninstall": "hooks",
     **_METHODS,
