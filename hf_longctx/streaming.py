@@ -186,8 +186,8 @@ class Reader:
         end = set() if config._eos_token_tensor is None else set(config._eos_token_tensor.tolist())
         written = 0
         while config.max_new_tokens is None or written < config.max_new_tokens:
-            token = self._choose(processors, config.do_sample)
-            self._pending = token
+            self._flush()
+            self._pending = token = self._choose(processors, config.do_sample)
             self._recent.append(token)
             written += 1
             yield token

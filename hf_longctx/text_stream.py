@@ -99,8 +99,12 @@ class Detokenizer:
         """The text that this token completes, perhaps none."""
         self._ids.append(token)
         before, text = self._decode(self._ids[: self._shown]), self._decode(self._ids)
+        waiting = len(self._ids) - self._shown
         # a lone part of a character; four bytes are the longest, and what is no character at all must come out too
-        if text.endswith("\ufffd") and len(self._ids) - self._shown < 4:
+        if text.endswith("\ufffd") and waiting < 4:
+            return ""
+        # a special token has no text, and is no context for the next one's
+        if text == before and waiting < 16:
             return ""
         self._ids = self._ids[self._shown :]
         self._shown = len(self._ids)

@@ -16,6 +16,8 @@ from .branches import Branch, Visible
 from .positions import Step, Tower, has_rope
 from .rotation import Rotation
 
+NEAR = 4096  # angles up to here are as good as those a model was trained with
+
 
 @dataclass
 class Read:
@@ -85,8 +87,8 @@ class Read:
     def true_ropes(self) -> tuple[Rotation | None, Rotation | None]:
         """Rotations of queries and keys at their true distances.
 
-        Positions count from the earliest key kept, in the first forward as well, so angles stay small however long the
-        stream is and wherever it starts.
+        Positions count from the earliest key kept, in the first forward from near it, so angles stay small however long
+        the stream is and wherever it starts.
         """
         if not has_rope(self.module):
             return None, None
@@ -94,6 +96,9 @@ class Read:
         def make() -> tuple[Rotation, Rotation]:
             far = torch.iinfo(torch.long).max
             base = torch.where(self.k_pos_BS < 0, far, self.k_pos_BS).amin(1, keepdim=True)
+            if self.fresh:
+                # a text that begins near 0 is rotated as the model itself would, bit for bit; asking would cost a sync
+                base = base - base % NEAR
             keys = self._rotation((self.k_pos_BS - base).clamp(min=0))
             return (keys if self.fresh else self._rotation((self.q_pos_BL - base).clamp(min=0))), keys
 

@@ -73,17 +73,16 @@ def test_reader_far_on(family: str, method: Any, chunk: int) -> None:
         assert off(far, read(exact, ids, 0, chunk)[0]) < NEAR_ENOUGH
 
 
-@pytest.mark.parametrize("method", [METHODS["lm_infinite"], None], ids=["lm_infinite", "stock"])
-@pytest.mark.parametrize("family", ["gemma3", "mistral"])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [("gemma3", METHODS["lm_infinite"]), ("gemma3", METHODS["streaming_llm"]), ("mistral", None)],
+    ids=["gemma3-lm_infinite", "gemma3-streaming_llm", "stock mistral with windows"],
+)
 @pytest.mark.parametrize("chunk", [1, 7, 50])
 def test_rotated_windows_are_moved_back_again_and_again(
     family: str, method: Any, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sliding-window layers stay transformers' own, and their keys are rotated when they come."""
-    if method is None and family == "gemma3":
-        pytest.skip("stock Gemma 3 is not bounded")
-    if method is not None and family == "mistral":
-        pytest.skip("a Mistral with windows has no layer for a method")
     ids, changes = text(1, 400), {"num_hidden_layers": 3} | ({"sliding_window": 8} if family == "mistral" else {})
     model, exact = tiny(family, **changes), tiny(family, **changes).double()
     on = contextlib.ExitStack()
