@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .planning.plan import plan
     from .rope.giraffe import Giraffe
     from .rope.rope_scaling import RopeScaling
+    from .streaming import Reader, stream
 
 __version__ = "0.1.0.dev0"
 
@@ -41,12 +42,14 @@ _NAMES = {
     "Branch": "attention.branches",
     "LongContextMethod": "method",
     "Patch": "patch",
+    "Reader": "streaming",
     "applied": "patch",
     "attend": "attention.branches",
     "extend_config": "hooks",
     "install": "hooks",
     "methods": "method",
     "plan": "planning.plan",
+    "stream": "streaming",
     "undo": "patch",
     "uninstall": "hooks",
     **_METHODS,

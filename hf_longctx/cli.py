@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_longctx.method import LongContextMethod
+    from hf_longctx.streaming import Reader
 
 _out = Console()
 # What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
@@ -59,6 +61,8 @@ MethodName = Annotated[str | None, typer.Option("--method", help="A name from `h
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (float32 on a CPU).")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the accelerator if there is one.")]
+ChunkSize = Annotated[int | None, typer.Option(min=1, help="Read the prompt so many tokens at a time.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Sample as the model's settings say; else greedy.")]
 
 
 def _version(wanted: bool) -> None:
@@ -133,15 +137,28 @@ def generate(
     document: Annotated[str | None, typer.Option(help="A text file to read first, or python-docs.")] = None,
     question: Annotated[str | None, typer.Option(help="What to ask about the document.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    prefill_chunk_size: Annotated[
-        int | None, typer.Option(min=1, help="Read the prompt so many tokens at a time.")
-    ] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Sample as the model's settings say; else greedy.")] = False,
+    prefill_chunk_size: ChunkSize = None,
+    sample: Sample = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Never hold the whole document, which may be - (standard input).")
+    ] = False,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
     """Answer a prompt, or a question about a document; the text appears as it is written."""
     chosen = _method(method, settings)
+    if stream:
+        pieces, asked = _pieces(prompt, document, question)
+        loaded, tokenizer = _load(model, dtype, device)
+        from hf_longctx.text_stream import encode_pieces, with_question, written
+
+        reader = _reader(loaded, chosen, prefill_chunk_size)
+        reader.read(encode_pieces(tokenizer, with_question(tokenizer, pieces, asked), bos=not tokenizer.chat_template))
+        _notes().print(f"{reader.position:,} tokens read", style="dim", highlight=False)
+        for text in written(tokenizer, reader.generate(max_new_tokens=max_new_tokens, **_sampling(sample))):
+            print(text, end="", flush=True)
+        print()
+        return
     text = _prompt(prompt, document, question)
     from transformers import TextStreamer
 
@@ -155,8 +172,29 @@ def generate(
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         max_new_tokens=max_new_tokens,
         prefill_chunk_size=prefill_chunk_size,
-        **({"do_sample": True} if sample else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}),
+        **_sampling(sample),
     )
+
+
+@app.command()
+def chat(
+    model: Model,
+    method: MethodName = None,
+    settings: Settings = None,
+    system: Annotated[str | None, typer.Option(help="What the conversation begins with.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 1024,
+    prefill_chunk_size: ChunkSize = None,
+    sample: Sample = False,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Talk for as long as you like: a turn costs the same however long the conversation is."""
+    chosen = _method(method, settings)
+    from hf_longctx.chat import Chat, converse
+
+    loaded, tokenizer = _load(model, dtype, device)
+    talk = Chat(_reader(loaded, chosen, prefill_chunk_size), tokenizer, system)
+    converse(talk, _notes(), max_new_tokens=max_new_tokens, **_sampling(sample))
 
 
 @app.command("eval")
@@ -305,6 +343,35 @@ def _dtype(name: str) -> Any:
     if name not in known:
         raise ValueError(f"--dtype {name}: expected one of {', '.join(known)}.")
     return known[name]
+
+
+def _reader(model: PreTrainedModel, method: LongContextMethod | None, chunk: int | None) -> Reader:
+    """A reader on a model with `method`, else the one it was saved with, else LM-Infinite at its trained length."""
+    import hf_longctx
+
+    if method is None and not hf_longctx.applied(model):
+        method = hf_longctx.LMInfinite()
+        _notes().print(f"no --method given: {method!r}", style="dim", highlight=False, markup=False)
+    if method is not None:
+        method.apply(model)
+    return hf_longctx.stream(model) if chunk is None else hf_longctx.stream(model, chunk=chunk)
+
+
+def _sampling(sample: bool) -> dict[str, Any]:
+    return {"do_sample": True} if sample else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+def _pieces(prompt: str | None, document: str | None, question: str | None) -> tuple[Iterator[str], str]:
+    """The document, read when it is asked for, and the question about it."""
+    if document is None or prompt is not None:
+        raise ValueError(
+            "--stream reads a document: give --document FILE (or - for standard input) and --question TEXT."
+        )
+    if not (question or "").strip():
+        raise ValueError("--document needs a --question that is not empty.")
+    from hf_longctx.text_stream import read_pieces
+
+    return read_pieces(document), str(question)
 
 
 def _prompt(prompt: str | None, document: str | None, question: str | None) -> str:

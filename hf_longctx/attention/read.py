@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ..anatomy import layer_type
 from ..cache.layers import Slots
 from .branches import Branch, Visible
-from .positions import Step, Tower, has_rope, rotary_function, stock_class
+from .positions import Step, Tower, has_rope
 from .rotation import Rotation
+
+NEAR = 4096  # angles up to here are as good as those a model was trained with
 
 
 @dataclass
@@ -85,22 +87,27 @@ class Read:
     def true_ropes(self) -> tuple[Rotation | None, Rotation | None]:
         """Rotations of queries and keys at their true distances.
 
-        Positions count from the earliest key kept, so angles stay small however long the stream is.
+        Positions count from the earliest key kept, in the first forward from near it, so angles stay small however long
+        the stream is and wherever it starts.
         """
         if not has_rope(self.module):
             return None, None
-        if self.fresh:
-            rope = Rotation(*self.step.embeddings, rotary_function(stock_class(self.module)))
-            return rope, rope
 
-        def make() -> tuple[Rotation | None, Rotation | None]:
+        def make() -> tuple[Rotation, Rotation]:
             far = torch.iinfo(torch.long).max
             base = torch.where(self.k_pos_BS < 0, far, self.k_pos_BS).amin(1, keepdim=True)
-            queries = self.rotation((self.q_pos_BL - base).clamp(min=0))
-            return queries, self.rotation((self.k_pos_BS - base).clamp(min=0))
+            if self.fresh:
+                # a text that begins near 0 is rotated as the model itself would, bit for bit; asking would cost a sync
+                base = base - base % NEAR
+            keys = self._rotation((self.k_pos_BS - base).clamp(min=0))
+            return (keys if self.fresh else self._rotation((self.q_pos_BL - base).clamp(min=0))), keys
 
-        ropes: tuple[Rotation | None, Rotation | None] = self.memo("true", make)
+        ropes: tuple[Rotation, Rotation] = self.memo("true", make)
         return ropes
+
+    def _rotation(self, pos_BL: Tensor) -> Rotation:
+        # in the precision of the model's own cosines, which autocast leaves alone
+        return self.tower.rotation(self.module, self.step.embeddings[0], pos_BL)
 
     def relative(self, offset: int) -> Rotation | None:
         """A rotation for *one side alone*: keys moved by -d, or queries by d, meet the other side (left as it is) at d.

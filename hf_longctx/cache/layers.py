@@ -73,6 +73,7 @@ class UnrotatedLayer(CacheLayerMixin):
 
     is_sliding = False
     is_croppable = False
+    bounded = False  # does what is kept stay the same size however much is read?
 
     def __init__(self, owner: LongContextMethod) -> None:
         super().__init__()
@@ -189,6 +190,8 @@ class BoundedLayer(UnrotatedLayer):
     whole chunks are read, and in a `Ring` while single tokens are.
     """
 
+    bounded = True
+
     def __init__(self, owner: LongContextMethod, n_first: int, n_last: int) -> None:
         self.n_first, self.n_last = n_first, n_last
         super().__init__(owner)
@@ -255,6 +258,23 @@ class BoundedLayer(UnrotatedLayer):
     def _map(self, f: Any) -> None:
         self.to_order()
         super()._map(f)
+
+    @property
+    def full(self) -> bool:
+        """Are all the first tokens there?"""
+        return self.head is not None and len(self.head) >= self.n_first
+
+    def far(self) -> int:
+        """A position from which on the first tokens are out of the window, and twice as far as it is wide."""
+        first = int(self.head.pos.max()) + 1 if self.head is not None and len(self.head) else self.n_first
+        return first + 2 * (self.n_last + 1)
+
+    def move_back(self, delta: int) -> None:
+        """Move the last tokens to lower positions, down to `far()` at the least. The first ones stay where they are."""
+        if self.is_initialized:
+            self.to_order()
+            slots = self.slots
+            self._store(Slots(slots.k, slots.v, torch.where(slots.pos < 0, slots.pos, slots.pos - delta)))
 
 
 class GrowingLayer(UnrotatedLayer):

@@ -1,0 +1,92 @@
+"""Token ids from wherever they come, in pieces of one size: never more of them in memory than one piece."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+EXPECTED = "expected an iterable of token ids (whole numbers), or of lists or 1-D tensors of them: one text, no batch"
+
+
+def pieces(
+    source: Iterable[Any], size: int, vocabulary: int, failed: Callable[[Exception, int, int], Exception]
+) -> Iterator[list[int]]:
+    """The ids of `source` in lists of `size`, the last one shorter.
+
+    Args:
+        source: as the argument `ids` of `hf_longctx.stream`.
+        size: ids of a piece.
+        vocabulary: ids are 0 to this, exclusive.
+        failed: makes the exception to raise when `source` itself raises, from that exception, the number of ids taken
+            and how many of them were not handed on.
+    """
+    piece: list[int] = []
+    taken = 0  # handed on in whole pieces
+    items = _items(source)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            break
+        except Exception as error:
+            raise failed(error, taken + len(piece), len(piece)) from error
+        if type(item) is int:  # the common case, once a token
+            piece.append(item)
+        else:
+            row = _row(item, taken + len(piece))
+            start = 0
+            while len(piece) + len(row) - start >= size:
+                stop = start + size - len(piece)
+                piece += _ints(row[start:stop])
+                yield _checked(piece, vocabulary, taken)
+                taken, start, piece = taken + size, stop, []
+            piece += _ints(row[start:])
+        if len(piece) == size:
+            yield _checked(piece, vocabulary, taken)
+            taken, piece = taken + size, []
+    if piece:
+        yield _checked(piece, vocabulary, taken)
+
+
+def _items(source: Any) -> Iterator[Any]:
+    if isinstance(source, str | bytes | Mapping):
+        hint = 'pass its ["input_ids"]' if isinstance(source, Mapping) else "tokenise the text first"
+        raise ValueError(f"ids is of type {type(source).__name__}: {EXPECTED}. Here: {hint}.")
+    if hasattr(source, "ndim"):  # one tensor or array: cut, not iterated
+        return iter([source])
+    try:
+        return iter(source)
+    except TypeError:
+        raise ValueError(f"ids is of type {type(source).__name__}: {EXPECTED}.") from None
+
+
+def _row(item: Any, at: int) -> Any:
+    """`item` as something of one dimension that can be cut."""
+    shape = tuple(getattr(item, "shape", ()))
+    if hasattr(item, "ndim") and hasattr(item, "dtype"):
+        kind = str(item.dtype).removeprefix("torch.")
+        if item.ndim <= 1 and kind.startswith(("int", "uint")):
+            return item.reshape(-1)
+        hint = " Of a batch of one pass ids[0]." if item.ndim == 2 and shape[0] == 1 else ""
+        raise ValueError(f"ids: at token {at:,} there is a tensor of shape {shape} and dtype {kind}; {EXPECTED}.{hint}")
+    if isinstance(item, list | tuple | range):
+        wrong = next((x for x in item if isinstance(x, bool) or not hasattr(x, "__index__")), None)
+        if wrong is None:
+            return item
+        item = wrong
+    raise ValueError(f"ids: at token {at:,} there is {item!r:.60}, of type {type(item).__name__}; {EXPECTED}.")
+
+
+def _ints(row: Any) -> list[int]:
+    return row.tolist() if hasattr(row, "tolist") else [operator.index(x) for x in row]
+
+
+def _checked(piece: list[int], vocabulary: int, before: int) -> list[int]:
+    if min(piece) < 0 or max(piece) >= vocabulary:
+        at = next(i for i, x in enumerate(piece) if not 0 <= x < vocabulary)
+        raise ValueError(
+            f"ids: token {before + at:,} is {piece[at]}, outside the model's vocabulary (0 to {vocabulary - 1}). Use "
+            f"the model's own tokenizer. {before:,} of these ids have been read; this chunk has not."
+        )
+    return piece
