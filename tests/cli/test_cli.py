@@ -237,7 +237,7 @@ def test_version_names_what_matters_in_a_report() -> None:
 
 def test_help_lists_every_command() -> None:
     result = run("--help")
-    assert all(name in result.stdout for name in ("methods", "extend", "generate", "eval", "demo"))
+    assert all(name in result.stdout for name in ("methods", "extend", "generate", "chat", "eval", "demo"))
 
 
 def test_cli_itself_imports_nothing_slow() -> None:

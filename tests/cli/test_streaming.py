@@ -63,9 +63,9 @@ def test_model_with_a_method_of_its_own_keeps_it(model: str, tmp_path: Path) -> 
     ("arguments", "message"),
     [
         (["--prompt", "a"], "--stream reads a document"),
-        (["--document", "README.md"], "needs a --question"),
+        (["--document", __file__], "needs a --question"),
         (["--document", "nowhere.txt", "--question", "b"], "nowhere.txt"),
-        (["--document", "README.md", "--question", "b", "--method", "position_free"], "keep every key"),
+        (["--document", __file__, "--question", "b", "--method", "position_free"], "keep every key"),
     ],
 )
 def test_stream_says_what_is_wrong(model: str, arguments: list[str], message: str) -> None:

@@ -127,6 +127,24 @@ def test_readme_lines_run_as_pasted() -> None:
     assert result.stdout.strip() == code.strip().splitlines()[-1].removeprefix("# ")
 
 
+def test_readme_lines_on_reading_for_ever_run_as_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a tiny model and a short book."""
+    from tests.tiny import tiny, tokenizer
+
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "hf_longctx.stream(" in block
+    ]
+    monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text("w3 w4 w5\n" * 100)
+    exec(code, {})
+    position, nbytes = capsys.readouterr().out.split()[-2:]
+    assert int(position) == 300 + 100 + 2
+    assert int(nbytes) > 0
+
+
 def test_version_is_the_same_everywhere() -> None:
     hf_longctx = pytest.importorskip("hf_longctx")
     declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
