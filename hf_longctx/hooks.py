@@ -106,6 +106,8 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
             settings, and need no hf_longctx to be loaded. The others take the place of those that the config has; none
             at all takes the key out again.
     """
+    if not isinstance(config, (PreTrainedConfig, str, os.PathLike)):
+        raise ValueError(f"{type(config).__name__}: expected a config, or the path or Hub id of one (model.config).")
     if not isinstance(config, PreTrainedConfig):
         config = AutoConfig.from_pretrained(config)
     config = copy.deepcopy(config)
