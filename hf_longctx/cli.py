@@ -104,7 +104,7 @@ def list_methods(
         for label, text in lines.items():
             if text:
                 table.add_row(label, Text(text))
-        _out.print(entry["name"], style="bold", highlight=False)
+        _out.print(f"[bold]{entry['name']}[/bold]  hf_longctx.{entry['class']}", highlight=False)
         _out.print(table)
         _out.print()
 
@@ -124,7 +124,9 @@ def extend(
 
     folder = run(model, chosen, out, overwrite=force)
     _out.print(f"Saved the model with {chosen!r} to {folder}.", markup=False, highlight=False)
-    needed = "" if chosen.native else "import hf_longctx; "
+    configs = [file.read_text(encoding="utf-8") for file in folder.glob("*config.json")]  # or an adapter's
+    keyed = any('"hf_longctx"' in text for text in configs)
+    needed = "import hf_longctx; " if keyed else ""
     _out.print(f'Load it with: {needed}AutoModelForCausalLM.from_pretrained("{folder}")', highlight=False)
 
 
@@ -316,24 +318,15 @@ def _describe(cls: type[LongContextMethod]) -> dict[str, Any]:
 
 def _load(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from hf_longctx.checkpoints import load, locate
+    from hf_longctx.checkpoints.resolve import usable_device
 
-    _check_device(device)
+    if device is not None:
+        usable_device(device)  # before a download
     checkpoint = locate(model)
     loaded, tokenizer = load(checkpoint.location, dtype=_dtype(dtype), device=device)
     # Results are quoted with this name; a folder of our cache would say nothing to their reader.
     loaded.config._name_or_path = checkpoint.source
     return loaded, tokenizer
-
-
-def _check_device(name: str | None) -> None:
-    import torch
-
-    if name is None:
-        return
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: it cannot be used here ({str(error).splitlines()[0]}).") from None
 
 
 def _dtype(name: str) -> Any:
@@ -397,7 +390,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Any:
     if not tokenizer.chat_template:
         return tokenizer(text, return_tensors="pt", verbose=False)
     chat = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    quiet = {"verbose": False}  # a prompt longer than the trained length is what we are for
+    return tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_dict=True, return_tensors="pt", tokenizer_kwargs=quiet
+    )
 
 
 def _numbers(option: str, text: str, *, whole: bool = False) -> list[float]:

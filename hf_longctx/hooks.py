@@ -24,7 +24,7 @@ from .anatomy import find_tower
 from .attention import interface
 from .attention.base import AttentionMethod, refuse_moving_frequencies
 from .attention.positions import STATE, adopt_all
-from .generation.graphs import can_replay, decoder
+from .generation.graphs import can_replay, decoder, forget
 from .method import KEY, LongContextMethod, read_key, write_key
 from .patch import applied
 
@@ -85,6 +85,7 @@ def install() -> None:
         cache = model_kwargs.get("past_key_values")
         if methods and cache is not None:
             adopt_all(vars(find_tower(self))[STATE], cache)
+            forget(cache)
         return result
 
     criteria, compiled_call = GenerationMixin._valid_auto_compile_criteria, PreTrainedModel.get_compiled_call
@@ -128,6 +129,8 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
             settings, and need no hf_longctx to be loaded. The others take the place of those that the config has; none
             at all takes the key out again.
     """
+    if not isinstance(config, (PreTrainedConfig, str, os.PathLike)):
+        raise ValueError(f"{type(config).__name__}: expected a config, or the path or Hub id of one (model.config).")
     if not isinstance(config, PreTrainedConfig):
         config = AutoConfig.from_pretrained(config)
     config = copy.deepcopy(config)

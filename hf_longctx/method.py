@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KEY = "hf_longctx"
 SCHEMA_VERSION = 1
+LARGEST = 2**53 - 1  # beyond it JSON readers round, and sums of positions overflow
 GUIDANCE = ("Use when", "Cannot", "Costs")
 
 logger = logging.getLogger("hf_longctx")
@@ -58,6 +59,15 @@ class LongContextMethod:
             )
         _REGISTRY[cls.name] = cls
 
+    def __new__(cls: type[M], *args: Any, **fields: Any) -> M:
+        # the constructor's own error names neither the settings nor the nearest one
+        if args:
+            raise TypeError(f"{cls.__name__} takes settings by name only, for example {_example(cls)}.")
+        unknown = _unknown(cls, fields)
+        if unknown:
+            raise TypeError(unknown)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         """Subclasses check their values after calling this, which checks that they are of the fields' types."""
         _check_fields(type(self), dataclasses.asdict(self))
@@ -79,7 +89,7 @@ class LongContextMethod:
 
         Whatever cannot work raises before the first change.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} changes nothing: a method is a subclass with an `install`.")
 
     def surround(self, patch: Patch, outer: nn.Module) -> None:
         """Change `outer`, a model around the tower, through `patch`; of a vision-language model there are several."""
@@ -87,7 +97,9 @@ class LongContextMethod:
     def apply(self, model: nn.Module) -> Patch:
         """Change a model in memory, and return the `Patch` that takes the change back.
 
-        The model's config carries the method from now on, so `save_pretrained` and `push_to_hub` keep it.
+        The model's config carries the method from now on, so `save_pretrained` and `push_to_hub` keep it. Give it the
+        whole model, the one that is saved and generates: what is around a part of it, such as `model.model`, would
+        know nothing of the method. One forward at a time: a model with a method is not for several threads at once.
         PEFT models are unwrapped, and adapters saved from then on carry the method. Quantised, dispatched and offloaded
         models are changed as they are. If anything raises, the model is as it was before.
         """
@@ -115,12 +127,13 @@ class LongContextMethod:
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[nn.Module]:
-        """`with method.on(model):` applies the method for the length of the block."""
+        """`with method.on(model):` applies the method for the length of the block, or until its undo in there."""
         patch = self.apply(model)
         try:
             yield model
         finally:
-            patch.undo()
+            if patch.active:
+                patch.undo()
 
     # -- the entry in config.json ----------------------------------------------------------------------------------
     def spec(self) -> dict[str, Any]:
@@ -203,7 +216,10 @@ def read_key(value: Any) -> list[LongContextMethod]:
                     f"{KEY}: {error} If the name is right, the model was saved by a newer hf_longctx: "
                     f"pip install --upgrade hf-longctx."
                 ) from None
-    found = [from_spec(spec) for spec in value["methods"]]
+    try:
+        found = [from_spec(spec) for spec in value["methods"]]
+    except ValueError as error:
+        raise ValueError(f"{KEY}: {error} Correct the entry, or write it with hf_longctx.extend_config.") from None
     for method in found:
         if method.native:
             raise ValueError(
@@ -227,14 +243,28 @@ def write_key(methods_: Iterable[LongContextMethod]) -> dict[str, Any]:
     return {"version": SCHEMA_VERSION, "methods": [method.spec() for method in methods_ if not method.native]}
 
 
-def _check_fields(cls: type[LongContextMethod], fields: dict[str, Any]) -> None:
-    hints = get_type_hints(cls)
-    known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
-    for key, value in fields.items():
+def _example(cls: type[LongContextMethod]) -> str:
+    first = next(iter(dataclasses.fields(cls)), None)
+    return f"{cls.__name__}({f'{first.name}={first.default!r}' if first else ''})"
+
+
+def _unknown(cls: type[LongContextMethod], fields: Iterable[str]) -> str | None:
+    """What to say about a setting that the method does not have, if there is one among `fields`."""
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in fields:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{cls.name}: no setting {key!r}. {hint}There are: {', '.join(known)}.")
+            return f"{cls.name}: no setting {key!r}. {hint}There are: {', '.join(known) or 'none'}."
+    return None
+
+
+def _check_fields(cls: type[LongContextMethod], fields: dict[str, Any]) -> None:
+    unknown = _unknown(cls, fields)
+    if unknown:
+        raise ValueError(unknown)
+    known = get_type_hints(cls)
+    for key, value in fields.items():
         allowed = getattr(known[key], "__args__", (known[key],))
         # bool is an int in Python, and nobody means n_local=true
         kinds = [getattr(kind, "__origin__", kind) for kind in allowed]  # list of list[float]
@@ -242,3 +272,5 @@ def _check_fields(cls: type[LongContextMethod], fields: dict[str, Any]) -> None:
         if not fits:
             names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
             raise ValueError(f"{cls.name}: {key}={value!r} is {type(value).__name__}, expected {names}.")
+        if type(value) is int and abs(value) > LARGEST:
+            raise ValueError(f"{cls.name}: {key}={value} is more than {LARGEST}, the largest whole number in JSON.")

@@ -7,16 +7,18 @@ acts on the copy. They run last-in first-out, and a change that fails half-way i
 from __future__ import annotations
 
 import copy
+import os
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from transformers import PreTrainedConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from .method import LongContextMethod
 
@@ -162,7 +164,15 @@ class Patch:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PEFT or torch.compile wrapper, or the model itself."""
+    """The transformers model inside a PEFT or torch.compile wrapper, or the model itself.
+
+    ValueError for what is no model: a path, a config, a tokenizer, a pipeline.
+    """
+    if not isinstance(model, nn.Module):
+        given = repr(model) if model is None or isinstance(model, (str, os.PathLike, type)) else type(model).__name__
+        holds = isinstance(getattr(model, "model", None), nn.Module)  # a pipeline, a Trainer
+        remedy = "Give it the .model inside" if holds else "Load one with AutoModelForCausalLM.from_pretrained(...)"
+        raise ValueError(f"{given}: expected a model in memory. {remedy}.")
     model = getattr(model, "_orig_mod", model)  # torch.compile
     base = getattr(model, "get_base_model", None)  # PeftModel
     return base() if callable(base) else model

@@ -20,7 +20,7 @@ from torch import Tensor
 from .attention.positions import STATE, adopt_all
 from .cache.layers import UnrotatedLayer
 from .cache.rebase import Rebase
-from .generation.graphs import can_replay, decoder
+from .generation.graphs import can_replay, decoder, forget
 from .patch import applied, unwrap
 from .token_source import pieces
 
@@ -183,6 +183,8 @@ class Reader:
                 "nothing has been read yet, so there is nothing to go on from. Call reader.read(ids) first."
             )
         config = self._generation_config(generation_config, settings)
+        self._step = None
+        forget(self.cache)
         processors = self._base._get_logits_processor(
             config, input_ids_seq_length=len(self._recent), logits_processor=logits_processor, device=self.model.device
         )

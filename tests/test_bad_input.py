@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -17,13 +21,14 @@ from transformers import (
     LlamaModel,
     MistralConfig,
     StaticCache,
+    pipeline,
 )
 
 import hf_longctx
-from hf_longctx import LMInfinite, PositionFree
+from hf_longctx import LMInfinite, PositionFree, RopeScaling, StreamingLLM
 from hf_longctx.method import parse
 from tests.contract.registry import close, fingerprint, same
-from tests.tiny import FAMILIES, SIZES, build, left_padded, logits_of, text, tiny
+from tests.tiny import FAMILIES, SIZES, build, left_padded, logits_of, text, tiny, tokenizer
 
 IDS = text(2, 24)
 METHOD = LMInfinite(n_global=2, n_local=6)
@@ -54,6 +59,26 @@ def test_nonsense_settings(case: str) -> None:
     fields, message = SETTINGS[case]
     with pytest.raises(ValueError, match=message):
         LMInfinite(**fields)
+
+
+def test_a_constructor_names_the_settings_there_are() -> None:
+    with pytest.raises(TypeError, match=r"no setting 'nlocal'. Did you mean 'n_local'\? There are: n_global, n_local"):
+        LMInfinite(nlocal=4)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"by name only, for example LMInfinite\(n_global=10\)"):
+        LMInfinite(4096)  # type: ignore[misc]
+    assert list(inspect.signature(LMInfinite).parameters)[:2] == ["n_global", "n_local"]
+    assert copy.deepcopy(METHOD) == pickle.loads(pickle.dumps(METHOD)) == METHOD
+
+
+def test_whole_numbers_that_overflow_are_refused_and_smaller_ones_work() -> None:
+    for method in (LMInfinite, StreamingLLM):
+        field = {LMInfinite: "n_local", StreamingLLM: "window"}[method]
+        with pytest.raises(ValueError, match=f"{field}={sys.maxsize} is more than"):
+            method(**{field: sys.maxsize})
+        model = tiny()
+        stock = logits_of(model, IDS)
+        with method(**{field: 2**53 - 1}).on(model):
+            close(logits_of(model, IDS), stock)
 
 
 def test_settings_on_the_command_line() -> None:
@@ -110,6 +135,32 @@ def refused(model: Any, message: str) -> None:
         PositionFree().apply(model)
     assert fingerprint(model) == before
     assert not hf_longctx.applied(model)
+
+
+def test_what_is_no_model_is_refused_with_what_to_give() -> None:
+    held = pipeline("text-generation", model=tiny(), tokenizer=tokenizer())
+    before = fingerprint(held.model)
+    given = {
+        "TextGenerationPipeline: .*the .model inside": held,
+        "'some/path': .*from_pretrained": "some/path",
+        "None: .*from_pretrained": None,
+        "LlamaConfig: .*from_pretrained": tiny().config,
+        "TokenizersBackend: .*from_pretrained": tokenizer(),
+    }
+    for message, thing in given.items():
+        for call in (METHOD.apply, hf_longctx.applied, hf_longctx.undo):
+            with pytest.raises(ValueError, match=message):
+                call(thing)
+        with pytest.raises(ValueError, match=message), METHOD.on(thing):
+            pass
+    assert fingerprint(held.model) == before
+
+
+def test_the_name_of_our_attention_is_not_one_to_choose() -> None:
+    model = tiny()
+    model.set_attn_implementation("hf_longctx")
+    with pytest.raises(ValueError, match=r"attn_implementation='hf_longctx' is set by a method"):
+        logits_of(model, IDS)
 
 
 def test_encoders_are_refused() -> None:
@@ -205,6 +256,23 @@ def test_undo_out_of_order_is_an_error_and_changes_nothing() -> None:
         with pytest.raises(RuntimeError, match="nothing to undo"):
             patch.undo()
     hf_longctx.undo(model)  # a model without patches is left alone
+
+
+def test_an_undo_inside_the_block_ends_it_early() -> None:
+    def fail_after_undo(model: Any) -> None:
+        hf_longctx.undo(model)
+        raise KeyError("the user's")
+
+    model = tiny()
+    before = fingerprint(model)
+    with METHOD.on(model):
+        hf_longctx.undo(model)
+        assert fingerprint(model) == before
+    with pytest.raises(KeyError, match="the user's"), METHOD.on(model):
+        fail_after_undo(model)
+    assert fingerprint(model) == before
+    with pytest.raises(RuntimeError, match="Undo the newer one first"), RopeScaling(factor=2).on(model):
+        METHOD.apply(model)
 
 
 def test_a_patch_is_named_by_its_method() -> None:

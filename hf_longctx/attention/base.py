@@ -65,8 +65,8 @@ class AttentionMethod(LongContextMethod):
         other = [p.method for p in applied(tower) if isinstance(p.method, AttentionMethod)]
         if other:
             raise ValueError(
-                f"{self!r}: the model's attention is already that of {other[0]!r}. Undo it first (patch.undo() or "
-                f"hf_longctx.undo(model))."
+                f"{self!r}: the model's attention is already that of {other[0]!r}. Undo it first "
+                f"(hf_longctx.undo(model)), or start from the model without it."
             )
         for module in layers:
             check_rotary_function(type(module), rotary_function(type(module)))
@@ -74,8 +74,8 @@ class AttentionMethod(LongContextMethod):
             rate = getattr(dropout, "p", dropout)  # some models keep a Dropout module
             if rate:
                 raise ValueError(
-                    f"attention_dropout={rate}: attention in branches has no dropout. Set config.attention_dropout "
-                    f"to 0 before the model is built."
+                    f"attention_dropout={rate}: attention in branches has no dropout. Load the model with "
+                    f"from_pretrained(..., attention_dropout=0.0)."
                 )
         method = self.resolve(config)
         method.check(tower)

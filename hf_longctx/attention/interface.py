@@ -99,7 +99,12 @@ def _inner_mask(config: Any) -> Any:
 
 def _inner_name(config: Any) -> str:
     name = config._attn_implementation
-    return name.inner if isinstance(name, Implementation) else "sdpa"
+    if not isinstance(name, Implementation):
+        raise ValueError(
+            f"attn_implementation={name!r} is set by a method, and names no kernel. Choose 'sdpa' or another, and "
+            f"apply the method to the model: hf_longctx.LMInfinite().apply(model)."
+        )
+    return name.inner
 
 
 def _tracing() -> bool:

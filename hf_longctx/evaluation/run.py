@@ -106,6 +106,8 @@ def evaluate(
         OSError: `out` can't be written; finished cells are kept.
     """
     plots.require_matplotlib()
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f"out={str(out)!r} is a file; expected the name of a folder to write the results into.")
     lengths, depths = _checked_grid(task, lengths, haystack, depths)
     config = model.config.get_text_config()
     window = _checked_window(config, window, n_targets if task == "ppl" else MAX_NEW_TOKENS)

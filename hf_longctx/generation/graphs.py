@@ -62,6 +62,13 @@ def can_replay(model: Any, cache: Any) -> bool:
     return len(layers) > 0 and all(isinstance(layer, BoundedLayer) for layer in layers)
 
 
+def forget(cache: Any) -> None:
+    """Let the next step over `cache` be recorded anew: what the model does may have changed since (adapters, weights)."""
+    for layer in getattr(cache, "layers", ()):
+        if isinstance(layer, BoundedLayer) and layer.ring is not None:
+            _RECORDED.pop(layer.ring, None)
+
+
 def decoder(model: Any) -> Callable[..., Any]:
     """A stand-in for `model(...)` that replays one-token forwards, and runs all others as they are.
 

@@ -77,7 +77,7 @@ class RopeMethod(LongContextMethod):
         if twice:
             raise ValueError(
                 f"{self!r}: the model's rotary frequencies are already those of {twice[0]!r}. Undo it first "
-                f"(patch.undo() or hf_longctx.undo(model))."
+                f"(hf_longctx.undo(model)), or start from the model without it."
             )
         rotary: Any = tower.rotary_emb
         others = [m for m in tower.modules() if "RotaryEmbedding" in type(m).__name__ and m is not rotary]

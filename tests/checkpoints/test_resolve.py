@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM, T5Config
 
 pytest.importorskip("gguf")
+import hf_longctx
+from hf_longctx import LMInfinite
 from hf_longctx.checkpoints import load, locate, resolve
 from hf_longctx.checkpoints.gguf import cache_home
 from tests.checkpoints.tiny import write_gguf
+from tests.tiny import VOCAB, logits_of, text, tiny, tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +63,63 @@ def test_what_does_not_exist_is_said_clearly(name: str, kind: type[Exception], m
 def test_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"without a config\.json"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "bf16"}, "dtype='bf16': expected auto, checkpoint, float32"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used here.*Give cpu, cuda"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, str], message: str, tmp_path: Path) -> None:
+    folder = locate(write_gguf(tmp_path / "tiny.gguf")).location
+    with pytest.raises(ValueError, match=message):
+        load(folder, **options)  # type: ignore[arg-type]
+
+
+def test_a_model_in_the_place_of_its_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="LlamaForCausalLM: expected a folder, a Hub id"):
+        load(tiny())
+
+
+def test_damaged_weights_are_said_to_be(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(OSError, match=f"{tmp_path.name}': a weights file is cut short or damaged"):
+        load(tmp_path)
+
+
+def test_a_missing_tokenizer_is_said_to_be(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path.name}': its tokenizer could not be loaded.*Save one beside"):
+        load(tmp_path)
+
+
+def test_what_is_no_causal_language_model_is_refused_in_a_line(tmp_path: Path) -> None:
+    T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=VOCAB).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is no causal language model .*T5Config") as caught:
+        load(tmp_path)
+    assert len(str(caught.value)) < 500, "without the list of every class there is"
+
+
+def test_an_adapter_loads_with_its_base_and_its_method(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base, method = tmp_path / "base", LMInfinite(n_global=2, n_local=6)
+    tiny().save_pretrained(base)
+    model = peft.get_peft_model(
+        LlamaForCausalLM.from_pretrained(base), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    )
+    method.apply(model)
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer().save_pretrained(tmp_path / "adapter")
+    loaded, _ = load(tmp_path / "adapter", device="cpu")
+    assert [patch.method for patch in hf_longctx.applied(loaded)] == [method]
+    ids = text(1, 24)
+    assert torch.equal(logits_of(loaded, ids), logits_of(model.eval(), ids))
 
 
 def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:

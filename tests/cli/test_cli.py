@@ -61,6 +61,7 @@ def test_methods_say_when_to_use_them_within_80_columns(monkeypatch: pytest.Monk
     words = " ".join(printed.split())
     assert max(map(len, printed.splitlines())) <= 80
     for name, cls in hf_longctx.methods().items():
+        assert f"{name}  hf_longctx.{cls.__name__}\n" in printed
         assert list(cls.guidance()) == list(GUIDANCE), name
         for label, text in cls.guidance().items():
             assert len(text) > 20, name
@@ -95,6 +96,16 @@ def test_extend_takes_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     result = run("extend", write_gguf(tmp_path / "tiny.gguf"), *EXTEND, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_extend_says_what_loading_needs(model: str, tmp_path: Path) -> None:
+    scale = ["--method", "rope_scaling", "--set", "factor=2"]
+    assert "import hf_longctx" in run("extend", model, *EXTEND, "--out", tmp_path / "keyed").stdout
+    assert "import hf_longctx" not in run("extend", model, *scale, "--out", tmp_path / "native").stdout
+    both = run("extend", tmp_path / "keyed", *scale, "--out", tmp_path / "both").stdout
+    assert "import hf_longctx" in both, "the model carried a method before"
+    again = complaint(run("extend", tmp_path / "keyed", *EXTEND, "--out", tmp_path / "again"))
+    assert "start from the model without it" in again
 
 
 def test_extend_refuses_a_folder_that_is_not_empty_unless_forced(model: str, tmp_path: Path) -> None:
@@ -152,6 +163,7 @@ def test_generate_reads_a_document(model: str, tmp_path: Path) -> None:
     question = ["--question", "Where?", "--max-new-tokens", "2", "--device", "cpu"]
     result = run("generate", model, "--document", tmp_path / "text.txt", *question, *EXTEND)
     assert result.exit_code == 0, result.output
+    assert "indexing errors" not in result.output, "a text longer than the trained length is what we are for"
 
 
 @pytest.mark.parametrize(
@@ -165,6 +177,7 @@ def test_generate_reads_a_document(model: str, tmp_path: Path) -> None:
         (["--document", "nowhere.txt", "--question", "b"], "nowhere.txt"),
         (["--prompt", "a", "--set", "n_local=4"], "Add --method NAME"),
         (["--prompt", "a", "--dtype", "float7"], "--dtype float7: expected one of"),
+        (["--prompt", "a", "--device", "gpu"], "device 'gpu' cannot be used here"),
     ],
 )
 def test_generate_says_what_is_wrong(model: str, arguments: list[str], message: str) -> None:
@@ -208,6 +221,12 @@ def test_eval_says_what_is_wrong(model: str, tmp_path: Path, option: str, value:
     options = {"--task": "ppl", "--lengths": "64", "--device": "cpu", option: value}
     flat = [part for pair in options.items() for part in pair]
     assert message in complaint(run("eval", model, "--out", tmp_path / "out", *flat))
+
+
+def test_eval_into_a_file_is_refused_before_it_measures(model: str, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    options = ["--task", "ppl", "--lengths", "64", "--device", "cpu", "--out", tmp_path / "out"]
+    assert "is a file; expected the name of a folder" in complaint(run("eval", model, *options))
 
 
 def test_interruption_is_one_line_and_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
