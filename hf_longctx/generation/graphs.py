@@ -63,7 +63,7 @@ def can_replay(model: Any, cache: Any) -> bool:
 
 
 def forget(cache: Any) -> None:
-    """Let the next step over `cache` be recorded anew: what the model does may have changed since (adapters, weights)."""
+    """Let the next step over `cache` be recorded anew: adapters or weights may have changed since."""
     for layer in getattr(cache, "layers", ()):
         if isinstance(layer, BoundedLayer) and layer.ring is not None:
             _RECORDED.pop(layer.ring, None)
