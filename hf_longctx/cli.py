@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +14,29 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from hf_longctx.cli_options import (
+    ChunkSize,
+    Device,
+    Dtype,
+    MethodName,
+    Model,
+    Sample,
+    Settings,
+    complain,
+    describe,
+    document_pieces,
+    encode,
+    load_model,
+    method_of,
+    notes,
+    numbers,
+    prompt_text,
+    reader_on,
+    sampling,
+)
 
-    from hf_longctx.method import LongContextMethod
-    from hf_longctx.streaming import Reader
+if TYPE_CHECKING:
+    pass
 
 _out = Console()
 # What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
@@ -34,7 +50,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _complain("interrupted")
+            complain("interrupted")
             raise typer.Exit(130) from None
         except Exception as error:
             # out of memory is a RuntimeError of torch's, which is not imported for --help
@@ -42,7 +58,7 @@ class _Commands(TyperGroup):
                 raise
             if ctx.params.get("debug"):
                 raise
-            _complain(" ".join(str(error).split()) or type(error).__name__)
+            complain(" ".join(str(error).split()) or type(error).__name__)
             raise typer.Exit(2) from None
 
 
@@ -53,16 +69,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Read far beyond the length a Hugging Face model was trained for.",
 )
-
-Model = Annotated[
-    str, typer.Argument(help="A folder, a Hub id, a .gguf file, or smollm2-135m-instruct.", show_default=False)
-]
-MethodName = Annotated[str | None, typer.Option("--method", help="A name from `hf-longctx methods`.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (float32 on a CPU).")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the accelerator if there is one.")]
-ChunkSize = Annotated[int | None, typer.Option(min=1, help="Read the prompt so many tokens at a time.")]
-Sample = Annotated[bool, typer.Option("--sample", help="Sample as the model's settings say; else greedy.")]
 
 
 def _version(wanted: bool) -> None:
@@ -93,10 +99,10 @@ def list_methods(
 
     found = hf_longctx.methods()
     if as_json:
-        typer.echo(json.dumps([_describe(cls) for cls in found.values()], indent=2))
+        typer.echo(json.dumps([describe(cls) for cls in found.values()], indent=2))
         return
     for cls in found.values():
-        entry = _describe(cls)
+        entry = describe(cls)
         given = {key: value["default"] for key, value in entry["settings"].items()}
         settings = ", ".join(key if default is None else f"{key}={default}" for key, default in given.items())
         lines = {"Does": entry["summary"], **entry["guidance"], "Settings": settings, "Paper": entry["paper"]}
@@ -118,7 +124,7 @@ def extend(
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Save a model so that plain from_pretrained loads it with the method active."""
-    chosen = _method(method, settings)
+    chosen = method_of(method, settings)
     assert chosen is not None
     from hf_longctx.checkpoints import extend as run
 
@@ -148,25 +154,25 @@ def generate(
     device: Device = None,
 ) -> None:
     """Answer a prompt, or a question about a document; the text appears as it is written."""
-    chosen = _method(method, settings)
+    chosen = method_of(method, settings)
     if stream:
-        pieces, asked = _pieces(prompt, document, question)
-        loaded, tokenizer = _load(model, dtype, device)
+        pieces, asked = document_pieces(prompt, document, question)
+        loaded, tokenizer = load_model(model, dtype, device)
         from hf_longctx.text_stream import encode_pieces, with_question, written
 
-        reader = _reader(loaded, chosen, prefill_chunk_size)
+        reader = reader_on(loaded, chosen, prefill_chunk_size)
         reader.read(encode_pieces(tokenizer, with_question(tokenizer, pieces, asked), bos=not tokenizer.chat_template))
-        _notes().print(f"{reader.position:,} tokens read", style="dim", highlight=False)
-        for text in written(tokenizer, reader.generate(max_new_tokens=max_new_tokens, **_sampling(sample))):
+        notes().print(f"{reader.position:,} tokens read", style="dim", highlight=False)
+        for text in written(tokenizer, reader.generate(max_new_tokens=max_new_tokens, **sampling(sample))):
             print(text, end="", flush=True)
         print()
         return
-    text = _prompt(prompt, document, question)
+    text = prompt_text(prompt, document, question)
     from transformers import TextStreamer
 
-    loaded, tokenizer = _load(model, dtype, device)
-    inputs = _encode(tokenizer, text).to(loaded.device)
-    _notes().print(f"{inputs['input_ids'].shape[1]:,} tokens to read", style="dim", highlight=False)
+    loaded, tokenizer = load_model(model, dtype, device)
+    inputs = encode(tokenizer, text).to(loaded.device)
+    notes().print(f"{inputs['input_ids'].shape[1]:,} tokens to read", style="dim", highlight=False)
     if chosen is not None:
         chosen.apply(loaded)
     loaded.generate(
@@ -174,7 +180,7 @@ def generate(
         streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         max_new_tokens=max_new_tokens,
         prefill_chunk_size=prefill_chunk_size,
-        **_sampling(sample),
+        **sampling(sample),
     )
 
 
@@ -191,12 +197,12 @@ def chat(
     device: Device = None,
 ) -> None:
     """Talk for as long as you like: a turn costs the same however long the conversation is."""
-    chosen = _method(method, settings)
+    chosen = method_of(method, settings)
     from hf_longctx.chat import Chat, converse
 
-    loaded, tokenizer = _load(model, dtype, device)
-    talk = Chat(_reader(loaded, chosen, prefill_chunk_size), tokenizer, system)
-    converse(talk, _notes(), max_new_tokens=max_new_tokens, **_sampling(sample))
+    loaded, tokenizer = load_model(model, dtype, device)
+    talk = Chat(reader_on(loaded, chosen, prefill_chunk_size), tokenizer, system)
+    converse(talk, notes(), max_new_tokens=max_new_tokens, **sampling(sample))
 
 
 @app.command("eval")
@@ -222,12 +228,12 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure the stock model, its last window, and a method. An interrupted run goes on where it stopped."""
-    chosen = _method(method, settings)
-    length_list = [int(n) for n in _numbers("lengths", lengths, whole=True)]
-    depth_list = _numbers("depths", depths)
+    chosen = method_of(method, settings)
+    length_list = [int(n) for n in numbers("lengths", lengths, whole=True)]
+    depth_list = numbers("depths", depths)
     from hf_longctx.evaluation.run import evaluate as run
 
-    loaded, tokenizer = _load(model, dtype, device)
+    loaded, tokenizer = load_model(model, dtype, device)
     run(
         loaded, tokenizer, task=task, lengths=length_list, method=chosen, out=out, text=text, seed=seed, window=window,
         documents=documents, n_targets=n_targets, depths=depth_list, trials=trials, haystack=haystack,
@@ -262,7 +268,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Every number, in bytes, seconds and tokens.")] = False,
 ) -> None:
     """Predict memory and time of a length from the config alone, and recommend a method. Exit code 1: none fits."""
-    chosen = _method(method, settings)
+    chosen = method_of(method, settings)
     from hf_longctx.planning.plan import plan as run
     from hf_longctx.planning.render import show, write_config
 
@@ -278,7 +284,7 @@ def plan(
         raise typer.Exit(1)
     if out is not None:
         written = write_config(found, out)
-        _notes().print(f"Wrote {written}.", markup=False, highlight=False, soft_wrap=True)
+        notes().print(f"Wrote {written}.", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -292,125 +298,6 @@ def demo(
     from hf_longctx.demo import run
 
     run(out, short=short, console=_out)
-
-
-def _method(name: str | None, settings: list[str] | None) -> LongContextMethod | None:
-    if name is None:
-        if settings:
-            raise ValueError(f"--set {settings[0]}: settings belong to a method. Add --method NAME.")
-        return None
-    from hf_longctx.method import parse
-
-    return parse(name, settings or [])
-
-
-def _describe(cls: type[LongContextMethod]) -> dict[str, Any]:
-    settings = {
-        field.name: {
-            "type": str(field.type),
-            "default": None if field.default is dataclasses.MISSING else field.default,
-        }
-        for field in dataclasses.fields(cls)
-    }
-    about = {"name": cls.name, "class": cls.__name__, "summary": cls.summary, "guidance": cls.guidance()}
-    return {**about, "paper": cls.paper, "settings": settings}
-
-
-def _load(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from hf_longctx.checkpoints import load, locate
-    from hf_longctx.checkpoints.resolve import usable_device
-
-    if device is not None:
-        usable_device(device)  # before a download
-    checkpoint = locate(model)
-    loaded, tokenizer = load(checkpoint.location, dtype=_dtype(dtype), device=device)
-    # Results are quoted with this name; a folder of our cache would say nothing to their reader.
-    loaded.config._name_or_path = checkpoint.source
-    return loaded, tokenizer
-
-
-def _dtype(name: str) -> Any:
-    import torch
-
-    known = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise ValueError(f"--dtype {name}: expected one of {', '.join(known)}.")
-    return known[name]
-
-
-def _reader(model: PreTrainedModel, method: LongContextMethod | None, chunk: int | None) -> Reader:
-    """A reader on a model with `method`, else the one it was saved with, else LM-Infinite at its trained length."""
-    import hf_longctx
-
-    if method is None and not hf_longctx.applied(model):
-        method = hf_longctx.LMInfinite()
-        _notes().print(f"no --method given: {method!r}", style="dim", highlight=False, markup=False)
-    if method is not None:
-        method.apply(model)
-    return hf_longctx.stream(model) if chunk is None else hf_longctx.stream(model, chunk=chunk)
-
-
-def _sampling(sample: bool) -> dict[str, Any]:
-    return {"do_sample": True} if sample else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-
-
-def _pieces(prompt: str | None, document: str | None, question: str | None) -> tuple[Iterator[str], str]:
-    """The document, read when it is asked for, and the question about it."""
-    if document is None or prompt is not None:
-        raise ValueError(
-            "--stream reads a document: give --document FILE (or - for standard input) and --question TEXT."
-        )
-    if not (question or "").strip():
-        raise ValueError("--document needs a --question that is not empty.")
-    from hf_longctx.text_stream import read_pieces
-
-    return read_pieces(document), str(question)
-
-
-def _prompt(prompt: str | None, document: str | None, question: str | None) -> str:
-    if (prompt is None) == (document is None):
-        raise ValueError("Give either --prompt TEXT, or --document FILE with --question TEXT.")
-    if document is None:
-        if question is not None:
-            raise ValueError(
-                "--question belongs to a --document. Put the whole text into --prompt, or name a document."
-            )
-        if not (prompt or "").strip():
-            raise ValueError("--prompt is empty: there is nothing to answer. Give it some text.")
-        return str(prompt)
-    if not (question or "").strip():
-        raise ValueError("--document needs a --question that is not empty.")
-    from hf_longctx.evaluation.texts import load_text
-
-    return f"{load_text(document).strip()}\n\n{question}"
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Any:
-    """The prompt in the model's chat template if it has one, as it is otherwise."""
-    if not tokenizer.chat_template:
-        return tokenizer(text, return_tensors="pt", verbose=False)
-    chat = [{"role": "user", "content": text}]
-    quiet = {"verbose": False}  # a prompt longer than the trained length is what we are for
-    return tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_dict=True, return_tensors="pt", tokenizer_kwargs=quiet
-    )
-
-
-def _numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
-    try:
-        return [int(part) if whole else float(part) for part in text.split(",")]
-    except ValueError:
-        kind = "whole numbers" if whole else "numbers"
-        raise ValueError(f"--{option} {text}: expected {kind} separated by commas.") from None
-
-
-def _notes() -> Console:
-    return Console(stderr=True)
-
-
-def _complain(message: str) -> None:
-    # Soft-wrapped: one line in a log, however wide.
-    _notes().print(f"Error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -121,3 +121,37 @@ def test_applying_keeps_every_modules_training_mode() -> None:
     with METHOD.on(model):
         assert not model.model.layers[0].self_attn.q_proj.training
         assert model.model.layers[0].self_attn.training
+
+
+def test_a_mask_shorter_than_what_was_read_is_refused() -> None:
+    model, ids = tiny("llama"), torch.randint(3, 60, (1, 9))
+    with METHOD.on(model):
+        with pytest.raises(ValueError, match=r"attention_mask of shape \(1, 4\): 9 tokens were read"):
+            model(ids, attention_mask=torch.ones(1, 4, dtype=torch.long))
+        assert model(ids, attention_mask=torch.ones(1, 9, dtype=torch.long)).logits.shape[1] == 9
+
+
+def test_a_second_thread_is_refused_by_name_and_disturbs_nothing() -> None:
+    import threading
+
+    model, ids = tiny("llama"), torch.randint(3, 60, (1, 9))
+    errors: list[str] = []
+
+    def intrude(*_: Any) -> None:
+        def run() -> None:
+            try:
+                model(ids)
+            except RuntimeError as error:
+                errors.append(str(error))
+
+        other = threading.Thread(target=run)
+        other.start()
+        other.join()
+
+    with METHOD.on(model):
+        truth = model(ids).logits
+        handle = model.model.layers[1].register_forward_pre_hook(intrude)
+        assert torch.equal(model(ids).logits, truth)
+        handle.remove()
+        assert "serves one thread at a time" in errors[0]
+        assert torch.equal(model(ids).logits, truth)

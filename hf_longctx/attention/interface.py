@@ -77,6 +77,11 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
             "attention methods of hf_longctx. Pass one document a row, padded, with its attention_mask."
         )
     padding = kwargs.get("attention_mask")
+    if padding is not None and padding.shape[-1] < kwargs.get("kv_length", 0) and not _tracing():
+        raise ValueError(
+            f"attention_mask of shape {tuple(padding.shape)}: {kwargs['kv_length']} tokens were read, these included. "
+            f"Pass a mask (batch, tokens read so far) of ones and zeros, or none."
+        )
     if padding is None or (not _tracing() and bool(padding.all())):
         return None
     return padding[:, -kwargs["q_length"] :][:, None, None, :].bool()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ class Tower:
     rope: dict[int, bool] = field(default_factory=dict)  # does the layer of this index rotate? As far as is known
     checked: set[bool] = field(default_factory=set)  # of which `rope` a layer has passed the self-check
     running: bool = False  # inside the tower's forward; a layer may also be called alone, by gradient checkpointing
+    thread: int | None = None  # whose forward it is
     step: Step | None = None
     opened: list[UnrotatedLayer] = field(default_factory=list, repr=False)  # the cache layers of the running forward
 
@@ -212,7 +214,7 @@ def _step(tower: Tower, module: Any, embeddings: Any, pos: Tensor, real: Tensor 
     rising = _rises(pos, kept)
     wrong = (
         f"position_ids that start again or do not rise within a row: {tower.method.name} takes one document a row. "
-        f"Pass packed documents as rows of a padded batch, with an attention_mask."
+        f"Pass packed documents as rows of a padded batch, with an attention_mask; to generate, pad on the left."
     )
     if compiling:
         torch._assert_async(rising, wrong)  # nothing can be asked while a graph is traced
@@ -285,6 +287,13 @@ def adopt_all(state: Tower, cache: Cache) -> list[UnrotatedLayer]:
 def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Checks everything that can be wrong before the first layer runs, so that a cache is never left half-updated."""
     state: Tower = vars(tower_module)[STATE]
+    if not torch.compiler.is_compiling():
+        if state.running and state.thread not in (None, threading.get_ident()):
+            raise RuntimeError(
+                f"{type(tower_module).__name__}: another thread's forward is still running, and a model with "
+                f"{state.method.name} serves one thread at a time. Use a lock, or one copy of the model a thread."
+            )
+        state.thread = threading.get_ident()
     state.step, state.running = None, True
     check_implementation(state.layers[0])
     if kwargs.get("output_attentions") or getattr(tower_module.config, "output_attentions", False):
@@ -312,6 +321,8 @@ def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
 def after_forward(tower_module: nn.Module, args: Any, output: Any) -> None:
     """Let go of the forward's tensors and close the cache to other models, also after an exception."""
     state: Tower = vars(tower_module)[STATE]
+    if not torch.compiler.is_compiling() and state.thread not in (None, threading.get_ident()):
+        return  # this thread's forward was refused; the other's goes on
     state.step, state.running = None, False
     for layer in state.opened:
         layer.close()

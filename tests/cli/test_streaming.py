@@ -104,12 +104,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(model: str, monkeypatch: pytes
 
 
 def test_chat_without_a_template_is_one_line(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = cli._load
+    load = cli.load_model
 
     def untuned(*args: Any) -> Any:
         loaded, tokenizer = load(*args)
         tokenizer.chat_template = None
         return loaded, tokenizer
 
-    monkeypatch.setattr(cli, "_load", untuned)
+    monkeypatch.setattr(cli, "load_model", untuned)
     assert "no chat template" in complaint(run("chat", model, *SHORT))
