@@ -1,0 +1,76 @@
+"""The decoding kernel without a GPU: run by Triton's interpreter, and compiled for an H100. Needs triton installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton (pip install triton)")
+
+INTERPRETED = """
+import torch
+from hf_longctx import LMInfinite, StreamingLLM
+from hf_longctx.attention.kernels import decode
+from tests.tiny import left_padded, text, tiny
+
+def everywhere(branches):
+    if branches[0].q_BHLD.shape[2] != 1:
+        return "several queries"
+    ropes = [rope for branch in branches for rope in (branch.q_rope, branch.k_rope) if rope is not None]
+    assert all(decode._halves(rope, branches[0].q_BHLD.shape[-1]) for rope in ropes)
+    calls.append(1)
+
+ids, mask = left_padded([text(1, n, seed=n)[0] for n in (20, 7)])
+settings = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+stock = decode.refuses
+for family in ("llama", "gpt_neox", "smollm3"):
+    for method in (LMInfinite(n_global=4, n_local=12), StreamingLLM(n_sink=4, window=12)):
+        model, calls = tiny(family), []
+        with method.on(model):
+            truth = torch.stack(model.generate(ids, attention_mask=mask, **settings).logits)
+            decode.refuses = everywhere
+            ours = torch.stack(model.generate(ids, attention_mask=mask, **settings).logits)
+            decode.refuses = stock
+        assert calls
+        torch.testing.assert_close(ours, truth, atol=1e-5, rtol=1e-5)
+"""
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from hf_longctx.attention.kernels import triton_decode as T
+
+def compile(function, sizes, pointers, **options):
+    names = function.arg_names
+    kind = {"scale": "fp32", "near": "i64", "far": "i64"}
+    signature = {n: "constexpr" if n in sizes else pointers.get(n) or kind.get(n, "i32") for n in names}
+    constants = {(names.index(name),): value for name, value in sizes.items()}
+    source = ASTSource(fn=function, signature=signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+up = triton.next_power_of_2
+for dtype, (tile, warps, stages, _) in (("*bf16", T.HALF), ("*fp32", T.FULL)):
+    for dim, half, group in ((64, 32, 3), (96, 48, 4), (128, 64, 4), (256, 128, 8), (64, 8, 1)):
+        sizes = dict(D=dim, DP=up(dim), R2=half, RP=max(16, up(half)), EP=max(16, up(max(dim - 2 * half, 1))),
+                     GROUP=group, GP=16, N=tile, Q_ROTATE=True, K_ROTATE=True)
+        pointers = {name: dtype for name in ("q", "k", "v", "q_cos", "q_sin", "k_cos", "k_sin")}
+        pointers |= {"q_pos": "*i64", "k_pos": "*i64", "out": "*fp32", "lse": "*fp32"}
+        kernel = compile(T._part, sizes, pointers, num_warps=warps, num_stages=stages)
+        assert kernel.metadata.shared < 227 * 1024, (dtype, dim, kernel.metadata.shared)
+pointers = {"part": "*fp32", "part_lse": "*fp32", "out": "*bf16", "lse": "*fp32"}
+compile(T._merge, dict(D=128, DP=128, PP=512, STEP=8), pointers)
+"""
+
+
+@pytest.mark.parametrize(("code", "interpret"), [(INTERPRETED, "1"), (COMPILED, "0")], ids=["interpreted", "compiled"])
+def test_kernel(code: str, interpret: str) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
