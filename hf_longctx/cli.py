@@ -25,6 +25,7 @@ from hf_longctx.cli_options import (
     complain,
     describe,
     document_pieces,
+    dtype_of,
     encode,
     load_model,
     method_of,
@@ -58,7 +59,10 @@ class _Commands(TyperGroup):
                 raise
             if ctx.params.get("debug"):
                 raise
-            complain(" ".join(str(error).split()) or type(error).__name__)
+            told = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, RuntimeError) and "hf-longctx plan" not in told:  # out of memory
+                told += " Take a smaller window, chunk or batch; `hf-longctx plan` says what fits."
+            complain(told)
             raise typer.Exit(2) from None
 
 
@@ -113,6 +117,32 @@ def list_methods(
         _out.print(f"[bold]{entry['name']}[/bold]  hf_longctx.{entry['class']}", highlight=False)
         _out.print(table)
         _out.print()
+
+
+@app.command()
+def kernels(
+    dtype: Dtype = "auto",
+    device: Device = None,
+    chunk: Annotated[int, typer.Option(min=16, help="Queries of a chunk, tokens.")] = 2048,
+    head_dim: Annotated[int, typer.Option(min=8, help="Dims of a head.")] = 128,
+) -> None:
+    """Show which attention kernel does which work on this machine, timed here."""
+    from hf_longctx.attention.kernels.table import table
+    from hf_longctx.checkpoints.resolve import default_device, usable_device
+
+    where = default_device() if device is None else usable_device(device)
+    shown = Table(title=f"{where}: milliseconds; the kernel that is used is marked")
+    for name in ("work", "kernel", "ms"):
+        shown.add_column(name, justify="right" if name == "ms" else "left")
+    half = where.type == "cuda" and dtype == "auto"
+    for row in table(where, dtype_of("bfloat16" if half else "float32" if dtype == "auto" else dtype),
+                     chunk=chunk, head_dim=head_dim):  # fmt: skip
+        if row.refused is None:
+            taken = (
+                "by name" if row.kernel == "flex" else "–" if row.milliseconds is None else f"{row.milliseconds:.2f}"
+            )
+            shown.add_row(row.work, row.kernel + (" *" if row.chosen else ""), taken)
+    _out.print(shown)
 
 
 @app.command()

@@ -267,8 +267,10 @@ class Reader:
         self._moved_back += self._rebase.move_back(self._place, ids_1L.shape[1])
         try:
             logits_1V = forward(ids_1L)
-        except BaseException:
+        except BaseException as error:
             self._broken = any(n != self._position - self._start for n in self._lengths())
+            if isinstance(error, torch.OutOfMemoryError):
+                raise torch.OutOfMemoryError(self._out_of_memory(ids_1L.shape[1])) from error
             raise
         self._position += ids_1L.shape[1]
         self._broken = False
@@ -311,6 +313,16 @@ class Reader:
         )
         raise ValueError(
             f"{reason} Apply a method that bounds them (LMInfinite without top_k, StreamingLLM), or pass bounded=False."
+        )
+
+    def _out_of_memory(self, tokens: int) -> str:
+        device = self.model.device
+        free, total = torch.cuda.mem_get_info(device) if device.type == "cuda" else (0, 0)
+        there = f", {free / 2**30:.1f} of {total / 2**30:.1f} GiB were free after it failed" if total else ""
+        return (
+            f"reading {tokens:,} tokens at once at position {self.position:,} needed more memory than there is{there}. "
+            f"Start a new reader with chunk={max(tokens // 4, 1):,}, or take a smaller window; `hf-longctx plan` says "
+            f"what fits."
         )
 
     def _source_error(self, error: Exception, taken: int, dropped: int) -> SourceError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from ..cache.layers import UnrotatedLayer
 from ..method import LongContextMethod
 from ..patch import Patch, applied
 from ..rope.parameters import moving_types
+from .available import TRITON
 from .branches import Branch, attend
 from .inner import check_device, check_name
 from .parity import check_parity, check_rotary_function, head_dim_of, probe
@@ -29,6 +31,8 @@ from .positions import (
     rotary_function,
 )
 from .read import Read
+
+logger = logging.getLogger("hf_longctx")
 
 
 class AttentionMethod(LongContextMethod):
@@ -83,6 +87,8 @@ class AttentionMethod(LongContextMethod):
         inner = current.inner if isinstance(current, Implementation) else current
         check_name(inner)
         check_device(inner, layers[0], head_dim_of(layers[0]))
+        if not TRITON and next(layers[0].parameters()).is_cuda:
+            logger.warning("Triton is not installed: attention over un-rotated keys is several times slower without.")
         rotary: Any = tower.rotary_emb
         per_layer_type = "layer_type" in inspect.signature(rotary.forward).parameters
         state = Tower(method, rotary, inner, per_layer_type)

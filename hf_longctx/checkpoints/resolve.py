@@ -71,7 +71,7 @@ def load(
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"dtype={dtype!r}: expected auto, checkpoint, float32, bfloat16, float16 or a torch.dtype.")
     if "device_map" not in kwargs:
-        device = usable_device(device) if device is not None else _default_device()
+        device = usable_device(device) if device is not None else default_device()
         if dtype == "auto" and not own_dtype and device.type == "cpu":
             dtype = torch.float32
 
@@ -162,7 +162,7 @@ def usable_device(device: str | torch.device) -> torch.device:
         ) from None
 
 
-def _default_device() -> torch.device:
+def default_device() -> torch.device:
     import torch
 
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -365,3 +365,19 @@ def test_reader_of_a_loaded_and_of_an_adapted_model(tmp_path: Path) -> None:
     METHODS["streaming_llm"].apply(adapted)
     assert list(stream(adapted, ids[0]).generate(**GREEDY)) == expected
     assert "position=70" in repr(hf_longctx.stream(loaded, [3] * 70))
+
+
+def test_out_of_memory_says_what_was_asked_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    with LMInfinite(n_local=8).on(model):
+        reader = hf_longctx.stream(model, [5, 6, 7], chunk=8)
+
+        def full(*_: Any, **__: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(model), "forward", full)
+            with pytest.raises(torch.OutOfMemoryError, match=r"reading 8 tokens at once at position 3 .* chunk=2"):
+                reader.read(range(5, 13))
+        reader.read(range(5, 13))
+        assert reader.position == 11

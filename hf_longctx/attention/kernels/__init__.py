@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 from ..branches import Causal
@@ -34,6 +35,8 @@ def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto", stric
     a call that it has no words for goes to the fastest that has.
     """
     if name == "auto":
+        if q_BHLD.shape[2] == 1 and q_BHLD.dtype == torch.float32 and not call.is_selected:
+            return KERNELS["reference"]  # blocks and their masks cost more than one row of scores
         for kernel in ORDER:
             if kernel.refuses(call, q_BHLD, k_BGSD) is None:
                 return kernel

@@ -1,0 +1,19 @@
+"""The printable table of kernels: every one on every kind of work, one of them chosen."""
+
+from __future__ import annotations
+
+import torch
+
+from hf_longctx.attention.kernels import KERNELS
+from hf_longctx.attention.kernels.table import SHAPES, table
+
+
+def test_one_kernel_is_chosen_for_each_kind_of_work_and_refusals_have_reasons() -> None:
+    rows = list(table("cpu", torch.float32, chunk=32, heads=(2, 1), head_dim=8))
+    assert len(rows) == len(KERNELS) * len(SHAPES)
+    for work in SHAPES:
+        mine = [row for row in rows if row.work == work]
+        (chosen,) = (row for row in mine if row.chosen)
+        assert chosen.refused is None
+        assert chosen.milliseconds is not None
+        assert all(row.refused or row.milliseconds is not None or row.kernel == "flex" for row in mine)
