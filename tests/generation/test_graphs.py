@@ -1,0 +1,162 @@
+"""Decoding from a graph, the bookkeeping: a stand-in for a CUDA graph records and replays on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import hf_longctx
+from hf_longctx import LMInfinite, StreamingLLM
+from hf_longctx.cache.layers import BoundedLayer
+from hf_longctx.generation import graphs
+from tests.tiny import left_padded, text, tiny
+
+METHODS = {"lm_infinite": LMInfinite(n_global=3, n_local=8), "streaming_llm": StreamingLLM(n_sink=3, window=8)}
+
+
+class Machine:
+    """What a CUDA graph does, in slow motion: recording leaves no trace, a replay runs the model, host state aside."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.recorded, self.replayed = model, 0, 0
+        self.refuses = False
+
+    def host(self, layers: list[Any]) -> list[Any]:
+        return [(layer.seen, layer.padded, layer.ring.filled) for layer in layers]
+
+    def put_back(self, layers: list[Any], state: list[Any]) -> None:
+        for layer, (seen, padded, filled) in zip(layers, state, strict=True):
+            layer.seen, layer.padded, layer.ring.filled = seen, padded, filled
+
+    def graph(self, record: Any) -> Any:
+        machine = self
+
+        def recording(model: Any, cache: Any, ids: Any, pos: Any, layers: list[Any], rings: list[Any]) -> Any:
+            tensors = [t for layer in layers for t in (layer.keys, layer.values)]
+            tensors += [t for ring in rings for t in (ring.pos_BN, ring.column)]
+            before = [t.clone() for t in tensors]
+            found = record(model, cache, ids, pos, layers, rings)
+            for tensor, was in zip(tensors, before, strict=True):
+                tensor.copy_(was)
+            if found.graph is not None:
+                machine.recorded += 1
+                found.graph.replay = lambda: machine.replay(found, cache)
+            return found
+
+        return recording
+
+    @torch.no_grad()
+    def replay(self, found: Any, cache: Any) -> None:
+        self.replayed += 1
+        state = self.host(cache.layers)
+        out = self.model(input_ids=found.ids_B1, position_ids=found.pos_B1, past_key_values=cache, use_cache=True)
+        found.output.logits.copy_(out.logits)
+        self.put_back(cache.layers, state)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    def on(model: Any) -> Machine:
+        machine = Machine(model)
+
+        @contextlib.contextmanager
+        def context(*_: Any, **__: Any) -> Iterator[None]:
+            yield
+            if machine.refuses:
+                raise RuntimeError("operation not permitted when stream is capturing")
+
+        def bounded(model: Any, cache: Any) -> bool:
+            layers = getattr(cache, "layers", ())
+            return bool(layers) and all(isinstance(layer, BoundedLayer) for layer in layers)
+
+        monkeypatch.setattr(torch.cuda, "graph", context)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: type("Graph", (), {})())
+        monkeypatch.setattr(graphs, "_record", machine.graph(graphs._record))
+        for place in ("hf_longctx.hooks", "hf_longctx.streaming"):
+            monkeypatch.setattr(f"{place}.can_replay", bounded)
+        return machine
+
+    yield on
+    graphs._RECORDED.clear()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "smollm3", "gpt_neox"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_generate_replays_and_gives_eagers_tokens_in_several_turns(method: Any, family: str, machine: Any) -> None:
+    model = tiny(family)
+    ids, mask = left_padded([text(1, n, seed=n)[0] for n in (20, 7, 13)])
+    more = text(3, 5, seed=9)
+    with method.on(model):
+        watched, found = machine(model), []
+        for off in (False, True):
+            settings: dict[str, Any] = {"do_sample": False, "disable_compile": off, "return_dict_in_generate": True}
+            first = model.generate(ids, attention_mask=mask, max_new_tokens=15, output_logits=True, **settings)
+            turn = torch.cat([first.sequences, more], 1)
+            turn_mask = torch.cat([mask, mask.new_ones(3, turn.shape[1] - mask.shape[1])], 1)
+            cache = first.past_key_values
+            second = model.generate(turn, attention_mask=turn_mask, past_key_values=cache, max_new_tokens=9, **settings)
+            found.append((first, second, cache.get_seq_length()))
+    assert watched.recorded == 2
+    assert watched.replayed == 13 + 7  # all but the first token of a turn, which turns the cache into a ring
+    (graph, graph_second, length), (eager, eager_second, eager_length) = found
+    assert torch.equal(graph.sequences, eager.sequences)
+    assert torch.equal(graph_second.sequences, eager_second.sequences)
+    assert length == eager_length
+    torch.testing.assert_close(torch.stack(graph.logits), torch.stack(eager.logits), atol=2e-5, rtol=1e-5)
+
+
+def test_a_stream_replays_and_records_anew_for_every_answer(machine: Any) -> None:
+    model = tiny()
+    with METHODS["lm_infinite"].on(model):
+        watched = machine(model)
+        plain = hf_longctx.stream(model, range(5, 30), chunk=7, compile=False)
+        ours = hf_longctx.stream(model, range(5, 30), chunk=7)
+        for _ in range(2):
+            tokens = [list(r.generate(max_new_tokens=12, do_sample=False, eos_token_id=None)) for r in (plain, ours)]
+            assert tokens[0] == tokens[1]
+            for reader in (plain, ours):
+                reader.read([7, 8, 9])
+        assert watched.recorded == 2
+        assert ours.position == plain.position
+        torch.testing.assert_close(ours.logits, plain.logits, atol=2e-5, rtol=1e-5)
+
+
+def test_a_model_that_cannot_be_recorded_goes_on_as_it_is(machine: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model, ids = tiny(), text(2, 20)
+    with METHODS["lm_infinite"].on(model):
+        truth = model.generate(ids, max_new_tokens=12, do_sample=False)
+        watched = machine(model)
+        watched.refuses = True
+        assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False), truth)
+    assert watched.recorded == watched.replayed == 0
+    assert caplog.text.count("decoding goes on without a CUDA graph") == 1
+
+
+def test_only_what_a_graph_can_give_comes_from_one(machine: Any) -> None:
+    model, ids = tiny(), text(2, 20)
+    with METHODS["lm_infinite"].on(model):
+        watched = machine(model)
+        model.generate(ids, max_new_tokens=6, do_sample=True)
+        assert watched.recorded == 1
+        model.generate(ids, max_new_tokens=6, num_beams=2, do_sample=False)
+        states = model.generate(ids, max_new_tokens=6, output_hidden_states=True, return_dict_in_generate=True)
+        assert len(states.hidden_states) == 6
+        model.generate(ids, max_new_tokens=6, use_cache=False)
+        assert watched.recorded == 1
+    with LMInfinite(n_local=6, top_k=2, top_k_from_layer=0).on(model):
+        model.generate(ids, max_new_tokens=6)  # its cache grows
+        assert watched.recorded == 1
+
+
+def test_a_stock_model_is_asked_what_it_always_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    cache = DynamicCache(config=model.config)
+    assert not model._valid_auto_compile_criteria({"past_key_values": cache}, model.generation_config)
+    assert not graphs.can_replay(model, cache)
+    with METHODS["lm_infinite"].on(model):
+        assert not graphs.can_replay(model, cache)  # no GPU
