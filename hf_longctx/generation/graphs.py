@@ -1,7 +1,8 @@
 """Decoding from a CUDA graph: a bounded cache never changes its addresses, so one recorded step serves every token.
 
-Launching a small model's kernels takes twenty times as long as running them. A graph launches them all at once, and
-recording it takes about as long as two tokens; nothing is compiled. A graph belongs to one cache, and so to one
+Launching a small model's kernels one by one takes many times as long as running them. A graph launches them all at once;
+recording it is one forward, and nothing is compiled. A model's first replay is checked against the model itself. A graph
+belongs to one cache, and so to one
 `generate` call: between calls a model may change (adapters, weights, methods), within one it does not.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention.parity import TOLERANCE
 from ..cache.layers import BoundedLayer
 from ..cache.ring import Ring
 
@@ -44,6 +46,7 @@ class Recorded:
 
 
 # by the ring that every layer of a cache shares: a copied cache has another, and a graph dies with its cache
+_CHECKED: weakref.WeakSet[Any] = weakref.WeakSet()  # models whose graphs gave what the model gives
 _RECORDED: weakref.WeakKeyDictionary[Ring, Recorded | None] = weakref.WeakKeyDictionary()
 
 
@@ -105,12 +108,31 @@ def _step(model: Any, inputs: dict[str, Any], layers: list[BoundedLayer], rings:
     recorded.ids_B1.copy_(ids)
     recorded.pos_B1.copy_(pos.expand_as(ids))
     recorded.graph.replay()
+    if model not in _CHECKED:
+        return _check(model, inputs, recorded, rings)
     for layer in layers:
         layer.seen += 1
     for ring in {id(ring): ring for ring in rings}.values():
         ring.filled = min(ring.filled + 1, ring.size)
     # the next replay writes over these logits
     return type(recorded.output)(logits=recorded.output.logits.clone(), past_key_values=cache)
+
+
+def _check(model: Any, inputs: dict[str, Any], recorded: Recorded, rings: list[Ring]) -> Any:
+    """A model's first replay against the model itself, whose output is returned; they must agree, or it stays eager."""
+    ours = recorded.output.logits[:, -1].float()
+    for ring in {id(ring): ring for ring in rings}.values():
+        ring.column.sub_(1).remainder_(ring.size)  # the model writes the same columns once more
+        ring.pos_BN.index_fill_(1, ring.column, -1)
+    output = model(**inputs)
+    truth = output.logits[:, -1].float()
+    off = float((ours - truth).norm() / truth.norm().clamp(min=1e-9))
+    if off <= TOLERANCE.get(output.logits.dtype, 6e-2):
+        _CHECKED.add(model)
+    else:
+        recorded.graph = None
+        logger.warning("decoding goes on without a CUDA graph: its first logits are off by %.1e (relative)", off)
+    return output
 
 
 def _record(

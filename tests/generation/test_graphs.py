@@ -137,6 +137,23 @@ def test_a_model_that_cannot_be_recorded_goes_on_as_it_is(machine: Any, caplog: 
     assert caplog.text.count("decoding goes on without a CUDA graph") == 1
 
 
+def test_a_graph_that_gives_something_else_is_left_out(machine: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model, ids = tiny(), text(2, 20)
+    with METHODS["lm_infinite"].on(model):
+        truth = model.generate(ids, max_new_tokens=12, do_sample=False)
+        watched = machine(model)
+        replay = watched.replay
+
+        def wrong(found: Any, cache: Any) -> None:
+            replay(found, cache)
+            found.output.logits.mul_(-1)
+
+        watched.replay = wrong
+        assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False), truth)
+    assert watched.recorded == watched.replayed == 1
+    assert "its first logits are off by" in caplog.text
+
+
 def test_only_what_a_graph_can_give_comes_from_one(machine: Any) -> None:
     model, ids = tiny(), text(2, 20)
     with METHODS["lm_infinite"].on(model):

@@ -6,6 +6,8 @@ Elsewhere a branch's keys are rotated first, which for one query is most of the 
 # B batch, H query heads, L queries, D head dim, R rotary dims
 from __future__ import annotations
 
+import functools
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,11 +15,13 @@ from torch import Tensor
 
 from ..available import TRITON
 from ..rotation import Rotation, rotates_halves
+from .check import TOLERANCE
 from .few import distances
 
 if TYPE_CHECKING:
     from ..branches import Branch
 
+logger = logging.getLogger("hf_longctx")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _equal_halves: dict[tuple[object, int], bool] = {}
 
@@ -44,9 +48,54 @@ def refuses(branches: list[Branch]) -> str | None:
         for rope in (branch.q_rope, branch.k_rope):
             if rope is not None and not (_halves(rope, tensors[0].shape[-1])):
                 return "the model rotates in another layout than halves"
-    if len({rope.cos.shape[-1] for b in branches for rope in (b.q_rope, b.k_rope) if rope is not None}) > 1:
+    dims = {rope.cos.shape[-1] for b in branches for rope in (b.q_rope, b.k_rope) if rope is not None}
+    if len(dims) > 1:
         return "branches rotate different numbers of dims"
-    return None
+    heads = first.q_BHLD.shape[1] // first.k_BGSD.shape[1]
+    return disagreement(first.q_BHLD.device, first.q_BHLD.dtype, first.q_BHLD.shape[-1], max(dims, default=0), heads)
+
+
+@functools.cache
+@torch.no_grad()
+def disagreement(device: torch.device, dtype: torch.dtype, dim: int, rotary_dim: int, group: int) -> str | None:
+    """What is wrong with the kernel for such heads on this device; None if it gives the plain computation's output.
+
+    Asked once for each kind of heads: kernels are compiled for the card at hand, with whatever Triton there is.
+    """
+    from .triton_decode import Keys, decode
+
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v = (
+        torch.randn(1, heads, 200, dim, generator=generator, device=device, dtype=torch.float32).to(dtype)
+        for heads in (group, 1, 1)
+    )
+    pos = torch.arange(200, device=device)[None]
+    angle = pos[..., None] * 10000.0 ** (-torch.arange(0, max(rotary_dim, 2), 2, device=device) / max(rotary_dim, 2))
+    turns = [f(torch.cat([angle, angle], -1)[..., :rotary_dim]).to(dtype) for f in (torch.cos, torch.sin)]
+
+    def turned(x: Tensor) -> Tensor:
+        cos, sin = (turn.double() for turn in turns)
+        low, high = x.double()[..., :rotary_dim].chunk(2, -1)
+        both = x.double()[..., :rotary_dim] * cos + torch.cat([-high, low], -1) * sin
+        return torch.cat([both, x.double()[..., rotary_dim:]], -1)
+
+    at_q = (turns[0][:, -1:], turns[1][:, -1:]) if rotary_dim else None
+    keys = Keys(k, v, pos, at_q, (turns[0], turns[1]) if rotary_dim else None, 0, 150)
+    try:
+        out, _ = decode(q[:, :, -1], [keys], pos[:, -1], rotary_dim, dim**-0.5)
+        torch.accelerator.synchronize()
+    except Exception as error:  # Triton, its compiler and the driver raise whatever they like
+        reason = f"its check raised {type(error).__name__}: {error}"
+    else:
+        scores = (turned(q)[:, :, -1:] @ turned(k).transpose(-1, -2)) * dim**-0.5
+        scores[..., :50] = float("-inf")
+        truth = (scores.softmax(-1) @ v.double())[:, :, 0]
+        off = float((out.double() - truth).norm() / truth.norm())
+        if off <= TOLERANCE[dtype]:
+            return None
+        reason = f"its output is off by {off:.1e} (relative), more than {TOLERANCE[dtype]:.0e}"
+    logger.warning("the Triton kernel for decoding is left out, and tokens take longer: %s", reason)
+    return reason
 
 
 def attend(branches: list[Branch], scale: float) -> Tensor:
