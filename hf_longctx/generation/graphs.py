@@ -1,9 +1,9 @@
 """Decoding from a CUDA graph: a bounded cache never changes its addresses, so one recorded step serves every token.
 
-Launching a small model's kernels one by one takes many times as long as running them. A graph launches them all at once;
-recording it is one forward, and nothing is compiled. A model's first replay is checked against the model itself. A graph
-belongs to one cache, and so to one
-`generate` call: between calls a model may change (adapters, weights, methods), within one it does not.
+Launching a small model's kernels one by one takes many times as long as running them. A graph launches them all at
+once; recording it is one forward, and nothing is compiled. A model's first replay is checked against the model itself.
+A graph belongs to one cache, and so to one `generate` call: between calls a model may change (adapters, weights,
+methods), within one it does not.
 """
 
 # B batch, V vocabulary
