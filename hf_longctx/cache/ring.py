@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .layers import BoundedLayer
 
 
+ROOM = 1024  # columns of the smallest ring
+
+
 class Ring:
     """What the ring layers of one cache share: the position in every column, and the column that is written next.
 
@@ -35,6 +38,10 @@ class Ring:
     @property
     def size(self) -> int:
         return self.pos_BN.shape[1]
+
+    def must_grow(self, most: int) -> bool:
+        """Is it full, and smaller than the window of `most` tokens?"""
+        return self.filled == self.size < most
 
     @property
     def readable(self) -> int:
@@ -69,10 +76,15 @@ class Ring:
 def roll(layers: Sequence[BoundedLayer]) -> bool:
     """Turn ordered layers of one cache into rings that share their positions. False where that cannot be (yet).
 
-    The first tokens must be complete in every row: a ring never adds to them.
+    The first tokens must be complete in every row: a ring never adds to them. A text shorter than the window gets
+    columns for twice its length, and more when these are full.
     """
-    if all(layer.ring is not None for layer in layers):
-        return True
+    rings = [layer.ring for layer in layers if layer.ring is not None]
+    if len(rings) == len(layers):
+        if not any(ring.must_grow(layer.n_last + 1) for ring, layer in zip(rings, layers, strict=True)):
+            return True
+        for layer in layers:
+            layer.to_order()
     if any(not layer.is_initialized or layer.ring is not None for layer in layers):
         return False
     if any(layer.n_first and (layer.head is None or len(layer.head) < layer.n_first) for layer in layers):
@@ -80,14 +92,14 @@ def roll(layers: Sequence[BoundedLayer]) -> bool:
     heads = {layer.head.pos.device: layer.head for layer in layers if layer.n_first and layer.head is not None}
     if any(layer.padded for layer in layers) and any(bool((head.pos < 0).any()) for head in heads.values()):
         return False
-    rings: dict[tuple[torch.device, int], Ring] = {}
+    shared: dict[tuple[torch.device, int], Ring] = {}
     for layer in layers:
         kept = layer.slots
-        where = kept.pos.device, layer.n_last + 1
-        if where not in rings:
-            ring = rings[where] = Ring(len(kept.pos), where[1], where[0])
+        where = kept.pos.device, min(layer.n_last + 1, max(ROOM, 2 * len(kept)))
+        if where not in shared:
+            ring = shared[where] = Ring(len(kept.pos), where[1], where[0])
             ring.pos_BN[:, : len(kept)] = kept.pos
             ring.column.fill_(len(kept))
             ring.filled = len(kept)
-        layer.to_ring(rings[where])
+        layer.to_ring(shared[where])
     return True

@@ -86,8 +86,9 @@ def decoder(model: Any) -> Callable[..., Any]:
             return model(**inputs)
         layers: list[BoundedLayer] = cache.layers
         rings = [layer.ring for layer in layers if layer.ring is not None]
-        if len(rings) < len(layers) or rings[0] not in _RECORDED:
-            output = model(**inputs)  # turns layers into rings, and compiles kernels
+        ready = len(rings) == len(layers) and rings[0] in _RECORDED
+        if not ready or rings[0].must_grow(layers[0].n_last + 1):
+            output = model(**inputs)  # turns layers into rings (larger ones), and compiles kernels
             if all(layer.ring is not None for layer in layers):
                 _RECORDED[layers[0].ring] = None  # type: ignore[index]
             return output

@@ -50,6 +50,21 @@ def test_addresses_stay_and_nothing_grows(method: Any) -> None:
         assert cache.get_seq_length() == 40
 
 
+def test_a_short_text_gets_a_small_ring_that_grows_up_to_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_longctx.cache.ring.ROOM", 4)
+    model, ids, sizes = tiny(), text(2, 60), []
+    with LMInfinite(n_global=2, n_local=20).on(model):
+        truth = logits_of(model, ids, use_cache=False)
+        cache = DynamicCache(config=model.config)
+        logits = [read(model, ids[:, :3], [3], cache)]
+        for i in range(3, 60):
+            logits.append(read(model, ids[:, i : i + 1], [1], cache, i))
+            layer: Any = cache.layers[0]
+            sizes.append(layer.ring.size)
+        assert torch.allclose(torch.cat(logits, 1), truth, atol=2e-5)
+    assert sorted(set(sizes)) == [6, 12, 20]
+
+
 def test_a_row_without_all_its_first_tokens_waits() -> None:
     model = tiny()
     ids, mask = left_padded([text(1, 9)[0], text(1, 1, seed=1)[0]])

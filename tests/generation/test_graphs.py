@@ -110,6 +110,16 @@ def test_generate_replays_and_gives_eagers_tokens_in_several_turns(method: Any, 
     torch.testing.assert_close(torch.stack(graph.logits), torch.stack(eager.logits), atol=2e-5, rtol=1e-5)
 
 
+def test_a_ring_that_grows_is_recorded_anew(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_longctx.cache.ring.ROOM", 4)
+    model, ids = tiny(), text(2, 5)
+    with LMInfinite(n_global=2, n_local=30).on(model):
+        watched = machine(model)
+        ours = model.generate(ids, max_new_tokens=50, do_sample=False)
+        assert watched.recorded == 3  # 10, 20 and 30 columns
+        assert torch.equal(ours, model.generate(ids, max_new_tokens=50, do_sample=False, disable_compile=True))
+
+
 def test_a_stream_replays_and_records_anew_for_every_answer(machine: Any) -> None:
     model = tiny()
     with METHODS["lm_infinite"].on(model):
