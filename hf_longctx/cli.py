@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from hf_longctx import cli_clip
 from hf_longctx.cli_options import (
     ChunkSize,
     Device,
@@ -73,6 +74,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Read far beyond the length a Hugging Face model was trained for.",
 )
+app.add_typer(cli_clip.app, name="clip")
 
 
 def _version(wanted: bool) -> None:

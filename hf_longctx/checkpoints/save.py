@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,18 @@ def save(
         ValueError: `folder` is a file, or holds something and `overwrite` is not set.
         OSError: the folder cannot be written, or the disk is full.
     """
+
+    def write(target: Path) -> None:
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+    return save_with(write, folder, sum(tensor.nbytes for tensor in model.parameters()), overwrite=overwrite)
+
+
+def save_with(
+    write: Callable[[Path], object], folder: str | os.PathLike[str], nbytes: int, *, overwrite: bool = False
+) -> Path:
+    """Let `write` fill a folder that becomes `folder` when it is whole; `nbytes` is what an error says is needed."""
     from safetensors import SafetensorError
 
     check_target(folder, overwrite=overwrite)
@@ -35,19 +48,18 @@ def save(
     draft: Path | None = None
     try:
         if occupied:
-            _write(model, tokenizer, target)
+            write(target)
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.parent / f".saving-{uuid.uuid4().hex}"
         draft.mkdir()
-        _write(model, tokenizer, draft)
+        write(draft)
         draft.rename(target)
     except (OSError, SafetensorError) as error:
-        need = sum(tensor.nbytes for tensor in model.parameters()) / 2**20
         number = getattr(error, "errno", None)
         raise OSError(
             *([] if number is None else [number]),
-            f"the checkpoint could not be written to {str(target)!r} ({error}); it needs about {need:,.0f} MiB. "
+            f"the checkpoint could not be written to {str(target)!r} ({error}); it needs about {nbytes / 2**20:,.0f} MiB. "
             f"Make room or choose another folder",
         ) from error
     finally:
@@ -66,7 +78,3 @@ def check_target(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
             f"{str(target)!r} is not empty. Choose another folder, or overwrite it (--force, overwrite=True)."
         )
 
-
-def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

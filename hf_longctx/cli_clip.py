@@ -1,0 +1,64 @@
+"""`hf-longctx clip`: stretch a model's text positions, or convert published Long-CLIP weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Long text in CLIP: stretch a model, convert Long-CLIP's weights.")
+
+Out = Annotated[Path, typer.Option(help="Folder for the checkpoint.", show_default=False)]
+Keep = Annotated[int, typer.Option(help="Positions from the first that stay as they are.")]
+Force = Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")]
+
+
+@app.command()
+def stretch(
+    model: Annotated[
+        str, typer.Argument(help="A folder or Hub id: CLIP, SigLIP, a text tower, or OpenCLIP.", show_default=False)
+    ],
+    out: Out,
+    keep: Keep = 20,
+    ratio: Annotated[int, typer.Option(help="How many positions each of the others becomes.")] = 4,
+    force: Force = False,
+) -> None:
+    """Save a model that reads longer text: 248 tokens instead of CLIP's 77. Plain transformers loads it."""
+    import warnings
+
+    from hf_longctx.clip import stretch_checkpoint
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        folder = stretch_checkpoint(model, out, keep, ratio, overwrite=force)
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            typer.echo(f"Warning: {warning.message}", err=True)
+    typer.echo(f"Saved the stretched model to {folder}.")
+
+
+@app.command()
+def convert(
+    file: Annotated[
+        str, typer.Argument(help="Long-CLIP's .pt or .safetensors, or a conversion's folder or Hub id.", show_default=False)
+    ],
+    out: Out,
+    keep: Keep = 20,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A folder or Hub id with CLIP's tokenizer, to save with the model.")
+    ] = None,
+    activation: Annotated[str, typer.Option(help="quick_gelu or gelu.")] = "quick_gelu",
+    allow_interpolated: Annotated[
+        bool, typer.Option("--allow-interpolated", help="Take a table whose trained rows were lost.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Save published Long-CLIP weights as a CLIP that plain transformers loads, checked against the original's forward."""
+    from hf_longctx.clip import convert as run
+
+    folder = run(
+        file, out, keep=keep, tokenizer=tokenizer, activation=activation, allow_interpolated=allow_interpolated,
+        overwrite=force,
+    )  # fmt: skip
+    typer.echo(f"Saved the converted model to {folder}.")

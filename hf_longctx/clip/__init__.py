@@ -1,0 +1,21 @@
+"""Long text in CLIP (Long-CLIP, Zhang et al. 2024): stretch the position table, convert published weights.
+
+    from hf_longctx.clip import stretch_checkpoint
+    stretch_checkpoint("openai/clip-vit-base-patch32", "clip-248")  # a stock checkpoint that reads 248 tokens
+"""
+
+from hf_longctx.clip.checkpoint import stretch_checkpoint
+from hf_longctx.clip.convert import convert
+from hf_longctx.clip.stretch import stretch_positions
+from hf_longctx.clip.table import is_interpolated, stretch_table, stretched_length
+from hf_longctx.clip.tokens import stretch_tokenizer
+
+__all__ = [
+    "convert",
+    "is_interpolated",
+    "stretch_checkpoint",
+    "stretch_positions",
+    "stretch_table",
+    "stretch_tokenizer",
+    "stretched_length",
+]

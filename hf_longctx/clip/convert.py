@@ -1,0 +1,210 @@
+"""Published Long-CLIP weights, in OpenAI's names or transformers', to a stock CLIP checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_longctx.checkpoints.save import check_target
+from hf_longctx.clip import openai
+from hf_longctx.clip.checkpoint import local_folder, save_clip
+from hf_longctx.clip.files import read_state
+from hf_longctx.clip.stretch import MARK
+from hf_longctx.clip.table import KEEP, is_interpolated
+
+logger = logging.getLogger(__name__)
+
+_HF_TABLE = "text_model.embeddings.position_embedding.weight"
+_HF_TRAINED = ("text_model.embeddings.position_embedding_res", "text_model.embeddings.position_embedding_res.weight")
+_LOST = (
+    "rows {keep} to {last} of the table of text positions are plain interpolation: the rows that Long-CLIP trained (its "
+    "positional_embedding_res) are not in it. Convert the original .pt file instead; allow_interpolated=True "
+    "(--allow-interpolated) takes it as it is."
+)
+
+
+def convert(
+    file: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    keep: int = KEEP,
+    tokenizer: str | os.PathLike[str] | None = None,
+    activation: str = "quick_gelu",
+    allow_interpolated: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Save published Long-CLIP weights as a CLIP checkpoint that plain transformers reads.
+
+    Long-CLIP keeps two tables of positions, of which it reads the first `keep` rows and the others; they become one.
+    Embeddings of texts and images are held against a forward written from the file alone before anything is saved.
+
+    Args:
+        file: Long-CLIP's .pt or .safetensors file in OpenAI's names, or the folder or Hub id of a conversion with
+            transformers' names, with one table or both.
+        out: Appears complete or not at all.
+        keep: Rows read from the first table: 20 in all that is published.
+        tokenizer: A folder or Hub id with CLIP's tokenizer, whose vocabulary is Long-CLIP's too; by default that of a
+            conversion's folder.
+        activation: `quick_gelu`, OpenAI's, or `gelu`. Not looked at where a config says it.
+        allow_interpolated: Take a table whose trained rows were lost, too.
+        overwrite: Write into a folder that holds something.
+    """
+    check_target(out, overwrite=overwrite)
+    path = Path(file).expanduser()
+    folder = path.parent if path.is_file() else local_folder(file)
+    state = read_state(path) if path.is_file() else _weights(folder)
+    if not any(name.startswith("text_model.") for name in state):
+        model = from_openai(state, keep=keep, activation=activation, allow_interpolated=allow_interpolated)
+        return save_clip(model, tokenizer, out, overwrite=overwrite, images=_image_settings(model))
+    model = _from_transformers(state, folder, keep=keep, allow_interpolated=allow_interpolated)
+    return save_clip(model, tokenizer or folder, out, overwrite=overwrite)
+
+
+def from_openai(
+    state: Mapping[str, Tensor], *, keep: int = KEEP, activation: str = "quick_gelu", allow_interpolated: bool = False
+) -> Any:
+    """A CLIPModel from a state dict in OpenAI's names, with one table of positions or Long-CLIP's two."""
+    from transformers import CLIPModel
+
+    if activation not in ("quick_gelu", "gelu"):
+        raise ValueError(f"activation={activation!r}: expected quick_gelu (OpenAI's, Long-CLIP's) or gelu (most of OpenCLIP's).")
+    weights = openai.tidy(state)
+    found = openai.sizes(weights)
+    table = _merged(weights[openai.TABLE], weights.get(openai.TRAINED_TABLE), keep, allow_interpolated)
+    renamed = openai.to_transformers(
+        {**{name: tensor for name, tensor in weights.items() if name != openai.TRAINED_TABLE}, openai.TABLE: table}
+    )
+    model = _filled(CLIPModel(found.config(activation)), renamed)
+    _check(model, weights, found, keep, activation)
+    _mark(model, keep)
+    return model.to(_widest(weights))
+
+
+def _from_transformers(state: Mapping[str, Tensor], folder: Path, *, keep: int, allow_interpolated: bool) -> Any:
+    from transformers import CLIPConfig, CLIPModel
+
+    names = {"text_model.text_model.": "text_model.", "vision_model.vision_model.": "vision_model."}
+    weights = {next((new + n[len(old) :] for old, new in names.items() if n.startswith(old)), n): t for n, t in state.items()}
+    trained = next((weights.pop(name) for name in _HF_TRAINED if name in weights), None)
+    weights = {name: tensor for name, tensor in weights.items() if not name.endswith(".position_ids")}
+    if _HF_TABLE not in weights:
+        raise ValueError(f"no {_HF_TABLE} among the weights: not a CLIP in transformers' names. Give a Long-CLIP.")
+    weights[_HF_TABLE] = _merged(weights[_HF_TABLE], trained, keep, allow_interpolated)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError("weights in transformers' names need the config.json beside them. Give the whole folder.")
+    given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    known = {key: given[key] for key in ("projection_dim", "logit_scale_init_value") if key in given}
+    # `model_type: longclip` and the like: a class of its own, for what is now a stock CLIP
+    towers = {
+        part: {key: value for key, value in (given.get(part) or {}).items() if key not in ("model_type", "architectures")}
+        for part in ("text_config", "vision_config")
+    }
+    towers["text_config"]["max_position_embeddings"] = weights[_HF_TABLE].shape[0]
+    for tower in towers.values():
+        tower["projection_dim"] = given.get("projection_dim", 512)
+    model = _filled(CLIPModel(CLIPConfig(**known, **towers)), weights)
+    _mark(model, keep)
+    return model.to(_widest(weights))
+
+
+def _merged(table: Tensor, trained: Tensor | None, keep: int, allow_interpolated: bool) -> Tensor:
+    if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep < table.shape[0]:
+        raise ValueError(f"keep={keep!r}: expected a whole number below the table's {table.shape[0]} rows. Long-CLIP's is {KEEP}.")
+    if trained is not None:
+        if trained.shape != table.shape:
+            raise ValueError(
+                f"the two tables of text positions are {list(table.shape)} and {list(trained.shape)}; expected the same. "
+                f"Give Long-CLIP's own file."
+            )
+        table = torch.cat([table[:keep], trained[keep:]])
+    if is_interpolated(table):
+        message = _LOST.format(keep=keep, last=table.shape[0] - 1)
+        if not allow_interpolated:
+            raise ValueError(message)
+        logger.warning(message)
+    return table
+
+
+def _filled(model: Any, weights: Mapping[str, Tensor]) -> Any:
+    expected = set(model.state_dict())
+    wrong = {"lacks": expected - set(weights), "has unknown": set(weights) - expected}
+    # loading is strict, and says so in a page of text
+    if any(wrong.values()):
+        found = " and ".join(f"{word} {', '.join(sorted(names)[:3])}" for word, names in wrong.items() if names)
+        raise ValueError(f"this is not a whole CLIP: it {found}. Give Long-CLIP's own .pt or an unchanged transformers folder.")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"weights and config do not belong together ({reason}). Give both from one checkpoint.") from error
+    return model.eval()
+
+
+@torch.no_grad()
+def _check(model: Any, weights: Mapping[str, Tensor], found: openai.Sizes, keep: int, activation: str) -> None:
+    """What the converted model says of random texts and images must be what the file's own names say."""
+    chance = torch.Generator().manual_seed(0)  # the global one is the caller's
+    ids = torch.randint(3, max(4, found.vocab - 2), (2, found.positions), generator=chance)
+    ids[0, -1] = ids[1, found.positions // 2] = found.vocab - 1
+    ids[1, found.positions // 2 + 1 :] = 0  # as OpenAI pads
+    pixels = torch.randn(2, 3, found.image, found.image, generator=chance)
+    exact = {name: tensor.float() for name, tensor in weights.items()}
+    pairs = {
+        "text": (model.get_text_features(input_ids=ids).pooler_output, openai.encode_text(exact, ids, keep, activation)),
+        "image": (model.get_image_features(pixel_values=pixels).pooler_output, openai.encode_image(exact, pixels, activation)),
+    }
+    for kind, (ours, theirs) in pairs.items():
+        error = (ours - theirs).abs().max() / theirs.abs().max()
+        # float32 through 12 to 24 layers; a wrong name or table gives about 1
+        if not error < 1e-3:
+            raise RuntimeError(
+                f"the converted model's {kind} embeddings differ from the file's by {error:.1e} of their size. Nothing was "
+                f"saved; please report this with the name of the file."
+            )
+
+
+def _mark(model: Any, keep: int) -> None:
+    config = model.config.text_config
+    if config.max_position_embeddings > 77:  # CLIP's own table is not a stretched one
+        setattr(config, MARK, {"keep": keep})
+
+
+def _widest(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """Files keep some weights in half and others in full precision; nothing is lost in the widest."""
+    kinds = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+    widest = torch.float16 if kinds == {torch.float16} else torch.bfloat16 if kinds == {torch.bfloat16} else torch.float32
+    return torch.float64 if torch.float64 in kinds else widest
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        if files := sorted(folder.glob(pattern)):
+            return {name: tensor for file in files for name, tensor in read_state(file).items()}
+    raise FileNotFoundError(f"{folder.name!r} has neither model.safetensors nor pytorch_model.bin. Give a whole checkpoint.")
+
+
+def _image_settings(model: Any) -> dict[str, Any]:
+    """How OpenAI prepares images for this model."""
+    size = model.config.vision_config.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }

@@ -1,0 +1,178 @@
+"""Stretches the text positions of a CLIP-like model, or of an OpenCLIP state dict, in place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_longctx.clip.table import KEEP, RATIO, is_interpolated, stretch_table, stretched_length
+
+logger = logging.getLogger(__name__)
+
+# Left in the text config: a trained table does not show that it was stretched. transformers keeps and ignores it.
+MARK = "position_stretch"
+# OpenCLIP: of a plain CLIP, and of one whose text tower is a module
+OPENCLIP_TABLES = ("positional_embedding", "text.positional_embedding")
+NEEDS_TRAINING = (
+    "{name} reads text in both directions and pools its last position, so every output changes with the length of its "
+    "table, also for short texts: train the stretched model before you use it. CLIP, which is causal, keeps its outputs."
+)
+
+
+def stretch_positions(model_or_path: Any, keep: int = KEEP, ratio: int = RATIO) -> Any:
+    """Stretch the text positions of a model, in place, and return it: with 20 and 4, 77 tokens become 248.
+
+    Texts of at most `keep` tokens have the outputs that they had. Make optimizers afterwards: the table is a new
+    parameter. The tokenizer is `stretch_tokenizer`'s matter; `stretch_checkpoint` does both and saves.
+
+    Args:
+        model_or_path: A CLIP or SigLIP model of transformers, or its text tower; the path or Hub id of one, which is
+            loaded in its own dtype; or an OpenCLIP state dict.
+        keep: Rows from the first that stay as they are.
+        ratio: How many rows each of the others becomes.
+
+    Raises:
+        ValueError: no or several tables of text positions, wrong `keep` or `ratio`, or a table that was stretched.
+            Nothing has been changed then.
+    """
+    if isinstance(model_or_path, (str, os.PathLike)):
+        model_or_path = load_whole(os.fspath(model_or_path))
+    if isinstance(model_or_path, MutableMapping):
+        stretch_state_dict_(model_or_path, keep, ratio)
+        return model_or_path
+    if not isinstance(model_or_path, nn.Module):
+        raise ValueError(
+            f"{type(model_or_path).__name__}: expected a CLIP or SigLIP model, its path or Hub id, or an OpenCLIP state "
+            f"dict."
+        )
+    _stretch_model(model_or_path, keep, ratio)
+    return model_or_path
+
+
+def text_length(model: nn.Module) -> int:
+    """The rows of the model's table of text positions."""
+    return int(_text_embeddings(model)[1].position_embedding.weight.shape[0])
+
+
+def load_whole(path: str) -> Any:
+    """The model as its config's `architectures` names it: AutoModel would drop the projection of a text tower."""
+    import transformers
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(path)
+    named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
+    return (named or AutoModel).from_pretrained(path, dtype="auto").eval()
+
+
+def stretch_state_dict_(state: MutableMapping[str, Tensor], keep: int = KEEP, ratio: int = RATIO) -> int:
+    """Stretch the table of an OpenCLIP state dict; returns the new length, its `context_length` from now on."""
+    found = [name for name in OPENCLIP_TABLES if name in state]
+    if len(found) != 1 or "positional_embedding_res" in state:
+        raise ValueError(
+            f"a state dict with {found or 'no table of text positions'}: expected exactly one of "
+            f"{' or '.join(OPENCLIP_TABLES)}, as OpenCLIP saves it. Long-CLIP's own files are for `convert`."
+        )
+    table = state[found[0]]
+    longer = stretch_table(table, keep, ratio)
+    _refuse_stretched(table)
+    state[found[0]] = longer
+    return int(longer.shape[0])
+
+
+def _stretch_model(model: nn.Module, keep: int, ratio: int) -> None:
+    name, embeddings = _text_embeddings(model)
+    table = embeddings.position_embedding.weight
+    length = stretched_length(table.shape[0], keep, ratio)
+    if table.device.type == "meta":
+        raise ValueError("the table of text positions is offloaded. Load the model without device_map, stretch, save.")
+    configs = list(_text_configs(model, table.shape[0]))
+    if not configs:
+        raise ValueError(
+            f"{type(model).__name__}: no config of it has max_position_embeddings={table.shape[0]}, the rows of its "
+            f"table; its saved form would not load. Repair the config first."
+        )
+    _refuse_stretched(table, next((mark for config in configs if (mark := getattr(config, MARK, None))), None))
+    bidirectional = _sees_what_follows(model.get_submodule(name.rpartition(".")[0]), embeddings)
+    longer = stretch_table(table.detach(), keep, ratio)
+
+    # from here on nothing can fail
+    embeddings.position_embedding.weight = nn.Parameter(longer, requires_grad=table.requires_grad)
+    embeddings.position_embedding.num_embeddings = length
+    if "position_ids" in embeddings._buffers:
+        embeddings.register_buffer(
+            "position_ids",
+            torch.arange(length, device=table.device).expand(1, -1),
+            persistent="position_ids" not in embeddings._non_persistent_buffers_set,
+        )
+    for config in configs:
+        config.max_position_embeddings = length
+        setattr(config, MARK, {"keep": keep, "ratio": ratio, "from": table.shape[0]})
+    _agree_on_projection(model)
+    logger.info("stretched %s of %s from %d to %d positions", name, type(model).__name__, table.shape[0], length)
+    if bidirectional:
+        warnings.warn(NEEDS_TRAINING.format(name=type(model).__name__), UserWarning, stacklevel=3)
+
+
+def _text_embeddings(model: nn.Module) -> tuple[str, Any]:
+    """The one module that adds learned positions to tokens, wherever this model or version keeps it."""
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if all(isinstance(getattr(module, part, None), nn.Embedding) for part in ("token_embedding", "position_embedding"))
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(model).__name__} has {len(found)} modules with a token_embedding and a position_embedding; expected "
+            f"the one text tower of a CLIP or SigLIP model."
+        )
+    return found[0]
+
+
+def _text_configs(model: nn.Module, length: int) -> Iterator[Any]:
+    """Every config that says how long text may be, once; parts of a model may share theirs or have copies."""
+    seen: set[int] = set()
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        for one in (config, getattr(config, "text_config", None)):
+            if getattr(one, "max_position_embeddings", None) == length and id(one) not in seen:
+                seen.add(id(one))
+                yield one
+
+
+def _refuse_stretched(table: Tensor, mark: dict[str, int] | None = None) -> None:
+    if mark is not None or is_interpolated(table):
+        how = f" ({', '.join(f'{key}={value}' for key, value in mark.items())})" if mark else ""
+        raise ValueError(
+            f"the table of {table.shape[0]} text positions was stretched before{how}. Stretch the original model, with a "
+            f"larger ratio or a smaller keep for more tokens."
+        )
+
+
+@torch.no_grad()
+def _sees_what_follows(tower: nn.Module, embeddings: Any) -> bool:
+    """Whether the first position's output depends on a later token. Asked of the model itself: no flag tells."""
+    modes = {module: module.training for module in tower.modules()}
+    ids = torch.zeros(2, min(4, embeddings.position_embedding.weight.shape[0]), dtype=torch.long)
+    ids[1, -1] = 1
+    tower.eval()
+    try:
+        first = tower(ids.to(embeddings.token_embedding.weight.device)).last_hidden_state[:, 0]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return not torch.equal(first[0], first[1])
+
+
+def _agree_on_projection(model: Any) -> None:
+    """CLIPTextModelWithProjection reads `projection_dim` from the text config, where a whole CLIP's need not be right."""
+    config = getattr(model, "config", None)
+    for part, name in (("text_config", "text_projection"), ("vision_config", "visual_projection")):
+        layer, inner = getattr(model, name, None), getattr(config, part, None)
+        if isinstance(layer, nn.Linear) and hasattr(inner, "projection_dim"):
+            inner.projection_dim = layer.out_features

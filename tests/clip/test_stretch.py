@@ -1,0 +1,302 @@
+"""Stretched models: short texts as before, long ones taken, saved as stock checkpoints; wrong input changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
+
+from hf_longctx.clip import stretch_checkpoint, stretch_positions, stretch_table, stretch_tokenizer
+from tests.clip.tiny import BIDIRECTIONAL, CAUSAL, VOCAB, clip, embed, openai_names, saved, text_tower, texts, tokenizer
+from tests.tiny import tiny
+
+
+@pytest.fixture(autouse=True)
+def no_warning_unless_asked_for() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_short_texts_are_as_before_and_long_ones_are_taken(kind: str) -> None:
+    model = CAUSAL[kind]()
+    short, long = texts(3, 11, 20, padded=20), texts(240, 131, padded=248)
+    before, padded = embed(model, short), embed(model, nn.functional.pad(short, (0, 57)))
+    with pytest.raises(ValueError, match="max_position_embeddings"):
+        embed(model, long)
+    assert stretch_positions(model) is model
+    assert torch.equal(embed(model, short), before)
+    assert torch.equal(embed(model, nn.functional.pad(short, (0, 57))), padded)
+    # another padded length is another shape of matrix product
+    torch.testing.assert_close(embed(model, nn.functional.pad(short, (0, 228))), before, rtol=1e-5, atol=1e-5)
+    far = long.clone()
+    far[0, 235] = 5 if far[0, 235] != 5 else 6
+    assert (embed(model, far) - embed(model, long)).abs().max() > 1e-4, "a word at 235 counts"
+    with pytest.raises(ValueError, match="max_position_embeddings: 248"):
+        embed(model, texts(249, padded=249))
+
+
+@pytest.mark.parametrize("kind", BIDIRECTIONAL)
+def test_siglip_is_stretched_with_the_reason_to_train_it(kind: str) -> None:
+    model = BIDIRECTIONAL[kind]()
+    before = embed(model, texts(10, padded=64))
+    with pytest.warns(UserWarning, match="both directions and pools its last position.*train"):
+        stretch_positions(model)
+    length = model.state_dict()[next(n for n in model.state_dict() if n.endswith("position_embedding.weight"))].shape[0]
+    assert length == 196  # 64 rows
+    assert embed(model, texts(190, padded=196)).shape == before.shape
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL])
+@pytest.mark.filterwarnings("ignore:.*both directions")
+def test_table_config_and_buffer_change_together(kind: str) -> None:
+    warnings.filterwarnings("ignore", message=".*both directions")
+    model = {**CAUSAL, **BIDIRECTIONAL}[kind]().train()
+    (name, table), *_ = [(n, p.detach().clone()) for n, p in model.named_parameters() if "token" not in n and n.endswith("position_embedding.weight") and "vision" not in n]
+    others = {n: p.detach().clone() for n, p in model.named_parameters() if n != name}
+    stretch_positions(model, keep=7, ratio=3)
+    length = 7 + 3 * (len(table) - 7)
+    after = dict(model.named_parameters())
+    assert torch.equal(after[name], stretch_table(table, 7, 3))
+    assert after[name].requires_grad
+    assert all(torch.equal(after[n], p) for n, p in others.items())
+    assert all(module.training for module in model.modules()), "looking at the model left its mode"
+    config = getattr(model.config, "text_config", model.config)
+    assert config.max_position_embeddings == length
+    buffers = {n: b for n, b in model.named_buffers() if n.endswith("position_ids") and "vision" not in n}
+    assert [b.tolist() for b in buffers.values()] == [[list(range(length))]]
+    assert not any(n in model.state_dict() for n in buffers)
+
+
+def test_frozen_half_precision_and_copies() -> None:
+    model = clip().to(torch.bfloat16).requires_grad_(False)
+    other = copy.deepcopy(model)
+    stretch_positions(model)
+    table = model.text_model.embeddings.position_embedding.weight
+    assert (table.dtype, table.requires_grad) == (torch.bfloat16, False)
+    assert other.config.text_config.max_position_embeddings == 77
+    assert embed(other, texts(5, padded=77)).shape == (1, 24)
+
+
+def test_projection_of_a_wrong_text_config_is_mended(tmp_path: Path) -> None:
+    model = clip(projection_dim=512)
+    ids = texts(9, 18, padded=20)
+    before = embed(model, ids)
+    stretch_positions(model).save_pretrained(tmp_path)
+    tower = CLIPTextModelWithProjection.from_pretrained(tmp_path)
+    assert torch.equal(embed(tower, ids), before)
+
+
+STOCK = """
+import sys, torch, transformers
+from transformers import AutoTokenizer, {cls}
+model = {cls}.from_pretrained("{folder}").eval()
+ids = torch.load("{folder}/../ids.pt")
+with torch.no_grad():
+    if hasattr(model, "get_text_features"):
+        out = [model.get_text_features(input_ids=x).pooler_output for x in ids]
+    else:
+        out = [(y.text_embeds if "text_embeds" in y else y.pooler_output) for y in (model(input_ids=x) for x in ids)]
+torch.save(out, "{folder}/../out.pt")
+text = AutoTokenizer.from_pretrained("{folder}")(" ".join("abcde" * 80), truncation=True, padding="max_length")
+print(len(text["input_ids"]), "hf_longctx" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_plain_transformers_reads_the_checkpoint(kind: str, tmp_path: Path) -> None:
+    model, ids = CAUSAL[kind](), [texts(7, 20, padded=77), texts(240, 30, padded=248)]
+    source, out = saved(model, tmp_path / "source"), tmp_path / "out"
+    before = embed(model, ids[0])
+    assert stretch_checkpoint(source, out) == out
+    torch.save(ids, tmp_path / "ids.pt")
+    code = STOCK.format(cls=type(model).__name__, folder=out)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["248", "False"]
+    short, long = torch.load(tmp_path / "out.pt")
+    assert torch.equal(short, before)
+    torch.testing.assert_close(long, embed(stretch_positions(model), ids[1]), rtol=1e-6, atol=1e-6)
+    assert (out / "preprocessor_config.json").read_text() == (source / "preprocessor_config.json").read_text()
+    assert json.loads((out / "config.json").read_text())["architectures"] == [type(model).__name__]
+
+
+def test_path_is_loaded_as_the_class_that_was_saved(tmp_path: Path) -> None:
+    model = stretch_positions(saved(CAUSAL["projected"](), tmp_path))
+    assert type(model) is CLIPTextModelWithProjection
+    assert model.text_projection.weight.shape == (24, 64)
+
+
+def test_tokenizer_and_processor_are_set_and_stay_so(tmp_path: Path) -> None:
+    class Processor:
+        def __init__(self) -> None:
+            self.tokenizer = tokenizer()
+
+    class Cutting(Processor):
+        text_kwargs = {"padding": "max_length", "max_length": 64}  # noqa: RUF012  (as transformers declares it)
+
+    plain, cutting, alone = Processor(), Cutting(), tokenizer()
+    assert stretch_tokenizer(plain, 248) is plain
+    assert stretch_tokenizer(alone, 248) is alone
+    stretch_tokenizer(cutting, 208)
+    assert "max_length" not in plain.tokenizer.init_kwargs
+    assert cutting.tokenizer.init_kwargs["max_length"] == 208
+    for one in (plain.tokenizer, alone):
+        one.save_pretrained(tmp_path)
+        again = AutoTokenizer.from_pretrained(tmp_path)
+        assert again.model_max_length == 248
+        assert len(again("a b c d e " * 100, truncation=True)["input_ids"]) == 248
+    for wrong in (0, True, 2.5):
+        with pytest.raises(ValueError, match="whole number of tokens"):
+            stretch_tokenizer(alone, wrong)
+    with pytest.raises(ValueError, match="expected a tokenizer"):
+        stretch_tokenizer(clip(), 248)
+
+
+def test_checkpoint_without_a_vocabulary_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text_tower().save_pretrained(tmp_path / "encoder")
+    with caplog.at_level(logging.WARNING, "hf_longctx"):
+        stretch_checkpoint(tmp_path / "encoder", tmp_path / "out")
+    assert "no tokenizer was found" in caplog.text
+    assert not list((tmp_path / "out").glob("token*"))
+
+
+@pytest.mark.parametrize("prefix", ["", "text."])
+@pytest.mark.parametrize("file", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_openclip_checkpoints(prefix: str, file: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    state = {n if n.startswith(("visual", "logit")) else prefix + n: t for n, t in openai_names(clip()).items()}
+    table = state[f"{prefix}positional_embedding"].clone()
+    (save_file if file.endswith("safetensors") else torch.save)(state, source / file)
+    settings = {"model_cfg": {"embed_dim": 24, "text_cfg": {"context_length": 77, "width": 64}}, "preprocess_cfg": {}}
+    (source / "open_clip_config.json").write_text(json.dumps(settings))
+    tokenizer().save_pretrained(source)
+    out = stretch_checkpoint(source, tmp_path / "out", keep=10, ratio=2)
+    after = load_file(out / "open_clip_model.safetensors")
+    assert torch.equal(after.pop(f"{prefix}positional_embedding"), stretch_table(table, 10, 2))
+    assert all(torch.equal(after[n], t) for n, t in state.items() if not n.endswith("positional_embedding") or "visual" in n)
+    config = json.loads((out / "open_clip_config.json").read_text())
+    assert config["model_cfg"] == {"embed_dim": 24, "text_cfg": {"context_length": 144, "width": 64}}
+    assert AutoTokenizer.from_pretrained(out).model_max_length == 144
+    with pytest.raises(ValueError, match="was stretched before"):
+        stretch_checkpoint(out, tmp_path / "again")
+    settings["model_cfg"]["text_cfg"]["embed_cls"] = True  # type: ignore[index]
+    (source / "open_clip_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="CoCa's, with a class token"):
+        stretch_checkpoint(source, tmp_path / "coca")
+    assert not (tmp_path / "coca").exists()
+
+
+def test_state_dict_is_stretched_in_place() -> None:
+    state = openai_names(clip())
+    assert stretch_positions(state) is state
+    assert len(state["positional_embedding"]) == 248
+    with pytest.raises(ValueError, match="no table of text positions"):
+        stretch_positions({"visual.positional_embedding": torch.randn(5, 4)})
+    with pytest.raises(ValueError, match="are for `convert`"):
+        stretch_positions({"positional_embedding": torch.randn(5, 4), "positional_embedding_res": torch.randn(5, 4)})
+
+
+def snapshot(model: nn.Module) -> tuple[Any, ...]:
+    config = getattr(model, "config", None)
+    buffers = {n: b.tolist() for n, b in model.named_buffers()}
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    return config.to_dict() if config is not None else None, buffers, weights
+
+
+def unchanged(model: nn.Module, before: tuple[Any, ...]) -> bool:
+    config, buffers, weights = snapshot(model)
+    return (config, buffers) == before[:2] and all(torch.equal(weights[n], w) for n, w in before[2].items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"keep": 78}, "keep=78: expected 0 to 76"),
+        ({"ratio": 0}, "ratio=0: expected 2 or more"),
+        ({"ratio": "4"}, "ratio='4': expected a whole number"),
+        ({"keep": -3}, "keep=-3"),
+    ],
+)
+def test_wrong_settings_change_nothing(settings: dict[str, Any], says: str) -> None:
+    model = clip()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=says):
+        stretch_positions(model, **settings)
+    assert unchanged(model, before)
+
+
+def test_what_is_no_clip_is_refused_and_left_alone() -> None:
+    llama = tiny()
+    vision = clip().vision_model
+    for model in (llama, vision, nn.Linear(2, 2)):
+        before = snapshot(model)
+        with pytest.raises(ValueError, match="has 0 modules with a token_embedding and a position_embedding"):
+            stretch_positions(model)
+        assert unchanged(model, before)
+    with pytest.raises(ValueError, match="CLIPTokenizer: expected a CLIP"):
+        stretch_positions(tokenizer())
+    both = nn.ModuleList([text_tower(), text_tower()])
+    with pytest.raises(ValueError, match="has 2 modules"):
+        stretch_positions(both)
+
+
+def test_config_that_says_another_length_is_refused() -> None:
+    model = clip()
+    model.config.text_config.max_position_embeddings = 76
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="no config of it has max_position_embeddings=77"):
+        stretch_positions(model)
+    assert unchanged(model, before)
+
+
+def test_stretched_models_are_not_stretched_again(tmp_path: Path) -> None:
+    model = stretch_positions(clip())
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():  # as training would
+        model.text_model.embeddings.position_embedding.weight.add_(torch.randn(248, 64))
+    unmarked = CLIPModel.from_pretrained(tmp_path)
+    del unmarked.config.text_config.position_stretch
+    for one, says in (
+        (model, "was stretched before .keep=20, ratio=4, from=77"),
+        (CLIPModel.from_pretrained(tmp_path), "keep=20, ratio=4, from=77"),
+        (unmarked, "was stretched before. Stretch"),
+    ):
+        before = snapshot(one)
+        with pytest.raises(ValueError, match=says):
+            stretch_positions(one)
+        assert unchanged(one, before)
+
+
+def test_bad_folders_are_named_before_anything_is_written(tmp_path: Path) -> None:
+    source = saved(clip(), tmp_path / "source")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for given, error, says in (
+        (tmp_path / "empty", FileNotFoundError, "without a config.json"),
+        (tmp_path / "none", FileNotFoundError, "there is no such folder"),
+        (tmp_path / "file", ValueError, "is a file"),
+        (7, ValueError, "int: expected a folder"),
+    ):
+        with pytest.raises(error, match=says):
+            stretch_checkpoint(given, tmp_path / "out")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="keep=90"):
+        stretch_checkpoint(source, tmp_path / "out", keep=90)
+    with pytest.raises(ValueError, match="is not empty"):
+        stretch_checkpoint(source, source)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "source"]
+    assert VOCAB == 98
