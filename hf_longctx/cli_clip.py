@@ -41,7 +41,8 @@ def stretch(
 @app.command()
 def convert(
     file: Annotated[
-        str, typer.Argument(help="Long-CLIP's .pt or .safetensors, or a conversion's folder or Hub id.", show_default=False)
+        str,
+        typer.Argument(help="Long-CLIP's .pt or .safetensors, or a conversion's folder or Hub id.", show_default=False),
     ],
     out: Out,
     keep: Keep = 20,
@@ -54,7 +55,7 @@ def convert(
     ] = False,
     force: Force = False,
 ) -> None:
-    """Save published Long-CLIP weights as a CLIP that plain transformers loads, checked against the original's forward."""
+    """Save Long-CLIP's weights as a CLIP that plain transformers loads, held against the original's forward."""
     from hf_longctx.clip import convert as run
 
     folder = run(

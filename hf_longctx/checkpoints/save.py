@@ -59,8 +59,8 @@ def save_with(
         number = getattr(error, "errno", None)
         raise OSError(
             *([] if number is None else [number]),
-            f"the checkpoint could not be written to {str(target)!r} ({error}); it needs about {nbytes / 2**20:,.0f} MiB. "
-            f"Make room or choose another folder",
+            f"the checkpoint could not be written to {str(target)!r} ({error}); it needs about "
+            f"{nbytes / 2**20:,.0f} MiB. Make room or choose another folder",
         ) from error
     finally:
         if draft is not None:
@@ -77,4 +77,3 @@ def check_target(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise ValueError(
             f"{str(target)!r} is not empty. Choose another folder, or overwrite it (--force, overwrite=True)."
         )
-

@@ -1,7 +1,7 @@
 """Long text in CLIP (Long-CLIP, Zhang et al. 2024): stretch the position table, convert published weights.
 
-    from hf_longctx.clip import stretch_checkpoint
-    stretch_checkpoint("openai/clip-vit-base-patch32", "clip-248")  # a stock checkpoint that reads 248 tokens
+from hf_longctx.clip import stretch_checkpoint
+stretch_checkpoint("openai/clip-vit-base-patch32", "clip-248")  # a stock checkpoint that reads 248 tokens
 """
 
 from hf_longctx.clip.checkpoint import stretch_checkpoint

@@ -22,7 +22,11 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.mode
 # Copied as they are: how images are prepared does not change, and reading it would need torchvision.
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _OPENCLIP_CONFIG = "open_clip_config.json"
-_OPENCLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_OPENCLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 
 
 def stretch_checkpoint(
@@ -134,7 +138,11 @@ def _stretch_openclip(folder: Path, out: Path, keep: int, ratio: int, overwrite:
     if text.get("hf_model_name") or text.get("embed_cls"):
         raise ValueError(
             f"{str(folder)!r}: its text tower is "
-            + (f"{text['hf_model_name']} of transformers" if text.get("hf_model_name") else "CoCa's, with a class token in its table")
+            + (
+                f"{text['hf_model_name']} of transformers"
+                if text.get("hf_model_name")
+                else "CoCa's, with a class token in its table"
+            )
             + ", whose positions cannot be stretched here. Give an OpenCLIP model with a CLIP text tower."
         )
     weights = next((folder / name for name in _OPENCLIP_WEIGHTS if (folder / name).is_file()), None)

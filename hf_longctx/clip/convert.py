@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 _HF_TABLE = "text_model.embeddings.position_embedding.weight"
 _HF_TRAINED = ("text_model.embeddings.position_embedding_res", "text_model.embeddings.position_embedding_res.weight")
 _LOST = (
-    "rows {keep} to {last} of the table of text positions are plain interpolation: the rows that Long-CLIP trained (its "
-    "positional_embedding_res) are not in it. Convert the original .pt file instead; allow_interpolated=True "
+    "rows {keep} to {last} of the table of text positions are plain interpolation: the rows that Long-CLIP trained "
+    "(its positional_embedding_res) are not in it. Convert the original .pt file instead; allow_interpolated=True "
     "(--allow-interpolated) takes it as it is."
 )
 
@@ -74,7 +74,9 @@ def from_openai(
     from transformers import CLIPModel
 
     if activation not in ("quick_gelu", "gelu"):
-        raise ValueError(f"activation={activation!r}: expected quick_gelu (OpenAI's, Long-CLIP's) or gelu (most of OpenCLIP's).")
+        raise ValueError(
+            f"activation={activation!r}: expected quick_gelu (OpenAI's, Long-CLIP's) or gelu (most of OpenCLIP's)."
+        )
     weights = openai.tidy(state)
     found = openai.sizes(weights)
     table = _merged(weights[openai.TABLE], weights.get(openai.TRAINED_TABLE), keep, allow_interpolated)
@@ -91,19 +93,25 @@ def _from_transformers(state: Mapping[str, Tensor], folder: Path, *, keep: int, 
     from transformers import CLIPConfig, CLIPModel
 
     names = {"text_model.text_model.": "text_model.", "vision_model.vision_model.": "vision_model."}
-    weights = {next((new + n[len(old) :] for old, new in names.items() if n.startswith(old)), n): t for n, t in state.items()}
+    weights = {
+        next((new + n[len(old) :] for old, new in names.items() if n.startswith(old)), n): t for n, t in state.items()
+    }
     trained = next((weights.pop(name) for name in _HF_TRAINED if name in weights), None)
     weights = {name: tensor for name, tensor in weights.items() if not name.endswith(".position_ids")}
     if _HF_TABLE not in weights:
         raise ValueError(f"no {_HF_TABLE} among the weights: not a CLIP in transformers' names. Give a Long-CLIP.")
     weights[_HF_TABLE] = _merged(weights[_HF_TABLE], trained, keep, allow_interpolated)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError("weights in transformers' names need the config.json beside them. Give the whole folder.")
+        raise FileNotFoundError(
+            "weights in transformers' names need the config.json beside them. Give the whole folder."
+        )
     given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     known = {key: given[key] for key in ("projection_dim", "logit_scale_init_value") if key in given}
     # `model_type: longclip` and the like: a class of its own, for what is now a stock CLIP
     towers = {
-        part: {key: value for key, value in (given.get(part) or {}).items() if key not in ("model_type", "architectures")}
+        part: {
+            key: value for key, value in (given.get(part) or {}).items() if key not in ("model_type", "architectures")
+        }
         for part in ("text_config", "vision_config")
     }
     towers["text_config"]["max_position_embeddings"] = weights[_HF_TABLE].shape[0]
@@ -116,12 +124,14 @@ def _from_transformers(state: Mapping[str, Tensor], folder: Path, *, keep: int, 
 
 def _merged(table: Tensor, trained: Tensor | None, keep: int, allow_interpolated: bool) -> Tensor:
     if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep < table.shape[0]:
-        raise ValueError(f"keep={keep!r}: expected a whole number below the table's {table.shape[0]} rows. Long-CLIP's is {KEEP}.")
+        raise ValueError(
+            f"keep={keep!r}: expected a whole number below the table's {table.shape[0]} rows. Long-CLIP's is {KEEP}."
+        )
     if trained is not None:
         if trained.shape != table.shape:
             raise ValueError(
-                f"the two tables of text positions are {list(table.shape)} and {list(trained.shape)}; expected the same. "
-                f"Give Long-CLIP's own file."
+                f"the two tables of text positions are {list(table.shape)} and {list(trained.shape)}; expected the "
+                f"same. Give Long-CLIP's own file."
             )
         table = torch.cat([table[:keep], trained[keep:]])
     if is_interpolated(table):
@@ -138,12 +148,16 @@ def _filled(model: Any, weights: Mapping[str, Tensor]) -> Any:
     # loading is strict, and says so in a page of text
     if any(wrong.values()):
         found = " and ".join(f"{word} {', '.join(sorted(names)[:3])}" for word, names in wrong.items() if names)
-        raise ValueError(f"this is not a whole CLIP: it {found}. Give Long-CLIP's own .pt or an unchanged transformers folder.")
+        raise ValueError(
+            f"this is not a whole CLIP: it {found}. Give Long-CLIP's own .pt or an unchanged transformers folder."
+        )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"weights and config do not belong together ({reason}). Give both from one checkpoint.") from error
+        raise ValueError(
+            f"weights and config do not belong together ({reason}). Give both from one checkpoint."
+        ) from error
     return model.eval()
 
 
@@ -157,16 +171,22 @@ def _check(model: Any, weights: Mapping[str, Tensor], found: openai.Sizes, keep:
     pixels = torch.randn(2, 3, found.image, found.image, generator=chance)
     exact = {name: tensor.float() for name, tensor in weights.items()}
     pairs = {
-        "text": (model.get_text_features(input_ids=ids).pooler_output, openai.encode_text(exact, ids, keep, activation)),
-        "image": (model.get_image_features(pixel_values=pixels).pooler_output, openai.encode_image(exact, pixels, activation)),
+        "text": (
+            model.get_text_features(input_ids=ids).pooler_output,
+            openai.encode_text(exact, ids, keep, activation),
+        ),
+        "image": (
+            model.get_image_features(pixel_values=pixels).pooler_output,
+            openai.encode_image(exact, pixels, activation),
+        ),
     }
     for kind, (ours, theirs) in pairs.items():
         error = (ours - theirs).abs().max() / theirs.abs().max()
         # float32 through 12 to 24 layers; a wrong name or table gives about 1
         if not error < 1e-3:
             raise RuntimeError(
-                f"the converted model's {kind} embeddings differ from the file's by {error:.1e} of their size. Nothing was "
-                f"saved; please report this with the name of the file."
+                f"the converted model's {kind} embeddings differ from the file's by {error:.1e} of their size. Nothing "
+                f"was saved; please report this with the name of the file."
             )
 
 
@@ -179,7 +199,9 @@ def _mark(model: Any, keep: int) -> None:
 def _widest(weights: Mapping[str, Tensor]) -> torch.dtype:
     """Files keep some weights in half and others in full precision; nothing is lost in the widest."""
     kinds = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
-    widest = torch.float16 if kinds == {torch.float16} else torch.bfloat16 if kinds == {torch.bfloat16} else torch.float32
+    widest = (
+        torch.float16 if kinds == {torch.float16} else torch.bfloat16 if kinds == {torch.bfloat16} else torch.float32
+    )
     return torch.float64 if torch.float64 in kinds else widest
 
 
@@ -187,7 +209,9 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     for pattern in ("model*.safetensors", "pytorch_model*.bin"):
         if files := sorted(folder.glob(pattern)):
             return {name: tensor for file in files for name, tensor in read_state(file).items()}
-    raise FileNotFoundError(f"{folder.name!r} has neither model.safetensors nor pytorch_model.bin. Give a whole checkpoint.")
+    raise FileNotFoundError(
+        f"{folder.name!r} has neither model.safetensors nor pytorch_model.bin. Give a whole checkpoint."
+    )
 
 
 def _image_settings(model: Any) -> dict[str, Any]:

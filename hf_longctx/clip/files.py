@@ -25,7 +25,9 @@ def read_state(file: str | os.PathLike[str]) -> dict[str, Tensor]:
             found = found[name]
     tensors = {} if not isinstance(found, Mapping) else {k: v for k, v in found.items() if isinstance(v, Tensor)}
     if not tensors:
-        raise ValueError(f"{path.name}: expected a state dict, tensors by name; found {type(found).__name__} without any.")
+        raise ValueError(
+            f"{path.name}: expected a state dict, tensors by name; found {type(found).__name__} without any."
+        )
     prefix = "module."  # DistributedDataParallel's
     if all(name.startswith(prefix) for name in tensors):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -47,16 +49,18 @@ def _read(path: Path) -> Any:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path.name}: cut short, damaged or no safetensors file ({error}). Get it again.") from error
+            raise ValueError(
+                f"{path.name}: cut short, damaged or no safetensors file ({error}). Get it again."
+            ) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         if "TorchScript" in str(error):
             raise ValueError(
-                f"{path.name} is a TorchScript archive, a program with weights, as OpenAI's own downloads are; it is not "
-                f"run. Give Long-CLIP's .pt, or save the model's state_dict() with safetensors."
+                f"{path.name} is a TorchScript archive, a program with weights, as OpenAI's own downloads are; it is "
+                f"not run. Give Long-CLIP's .pt, or save the model's state_dict() with safetensors."
             ) from error
         raise ValueError(
-            f"{path.name}: it holds more than tensors, which means code that loading would run, or it is damaged; it is "
-            f"refused. Save the model's state_dict() with safetensors in a place where you trust the file."
+            f"{path.name}: it holds more than tensors, which means code that loading would run, or it is damaged; it "
+            f"is refused. Save the model's state_dict() with safetensors in a place where you trust the file."
         ) from error

@@ -35,7 +35,10 @@ _SINGLE = {
     "visual.proj": "visual_projection.weight",
 }
 _TRANSPOSED = ("text_projection", "visual.proj")  # x @ w there, a Linear here
-_TOWERS = {"transformer.resblocks": "text_model.encoder.layers", "visual.transformer.resblocks": "vision_model.encoder.layers"}
+_TOWERS = {
+    "transformer.resblocks": "text_model.encoder.layers",
+    "visual.transformer.resblocks": "vision_model.encoder.layers",
+}
 _IN_LAYER = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -103,7 +106,9 @@ def tidy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def sizes(state: Mapping[str, Tensor]) -> Sizes:
     """ValueError with what is missing or too much, where `state` is not exactly such a model."""
     if any(name.startswith("visual.layer") for name in state):
-        raise ValueError("the image tower is a ResNet, which transformers' CLIP does not have. Give a ViT model (B/32, B/16, L/14).")
+        raise ValueError(
+            "the image tower is a ResNet, which transformers' CLIP does not have. Give a ViT model (B/32, B/16, L/14)."
+        )
     layers = {old: 1 + max(_numbers(state, old), default=0) for old in _TOWERS}
     expected = set(names(layers))
     missing, unknown = expected - set(state), set(state) - expected - {TRAINED_TABLE}
@@ -130,7 +135,9 @@ def sizes(state: Mapping[str, Tensor]) -> Sizes:
     )
     for width in (found.text_width, found.vision_width):
         if width % _HEAD_DIM:
-            raise ValueError(f"a tower is {width} wide; expected a multiple of {_HEAD_DIM}, the width of a head in this format.")
+            raise ValueError(
+                f"a tower is {width} wide; expected a multiple of {_HEAD_DIM}, the width of a head in this format."
+            )
     return found
 
 
@@ -185,7 +192,9 @@ def _blocks(state: Mapping[str, Tensor], tower: str, x: Tensor, mask: Tensor | N
     heads = x.shape[-1] // _HEAD_DIM
     for i in range(1 + max(_numbers(state, tower))):
         at = f"{tower}.{i}"
-        mixed = F.linear(_norm(state, f"{at}.ln_1", x), state[f"{at}.attn.in_proj_weight"], state[f"{at}.attn.in_proj_bias"])
+        mixed = F.linear(
+            _norm(state, f"{at}.ln_1", x), state[f"{at}.attn.in_proj_weight"], state[f"{at}.attn.in_proj_bias"]
+        )
         q, k, v = (part.unflatten(-1, (heads, _HEAD_DIM)).transpose(1, 2) for part in mixed.chunk(3, -1))
         scores = q @ k.transpose(-1, -2) / _HEAD_DIM**0.5
         read = ((scores if mask is None else scores + mask).softmax(-1) @ v).transpose(1, 2).flatten(2)

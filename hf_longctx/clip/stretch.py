@@ -21,7 +21,7 @@ MARK = "position_stretch"
 OPENCLIP_TABLES = ("positional_embedding", "text.positional_embedding")
 NEEDS_TRAINING = (
     "{name} reads text in both directions and pools its last position, so every output changes with the length of its "
-    "table, also for short texts: train the stretched model before you use it. CLIP, which is causal, keeps its outputs."
+    "table, also for short texts: train the stretched model before you use it. A causal CLIP keeps its outputs."
 )
 
 
@@ -48,8 +48,8 @@ def stretch_positions(model_or_path: Any, keep: int = KEEP, ratio: int = RATIO) 
         return model_or_path
     if not isinstance(model_or_path, nn.Module):
         raise ValueError(
-            f"{type(model_or_path).__name__}: expected a CLIP or SigLIP model, its path or Hub id, or an OpenCLIP state "
-            f"dict."
+            f"{type(model_or_path).__name__}: expected a CLIP or SigLIP model, its path or Hub id, or an OpenCLIP "
+            f"state dict."
         )
     _stretch_model(model_or_path, keep, ratio)
     return model_or_path
@@ -112,7 +112,7 @@ def _stretch_model(model: nn.Module, keep: int, ratio: int) -> None:
         )
     for config in configs:
         config.max_position_embeddings = length
-        setattr(config, MARK, {"keep": keep, "ratio": ratio, "from": table.shape[0]})
+        setattr(config, MARK, {"from": table.shape[0], "keep": keep, "ratio": ratio})
     _agree_on_projection(model)
     logger.info("stretched %s of %s from %d to %d positions", name, type(model).__name__, table.shape[0], length)
     if bidirectional:
@@ -124,12 +124,14 @@ def _text_embeddings(model: nn.Module) -> tuple[str, Any]:
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if all(isinstance(getattr(module, part, None), nn.Embedding) for part in ("token_embedding", "position_embedding"))
+        if all(
+            isinstance(getattr(module, part, None), nn.Embedding) for part in ("token_embedding", "position_embedding")
+        )
     ]
     if len(found) != 1:
         raise ValueError(
-            f"{type(model).__name__} has {len(found)} modules with a token_embedding and a position_embedding; expected "
-            f"the one text tower of a CLIP or SigLIP model."
+            f"{type(model).__name__} has {len(found)} modules with a token_embedding and a position_embedding; "
+            f"expected the one text tower of a CLIP or SigLIP model."
         )
     return found[0]
 
@@ -149,8 +151,8 @@ def _refuse_stretched(table: Tensor, mark: dict[str, int] | None = None) -> None
     if mark is not None or is_interpolated(table):
         how = f" ({', '.join(f'{key}={value}' for key, value in mark.items())})" if mark else ""
         raise ValueError(
-            f"the table of {table.shape[0]} text positions was stretched before{how}. Stretch the original model, with a "
-            f"larger ratio or a smaller keep for more tokens."
+            f"the table of {table.shape[0]} text positions was stretched before{how}. Stretch the original model, with "
+            f"a larger ratio or a smaller keep for more tokens."
         )
 
 
@@ -170,9 +172,10 @@ def _sees_what_follows(tower: nn.Module, embeddings: Any) -> bool:
 
 
 def _agree_on_projection(model: Any) -> None:
-    """CLIPTextModelWithProjection reads `projection_dim` from the text config, where a whole CLIP's need not be right."""
-    config = getattr(model, "config", None)
+    """CLIPTextModelWithProjection reads `projection_dim` from the text config, where a whole CLIP's may be wrong."""
+    config: Any = getattr(model, "config", None)
     for part, name in (("text_config", "text_projection"), ("vision_config", "visual_projection")):
-        layer, inner = getattr(model, name, None), getattr(config, part, None)
+        layer: Any = getattr(model, name, None)
+        inner: Any = getattr(config, part, None)
         if isinstance(layer, nn.Linear) and hasattr(inner, "projection_dim"):
             inner.projection_dim = layer.out_features

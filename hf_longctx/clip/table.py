@@ -20,7 +20,9 @@ def stretched_length(length: int, keep: int = KEEP, ratio: int = RATIO) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{name}={value!r}: expected a whole number. The paper's are keep={KEEP}, ratio={RATIO}.")
     if ratio < 2:
-        raise ValueError(f"ratio={ratio}: expected 2 or more, which many times the rows after `keep` become. The paper's is {RATIO}.")
+        raise ValueError(
+            f"ratio={ratio}: expected 2 or more, which many times the rows after `keep` become. The paper's is {RATIO}."
+        )
     if length < 2:
         raise ValueError(f"a table of {length} positions cannot be stretched: two rows at least are needed.")
     if not 0 <= keep < length:
@@ -57,7 +59,7 @@ def stretch_table(table: Tensor, keep: int = KEEP, ratio: int = RATIO) -> Tensor
 def is_interpolated(table: Tensor) -> bool:
     """Whether the end of `table` is still what stretching made: its last rows lie on one line, evenly spaced.
 
-    True for a stretched table, and for a Long-CLIP checkpoint whose trained rows were lost; False for any trained table.
+    True for a stretched table, and for a Long-CLIP checkpoint whose trained rows were lost; False for trained ones.
     """
     if table.ndim != 2 or table.shape[0] < 4 or not table.is_floating_point():
         return False

@@ -65,7 +65,11 @@ def test_siglip_is_stretched_with_the_reason_to_train_it(kind: str) -> None:
 def test_table_config_and_buffer_change_together(kind: str) -> None:
     warnings.filterwarnings("ignore", message=".*both directions")
     model = {**CAUSAL, **BIDIRECTIONAL}[kind]().train()
-    (name, table), *_ = [(n, p.detach().clone()) for n, p in model.named_parameters() if "token" not in n and n.endswith("position_embedding.weight") and "vision" not in n]
+    (name, table), *_ = [
+        (n, p.detach().clone())
+        for n, p in model.named_parameters()
+        if "token" not in n and n.endswith("position_embedding.weight") and "vision" not in n
+    ]
     others = {n: p.detach().clone() for n, p in model.named_parameters() if n != name}
     stretch_positions(model, keep=7, ratio=3)
     length = 7 + 3 * (len(table) - 7)
@@ -188,7 +192,9 @@ def test_openclip_checkpoints(prefix: str, file: str, tmp_path: Path) -> None:
     out = stretch_checkpoint(source, tmp_path / "out", keep=10, ratio=2)
     after = load_file(out / "open_clip_model.safetensors")
     assert torch.equal(after.pop(f"{prefix}positional_embedding"), stretch_table(table, 10, 2))
-    assert all(torch.equal(after[n], t) for n, t in state.items() if not n.endswith("positional_embedding") or "visual" in n)
+    assert all(
+        torch.equal(after[n], t) for n, t in state.items() if not n.endswith("positional_embedding") or "visual" in n
+    )
     config = json.loads((out / "open_clip_config.json").read_text())
     assert config["model_cfg"] == {"embed_dim": 24, "text_cfg": {"context_length": 144, "width": 64}}
     assert AutoTokenizer.from_pretrained(out).model_max_length == 144
@@ -272,8 +278,8 @@ def test_stretched_models_are_not_stretched_again(tmp_path: Path) -> None:
     unmarked = CLIPModel.from_pretrained(tmp_path)
     del unmarked.config.text_config.position_stretch
     for one, says in (
-        (model, "was stretched before .keep=20, ratio=4, from=77"),
-        (CLIPModel.from_pretrained(tmp_path), "keep=20, ratio=4, from=77"),
+        (model, "was stretched before .from=77, keep=20, ratio=4"),
+        (CLIPModel.from_pretrained(tmp_path), "from=77, keep=20, ratio=4"),
         (unmarked, "was stretched before. Stretch"),
     ):
         before = snapshot(one)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 
 def stretched(PE: Tensor, k: int, lambda_1: int) -> Tensor:
-    """PE*(pos) = PE(pos) below k; else PE at k + (pos - k) / lambda_1, linearly, going on in a line after the last row."""
+    """PE*(pos) = PE(pos) below k; else PE at k + (pos - k) / lambda_1, linearly, and in a line after the last row."""
     rows = [PE[pos] for pos in range(k)]
     for i in range(k, len(PE)):
         for j in range(lambda_1):
@@ -22,7 +24,7 @@ def stretched(PE: Tensor, k: int, lambda_1: int) -> Tensor:
 def published(table: Tensor) -> Tensor:
     """The published table, 20 rows kept and 4 for each other, with that code's order of operations."""
     rows = list(table[:20])
-    for here, after in zip(table[20:-1], table[21:], strict=True):
+    for here, after in pairwise(table[20:]):
         rows += [here, 3 * here / 4 + 1 * after / 4, 2 * here / 4 + 2 * after / 4, 1 * here / 4 + 3 * after / 4]
     last, before = table[-1], table[-2]
     return torch.stack(rows + [last + j * (last - before) / 4 for j in range(4)])
