@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -13,20 +14,34 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
+from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection, Siglip2Processor
 
 from hf_longctx.clip import stretch_checkpoint, stretch_positions, stretch_table, stretch_tokenizer
-from tests.clip.tiny import BIDIRECTIONAL, CAUSAL, VOCAB, clip, embed, openai_names, saved, text_tower, texts, tokenizer
+from tests.clip.tiny import (
+    BIDIRECTIONAL,
+    BOS,
+    CAUSAL,
+    EOS,
+    VOCAB,
+    clip,
+    embed,
+    openai_names,
+    saved,
+    spread,
+    text_tower,
+    texts,
+    tokenizer,
+)
 from tests.tiny import tiny
 
 
 @pytest.fixture(autouse=True)
 def no_warning_unless_asked_for() -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.simplefilter("error", UserWarning)
         yield
 
 
@@ -61,7 +76,6 @@ def test_siglip_is_stretched_with_the_reason_to_train_it(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [*CAUSAL, *BIDIRECTIONAL])
-@pytest.mark.filterwarnings("ignore:.*both directions")
 def test_table_config_and_buffer_change_together(kind: str) -> None:
     warnings.filterwarnings("ignore", message=".*both directions")
     model = {**CAUSAL, **BIDIRECTIONAL}[kind]().train()
@@ -168,6 +182,57 @@ def test_tokenizer_and_processor_are_set_and_stay_so(tmp_path: Path) -> None:
             stretch_tokenizer(alone, wrong)
     with pytest.raises(ValueError, match="expected a tokenizer"):
         stretch_tokenizer(clip(), 248)
+
+
+def test_a_processor_that_cuts_text_itself_is_told_through_its_tokenizer(tmp_path: Path) -> None:
+    warnings.filterwarnings("ignore", message=".*both directions")
+    source = saved(BIDIRECTIONAL["siglip2"](), tmp_path / "source", 64)
+    (source / "preprocessor_config.json").write_text(json.dumps({"processor_class": "Siglip2Processor"}))
+    again = AutoTokenizer.from_pretrained(stretch_checkpoint(source, tmp_path / "out"))
+    processor = Siglip2Processor.__new__(Siglip2Processor)  # making one needs an image processor
+    processor.tokenizer = again
+    settings = processor._merge_kwargs(processor.valid_processor_kwargs, again.init_kwargs)["text_kwargs"]
+    assert settings["max_length"] == again.model_max_length == 196
+
+
+@pytest.mark.parametrize("family", ["OwlViTModel", "CLIPSegModel", "MetaClip2Model"])
+def test_other_models_with_clips_text_tower(family: str) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind = getattr(transformers, family)
+    text = {**small, "vocab_size": VOCAB, "bos_token_id": BOS, "eos_token_id": EOS, "max_position_embeddings": 77}
+    tower = spread(kind(kind.config_class(text_config=text, vision_config=small)))
+
+    def hidden(ids: torch.Tensor) -> torch.Tensor:
+        return tower.text_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+
+    short = texts(9, padded=20)
+    before = hidden(short)
+    stretch_positions(tower)
+    assert torch.equal(hidden(short), before)
+    assert hidden(texts(240, padded=248)).shape[1] == 248
+
+
+def test_adapters_on_the_tower_are_kept() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(clip(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+    inner, ids = adapted.base_model.model, texts(9, 20, padded=20)
+    before = embed(inner, ids)
+    stretch_positions(adapted)
+    assert torch.equal(embed(inner, ids), before)
+    assert inner.config.text_config.max_position_embeddings == 248
+
+
+def test_readme_lines_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny CLIP in a folder of that name."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = [one for one in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "hf_longctx.clip" in one]
+    monkeypatch.chdir(tmp_path)
+    saved(clip(eos_token_id=53, bos_token_id=52), tmp_path / "openai/clip-vit-base-patch32")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["words"]["input_ids"].shape == (1, 248)
+    assert names["features"].shape == (1, 24)
 
 
 def test_checkpoint_without_a_vocabulary_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -305,4 +370,3 @@ def test_bad_folders_are_named_before_anything_is_written(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="is not empty"):
         stretch_checkpoint(source, source)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "source"]
-    assert VOCAB == 98
