@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from ..anatomy import attention_layers, find_tower
 from ..patch import unwrap
 from .difference import Match, matches
-from .editable import check_cache, check_model, ids_of
+from .editable import check_cache, check_model, check_tokens, ids_of
 from .rotate import Mover
 from .workspace import Span, Work, first_kept, in_window, work_on
 
@@ -38,10 +38,10 @@ class EditReport:
         edits: places at which something changed.
         kept: tokens whose keys and values are what and where they were.
         moved: tokens behind an edit that changed the length: keys moved, values left alone.
-        forwarded: new tokens.
+        forwarded: tokens that the cache did not have.
         repaired: old tokens behind an edit that were read again.
         reread: tokens read again for sliding-window layers alone, which had evicted them.
-        deleted: tokens of the old text that are gone.
+        deleted: tokens of the old text that are in the new one no more.
         seconds: the whole edit; `seconds_diff` of them to find the differences, `seconds_move` to move keys and
             `seconds_forward` for the model. On a GPU they are the host's.
     """
@@ -91,10 +91,17 @@ def edit(model: Any, cache: Cache, old_ids: Any, new_ids: Any, repair: int | Non
     old, new = ids_of(old_ids, "old_ids", tower), ids_of(new_ids, "new_ids", tower)
     modules: list[Any] = list(attention_layers(tower))
     n_cached = check_cache(tower, modules, cache, len(old))
+    check_tokens(tower, modules, cache, old[:n_cached])
+    texts = matches(old, new)
+    gaps = pairwise([Match(0, 0, 0), *texts, Match(len(old), len(new), 0)])
+    edits = sum((a.old + a.length, a.new + a.length) != b[:2] for a, b in gaps)
+    deleted = len(old) - sum(n for _, _, n in texts)
+    # from here on, what the cache has and what it is to have
     old, new = old[:n_cached], new[:-1]
-    found = matches(old, new)
+    fitting = (Match(o, i, min(n, len(old) - o, len(new) - i)) for o, i, n in texts)
+    found = [match for match in fitting if match.length > 0]
     seconds_diff = time.perf_counter() - begun
-    plan = _plan(found, len(old), len(new), repair, [layer for layer in cache.layers if _sliding(layer)])
+    plan = _plan(found, len(new), repair, [layer for layer in cache.layers if _sliding(layer)])
     works: list[Work] = []
     if found != [Match(0, 0, len(old))] or len(old) != len(new):
         mover = Mover(tower)
@@ -110,13 +117,13 @@ def edit(model: Any, cache: Cache, old_ids: Any, new_ids: Any, repair: int | Non
         work.commit(cache.layers[int(module.layer_idx)])
     seconds = time.perf_counter() - begun
     report = EditReport(
-        edits=plan.edits,
+        edits=edits,
         kept=sum(n for o, i, n in plan.copies if o == i),
         moved=sum(n for o, i, n in plan.copies if o != i),
         forwarded=len(new) - sum(n for _, _, n in found),
         repaired=sum(n for _, _, n in found) - sum(n for _, _, n in plan.copies),
         reread=sum(map(len, plan.runs)) - sum(map(len, plan.fresh)),
-        deleted=len(old) - sum(n for _, _, n in found),
+        deleted=deleted,
         seconds=seconds,
         seconds_diff=seconds_diff,
         seconds_move=seconds_move,
@@ -132,25 +139,21 @@ class _Plan:
     copies: list[Match]
     fresh: list[Span]
     runs: list[Span]
-    edits: int
 
 
-def _plan(found: Sequence[Match], n_old: int, n_new: int, repair: int, sliding: Sequence[Any]) -> _Plan:
+def _plan(found: Sequence[Match], n_new: int, repair: int, sliding: Sequence[Any]) -> _Plan:
     copies = []
     for old, new, n in found:
         again = 0 if old == new == 0 else min(repair, n)
         if n > again:
             copies.append(Match(old + again, new + again, n - again))
     fresh, end = [], 0
-    for _, new, n in (*copies, Match(n_old, n_new, 0)):
+    for _, new, n in (*copies, Match(0, n_new, 0)):
         if new > end:
             fresh.append(Span(end, new))
         end = new + n
-    # every gap between two agreements is an edit; a text that merely ends earlier is one as well
-    gaps = [Match(0, 0, 0), *found, Match(n_old, n_new, 0)]
-    edits = sum((a.old + a.length, a.new + a.length) != b[:2] for a, b in pairwise(gaps))
     runs = _with_windows(fresh, copies, n_new, sliding) if any(first_kept(layer) > 0 for layer in sliding) else fresh
-    return _Plan(copies, fresh, runs, edits)
+    return _Plan(copies, fresh, runs)
 
 
 def _with_windows(fresh: Sequence[Span], copies: Sequence[Match], n_new: int, sliding: Sequence[Any]) -> list[Span]:

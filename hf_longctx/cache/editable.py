@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..anatomy import layer_type
-from ..attention.parity import check_rotary_function
+from ..attention.parity import TOLERANCE, check_rotary_function
 from ..attention.positions import STATE, rotary_function, stock_class
 from ..rope.parameters import moving_types
-from .layers import BoundedLayer, GrowingLayer, UnrotatedLayer
-from .workspace import in_order
+from .layers import BoundedLayer, GrowingLayer, Slots, UnrotatedLayer
+from .workspace import first_kept, in_order
 
 _KINDS = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer, BoundedLayer)
 _ANEW = "Read the new text into a new cache instead."
+_SAMPLE = 8  # tokens that are looked up in the cache
 
 
 def ids_of(given: Any, name: str, tower: Any) -> Tensor:
@@ -131,3 +132,83 @@ def _check_unrotated(layer: UnrotatedLayer) -> None:
         )
     if not torch.equal(kept.pos[0], torch.arange(len(kept), device=kept.pos.device)):
         raise ValueError(f"the tokens of this cache do not stand at 0, 1, 2, ... (padding, or a stream). {_ANEW}")
+
+
+# -- are these the tokens? --------------------------------------------------------------------------------
+def check_tokens(tower: Any, modules: Sequence[Any], cache: Cache, ids: Tensor) -> None:
+    """ValueError unless the first layer's keys of a few tokens are those in the cache.
+
+    They follow from the token and its position alone, so other tokens, another model and other rotary settings show.
+    """
+    first = next(i for i, module in enumerate(modules) if int(module.layer_idx) == 0)
+    layer: Any = cache.layers[0]
+    start = first_kept(layer) if isinstance(layer, DynamicSlidingWindowLayer) else 0
+    if start == len(ids) or tower.device.type == "meta":  # an interrupted forward leaves offloaded weights behind
+        return
+    pos = torch.linspace(start, len(ids) - 1, min(_SAMPLE, len(ids) - start)).long()
+    probes = [_probe_of(cache.layers[int(module.layer_idx)]) for module in modules]
+    order = sorted(range(len(modules)), key=lambda i: int(modules[i].layer_idx))
+    device = tower.device
+    try:
+        tower(
+            input_ids=ids[pos][None].to(device),
+            position_ids=pos[None].to(device),
+            past_key_values=Cache(layers=[probes[i] for i in order]),
+            use_cache=True,
+        )
+    except _Seen as seen:
+        found = seen.keys.float()
+    else:
+        raise ValueError(
+            f"{type(tower).__name__}: it caches nothing in this state (gradient checkpointing in training mode?). Call "
+            f"model.eval() first."
+        )
+    kept = in_order(layer).k if isinstance(layer, UnrotatedLayer) else layer.keys
+    kept = kept[:, :, (pos - start).to(kept.device)].to(found.device)
+    off = float((found - kept.float()).norm() / found.norm()) if found.shape == kept.shape else float("inf")
+    if not off <= TOLERANCE.get(kept.dtype, 6e-2):
+        raise ValueError(
+            f"this cache does not hold old_ids as {type(modules[first]).__name__} reads them (keys of {len(pos)} "
+            f"tokens looked up in it are off by {off:.1e}): it is of other tokens, of another model, or was filled "
+            f"with other rotary settings. {_ANEW}"
+        )
+
+
+class _Seen(Exception):
+    def __init__(self, keys: Tensor) -> None:
+        super().__init__("the keys that were looked for")
+        self.keys = keys
+
+
+class _StockProbe(CacheLayerMixin):
+    """An empty layer that stops the forward when keys come."""
+
+    def __init__(self, is_sliding: bool) -> None:
+        super().__init__()
+        self.is_sliding = is_sliding
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise _Seen(key_states)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        raise _Seen(key_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class _UnrotatedProbe(UnrotatedLayer):
+    def _keep(self, new: Slots) -> Slots:
+        raise _Seen(new.k)
+
+
+def _probe_of(layer: Any) -> CacheLayerMixin:
+    if isinstance(layer, UnrotatedLayer):
+        return _UnrotatedProbe(layer.owner)
+    return _StockProbe(isinstance(layer, DynamicSlidingWindowLayer))

@@ -96,12 +96,13 @@ class EditSession:
             self._follow(self.text)
         cache, self._cache = self.cache, None  # it is the text's again once generate has come to its end
         held = torch.tensor([self._held], device=self.model.device)
+        one_row = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
         written = self.model.generate(
             held,
             attention_mask=torch.ones_like(held),
             past_key_values=cache,
             max_new_tokens=max_new_tokens,
-            **settings,
+            **{**settings, **one_row},
         )[0]
         text = self._text_of(written[len(self._held) :])
         self._cache, self._held = cache, written.tolist()
