@@ -57,6 +57,13 @@ SCALED = {
 }
 
 
+WIDE: tuple[dict[str, Any], dict[str, Any]] = {}, {"sliding_window": 200}  # no window evicts anything
+
+
+def wide(family: str) -> Any:
+    return tiny(family, **WIDE[family == "gemma3"])
+
+
 def read(model: Any, ids: list[int]) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     logits_of(model, torch.tensor([ids]), past_key_values=cache, use_cache=True)
@@ -100,7 +107,7 @@ def test_unrotated_caches_are_edited_too(method: Any, what: str) -> None:
 @pytest.mark.parametrize("family", ALL)
 def test_first_keys_and_values_are_those_of_a_full_read(family: str, what: str) -> None:
     """With repair=0: the first layer's keys and values depend on tokens and positions alone."""
-    model, new = tiny(family, sliding_window=200), EDITS[what]
+    model, new = wide(family), EDITS[what]
     cache, report = edit(model, read(model, IDS), IDS, new, 0)
     full = read(model, new[:-1])
     torch.testing.assert_close(cache.layers[0].keys, full.layers[0].keys, atol=1e-6, rtol=1e-6)
@@ -117,7 +124,7 @@ def test_scaled_rope(family: str, kind: str) -> None:
         pytest.skip("for each kind of layer alone: needs a newer transformers than the floor")
     scaled = {"rope_theta": 1e4, **SCALED[kind]}
     rope = scaled if family == "llama" else {**config.rope_parameters, "full_attention": scaled}
-    model = tiny(family, rope_parameters=rope, sliding_window=200)
+    model = tiny(family, rope_parameters=rope, **WIDE[family == "gemma3"])
     for new in (EDITS["insert"], EDITS["delete"]):
         cache, _ = edit(model, read(model, IDS), IDS, new, 0)
         full = read(model, new[:-1])
@@ -130,7 +137,7 @@ def test_scaled_rope(family: str, kind: str) -> None:
 
 @pytest.mark.parametrize("family", ALL)
 def test_moving_there_and_back(family: str) -> None:
-    model = tiny(family, sliding_window=200)
+    model = wide(family)
     tower: Any = find_tower(model)
     cache = read(model, IDS)
     mover = Mover(tower)
@@ -146,7 +153,7 @@ def test_moving_there_and_back(family: str) -> None:
 @pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("method", [None, PositionFree()], ids=["stock", "position_free"])
 def test_what_is_not_read_again_is_left_alone(method: Any, family: str) -> None:
-    model = tiny(family, sliding_window=200)
+    model = wide(family)
     patch = method.apply(model) if method else None
     before = read(model, IDS)
     cache = copy.deepcopy(before)
@@ -215,7 +222,7 @@ def test_generate_goes_on_and_is_edited_again(family: str) -> None:
 def test_a_ring_is_edited_while_nothing_has_left_it() -> None:
     model, ids = tiny("llama"), torch.tensor([IDS])
     with LMInfinite(n_global=4, n_local=80).on(model):
-        cache = read(model, IDS)
+        cache = read(model, IDS[:-1])
         output = model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=5)
         new = [*output[0, :30].tolist(), 9, 9, *output[0, 30:].tolist()] + [7] * 30  # longer than the window afterwards
         edit(model, cache, output, new, EVERYTHING)
