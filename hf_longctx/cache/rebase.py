@@ -9,7 +9,6 @@ is moved back to where angles are small.
 # L new tokens, W kept keys of a sliding window; the batch is always 1
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -19,10 +18,10 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ..anatomy import attention_layers, find_tower
 from ..attention.parity import probe
-from ..attention.positions import Tower, rotary_function, stock_class
-from ..attention.rotation import Rotation
+from ..attention.positions import stock_class
 from ..attention.watch import rotates
 from .layers import BoundedLayer, UnrotatedLayer
+from .rotate import rotary_of, turn
 
 REACH = 2**16  # positions between two moves
 
@@ -42,8 +41,7 @@ class Rebase:
         if not sliding or len(self._bounded) < len(unrotated):
             return
         tower: Any = find_tower(model)
-        per_layer_type = "layer_type" in inspect.signature(tower.rotary_emb.forward).parameters
-        self._rotary = Tower(None, tower.rotary_emb, "sdpa", per_layer_type)  # type: ignore[arg-type]
+        self._rotary = rotary_of(tower)
         for module in attention_layers(tower):
             index: Any = module.layer_idx
             if index in sliding and _rotates(module):
@@ -72,13 +70,7 @@ class Rebase:
         if not keys.shape[2]:
             return keys
         pos_1W = torch.arange(place - keys.shape[2], place, device=keys.device)[None]
-        exact = keys.float()
-        old = self._rotary.rotation(module, exact, pos_1W)
-        new = self._rotary.rotation(module, exact, pos_1W - delta)
-        size = old.cos**2 + old.sin**2  # not 1 where the rotary embedding scales (yarn)
-        cos = (new.cos * old.cos + new.sin * old.sin) / size
-        sin = (new.sin * old.cos - new.cos * old.sin) / size
-        return Rotation(cos, sin, rotary_function(stock_class(module)))(exact).to(keys.dtype)
+        return turn(self._rotary, module, pos_1W, pos_1W - delta)(keys.float()).to(keys.dtype)
 
 
 def _rotates(module: Any) -> bool:

@@ -1,0 +1,128 @@
+"""What two lists of tokens have in common: long stretches in order, found in time that is linear in their length.
+
+Beginnings and ends that agree are cut off at once. Between them, runs of tokens that occur once on either side are
+anchors (a patience diff), and only short gaps are compared token by token.
+"""
+
+# all tensors are 1-D, of token ids, on the CPU
+from __future__ import annotations
+
+import difflib
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GRAMS = (8, 4)  # lengths of anchors; the second one is for what is left between those of the first
+SHORT = 128  # gaps up to here are compared token by token
+CHANCE = 4  # shorter agreements between two edits are chance, and a forward of their own costs more than they save
+_BASE = 6364136223846793005  # of the polynomial that hashes a run of tokens, modulo 2^64
+
+
+class Match(NamedTuple):
+    """Tokens old[old : old + length] that are new[new : new + length]."""
+
+    old: int
+    new: int
+    length: int
+
+
+def matches(old: Tensor, new: Tensor) -> list[Match]:
+    """The stretches that both have, in order; between two of them something differs."""
+    found: list[Match] = []
+    for match in _between(old, new, Match(0, 0, 0), Match(len(old), len(new), 0), GRAMS):
+        last = found[-1] if found else Match(0, 0, 0)
+        if found and (last.old + last.length, last.new + last.length) == match[:2]:
+            found[-1] = Match(last.old, last.new, last.length + match.length)
+        elif match.length:
+            found.append(match)
+    return found
+
+
+def _between(old: Tensor, new: Tensor, left: Match, right: Match, grams: tuple[int, ...]) -> Iterator[Match]:
+    """Matches behind `left` and before `right`."""
+    o, n, o_end, n_end = left.old + left.length, left.new + left.length, right.old, right.new
+    head = _agreeing(old[o:o_end], new[n:n_end])
+    yield Match(o, n, head)
+    o, n = o + head, n + head
+    tail = _agreeing(old[o:o_end].flip(0), new[n:n_end].flip(0))
+    o_end, n_end = o_end - tail, n_end - tail
+    if o < o_end and n < n_end:
+        if max(o_end - o, n_end - n) <= SHORT:
+            yield from _token_by_token(old, new, Match(o, n, 0), Match(o_end, n_end, 0))
+        elif grams:
+            last = Match(o, n, 0)
+            for anchor in _anchors(old[o:o_end], new[n:n_end], grams[0]):
+                # two anchors may overlap on one side; what is taken is taken
+                taken = max(last.old + last.length - (o + anchor.old), last.new + last.length - (n + anchor.new), 0)
+                if taken < anchor.length:
+                    match = Match(o + anchor.old + taken, n + anchor.new + taken, anchor.length - taken)
+                    yield from _between(old, new, last, match, grams[1:])
+                    yield match
+                    last = match
+            yield from _between(old, new, last, Match(o_end, n_end, 0), grams[1:])
+    yield Match(o_end, n_end, tail)
+
+
+def _agreeing(a: Tensor, b: Tensor) -> int:
+    """How many tokens agree from the start on."""
+    length = min(len(a), len(b))
+    same = a[:length] == b[:length]
+    return length if bool(same.all()) else int(same.byte().argmin())
+
+
+def _token_by_token(old: Tensor, new: Tensor, left: Match, right: Match) -> Iterator[Match]:
+    a, b = old[left.old : right.old].tolist(), new[left.new : right.new].tolist()
+    for i, j, length in difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
+        if length >= CHANCE:
+            yield Match(left.old + i, left.new + j, length)
+
+
+def _anchors(a: Tensor, b: Tensor, gram: int) -> list[Match]:
+    """Runs of tokens that occur once in `a` and once in `b`, those of them that stand in the same order."""
+    if min(len(a), len(b)) < gram:
+        return []
+    (hash_a, at_a), (hash_b, at_b) = _once(a, gram), _once(b, gram)
+    slot = torch.searchsorted(hash_a, hash_b).clamp(max=len(hash_a) - 1) if len(hash_a) else hash_b[:0]
+    both = hash_a[slot] == hash_b[: len(slot)]
+    i, j = at_a[slot[both]], at_b[: len(slot)][both]
+    real = (a.unfold(0, gram, 1)[i] == b.unfold(0, gram, 1)[j]).all(1)  # two runs may share a hash
+    i, j = i[real], j[real]
+    order = j.argsort()
+    pairs = _rising(list(zip(i[order].tolist(), j[order].tolist(), strict=True)))
+    found: list[Match] = []
+    for o, n in pairs:
+        if found and o - n == found[-1].old - found[-1].new and o <= found[-1].old + found[-1].length:
+            found[-1] = Match(found[-1].old, found[-1].new, o + gram - found[-1].old)
+        else:
+            found.append(Match(o, n, gram))
+    return found
+
+
+def _once(ids: Tensor, gram: int) -> tuple[Tensor, Tensor]:
+    """The hashes, sorted, of the runs that occur once, and where they begin."""
+    hashed = torch.zeros(len(ids) - gram + 1, dtype=torch.long)
+    for k in range(gram):
+        hashed = hashed * _BASE + ids[k : k + len(hashed)]
+    hashes, place = hashed.sort()
+    differs = torch.cat([torch.ones(1, dtype=torch.bool), hashes[1:] != hashes[:-1], torch.ones(1, dtype=torch.bool)])
+    alone = differs[1:] & differs[:-1]
+    return hashes[alone], place[alone]
+
+
+def _rising(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The longest part of `pairs`, whose second numbers rise, in which the first ones rise as well."""
+    ends: list[int] = []  # the smallest first number that a rising part of each length ends in ...
+    at: list[int] = []  # ... and which pair has it
+    before: list[int] = []
+    for index, (first, _) in enumerate(pairs):
+        length = bisect_left(ends, first)
+        before.append(at[length - 1] if length else -1)
+        ends[length : length + 1], at[length : length + 1] = [first], [index]
+    index, best = at[-1] if at else -1, []
+    while index >= 0:
+        best.append(pairs[index])
+        index = before[index]
+    return best[::-1]

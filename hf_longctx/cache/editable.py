@@ -1,0 +1,214 @@
+"""What `edit` can work on, and the reasons for what it cannot: all of it is checked before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+from ..anatomy import layer_type
+from ..attention.parity import TOLERANCE, check_rotary_function
+from ..attention.positions import STATE, rotary_function, stock_class
+from ..rope.parameters import moving_types
+from .layers import BoundedLayer, GrowingLayer, Slots, UnrotatedLayer
+from .workspace import first_kept, in_order
+
+_KINDS = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer, BoundedLayer)
+_ANEW = "Read the new text into a new cache instead."
+_SAMPLE = 8  # tokens that are looked up in the cache
+
+
+def ids_of(given: Any, name: str, tower: Any) -> Tensor:
+    """Token ids of one text as a 1-D tensor on the CPU."""
+    try:
+        ids = torch.as_tensor(given).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name}={type(given).__name__}: expected token ids, a list or a tensor of whole numbers ({error})."
+        ) from error
+    if ids.ndim == 2 and len(ids) > 1:
+        raise ValueError(
+            f"{name} has {len(ids)} rows: a cache is edited for one text at a time. Edit each row's own cache."
+        )
+    ids = ids[0] if ids.ndim == 2 else ids
+    if ids.ndim != 1 or not len(ids) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"{name} of shape {tuple(ids.shape)} and {ids.dtype}: expected at least one token id, as a list, a 1-D "
+            f"tensor or one row."
+        )
+    size = getattr(tower.config, "vocab_size", None)
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or (size is not None and high >= size):
+        raise ValueError(
+            f"{name} has the token id {low if low < 0 else high}, and the model's go from 0 to {size}, exclusive. Were "
+            f"they made by its own tokenizer?"
+        )
+    return ids.long()
+
+
+def check_model(tower: Any) -> None:
+    """ValueError for models whose keys cannot be moved."""
+    parameters = getattr(tower.config, "rope_parameters", None)
+    moving = moving_types(parameters)
+    if moving:
+        raise ValueError(
+            f"rope_type={moving[0]!r} changes its frequencies with the length read, so cached keys were rotated by "
+            f"other ones than an edited text's would be. {_ANEW}"
+        )
+    entries = [e for e in (parameters, *(parameters or {}).values()) if isinstance(e, dict)]
+    if any("mrope_section" in entry for entry in entries):
+        raise ValueError(
+            f"{type(tower).__name__}: its tokens have several positions each (mrope), and an edit moves one. {_ANEW}"
+        )
+
+
+def check_cache(tower: Any, modules: Sequence[Any], cache: Any, n_old: int) -> int:
+    """How many of the `n_old` tokens the cache holds; ValueError for caches that cannot be edited."""
+    if not isinstance(cache, Cache):
+        raise ValueError(f"{type(cache).__name__}: expected the Cache (past_key_values) that the model has filled.")
+    if getattr(cache, "offloading", False):
+        raise ValueError(f"an offloaded cache cannot be edited: its layers are elsewhere. {_ANEW}")
+    layers = getattr(cache, "layers", None)
+    other = next((layer for layer in layers or () if type(layer) not in _KINDS), None)
+    if layers is None or other is not None:
+        raise ValueError(
+            f"{type(cache if layers is None else other).__name__}: only dynamic caches can be edited, not static, "
+            f"quantised or recurrent ones. {_ANEW}"
+        )
+    if sorted(int(module.layer_idx) for module in modules) != list(range(len(layers))):
+        raise ValueError(
+            f"the cache has {len(layers)} layers and {type(tower).__name__} {len(modules)} that attend: it is another "
+            f"model's, or empty, or layers share keys. Give the cache that this model has filled."
+        )
+    lengths = {_check_layer(module, layers[int(module.layer_idx)]) for module in modules}
+    if len(lengths) > 1:
+        raise ValueError(f"the layers of this cache hold {sorted(lengths)} tokens: a forward was interrupted. {_ANEW}")
+    length = lengths.pop()
+    if length not in (n_old, n_old - 1):
+        raise ValueError(
+            f"the cache holds {length} tokens and old_ids has {n_old}: expected the ids that it was filled with, or "
+            f"those and the one that generate wrote last."
+        )
+    return length
+
+
+def _check_layer(module: Any, layer: Any) -> int:
+    """The number of tokens in one layer."""
+    if not layer.is_initialized or layer.keys.ndim != 4:
+        raise ValueError("this cache is empty: there is nothing to edit. Read a text into it first.")
+    if layer.keys.shape[0] != 1:
+        raise ValueError(
+            f"the cache has {layer.keys.shape[0]} rows: a cache is edited for one text at a time. Read each row into "
+            f"its own cache."
+        )
+    method = vars(module)[STATE].method if STATE in vars(module) else None
+    owner = layer.owner if isinstance(layer, UnrotatedLayer) else None
+    if owner != method:
+        raise ValueError(
+            f"this cache was written under {owner or 'no method'!r}, and the model has {method!r}. {_ANEW}"
+        )
+    if isinstance(layer, UnrotatedLayer):
+        _check_unrotated(layer)
+    else:
+        kind = stock_class(module)
+        check_rotary_function(kind, rotary_function(kind))
+        if layer_type(module) == "chunked_attention":
+            raise ValueError(
+                f"{kind.__name__}: an edit moves tokens across the chunks that its layers attend in. {_ANEW}"
+            )
+    return int(layer.get_seq_length())
+
+
+def _check_unrotated(layer: UnrotatedLayer) -> None:
+    kept = in_order(layer)
+    if len(kept) < layer.seen:
+        raise ValueError(
+            f"this cache has read {layer.seen} tokens under {layer.owner!r} and keeps {len(kept)}: what is gone cannot "
+            f"be read by what is new. {_ANEW}"
+        )
+    if not torch.equal(kept.pos[0], torch.arange(len(kept), device=kept.pos.device)):
+        raise ValueError(f"the tokens of this cache do not stand at 0, 1, 2, ... (padding, or a stream). {_ANEW}")
+
+
+# -- are these the tokens? --------------------------------------------------------------------------------
+def check_tokens(tower: Any, modules: Sequence[Any], cache: Cache, ids: Tensor) -> None:
+    """ValueError unless the first layer's keys of a few tokens are those in the cache.
+
+    They follow from the token and its position alone, so other tokens, another model and other rotary settings show.
+    """
+    first = next(i for i, module in enumerate(modules) if int(module.layer_idx) == 0)
+    layer: Any = cache.layers[0]
+    start = first_kept(layer) if isinstance(layer, DynamicSlidingWindowLayer) else 0
+    if start == len(ids) or tower.device.type == "meta":  # an interrupted forward leaves offloaded weights behind
+        return
+    pos = torch.linspace(start, len(ids) - 1, min(_SAMPLE, len(ids) - start)).long()
+    probes = [_probe_of(cache.layers[int(module.layer_idx)]) for module in modules]
+    order = sorted(range(len(modules)), key=lambda i: int(modules[i].layer_idx))
+    device = tower.device
+    try:
+        tower(
+            input_ids=ids[pos][None].to(device),
+            position_ids=pos[None].to(device),
+            past_key_values=Cache(layers=[probes[i] for i in order]),
+            use_cache=True,
+        )
+    except _Seen as seen:
+        found = seen.keys.float()
+    else:
+        raise ValueError(
+            f"{type(tower).__name__}: it caches nothing in this state (gradient checkpointing in training mode?). Call "
+            f"model.eval() first."
+        )
+    kept = in_order(layer).k if isinstance(layer, UnrotatedLayer) else layer.keys
+    kept = kept[:, :, (pos - start).to(kept.device)].to(found.device)
+    off = float((found - kept.float()).norm() / found.norm()) if found.shape == kept.shape else float("inf")
+    if not off <= TOLERANCE.get(kept.dtype, 6e-2):
+        raise ValueError(
+            f"this cache does not hold old_ids as {type(modules[first]).__name__} reads them (keys of {len(pos)} "
+            f"tokens looked up in it are off by {off:.1e}): it is of other tokens, of another model, or was filled "
+            f"with other rotary settings. {_ANEW}"
+        )
+
+
+class _Seen(Exception):
+    def __init__(self, keys: Tensor) -> None:
+        super().__init__("the keys that were looked for")
+        self.keys = keys
+
+
+class _StockProbe(CacheLayerMixin):
+    """An empty layer that stops the forward when keys come."""
+
+    def __init__(self, is_sliding: bool) -> None:
+        super().__init__()
+        self.is_sliding = is_sliding
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise _Seen(key_states)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        raise _Seen(key_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class _UnrotatedProbe(UnrotatedLayer):
+    def _keep(self, new: Slots) -> Slots:
+        raise _Seen(new.k)
+
+
+def _probe_of(layer: Any) -> CacheLayerMixin:
+    if isinstance(layer, UnrotatedLayer):
+        return _UnrotatedProbe(layer.owner)
+    return _StockProbe(isinstance(layer, DynamicSlidingWindowLayer))

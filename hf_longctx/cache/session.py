@@ -1,0 +1,157 @@
+"""A text in an editor: it is changed here and there, and the model's cache follows each change without a full read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from ..anatomy import find_tower
+from ..attention.positions import STATE, adopt_all
+from ..patch import unwrap
+from .edit import CHUNK, EditReport, edit
+
+# what turns the one row of the cache into several, or needs a cache that can be rewound
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "guidance_scale": (None, 1),
+    "assistant_model": (None,),
+    "prompt_lookup_num_tokens": (None,),
+}
+
+
+class EditSession:
+    """A text that is edited while a model keeps up with it.
+
+    Text in, text out: `replace` changes the text, `complete` writes on at its end. Each change is tokenised and read
+    by `hf_longctx.cache.edit.edit`, which is approximate; `refresh` reads the whole text anew.
+
+        session = EditSession(model, tokenizer, source)
+        session.replace(120, 124, "name")     # characters, as in source[120:124]
+        session.complete(max_new_tokens=32)   # the text written, which is then part of session.text
+        session.undo()
+
+    After an error the text and the cache are what they were, or the text is read anew before it is used next.
+
+    Args:
+        model: the causal language model, stock or with a method that keeps what it has read.
+        tokenizer: its tokenizer; the text is tokenised with its special tokens, as `tokenizer(text)` does.
+        text: what to begin with. It is read at once.
+        repair: the tokens behind each edit that are read again, as for `edit`.
+    """
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, text: str, *, repair: int | None = None) -> None:
+        self.model, self.tokenizer, self.repair = model, tokenizer, repair
+        self.text = text
+        self.report: EditReport | None = None  # of the last edit
+        self._past: list[str] = []  # the texts before, the last one last
+        self._cache: DynamicCache | None = None
+        self._held = self._tokenise(text)  # the ids that the cache was made from
+        self.refresh()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.text):,} characters, {len(self._held):,} tokens)"
+
+    @property
+    def cache(self) -> DynamicCache:
+        """The model's cache, which holds all tokens of the text but the last."""
+        if self._cache is None:
+            self.refresh()
+        assert self._cache is not None
+        return self._cache
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens of the text."""
+        return self._tokenise(self.text)
+
+    def replace(self, start: int, end: int, text: str) -> EditReport:
+        """Put `text` in place of the characters from `start` to before `end`; what was done to the cache."""
+        if not 0 <= start <= end <= len(self.text):
+            raise ValueError(
+                f"replace({start}, {end}): expected 0 <= start <= end <= {len(self.text)}, the length of the text in "
+                f"characters."
+            )
+        before, after = self.text, self.text[:start] + text + self.text[end:]
+        report = self._follow(after)
+        if after != before:
+            self._past.append(before)
+        return report
+
+    def complete(self, max_new_tokens: int = 32, **settings: Any) -> str:
+        """Let the model write on at the end of the text. What it wrote is returned and is part of the text.
+
+        Takes the settings of `generate`, but for those that make several rows (beams) or rewind the cache.
+        """
+        for name, off in _REFUSED.items():
+            if name in settings and settings[name] not in off:
+                raise ValueError(f"{name}={settings[name]!r}: a session has one text and one cache. Leave it out.")
+        for name in ("past_key_values", "return_dict_in_generate", "custom_generate"):
+            if name in settings:
+                raise ValueError(f"{name}: a session keeps its own cache and returns text. Leave it out.")
+        if self._held != self.ids:  # tokens that were written need not be those that their text has
+            self._follow(self.text)
+        cache, self._cache = self.cache, None  # it is the text's again once generate has come to its end
+        held = torch.tensor([self._held], device=self.model.device)
+        one_row = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
+        written = self.model.generate(
+            held,
+            attention_mask=torch.ones_like(held),
+            past_key_values=cache,
+            max_new_tokens=max_new_tokens,
+            **{**settings, **one_row},
+        )[0]
+        text = self._text_of(written[len(self._held) :])
+        self._cache, self._held = cache, written.tolist()
+        self._past.append(self.text)
+        self.text += text
+        return text
+
+    def undo(self) -> EditReport:
+        """Take the last change of the text back: the cache follows as it follows any edit."""
+        if not self._past:
+            raise ValueError("nothing to undo: the text is what the session began with.")
+        report = self._follow(self._past[-1])
+        self._past.pop()
+        return report
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Read the whole text anew: afterwards nothing in the cache is approximate."""
+        base: Any = unwrap(self.model)
+        tower: Any = find_tower(base)
+        ids = self.ids
+        cache = DynamicCache(config=tower.config)
+        if STATE in vars(tower):
+            adopt_all(vars(tower)[STATE], cache)
+        # at least one token, even if generate then has to have it taken away: an empty cache has no keys to move
+        whole = torch.tensor([ids[:-1] or ids], device=self.model.device)
+        for start in range(0, whole.shape[1], CHUNK):
+            tower(input_ids=whole[:, start : start + CHUNK], past_key_values=cache, use_cache=True)
+        self._cache, self._held = cache, ids
+        if len(ids) == 1:
+            edit(self.model, cache, ids, ids, 0)
+
+    def _follow(self, text: str) -> EditReport:
+        """Make `text` the text, and the cache its own."""
+        ids = self._tokenise(text)
+        _, report = edit(self.model, self.cache, self._held, ids, self.repair)
+        self.text, self._held, self.report = text, ids, report
+        return report
+
+    def _tokenise(self, text: str) -> list[int]:
+        # the whole text: what an edit does to its neighbours' tokens is then found, wherever it is
+        ids = list(self.tokenizer(text, verbose=False)["input_ids"])
+        if not ids:
+            raise ValueError("the text has no tokens, so there is nothing to read. Begin with some text.")
+        return ids
+
+    def _text_of(self, ids: Tensor) -> str:
+        """The text that these tokens add to the text so far."""
+        before = self.tokenizer.decode(self._held, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        both = [*self._held, *ids.tolist()]
+        after = self.tokenizer.decode(both, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(after[len(before) :])

@@ -1,0 +1,146 @@
+"""An editor's session: text in, text out, and a cache that follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from hf_longctx import LMInfinite, PositionFree
+from hf_longctx.cache.session import EditSession
+from tests.tiny import BOS, EOS, PAD, VOCAB, logits_of, text, tiny, tokenizer
+
+TEXT = " ".join(f"w{i}" for i in text(1, 40)[0].tolist())
+EVERYTHING = 10_000
+
+
+def merging() -> PreTrainedTokenizerFast:
+    """Letters, one token each, but for "bc" and "ab", the first of which wins."""
+    from tokenizers import Tokenizer, decoders
+    from tokenizers.models import BPE
+
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .:\n"
+    words = ["<pad>", "<bos>", "<eos>", *letters, "bc", "ab"][:VOCAB]
+    inner = Tokenizer(BPE({word: i for i, word in enumerate(words)}, [("b", "c"), ("a", "b")]))
+    inner.decoder = decoders.Fuse()
+    assert (words[PAD], words[BOS], words[EOS]) == ("<pad>", "<bos>", "<eos>")
+    tokens = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **tokens)
+
+
+def check(session: EditSession) -> None:
+    """The cache is that of the text; `repair` must have been everything."""
+    ids = session.tokenizer(session.text)["input_ids"]
+    assert session.ids == ids
+    held = session.cache
+    assert held.get_seq_length() == len(ids) - 1
+    cache: Any = type(held)(config=session.model.config)
+    logits_of(session.model, torch.tensor([ids]), past_key_values=cache, use_cache=True)
+    for layer, full in zip(held.layers, cache.layers, strict=True):
+        torch.testing.assert_close(layer.keys, full.keys[:, :, :-1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(layer.values, full.values[:, :, :-1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [None, PositionFree(), LMInfinite(n_local=200)], ids=lambda m: m and m.name)
+def test_the_cache_follows_the_text(method: Any) -> None:
+    model = tiny("llama")
+    if method:
+        method.apply(model)
+    session = EditSession(model, tokenizer(), TEXT, repair=EVERYTHING)
+    check(session)
+    at = TEXT.index(" w", 30)
+    report = session.replace(at, at, " w9 w8")
+    assert session.text == TEXT[:at] + " w9 w8" + TEXT[at:]
+    assert (report.forwarded, report.edits) == (2, 1)
+    assert session.report is report
+    check(session)
+    session.replace(0, 3, "w5 w6 w7")
+    check(session)
+    session.undo()
+    session.undo()
+    assert session.text == TEXT
+    check(session)
+    with pytest.raises(ValueError, match="nothing to undo"):
+        session.undo()
+
+
+def test_an_edit_that_changes_its_neighbours_tokens() -> None:
+    model, tok = tiny("llama"), merging()
+    source = "hello abd and more of it. " * 3
+    session = EditSession(model, tok, source, repair=EVERYTHING)
+    at = source.index("abd") + 2
+    before = tok(source)["input_ids"]
+    report = session.replace(at, at + 1, "c")
+    after = tok(session.text)["input_ids"]
+    # "ab" "d" became "a" "bc": one letter was changed, and the token before it is another one
+    place = tok(source[: source.index("abd")])["input_ids"]
+    assert tok.convert_ids_to_tokens(before[len(place) : len(place) + 2]) == ["ab", "d"]
+    assert tok.convert_ids_to_tokens(after[len(place) : len(place) + 2]) == ["a", "bc"]
+    assert report.kept == len(place)
+    assert (report.forwarded, report.deleted) == (2, 2)
+    check(session)
+
+
+def test_complete_writes_on_and_is_undone() -> None:
+    model, tok = tiny("llama"), merging()
+    session = EditSession(model, tok, "some text, to begin with. abd".replace(",", ""), repair=EVERYTHING)
+    start = session.text
+    session.replace(0, 4, "Some more")
+    ids = torch.tensor([tok(session.text)["input_ids"]])
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+    before = session.text
+    written = session.complete(max_new_tokens=8, do_sample=False)
+    assert written == tok.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
+    assert session.text == before + written
+    session.complete(max_new_tokens=3, do_sample=False)
+    session.replace(len(session.text), len(session.text), "bc")
+    check(session)
+    for _ in range(4):
+        session.undo()
+    assert session.text == start
+    check(session)
+
+
+def test_refresh_reads_all_anew() -> None:
+    model = tiny("qwen3")
+    session = EditSession(model, tokenizer(), TEXT, repair=0)
+    session.replace(0, 0, "w3 w4 ")
+    with pytest.raises(AssertionError):
+        check(session)  # the paper's method is approximate
+    session.refresh()
+    check(session)
+
+
+def test_a_text_of_one_token() -> None:
+    for method in (None, PositionFree()):
+        model = tiny("llama")
+        if method:
+            method.apply(model)
+        session = EditSession(model, tokenizer(), "w9", repair=EVERYTHING)
+        session.replace(2, 2, " w8 w7 w6")
+        check(session)
+        session.replace(2, len(session.text), "")
+        assert session.text == "w9"
+        assert len(session.complete(max_new_tokens=2).split()) <= 2
+
+
+def test_wrong_use_leaves_the_session_as_it_was() -> None:
+    session = EditSession(tiny("llama"), tokenizer(), TEXT, repair=EVERYTHING)
+    for start, end in ((-1, 2), (3, 2), (0, len(TEXT) + 1)):
+        with pytest.raises(ValueError, match="length of the text"):
+            session.replace(start, end, "")
+    with pytest.raises(ValueError, match="has no tokens"):
+        session.replace(0, len(TEXT), "")
+    for settings in ({"num_beams": 2}, {"num_return_sequences": 3}, {"prompt_lookup_num_tokens": 2}):
+        with pytest.raises(ValueError, match="one text and one cache"):
+            session.complete(**settings)
+    with pytest.raises(ValueError, match="keeps its own cache"):
+        session.complete(past_key_values=None)
+    with pytest.raises(ValueError, match="no_such_setting"):
+        session.complete(no_such_setting=1)
+    assert session.text == TEXT
+    check(session)
+    with pytest.raises(ValueError, match="has no tokens"):
+        EditSession(tiny("llama"), tokenizer(), "")
