@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 # what a config may say differently though every key of a cache is the same
-INCIDENTAL = ("transformers_version", "_name_or_path", "use_cache", "architectures")
+INCIDENTAL = ("transformers_version", "_name_or_path", "use_cache", "architectures", "dtype")
 
 
 def weights_digest(model: Any) -> str:

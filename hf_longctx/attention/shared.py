@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,11 @@ class State:
 class Sharing(LongContextMethod):
     """What stands on a model's list of patches inside `with shared_prefix(...)`. Not a method: no config names it."""
 
+    decides_positions: ClassVar[bool] = True
+
+    def __repr__(self) -> str:
+        return "shared_prefix(...)"
+
     def install(self, patch: Patch, tower: nn.Module) -> None:
         raise NotImplementedError("a prefix is shared by `with shared_prefix(model, document_ids)`.")
 
@@ -69,7 +74,8 @@ def install(patch: Patch, tower: Any, root: nn.Module) -> None:
     check(tower)
     patch.own_configs(root)
     inner = tower.config._attn_implementation or "sdpa"
-    for module in attention_layers(tower):
+    layers: list[Any] = attention_layers(tower)
+    for module in layers:
         patch.set_class(module, sharing(type(module)))
     for config in {id(m.config): m.config for m in tower.modules() if hasattr(m, "config")}.values():
         patch.set(config, "_attn_implementation_internal", Implementation(inner))
@@ -111,7 +117,7 @@ def check(tower: Any) -> None:
     if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
         raise ValueError(f"{name}: its tokens have several positions each (mrope), which is not supported.")
     layers: list[Any] = attention_layers(tower)
-    if [m.layer_idx for m in layers] != list(range(len(tower.layers))) or getattr(config, "num_kv_shared_layers", 0):
+    if [m.layer_idx for m in layers] != list(range(len(tower.layers))) or getattr(config, "num_kv_shared_layers", None):
         raise ValueError(
             f"{name}: {len(layers)} attention modules in {len(tower.layers)} layers. Layers that keep something other "
             f"than keys of their own (recurrent states, another layer's keys) cannot share a prefix."
@@ -153,7 +159,7 @@ def sharing(stock: Any) -> type[nn.Module]:
             )
         cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
         if isinstance(cache, SharedCache):
-            kwargs["shared"] = cache.layers[self.layer_idx]  # type: ignore[index]
+            kwargs["shared"] = cache.layers[self.layer_idx]
         return stock.forward(self, *args, **kwargs)
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:

@@ -115,7 +115,8 @@ class SharedLayer(DynamicLayer):
 
     def _map(self, f: Any) -> None:
         if self.own_length:
-            self.keys, self.values = f(self.keys), f(self.values)
+            self.keys: Tensor = f(self.keys)
+            self.values: Tensor = f(self.values)
 
 
 class SharedCache(Cache):

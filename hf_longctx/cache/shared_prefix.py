@@ -202,6 +202,12 @@ class Prefix:
                 "this prefix was shared inside a `with` block that has ended. Save it inside (prefix.save) to go on "
                 "later with load_prefix, or share it again."
             )
+        newest = applied(self._patch.model)[-1]
+        if newest is not self._patch:
+            raise RuntimeError(
+                f"{newest.method!r} was applied after this prefix was read, which was read without it. Undo it, or "
+                f"apply it first and share the prefix then."
+            )
 
 
 @contextmanager
@@ -223,7 +229,8 @@ def _sharing(model: Any) -> Iterator[tuple[Patch, Fingerprint]]:
     try:
         yield patch, fingerprint
     finally:
-        patch.undo()
+        if patch.active:
+            patch.undo()
 
 
 @torch.no_grad()
