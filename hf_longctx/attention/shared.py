@@ -76,7 +76,8 @@ def install(patch: Patch, tower: Any, root: nn.Module) -> None:
     inner = tower.config._attn_implementation or "sdpa"
     layers: list[Any] = attention_layers(tower)
     for module in layers:
-        patch.set_class(module, sharing(type(module)))
+        stock: Any = type(module)
+        patch.set_class(module, sharing(stock))
     for config in {id(m.config): m.config for m in tower.modules() if hasattr(m, "config")}.values():
         patch.set(config, "_attn_implementation_internal", Implementation(inner))
     state = State()

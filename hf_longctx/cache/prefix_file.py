@@ -104,7 +104,8 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         value = zlib.crc32(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), value)
-        value = zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()), value)
+        data: Any = tensor.reshape(-1).view(torch.uint8).numpy()  # a buffer, without a copy
+        value = zlib.crc32(data, value)
     return f"{value:08x}"
 
 
