@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from hf_longctx.cli_ask import ask
 from hf_longctx.cli_options import (
     ChunkSize,
     Device,
@@ -212,6 +213,9 @@ def generate(
         prefill_chunk_size=prefill_chunk_size,
         **sampling(sample),
     )
+
+
+app.command()(ask)
 
 
 @app.command()

@@ -181,7 +181,8 @@ def before_forward(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     if not isinstance(cache, SharedCache):
         return None
     mask, step = kwargs.get("attention_mask"), cache.current.step
-    if step is not None and mask is step.mask:
+    masks = list(mask.values()) if isinstance(mask, dict) else [mask]
+    if step is not None and all(one is step.mask for one in masks):
         return None  # a model around this one has done it
     if kwargs.get("output_attentions"):
         raise ValueError("output_attentions=True: behind a shared prefix there is no attention matrix. Leave it out.")

@@ -38,18 +38,17 @@ def write_levels(path: Path, fingerprint: Fingerprint, levels: tuple[Level, ...]
             tensors[f"{i}.{j}.keys"], tensors[f"{i}.{j}.values"] = k, v
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     about = {
-        "format": FORMAT,
-        "version": str(VERSION),
+        "version": VERSION,
         "model": fingerprint.model,
-        "methods": json.dumps(fingerprint.methods),
+        "methods": fingerprint.methods,
         "checksum": _checksum(tensors),
-        "levels": str(len(levels)),
+        "levels": len(levels),
     }
     path = path.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata=about)
+        save_file(tensors, partial, metadata={FORMAT: json.dumps(about)})  # one entry: their order is random
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -62,14 +61,12 @@ def read_levels(path: Path, fingerprint: Fingerprint, places: list[torch.device]
     if not path.is_file():
         raise FileNotFoundError(f"No prefix at {path}. Write one with prefix.save(path).")
     about, tensors = _contents(path)
-    if about.get("format") != FORMAT:
-        raise ValueError(f"{path} is no shared prefix: expected a file that prefix.save(path) wrote.")
-    if about.get("version") != str(VERSION):
+    if about.get("version") != VERSION:
         raise ValueError(
             f"{path} is a prefix of version {about.get('version')}, and this release reads version {VERSION}. "
             f"Read the document again and save it."
         )
-    methods = tuple(json.loads(about["methods"]))
+    methods = tuple(about["methods"])
     if methods != fingerprint.methods:
         raise ValueError(
             f"{path} was read by a model with {_named(methods)}, and this one has {_named(fingerprint.methods)}. Apply "
@@ -83,18 +80,21 @@ def read_levels(path: Path, fingerprint: Fingerprint, places: list[torch.device]
     if about["checksum"] != _checksum(tensors):
         raise _damaged(path, "its checksum is wrong")
     levels: list[Level] = []
-    for i in range(int(about["levels"])):
+    for i in range(about["levels"]):
         keys = tuple(tensors[f"{i}.{j}.keys"].to(place) for j, place in enumerate(places))
         values = tuple(tensors[f"{i}.{j}.values"].to(place) for j, place in enumerate(places))
         levels.append(Level(tensors[f"{i}.ids"], levels[-1].end if levels else 0, keys, values))
     return tuple(levels)
 
 
-def _contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
+            about = (file.metadata() or {}).get(FORMAT)
+            if about is None:
+                raise ValueError(f"{path} is no shared prefix: expected a file that prefix.save(path) wrote.")
             names: Any = file.keys()
-            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in names}
+            return json.loads(about), {name: file.get_tensor(name) for name in names}
     except (SafetensorError, struct.error) as error:
         raise _damaged(path, str(error)) from None
 

@@ -60,7 +60,7 @@ def load_prefix(model: Any, path: str | Path, document_ids: Tensor | None = None
     expected = None if document_ids is None else _prefix_ids(document_ids, "document_ids")
     with _sharing(model) as (patch, fingerprint):
         layers: Any = attention_layers(patch.model)
-        places = [next(module.parameters()).device for module in layers]
+        places = [_place(module) for module in layers]
         levels = read_levels(Path(path), fingerprint, places)
         prefix = Prefix(model, patch, fingerprint, levels)
         if expected is not None and not torch.equal(prefix.ids, expected.cpu()):
@@ -121,7 +121,7 @@ class Prefix:
                 raise ValueError(f"{name}: a shared prefix works with token ids and a cache of its own. Leave it out.")
         if settings.get("use_cache") is False:
             raise ValueError("use_cache=False: the prefix is a cache. Leave it out.")
-        device = self.model.device
+        device = self.levels[0].keys[0].device  # that of the first layer, also of an offloaded model
         prefix_P = self.ids.to(device)
         if input_ids is None:
             if attention_mask is not None or past_key_values is not None:
@@ -236,11 +236,11 @@ def _sharing(model: Any) -> Iterator[tuple[Patch, Fingerprint]]:
 @torch.no_grad()
 def _read(tower: Any, cache: Any, ids_P: Tensor, start: int, chunk: int | None) -> Level:
     """Read `ids_P` through `cache`, whose keys and values of them become a level."""
-    device = tower.get_input_embeddings().weight.device
+    device = _place(tower.get_input_embeddings())
     for part in ids_P.split(chunk or len(ids_P)):
         seen = cache.get_seq_length()
-        position = torch.arange(seen, seen + len(part), device=_device(device, ids_P))[None]
-        tower(input_ids=part.to(position.device)[None], position_ids=position, past_key_values=cache, use_cache=True)
+        position = torch.arange(seen, seen + len(part), device=device)[None]
+        tower(input_ids=part.to(device)[None], position_ids=position, past_key_values=cache, use_cache=True)
     layers: Any = attention_layers(tower)
     keys, values = zip(*(_kept(cache.layers[m.layer_idx], window_of(m)) for m in layers), strict=True)
     return Level(ids_P.cpu(), start, keys, values)
@@ -253,8 +253,14 @@ def _kept(layer: Any, window: int | None) -> tuple[Tensor, Tensor]:
     return layer.keys[:, :, -window:].clone(), layer.values[:, :, -window:].clone()
 
 
-def _device(weights: torch.device, ids: Tensor) -> torch.device:
-    return ids.device if weights.type == "meta" else weights  # offloaded: accelerate moves what it is given
+def _place(module: Any) -> torch.device:
+    """Where a module computes."""
+    weight: torch.device = next(module.parameters()).device
+    if weight.type != "meta":
+        return weight
+    hooks = (getattr(m, "_hf_hook", None) for m in module.modules())  # offloaded, by accelerate
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((place for place in places if place is not None), "cpu"))
 
 
 def _prefix_ids(ids: Any, name: str) -> Tensor:

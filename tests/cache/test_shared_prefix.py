@@ -411,3 +411,37 @@ def test_models_that_cannot_be_exact_are_refused() -> None:
             prefix.generate(IDS, attention_mask=MASK, **GREEDY)
         agree(prefix, model, DOCUMENT, QUESTIONS)
     assert applied(model) == []
+
+
+# -- models in models --------------------------------------------------------------------------------------------------
+def test_text_tower_of_a_vision_language_model() -> None:
+    from tests.test_vision_language import model as vision_language_model
+
+    model = vision_language_model()
+    before = fingerprint(model)
+    with shared_prefix(model, DOCUMENT) as prefix:
+        agree(prefix, model, DOCUMENT, QUESTIONS)
+        same(prefix.generate(**GREEDY), model.generate(DOCUMENT[None], **GREEDY)[:, len(DOCUMENT) :])
+    assert fingerprint(model) == before
+
+
+def test_peft_models() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny(), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
+    before = fingerprint(model)
+    with shared_prefix(model, DOCUMENT) as prefix:
+        agree(prefix, model, DOCUMENT, QUESTIONS)
+    assert fingerprint(model) == before
+
+
+def test_offloaded_models(tmp_path: Path) -> None:
+    from accelerate import cpu_offload
+
+    stock, model = tiny(), tiny()
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with shared_prefix(model, DOCUMENT) as prefix:
+        agree(prefix, stock, DOCUMENT, QUESTIONS)
+        prefix.save(tmp_path / "document")
+    with load_prefix(model, tmp_path / "document") as prefix:
+        agree(prefix, stock, DOCUMENT, QUESTIONS)
