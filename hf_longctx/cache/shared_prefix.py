@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..anatomy import attention_layers, find_tower
+from ..anatomy import attention_layers, check_behind_a_cache, find_tower
 from ..attention.shared import Sharing, install, window_of
 from ..fingerprint import model_digest
 from ..patch import Patch, applied, unwrap
@@ -121,6 +121,8 @@ class Prefix:
                 raise ValueError(f"{name}: a shared prefix works with token ids and a cache of its own. Leave it out.")
         if settings.get("use_cache") is False:
             raise ValueError("use_cache=False: the prefix is a cache. Leave it out.")
+        config = settings.get("generation_config") or self.model.generation_config
+        check_behind_a_cache(lambda name: settings.get(name, getattr(config, name, None)))
         device = self.levels[0].keys[0].device  # that of the first layer, also of an offloaded model
         prefix_P = self.ids.to(device)
         if input_ids is None:

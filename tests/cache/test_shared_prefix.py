@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longctx import LMInfinite, RopeScaling, applied, load_prefix, shared_prefix
+from hf_longctx import LMInfinite, RopeScaling, anatomy, applied, load_prefix, shared_prefix
 from hf_longctx.cache.shared_prefix import Prefix
 from tests.contract.registry import close, fingerprint, same
 from tests.tiny import EOS, FAMILIES, MORE_FAMILIES, PAD, left_padded, logits_of, text, tiny
@@ -24,6 +24,12 @@ LOGITS = {"return_dict_in_generate": True, "output_logits": True}
 
 def behind(document: Tensor, ids: Tensor) -> Tensor:
     return torch.cat([document.expand(len(ids), -1), ids], 1)
+
+
+def mended(setting: str) -> Any:
+    """For tests of what older transformers do wrong behind any cache."""
+    old = anatomy.MENDED_BEHIND_A_CACHE[setting] > anatomy._RELEASE
+    return pytest.mark.skipif(old, reason="transformers is too old for it, and it is refused")
 
 
 def stock_batch(model: Any, **settings: Any) -> Tensor:
@@ -111,6 +117,7 @@ def test_processors_and_lengths_see_the_prefix() -> None:
     assert out.shape[1] == 40 - len(DOCUMENT)
 
 
+@mended("prompt_lookup_num_tokens")
 def test_prompt_lookup_takes_tokens_back_out_of_the_suffix() -> None:
     model = tiny("gemma3")
     with shared_prefix(model, DOCUMENT) as prefix:
@@ -119,6 +126,7 @@ def test_prompt_lookup_takes_tokens_back_out_of_the_suffix() -> None:
         same(prefix.generate(IDS[:1, -5:], prompt_lookup_num_tokens=3, **GREEDY), plain)
 
 
+@mended("prefill_chunk_size")
 def test_questions_read_in_chunks() -> None:
     model = tiny("gemma3")
     with shared_prefix(model, DOCUMENT, chunk=5) as prefix:
@@ -411,6 +419,18 @@ def test_models_that_cannot_be_exact_are_refused() -> None:
             prefix.generate(IDS, attention_mask=MASK, **GREEDY)
         agree(prefix, model, DOCUMENT, QUESTIONS)
     assert applied(model) == []
+
+
+def test_what_an_old_transformers_reads_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anatomy, "_RELEASE", (5, 17))
+    with shared_prefix(tiny(), DOCUMENT) as prefix:
+        for setting in ("prefill_chunk_size", "prompt_lookup_num_tokens"):
+            with pytest.raises(ValueError, match=f"{setting}=3: transformers .* Leave it out, or install"):
+                prefix.generate(IDS[:1, -5:], **{setting: 3}, **GREEDY)
+        config = copy.copy(prefix.model.generation_config)
+        config.prefill_chunk_size = 3
+        with pytest.raises(ValueError, match="prefill_chunk_size=3"):
+            prefix.generate(IDS[:1, -5:], generation_config=config)
 
 
 # -- models in models --------------------------------------------------------------------------------------------------
