@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .attention.lm_infinite import LMInfinite
     from .attention.position_free import PositionFree
     from .attention.streaming_llm import StreamingLLM
+    from .cache.shared_prefix import load_prefix, shared_prefix
     from .hooks import extend_config, install, uninstall
     from .method import LongContextMethod, methods
     from .patch import Patch, applied, undo
@@ -47,8 +48,10 @@ _NAMES = {
     "attend": "attention.branches",
     "extend_config": "hooks",
     "install": "hooks",
+    "load_prefix": "cache.shared_prefix",
     "methods": "method",
     "plan": "planning.plan",
+    "shared_prefix": "cache.shared_prefix",
     "stream": "streaming",
     "undo": "patch",
     "uninstall": "hooks",

@@ -15,6 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from hf_longctx import cli_clip
+from hf_longctx.cli_ask import ask
 from hf_longctx.cli_options import (
     ChunkSize,
     Device,
@@ -214,6 +215,9 @@ def generate(
         prefill_chunk_size=prefill_chunk_size,
         **sampling(sample),
     )
+
+
+app.command()(ask)
 
 
 @app.command()

@@ -66,7 +66,7 @@ class AttentionMethod(LongContextMethod):
         config: Any = tower.config
         layers = full_attention_layers(tower)
         refuse_moving_frequencies(self, getattr(config, "rope_parameters", None))
-        other = [p.method for p in applied(tower) if isinstance(p.method, AttentionMethod)]
+        other = [p.method for p in applied(tower) if p.method.decides_positions]
         if other:
             raise ValueError(
                 f"{self!r}: the model's attention is already that of {other[0]!r}. Undo it first "

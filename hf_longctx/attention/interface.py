@@ -13,6 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..method import KEY
+from . import shared
 from .positions import Implementation, stock_class
 from .read import Read
 
@@ -91,6 +92,7 @@ def register() -> None:
     """Add our name to transformers' registries. Names that were there stay what they were."""
     AttentionInterface.register(KEY, attention)
     AttentionMaskInterface.register(KEY, mask)
+    shared.register()
 
 
 def inner_function(module: nn.Module) -> Any:

@@ -25,6 +25,7 @@ from hf_longctx.evaluation.passkey import MAX_NEW_TOKENS, bos_prefix, haystack_i
 from hf_longctx.evaluation.perplexity import fixed_targets
 from hf_longctx.evaluation.results import environment, results, write_results
 from hf_longctx.evaluation.texts import load_text, tokenize_documents
+from hf_longctx.fingerprint import weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,19 +165,6 @@ def evaluate(
     if any(value is not None for line in rows for value in (line["value"], *line["beside"].values())):
         plots.save(report.figure(found), Path(out) / "figure.png")
     return found
-
-
-def weights_digest(model: Any) -> str:
-    """A short hash of the config and of a few values of every weight: tells models without a name apart."""
-    config = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
-    digest = hashlib.sha256(f"{config}{model.config._attn_implementation}".encode())
-    for name, weight in model.named_parameters():
-        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-        # Offloaded weights have no values to look at.
-        if weight.device.type != "meta":
-            few = weight.detach().flatten()[:8].contiguous().view(torch.uint8)
-            digest.update(few.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _perplexity_jobs(

@@ -145,6 +145,20 @@ def test_readme_lines_on_reading_for_ever_run_as_pasted(
     assert int(nbytes) > 0
 
 
+def test_readme_lines_on_many_questions_run_as_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a tiny model and a short report."""
+    from tests.tiny import tiny, tokenizer
+
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "shared_prefix(" in block]
+    monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
+    monkeypatch.chdir(tmp_path)
+    Path("report.txt").write_text("w3 w4 w5\n" * 20)
+    exec(code, {})
+    assert "Prefix(60 tokens" in capsys.readouterr().out
+
+
 def test_version_is_the_same_everywhere() -> None:
     hf_longctx = pytest.importorskip("hf_longctx")
     declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)

@@ -1,0 +1,287 @@
+"""Attention of many rows to one prefix, and how a stock model gets it for a while.
+
+The queries of all rows meet the prefix as one matrix product, (1, H, B L, D) against (1, G, P, D); each row meets its
+own suffix; the parts are merged by log-sum-exp, so the result is exact. Forwards with any other cache, or with none, go
+to the implementation that the model had before.
+"""
+
+# B batch, H query heads, G key/value heads, L queries, P keys of a prefix, S keys of a suffix, D head dim
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..anatomy import FULL, attention_layers, layer_type
+from ..cache.shared_layers import SharedCache, SharedLayer, Step
+from ..method import KEY, LongContextMethod
+from ..patch import Patch, applied
+from ..rope.parameters import moving_types
+from .base import AttentionMethod
+from .branches import Causal, Full, Window, merge
+from .inner import KERNEL_OF, PLAIN
+from .kernels import Call, choose
+from .positions import CACHE_NAMES, stock_class
+
+NAME = f"{KEY}_shared_prefix"
+STATE = "_hf_longctx_shared"  # in the __dict__ of the tower and of the models around it: their State
+SLIDING = "sliding_attention"
+
+
+class Implementation(str):
+    """Our name in transformers' registries, and the one that stood there before (see `positions.Implementation`)."""
+
+    inner: str
+
+    def __new__(cls, inner: str) -> Implementation:
+        name = super().__new__(cls, NAME)
+        name.inner = inner
+        return name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Implementation, (self.inner,)
+
+
+@dataclass
+class State:
+    """The cache behind a shared prefix that the forward in progress writes."""
+
+    cache: SharedCache | None = None
+
+
+class Sharing(LongContextMethod):
+    """What stands on a model's list of patches inside `with shared_prefix(...)`. Not a method: no config names it."""
+
+    decides_positions: ClassVar[bool] = True
+
+    def __repr__(self) -> str:
+        return "shared_prefix(...)"
+
+    def install(self, patch: Patch, tower: nn.Module) -> None:
+        raise NotImplementedError("a prefix is shared by `with shared_prefix(model, document_ids)`.")
+
+
+# -- the model -------------------------------------------------------------------------------------------------------
+def install(patch: Patch, tower: Any, root: nn.Module) -> None:
+    """Give a model's attention modules our forward. ValueError, before the first change, if it cannot have it."""
+    check(tower)
+    patch.own_configs(root)
+    inner = tower.config._attn_implementation or "sdpa"
+    layers: list[Any] = attention_layers(tower)
+    for module in layers:
+        stock: Any = type(module)
+        patch.set_class(module, sharing(stock))
+    for config in {id(m.config): m.config for m in tower.modules() if hasattr(m, "config")}.values():
+        patch.set(config, "_attn_implementation_internal", Implementation(inner))
+    state = State()
+    # the models around it too: some make the masks of their towers
+    for module in root.modules():
+        if module is tower or any(m is tower for m in module.modules()):
+            patch.set(module, STATE, state)
+            patch.add_hook(module, before_forward, "pre")
+            patch.add_hook(module, after_forward, "post")
+
+
+def check(tower: Any) -> None:
+    """ValueError unless what a model computes behind a shared prefix is exactly what it computes behind its own."""
+    config, name = tower.config, type(tower).__name__
+    carried = [p.method for p in applied(tower)]
+    held = [method for method in carried if isinstance(method, AttentionMethod | Sharing)]
+    if held and isinstance(held[0], Sharing):
+        raise ValueError(
+            "this model is inside `with shared_prefix(...)` already. Use prefix.extend for a deeper level."
+        )
+    if held:
+        raise ValueError(
+            f"{held[0]!r} keeps un-rotated keys in a cache of its own, and a prefix is shared as stock, rotated keys. "
+            f"Undo it (hf_longctx.undo(model)), or generate without a shared prefix."
+        )
+    inner = config._attn_implementation or "sdpa"
+    if inner not in PLAIN:
+        raise ValueError(
+            f"attn_implementation={inner!r}: a prefix is shared with {' or '.join(PLAIN)}. Load the model with "
+            f"attn_implementation='sdpa' (the fastest kernel that there is)."
+        )
+    moving = moving_types(getattr(config, "rope_parameters", None))
+    if moving:
+        raise ValueError(
+            f"rope_type={moving[0]!r} changes its frequencies with the length read, so the keys of a prefix would "
+            f"depend on what follows. Use static frequencies, such as yarn or ntk."
+        )
+    if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
+        raise ValueError(f"{name}: its tokens have several positions each (mrope), which is not supported.")
+    layers: list[Any] = attention_layers(tower)
+    if [m.layer_idx for m in layers] != list(range(len(tower.layers))) or getattr(config, "num_kv_shared_layers", None):
+        raise ValueError(
+            f"{name}: {len(layers)} attention modules in {len(tower.layers)} layers. Layers that keep something other "
+            f"than keys of their own (recurrent states, another layer's keys) cannot share a prefix."
+        )
+    for module in layers:
+        kind = layer_type(module)
+        if kind not in (FULL, SLIDING) or (kind == SLIDING and window_of(module) is None):
+            raise ValueError(
+                f"{type(module).__name__}: layer {module.layer_idx} is of the kind {kind!r}; only {FULL} and {SLIDING} "
+                f"layers can share a prefix."
+            )
+        for attribute, words in (
+            ("kv_lora_rank", "compressed keys (MLA)"),
+            ("attn_logit_softcapping", "logit soft-capping"),
+            ("sinks", "learned attention sinks"),
+        ):
+            if getattr(module, attribute, None) is not None:
+                raise ValueError(f"{type(module).__name__}: {words} is not supported with a shared prefix.")
+
+
+def window_of(module: Any) -> int | None:
+    """How many tokens a sliding-window layer sees, its own included; None: all of them."""
+    if layer_type(module) == FULL:
+        return None
+    own: int | None = getattr(module, "sliding_window", None)
+    return own if own is not None else getattr(module.config, "sliding_window", None)
+
+
+@functools.cache
+def sharing(stock: Any) -> type[nn.Module]:
+    """The subclass of an attention class that tells our attention function which cache layer it writes."""
+
+    @functools.wraps(stock.forward)  # attention modules are found by their arguments' names
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.config._attn_implementation, Implementation):  # type: ignore[union-attr]
+            raise RuntimeError(
+                f"attn_implementation was changed to {self.config._attn_implementation!r} "  # type: ignore[union-attr]
+                f"inside `with shared_prefix(...)`. Leave the block first."
+            )
+        cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+        if isinstance(cache, SharedCache):
+            kwargs["shared"] = cache.layers[self.layer_idx]
+        return stock.forward(self, *args, **kwargs)
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (stock,), self.__dict__  # pickle cannot find a class made by a function
+
+    namespace = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__module__": __name__, "_stock": stock}
+    return type(f"Sharing{stock.__name__}", (stock,), namespace)
+
+
+def _rebuild(stock: Any) -> nn.Module:
+    cls = sharing(stock)
+    return cls.__new__(cls)
+
+
+def before_forward(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Work out a forward's positions, and keep transformers from making a mask over the whole prefix."""
+    cache = kwargs.get("past_key_values")
+    if not isinstance(cache, SharedCache):
+        return None
+    mask, step = kwargs.get("attention_mask"), cache.current.step
+    masks = list(mask.values()) if isinstance(mask, dict) else [mask]
+    if step is not None and all(one is step.mask for one in masks):
+        return None  # a model around this one has done it
+    if kwargs.get("output_attentions"):
+        raise ValueError("output_attentions=True: behind a shared prefix there is no attention matrix. Leave it out.")
+    tokens = next(x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None)
+    vars(module)[STATE].cache = cache
+    step = cache.begin(mask, tokens.shape[0], tokens.shape[1], tokens.device)
+    kwargs["attention_mask"] = step.mask
+    if kwargs.get("position_ids") is None:
+        kwargs["position_ids"] = step.q_pos_BL.clamp(min=0)
+    return args, kwargs
+
+
+def after_forward(module: nn.Module, args: Any, output: Any) -> None:
+    """Close the cache to models without our forward, also after an exception."""
+    state: State = vars(module)[STATE]
+    if state.cache is not None:
+        state.cache.end()
+        state.cache = None
+
+
+# -- transformers' registries ----------------------------------------------------------------------------------------
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    shared: SharedLayer | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' attention signature."""
+    inner = module.config._attn_implementation.inner
+    if shared is None:
+        eager = getattr(sys.modules[stock_class(module).__module__], "eager_attention_forward", None)
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(inner, eager)
+        return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    for unsupported in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(unsupported) is not None:
+            raise ValueError(f"{type(module).__name__} passes {unsupported}, which is not supported behind a prefix.")
+    if dropout:
+        raise ValueError(f"dropout={dropout}: attention in branches has no dropout. Call model.eval().")
+    if torch.is_autocast_enabled(query.device.type):
+        query = query.to(torch.get_autocast_dtype(query.device.type))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(query, key, value, shared, window_of(module), scale, KERNEL_OF[inner]), None
+
+
+def mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The inner implementation's: forwards behind a prefix never ask for one."""
+    return ALL_MASK_ATTENTION_FUNCTIONS[kwargs["config"]._attn_implementation.inner](*args, **kwargs)
+
+
+def register() -> None:
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)
+
+
+# -- the attention ---------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def attend(
+    q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, layer: SharedLayer, window: int | None, scale: float, kernel: str
+) -> Tensor:
+    """(B, L, H, D): softmax attention over the prefix that `layer` points to and each row's own suffix."""
+    step = layer.current.step
+    assert step is not None
+    q_pos, k_pos = step.q_pos_BL.to(q_BHLD.device), step.k_pos_BS.to(q_BHLD.device)
+    visible = Causal() if window is None else Window(window)
+    # real tokens of a row are consecutive, also with padding between turns
+    own = Call(q_pos, k_pos, visible, scale, regular=True, padded=step.padded, memo=step.memo.setdefault("own", {}))
+    out, lse = _part(own, q_BHLD, k_BGSD, v_BGSD, kernel)
+    for i, level in enumerate(layer.levels):
+        k, v = level.keys[layer.index], level.values[layer.index]
+        if not k.shape[2]:
+            continue  # CPU flash ends the process at zero keys
+        memo = step.memo.setdefault((i, window), {})
+        call = _prefix_call(step, q_pos, level.positions(layer.index), window, scale, memo)
+        out, lse = merge(out, lse, *_folded(call, q_BHLD, k, v, kernel))
+    return out.to(q_BHLD.dtype)
+
+
+def _prefix_call(
+    step: Step, q_pos_BL: Tensor, k_pos_1P: Tensor, window: int | None, scale: float, memo: dict[Any, Any]
+) -> Call:
+    folded = q_pos_BL.reshape(1, -1)
+    if window is None:
+        # padding rows may see the prefix: nobody reads them, and fast kernels want no padding
+        return Call(folded.clamp(min=0), k_pos_1P, Full(), scale, regular=False, padded=False, memo=memo)
+    return Call(folded, k_pos_1P, Window(window), scale, regular=False, padded=step.padded, memo=memo)
+
+
+def _folded(call: Call, q_BHLD: Tensor, k_1GPD: Tensor, v_1GPD: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+    """One prefix for all rows: the batch becomes part of the query axis."""
+    B, H, L, D = q_BHLD.shape
+    out, lse = _part(call, q_BHLD.transpose(0, 1).reshape(1, H, B * L, D), k_1GPD, v_1GPD, kernel)
+    return out.reshape(B, L, H, -1), lse.reshape(H, B, L).transpose(0, 1)
+
+
+def _part(call: Call, q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
+    k, v = k.to(q.device, q.dtype), v.to(q.device, q.dtype)
+    return choose(call, q, k, kernel, strict=False).forward(call, q, k, v)

@@ -1,0 +1,108 @@
+"""Many questions about one text: it is read once, or not at all if it was read before."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .cache.shared_prefix import Prefix, load_prefix, shared_prefix
+from .fingerprint import model_digest
+from .text_stream import MARK, encode_pieces, render
+
+logger = logging.getLogger("hf_longctx")
+
+
+class Prompt:
+    """A text and a question about it, in the tokenizer's chat template if it has one, in two parts.
+
+    The text and what stands before it are tokenised without the question, as a prefix must be.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str]) -> None:
+        self.tokenizer, head, self._tail = tokenizer, "", ""
+        if tokenizer.chat_template:
+            head, found, self._tail = render(tokenizer, [{"role": "user", "content": MARK}]).partition(MARK)
+            if not found:
+                raise ValueError("the chat template leaves the user's text out, so a document cannot be put there.")
+        ids = encode_pieces(tokenizer, chain([head], pieces), bos=not tokenizer.chat_template)
+        self.document_ids = torch.tensor([token for some in ids for token in some])
+
+    def question(self, text: str) -> list[int]:
+        """The ids that follow those of the document."""
+        text = f"\n\n{text}{self._tail}"
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def answers(
+    model: Any,
+    prompt: Prompt,
+    questions: Sequence[str],
+    *,
+    batch_size: int = 32,
+    prefix_cache: str | Path | None = None,
+    chunk: int | None = None,
+    **settings: Any,
+) -> Iterator[str]:
+    """The answers, in the order of the questions, as their batches come.
+
+    Args:
+        model: see `shared_prefix`.
+        prompt: the document.
+        questions: at least one, none of them empty.
+        batch_size: questions that are answered at once.
+        prefix_cache: a folder where what was read is kept for the next time. None: it is not.
+        chunk: read so many tokens of the document at a time.
+        **settings: for `model.generate`.
+    """
+    if not questions or not all(question.strip() for question in questions):
+        raise ValueError("there is no question, or one of them is empty. Give at least one, and words in each.")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: expected a number of questions, at least 1.")
+    tokenizer = prompt.tokenizer
+    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    rows = [prompt.question(question) for question in questions]
+    with cached_prefix(model, prompt.document_ids, prefix_cache, chunk) as prefix:
+        for start in range(0, len(rows), batch_size):
+            ids, mask = _padded(rows[start : start + batch_size], pad)
+            out = prefix.generate(ids, attention_mask=mask, pad_token_id=pad, **settings)
+            for row in out[:, ids.shape[1] :]:
+                yield str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+
+
+@contextmanager
+def cached_prefix(model: Any, ids: Tensor, folder: str | Path | None, chunk: int | None = None) -> Iterator[Prefix]:
+    """`shared_prefix`, or `load_prefix` where `folder` has this prefix of this model; it has it afterwards."""
+    with ExitStack() as stack:
+        if folder is None:
+            yield stack.enter_context(shared_prefix(model, ids, chunk=chunk))
+            return
+        name = hashlib.sha256(model_digest(model).encode() + ids.cpu().long().numpy().tobytes()).hexdigest()[:24]
+        path = Path(folder).expanduser() / f"{name}.safetensors"
+        prefix = None
+        if path.is_file():
+            try:
+                prefix = stack.enter_context(load_prefix(model, path, ids))
+                logger.info("loaded %r from %s", prefix, path)
+            except ValueError as error:
+                logger.warning("reading the document again: %s", error)
+        if prefix is None:
+            prefix = stack.enter_context(shared_prefix(model, ids, chunk=chunk))
+            prefix.save(path)
+            logger.info("saved %r to %s", prefix, path)
+        yield prefix
+
+
+def _padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)

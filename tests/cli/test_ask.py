@@ -1,0 +1,76 @@
+"""`hf-longctx ask`: many questions, one reading."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("gguf")
+from hf_longctx.checkpoints import convert, load
+from tests.checkpoints.tiny import write_gguf
+from tests.cli.test_cli import complaint, run
+
+QUESTIONS = ["Who asks?", "What is the answer to the second, somewhat longer question?", "Why?"]
+DOCUMENT = "One line of the document.\nAnother line, and then it ends.\n"
+SHORT = ["--max-new-tokens", "6"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    return str(convert(write_gguf(folder / "tiny.gguf"), cache_dir=folder / "cache"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str | Path]:
+    (tmp_path / "document.txt").write_text(DOCUMENT)
+    (tmp_path / "questions.txt").write_text("\n\n".join(QUESTIONS) + "\n")
+    return ["--document", tmp_path / "document.txt", "--questions", tmp_path / "questions.txt"]
+
+
+def test_answers_are_those_of_stock(model: str, files: list[str | Path], tmp_path: Path) -> None:
+    from hf_longctx.questions import Prompt
+
+    result = run("ask", model, *files, *SHORT, "--out", tmp_path / "answers.jsonl", "--batch-size", "2")
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["question"] for row in found] == QUESTIONS
+    loaded, tokenizer = load(model)
+    prompt = Prompt(tokenizer, [DOCUMENT.strip()])
+    for row in found:
+        ids = torch.cat([prompt.document_ids, torch.tensor(prompt.question(row["question"]))])[None]
+        out = loaded.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+        assert row["answer"] == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_a_document_is_read_once(
+    model: str, files: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["ask", model, *files, *SHORT, "--prefix-cache", tmp_path / "kept"]
+    first = run(*arguments)
+    assert first.exit_code == 0, first.output
+    assert all(f"> {question}\n" in first.stdout for question in QUESTIONS)
+    (file,) = (tmp_path / "kept").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-5])
+    damaged = run(*arguments)
+    assert damaged.stdout == first.stdout
+    assert file.read_bytes() == whole
+
+    def unread(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the document was read again")
+
+    monkeypatch.setattr("hf_longctx.questions.shared_prefix", unread)
+    assert run(*arguments).stdout == first.stdout
+
+
+def test_wrong_input_is_one_line(model: str, files: list[str | Path], tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    assert "empty" in complaint(run("ask", model, *files[:2], "--questions", tmp_path / "empty.txt"))
+    assert "No text file" in complaint(run("ask", model, *files[:2], "--questions", tmp_path / "none.txt"))
+    assert "--out" in complaint(run("ask", model, *files, "--out", tmp_path / "no" / "answers.jsonl"))
+    refused = complaint(run("ask", model, *files, "--method", "lm_infinite", "--set", "n_local=16"))
+    assert "keeps un-rotated keys" in refused
