@@ -17,6 +17,7 @@ from recipes.benchmarks import __main__ as benchmarks
 from recipes.benchmarks.tables import ROOT, documents, misses, render, table
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 RESULT: dict[str, Any] = {
     "command": "python -m recipes.benchmarks.x",
     "commit": "0123456789abcdef",
@@ -127,15 +128,13 @@ def test_readme_lines_run_as_pasted() -> None:
     assert result.stdout.strip() == code.strip().splitlines()[-1].removeprefix("# ")
 
 
-def test_readme_lines_on_reading_for_ever_run_as_pasted(
+def test_lines_on_streaming_run_as_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a tiny model and a short book."""
     from tests.tiny import tiny, tokenizer
 
-    (code,) = [
-        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "hf_longctx.stream(" in block
-    ]
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDES["streaming"], re.DOTALL)
     monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
     monkeypatch.chdir(tmp_path)
     Path("book.txt").write_text("w3 w4 w5\n" * 100)
@@ -145,13 +144,31 @@ def test_readme_lines_on_reading_for_ever_run_as_pasted(
     assert int(nbytes) > 0
 
 
-def test_readme_lines_on_many_questions_run_as_pasted(
+def test_lines_on_editing_run_as_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a tiny model and a short module."""
+    from tests.tiny import tiny, tokenizer
+
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDES["editing"], re.DOTALL)
+    monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
+    monkeypatch.chdir(tmp_path)
+    Path("module.py").write_text("w3 w4 w5 w6\n" * 100)
+    exec(code.replace('"name"', '"w7 w8"'), {})  # the tiny tokenizer knows only its own words
+    assert "EditReport(edits=1" in capsys.readouterr().out
+
+
+def test_every_guide_is_linked() -> None:
+    assert all(f"docs/{name}.md" in README for name in GUIDES)
+
+
+def test_lines_on_sharing_run_as_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a tiny model and a short report."""
     from tests.tiny import tiny, tokenizer
 
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "shared_prefix(" in block]
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDES["sharing"], re.DOTALL)
     monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
     monkeypatch.chdir(tmp_path)
     Path("report.txt").write_text("w3 w4 w5\n" * 20)
