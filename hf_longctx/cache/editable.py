@@ -15,7 +15,7 @@ from ..attention.parity import TOLERANCE, check_rotary_function
 from ..attention.positions import STATE, rotary_function, stock_class
 from ..rope.parameters import moving_types
 from .layers import BoundedLayer, GrowingLayer, Slots, UnrotatedLayer
-from .workspace import first_kept, in_order
+from .workspace import first_kept
 
 _KINDS = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer, BoundedLayer)
 _ANEW = "Read the new text into a new cache instead."
@@ -124,7 +124,7 @@ def _check_layer(module: Any, layer: Any) -> int:
 
 
 def _check_unrotated(layer: UnrotatedLayer) -> None:
-    kept = in_order(layer)
+    kept = layer.in_order()
     if len(kept) < layer.seen:
         raise ValueError(
             f"this cache has read {layer.seen} tokens under {layer.owner!r} and keeps {len(kept)}: what is gone cannot "
@@ -163,7 +163,7 @@ def check_tokens(tower: Any, modules: Sequence[Any], cache: Cache, ids: Tensor) 
             f"{type(tower).__name__}: it caches nothing in this state (gradient checkpointing in training mode?). Call "
             f"model.eval() first."
         )
-    kept = in_order(layer).k if isinstance(layer, UnrotatedLayer) else layer.keys
+    kept = layer.in_order().k if isinstance(layer, UnrotatedLayer) else layer.keys
     kept = kept[:, :, (pos - start).to(kept.device)].to(found.device)
     off = float((found - kept.float()).norm() / found.norm()) if found.shape == kept.shape else float("inf")
     if not off <= TOLERANCE.get(kept.dtype, 6e-2):

@@ -7,6 +7,7 @@ decides where each key is read. Positions are per row and slot, -1 where a slot 
 # B batch, G key/value heads, S stored slots, L new tokens, D head dim
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,24 @@ class Slots:
         return self.map(lambda t: t.clone(memory_format=torch.contiguous_format))
 
 
-class UnrotatedLayer(CacheLayerMixin):
+class Rows:
+    """What transformers does to the batch dimension of a layer, through its `_map`."""
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> None:
+        """Replace every tensor that has a row for each of the batch by `f` of it."""
+        raise NotImplementedError
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._map(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map(lambda t: t.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map(lambda t: t[indices.to(t.device)])
+
+
+class UnrotatedLayer(Rows, CacheLayerMixin):
     """Base: what every un-rotated layer shares. Subclasses say what is kept in `_keep`.
 
     Args:
@@ -134,6 +152,10 @@ class UnrotatedLayer(CacheLayerMixin):
         assert self.pos is not None
         return Slots(self.keys, self.values, self.pos)
 
+    def in_order(self) -> Slots:
+        """What is kept, oldest first."""
+        return self.slots
+
     def _store(self, slots: Slots) -> None:
         self.keys, self.values, self.pos = slots.k, slots.v, slots.pos
 
@@ -163,16 +185,6 @@ class UnrotatedLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
             raise RuntimeError(f"{self.owner!r}: its cache cannot be cropped; assisted decoding needs that.")
-
-    # -- the batch dimension -----------------------------------------------------------------------------------------
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._map(lambda t: t.index_select(0, beam_idx.to(t.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._map(lambda t: t.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._map(lambda t: t[indices.to(t.device)])
 
     def _all(self) -> list[Slots]:
         return [s for s in (self.slots if self.is_initialized else None, self.head) if s is not None]
@@ -237,12 +249,18 @@ class BoundedLayer(UnrotatedLayer):
         self._store(Slots(k, v, ring.pos_BN))
         self.ring = ring
 
+    def in_order(self) -> Slots:
+        kept = self.slots
+        if self.ring is None:
+            return kept
+        at = self.ring.in_order()
+        return Slots(kept.k.index_select(2, at), kept.v.index_select(2, at), kept.pos.index_select(1, at))
+
     def to_order(self) -> None:
         """Back from a ring to what is kept, in order."""
         if self.ring is None:
             return
-        columns = self.ring.in_order()
-        ordered = Slots(*(t.index_select(-1 if t.ndim == 2 else 2, columns) for t in vars(self.slots).values()))
+        ordered = self.in_order()
         self.ring = None
         self._store(ordered.last(self.n_last, self.padded).own())
 

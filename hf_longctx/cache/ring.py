@@ -87,7 +87,7 @@ def roll(layers: Sequence[BoundedLayer]) -> bool:
             layer.to_order()
     if any(not layer.is_initialized or layer.ring is not None for layer in layers):
         return False
-    if any(layer.n_first and (layer.head is None or len(layer.head) < layer.n_first) for layer in layers):
+    if not all(layer.full for layer in layers):
         return False
     heads = {layer.head.pos.device: layer.head for layer in layers if layer.n_first and layer.head is not None}
     if any(layer.padded for layer in layers) and any(bool((head.pos < 0).any()) for head in heads.values()):

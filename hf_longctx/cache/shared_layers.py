@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from .layers import Rows
+
 
 @dataclass(frozen=True, eq=False)
 class Level:
@@ -65,7 +67,7 @@ class Current:
     step: Step | None = None
 
 
-class SharedLayer(DynamicLayer):
+class SharedLayer(Rows, DynamicLayer):
     """The suffixes of one layer, behind a prefix that it only points to."""
 
     def __init__(self, levels: tuple[Level, ...], index: int, current: Current) -> None:
@@ -103,17 +105,8 @@ class SharedLayer(DynamicLayer):
     def offload(self) -> None:
         raise RuntimeError("a cache behind a shared prefix is not offloaded. Leave cache_implementation out.")
 
-    # -- the batch dimension: the suffixes only ----------------------------------------------------------------------
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._map(lambda t: t.index_select(0, beam_idx.to(t.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._map(lambda t: t.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._map(lambda t: t[indices.to(t.device)])
-
     def _map(self, f: Any) -> None:
+        """The suffixes alone: the prefix has no batch."""
         if self.own_length:
             self.keys: Tensor = f(self.keys)
             self.values: Tensor = f(self.values)

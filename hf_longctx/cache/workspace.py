@@ -166,7 +166,7 @@ class UnrotatedWork(UnrotatedLayer):
 
     def __init__(self, layer: UnrotatedLayer, copies: Sequence[Match], length: int) -> None:
         super().__init__(layer.owner)
-        kept = in_order(layer)
+        kept = layer.in_order()
         self.buffer = _Buffer(kept.k, kept.v, copies, length, None)
         self.all_pos = torch.arange(length, device=kept.pos.device)[None]
         self.is_initialized = True
@@ -205,16 +205,6 @@ def work_on(layer: Any, copies: Sequence[Match], length: int, move: Move) -> Wor
         return UnrotatedWork(layer, copies, length)
     kind = WindowWork if isinstance(layer, DynamicSlidingWindowLayer) else FullWork
     return kind(layer, copies, length, move)
-
-
-def in_order(layer: UnrotatedLayer) -> Slots:
-    """What a layer keeps, oldest first; a ring stays one."""
-    kept = layer.slots
-    ring = layer.ring if isinstance(layer, BoundedLayer) else None
-    if ring is None:
-        return kept
-    columns = ring.in_order()
-    return Slots(kept.k.index_select(2, columns), kept.v.index_select(2, columns), kept.pos.index_select(1, columns))
 
 
 def first_kept(layer: DynamicSlidingWindowLayer) -> int:
