@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .cache.shared_prefix import Prefix, load_prefix, shared_prefix
 from .fingerprint import model_digest
-from .text_stream import MARK, encode_pieces, render
+from .text_stream import around, encode_pieces
 
 logger = logging.getLogger("hf_longctx")
 
@@ -28,11 +28,8 @@ class Prompt:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str]) -> None:
-        self.tokenizer, head, self._tail = tokenizer, "", ""
-        if tokenizer.chat_template:
-            head, found, self._tail = render(tokenizer, [{"role": "user", "content": MARK}]).partition(MARK)
-            if not found:
-                raise ValueError("the chat template leaves the user's text out, so a document cannot be put there.")
+        self.tokenizer = tokenizer
+        head, self._tail = around(tokenizer)
         ids = encode_pieces(tokenizer, chain([head], pieces), bos=not tokenizer.chat_template)
         self.document_ids = torch.tensor([token for some in ids for token in some])
 

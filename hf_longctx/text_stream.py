@@ -72,13 +72,18 @@ def encode_pieces(
 
 def with_question(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], question: str) -> Iterator[str]:
     """A document and a question about it as one prompt, in the tokenizer's chat template if it has one."""
-    head, tail = "", f"\n\n{question}"
-    if tokenizer.chat_template:
-        chat = [{"role": "user", "content": f"{MARK}{tail}"}]
-        head, found, tail = render(tokenizer, chat).partition(MARK)
-        if not found:
-            raise ValueError("the chat template leaves the user's text out, so a document cannot be put there.")
+    head, tail = around(tokenizer, f"\n\n{question}")
     return chain([head], pieces, [tail])
+
+
+def around(tokenizer: PreTrainedTokenizerBase, tail: str = "") -> tuple[str, str]:
+    """What stands before and behind a text in a turn of the user that ends with `tail`; no more without a template."""
+    if not tokenizer.chat_template:
+        return "", tail
+    head, found, rest = render(tokenizer, [{"role": "user", "content": f"{MARK}{tail}"}]).partition(MARK)
+    if not found:
+        raise ValueError("the chat template leaves the user's text out, so a document cannot be put there.")
+    return head, rest
 
 
 def render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> str:
