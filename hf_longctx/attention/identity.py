@@ -1,8 +1,7 @@
 """The rotation that does nothing, at (almost) no cost: (cos=1, sin=0) whose products need not be computed.
 
 The model's own rotation runs on it as on any other; but x * ones is x, x * zeros is zeros, and y + zeros is y, so of
-its passes over queries and keys only the swap of halves is left. On one H100, 128k tokens, that is most of what a
-rotation costs.
+its passes over queries and keys only the swap of halves is left.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
-# keys of a step, warps, pipeline stages, programs for each multiprocessor: the fastest of a sweep on an H100
+# keys of a step, warps, pipeline stages, programs for each multiprocessor. TODO: choose them by a sweep on a GPU; these
+# fit its shared memory at every head dim
 HALF, FULL = (64, 4, 3, 4), (16, 4, 1, 4)
 
 
