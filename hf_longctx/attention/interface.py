@@ -3,18 +3,16 @@
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..method import KEY
 from . import shared
-from .positions import Implementation, stock_class
+from .positions import Implementation, function_named
 from .read import Read
 
 
@@ -96,8 +94,7 @@ def register() -> None:
 
 
 def inner_function(module: nn.Module) -> Any:
-    eager = getattr(sys.modules[stock_class(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(_inner_name(module.config), eager)
+    return function_named(_inner_name(module.config), module)
 
 
 def _inner_mask(config: Any) -> Any:

@@ -13,11 +13,12 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..anatomy import layer_type
 from ..cache.layers import BoundedLayer, UnrotatedLayer
@@ -27,28 +28,37 @@ from .identity import identity
 from .rotation import Rotation
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from .base import AttentionMethod
 
 STATE = "_hf_longctx"  # in the __dict__ of a tower and of its patched attention modules: their Tower
 CACHE_NAMES = ("past_key_values", "layer_past")
 
 
-class Implementation(str):
-    """The name of our attention function, and which of transformers' it stands before.
+class Named(str):
+    """The name of an attention function of ours, and which of transformers' it stands before.
 
     A str, so that it is found in transformers' registries; `inner` rides along because a config serialises every other
     attribute that is put on it.
     """
 
+    NAME: ClassVar[str]
     inner: str
 
-    def __new__(cls, inner: str) -> Implementation:
-        name = super().__new__(cls, KEY)
+    def __new__(cls, inner: str) -> Self:
+        name = super().__new__(cls, cls.NAME)
         name.inner = inner
         return name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Implementation, (self.inner,)
+        return type(self), (self.inner,)
+
+
+class Implementation(Named):
+    """Of layers whose keys are un-rotated."""
+
+    NAME = KEY
 
 
 @dataclass
@@ -109,21 +119,33 @@ def position_free(stock: Any) -> type[nn.Module]:
     def forward(self: nn.Module, hidden_states: Tensor, position_embeddings: Any = None, **kwargs: Any) -> Any:
         return _forward(self, stock, hidden_states, position_embeddings, kwargs)
 
+    return subclass(position_free, stock, "LongCtx", forward)
+
+
+def subclass(factory: Callable[[Any], type[nn.Module]], stock: Any, prefix: str, forward: Any) -> type[nn.Module]:
+    """A subclass of an attention class that differs in its forward; `factory` makes it of the stock class again."""
+
     def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (stock,), self.__dict__  # pickle cannot find a class made by a function
+        return _rebuild, (factory, stock), self.__dict__  # pickle cannot find a class made by a function
 
     namespace = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__module__": __name__, "_stock": stock}
-    return type(f"LongCtx{stock.__name__}", (stock,), namespace)
+    return type(f"{prefix}{stock.__name__}", (stock,), namespace)
 
 
-def _rebuild(stock: Any) -> nn.Module:
-    cls = position_free(stock)
+def _rebuild(factory: Callable[[Any], type[nn.Module]], stock: Any) -> nn.Module:
+    cls = factory(stock)
     return cls.__new__(cls)
 
 
 def stock_class(module: Any) -> Any:
     """The model's own attention class under ours."""
     return getattr(type(module), "_stock", type(module))
+
+
+def function_named(name: str, module: Any) -> Any:
+    """transformers' attention function of this name; eager is that of the module that defines the attention class."""
+    eager = getattr(sys.modules[stock_class(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 
 
 def rotary_function(stock: type[nn.Module]) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -9,7 +9,6 @@ to the implementation that the model had before.
 from __future__ import annotations
 
 import functools
-import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..anatomy import FULL, attention_layers, layer_type
 from ..cache.shared_layers import SharedCache, SharedLayer, Step
@@ -28,25 +26,17 @@ from .base import AttentionMethod
 from .branches import Causal, Full, Window, merge
 from .inner import KERNEL_OF, PLAIN
 from .kernels import Call, choose
-from .positions import CACHE_NAMES, stock_class
+from .positions import CACHE_NAMES, Named, function_named, subclass
 
 NAME = f"{KEY}_shared_prefix"
 STATE = "_hf_longctx_shared"  # in the __dict__ of the tower and of the models around it: their State
 SLIDING = "sliding_attention"
 
 
-class Implementation(str):
-    """Our name in transformers' registries, and the one that stood there before (see `positions.Implementation`)."""
+class Implementation(Named):
+    """Of layers behind a shared prefix."""
 
-    inner: str
-
-    def __new__(cls, inner: str) -> Implementation:
-        name = super().__new__(cls, NAME)
-        name.inner = inner
-        return name
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Implementation, (self.inner,)
+    NAME = NAME
 
 
 @dataclass
@@ -163,16 +153,7 @@ def sharing(stock: Any) -> type[nn.Module]:
             kwargs["shared"] = cache.layers[self.layer_idx]
         return stock.forward(self, *args, **kwargs)
 
-    def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (stock,), self.__dict__  # pickle cannot find a class made by a function
-
-    namespace = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__module__": __name__, "_stock": stock}
-    return type(f"Sharing{stock.__name__}", (stock,), namespace)
-
-
-def _rebuild(stock: Any) -> nn.Module:
-    cls = sharing(stock)
-    return cls.__new__(cls)
+    return subclass(sharing, stock, "Sharing", forward)
 
 
 def before_forward(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -218,8 +199,7 @@ def attention(
     """transformers' attention signature."""
     inner = module.config._attn_implementation.inner
     if shared is None:
-        eager = getattr(sys.modules[stock_class(module).__module__], "eager_attention_forward", None)
-        function = ALL_ATTENTION_FUNCTIONS.get_interface(inner, eager)
+        function = function_named(inner, module)
         return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     for unsupported in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(unsupported) is not None:
