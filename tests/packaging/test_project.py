@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,52 +129,40 @@ def test_readme_lines_run_as_pasted() -> None:
     assert result.stdout.strip() == code.strip().splitlines()[-1].removeprefix("# ")
 
 
-def test_lines_on_streaming_run_as_pasted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On a tiny model and a short book."""
+@pytest.fixture
+def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What the lines of a guide print, on a tiny model and a text file of its words."""
     from tests.tiny import tiny, tokenizer
 
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDES["streaming"], re.DOTALL)
-    monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
-    monkeypatch.chdir(tmp_path)
-    Path("book.txt").write_text("w3 w4 w5\n" * 100)
-    exec(code, {})
-    position, nbytes = capsys.readouterr().out.split()[-2:]
+    def run(guide: str, file: str, words: str, **instead: str) -> str:
+        (code,) = re.findall(r"```python\n(.*?)```", GUIDES[guide], re.DOTALL)
+        monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
+        monkeypatch.chdir(tmp_path)
+        Path(file).write_text(words)
+        for old, new in instead.items():  # the tiny tokenizer knows only its own words
+            code = code.replace(f'"{old}"', f'"{new}"')
+        exec(code, {})
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_lines_on_streaming_run_as_pasted(printed: Callable[..., str]) -> None:
+    position, nbytes = printed("streaming", "book.txt", "w3 w4 w5\n" * 100).split()[-2:]
     assert int(position) == 300 + 100 + 2
     assert int(nbytes) > 0
 
 
-def test_lines_on_editing_run_as_pasted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On a tiny model and a short module."""
-    from tests.tiny import tiny, tokenizer
-
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDES["editing"], re.DOTALL)
-    monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
-    monkeypatch.chdir(tmp_path)
-    Path("module.py").write_text("w3 w4 w5 w6\n" * 100)
-    exec(code.replace('"name"', '"w7 w8"'), {})  # the tiny tokenizer knows only its own words
-    assert "EditReport(edits=1" in capsys.readouterr().out
+def test_lines_on_editing_run_as_pasted(printed: Callable[..., str]) -> None:
+    assert "EditReport(edits=1" in printed("editing", "module.py", "w3 w4 w5 w6\n" * 100, name="w7 w8")
 
 
 def test_every_guide_is_linked() -> None:
     assert all(f"docs/{name}.md" in README for name in GUIDES)
 
 
-def test_lines_on_sharing_run_as_pasted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """On a tiny model and a short report."""
-    from tests.tiny import tiny, tokenizer
-
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDES["sharing"], re.DOTALL)
-    monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
-    monkeypatch.chdir(tmp_path)
-    Path("report.txt").write_text("w3 w4 w5\n" * 20)
-    exec(code, {})
-    assert "Prefix(60 tokens" in capsys.readouterr().out
+def test_lines_on_sharing_run_as_pasted(printed: Callable[..., str]) -> None:
+    assert "Prefix(60 tokens" in printed("sharing", "report.txt", "w3 w4 w5\n" * 20)
 
 
 def test_version_is_the_same_everywhere() -> None:
