@@ -130,6 +130,21 @@ def decode(q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, sc
 
     Returns out (B, H, D) in q's dtype and lse (B, H) fp32; a row without keys gets zeros and -inf.
     """
+    part, part_lse = decode_parts(q_BHD, sets, q_pos_B, rotary_dim, scale)
+    count, B, H, D = part.shape
+    out = torch.empty_like(q_BHD, memory_format=torch.contiguous_format)
+    lse = torch.empty(B, H, device=q_BHD.device, dtype=torch.float32)
+    strides = (*part.stride()[:3], *part_lse.stride()[:2], *out.stride()[:2])
+    sizes = {"D": D, "DP": triton.next_power_of_2(D), "PP": triton.next_power_of_2(count), "STEP": 8}
+    grid: Any = (B * H,)
+    _merge[grid](part, part_lse, out, lse, count, H, *strides, **sizes)
+    return out, lse
+
+
+def decode_parts(
+    q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`decode` before its parts are merged: (C, B, H, D) and their log-sum-exps to base 2, (C, B, H), fp32."""
     B, H, D = q_BHD.shape
     G = sets[0].k_BGSD.shape[1]
     settings = FULL if q_BHD.dtype == torch.float32 else HALF
@@ -141,13 +156,7 @@ def decode(q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, sc
     for keys, (tiles, parts) in zip(sets, cuts, strict=True):
         _launch(q_BHD, keys, q_pos_B, rotary_dim, scale, part, part_lse, first, tiles, parts, settings)
         first += parts
-    out = torch.empty_like(q_BHD, memory_format=torch.contiguous_format)
-    lse = torch.empty(B, H, device=q_BHD.device, dtype=torch.float32)
-    strides = (*part.stride()[:3], *part_lse.stride()[:2], *out.stride()[:2])
-    sizes = {"D": D, "DP": triton.next_power_of_2(D), "PP": triton.next_power_of_2(count), "STEP": 8}
-    grid: Any = (B * H,)
-    _merge[grid](part, part_lse, out, lse, count, H, *strides, **sizes)
-    return out, lse
+    return part, part_lse
 
 
 def _cut(keys: int, rows: int, device: torch.device, settings: tuple[int, ...]) -> tuple[int, int]:
