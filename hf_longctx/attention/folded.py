@@ -34,7 +34,7 @@ LEAST = 256  # keys of a part
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """Keys and values (1, G, P, D) that every row sees, and their positions (1, P)."""
+    """Keys and values (1, G, P, D) that every row sees, and their positions (1, P). Cut into parts: see `cut`."""
 
     k_1GPD: Tensor
     v_1GPD: Tensor
@@ -94,7 +94,7 @@ def merged(query: Query, own: Own, prefix: Sequence[Shared], kernel: str = "auto
     out, lse = choose(call, q, own.k_BGSD, kernel, strict=False).forward(call, q, own.k_BGSD, own.v_BGSD)
     for i, shared in enumerate(prefix):
         parts, rest = cut(shared, parts_for(query, shared))
-        for name, piece in (("parts", parts), ("rest", rest)):
+        for name, piece in (("parts", parts), ("rest", rest and cut(rest, 1)[0])):
             if piece is not None:
                 outs, lses = unfold(*folded(query, piece, _memo(query, piece, i, name), kernel), q.shape)
                 for one in zip(outs, lses, strict=True):
@@ -123,26 +123,25 @@ def _parts(tiles: int, keys: int, processors: int) -> int:
 
 
 def cut(shared: Shared, parts: int) -> tuple[Shared, Shared | None]:
-    """A prefix as (N, G, P // N, D), a view, and the fewer than N keys that are left, if any."""
+    """A prefix as (G, N, P // N, D), a view, and the fewer than N keys that are left, if any."""
     size = shared.k_1GPD.shape[2] // parts
     end = size * parts
-    if parts == 1:
-        return shared, None
-    k, v = (x[0, :, :end].unflatten(1, (parts, size)).transpose(0, 1) for x in (shared.k_1GPD, shared.v_1GPD))
+    k, v = (x[0, :, :end].unflatten(1, (parts, size)) for x in (shared.k_1GPD, shared.v_1GPD))
     rest = Shared(shared.k_1GPD[:, :, end:], shared.v_1GPD[:, :, end:], shared.pos_1P[:, end:])
-    pos = shared.pos_1P[0, :end].view(parts, size)
-    return Shared(k, v, pos), rest if rest.k_1GPD.shape[2] else None
+    return Shared(k, v, shared.pos_1P[:, :end]), rest if rest.k_1GPD.shape[2] else None
 
 
-def folded(query: Query, shared: Shared, memo: dict[Any, Any], kernel: str = "auto") -> tuple[Tensor, Tensor]:
-    """Every part by one kernel, all queries at once: out (N, R, G, D) and lse (N, G, R)."""
-    N, G = shared.k_1GPD.shape[:2]
-    q_NGRD = fold(query.q_BHLD, G, N)
+def folded(query: Query, parts: Shared, memo: dict[Any, Any], kernel: str = "auto") -> tuple[Tensor, Tensor]:
+    """Every part of what `cut` gave by one kernel, all queries at once: out (G, R, N, D) and lse (G, N, R)."""
+    k, v = parts.k_1GPD, parts.v_1GPD
+    q_GNRD = fold(query.q_BHLD, *k.shape[:2])
+    alone = k.shape[1] == 1
+    q, k, v = (x.transpose(0, 1) if alone else x for x in (q_GNRD, k, v))
     if "call" not in memo:
-        memo["call"] = _call(query, shared, q_NGRD, memo.setdefault("kernel", {}))
+        memo["call"] = _call(query, parts.pos_1P, q, k, memo.setdefault("kernel", {}))
     call = memo["call"]
-    chosen = choose(call, q_NGRD, shared.k_1GPD, kernel, strict=False)
-    return chosen.forward(call, q_NGRD, shared.k_1GPD, shared.v_1GPD)
+    out, lse = choose(call, q, k, kernel, strict=False).forward(call, q, k, v)
+    return (out.transpose(0, 2), lse.transpose(0, 1)) if alone else (out, lse)
 
 
 def _memo(query: Query, shared: Shared, level: int, name: str) -> dict[Any, Any]:
@@ -151,30 +150,29 @@ def _memo(query: Query, shared: Shared, level: int, name: str) -> dict[Any, Any]
     return query.memo.setdefault(place, {})  # type: ignore[no-any-return]
 
 
-def _call(query: Query, shared: Shared, q_NGRD: Tensor, memo: dict[Any, Any]) -> Call:
-    N, _, R, _ = q_NGRD.shape
+def _call(query: Query, pos_1P: Tensor, q: Tensor, k: Tensor, memo: dict[Any, Any]) -> Call:
+    R = q.shape[2]
     if query.window is None:
         # padding rows may see the prefix: nobody reads them, and fast kernels want no padding
-        pos = query.pos_BL.new_zeros(1, 1)
-        k_pos = pos.expand(N, shared.k_1GPD.shape[2])
-        return Call(pos.expand(N, R), k_pos, Full(), query.scale, regular=False, padded=False, memo=memo)
-    pos = query.pos_BL.reshape(-1).repeat_interleave(R // query.pos_BL.numel())[None]
-    visible = Window(query.window)
-    return Call(pos, shared.pos_1P, visible, query.scale, regular=False, padded=True, memo=memo)
+        zero = query.pos_BL.new_zeros(1, 1)
+        pos = zero.expand(len(q), R), zero.expand(len(k), k.shape[2])
+        return Call(*pos, Full(), query.scale, regular=False, padded=False, memo=memo)
+    rows = query.pos_BL.reshape(-1).repeat_interleave(R // query.pos_BL.numel())[None]
+    return Call(rows, pos_1P, Window(query.window), query.scale, regular=False, padded=True, memo=memo)
 
 
 def fold(q_BHLD: Tensor, groups: int, parts: int) -> Tensor:
-    """(N, G, R, D): rows, tokens and the heads that share keys, in this order, once for every part."""
+    """(G, N, R, D): rows, tokens and the heads that share keys, in this order, once for every part."""
     q_GBLRD = q_BHLD.unflatten(1, (groups, -1)).permute(1, 0, 3, 2, 4)
-    return q_GBLRD.expand(parts, *q_GBLRD.shape).reshape(parts, groups, -1, q_BHLD.shape[-1])
+    return q_GBLRD[:, None].expand(-1, parts, -1, -1, -1, -1).reshape(groups, parts, -1, q_BHLD.shape[-1])
 
 
-def unfold(out_NRGD: Tensor, lse_NGR: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+def unfold(out_GRND: Tensor, lse_GNR: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """(N, B, L, H, D) and (N, B, H, L): the inverse of `fold`."""
     B, H, L, _ = shape
-    rows = B, L, H // out_NRGD.shape[2]
-    out = out_NRGD.unflatten(1, rows).transpose(3, 4).flatten(3, 4)
-    return out, lse_NGR.unflatten(2, rows).permute(0, 2, 1, 4, 3).flatten(2, 3)
+    rows = B, L, H // len(out_GRND)
+    out = out_GRND.unflatten(1, rows).permute(4, 1, 2, 0, 3, 5).flatten(3, 4)
+    return out, lse_GNR.unflatten(2, rows).permute(1, 2, 0, 4, 3).flatten(2, 3)
 
 
 # -- one token a row, in three kernels ---------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ single tokens are read, suffixes stand in buffers with room for more (a `Ring` t
 for a token, and no address changes, which is what CUDA graphs need.
 """
 
-# B batch, G key/value heads, S slots of a suffix, N columns of a buffer, L new tokens, P tokens of the prefix, D head dim
+# B batch, G key/value heads, S slots of a suffix, L new tokens, P tokens of the prefix, D head dim
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Merges attention to a folded prefix with attention to each row's own keys, in one pass (see `attention/folded.py`)."""
+"""Merges attention to a folded prefix (`attention/folded.py`) with attention to each row's own keys, in one pass."""
 
 # mypy: disable-error-code="no-untyped-def"
 # B batch, H query heads, G key/value heads, D head dim, C parts of own keys, N parts of a prefix, R = B H/G
@@ -15,7 +15,7 @@ ROWS = 16  # queries of a program
 
 
 @triton.jit
-def _merge(own, own_lse, part, part_lse, out, out_lse, count, parts, heads, total, p_n, p_r, p_g, l_n, l_g, l_r,
+def _merge(own, own_lse, part, part_lse, out, out_lse, count, parts, heads, total, p_g, p_r, p_n, l_g, l_n, l_r,
            D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     row, dim = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, DP)
     live, dim_live = row < total, dim < D
@@ -47,26 +47,26 @@ def _merge(own, own_lse, part, part_lse, out, out_lse, count, parts, heads, tota
 
 
 def merge_folded(
-    own_CBHD: Tensor, own_lse_CBH: Tensor, out_NRGD: Tensor, lse_NGR: Tensor, dtype: torch.dtype
+    own_CBHD: Tensor, own_lse_CBH: Tensor, out_GRND: Tensor, lse_GNR: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Parts of one softmax as one.
 
     Args:
         own_CBHD, own_lse_CBH: contiguous, fp32; the log-sum-exp to base 2, as `triton_decode.decode_parts` gives them.
-        out_NRGD, lse_NGR: of a folded prefix; rows are (batch, the heads that share keys). The log-sum-exp is natural.
+        out_GRND, lse_GNR: of a folded prefix; rows are (batch, the heads that share keys). The log-sum-exp is natural.
         dtype: of the output.
 
     Returns:
         out (1, B, H, D) in `dtype` and lse (1, B, H), fp32, to base 2: in the form of the first two.
     """
     C, B, H, D = own_CBHD.shape
-    N, _, G, _ = out_NRGD.shape
-    out_NRGD = out_NRGD if out_NRGD.stride(-1) == 1 else out_NRGD.contiguous()
+    G, N, _ = lse_GNR.shape
+    out_GRND = out_GRND if out_GRND.stride(-1) == 1 else out_GRND.contiguous()
     out = torch.empty(1, B, H, D, device=own_CBHD.device, dtype=dtype)
     lse = torch.empty(1, B, H, device=own_CBHD.device, dtype=torch.float32)
     grid: Any = (triton.cdiv(B * H, ROWS),)
     _merge[grid](
-        own_CBHD, own_lse_CBH, out_NRGD, lse_NGR, out, lse, C, N, H, B * H, *out_NRGD.stride()[:3], *lse_NGR.stride(),
+        own_CBHD, own_lse_CBH, out_GRND, lse_GNR, out, lse, C, N, H, B * H, *out_GRND.stride()[:3], *lse_GNR.stride(),
         D=D, DP=triton.next_power_of_2(D), GROUP=H // G, ROWS=ROWS,
     )  # fmt: skip
     return out, lse
