@@ -147,7 +147,8 @@ def folded(query: Query, parts: Shared, memo: dict[Any, Any], kernel: str = "aut
 def _memo(query: Query, shared: Shared, level: int, name: str) -> dict[Any, Any]:
     """What follows from positions and numbers of heads alone, and is the same for other layers."""
     place = name, level, query.window, query.q_BHLD.shape[1], *shared.k_1GPD.shape[:3]
-    return query.memo.setdefault(place, {})  # type: ignore[no-any-return]
+    memo: dict[Any, Any] = query.memo.setdefault(place, {})
+    return memo
 
 
 def _call(query: Query, pos_1P: Tensor, q: Tensor, k: Tensor, memo: dict[Any, Any]) -> Call:
@@ -238,9 +239,9 @@ def disagreement(device: torch.device, dtype: torch.dtype, dim: int, group: int)
     at = torch.full((B, 1), P + S - 7, device=device)
 
     def given(to: torch.dtype) -> tuple[Query, Own, list[Shared]]:
-        rounded = [x.to(dtype).to(to) for x in (q, k, v, *shared)]
-        level = Shared(rounded[3], rounded[4], pos)
-        return Query(rounded[0], at, None, dim**-0.5), Own(*rounded[1:3], own_pos, False, True), [level]
+        a, b, c, d, e = (x.to(dtype).to(to) for x in (q, k, v, *shared))
+        own = Own(b, c, own_pos, regular=False, padded=True)
+        return Query(a, at, None, dim**-0.5), own, [Shared(d, e, pos)]
 
     try:
         out = fused(*given(dtype), parts=4)

@@ -65,9 +65,7 @@ def checked(
     ValueError for what attention in branches does not do.
     """
     if dropout:
-        raise ValueError(
-            f"dropout={dropout}: attention in branches has no dropout. Set attention_dropout to 0, or call model.eval()."
-        )
+        raise ValueError(f"dropout={dropout}: attention in branches has none. Set attention_dropout to 0.")
     for unsupported in ("softcap", "s_aux", "position_bias"):
         if more.get(unsupported) is not None:
             raise ValueError(f"{type(module).__name__} passes {unsupported}, which attention in branches does not do.")

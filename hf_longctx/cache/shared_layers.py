@@ -70,7 +70,8 @@ class Step:
         place = "positions", level.start, keys.shape[2], keys.device
         if place not in self.memo:
             self.memo[place] = level.positions(layer)
-        return self.memo[place]  # type: ignore[no-any-return]
+        pos: Tensor = self.memo[place]
+        return pos
 
 
 @dataclass
@@ -86,6 +87,8 @@ class SharedLayer(Rows, DynamicLayer):
     n_last = 2**62  # its ring holds every token: it grows, and never comes round
     padded = False
     seen = 0  # kept by graphs for layers that forget; this one does not
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, levels: tuple[Level, ...], index: int, current: Current) -> None:
         super().__init__()
@@ -160,8 +163,7 @@ class SharedLayer(Rows, DynamicLayer):
         """The suffixes alone: the prefix has no batch."""
         self.to_order()
         if self.own_length:
-            self.keys: Tensor = f(self.keys)
-            self.values: Tensor = f(self.values)
+            self.keys, self.values = f(self.keys), f(self.values)
 
 
 class SharedCache(Cache):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,8 @@ from ..cache.shared_layers import SharedLayer
 
 logger = logging.getLogger("hf_longctx")
 CACHE = "past_key_values"
+Layers = Sequence[BoundedLayer | SharedLayer]
 # what a one-token forward may be given besides tensors of its own; anything else is for the model itself
-Layers = list[BoundedLayer] | list[SharedLayer]
 HARMLESS = {"attention_mask", "use_cache", "return_dict", "logits_to_keep", "cache_position"}
 
 
