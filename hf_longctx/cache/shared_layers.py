@@ -267,6 +267,8 @@ class SharedCache(Cache):
                 ring.pos_BN[:, :filled] = pos
                 ring.column.fill_(filled)
                 ring.filled = filled
+                # a graph reads all columns; kernels compiled for that number now need not be while it is recorded
+                ring.whole = where.type == "cuda"
             layer.to_ring(new[where])
 
     def _rings(self) -> list[Ring]:
