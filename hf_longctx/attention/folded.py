@@ -28,7 +28,8 @@ from .kernels.few import ALWAYS
 
 logger = logging.getLogger("hf_longctx")
 TILE = 128  # queries of a tile of flash attention
-START, REST = 192, 512  # what starting a tile, and a launch more for a rest, cost: as long as reading so many keys
+# what a tile costs besides its keys (to start, to write and to merge), and a launch more for a rest: in keys read
+START, REST = 320, 512
 LEAST = 256  # keys of a part
 
 
@@ -114,7 +115,9 @@ def parts_for(query: Query, shared: Shared) -> int:
 
 @functools.cache
 def _parts(tiles: int, keys: int, processors: int) -> int:
-    """The number of parts at which `tiles` of queries have read all keys soonest."""
+    """The number of parts at which `tiles` of queries have read all keys soonest. Many tiles fill the card anyhow."""
+    if tiles >= 4 * processors:
+        return 1
 
     def length(n: int) -> int:
         return -(-tiles * n // processors) * (keys // n + START) + (REST if keys % n else 0)
