@@ -7,6 +7,7 @@ python -m recipes.benchmarks.fast_path decode|prefill|kernel|memory|batch|large 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from statistics import median
@@ -270,6 +271,7 @@ def main() -> None:
     model, tokenizer, documents = subject(args)
     model.requires_grad_(False)
     ids = max(documents.values(), key=len)
+    failed = []
     for part in args.parts:
         label = None
         match part:
@@ -286,7 +288,13 @@ def main() -> None:
             case _:
                 model, label = llama_8b(), "a random Llama of 8B geometry, bfloat16"
                 rows = decode(model, ids % 128000, (8 * K, 128 * K), TRAINED)
-        finish(model, rows, args, f"fast_path_{part}", label=label)
+        try:
+            finish(model, rows, args, f"fast_path_{part}", label=label)
+        except Exception:  # the other parts are worth having
+            traceback.print_exc()
+            failed.append(part)
+    if failed:
+        raise SystemExit(f"these parts failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
