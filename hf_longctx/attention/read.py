@@ -101,7 +101,7 @@ class Read:
             if self.fresh:
                 # a text that begins near 0 is rotated as the model itself would, bit for bit; asking would cost a sync
                 base = base - base % NEAR
-            keys = dataclasses.replace(self._rotation((self.k_pos_BS - base).clamp(min=0)), steps=self._steps)
+            keys = dataclasses.replace(self._rotation((self.k_pos_BS - base).clamp(min=0)), steps=self._steps())
             return (keys if self.fresh else self._rotation((self.q_pos_BL - base).clamp(min=0))), keys
 
         ropes: tuple[Rotation, Rotation] = self.memo("true", make)
@@ -111,13 +111,15 @@ class Read:
         # in the precision of the model's own cosines, which autocast leaves alone
         return self.tower.rotation(self.module, self.step.embeddings[0], pos_BL)
 
-    def _steps(self) -> tuple[Tensor, Tensor]:
-        def make() -> tuple[Tensor, Tensor]:
-            turn = self._rotation(torch.arange(NEXT, device=self.q_BHLD.device)[None])
+    def _steps(self) -> Callable[[], tuple[Tensor, Tensor]]:
+        # holding `self` would make a circle through the step's memo, which keeps its tensors until they are collected
+        tower, module, like = self.tower, self.module, self.step.embeddings[0]
+
+        def steps() -> tuple[Tensor, Tensor]:
+            turn = tower.rotation(module, like, torch.arange(NEXT, device=like.device)[None])
             factor = turn.cos[0, :1]  # the cosine of 0, times what scaled rotary embeddings put on it
             return turn.cos[0] / factor, turn.sin[0] / factor
 
-        steps: tuple[Tensor, Tensor] = self.memo("steps", make)
         return steps
 
     def relative(self, offset: int) -> Rotation | None:

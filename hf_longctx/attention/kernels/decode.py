@@ -87,7 +87,9 @@ def disagreement(device: torch.device, dtype: torch.dtype, dim: int, rotary_dim:
     truth = (scores.softmax(-1) @ v.double())[:, :, 0]
     try:
         for steps in (None, (turns[0][0], turns[1][0])):
-            out, _ = decode(q[:, :, -1], [Keys(k, v, pos, at_q, at_k, 0, 150, steps)], pos[:, -1], rotary_dim, dim**-0.5)
+            out, _ = decode(
+                q[:, :, -1], [Keys(k, v, pos, at_q, at_k, 0, 150, steps)], pos[:, -1], rotary_dim, dim**-0.5
+            )
             off = float((out.double() - truth).norm() / truth.norm())
             if not off <= TOLERANCE[dtype]:
                 reason = f"its output is off by {off:.1e} (relative), more than {TOLERANCE[dtype]:.0e}"
@@ -126,7 +128,11 @@ def attend(branches: list[Branch], scale: float) -> Tensor:
 def _steps(branch: Branch) -> tuple[Tensor, Tensor] | None:
     if branch.k_rope is None or branch.k_rope.steps is None or branch.k_BGSD.shape[2] < LONG:
         return None
-    return branch.k_rope.steps()
+    memo = {} if branch.memo is None else branch.memo
+    if "steps" not in memo:
+        memo["steps"] = branch.k_rope.steps()
+    steps: tuple[Tensor, Tensor] = memo["steps"]
+    return steps
 
 
 def _halves(rope: Rotation, dim: int) -> bool:
