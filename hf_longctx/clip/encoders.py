@@ -61,9 +61,10 @@ class TextEncoder:
         return Encoded(states, torch.cat(pooled) if pooled else None, filling)
 
     def tokens(self, texts: list[str], padding: bool | str = "max_length") -> Any:
-        """`input_ids` and `attention_mask`, [texts, tokens]."""
+        """`input_ids` and `attention_mask`, [texts, tokens]. Nothing is cut: a text that does not fit is a mistake."""
+        length = self.length if padding == "max_length" else None
         return self.tokenizer(
-            texts, padding=padding, max_length=self.length, padding_side="right", truncation=True, return_tensors="pt"
+            texts, padding=padding, max_length=length, truncation=False, padding_side="right", return_tensors="pt"
         )
 
     def _check_ends(self, ids: Tensor, lengths: Tensor) -> None:

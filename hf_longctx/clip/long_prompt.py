@@ -97,8 +97,9 @@ def encode_long_prompt(
     every = list(dict.fromkeys(part for each in parts for part in each))
     read = [encoder.encode(every) for encoder in encoders]
     _check_lengths(read)
-    states = {part: _joined([one.states[i] for one in read]) for i, part in enumerate(every)}
-    rows = [torch.cat([states[part] for part in each]) for each in parts]
+    states = [_joined([one.states[i] for one in read]) for i in range(len(every))]
+    where = {part: i for i, part in enumerate(every)}
+    rows = [torch.cat([states[where[part]] for part in each]) for each in parts]
     length = max(map(len, rows)) if max_tokens is None else max_tokens
     longest = max(range(len(rows)), key=lambda i: len(rows[i]))
     if len(rows[longest]) > length and not truncate:
@@ -111,7 +112,7 @@ def encode_long_prompt(
     embeds = torch.stack([torch.cat([row[:length], filling.expand(max(0, length - len(row)), -1)]) for row in rows])
     out = dict(zip(("prompt_embeds", "negative_prompt_embeds"), embeds.chunk(2), strict=True))
     if (pooled := read[-1].pooled) is not None:
-        means = torch.stack([pooled[[every.index(part) for part in each]].mean(0) for each in parts])
+        means = torch.stack([pooled[[where[part] for part in each]].mean(0) for each in parts])
         out |= zip(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), means.chunk(2), strict=True)
     config = getattr(pipeline_or_encoders, "config", None)
     if negative_prompts is None and getattr(config, "force_zeros_for_empty_prompt", False):
