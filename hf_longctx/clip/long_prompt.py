@@ -40,8 +40,8 @@ def encode_long_prompt(
     Each sentence is encoded by itself. The states of its words, led by that of its start token, are put one after the
     other; the states of end tokens are left out. Behind them every prompt is filled up to the same length with one
     vector, the mean of the last 60 states of an empty prompt. Cross-attention knows no positions, so a stock UNet takes
-    it; one fine-tuned on such prompts, as the paper's, follows them better. Nothing is trained here and no gradient
-    flows. Weights in a prompt, as in `(word:1.3)`, are not read: they are text, and a warning says so.
+    it, though the paper fine-tunes its own on such prompts. Nothing is trained here and no gradient flows. Weights in a
+    prompt, as in `(word:1.3)`, are not read: they are text, and a warning says so.
 
     For SDXL both encoders see the same segments and their states are joined by channel; the pooled embedding is the
     mean of the segments', which is the encoder's own for a prompt of one. That mean is this project's choice, after the

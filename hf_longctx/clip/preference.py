@@ -2,7 +2,7 @@
 
 A CLIP tuned to preferences (the paper's Denscore, PickScore) embeds every segment of a caption. Their mean is compared
 with the image, after most of what all captions share, which says how an image should look whatever its text, is taken
-out: optimising that part is what makes images alike.
+out, since fine-tuning overfits to it.
 """
 
 from __future__ import annotations
