@@ -89,10 +89,14 @@ for dtype, (tile, warps, stages, _) in (("*bf16", T.HALF), ("*fp32", T.FULL)):
         assert kernel.metadata.shared < 227 * 1024, (dtype, dim, kernel.metadata.shared)
 pointers = {"part": "*fp32", "part_lse": "*fp32", "out": "*bf16", "lse": "*fp32"}
 compile(T._merge, dict(D=128, DP=128, PP=512, STEP=8), pointers)
-sizes = dict(D=64, DP=64, R2=32, RP=32, EP=16, GROUP=3, GP=16, N=T.HALF[0], Q_ROTATE=False, K_ROTATE=False)
-pointers = {name: "*bf16" for name in ("q", "k", "v", "q_cos", "q_sin", "k_cos", "k_sin")}
-pointers |= {"q_pos": "*i64", "k_pos": "*i64", "out": "*fp32", "lse": "*fp32"}
-compile(T._part, sizes, pointers, num_warps=T.HALF[1], num_stages=T.HALF[2])
+# behind a shared prefix: keys are rotated already
+sizes |= dict(D=64, DP=64, R2=32, RP=32, EP=16, GROUP=3, N=T.HALF[0], Q_ROTATE=False, K_ROTATE=False, STEPS=False,
+              Q_ROTATE2=False, K_ROTATE2=False)
+one_set = {name: "*bf16" for name in ("k", "v", "q_cos", "q_sin", "k_cos", "k_sin")} | {"k_pos": "*i64"}
+pointers = one_set | {f"{name}2": kind for name, kind in one_set.items()}
+pointers |= {"q": "*bf16", "s_cos": "*bf16", "s_sin": "*bf16", "q_pos": "*i64", "out": "*fp32", "lse": "*fp32"}
+for second in (True, False):
+    compile(T._part, sizes | {"SECOND": second}, pointers, num_warps=T.HALF[1], num_stages=T.HALF[2])
 for part, out in (("*bf16", "*bf16"), ("*bf16", "*fp32"), ("*fp32", "*fp32")):
     pointers = {"own": "*fp32", "own_lse": "*fp32", "part": part, "part_lse": "*fp32", "out": out, "out_lse": "*fp32"}
     compile(M._merge, dict(D=80, DP=128, GROUP=4, ROWS=M.ROWS), pointers)
