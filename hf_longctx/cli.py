@@ -37,6 +37,7 @@ from hf_longctx.cli_options import (
     reader_on,
     sampling,
 )
+from hf_longctx.cli_report import report
 
 if TYPE_CHECKING:
     pass
@@ -276,6 +277,9 @@ def evaluate(
         prefill_chunk_size=prefill_chunk_size, console=_out,
     )  # fmt: skip
     _out.print(f"Results and figure: {out}", highlight=False)
+
+
+app.command()(report)
 
 
 @app.command()
