@@ -237,9 +237,10 @@ def test_the_command_writes_a_page_and_figures(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "75 % (41–93)" in result.stdout
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == [
-        "report.html", "s1-0-curve.png", "s1-0-curve.svg", "s1-0-grid.png", "s1-0-grid.svg",
+        "report.html", "s1-passkey-retrieval-curve.png", "s1-passkey-retrieval-curve.svg",
+        "s1-passkey-retrieval-grid.png", "s1-passkey-retrieval-grid.svg",
     ]  # fmt: skip
-    assert (tmp_path / "out/figures/s1-0-grid.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out/figures/s1-passkey-retrieval-grid.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "report.html").exists()
 
 
@@ -264,7 +265,7 @@ def test_one_row_a_method_makes_heat_maps() -> None:
     assert section.grids[0].columns == ["4k", "20M"]
     assert section.grids[0].lines[0][0] == "50 %"
     assert section.grids[0].lines[0][1][0].text == "50"
-    assert [chart.name for chart in section.charts] == ["s1-0-curve", "s1-0-grid"]
+    assert [chart.name for chart in section.charts] == ["s1-needle-curve", "s1-needle-grid"]
 
 
 def test_many_tasks_make_one_grid_and_their_mean() -> None:

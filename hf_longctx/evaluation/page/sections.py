@@ -91,7 +91,7 @@ def sections(files: Sequence[ResultFile]) -> list[Section]:
             if len(marks) < 2 or task not in marks:
                 section.tables.append(_table(task, section))
                 section.grids += _grids(task, section)
-                section.charts += _charts(task, section, f"{section.anchor}-{len(section.charts)}")
+                section.charts += _charts(task, section, f"{section.anchor}-{_slug(_title(task, section))}")
         _add_rows(section)
     titles = [section.title for section in found]
     for section in found:
@@ -204,7 +204,7 @@ def _add_tasks(section: Section, tasks: list[Measured]) -> None:
         section.grids.append(Grid(name, "task", columns, lines, _inside(mean.lengths, section.window)))
     for task in tasks:
         section.more += [_table(task, section), *_grids(task, section)]
-        charts = _charts(task, section, f"{section.anchor}-{_slug(task.task)}")
+        charts = _charts(task, section, f"{section.anchor}-{_slug(_title(task, section))}")
         section.charts += [replace(chart, on_page=False) for chart in charts]
 
 
