@@ -56,7 +56,10 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             complain("interrupted")
             raise typer.Exit(130) from None
-        except Exception as error:
+        except Exception as raised:
+            # a document that cannot be read is told as its reader tells it, without the stream around it
+            cause = raised.__cause__ if type(raised).__name__ == "SourceError" else None
+            error = cause if isinstance(cause, _USER_ERRORS) else raised
             # out of memory is a RuntimeError of torch's, which is not imported for --help
             if not isinstance(error, _USER_ERRORS) and type(error).__name__ != "OutOfMemoryError":
                 raise

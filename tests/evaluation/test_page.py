@@ -287,6 +287,38 @@ def test_many_tasks_make_one_grid_and_their_mean() -> None:
     ]  # fmt: skip
 
 
+def test_a_suite_shows_its_tasks_their_mean_and_how_far_they_reach() -> None:
+    def cell(task: str, length: int, ours: list[float], stock: list[float] | None) -> dict[str, Any]:
+        scores = {"stock": stock, "LMInfinite": ours}
+        there = {name: marks for name, marks in scores.items() if marks is not None}
+        detail = {
+            "task": task,
+            "length": length,
+            "scores": there,
+            "samples": {name: len(m) for name, m in there.items()},
+        }
+        mean = {name: 100 * sum(marks) / len(marks) for name, marks in there.items()}
+        return row(f"{task} {length}", mean["LMInfinite"], "points of 100", beside={"stock": mean.get("stock")},
+                   detail=detail | {"seconds": dict.fromkeys(there, 2.0)})  # fmt: skip
+
+    rows = [cell("vt", 4096, [1, 1], [1, 1]), cell("vt", 8192, [1, 0], None)]
+    rows += [cell("cwe", 4096, [0.5, 0.25], [0.5, 0.5]), cell("cwe", 8192, [0.2, 0.4], None)]
+    average = {"task": "average", "at_length": 4096}
+    rows += [row("average of 2 tasks", 68.75, "points of 100", beside={"stock": 75.0}, detail=average)]
+    rows += [row("effective length", 4096, "tokens", beside={"stock": 4096}, detail={"averages": {}})]
+    settings = {"task": ["vt", "cwe"], "window": 4096, "configurations": ["stock", "LMInfinite"]}
+    (section,) = sections(files({**HEAD, "settings": settings, "rows": rows}))
+    assert section.title == "vt, cwe"
+    assert texts([section]) == [
+        ["4,096", "75 %", "69 %"], ["8,192", "–", "40 %"], ["effective length", "4,096 tokens", "4,096"],
+    ]  # fmt: skip
+    assert section.tables[1].head == ["what", "LMInfinite", "stock"]
+    vt, cwe = section.more
+    assert [cell.text for cell in vt.lines[1]] == ["8,192", "–", "50 % (9–91)"]  # type: ignore[union-attr]
+    assert [cell.note for cell in vt.lines[1]] == ["", "out of memory", "2.0 s"]  # type: ignore[union-attr]
+    assert cwe.lines[0][2].text == "38 %"  # type: ignore[union-attr,index]
+
+
 def test_scores_in_percent_are_shares() -> None:
     data = {**HEAD, "rows": [row("x", 85.6, "points of 100", detail={"length": 4096, "task": "ruler"})]}
     (task,) = measured(files(data))

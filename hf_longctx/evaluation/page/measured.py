@@ -147,7 +147,9 @@ def measured(files: Sequence[ResultFile]) -> list[Measured]:
 
 def plain_rows(file: ResultFile) -> list[dict[str, Any]]:
     """The rows that are no cells, and those with a bar, whose verdict a table of scores would not show."""
-    return [row for row, cells in _rows(file, [file]) if row.get("bar") or not cells]
+    rows = [(row, row.get("detail") or {}, cells) for row, cells in _rows(file, [file])]
+    # A suite's own averages are the means of the tasks beside them.
+    return [row for row, detail, cells in rows if row.get("bar") or not (cells or "at_length" in detail)]
 
 
 def _rows(file: ResultFile, files: Sequence[ResultFile]) -> list[tuple[dict[str, Any], list[_Found]]]:
@@ -197,7 +199,8 @@ def _cells(row: Mapping[str, Any], file: ResultFile, names: dict[str, str]) -> I
         (names.get(name, name), length, None if depth is None else float(depth)): Score(
             None if value is None else value / scale,
             None if value is not None else _why(row, name, bool(names)),
-            *(_of(detail.get(key), name) for key in ("trials", "correct", "seconds", "peak_gib")),
+            *_counts(detail, name),
+            *(_of(detail.get(key), name) for key in ("seconds", "peak_gib")),
         )
         for name, value in values.items()
     }
@@ -228,8 +231,9 @@ def _kind(unit: str, values: Any, deep: bool) -> Kind:
 def _why(row: Mapping[str, Any], name: str, evaluated: bool) -> str:
     """The reason of a missing value. `hf-longctx eval` leaves one out of its `beside` only for want of memory."""
     detail, told = row.get("detail") or {}, row.get("why")
-    if isinstance(detail.get("nll_per_document"), dict) and name in detail["nll_per_document"]:
-        return "not finite"
+    for key, reason in (("nll_per_document", "not finite"), ("scores", "no score")):
+        if isinstance(detail.get(key), dict) and name in detail[key]:
+            return reason
     if isinstance(told, str) and told and name not in (row.get("beside") or {}):
         return told
     return "out of memory" if evaluated else "not measured"
@@ -249,6 +253,14 @@ def _length(value: Any) -> bool:
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 12:
         value = int(value)
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**12
+
+
+def _counts(detail: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
+    """Trials and how many were right, as told or from each sample's score, if these are all 0 or 1."""
+    scores = detail["scores"].get(name) if isinstance(detail.get("scores"), dict) else None
+    if isinstance(scores, list) and scores and all(is_number(score) and score in (0, 1) for score in scores):
+        return float(len(scores)), float(sum(scores))
+    return _of(detail.get("trials"), name), _of(detail.get("correct"), name)
 
 
 def _of(value: Any, name: str) -> float | None:

@@ -18,13 +18,20 @@ def row_lines(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | Non
     barred = any(row.get("bar") for row in rows)
     # a file with a heading of its own has no stock beside ours in a row: its columns are one quantity at many places
     last = [str(result["heading"])] if "heading" in result else []
-    lines = [["what", *([] if last else ["hf_longctx"]), *others, *last, *(["bar"] if barred else [])]]
+    lines = [["what", *([] if last else [main_name(result)]), *others, *last, *(["bar"] if barred else [])]]
     for row in rows:
         beside = row.get("beside") or {}
         values = [number(beside.get(name)) for name in others]
         values.insert(len(others) if last else 0, number(row["value"], row.get("unit") or ""))
         lines.append([row["what"], *values, *([_bar(row)] if barred else [])])
     return lines
+
+
+def main_name(result: Mapping[str, Any]) -> str:
+    """Whose value a row's is: the last of the run's configurations."""
+    settings = result.get("settings")
+    names = settings.get("configurations") if isinstance(settings, dict) else None
+    return str(names[-1]) if isinstance(names, list) and names else "hf_longctx"
 
 
 def reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
