@@ -326,6 +326,13 @@ def test_scores_in_percent_are_shares() -> None:
     assert task.curve("hf_longctx") == {4096: pytest.approx(0.856)}
 
 
+def test_counts_do_not_turn_other_units_into_shares() -> None:
+    detail = {"length": 4096, "trials": 2, "correct": 1, "scores": {"hf_longctx": [1, 0]}}
+    (section,) = sections(files({**HEAD, "rows": [row("x", 50.0, "marks", detail=detail)]}))
+    assert texts([section]) == [["4,096", "50 marks"]]
+    assert "interval" not in section.tables[0].caption
+
+
 def test_rows_of_other_kinds_stay_as_they_are() -> None:
     rows = [row("speed", 12.5, "x", bar=">= 30", why="too slow", beside={"stock": "3 s"}, detail={"length": 4096})]
     (section,) = sections(files({**HEAD, "rows": [*rows, row("bytes", None, "GiB")]}))

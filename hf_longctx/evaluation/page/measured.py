@@ -19,7 +19,7 @@ from hf_longctx.evaluation.page.files import ResultFile, is_number
 Kind = Literal["perplexity", "share", "other"]
 # Of a run, whatever it was measured with: runs that differ in one of them are not put side by side.
 _APART = ("method", "method_repr", "configurations")
-_PERCENT = ("%", "percent", "points", "points of 100", "score of 100")
+_PERCENT = ("%", "percent", "points", "points of 100", "score of 100", "of 100")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Measured:
         values = [score.value for score in scores if score.value is not None]
         trials, correct = _total(s.trials for s in scores), _total(s.correct for s in scores)
         # By trials where they are known, as cells may have different numbers of them.
-        mean = correct / trials if trials and correct is not None else sum(values) / max(len(values), 1)
+        counted = self.kind == "share" and trials and correct is not None
+        mean = correct / trials if counted else sum(values) / max(len(values), 1)  # type: ignore[operator]
         peaks = [score.peak_gib for score in scores if score.peak_gib is not None]
         return Score(
             None if missing else mean,

@@ -157,7 +157,8 @@ def _table(task: Measured, section: Section) -> Table:
     names, lengths = task.configurations, task.lengths
     texts = {(c, n): _score(task, task.pooled(c, n)) for c in names for n in lengths}
     unit = {"perplexity": ", lower is better", "share": ": found, all depths" if task.depths else ": score"}
-    interval = " (95 % interval)" if any(_interval(score) for score in task.scores.values()) else ""
+    counted = task.kind == "share" and any(_interval(score) for score in task.scores.values())
+    interval = " (95 % interval)" if counted else ""
     caption = f"{_title(task, section)}{unit.get(task.kind, ': ' + (task.unit or 'value'))}{interval}"
     if len(names) > AT_A_GLANCE:  # more names than fit side by side
         lines = [[Text(c), *(texts[c, n] for n in lengths)] for c in names]

@@ -38,8 +38,10 @@ def report(
     files, left = collect(source)
     found = sections(files)
     home = Path(out) if out is not None else source if source.is_dir() else source.parent
+    named = source.resolve().parent if source.name == "results.json" else source.resolve()
+    title = title or f"Long context: {named.name.removesuffix('.json')}"
     # Of a text with half a character, as JSON can have, a question mark is left.
-    text = page(found, left, title or f"Long context: {source.resolve().name}").encode("utf-8", "replace")
+    text = page(found, left, title).encode("utf-8", "replace")
     write_whole(home / PAGE, text)
     if out is not None:
         for chart in (chart for section in found for chart in section.charts):
