@@ -37,6 +37,7 @@ from hf_longctx.cli_options import (
     reader_on,
     sampling,
 )
+from hf_longctx.cli_report import report
 
 if TYPE_CHECKING:
     pass
@@ -55,7 +56,10 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             complain("interrupted")
             raise typer.Exit(130) from None
-        except Exception as error:
+        except Exception as raised:
+            # a document that cannot be read is told as its reader tells it, without the stream around it
+            cause = raised.__cause__ if type(raised).__name__ == "SourceError" else None
+            error = cause if isinstance(cause, _USER_ERRORS) else raised
             # out of memory is a RuntimeError of torch's, which is not imported for --help
             if not isinstance(error, _USER_ERRORS) and type(error).__name__ != "OutOfMemoryError":
                 raise
@@ -276,6 +280,9 @@ def evaluate(
         prefill_chunk_size=prefill_chunk_size, console=_out,
     )  # fmt: skip
     _out.print(f"Results and figure: {out}", highlight=False)
+
+
+app.command()(report)
 
 
 @app.command()

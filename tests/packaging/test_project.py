@@ -160,6 +160,17 @@ def test_lines_on_editing_run_as_pasted(printed: Callable[..., str]) -> None:
     assert "EditReport(edits=1" in printed("editing", "module.py", "w3 w4 w5 w6\n" * 100, name="w7 w8")
 
 
+def test_lines_on_reports_run_as_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw, write = re.findall(r"```python\n(.*?)```", GUIDES["report"], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(write, {})
+    exec(draw, {})
+    assert capsys.readouterr().out.strip() == draw.rpartition("# ")[2].strip()
+    assert "95 % (76–99)" in (tmp_path / "page/report.html").read_text()
+
+
 def test_every_guide_is_linked() -> None:
     assert all(f"docs/{name}.md" in README for name in GUIDES)
 
