@@ -1,0 +1,145 @@
+"""Captions of rendered scenes by rule, as token ids: a summary sentence, then a sentence for each small shape told."""
+
+# N scenes, S sentences, T tokens, W most tokens of a sentence
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .scenes import COLOURS, HOURS, PATTERNS, SHAPES, Scenes
+
+# {words in braces} are filled from the scene.
+SUMMARIES = (
+    "a large {colour} {shape} on a {pattern} {ground} ground inside a {frame} frame .",
+    "a {pattern} {ground} ground with a large {colour} {shape} inside a {frame} frame .",
+)
+PARTS = ("a large {colour} {shape} .", "a picture of a large {colour} {shape} .", "there is a large {colour} {shape} .")
+DETAILS = (
+    "at {hour} o'clock a {colour} {shape} .",
+    "near the edge , at {hour} o'clock a {colour} {shape} can be seen .",
+    "looking further out , one also finds at {hour} o'clock a {colour} {shape} of its own , quite small .",
+)
+LINES = (*SUMMARIES, *PARTS, *DETAILS)
+_FIRST_PART, _FIRST_DETAIL = len(SUMMARIES), len(SUMMARIES) + len(PARTS)
+_SLOTS = {"colour": COLOURS, "shape": SHAPES, "pattern": PATTERNS, "ground": COLOURS, "frame": COLOURS, "hour": HOURS}
+_FIXED = sorted({word for line in LINES for word in line.split() if not word.startswith("{")})
+WORDS = ("<pad>", "<start>", *dict.fromkeys([*COLOURS, *SHAPES, *PATTERNS, *HOURS, *_FIXED]), "<end>")
+PAD, START, END = 0, 1, len(WORDS) - 1
+_ID = {word: i for i, word in enumerate(WORDS)}
+_WIDEST = max(len(line.split()) for line in LINES)
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Token ids, and where each sentence begins.
+
+    Args:
+        ids: [N, T], start, words, end, padding.
+        starts: [N, S]: the position of each sentence's first token, also where the caption was cut before it.
+        lengths: [N]: tokens with start and end, had nothing been cut.
+    """
+
+    ids: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+
+def short(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
+    """The summary alone."""
+    return write(scenes, _numbers(generator, 0, _FIRST_PART, len(scenes), 1), None, limit)
+
+
+def web(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
+    """What a first training sees: a few words or the summary for most scenes, and up to five details for others."""
+    count = len(scenes)
+    kind = torch.rand(count, generator=generator, device=generator.device)
+    told = torch.where(kind < 0.4, 0, _numbers(generator, 1, 6, count))
+    summary = _numbers(generator, 0, _FIRST_PART, count)
+    first = torch.where(kind < 0.15, _numbers(generator, _FIRST_PART, _FIRST_DETAIL, count), summary)
+    first = torch.where(kind > 0.6, -1, first)
+    return _told(scenes, first, told, generator, limit, most=5)
+
+
+def long(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
+    """The summary and seven to twelve details in any order: about 100 to 240 tokens."""
+    count = len(scenes)
+    first = _numbers(generator, 0, _FIRST_PART, count)
+    return _told(scenes, first, _numbers(generator, 7, 13, count), generator, limit, most=len(HOURS))
+
+
+def named(noun_phrases: list[tuple[int, int]], template: int, device: torch.device, limit: int) -> Captions:
+    """A line of PARTS for each (colour, shape): the classes of a zero-shot classifier."""
+    main = torch.zeros(len(noun_phrases), 5, dtype=torch.long, device=device)
+    main[:, :2] = torch.tensor(noun_phrases, device=device)
+    none = torch.zeros(len(main), len(HOURS), 2, dtype=torch.long, device=device)
+    line = torch.full((len(main), 1), _FIRST_PART + template, device=device)
+    return write(Scenes(main, none), line, None, limit)
+
+
+def _told(
+    scenes: Scenes, first: Tensor, told: Tensor, generator: torch.Generator, limit: int, *, most: int
+) -> Captions:
+    count = len(scenes)
+    order = torch.rand(count, len(HOURS), generator=generator, device=generator.device).argsort(1)[:, :most]
+    lines = _numbers(generator, _FIRST_DETAIL, len(LINES), count, most)
+    lines = torch.where(torch.arange(most, device=lines.device) < told[:, None], lines, -1)
+    return write(scenes, torch.cat([first[:, None], lines], 1), order, limit)
+
+
+def write(scenes: Scenes, lines: Tensor, hours: Tensor | None, limit: int) -> Captions:
+    """Captions of the sentences chosen, cut at `limit` tokens as CLIP's tokenizer cuts: the end stays.
+
+    Args:
+        scenes: N scenes.
+        lines: [N, S]: which of LINES each sentence is; -1 for none.
+        hours: [N, S - 1]: whose details the sentences after the first are; None where there is only one.
+        limit: Tokens of the padded result, with start and end.
+    """
+    device, count = lines.device, len(scenes)
+    table, lengths = _table(device)
+    main = [scenes.main[:, at, None] for at in range(5)]
+    colour, shape, hour = main[0], main[1], torch.zeros_like(main[0])
+    if hours is not None:
+        small = scenes.small.gather(1, hours[..., None].expand(-1, -1, 2))
+        colour, shape = torch.cat([colour, small[..., 0]], 1), torch.cat([shape, small[..., 1]], 1)
+        hour = torch.cat([hour, hours], 1)
+    values = torch.stack(
+        [words[value].expand(count, lines.shape[1]) for words, value in
+         zip(_value_ids(device), (colour, shape, main[2], main[3], main[4], hour), strict=True)], -1
+    )  # fmt: skip
+    pattern = table[lines]  # N S W; a slot is -1 - its number
+    tokens = torch.where(pattern < 0, values.gather(2, (-1 - pattern).clamp(min=0)), pattern)
+    size = torch.where(lines < 0, 0, lengths[lines])
+    ends = 1 + size.cumsum(1)
+    starts = ends - size
+    place = starts[..., None] + torch.arange(table.shape[1], device=device)
+    used = (torch.arange(table.shape[1], device=device) < size[..., None]) & (place < limit - 1)
+    ids = torch.full((count, limit + 1), PAD, device=device)  # one column more takes what is not used
+    ids.scatter_(1, torch.where(used, place, limit).flatten(1), tokens.flatten(1))
+    ids[:, 0] = START
+    ids.scatter_(1, ends[:, -1:].clamp(max=limit - 1), END)
+    return Captions(ids[:, :limit], starts, ends[:, -1] + 1)
+
+
+def text_of(ids: Tensor) -> str:
+    """The words of one caption, without start, end and padding."""
+    return " ".join(WORDS[i] for i in ids.tolist() if i not in (PAD, START, END))
+
+
+def _table(device: torch.device) -> tuple[Tensor, Tensor]:
+    slots = list(_SLOTS)
+    table = torch.full((len(LINES), _WIDEST), PAD)
+    for row, line in zip(table, LINES, strict=True):
+        for at, word in enumerate(line.split()):
+            row[at] = -1 - slots.index(word[1:-1]) if word.startswith("{") else _ID[word]
+    return table.to(device), torch.tensor([len(line.split()) for line in LINES], device=device)
+
+
+def _value_ids(device: torch.device) -> list[Tensor]:
+    return [torch.tensor([_ID[word] for word in words], device=device) for words in _SLOTS.values()]
+
+
+def _numbers(generator: torch.Generator, low: int, high: int, *size: int) -> Tensor:
+    return torch.randint(low, high, size, generator=generator, device=generator.device)

@@ -1,0 +1,128 @@
+"""Rendered scenes with captions made by rule: a world small enough to train a CLIP of its own on.
+
+A scene has a large shape on a patterned ground inside a frame, which its short caption tells, and twelve small shapes
+around them like the hours of a clock, which only a long caption tells, a sentence each. Scenes and captions are tensors
+made where the model is, so no loader stands between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+COLOURS = {
+    "red": (0.86, 0.12, 0.12), "green": (0.10, 0.62, 0.20), "blue": (0.12, 0.25, 0.85), "yellow": (0.95, 0.85, 0.10),
+    "purple": (0.55, 0.15, 0.70), "orange": (0.98, 0.55, 0.08), "white": (0.97, 0.97, 0.97), "black": (0.05, 0.05, 0.05),
+}  # fmt: skip
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+PATTERNS = ("plain", "striped", "dotted", "checked")
+HOURS = ("twelve", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
+CELL, SIDE = 16, 64
+# Row and column of each hour among the sixteen cells.
+_PLACES = ((0, 2), (0, 3), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1), (3, 0), (2, 0), (1, 0), (0, 0), (0, 1))
+
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Attributes of N scenes, as indices into the tuples above.
+
+    Args:
+        main: [N, 5]: colour and shape of the large shape, pattern, ground and frame.
+        small: [N, 12, 2]: colour and shape at every hour.
+    """
+
+    main: Tensor
+    small: Tensor
+
+    def __len__(self) -> int:
+        return self.main.shape[0]
+
+    def __getitem__(self, rows: Tensor) -> Scenes:
+        return Scenes(self.main[rows], self.small[rows])
+
+
+def draw(count: int, generator: torch.Generator, *, alike: int = 1, shared: float = 0.5) -> Scenes:
+    """Random scenes on the generator's device.
+
+    Args:
+        count: How many; a multiple of `alike`.
+        alike: Scenes come in groups of so many that have one summary, so that details must tell them apart.
+        shared: The probability with which a small shape is the whole group's.
+
+    Raises:
+        ValueError: `count` cannot be cut into groups.
+    """
+    if alike < 1 or count % alike:
+        raise ValueError(f"count={count}, alike={alike}: expected groups of at least 1 that divide count.")
+    device, groups = generator.device, count // alike
+
+    def numbers(below: int, *size: int) -> Tensor:
+        return torch.randint(below, size, generator=generator, device=device)
+
+    main = torch.stack([numbers(n, groups) for n in (len(COLOURS), len(SHAPES), len(PATTERNS))], -1)
+    # a ground and a frame that hide nothing: another colour than the shape's and the ground's
+    ground = (main[:, 0] + 1 + numbers(len(COLOURS) - 1, groups)) % len(COLOURS)
+    frame = (ground + 1 + numbers(len(COLOURS) - 1, groups)) % len(COLOURS)
+    main = torch.cat([main, ground[:, None], frame[:, None]], -1).repeat_interleave(alike, 0)
+    common = _small(groups, main[::alike, 3], numbers).repeat_interleave(alike, 0)
+    own = _small(count, main[:, 3], numbers)
+    keep = torch.rand(count, len(HOURS), 1, generator=generator, device=device) < (shared if alike > 1 else 0.0)
+    return Scenes(main, torch.where(keep, common, own))
+
+
+def _small(count: int, ground: Tensor, numbers: Callable[..., Tensor]) -> Tensor:
+    colour = (ground[:, None] + 1 + numbers(len(COLOURS) - 1, count, len(HOURS))) % len(COLOURS)
+    return torch.stack([colour, numbers(len(SHAPES), count, len(HOURS))], -1)
+
+
+def render(scenes: Scenes, generator: torch.Generator | None = None) -> Tensor:
+    """Pictures, [N, 3, 64, 64] in 0..1; with a generator, each with noise and a brightness of its own."""
+    device, count = scenes.main.device, len(scenes)
+    palette = torch.tensor(list(COLOURS.values()), device=device)
+    ground = palette[scenes.main[:, 3]][:, :, None, None]
+    # towards grey, which no ground is: a factor would hide the pattern of a black one
+    ground = ground + 0.4 * _patterns(device)[scenes.main[:, 2]][:, None] * (0.5 - ground)
+    large = _masks(2 * CELL, device)[scenes.main[:, 1]][:, None]
+    centre = slice(CELL, 3 * CELL)
+    picture = ground.expand(count, 3, SIDE, SIDE).clone()
+    picture[:, :, centre, centre] += large * (
+        palette[scenes.main[:, 0]][:, :, None, None] - picture[:, :, centre, centre]
+    )
+    small = _masks(CELL, device)[scenes.small[..., 1]]  # N H 16 16
+    colour = palette[scenes.small[..., 0]]  # N H 3
+    for hour, (row, column) in enumerate(_PLACES):
+        part = picture[:, :, row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+        part += small[:, hour, None] * (colour[:, hour, :, None, None] - part)
+    edge = torch.ones(SIDE, SIDE, device=device, dtype=torch.bool)
+    edge[2:-2, 2:-2] = False
+    picture = torch.where(edge, palette[scenes.main[:, 4]][:, :, None, None], picture)
+    if generator is not None:
+        light = 0.85 + 0.15 * torch.rand(count, 1, 1, 1, generator=generator, device=device)
+        noise = torch.randn(picture.shape, generator=generator, device=device)
+        picture = (picture * light + 0.03 * noise).clamp(0, 1)
+    return picture
+
+
+def _patterns(device: torch.device) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(SIDE, device=device), torch.arange(SIDE, device=device), indexing="ij")
+    return torch.stack([
+        torch.zeros_like(x, dtype=torch.bool), (x + y) % 8 < 3, (x % 8 < 3) & (y % 8 < 3), (x // 4 + y // 4) % 2 == 0,
+    ]).float()  # fmt: skip
+
+
+def _masks(size: int, device: torch.device) -> Tensor:
+    line = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    radius, inside = (x**2 + y**2).sqrt(), 0.8
+    return torch.stack([
+        radius < inside,
+        (x.abs() < 0.68) & (y.abs() < 0.68),
+        (y < 0.7) & (y > -0.75) & (x.abs() < (y + 0.75) * 0.55),
+        x.abs() + y.abs() < 0.88,
+        ((x.abs() < 0.26) | (y.abs() < 0.26)) & (x.abs() < inside) & (y.abs() < inside),
+        (radius < inside) & (radius > 0.42),
+    ]).float()  # fmt: skip
