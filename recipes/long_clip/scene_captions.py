@@ -3,6 +3,7 @@
 # N scenes, S sentences, T tokens, W most tokens of a sentence
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -52,10 +53,14 @@ def short(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
 
 
 def web(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
-    """What a first training sees: a few words or the summary for most scenes, and up to five details for others."""
+    """What a first training sees: a few words, the summary or a detail for most, up to five details for some.
+
+    Like captions of the web: most have fewer than twenty tokens, few come near 77.
+    """
     count = len(scenes)
     kind = torch.rand(count, generator=generator, device=generator.device)
-    told = torch.where(kind < 0.4, 0, _numbers(generator, 1, 6, count))
+    half = torch.rand(count, 4, generator=generator, device=generator.device) < 0.5
+    told = torch.where(kind < 0.4, 0, 1 + half.long().cumprod(1).sum(1))  # one, and every next half as often
     summary = _numbers(generator, 0, _FIRST_PART, count)
     first = torch.where(kind < 0.15, _numbers(generator, _FIRST_PART, _FIRST_DETAIL, count), summary)
     first = torch.where(kind > 0.6, -1, first)
@@ -67,15 +72,6 @@ def long(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
     count = len(scenes)
     first = _numbers(generator, 0, _FIRST_PART, count)
     return _told(scenes, first, _numbers(generator, 7, 13, count), generator, limit, most=len(HOURS))
-
-
-def named(noun_phrases: list[tuple[int, int]], template: int, device: torch.device, limit: int) -> Captions:
-    """A line of PARTS for each (colour, shape): the classes of a zero-shot classifier."""
-    main = torch.zeros(len(noun_phrases), 5, dtype=torch.long, device=device)
-    main[:, :2] = torch.tensor(noun_phrases, device=device)
-    none = torch.zeros(len(main), len(HOURS), 2, dtype=torch.long, device=device)
-    line = torch.full((len(main), 1), _FIRST_PART + template, device=device)
-    return write(Scenes(main, none), line, None, limit)
 
 
 def _told(
@@ -123,11 +119,21 @@ def write(scenes: Scenes, lines: Tensor, hours: Tensor | None, limit: int) -> Ca
     return Captions(ids[:, :limit], starts, ends[:, -1] + 1)
 
 
+def ids_of(texts: list[str], limit: int, device: torch.device) -> Tensor:
+    """[N, limit] token ids of texts in the words of WORDS."""
+    ids = torch.full((len(texts), limit), PAD)
+    for row, text in zip(ids, texts, strict=True):
+        words = [START, *(_ID[word] for word in text.split()), END]
+        row[: len(words)] = torch.tensor(words)
+    return ids.to(device)
+
+
 def text_of(ids: Tensor) -> str:
     """The words of one caption, without start, end and padding."""
     return " ".join(WORDS[i] for i in ids.tolist() if i not in (PAD, START, END))
 
 
+@functools.cache
 def _table(device: torch.device) -> tuple[Tensor, Tensor]:
     slots = list(_SLOTS)
     table = torch.full((len(LINES), _WIDEST), PAD)
@@ -137,6 +143,7 @@ def _table(device: torch.device) -> tuple[Tensor, Tensor]:
     return table.to(device), torch.tensor([len(line.split()) for line in LINES], device=device)
 
 
+@functools.cache
 def _value_ids(device: torch.device) -> list[Tensor]:
     return [torch.tensor([_ID[word] for word in words], device=device) for words in _SLOTS.values()]
 

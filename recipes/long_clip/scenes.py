@@ -7,6 +7,7 @@ made where the model is, so no loader stands between them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def _small(count: int, ground: Tensor, numbers: Callable[..., Tensor]) -> Tensor
 def render(scenes: Scenes, generator: torch.Generator | None = None) -> Tensor:
     """Pictures, [N, 3, 64, 64] in 0..1; with a generator, each with noise and a brightness of its own."""
     device, count = scenes.main.device, len(scenes)
-    palette = torch.tensor(list(COLOURS.values()), device=device)
+    palette = _palette(device)
     ground = palette[scenes.main[:, 3]][:, :, None, None]
     # towards grey, which no ground is: a factor would hide the pattern of a black one
     ground = ground + 0.4 * _patterns(device)[scenes.main[:, 2]][:, None] * (0.5 - ground)
@@ -107,6 +108,12 @@ def render(scenes: Scenes, generator: torch.Generator | None = None) -> Tensor:
     return picture
 
 
+@functools.cache
+def _palette(device: torch.device) -> Tensor:
+    return torch.tensor(list(COLOURS.values()), device=device)
+
+
+@functools.cache
 def _patterns(device: torch.device) -> Tensor:
     y, x = torch.meshgrid(torch.arange(SIDE, device=device), torch.arange(SIDE, device=device), indexing="ij")
     return torch.stack([
@@ -114,6 +121,7 @@ def _patterns(device: torch.device) -> Tensor:
     ]).float()  # fmt: skip
 
 
+@functools.cache
 def _masks(size: int, device: torch.device) -> Tensor:
     line = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
