@@ -20,7 +20,7 @@ def check_captions(pairs: Sequence[Pair], tokenizer: Any, limit: int) -> None:
     for at in range(0, len(pairs), _AT_ONCE):
         some = pairs[at : at + _AT_ONCE]
         for captions in ([pair.long for pair in some], [pair.short for pair in some]):
-            lengths = [len(row) for row in tokenizer(captions).input_ids]
+            lengths = [len(row) for row in tokenizer(captions, verbose=False).input_ids]
             longest = max(range(len(some)), key=lengths.__getitem__)
             if lengths[longest] > limit:
                 raise ValueError(

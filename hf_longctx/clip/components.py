@@ -37,7 +37,7 @@ def primary_components(features: Tensor, components: int = COMPONENTS) -> Tensor
         raise ValueError(
             f"a batch of {rows} embeddings of width {width} has at most {max(0, min(rows - 1, width))} directions of "
             f"variance, so taking {components} primary components would take nothing out. Give at least "
-            f"{components + 2} pairs a process, gather before the analysis (gathered=True), or ask for fewer components."
+            f"{components + 2} pairs a process, gather before the analysis (gathered=True), or ask for fewer."
         )
     exact = features if features.dtype == torch.float64 else features.float()
     with torch.autocast(features.device.type, enabled=False):

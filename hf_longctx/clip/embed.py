@@ -21,7 +21,8 @@ def encode_captions(tokenizer: Any, captions: Sequence[str], limit: int, *, trun
     empty = next((i for i, caption in enumerate(captions) if not caption.strip()), None)
     if empty is not None:
         raise ValueError(f"caption {empty} is empty. Leave its image out, or caption it.")
-    rows = tokenizer(list(captions), truncation=truncate, max_length=limit if truncate else None).input_ids
+    cut = {"truncation": True, "max_length": limit} if truncate else {}
+    rows = tokenizer(list(captions), verbose=False, **cut).input_ids
     longest = max(range(len(rows)), key=lambda i: len(rows[i]), default=None)
     if longest is not None and len(rows[longest]) > limit:
         over = sum(len(row) > limit for row in rows)

@@ -166,7 +166,7 @@ def finetune(
             optimizer.step()
             optimizer.zero_grad()
             if accelerator.is_main_process:
-                line = {"step": step + 1, "of": steps, "long": float(loss.long), "short": float(loss.short)}
+                line = {"step": step + 1, "of": steps, "long": loss.long.item(), "short": loss.short.item()}
                 with open(folder / _LOG, "a", encoding="utf-8") as log:
                     log.write(json.dumps(line) + "\n")
             if (step + 1) % settings.save_every == 0 or step + 1 == last:
@@ -229,7 +229,8 @@ def _set_rate(optimizer: Any, settings: FineTuning, step: int, steps: int) -> No
 
 def _identity(settings: FineTuning, pairs: Sequence[Pair], processes: int) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run."""
-    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ("save_every", "workers")}
+    free = ("save_every", "workers")
+    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in free}
     return {**kept, "pairs": len(pairs), "processes": processes}
 
 

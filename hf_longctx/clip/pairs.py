@@ -25,9 +25,9 @@ def read_pairs(source: str | os.PathLike[str], images: str | os.PathLike[str] | 
     """All pairs of a source, in its order.
 
     Args:
-        source: A `.jsonl` of lines {"image": path, "caption": long, "short": optional}, a `.json` in ShareGPT4V's form, or
-            a folder of images with a `.txt` of the same name beside each. A text file's first line is the long caption, a
-            second line the short one.
+        source: A `.jsonl` of lines {"image": path, "caption": long, "short": optional}, a `.json` in ShareGPT4V's form,
+            or a folder of images with a `.txt` of the same name beside each, whose first line is the long caption and
+            whose second line, if any, is the short one.
         images: The folder that paths in a file are relative to; by default the file's own.
 
     Raises:
@@ -41,7 +41,7 @@ def read_pairs(source: str | os.PathLike[str], images: str | os.PathLike[str] | 
         base = path.parent if images is None else Path(images).expanduser()
         found = _jsonl(path, base) if path.suffix == ".jsonl" else _json(path, base)
     else:
-        raise FileNotFoundError(f"{str(source)!r}: there is no such file or folder. Give a .jsonl, a .json or a folder.")
+        raise FileNotFoundError(f"{str(source)!r}: no such file or folder. Give a .jsonl, a .json or a folder.")
     if not found:
         raise FileNotFoundError(f"{str(source)!r} has no images with captions.")
     gone = [str(pair.image) for pair in found if not pair.image.is_file()]
@@ -111,7 +111,7 @@ def _folder(path: Path) -> list[Pair]:
     for image in sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES):
         text = image.with_suffix(".txt")
         lines = text.read_text(encoding="utf-8").splitlines() if text.is_file() else []
-        _add(pairs, without, str(image), image, *(lines + [None, None])[:2])
+        _add(pairs, without, str(image), image, *[*lines, None, None][:2])
     return _complete(pairs, without, path)
 
 

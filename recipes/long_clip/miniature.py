@@ -1,4 +1,4 @@
-"""Long-CLIP's experiment in miniature: a CLIP of rendered scenes at 77 tokens, stretched to 248, trained on long captions.
+"""Long-CLIP's experiment in miniature: a CLIP of rendered scenes at 77 tokens, stretched to 248, trained on.
 
     python -m recipes.long_clip.miniature --minutes 3.5      # one GPU
     python -m recipes.long_clip.miniature --smoke            # a CPU, under a minute, too little to learn
@@ -233,8 +233,8 @@ def _kept(stock: dict[str, float], now: dict[str, float], curve: dict[int, float
         yield row(f"Long-CLIP: {task}, points lost to the 77-token model", lost, "", bar="<= 1",
                   beside={task: now[task]})  # fmt: skip
     low, high = min(curve.values()), max(curve.values())
-    yield row("Long-CLIP: R@1 by position of the deciding sentence to token 200, highest less lowest, points", 100 * (high - low),
-              "", bar="<= 10", beside={"lowest": low, "highest": high})  # fmt: skip
+    what = "Long-CLIP: R@1 by position of the deciding sentence to token 200, highest less lowest, points"
+    yield row(what, 100 * (high - low), "", bar="<= 10", beside={"lowest": low, "highest": high})
 
 
 def _beside(stock: dict[str, float], found: dict[str, dict[str, float]], size: Size) -> Iterator[dict[str, Any]]:
@@ -264,6 +264,10 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, help="how long the whole may take; steps follow")
+    parser.add_argument("--base-steps", type=int, help="at most so many at 77 tokens")
+    parser.add_argument(
+        "--extra-steps", type=int, help="at most so many at 248 tokens; native takes four times as many"
+    )
     parser.add_argument("--smoke", action="store_true", help="a tiny model and a few steps")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
@@ -274,6 +278,8 @@ def main(arguments: list[str] | None = None) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     size, seconds = SMOKE if args.smoke else Size(), {}
+    given = {"base_steps": args.base_steps, "extra_steps": args.extra_steps}
+    size = replace(size, **{name: steps for name, steps in given.items() if steps})
     if args.minutes is not None:
         size, seconds = plan(size, args.minutes, device)
         print(f"{size}, {seconds}", flush=True)

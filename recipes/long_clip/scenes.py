@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 COLOURS = {
-    "red": (0.86, 0.12, 0.12), "green": (0.10, 0.62, 0.20), "blue": (0.12, 0.25, 0.85), "yellow": (0.95, 0.85, 0.10),
-    "purple": (0.55, 0.15, 0.70), "orange": (0.98, 0.55, 0.08), "white": (0.97, 0.97, 0.97), "black": (0.05, 0.05, 0.05),
+    "red": (0.86, 0.12, 0.12), "green": (0.1, 0.62, 0.2), "blue": (0.12, 0.25, 0.85), "yellow": (0.95, 0.85, 0.1),
+    "purple": (0.55, 0.15, 0.7), "orange": (0.98, 0.55, 0.08), "white": (0.97, 0.97, 0.97), "black": (0.05, 0.05, 0.05),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 PATTERNS = ("plain", "striped", "dotted", "checked")
@@ -24,7 +24,6 @@ HOURS = ("twelve", "one", "two", "three", "four", "five", "six", "seven", "eight
 CELL, SIDE = 16, 64
 # Row and column of each hour among the sixteen cells.
 _PLACES = ((0, 2), (0, 3), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1), (3, 0), (2, 0), (1, 0), (0, 0), (0, 1))
-
 
 
 @dataclass(frozen=True)

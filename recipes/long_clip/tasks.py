@@ -1,4 +1,4 @@
-"""What a CLIP of rendered scenes is asked: near-duplicates by long captions, summaries, classes, one deciding sentence."""
+"""What a CLIP of rendered scenes is asked: near-duplicates by long captions, summaries, classes, one sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from .scene_captions import DETAILS, LINES, SUMMARIES, Captions
 from .scenes import COLOURS, HOURS, SHAPES, Scenes, draw, render
 
 ALIKE = 10
-POSITIONS = (1, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
+FIRST = 1  # the summary decides
+POSITIONS = (FIRST, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
 _TRIES = 64  # orders and wordings drawn for each caption, to find one whose deciding sentence starts where it should
 
 Embed = Callable[[Tensor], Tensor]
@@ -76,16 +77,14 @@ def by_position(reader: Reader, count: int, device: torch.device) -> dict[int, f
 
 
 def deciding(count: int, position: int, generator: torch.Generator, limit: int) -> tuple[Scenes, Captions]:
-    """Families of ten scenes that differ in one small shape, whose sentence starts as near `position` as can be.
+    """Families of ten scenes that one sentence tells apart, which starts as near `position` as can be.
 
-    A family shares the order and the wording of its captions, which tell all twelve details, after a summary unless the
-    deciding sentence is the first.
+    A family shares the order and the wording of its captions: a summary and all twelve details. Its scenes differ in one
+    small shape, or, where the first sentence decides, in the large one.
     """
     device, families = generator.device, count // ALIKE
     rows = torch.arange(families, device=device)
     first = torch.randint(0, len(SUMMARIES), (families, _TRIES, 1), generator=generator, device=device)
-    if position < 10:
-        first = first * 0 - 1
     details = torch.randint(
         len(LINES) - len(DETAILS), len(LINES), (families, _TRIES, len(HOURS)), generator=generator, device=device
     )
@@ -98,14 +97,17 @@ def deciding(count: int, position: int, generator: torch.Generator, limit: int) 
     hour = order[rows, slot]
 
     scenes = draw(families, generator)[rows.repeat_interleave(ALIKE)]
+    repeated = (lines.repeat_interleave(ALIKE, 0), order.repeat_interleave(ALIKE, 0))
     free = torch.rand(families, (len(COLOURS) - 1) * len(SHAPES), generator=generator, device=device)
     value = free.argsort(1)[:, :ALIKE].flatten()
-    small = scenes.small.clone()
-    colour = (scenes.main[:, 3] + 1 + value // len(SHAPES)) % len(COLOURS)
-    every = torch.arange(families * ALIKE, device=device)
-    small[every, hour.repeat_interleave(ALIKE)] = torch.stack([colour, value % len(SHAPES)], -1)
-    scenes = Scenes(scenes.main, small)
-    repeated = (lines.repeat_interleave(ALIKE, 0), order.repeat_interleave(ALIKE, 0))
+    colour = (scenes.main[:, 3] + 1 + value // len(SHAPES)) % len(COLOURS)  # never the ground's
+    main, small = scenes.main.clone(), scenes.small.clone()
+    own = torch.stack([colour, value % len(SHAPES)], -1)
+    if position == FIRST:
+        main[:, :2] = own
+    else:
+        small[torch.arange(len(own), device=device), hour.repeat_interleave(ALIKE)] = own
+    scenes = Scenes(main, small)
     return scenes, captions.write(scenes, *repeated, limit)
 
 

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor
 
-from hf_longctx.clip import contrastive_loss, gather_rows, long_clip_loss, primary_components
+from hf_longctx.clip import contrastive_loss, long_clip_loss, primary_components
+from tests.clip.two import SCALE, WIDTH, K, embeddings
 from tests.reference import pcm
-
-K, WIDTH, SCALE = 5, 12, 14.0
-
-
-def embeddings(rows: int, seed: int = 0) -> list[Tensor]:
-    """Images, long and short captions."""
-    generator = torch.Generator().manual_seed(seed)
-    made = torch.randn(3, rows, WIDTH, generator=generator, dtype=torch.float64)
-    made[1:] = made[:1] + 0.3 * made[1:]
-    return [F.normalize(one, dim=-1).requires_grad_() for one in made]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -85,40 +71,9 @@ def test_captions_of_another_number_are_refused() -> None:
         contrastive_loss(torch.randn(1, 8), torch.randn(1, 8), 1.0)
 
 
-def _process(rank: int, folder: str) -> None:
-    """One of two: its losses and its rows' gradients, in a file."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    saved: dict[str, Any] = {}
-    for gathered in (False, True):
-        mine = embeddings(9, seed=rank)
-        found = long_clip_loss(*mine, SCALE, components=K, gathered=gathered, label_smoothing=0.1)
-        found.total.backward()
-        saved[str(gathered)] = {"loss": found.total.detach(), "grads": [one.grad for one in mine]}
-    try:
-        gather_rows(torch.zeros(2 + rank, 3))
-    except ValueError as error:
-        saved["unequal"] = str(error)
-    torch.save(saved, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("two")
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_process, args=(rank, str(folder))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
 @pytest.mark.parametrize("gathered", [False, True], ids=["local", "gathered"])
-def test_two_processes_equal_the_reference_with_gradients(gathered: bool, two: list[dict[str, Any]]) -> None:
-    found = [one[str(gathered)] for one in two]
+def test_two_processes_equal_the_reference_with_gradients(gathered: bool, two_processes: list[dict[str, Any]]) -> None:
+    found = [one["loss"][str(gathered)] for one in two_processes]
     every = [embeddings(9, seed=rank) for rank in range(2)]
     expected = pcm.loss(*(list(one) for one in zip(*every, strict=True)), SCALE, k=K, eps=0.1, gathered=gathered)
     sum(expected).backward()  # type: ignore[union-attr]
@@ -128,5 +83,5 @@ def test_two_processes_equal_the_reference_with_gradients(gathered: bool, two: l
             torch.testing.assert_close(grad, embedding.grad, rtol=1e-8, atol=1e-10)
 
 
-def test_processes_with_different_batches_are_told_so(two: list[dict[str, Any]]) -> None:
-    assert all("the processes hold [2, 3] rows" in one["unequal"] for one in two)
+def test_processes_with_different_batches_are_told_so(two_processes: list[dict[str, Any]]) -> None:
+    assert all("the processes hold [2, 3] rows" in one["loss"]["unequal"] for one in two_processes)

@@ -1,4 +1,4 @@
-"""Long-CLIP's loss as the paper and its code write it (Zhang et al. 2024, section 3.3), on the batches of all processes.
+"""Long-CLIP's loss as the paper and its code write it (Zhang et al. 2024, section 3.3), on all processes' batches.
 
 F: the principal component analysis of one batch; E and its inverse: the coordinates of its strongest `k` directions and
 back. Nothing here knows of gathering: a process is one entry of a list.
@@ -45,6 +45,4 @@ def loss(
         main = list(principal_part(torch.cat(images), k).split([len(one) for one in images]))
     else:
         main = [principal_part(one, k) for one in images]
-    return [
-        both_ways(images, long, rank, s, eps) + both_ways(main, short, rank, s, eps) for rank in range(len(images))
-    ]
+    return [both_ways(images, long, rank, s, eps) + both_ways(main, short, rank, s, eps) for rank in range(len(images))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -27,12 +28,12 @@ def by_bins(hits: Tensor, quantity: Tensor, edges: Sequence[int]) -> list[Bin]:
         quantity: [C], of each caption: tokens, or the token at which its deciding sentence starts.
         edges: At least two, rising. What lies outside of all bins is in none.
     """
-    if len(edges) < 2 or any(high <= low for low, high in zip(edges, edges[1:], strict=False)):
+    if len(edges) < 2 or any(high <= low for low, high in pairwise(edges)):
         raise ValueError(f"edges={list(edges)}: expected at least two numbers, each above the one before it.")
     if hits.ndim != 1 or hits.shape != quantity.shape:
-        raise ValueError(f"hits {list(hits.shape)} and quantity {list(quantity.shape)}: expected one of each a caption.")
+        raise ValueError(f"hits {list(hits.shape)} and quantity {list(quantity.shape)}: expected one each a caption.")
     bins = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         inside = (quantity >= low) & (quantity < high)
         count = int(inside.sum())
         bins.append(Bin(low, high, float(hits[inside].double().mean()) if count else None, count))

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,8 +39,8 @@ def read_protocol(name: str, folder: str | os.PathLike[str]) -> Retrieval:
     """A benchmark from a folder with its own files, as its authors pack them.
 
     Args:
-        name: `coco` (annotations/captions_val2017.json and val2017/), `flickr30k` (results_20130124.token or results.csv
-            and flickr30k-images/), `urban1k` (image/ and caption/) or `sharegpt4v`
+        name: `coco` (annotations/captions_val2017.json and val2017/), `flickr30k` (results_20130124.token or
+            results.csv, and flickr30k-images/), `urban1k` (image/ and caption/) or `sharegpt4v`
             (share-captioner_coco_lcs_sam_1246k_1107.json and the folders its rows name).
         folder: Where these are.
 
@@ -138,4 +137,4 @@ def _file(root: Path, *names: str) -> Path:
     for name in names:
         if (root / name).is_file():
             return root / name
-    raise FileNotFoundError(f"{str(root)!r} has no {' or '.join(names)}. Give the folder with the benchmark's own files.")
+    raise FileNotFoundError(f"{str(root)!r} has no {' or '.join(names)}. Give the folder of the benchmark's own files.")

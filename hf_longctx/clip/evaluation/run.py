@@ -82,6 +82,6 @@ def evaluate_pairs(
         embed_captions(model, tokenizer, captions, limit=length, truncate=truncate, batch=batch)
         for captions in ([pair.long for pair in pairs], [pair.short for pair in pairs])
     )
-    tokens = torch.tensor([len(row) for row in tokenizer([pair.long for pair in pairs]).input_ids])
+    tokens = torch.tensor([len(row) for row in tokenizer([pair.long for pair in pairs], verbose=False).input_ids])
     edges = [0, *(edge for edge in _LENGTHS if edge < int(tokens.max())), int(tokens.max()) + 1]
     return PairsReport(recall(images, long), recall(images, short), by_bins(found(images, long).cpu(), tokens, edges))

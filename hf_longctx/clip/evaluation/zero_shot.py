@@ -34,7 +34,7 @@ def class_embeddings(
         ValueError: no names, a name twice, no templates, or one without its {}.
     """
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"{len(names)} class names, {len(set(names))} different: expected each once, and at least one.")
+        raise ValueError(f"{len(names)} class names, {len(set(names))} different: expected each once, at least one.")
     wrong = [template for template in templates if template.count("{}") != 1]
     if wrong or not templates:
         raise ValueError(f"templates {wrong or 'missing'}: expected texts with one {{}}, such as {TEMPLATES[0]!r}.")
