@@ -135,7 +135,7 @@ def train(
 
 
 def _loss(model: Any, size: Size, generator: torch.Generator, long: bool) -> Tensor:
-    scenes = draw(size.batch, generator, alike=4 if long else 2)
+    scenes = draw(size.batch, generator, alike=4)
     images = image_embeddings(model, 2 * render(scenes, generator) - 1)
     scale = model.logit_scale.exp().clamp(max=100)
     if not long:
@@ -265,9 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, help="how long the whole may take; steps follow")
     parser.add_argument("--base-steps", type=int, help="at most so many at 77 tokens")
-    parser.add_argument(
-        "--extra-steps", type=int, help="at most so many at 248 tokens; native takes four times as many"
-    )
+    parser.add_argument("--extra-steps", type=int, help="at most so many at 248 tokens; native takes 4 times as many")
     parser.add_argument("--smoke", action="store_true", help="a tiny model and a few steps")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")

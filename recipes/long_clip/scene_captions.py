@@ -60,10 +60,10 @@ def web(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
     count = len(scenes)
     kind = torch.rand(count, generator=generator, device=generator.device)
     half = torch.rand(count, 4, generator=generator, device=generator.device) < 0.5
-    told = torch.where(kind < 0.4, 0, 1 + half.long().cumprod(1).sum(1))  # one, and every next half as often
+    told = torch.where(kind < 0.3, 0, 1 + half.long().cumprod(1).sum(1))  # one, and every next half as often
     summary = _numbers(generator, 0, _FIRST_PART, count)
-    first = torch.where(kind < 0.15, _numbers(generator, _FIRST_PART, _FIRST_DETAIL, count), summary)
-    first = torch.where(kind > 0.6, -1, first)
+    first = torch.where(kind < 0.1, _numbers(generator, _FIRST_PART, _FIRST_DETAIL, count), summary)
+    first = torch.where(kind > 0.5, -1, first)  # a detail of many scenes is all that is told
     return _told(scenes, first, told, generator, limit, most=5)
 
 

@@ -76,6 +76,4 @@ def check(report: dict[str, Any], out: Path) -> None:
     off = [name for name, one in expected.items() if not abs(found[name] - one["value"]) <= one["tolerance"]]
     print(json.dumps(found))
     if off:
-        raise SystemExit(
-            f"off: {', '.join(off)}; expected.json has {json.dumps({name: expected[name] for name in off})}"
-        )
+        raise SystemExit(f"off: {', '.join(off)}; expected.json: {json.dumps({name: expected[name] for name in off})}")

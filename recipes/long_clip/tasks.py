@@ -79,8 +79,8 @@ def by_position(reader: Reader, count: int, device: torch.device) -> dict[int, f
 def deciding(count: int, position: int, generator: torch.Generator, limit: int) -> tuple[Scenes, Captions]:
     """Families of ten scenes that one sentence tells apart, which starts as near `position` as can be.
 
-    A family shares the order and the wording of its captions: a summary and all twelve details. Its scenes differ in one
-    small shape, or, where the first sentence decides, in the large one.
+    A family shares the order and the wording of its captions: a summary and all twelve details. Its scenes differ in
+    one small shape, or, where the first sentence decides, in the large one.
     """
     device, families = generator.device, count // ALIKE
     rows = torch.arange(families, device=device)

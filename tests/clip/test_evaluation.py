@@ -150,7 +150,7 @@ def test_classes_are_means_over_templates() -> None:
     half = 0.5**0.5
     torch.testing.assert_close(classes, torch.tensor([[half, half, 0, 0], [0, 0, half, half]]))
     assert classify(torch.eye(4)[[0, 2, 3]], classes, torch.tensor([0, 1, 0])) == {1: pytest.approx(2 / 3)}
-    with pytest.raises(ValueError, match="expected texts with one {}"):
+    with pytest.raises(ValueError, match=r"expected texts with one \{\}"):
         class_embeddings(embed, ["cat"], ["a cat"])
     with pytest.raises(ValueError, match="each once"):
         class_embeddings(embed, ["cat", "cat"])

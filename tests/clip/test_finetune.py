@@ -46,8 +46,10 @@ def test_two_processes_train_as_one(two_processes: list[dict[str, Any]], scene_f
     alone = two.training(scene_files)
     for one in two_processes:
         for name, weight in one["training"].items():
-            # sums in another order, through a few steps of Adam, which divides small gradients by their size
-            torch.testing.assert_close(weight, alone[name], rtol=1e-3, atol=2e-4, msg=name)
+            # a key's bias moves all scores of a query alike: its gradient is rounding, which Adam makes steps of
+            if not name.endswith("k_proj.bias"):
+                # sums in another order, through a few steps of Adam
+                torch.testing.assert_close(weight, alone[name], rtol=1e-3, atol=2e-4, msg=name)
 
 
 def test_resumed_training_equals_an_uninterrupted_one(whole: Any, scene_files: Path) -> None:
@@ -55,7 +57,7 @@ def test_resumed_training_equals_an_uninterrupted_one(whole: Any, scene_files: P
     finetune(*two.parts(scene_files), settings, out, stop_after=3)
     with pytest.raises(ValueError, match=r"holds a training. Resume it"):
         finetune(*two.parts(scene_files), settings, out)
-    with pytest.raises(ValueError, match="is another run: learning_rate was 0.001 and is 0.1"):
+    with pytest.raises(ValueError, match=r"is another run: learning_rate was 0\.001 and is 0\.1"):
         finetune(*two.parts(scene_files), FineTuning(**SETTINGS | {"learning_rate": 0.1}), out, resume=True)
     # steps after the last state, of a run that was killed
     with open(out / "log.jsonl", "a", encoding="utf-8") as log:
