@@ -83,7 +83,8 @@ def sharegpt4v_rows(data: Any, file: Path) -> list[tuple[str, str]]:
 
 
 def _jsonl(path: Path, base: Path) -> list[Pair]:
-    pairs, without = [], []
+    pairs: list[Pair] = []
+    without: list[str] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue

@@ -71,6 +71,8 @@ def build(size: Size, length: int) -> Any:
     )
     with torch.no_grad():
         model.text_model.embeddings.position_embedding.weight.copy_(_sinusoids(length, size.width))
+        # as large as what a patch holds, or where a shape is takes long to be seen
+        model.vision_model.embeddings.position_embedding.weight.mul_(15)
     return model
 
 
