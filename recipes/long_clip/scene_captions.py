@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .scenes import COLOURS, HOURS, PATTERNS, SHAPES, Scenes
+from .scenes import COLOURS, FIGURES, HOURS, PATTERNS, SHAPES, TINTS, Scenes
 
 # {words in braces} are filled from the scene.
 SUMMARIES = (
@@ -18,15 +18,20 @@ SUMMARIES = (
 )
 PARTS = ("a large {colour} {shape} .", "a picture of a large {colour} {shape} .", "there is a large {colour} {shape} .")
 DETAILS = (
-    "at {hour} o'clock a {colour} {shape} .",
-    "near the edge , at {hour} o'clock a {colour} {shape} can be seen .",
-    "looking further out , one also finds at {hour} o'clock a {colour} {shape} of its own , quite small .",
+    "at {hour} o'clock a {tint} {figure} .",
+    "near the edge of the picture , where little else can be seen , there is at {hour} o'clock a {tint} {figure} .",
+    "looking further out , past the large shape in the middle and towards the frame around it , one also finds at "
+    "{hour} o'clock a {tint} {figure} of its own , quite small but drawn with care .",
 )
 LINES = (*SUMMARIES, *PARTS, *DETAILS)
 _FIRST_PART, _FIRST_DETAIL = len(SUMMARIES), len(SUMMARIES) + len(PARTS)
-_SLOTS = {"colour": COLOURS, "shape": SHAPES, "pattern": PATTERNS, "ground": COLOURS, "frame": COLOURS, "hour": HOURS}
+# In the order of Scenes.main, then of a detail.
+_SLOTS = {
+    "colour": COLOURS, "shape": SHAPES, "pattern": PATTERNS, "ground": COLOURS, "frame": COLOURS,
+    "hour": HOURS, "tint": TINTS, "figure": FIGURES,
+}  # fmt: skip
 _FIXED = sorted({word for line in LINES for word in line.split() if not word.startswith("{")})
-WORDS = ("<pad>", "<start>", *dict.fromkeys([*COLOURS, *SHAPES, *PATTERNS, *HOURS, *_FIXED]), "<end>")
+WORDS = ("<pad>", "<start>", *dict.fromkeys([*COLOURS, *SHAPES, *PATTERNS, *TINTS, *FIGURES, *HOURS, *_FIXED]), "<end>")
 PAD, START, END = 0, 1, len(WORDS) - 1
 _ID = {word: i for i, word in enumerate(WORDS)}
 _WIDEST = max(len(line.split()) for line in LINES)
@@ -64,22 +69,31 @@ def web(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
     summary = _numbers(generator, 0, _FIRST_PART, count)
     first = torch.where(kind < 0.1, _numbers(generator, _FIRST_PART, _FIRST_DETAIL, count), summary)
     first = torch.where(kind > 0.5, -1, first)  # a detail of many scenes is all that is told
-    return _told(scenes, first, told, generator, limit, most=5)
+    return _told(scenes, first, told, generator, limit, most=5, brief=0.6)
 
 
 def long(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
-    """The summary and seven to twelve details in any order: about 100 to 240 tokens."""
+    """The summary and five or six details in any order: about 100 to 240 tokens."""
     count = len(scenes)
     first = _numbers(generator, 0, _FIRST_PART, count)
-    return _told(scenes, first, _numbers(generator, 7, 13, count), generator, limit, most=len(HOURS))
+    return _told(scenes, first, _numbers(generator, 5, 7, count), generator, limit, most=len(HOURS))
 
 
 def _told(
-    scenes: Scenes, first: Tensor, told: Tensor, generator: torch.Generator, limit: int, *, most: int
+    scenes: Scenes,
+    first: Tensor,
+    told: Tensor,
+    generator: torch.Generator,
+    limit: int,
+    *,
+    most: int,
+    brief: float = 0.0,
 ) -> Captions:
     count = len(scenes)
     order = torch.rand(count, len(HOURS), generator=generator, device=generator.device).argsort(1)[:, :most]
     lines = _numbers(generator, _FIRST_DETAIL, len(LINES), count, most)
+    short = torch.rand(count, most, generator=generator, device=generator.device) < brief
+    lines = torch.where(short, _FIRST_DETAIL, lines)
     lines = torch.where(torch.arange(most, device=lines.device) < told[:, None], lines, -1)
     return write(scenes, torch.cat([first[:, None], lines], 1), order, limit)
 
@@ -95,16 +109,13 @@ def write(scenes: Scenes, lines: Tensor, hours: Tensor | None, limit: int) -> Ca
     """
     device, count = lines.device, len(scenes)
     table, lengths = _table(device)
-    main = [scenes.main[:, at, None] for at in range(5)]
-    colour, shape, hour = main[0], main[1], torch.zeros_like(main[0])
-    if hours is not None:
-        small = scenes.small.gather(1, hours[..., None].expand(-1, -1, 2))
-        colour, shape = torch.cat([colour, small[..., 0]], 1), torch.cat([shape, small[..., 1]], 1)
-        hour = torch.cat([hour, hours], 1)
+    # the first sentence tells no detail: what stands in its place is not used
+    hours = lines[:, :1] * 0 if hours is None else torch.cat([lines[:, :1] * 0, hours], 1)
+    small = scenes.small.gather(1, hours[..., None].expand(-1, -1, 2))
+    chosen = (*scenes.main[..., None].unbind(1), hours, *small.unbind(-1))
     values = torch.stack(
-        [words[value].expand(count, lines.shape[1]) for words, value in
-         zip(_value_ids(device), (colour, shape, main[2], main[3], main[4], hour), strict=True)], -1
-    )  # fmt: skip
+        [words[value].expand(lines.shape) for words, value in zip(_value_ids(device), chosen, strict=True)], -1
+    )
     pattern = table[lines]  # N S W; a slot is -1 - its number
     tokens = torch.where(pattern < 0, values.gather(2, (-1 - pattern).clamp(min=0)), pattern)
     size = torch.where(lines < 0, 0, lengths[lines])

@@ -1,7 +1,7 @@
 """Rendered scenes with captions made by rule: a world small enough to train a CLIP of its own on.
 
-A scene has a large shape on a patterned ground inside a frame, which its short caption tells, and twelve small shapes
-around them like the hours of a clock, which only a long caption tells, a sentence each. Scenes and captions are tensors
+A scene has a large shape on a patterned ground inside a frame, which its short caption tells, and six small shapes
+around them like hours of a clock, which only a long caption tells, a sentence each. Scenes and captions are tensors
 made where the model is, so no loader stands between them.
 """
 
@@ -19,11 +19,17 @@ COLOURS = {
     "purple": (0.55, 0.15, 0.7), "orange": (0.98, 0.55, 0.08), "white": (0.97, 0.97, 0.97), "black": (0.05, 0.05, 0.05),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+# Small shapes have words of their own, so that a word tells by itself whether it is of the summary or of a detail.
+TINTS = {
+    "pink": (0.98, 0.6, 0.75), "cyan": (0.1, 0.85, 0.9), "brown": (0.45, 0.25, 0.1), "grey": (0.5, 0.5, 0.5),
+    "lime": (0.65, 0.95, 0.2), "navy": (0.05, 0.08, 0.4), "maroon": (0.5, 0.02, 0.15), "beige": (0.93, 0.87, 0.7),
+}  # fmt: skip
+FIGURES = ("bar", "pillar", "slash", "corner", "box", "hourglass")
 PATTERNS = ("plain", "striped", "dotted", "checked")
-HOURS = ("twelve", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
+HOURS = ("twelve", "two", "four", "six", "eight", "ten")
 CELL, SIDE = 16, 64
 # Row and column of each hour among the sixteen cells.
-_PLACES = ((0, 2), (0, 3), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1), (3, 0), (2, 0), (1, 0), (0, 0), (0, 1))
+_PLACES = ((0, 2), (1, 3), (3, 3), (3, 1), (2, 0), (0, 0))
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class Scenes:
 
     Args:
         main: [N, 5]: colour and shape of the large shape, pattern, ground and frame.
-        small: [N, 12, 2]: colour and shape at every hour.
+        small: [N, 6, 2]: tint and figure at every hour.
     """
 
     main: Tensor
@@ -68,32 +74,31 @@ def draw(count: int, generator: torch.Generator, *, alike: int = 1, shared: floa
     ground = (main[:, 0] + 1 + numbers(len(COLOURS) - 1, groups)) % len(COLOURS)
     frame = (ground + 1 + numbers(len(COLOURS) - 1, groups)) % len(COLOURS)
     main = torch.cat([main, ground[:, None], frame[:, None]], -1).repeat_interleave(alike, 0)
-    common = _small(groups, main[::alike, 3], numbers).repeat_interleave(alike, 0)
-    own = _small(count, main[:, 3], numbers)
+    common = _small(groups, numbers).repeat_interleave(alike, 0)
+    own = _small(count, numbers)
     keep = torch.rand(count, len(HOURS), 1, generator=generator, device=device) < (shared if alike > 1 else 0.0)
     return Scenes(main, torch.where(keep, common, own))
 
 
-def _small(count: int, ground: Tensor, numbers: Callable[..., Tensor]) -> Tensor:
-    colour = (ground[:, None] + 1 + numbers(len(COLOURS) - 1, count, len(HOURS))) % len(COLOURS)
-    return torch.stack([colour, numbers(len(SHAPES), count, len(HOURS))], -1)
+def _small(count: int, numbers: Callable[..., Tensor]) -> Tensor:
+    return torch.stack([numbers(n, count, len(HOURS)) for n in (len(TINTS), len(FIGURES))], -1)
 
 
 def render(scenes: Scenes, generator: torch.Generator | None = None) -> Tensor:
     """Pictures, [N, 3, 64, 64] in 0..1; with a generator, each with noise and a brightness of its own."""
     device, count = scenes.main.device, len(scenes)
-    palette = _palette(device)
+    palette, tints = _palettes(device)
     ground = palette[scenes.main[:, 3]][:, :, None, None]
     # towards grey, which no ground is: a factor would hide the pattern of a black one
     ground = ground + 0.4 * _patterns(device)[scenes.main[:, 2]][:, None] * (0.5 - ground)
-    large = _masks(2 * CELL, device)[scenes.main[:, 1]][:, None]
+    large = _shapes(2 * CELL, device)[scenes.main[:, 1]][:, None]
     centre = slice(CELL, 3 * CELL)
     picture = ground.expand(count, 3, SIDE, SIDE).clone()
     picture[:, :, centre, centre] += large * (
         palette[scenes.main[:, 0]][:, :, None, None] - picture[:, :, centre, centre]
     )
-    small = _masks(CELL, device)[scenes.small[..., 1]]  # N H 16 16
-    colour = palette[scenes.small[..., 0]]  # N H 3
+    small = _figures(CELL, device)[scenes.small[..., 1]]  # N H 16 16
+    colour = tints[scenes.small[..., 0]]  # N H 3
     for hour, (row, column) in enumerate(_PLACES):
         part = picture[:, :, row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
         part += small[:, hour, None] * (colour[:, hour, :, None, None] - part)
@@ -108,8 +113,8 @@ def render(scenes: Scenes, generator: torch.Generator | None = None) -> Tensor:
 
 
 @functools.cache
-def _palette(device: torch.device) -> Tensor:
-    return torch.tensor(list(COLOURS.values()), device=device)
+def _palettes(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(list(COLOURS.values()), device=device), torch.tensor(list(TINTS.values()), device=device)
 
 
 @functools.cache
@@ -121,7 +126,7 @@ def _patterns(device: torch.device) -> Tensor:
 
 
 @functools.cache
-def _masks(size: int, device: torch.device) -> Tensor:
+def _shapes(size: int, device: torch.device) -> Tensor:
     line = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
     radius, inside = (x**2 + y**2).sqrt(), 0.8
@@ -132,4 +137,19 @@ def _masks(size: int, device: torch.device) -> Tensor:
         x.abs() + y.abs() < 0.88,
         ((x.abs() < 0.26) | (y.abs() < 0.26)) & (x.abs() < inside) & (y.abs() < inside),
         (radius < inside) & (radius > 0.42),
+    ]).float()  # fmt: skip
+
+
+@functools.cache
+def _figures(size: int, device: torch.device) -> Tensor:
+    line = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    inside = (x.abs() < 0.8) & (y.abs() < 0.8)
+    return torch.stack([
+        inside & (y.abs() < 0.3),
+        inside & (x.abs() < 0.3),
+        inside & ((x - y).abs() < 0.4),
+        inside & ((x < -0.25) | (y > 0.25)),
+        inside & ((x.abs() > 0.45) | (y.abs() > 0.45)),
+        inside & (x.abs() < y.abs() + 0.1),
     ]).float()  # fmt: skip

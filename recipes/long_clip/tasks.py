@@ -13,12 +13,12 @@ from hf_longctx.clip.evaluation import Recall, class_embeddings, classify, found
 
 from . import scene_captions as captions
 from .scene_captions import DETAILS, LINES, SUMMARIES, Captions
-from .scenes import COLOURS, HOURS, SHAPES, Scenes, draw, render
+from .scenes import COLOURS, FIGURES, HOURS, SHAPES, TINTS, Scenes, draw, render
 
 ALIKE = 10
 FIRST = 1  # the summary decides
 POSITIONS = (FIRST, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
-_TRIES = 64  # orders and wordings drawn for each caption, to find one whose deciding sentence starts where it should
+_TRIES = 1024  # orders and wordings drawn for each caption, to find one whose deciding sentence starts where it should
 
 Embed = Callable[[Tensor], Tensor]
 
@@ -39,9 +39,9 @@ class Reader:
 
 
 def long_captions(reader: Reader, count: int, device: torch.device) -> Recall:
-    """Retrieval among `count` scenes that come in tens with one summary and most of their details."""
+    """Retrieval among `count` scenes that come in tens with one summary and half of their details."""
     generator = torch.Generator(device).manual_seed(11)
-    scenes = draw(count, generator, alike=ALIKE, shared=0.75)
+    scenes = draw(count, generator, alike=ALIKE, shared=0.5)
     ids = captions.long(scenes, generator, reader.limit).ids
     return recall(reader.images(render(scenes, generator)), reader.texts(ids))
 
@@ -79,7 +79,7 @@ def by_position(reader: Reader, count: int, device: torch.device) -> dict[int, f
 def deciding(count: int, position: int, generator: torch.Generator, limit: int) -> tuple[Scenes, Captions]:
     """Families of ten scenes that one sentence tells apart, which starts as near `position` as can be.
 
-    A family shares the order and the wording of its captions: a summary and all twelve details. Its scenes differ in
+    A family shares the order and the wording of its captions: a summary and all six details. Its scenes differ in
     one small shape, or, where the first sentence decides, in the large one.
     """
     device, families = generator.device, count // ALIKE
@@ -98,15 +98,17 @@ def deciding(count: int, position: int, generator: torch.Generator, limit: int) 
 
     scenes = draw(families, generator)[rows.repeat_interleave(ALIKE)]
     repeated = (lines.repeat_interleave(ALIKE, 0), order.repeat_interleave(ALIKE, 0))
-    free = torch.rand(families, (len(COLOURS) - 1) * len(SHAPES), generator=generator, device=device)
+    large = position == FIRST
+    values = (len(COLOURS) - 1, len(SHAPES)) if large else (len(TINTS), len(FIGURES))
+    free = torch.rand(families, values[0] * values[1], generator=generator, device=device)
     value = free.argsort(1)[:, :ALIKE].flatten()
-    colour = (scenes.main[:, 3] + 1 + value // len(SHAPES)) % len(COLOURS)  # never the ground's
+    colour, shape = value // values[1], value % values[1]
     main, small = scenes.main.clone(), scenes.small.clone()
-    own = torch.stack([colour, value % len(SHAPES)], -1)
-    if position == FIRST:
-        main[:, :2] = own
+    if large:
+        main[:, 0], main[:, 1] = (scenes.main[:, 3] + 1 + colour) % len(COLOURS), shape  # never the ground's
     else:
-        small[torch.arange(len(own), device=device), hour.repeat_interleave(ALIKE)] = own
+        rows = torch.arange(len(small), device=device)
+        small[rows, hour.repeat_interleave(ALIKE)] = torch.stack([colour, shape], -1)
     scenes = Scenes(main, small)
     return scenes, captions.write(scenes, *repeated, limit)
 
