@@ -70,21 +70,20 @@ def build(size: Size, length: int) -> Any:
         CLIPConfig(text_config={**tower, **words}, vision_config={**tower, **pictures}, projection_dim=size.width)
     )
     with torch.no_grad():
-        model.text_model.embeddings.position_embedding.weight.copy_(_sinusoids(length, size.width))
+        _table(model, "text").copy_(_sinusoids(length, size.width))
         # as large as what a patch holds, or where a shape is takes long to be seen
-        model.vision_model.embeddings.position_embedding.weight.mul_(15)
+        _table(model, "vision").mul_(15)
     return model
 
 
 def with_table(base: Any, size: Size, table: Tensor) -> Any:
     """A copy of `base` with another table of text positions."""
     model = build(size, table.shape[0]).to(base.device)
-    weights = {name: value for name, value in base.state_dict().items() if not name.endswith(_TABLE)}
-    missing = model.load_state_dict(weights, strict=False).missing_keys
-    assert len(missing) == 1, missing
-    assert missing[0].endswith(_TABLE), missing
+    old = {id(_table(base, "text"))}
+    weights = {name: weight for name, weight in base.named_parameters() if id(weight) not in old}
     with torch.no_grad():
-        model.text_model.embeddings.position_embedding.weight.copy_(table)
+        for name, weight in model.named_parameters():
+            weight.copy_(weights.get(name, table))
     return model
 
 
@@ -92,7 +91,7 @@ def start(name: str, base: Any, size: Size) -> Any:
     """The model that a way of training on long captions starts from."""
     if name == "Long-CLIP":
         return stretch_positions(copy.deepcopy(base))
-    table = base.text_model.embeddings.position_embedding.weight.detach()
+    table = _table(base, "text").detach()
     if name == "interpolated":
         return with_table(base, size, F.interpolate(table.T[None], STRETCHED, mode="linear", align_corners=True)[0].T)
     rest = _sinusoids(STRETCHED, size.width)[BASE:].to(table)
@@ -137,7 +136,7 @@ def train(
 
 
 def _loss(model: Any, size: Size, generator: torch.Generator, long: bool) -> Tensor:
-    scenes = draw(size.batch, generator, alike=4)
+    scenes = draw(size.batch, generator, alike=4 if long else 1)
     images = image_embeddings(model, 2 * render(scenes, generator) - 1)
     scale = model.logit_scale.exp().clamp(max=100)
     if not long:
@@ -252,12 +251,18 @@ def _beside(stock: dict[str, float], found: dict[str, dict[str, float]], size: S
               bar="<= 0.25")  # fmt: skip
 
 
+def _table(model: Any, tower: str) -> Any:
+    """A tower's positions, wherever this version of transformers keeps them."""
+    (table,) = [weight for name, weight in model.named_parameters() if name.startswith(tower) and _POSITIONS in name]
+    return table
+
+
 def _sinusoids(length: int, width: int) -> Tensor:
     angles = torch.arange(length)[:, None] * torch.exp(-math.log(1000) * torch.arange(width // 2) / (width // 2))
     return 0.03 * torch.cat([angles.sin(), angles.cos()], 1)
 
 
-_TABLE = "text_model.embeddings.position_embedding.weight"
+_POSITIONS = "position_embedding.weight"
 _WARM, _TIMED = 5, 8
 _ASIDE = 25.0  # seconds for building, timing and asking
 
