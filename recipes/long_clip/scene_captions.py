@@ -58,18 +58,17 @@ def short(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
 
 
 def web(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
-    """What a first training sees: a few words, the summary or a detail for most, up to five details for some.
+    """What a first training sees: a few words, the summary, or one to five details, briefly for the most part.
 
-    Like captions of the web: most have fewer than twenty tokens, few come near 77.
+    Like captions of the web: half have fewer than 25 tokens, few come near 77.
     """
     count = len(scenes)
     kind = torch.rand(count, generator=generator, device=generator.device)
-    half = torch.rand(count, 4, generator=generator, device=generator.device) < 0.5
-    told = torch.where(kind < 0.3, 0, 1 + half.long().cumprod(1).sum(1))  # one, and every next half as often
+    told = torch.where(kind < 0.3, 0, _numbers(generator, 1, 6, count))
     summary = _numbers(generator, 0, _FIRST_PART, count)
     first = torch.where(kind < 0.1, _numbers(generator, _FIRST_PART, _FIRST_DETAIL, count), summary)
     first = torch.where(kind > 0.5, -1, first)  # a detail of many scenes is all that is told
-    return _told(scenes, first, told, generator, limit, most=5, brief=0.6)
+    return _told(scenes, first, told, generator, limit, most=5, brief=0.85)
 
 
 def long(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
