@@ -46,9 +46,9 @@ class Size:
     layers: int = 4
     batch: int = 1024
     base_steps: int = 6000
-    extra_steps: int = 500
+    extra_steps: int = 250
     base_rate: float = 1e-3
-    extra_rate: float = 5e-4
+    extra_rate: float = 3e-4
     components: int = 32
     scenes: int = 1000
 
@@ -143,7 +143,7 @@ def _loss(model: Any, size: Size, generator: torch.Generator, long: bool) -> Ten
         web = text_embeddings(model, captions.web(scenes, generator, BASE).ids)
         return contrastive_loss(images, web, scale)
     told = text_embeddings(model, captions.long(scenes, generator, STRETCHED).ids)
-    short = text_embeddings(model, captions.short(scenes, generator, SHORT).ids)
+    short = text_embeddings(model, captions.short(scenes, generator, SHORT, parts=0.25).ids)
     return long_clip_loss(images, told, short, scale, components=size.components).total
 
 

@@ -52,9 +52,12 @@ class Captions:
     lengths: Tensor
 
 
-def short(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
-    """The summary alone."""
-    return write(scenes, _numbers(generator, 0, _FIRST_PART, len(scenes), 1), None, limit)
+def short(scenes: Scenes, generator: torch.Generator, limit: int, *, parts: float = 0.0) -> Captions:
+    """The summary alone, or, for the share `parts`, a few words of it."""
+    lines = _numbers(generator, 0, _FIRST_PART, len(scenes), 1)
+    few = _numbers(generator, _FIRST_PART, _FIRST_DETAIL, len(scenes), 1)
+    chosen = torch.rand(len(scenes), 1, generator=generator, device=generator.device) < parts
+    return write(scenes, torch.where(chosen, few, lines), None, limit)
 
 
 def web(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
