@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,11 @@ def _normalised(out: Any) -> Tensor:
     return F.normalize(out if isinstance(out, Tensor) else out.pooler_output, dim=-1)
 
 
-class _evaluating:
-    def __init__(self, model: Any) -> None:
-        self._model, self._was = model, model.training
-
-    def __enter__(self) -> None:
-        self._model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self._model.train(self._was)
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)

@@ -57,7 +57,10 @@ SMOKE = Size(width=32, heads=2, layers=2, batch=64, base_steps=6, extra_steps=2,
 
 
 def build(size: Size, length: int) -> Any:
-    """A CLIPModel with a table of `length` positions, which starts as sinusoids: smooth, as CLIP's trained table is."""
+    """A CLIPModel with a table of `length` positions, which starts as sinusoids: smooth, as CLIP's trained table is.
+
+    The whole picture is one patch: what is where is linear in it and soon seen, and time is left for the captions.
+    """
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(0)
@@ -65,14 +68,12 @@ def build(size: Size, length: int) -> Any:
              "num_attention_heads": size.heads, "projection_dim": size.width}  # fmt: skip
     special = {"bos_token_id": captions.START, "eos_token_id": captions.END, "pad_token_id": captions.PAD}
     words = {"vocab_size": len(captions.WORDS), "max_position_embeddings": length, **special}
-    pictures = {"image_size": SIDE, "patch_size": 16}
+    pictures = {"image_size": SIDE, "patch_size": SIDE}
     model = CLIPModel(
         CLIPConfig(text_config={**tower, **words}, vision_config={**tower, **pictures}, projection_dim=size.width)
     )
     with torch.no_grad():
         _table(model, "text").copy_(_sinusoids(length, size.width))
-        # as large as what a patch holds, or where a shape is takes long to be seen
-        _table(model, "vision").mul_(15)
     return model
 
 

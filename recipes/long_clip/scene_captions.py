@@ -1,4 +1,4 @@
-"""Captions of rendered scenes by rule, as token ids: a summary sentence, then a sentence for each small shape told."""
+"""Captions of rendered scenes by rule, as token ids: a summary sentence, then a sentence for each tile told."""
 
 # N scenes, S sentences, T tokens, W most tokens of a sentence
 from __future__ import annotations
@@ -18,10 +18,11 @@ SUMMARIES = (
 )
 PARTS = ("a large {colour} {shape} .", "a picture of a large {colour} {shape} .", "there is a large {colour} {shape} .")
 DETAILS = (
-    "at {hour} o'clock a {tint} {figure} .",
-    "near the edge of the picture , where little else can be seen , there is at {hour} o'clock a {tint} {figure} .",
-    "looking further out , past the large shape in the middle and towards the frame around it , one also finds at "
-    "{hour} o'clock a {tint} {figure} of its own , quite small but drawn with care .",
+    "at {hour} o'clock a {tint} tile with a {figure} .",
+    "near the edge of the picture , where little else can be seen , there is at {hour} o'clock a {tint} tile with a "
+    "{figure} .",
+    "looking further out , past the large shape in the middle and towards the frame , one also finds at "
+    "{hour} o'clock a {tint} tile with a {figure} on it , quite small but drawn with care .",
 )
 LINES = (*SUMMARIES, *PARTS, *DETAILS)
 _FIRST_PART, _FIRST_DETAIL = len(SUMMARIES), len(SUMMARIES) + len(PARTS)

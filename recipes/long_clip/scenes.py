@@ -1,6 +1,6 @@
 """Rendered scenes with captions made by rule: a world small enough to train a CLIP of its own on.
 
-A scene has a large shape on a patterned ground inside a frame, which its short caption tells, and six small shapes
+A scene has a large shape on a patterned ground inside a frame, which its short caption tells, and six small tiles
 around them like hours of a clock, which only a long caption tells, a sentence each. Scenes and captions are tensors
 made where the model is, so no loader stands between them.
 """
@@ -19,7 +19,7 @@ COLOURS = {
     "purple": (0.55, 0.15, 0.7), "orange": (0.98, 0.55, 0.08), "white": (0.97, 0.97, 0.97), "black": (0.05, 0.05, 0.05),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
-# Small shapes have words of their own, so that a word tells by itself whether it is of the summary or of a detail.
+# Tiles have words of their own, so that a word tells by itself whether it is of the summary or of a detail.
 TINTS = {
     "pink": (0.98, 0.6, 0.75), "cyan": (0.1, 0.85, 0.9), "brown": (0.45, 0.25, 0.1), "grey": (0.5, 0.5, 0.5),
     "lime": (0.65, 0.95, 0.2), "navy": (0.05, 0.08, 0.4), "maroon": (0.5, 0.02, 0.15), "beige": (0.93, 0.87, 0.7),
@@ -97,11 +97,12 @@ def render(scenes: Scenes, generator: torch.Generator | None = None) -> Tensor:
     picture[:, :, centre, centre] += large * (
         palette[scenes.main[:, 0]][:, :, None, None] - picture[:, :, centre, centre]
     )
-    small = _figures(CELL, device)[scenes.small[..., 1]]  # N H 16 16
-    colour = tints[scenes.small[..., 0]]  # N H 3
+    # a tile of the tint with the figure in black on it: both are seen at one look
+    tiles = (
+        tints[scenes.small[..., 0]][..., None, None] * (1 - _figures(CELL, device)[scenes.small[..., 1]])[:, :, None]
+    )
     for hour, (row, column) in enumerate(_PLACES):
-        part = picture[:, :, row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
-        part += small[:, hour, None] * (colour[:, hour, :, None, None] - part)
+        picture[:, :, row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = tiles[:, hour]
     edge = torch.ones(SIDE, SIDE, device=device, dtype=torch.bool)
     edge[2:-2, 2:-2] = False
     picture = torch.where(edge, palette[scenes.main[:, 4]][:, :, None, None], picture)

@@ -80,7 +80,7 @@ def deciding(count: int, position: int, generator: torch.Generator, limit: int) 
     """Families of ten scenes that one sentence tells apart, which starts as near `position` as can be.
 
     A family shares the order and the wording of its captions: a summary and all six details. Its scenes differ in
-    one small shape, or, where the first sentence decides, in the large one.
+    one tile, or, where the first sentence decides, in the large one.
     """
     device, families = generator.device, count // ALIKE
     rows = torch.arange(families, device=device)
