@@ -24,7 +24,7 @@ TINTS = {
     "pink": (0.98, 0.6, 0.75), "cyan": (0.1, 0.85, 0.9), "brown": (0.45, 0.25, 0.1), "grey": (0.5, 0.5, 0.5),
     "lime": (0.65, 0.95, 0.2), "navy": (0.05, 0.08, 0.4), "maroon": (0.5, 0.02, 0.15), "beige": (0.93, 0.87, 0.7),
 }  # fmt: skip
-FIGURES = ("bar", "pillar", "slash", "corner", "box", "hourglass")
+FIGURES = ("bar", "pillar", "slash", "corner", "box", "spool")
 PATTERNS = ("plain", "striped", "dotted", "checked")
 HOURS = ("twelve", "two", "four", "six", "eight", "ten")
 CELL, SIDE = 16, 64
