@@ -98,6 +98,8 @@ def test_lines_of_cards_run_as_pasted(path: Path, tmp_path: Path, monkeypatch: p
 
     blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
     assert path.name == "README.md" or blocks, "how is it applied, saved and pushed?"
+    if path.stem not in hf_longctx.methods() and path.name != "README.md":
+        pytest.skip("not a method's card: its lines are run where its subject is tested")
     pushed: list[str] = []
     monkeypatch.setattr("transformers.PreTrainedModel.push_to_hub", lambda self, name: pushed.append(name))
     monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
