@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hf_longctx.evaluation import suite_report
-from hf_longctx.evaluation.answer import answer, batches
+from hf_longctx.evaluation.answer import answer, batches, greedy
 from hf_longctx.evaluation.cells import CellStore
 from hf_longctx.evaluation.metrics import scores
 from hf_longctx.evaluation.metrics.table import check
 from hf_longctx.evaluation.results import environment, results, write_results
 from hf_longctx.evaluation.run import checked_window, model_name
 from hf_longctx.evaluation.tasks.collect import collect, digest
-from hf_longctx.evaluation.tasks.sample import Sample, encode
+from hf_longctx.evaluation.tasks.sample import Sample, encode, encode_parts
 from hf_longctx.fingerprint import tokenizer_digest, weights_digest
 
 if TYPE_CHECKING:
@@ -77,8 +77,9 @@ def evaluate_tasks(
             need no file, "qa_1:FILE" and "qa_2:FILE", and "READER:FILE" for a local file of a benchmark.
         lengths: Tokens of prompt and answer together. Generated prompts have that length; those of a file are cut to
             it, each as its benchmark says.
-        method: Compared with the model as it is: anything with `on(model)`, as every method has; or a procedure with
-            `answers(model, tokenizer, samples)`, which gives a text for each sample and sees its parts.
+        method: Compared with the model as it is: anything with `on(model)`, as every method has; or a procedure for
+            `generate(custom_generate=...)`, which is given `head` and `question`, the tokens of a prompt that stand
+            before and behind its document, and reads prompts one by one.
         out: Folder of the results; the same arguments and folder resume an interrupted run.
         n: Samples a cell: a number, or one for each length; by default 25 that are made, and all of a file.
         seed: Of the generated samples.
@@ -198,12 +199,8 @@ def _said(
     model: Any, tokenizer: Any, method: Any, cells: Sequence[_Open], batch_tokens: int, prefill_tokens: int | None
 ) -> Iterator[int]:
     """Fill the cells' answers batch by batch; yields the number of prompts that were answered."""
-    if hasattr(method, "answers"):
-        for cell in list(cells):
-            began = time.perf_counter()
-            cell.said = list(method.answers(model, tokenizer, cell.samples))
-            cell.seconds = time.perf_counter() - began
-            yield len(cell.samples)
+    if method is not None and not hasattr(method, "on"):
+        yield from _procedure(model, tokenizer, method, cells)
         return
     rows: list[tuple[_Open, int, list[int], int]] = []
     for cell in cells:
@@ -216,6 +213,21 @@ def _said(
         own = [row for row in rows if row[3] == budget]
         for batch in batches([len(row[2]) for row in own], batch_tokens):
             yield from _batch(model, tokenizer, [own[i] for i in batch], budget, prefill_tokens)
+
+
+def _procedure(model: Any, tokenizer: Any, method: Any, cells: Sequence[_Open]) -> Iterator[int]:
+    for cell in list(cells):
+        for i, sample in enumerate(cell.samples):
+            began = time.perf_counter()
+            head, document, question = encode_parts(tokenizer, sample)
+            ids = torch.tensor([head + document + question], device=model.device)
+            output = model.generate(
+                ids, custom_generate=method, head=len(head), question=len(question),
+                generation_config=greedy(model, tokenizer, sample.max_new_tokens),
+            )  # fmt: skip
+            cell.said[i] = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+            cell.seconds += time.perf_counter() - began
+            yield 1
 
 
 def _batch(

@@ -16,7 +16,7 @@ from hf_longctx.evaluation.tasks.sample import Sample
 At = tuple[str, int, float | None]  # task, length, depth
 # {configuration: {at: cell}}; a cell that ran out of memory is None
 Cells = Mapping[str, Mapping[At, Mapping[str, Any] | None]]
-UNIT = "of 100"
+UNIT = "points of 100"
 AVERAGE = "average"
 
 
@@ -49,7 +49,7 @@ def rows(cells: Cells, window: int) -> list[dict[str, Any]]:
     if len(tasks) > 1:
         for length in lengths:
             value = {name: means[name].get(length) for name in cells}
-            detail = {"task": AVERAGE, "length": length, "tasks": tasks}
+            detail = {"task": AVERAGE, "at_length": length, "tasks": tasks}
             what = f"average of {len(tasks)} tasks, {length:,} tokens, {main}"
             why = None if value[main] is not None else "a task has no score"
             found.append(
@@ -80,7 +80,8 @@ def table(results: Mapping[str, Any]) -> Table:
     for line in results["rows"]:
         detail = line["detail"]
         texts = [_shown(line, name, main) for name in names]
-        place = f"{detail['length']:,}" if "length" in detail else ""
+        length = detail.get("length", detail.get("at_length"))
+        place = "" if length is None else f"{length:,}"
         place += f", depth {detail['depth']:g}" if "depth" in detail else ""
         label = detail.get("task", line["what"])
         if task is not None and label != task:

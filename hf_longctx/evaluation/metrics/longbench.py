@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_ZH_PUNCTUATION = (
-    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
-)
+_ZH_PUNCTUATION = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _EVERY_PUNCTUATION = str.maketrans("", "", string.punctuation + _ZH_PUNCTUATION)
 
@@ -42,7 +40,9 @@ def qa_f1(prediction: str, answer: str) -> float:
 
 def qa_f1_zh(prediction: str, answer: str) -> float:
     """Token F1 of jieba's words without punctuation."""
-    words = [["".join(w.lower().translate(_EVERY_PUNCTUATION).split()) for w in cut_zh(t)] for t in (prediction, answer)]
+    words = [
+        ["".join(w.lower().translate(_EVERY_PUNCTUATION).split()) for w in cut_zh(t)] for t in (prediction, answer)
+    ]
     return token_f1(*([word for word in some if word] for some in words))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hf_longctx.evaluation.readers.table import READERS, read
 from hf_longctx.evaluation.tasks.haystack import Haystack
 from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.evaluation.tasks.table import RULER, make_task, samples
+from hf_longctx.evaluation.tasks.table import FILES, RULER, known_task, make_task, samples
 from hf_longctx.evaluation.texts import load_text
 
 if TYPE_CHECKING:
@@ -38,12 +38,13 @@ def collect(
         ValueError: There is no such task or file format, or a length is too short for a task.
         OSError: A file isn't there.
     """
+    check_names(tasks)
     found: dict[tuple[str, int, float | None], list[Sample]] = {}
     haystack = Haystack.of(load_text(text), Path(text).name)
     for name in _named(tasks):
         kind, _, path = name.partition(":")
         counts = {length: n[length] if isinstance(n, Mapping) else n for length in sorted(set(lengths))}
-        if kind in READERS and path:
+        if kind in READERS:
             by_task: dict[str, list[Sample]] = {}
             for sample in read(kind, path):
                 by_task.setdefault(sample.task, []).append(sample)
@@ -59,6 +60,22 @@ def collect(
                 made = samples(task_, tokenizer, length, count or MADE, seed=seed, depth=depth, cache=cache)
                 found[task_.name, length, depth] = made
     return found
+
+
+def check_names(tasks: Sequence[str]) -> None:
+    """ValueError or FileNotFoundError for a task that does not exist and a file that is not there."""
+    for name in _named(tasks):
+        kind, _, path = name.partition(":")
+        if kind in READERS:
+            if not path:
+                raise ValueError(f"{kind} reads a file that you have. Give it as {kind}:FILE.")
+            if not Path(path).expanduser().is_file():
+                raise FileNotFoundError(f"No file at {path}. Give {kind} the path of a file.")
+        elif kind in FILES and path:
+            if not Path(path).expanduser().is_file():
+                raise FileNotFoundError(f"No file at {path}. {kind} is made of {FILES[kind]}.")
+        else:
+            known_task(name)
 
 
 def digest(cells: Mapping[tuple[str, int, float | None], Sequence[Sample]]) -> str:

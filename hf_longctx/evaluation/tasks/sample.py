@@ -104,6 +104,17 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[str
     return "", sample.user, sample.answer_prefix.rstrip()
 
 
+def encode_parts(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[list[int], list[int], list[int]]:
+    """Token ids of what stands before the document, of the document, and of all that follows it, each made alone.
+
+    For methods that take a prompt apart. Put together they may differ from `encode` by a token at the two seams.
+    """
+    head, _, tail = prompt_text(tokenizer, sample)
+    bos = [] if head else bos_prefix(tokenizer)
+    before = bos + _ids(tokenizer, head + sample.instruction)
+    return before, _ids(tokenizer, sample.context), _ids(tokenizer, sample.question + tail)
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, sample: Sample, most: int | None = None) -> list[int]:
     """Token ids of the prompt.
 
@@ -120,13 +131,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, sample: Sample, most: int | None 
     ids = bos + _ids(tokenizer, f"{head}{user}{tail}")
     if most is None or len(ids) <= most:
         return ids
-    before, after = bos + _ids(tokenizer, head), _ids(tokenizer, tail)
     if sample.cut == "document":
-        before += _ids(tokenizer, sample.instruction)
-        after = _ids(tokenizer, sample.question + tail)
-        middle = _ids(tokenizer, sample.context)
+        before, middle, after = encode_parts(tokenizer, sample)
     else:
-        middle = _ids(tokenizer, user)
+        before, middle, after = bos + _ids(tokenizer, head), _ids(tokenizer, user), _ids(tokenizer, tail)
     room = most - len(before) - len(after)
     if room < 1:
         raise ValueError(

@@ -61,15 +61,23 @@ def make_task(name: str, haystack: Haystack | str | None = None) -> Task:
         ValueError: There is no such task, or qa_1 or qa_2 is given without its file.
     """
     kind, _, path = name.partition(":")
-    if kind in FILES:
-        if not path:
-            raise ValueError(f"{kind} is made of a file that you have, {FILES[kind]}. Give it as {kind}:FILE.")
+    if kind in FILES and path:
         return Questions.of(kind, path)
+    known_task(name)
+    return _MADE[name](name, as_haystack(haystack))
+
+
+def known_task(name: str) -> None:
+    """ValueError if no task has this name, or it needs a file."""
+    kind = name.partition(":")[0]
+    if kind in FILES:
+        raise ValueError(f"{kind} is made of a file that you have, {FILES[kind]}. Give it as {kind}:FILE.")
     if name not in _MADE:
         near = difflib.get_close_matches(kind, NAMES, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise ValueError(f"task {name!r}: no such task. {hint}There are: {', '.join(NAMES)}.")
-    return _MADE[name](name, as_haystack(haystack))
+        raise ValueError(
+            f"task {name!r}: no such task. {hint}There are: {', '.join(NAMES)}; ruler, ppl; and READER:FILE."
+        )
 
 
 def as_haystack(text: Haystack | str | None) -> Haystack:

@@ -61,7 +61,9 @@ class VariableTracking(Task):
         for chain, value in enumerate(values):
             own = every[chain * (self.hops + 1) : (chain + 1) * (self.hops + 1)]
             given = [value, *(f"VAR {name}" for name in own)]
-            spots = [round(depth * units)] * len(own) if depth is not None else rng.choices(range(units + 1), k=len(own))
+            spots = (
+                [round(depth * units)] * len(own) if depth is not None else rng.choices(range(units + 1), k=len(own))
+            )
             lines += [(at, f"VAR {name} = {g}") for at, name, g in zip(sorted(spots), own, given, strict=False)]
         lines.sort(key=lambda line: line[0])
         text = "\n".join(insert([NOISE] * units, [text for _, text in lines], [at for at, _ in lines]))
