@@ -266,7 +266,17 @@ def _value(cell: _Open) -> dict[str, Any]:
     said = [text or "" for text in cell.said]
     total, each = scores(said, cell.samples)
     cost = {"seconds": round(cell.seconds, 3), "peak_gib": round(cell.peak, 3) or None}
-    return {"score": total, "scores": each, "said": said, **cost}
+    return {"score": total, "scores": each, "groups": _groups(cell.samples, each), "said": said, **cost}
+
+
+def _groups(samples: Sequence[Sample], each: Sequence[float | None]) -> dict[str, float]:
+    """Mean scores of the parts that a benchmark reports, such as difficulties."""
+    found: dict[str, list[float]] = {}
+    for sample, score in zip(samples, each, strict=True):
+        for group in sample.meta.get("groups", ()):
+            if score is not None:
+                found.setdefault(group, []).append(score)
+    return {group: sum(some) / len(some) for group, some in sorted(found.items())}
 
 
 def _on(method: Any, model: Any) -> AbstractContextManager[Any]:

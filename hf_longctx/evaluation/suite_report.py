@@ -40,6 +40,8 @@ def rows(cells: Cells, window: int) -> list[dict[str, Any]]:
             "scores": {name: cell["scores"] for name, cell in done.items()},
             "seconds": {name: cell["seconds"] for name, cell in done.items()},
             "peak_gib": {name: cell["peak_gib"] for name, cell in done.items()},
+            **({"groups": {name: cell["groups"] for name, cell in done.items()}} if any(
+                cell["groups"] for cell in done.values()) else {}),
         }  # fmt: skip
         beside = {name: share[name] for name in others}
         found.append(row(f"{task}, {where}, {main}", share[main], UNIT, why=why, beside=beside, detail=detail))

@@ -75,7 +75,11 @@ NAMES = (*METRICS, *CORPUS, JUDGED)
 
 
 def trimmed(prediction: str, sample: Sample) -> str:
-    """What the model wrote, up to the sample's `stop`."""
+    """What the model wrote, up to the sample's `stop`; some benchmarks strip it first, by the sample's `meta`."""
+    if sample.meta.get("first_line"):  # LongBench
+        prediction = prediction.lstrip("\n")
+    if sample.meta.get("quoted") and '"' in prediction:  # M4LE's news2016
+        prediction = prediction.split('"')[1]
     for stop in sample.stop:
         prediction = prediction.split(stop, 1)[0]
     return prediction

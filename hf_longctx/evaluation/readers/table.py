@@ -5,11 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hf_longctx.evaluation.readers import jsonl
+from hf_longctx.evaluation.readers import (
+    giraffe,
+    hellobench,
+    jsonl,
+    leval,
+    longbench,
+    longbench2,
+    longchat,
+    longwriter,
+    m4le,
+    ruler,
+    sgt,
+)
 from hf_longctx.evaluation.tasks.sample import Sample
 
 READERS: dict[str, Callable[[str | Path], Iterator[Sample]]] = {
     "jsonl": jsonl.read,
+    "longbench": longbench.read,
+    "longbench2": longbench2.read,
+    "leval": leval.read,
+    "m4le": m4le.read,
+    "ruler": ruler.read,
+    "longchat": longchat.read,
+    "giraffe": giraffe.read,
+    "longwriter": longwriter.read,
+    "hellobench": hellobench.read,
+    "sgt": sgt.read,
 }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import json
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
