@@ -45,6 +45,7 @@ def evaluate(
     ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="suites: not the stock model beside the method.")] = False,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="suites: prompt tokens of a batch.")] = None,
+    batch_rows: Annotated[int | None, typer.Option(min=1, help="suites: prompts of a batch.")] = None,
     prefill_tokens: Annotated[int | None, typer.Option(min=1, help="suites: tokens of a batch read at once.")] = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -55,8 +56,10 @@ def evaluate(
     depth_list = None if depths is None else numbers("depths", depths)
     console = Console()
     if task in GRIDS:
-        if samples or alone or batch_tokens or prefill_tokens:
-            raise ValueError(f"--samples, --alone, --batch-tokens and --prefill-tokens are of suites, not of {task}.")
+        if samples or alone or batch_tokens or batch_rows or prefill_tokens:
+            raise ValueError(
+                f"--samples, --alone, --batch-tokens, --batch-rows and --prefill-tokens are of suites, not of {task}."
+            )
         from hf_longctx.evaluation.run import evaluate as run
 
         loaded, tokenizer = load_model(model, dtype, device)
@@ -64,7 +67,7 @@ def evaluate(
             loaded, tokenizer, task=task, lengths=length_list, method=chosen, out=out, text=text, seed=seed,
             window=window, documents=documents, n_targets=n_targets, trials=trials, haystack=haystack,
             prefill_chunk_size=prefill_chunk_size, console=console,
-            **({} if depth_list is None else {"depths": depth_list}),
+            depths=depth_list or (0.0, 0.25, 0.5, 0.75, 1.0),
         )  # fmt: skip
         console.print(f"Results and figure: {out}", highlight=False)
         return
@@ -78,7 +81,8 @@ def evaluate(
     loaded, tokenizer = load_model(model, dtype, device)
     evaluate_tasks(
         loaded, tokenizer, tasks=names, lengths=length_list, method=chosen, out=out, n=counts, seed=seed, text=text,
-        depths=depth_list, window=window, alone=alone, batch_tokens=batch_tokens, prefill_tokens=prefill_tokens,
+        depths=depth_list, window=window, alone=alone, batch_tokens=batch_tokens, batch_rows=batch_rows,
+        prefill_tokens=prefill_tokens,
         cache=cache_home() / "samples", console=console,
     )  # fmt: skip
     console.print(f"Results: {out}", highlight=False)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ def greedy(
 def answer(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | Tensor],
     max_new_tokens: int,
     *,
     prefill_tokens: int | None = None,
@@ -49,27 +50,27 @@ def answer(
     """
     width = max(map(len, prompts))
     config = greedy(model, tokenizer, max_new_tokens, _chunk(prefill_tokens, len(prompts), width))
-    pad = config.pad_token_id or 0
-    ids_BL = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts])
-    mask_BL = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
-    with torch.inference_mode():
-        output = model.generate(
-            ids_BL.to(model.device), attention_mask=mask_BL.to(model.device), generation_config=config
-        )
+    ids_BL = torch.full((len(prompts), width), config.pad_token_id or 0)
+    mask_BL = torch.zeros_like(ids_BL)
+    for row, ids in enumerate(prompts):
+        ids_BL[row, width - len(ids) :] = torch.as_tensor(ids)
+        mask_BL[row, width - len(ids) :] = 1
+    output = model.generate(ids_BL.to(model.device), attention_mask=mask_BL.to(model.device), generation_config=config)
     return [str(text) for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
 
 
-def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Indexes of prompts in batches of at most `most` tokens, padding included, the longest prompts first.
+def batches(lengths: Sequence[int], most: int, rows: int | None = None) -> Iterator[list[int]]:
+    """Indexes of prompts in batches of at most `most` tokens, padding included, and `rows` prompts, the longest first.
 
     Prompts of one length share batches without padding; those of which there are few are put together by length.
     """
+    limit = len(lengths) if rows is None else rows
     by_length: dict[int, list[int]] = {}
     for i, length in enumerate(lengths):
         by_length.setdefault(length, []).append(i)
     rest: list[int] = []
     for length in sorted(by_length, reverse=True):
-        some, size = by_length[length], max(1, most // length)
+        some, size = by_length[length], max(1, min(limit, most // length))
         if len(some) < min(_FEW, size):
             rest += some
             continue
@@ -77,7 +78,7 @@ def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         parts = -(-len(some) // size)
         yield from (some[len(some) * p // parts : len(some) * (p + 1) // parts] for p in range(parts))
     while rest:
-        size = max(1, most // lengths[rest[0]])
+        size = max(1, min(limit, most // lengths[rest[0]]))
         yield rest[:size]
         rest = rest[size:]
 

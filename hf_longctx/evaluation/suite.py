@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from hf_longctx.evaluation import suite_report
 from hf_longctx.evaluation.answer import answer, batches, greedy
@@ -25,7 +26,7 @@ from hf_longctx.evaluation.metrics.table import check
 from hf_longctx.evaluation.results import environment, results, write_results
 from hf_longctx.evaluation.run import checked_window, model_name
 from hf_longctx.evaluation.tasks.collect import collect, digest
-from hf_longctx.evaluation.tasks.sample import Sample, encode, encode_parts
+from hf_longctx.evaluation.tasks.sample import Sample, encode, encode_all, encode_parts
 from hf_longctx.fingerprint import tokenizer_digest, weights_digest
 
 if TYPE_CHECKING:
@@ -48,6 +49,17 @@ class _Open:
     failed: bool = False
 
 
+@dataclass
+class _Row:
+    """A prompt of a cell."""
+
+    cell: _Open
+    index: int
+    sample: Sample
+    room: int
+    ids: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
 def evaluate_tasks(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -63,6 +75,7 @@ def evaluate_tasks(
     window: int | None = None,
     alone: bool = False,
     batch_tokens: int | None = None,
+    batch_rows: int | None = None,
     prefill_tokens: int | None = None,
     cache: str | Path | None = None,
     command: str | None = None,
@@ -89,6 +102,7 @@ def evaluate_tasks(
         alone: Measure the method only, or the model as it is without one.
         batch_tokens: Prompt tokens of a batch. By default 262,144 on a GPU and one prompt on a CPU; a batch that does
             not fit into memory is halved.
+        batch_rows: Prompts of a batch, at most: what limits methods whose memory does not grow with the text.
         prefill_tokens: Tokens of the batch that one forward pass reads; None: prompts in one piece.
         cache: Folder that keeps generated samples; None: they are made anew.
         command: What to record as the command; this process's own by default.
@@ -101,7 +115,7 @@ def evaluate_tasks(
         ImportError: A task or metric needs a package that isn't installed.
     """
     console = console or Console()
-    _check(lengths, n, batch_tokens, prefill_tokens, out)
+    _check(lengths, n, out, batch_tokens=batch_tokens, batch_rows=batch_rows, prefill_tokens=prefill_tokens)
     window = checked_window(model.config.get_text_config(), window, 1)
     carries = bool(getattr(model.config, "hf_longctx", None))
     if method is not None:
@@ -132,7 +146,7 @@ def evaluate_tasks(
     if batch_tokens is None:
         batch_tokens = 2**18 if model.device.type == "cuda" else 1
     keys = {name: {at: _key(kind, at, some, window) for at, some in samples.items()} for name, kind in names.items()}
-    _measure(model, tokenizer, method, samples, keys, store, window, batch_tokens, prefill_tokens, console)
+    _measure(model, tokenizer, method, samples, keys, store, (batch_tokens, batch_rows), prefill_tokens, console)
     cells = {name: {at: store.get(key) for at, key in many.items()} for name, many in keys.items()}
     settings |= {"configurations": list(names), "method_repr": None if method is None else repr(method)}
     settings |= {"seconds_making_samples": making}
@@ -168,7 +182,7 @@ def _key(kind: str, at: tuple[str, int, float | None], samples: Sequence[Sample]
 
 def _measure(
     model: Any, tokenizer: Any, method: Any, samples: Cells, keys: Mapping[str, Mapping[Any, tuple[Any, ...]]],
-    store: CellStore, window: int, batch_tokens: int, prefill_tokens: int | None, console: Console,
+    store: CellStore, limits: tuple[int, int | None], prefill_tokens: int | None, console: Console,
 ) -> None:  # fmt: skip
     waiting: dict[tuple[Any, ...], _Open] = {}
     for many in keys.values():
@@ -185,7 +199,7 @@ def _measure(
                 for length in sorted({cell.key[2] for cell in some}):
                     progress.update(bar, description=f"{kind} {length:,}")
                     cells = [cell for cell in some if cell.key[2] == length]
-                    said = _said(model, tokenizer, method if kind == "method" else None, cells, batch_tokens,
+                    said = _said(model, tokenizer, method if kind == "method" else None, cells, limits,
                                  prefill_tokens)  # fmt: skip
                     for done in said:
                         progress.advance(bar, done)
@@ -196,22 +210,30 @@ def _measure(
 
 
 def _said(
-    model: Any, tokenizer: Any, method: Any, cells: Sequence[_Open], batch_tokens: int, prefill_tokens: int | None
+    model: Any,
+    tokenizer: Any,
+    method: Any,
+    cells: Sequence[_Open],
+    limits: tuple[int, int | None],
+    prefill_tokens: int | None,
 ) -> Iterator[int]:
     """Fill the cells' answers batch by batch; yields the number of prompts that were answered."""
     if method is not None and not hasattr(method, "on"):
         yield from _procedure(model, tokenizer, method, cells)
         return
-    rows: list[tuple[_Open, int, list[int], int]] = []
+    rows: list[_Row] = []
     for cell in cells:
         for i, sample in enumerate(cell.samples):
-            room = (cell.keep or cell.key[2]) - sample.max_new_tokens
             # a text that was made for a length loses its beginning, one of a file what its benchmark gives up
-            cut = dataclasses.replace(sample, cut="left") if sample.length is not None else sample
-            rows.append((cell, i, encode(tokenizer, cut, max(room, 1)), sample.max_new_tokens))
-    for budget in sorted({row[3] for row in rows}, reverse=True):
-        own = [row for row in rows if row[3] == budget]
-        for batch in batches([len(row[2]) for row in own], batch_tokens):
+            cut = sample if sample.length is None else dataclasses.replace(sample, cut="left")
+            rows.append(_Row(cell, i, cut, (cell.keep or cell.key[2]) - sample.max_new_tokens))
+    for room in {row.room for row in rows}:
+        own = [row for row in rows if row.room == room]
+        for row, ids in zip(own, encode_all(tokenizer, [row.sample for row in own], max(room, 1)), strict=True):
+            row.ids = ids
+    for budget in sorted({row.sample.max_new_tokens for row in rows}, reverse=True):
+        own = [row for row in rows if row.sample.max_new_tokens == budget]
+        for batch in batches([len(row.ids) for row in own], *limits):
             yield from _batch(model, tokenizer, [own[i] for i in batch], budget, prefill_tokens)
 
 
@@ -230,18 +252,16 @@ def _procedure(model: Any, tokenizer: Any, method: Any, cells: Sequence[_Open]) 
             yield 1
 
 
-def _batch(
-    model: Any, tokenizer: Any, rows: list[tuple[_Open, int, list[int], int]], budget: int, prefill_tokens: int | None
-) -> Iterator[int]:
+def _batch(model: Any, tokenizer: Any, rows: list[_Row], budget: int, prefill_tokens: int | None) -> Iterator[int]:
     cuda = model.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
     began, texts = time.perf_counter(), None
     try:
-        texts = answer(model, tokenizer, [row[2] for row in rows], budget, prefill_tokens=prefill_tokens)
+        texts = answer(model, tokenizer, [row.ids for row in rows], budget, prefill_tokens=prefill_tokens)
     except torch.OutOfMemoryError:
         if len(rows) == 1:
-            rows[0][0].failed = True
+            rows[0].cell.failed = True
     if texts is None:
         # outside the except block, which would keep the failed pass's tensors alive
         if cuda:
@@ -255,10 +275,10 @@ def _batch(
         return
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated(model.device) / 2**30 if cuda else 0.0
-    for (cell, i, _, _), said in zip(rows, texts, strict=True):
-        cell.said[i] = said
-        cell.seconds += seconds / len(rows)
-        cell.peak = max(cell.peak, peak)
+    for row, said in zip(rows, texts, strict=True):
+        row.cell.said[row.index] = said
+        row.cell.seconds += seconds / len(rows)
+        row.cell.peak = max(row.cell.peak, peak)
     yield len(rows)
 
 
@@ -284,7 +304,7 @@ def _on(method: Any, model: Any) -> AbstractContextManager[Any]:
     return nullcontext() if on is None else on(model)
 
 
-def _check(lengths: Sequence[int], n: Any, batch_tokens: int | None, prefill_tokens: int | None, out: Any) -> None:
+def _check(lengths: Sequence[int], n: Any, out: Any, **limits: int | None) -> None:
     if not lengths or min(lengths) < 1:
         raise ValueError(f"lengths={list(lengths)}: give at least one, above 0.")
     counts = list(n.values()) if isinstance(n, Mapping) else [n]
@@ -293,8 +313,8 @@ def _check(lengths: Sequence[int], n: Any, batch_tokens: int | None, prefill_tok
     missing = [length for length in lengths if isinstance(n, Mapping) and length not in n]
     if missing:
         raise ValueError(f"n={n} has no number for the lengths {missing}. Give one for each length.")
-    for name, value in (("batch_tokens", batch_tokens), ("prefill_tokens", prefill_tokens)):
+    for name, value in limits.items():
         if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: expected at least 1 token.")
+            raise ValueError(f"{name}={value}: expected at least 1.")
     if Path(out).exists() and not Path(out).is_dir():
         raise ValueError(f"out={str(out)!r} is a file; expected the name of a folder to write the results into.")

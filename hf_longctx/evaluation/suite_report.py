@@ -74,7 +74,7 @@ def averages(cells: Cells) -> dict[str, dict[int, float]]:
 def table(results: Mapping[str, Any]) -> Table:
     """A rich table: one line a task and length, one column a configuration."""
     names = results["settings"]["configurations"]
-    *others, main = names
+    main = names[-1]
     drawn = Table(title=f"{results['model']}: score of 100", caption=f"{results['hardware']}")
     for column in ("task", "tokens", *names):
         drawn.add_column(column, justify="left" if column == "task" else "right")

@@ -1,4 +1,4 @@
-"""Giraffe's three tasks (Pal et al. 2023, https://arxiv.org/abs/2308.10882): LongChat-Lines, FreeFormQA, AlteredNumericQA.
+"""Giraffe's three tasks (Pal et al. 2023, https://arxiv.org/abs/2308.10882): lines, FreeFormQA, AlteredNumericQA.
 
 The two on Wikipedia are conversations, whose second turn is the answer that has to be present in what is written; the
 file's stem is the task's name.

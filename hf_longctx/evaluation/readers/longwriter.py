@@ -23,7 +23,8 @@ def read(path: str | Path) -> Iterator[Sample]:
         groups = [str(record.get("type"))] if record.get("type") else []
         yield Sample(
             id=str(record.line), task=Path(path).stem, context=record.text("prompt"), question="", answers=(),
-            max_new_tokens=32768, metric="length_score", meta={"required": required, "groups": [_bin(required), *groups]},
+            max_new_tokens=32768, metric="length_score",
+            meta={"required": required, "groups": [_bin(required), *groups]},
         )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ class CommonWords(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class FrequentWords(Task):
-    """Coded words whose frequencies fall as rank to the power -2; the first rank is noise, the next three are asked for.
+    """Coded words with frequencies of rank to the power -2: the first rank is noise, the next three are asked for.
 
     A unit is ten words. The vocabulary grows with the document (RULER: a word for every 50 tokens).
     """

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from hf_longctx.evaluation.passkey import bos_prefix
 from hf_longctx.text_stream import around
@@ -115,22 +118,37 @@ def encode_parts(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[li
     return before, _ids(tokenizer, sample.context), _ids(tokenizer, sample.question + tail)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, sample: Sample, most: int | None = None) -> list[int]:
-    """Token ids of the prompt.
+def encode_all(tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], most: int | None = None) -> list[Tensor]:
+    """Token ids of the prompts, (L,) int32 each; the tokenizer works on all of them at once.
 
     Args:
         tokenizer: The model's.
-        sample: The sample.
+        samples: At least one.
         most: Tokens there is room for; a longer prompt is cut as its `cut` says, outside of the chat template.
 
     Raises:
-        ValueError: The parts that cannot be cut are longer than `most`.
+        ValueError: The parts of a prompt that cannot be cut are longer than `most`.
     """
+    parts = [prompt_text(tokenizer, sample) for sample in samples]
+    texts = ["".join(part) for part in parts]
+    rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    found = []
+    for sample, (head, _, _), row in zip(samples, parts, rows, strict=True):
+        ids = [*([] if head else bos_prefix(tokenizer)), *row]
+        fits = most is None or len(ids) <= most
+        found.append(torch.tensor(ids if fits else _cut(tokenizer, sample, int(most or 0)), dtype=torch.int32))
+    return found
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, sample: Sample, most: int | None = None) -> list[int]:
+    """Token ids of one prompt; see `encode_all`."""
+    return list(encode_all(tokenizer, [sample], most)[0].tolist())
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, sample: Sample, most: int) -> list[int]:
+    """The ids of a prompt that is longer than `most`."""
     head, user, tail = prompt_text(tokenizer, sample)
     bos = [] if head else bos_prefix(tokenizer)
-    ids = bos + _ids(tokenizer, f"{head}{user}{tail}")
-    if most is None or len(ids) <= most:
-        return ids
     if sample.cut == "document":
         before, middle, after = encode_parts(tokenizer, sample)
     else:

@@ -168,7 +168,7 @@ class _Filler:
         words = NOISE.split(" ") * 8 if kind == "words" else ["...."] * 144
         # what a tokenizer makes of each is found out, not assumed
         heads = [" ".join(words[:n]) for n in range(1, len(words) + 1)]
-        texts = [f"{head}{tail}" for head in ["", *heads] for tail in ("", ".", " .", "..", "...", " . .")]
+        texts = [f"{head}{tail}" for head in ["", *heads] for tail in (" .", " . .", *("." * n for n in range(9)))]
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         self._texts: dict[int, str] = {}
         for text, row in zip(texts, ids, strict=True):
