@@ -19,7 +19,7 @@ from hf_longctx.evaluation.tasks import collect
 from .conftest import Louder
 
 TASKS: dict[str, Any] = {
-    "tasks": ["passkey", "lines"], "lengths": [700, 800], "n": 3, "window": 750, "batch_tokens": 1700, "command": "test",
+    "tasks": ["passkey", "lines"], "lengths": [700, 800], "n": 2, "window": 750, "batch_tokens": 1700,
 }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_stock_truncated_and_method(llama: Any, tokenizer: Any, tmp_path: Path, 
     assert places == [("passkey", 700), ("passkey", 800), ("lines", 700), ("lines", 800)]
     first = found["rows"][0]
     assert first["unit"] == "points of 100"
-    assert first["detail"]["samples"] == {"stock": 3, "last 750 tokens": 3, "Louder": 3}
+    assert first["detail"]["samples"] == {"stock": 2, "last 750 tokens": 2, "Louder": 2}
     assert [line["detail"].get("at_length") for line in found["rows"][4:6]] == [700, 800]
     assert [line["unit"] for line in found["rows"][6:]] == ["tokens", "tokens"]
     # within the window truncation is the stock model, measured once
@@ -80,7 +80,7 @@ def test_stock_truncated_and_method(llama: Any, tokenizer: Any, tmp_path: Path, 
         for task in ("passkey", "lines")
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert len(lines) == 3 * 4 * 3
+    assert len(lines) == 3 * 4 * 2
     assert {"configuration", "task", "id", "prediction", "answers", "score"} <= lines[0].keys()
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert "passkey" in shown
@@ -124,7 +124,8 @@ def test_an_interrupted_run_resumes_with_the_same_result(
         return answer(model, tokenizer_, prompts, budget, **more)
 
     monkeypatch.setattr(suite, "answer", watched)
-    for stop_after in (4, 7):
+    stop_after = 3
+    for _ in range(2):
         asked.clear()
         with pytest.raises(KeyboardInterrupt):
             evaluate_tasks(llama, tokenizer, method=Louder(), out=tmp_path / "part", console=console, **TASKS)
@@ -132,7 +133,7 @@ def test_an_interrupted_run_resumes_with_the_same_result(
     stop_after = -1
     asked.clear()
     resumed = evaluate_tasks(llama, tokenizer, method=Louder(), out=tmp_path / "part", console=console, **TASKS)
-    assert 0 < sum(asked) < 5 * 2 * 3
+    assert 0 < sum(asked) < 5 * 2 * 2
     assert same(resumed) == same(whole)
     with pytest.raises(ValueError, match="holds cells of another run: seed was 0 and is 1"):
         evaluate_tasks(llama, tokenizer, method=Louder(), out=tmp_path / "part", console=console, seed=1, **TASKS)
@@ -236,7 +237,7 @@ def test_wrong_arguments_are_refused_before_anything_runs(
 
 
 def test_a_file_that_is_not_there(llama: Any, tokenizer: Any, tmp_path: Path, console: Console) -> None:
-    with pytest.raises(FileNotFoundError, match="No file at nowhere.jsonl. Give leval"):
+    with pytest.raises(FileNotFoundError, match=r"No file at nowhere\.jsonl\. Give leval"):
         evaluate_tasks(llama, tokenizer, out=tmp_path, console=console, **{**TASKS, "tasks": ["leval:nowhere.jsonl"]})
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; expected the name of a folder"):
