@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from hf_longctx import cli_clip
 from hf_longctx.cli_ask import ask
 from hf_longctx.cli_eval import evaluate
+from hf_longctx.cli_lm_eval import lm_eval
 from hf_longctx.cli_options import (
     ChunkSize,
     Device,
@@ -242,6 +243,7 @@ def chat(
 
 
 app.command("eval")(evaluate)
+app.command("lm-eval")(lm_eval)
 
 
 @app.command()
