@@ -134,7 +134,7 @@ def _subclass() -> type[Any]:
     _lm_eval()
     from lm_eval.models.huggingface import HFLM
 
-    class LongContextLM(HFLM):  # type: ignore[misc]  # without types
+    class LongContextLM(HFLM):
         """HFLM whose over-long prompts are cut as their task asks."""
 
         def __init__(
@@ -167,7 +167,7 @@ def _subclass() -> type[Any]:
         ) -> tuple[Tensor, Tensor]:  # fmt: skip
             texts = list(strings)
             if left_truncate_len is None or not (self._middle or self._truncate == "error"):
-                return super().tok_batch_encode(texts, padding_side, left_truncate_len, truncation)  # type: ignore[no-any-return]
+                return super().tok_batch_encode(texts, padding_side, left_truncate_len, truncation)
             rows = [self.tok_encode(text) for text in texts]
             longest = max(map(len, rows))
             if self._truncate == "error" and longest > left_truncate_len:
