@@ -129,10 +129,9 @@ def evaluate_tasks(
             pass
     began = time.perf_counter()
     samples = collect(tokenizer, tasks, lengths, n=n, seed=seed, depths=depths, text=text, cache=cache)
-    for some in samples.values():
+    for (_, length, _), some in samples.items():
         check(some)
-        for sample in some[:1]:
-            encode(tokenizer, sample, at_most(sample, window))
+        _check_room(tokenizer, some[0], length, window=None if alone else window)
     making = round(time.perf_counter() - began, 1)
     names = _configurations(method, window, alone, "as loaded" if carries else "stock")
     settings: dict[str, Any] = {
@@ -160,10 +159,18 @@ def evaluate_tasks(
     return data
 
 
-def at_most(sample: Sample, window: int) -> int | None:
-    """Prompt tokens of a sample that fit a window with its answer; None where it is not cut at all."""
-    room = window - sample.max_new_tokens
-    return room if room > 0 else None
+def _check_room(tokenizer: Any, sample: Sample, length: int, window: int | None) -> None:
+    """ValueError now for what would not fit after an hour of generating."""
+    cuts = [length] if sample.length is None else []
+    cuts += [window] if window is not None and window < length else []
+    for room in cuts:
+        name = "length" if room == length else "window"
+        if room <= sample.max_new_tokens:
+            raise ValueError(
+                f"{name}={room}: the answer to a sample of {sample.task} takes {sample.max_new_tokens} tokens of it. "
+                f"Use a larger {name}, or alone=True to leave the stock model out."
+            )
+        encode(tokenizer, sample, room - sample.max_new_tokens)
 
 
 def _configurations(method: Any, window: int, alone: bool, stock: str) -> dict[str, str]:
@@ -229,7 +236,7 @@ def _said(
             rows.append(_Row(cell, i, cut, (cell.keep or cell.key[2]) - sample.max_new_tokens))
     for room in {row.room for row in rows}:
         own = [row for row in rows if row.room == room]
-        for row, ids in zip(own, encode_all(tokenizer, [row.sample for row in own], max(room, 1)), strict=True):
+        for row, ids in zip(own, encode_all(tokenizer, [row.sample for row in own], room), strict=True):
             row.ids = ids
     for budget in sorted({row.sample.max_new_tokens for row in rows}, reverse=True):
         own = [row for row in rows if row.sample.max_new_tokens == budget]

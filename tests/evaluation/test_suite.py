@@ -226,6 +226,7 @@ def test_a_procedure_is_told_where_the_document_is(
         ({"n": {700: 2}}, r"no number for the lengths \[800\]"),
         ({"batch_tokens": 0}, "batch_tokens=0"),
         ({"depths": [2.0]}, "depth=2.0"),
+        ({"window": 30}, "window=30: the answer to a sample of lines takes 35 tokens"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(
