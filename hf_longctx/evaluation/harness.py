@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.attention.position_free import PositionFree
+from hf_longctx.evaluation.tasks.sample import shorten
 from hf_longctx.patch import applied
 from hf_longctx.rope.parameters import readable_length
 
@@ -113,13 +114,6 @@ def run(
     return dict(found)
 
 
-def cut_middle(ids: Sequence[int], most: int) -> list[int]:
-    """The first and the last half of `most` ids; the odd one is of the last."""
-    if len(ids) <= most:
-        return list(ids)
-    return [*ids[: most // 2], *ids[len(ids) - (most - most // 2) :]]
-
-
 def _lm_eval() -> tuple[Any, Any]:
     try:
         from lm_eval import evaluator
@@ -175,7 +169,7 @@ def _subclass() -> type[Any]:
                     f"a prompt has {longest:,} tokens and there is room for {left_truncate_len:,}. Raise max_length, "
                     'or choose how to cut it: truncate="middle" or "left".'
                 )
-            rows = [cut_middle(row, left_truncate_len) for row in rows]
+            rows = [shorten(row, left_truncate_len, "middle") for row in rows]
             width = max(map(len, rows))
             pad = self.tokenizer.pad_token_id
             ids = [[pad] * (width - len(row)) + row for row in rows]

@@ -26,7 +26,7 @@ from hf_longctx.evaluation.metrics.table import check
 from hf_longctx.evaluation.results import environment, results, write_results
 from hf_longctx.evaluation.run import checked_window, model_name
 from hf_longctx.evaluation.tasks.collect import collect, digest
-from hf_longctx.evaluation.tasks.sample import Sample, encode, encode_all, encode_parts
+from hf_longctx.evaluation.tasks.sample import Sample, encode, encode_all, encode_parts, shorten
 from hf_longctx.fingerprint import tokenizer_digest, weights_digest
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def evaluate_tasks(
     samples = collect(tokenizer, tasks, lengths, n=n, seed=seed, depths=depths, text=text, cache=cache)
     for (_, length, _), some in samples.items():
         check(some)
-        _check_room(tokenizer, some[0], length, window=None if alone else window)
+        for sample in some if some[0].length is None else some[:1]:
+            _check_room(tokenizer, sample, length, window=None if alone else window)
     making = round(time.perf_counter() - began, 1)
     names = _configurations(method, window, alone, "as loaded" if carries else "stock")
     settings: dict[str, Any] = {
@@ -238,10 +239,11 @@ def _said(
         own = [row for row in rows if row.room == room]
         for row, ids in zip(own, encode_all(tokenizer, [row.sample for row in own], room), strict=True):
             row.ids = ids
+    most = [len(rows)]
     for budget in sorted({row.sample.max_new_tokens for row in rows}, reverse=True):
         own = [row for row in rows if row.sample.max_new_tokens == budget]
         for batch in batches([len(row.ids) for row in own], *limits):
-            yield from _batch(model, tokenizer, [own[i] for i in batch], budget, prefill_tokens)
+            yield from _batch(model, tokenizer, [own[i] for i in batch], budget, prefill_tokens, most)
 
 
 def _procedure(model: Any, tokenizer: Any, method: Any, cells: Sequence[_Open]) -> Iterator[int]:
@@ -249,6 +251,8 @@ def _procedure(model: Any, tokenizer: Any, method: Any, cells: Sequence[_Open]) 
         for i, sample in enumerate(cell.samples):
             began = time.perf_counter()
             head, document, question = encode_parts(tokenizer, sample)
+            room = cell.key[2] - sample.max_new_tokens - len(head) - len(question)
+            document = shorten(document, max(room, 1), sample.cut) if sample.length is None else document
             ids = torch.tensor([head + document + question], device=model.device)
             output = model.generate(
                 ids, custom_generate=method, head=len(head), question=len(question),
@@ -259,7 +263,15 @@ def _procedure(model: Any, tokenizer: Any, method: Any, cells: Sequence[_Open]) 
             yield 1
 
 
-def _batch(model: Any, tokenizer: Any, rows: list[_Row], budget: int, prefill_tokens: int | None) -> Iterator[int]:
+def _batch(
+    model: Any, tokenizer: Any, rows: list[_Row], budget: int, prefill_tokens: int | None, most: list[int]
+) -> Iterator[int]:
+    """Answer some rows; `most` is how many fit into memory as far as is known by now, and falls when they do not."""
+    if len(rows) > most[0]:
+        half = -(-len(rows) // 2)
+        yield from _batch(model, tokenizer, rows[:half], budget, prefill_tokens, most)
+        yield from _batch(model, tokenizer, rows[half:], budget, prefill_tokens, most)
+        return
     cuda = model.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -276,9 +288,8 @@ def _batch(model: Any, tokenizer: Any, rows: list[_Row], budget: int, prefill_to
         if len(rows) == 1:
             yield 1
             return
-        half = len(rows) // 2
-        yield from _batch(model, tokenizer, rows[:half], budget, prefill_tokens)
-        yield from _batch(model, tokenizer, rows[half:], budget, prefill_tokens)
+        most[0] = -(-len(rows) // 2)
+        yield from _batch(model, tokenizer, rows, budget, prefill_tokens, most)
         return
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated(model.device) / 2**30 if cuda else 0.0

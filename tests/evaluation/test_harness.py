@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hf_longctx import LMInfinite, PositionFree, RopeScaling
-from hf_longctx.evaluation.harness import ENDLESS, cut_middle, harness_model, reads, run
+from hf_longctx.evaluation.harness import ENDLESS, harness_model, reads, run
 
 TASK = """
 task: {name}
@@ -42,12 +42,6 @@ def test_the_length_follows_the_method(llama: Any) -> None:
     vars(llama.config)["max_position_embeddings"] = None  # a config without it
     with pytest.raises(ValueError, match="Pass max_length="):
         reads(llama)
-
-
-def test_the_middle_is_cut_out() -> None:
-    assert cut_middle(range(10), 5) == [0, 1, 7, 8, 9]
-    assert cut_middle(range(5), 5) == [0, 1, 2, 3, 4]
-    assert cut_middle(range(5), 1) == [4]
 
 
 def test_wrong_settings_are_refused(llama: Any, tokenizer: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hf_longctx.evaluation.tasks import NAMES, RULER, Haystack, Sample, encode, encode_parts, make_task, samples, table
+from hf_longctx.evaluation.tasks.sample import shorten
 from hf_longctx.evaluation.texts import load_text
 from hf_longctx.fingerprint import tokenizer_digest
 
@@ -192,6 +193,15 @@ def test_a_long_prompt_is_cut_where_its_benchmark_says(chat: Any) -> None:
         encode(chat, made["document"], 40)
     with pytest.raises(ValueError, match="expected one of middle, document, left"):
         Sample(id="1", task="t", answers=(), max_new_tokens=4, metric="qa_f1", cut="right", **parts)
+
+
+def test_what_is_cut_out() -> None:
+    ids = list(range(10))
+    assert shorten(ids, 5, "middle") == [0, 1, 7, 8, 9]
+    assert shorten(ids, 1, "middle") == [9]
+    assert shorten(ids, 3, "left") == [7, 8, 9]
+    assert shorten(ids, 3, "document") == [0, 1, 2]
+    assert shorten(ids, 10, "middle") == ids
 
 
 def test_words_need_their_package(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,8 @@ def collect(
         if kind in READERS:
             by_task: dict[str, list[Sample]] = {}
             for sample in read(kind, path):
-                by_task.setdefault(sample.task, []).append(sample)
+                # whatever length it was made for, it is cut to those of this run
+                by_task.setdefault(sample.task, []).append(dataclasses.replace(sample, length=None))
             if not by_task:
                 raise ValueError(f"{path} holds no sample. Give a file with at least one.")
             for task, every in by_task.items():

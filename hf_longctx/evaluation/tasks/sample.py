@@ -159,14 +159,18 @@ def _cut(tokenizer: PreTrainedTokenizerBase, sample: Sample, most: int) -> list[
             f"sample {sample.id!r} of {sample.task}: the parts around the text take {len(before) + len(after)} tokens, "
             f"and there is room for {most}. Give the prompt more room, or leave the sample out."
         )
-    if sample.cut == "document":
-        kept = middle[:room]
-    elif sample.cut == "left":
-        kept = middle[-room:]
-    else:
-        # the odd token goes to the end, where the question is
-        kept = middle[: room // 2] + middle[len(middle) - (room - room // 2) :]
-    return before + kept + after
+    return before + shorten(middle, room, sample.cut) + after
+
+
+def shorten(ids: list[int], most: int, cut: str) -> list[int]:
+    """At most so many of the ids: the first ("document"), the last ("left"), or half of each ("middle")."""
+    if len(ids) <= most:
+        return ids
+    if cut == "document":
+        return ids[:most]
+    # the odd token of the middle goes to the end, where the question is
+    first = 0 if cut == "left" else most // 2
+    return ids[:first] + ids[len(ids) - (most - first) :]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
