@@ -113,7 +113,7 @@ def _effective(means: Mapping[str, Mapping[int, float]], window: int) -> list[di
     first = next(iter(means))
     own = own_score(means[first], window)
     bars = [(f"effective length, average of at least {RULER_BAR}", RULER_BAR, {"bar": RULER_BAR})]
-    if own is not None:
+    if own is not None and own[1] > 0:  # a share of nothing is reached everywhere
         at, base = own
         what = f"effective length, at least {SHARE:.0%} of the {base:.1f} of {first} at {at:,} tokens"
         bars.append((what, SHARE * base, {"bar": SHARE * base, "own": base, "own_length": at}))

@@ -79,7 +79,7 @@ def _effective(means: dict[int, float], window: int) -> Iterator[dict[str, Any]]
     """The longest length up to which the average reaches RULER's bar, and a share of what is reached in the window."""
     own = own_score(means, window)
     bars = {f"effective length, average of at least {RULER_BAR}, tokens": RULER_BAR}
-    if own is not None:
+    if own is not None and own[1] > 0:
         bars[f"effective length, at least {SHARE:.0%} of the {own[1]:.1f} at {own[0]:,}, tokens"] = SHARE * own[1]
     for what, bar in bars.items():
         found = effective_length(means, bar)
