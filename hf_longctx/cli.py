@@ -16,6 +16,8 @@ from typer.core import TyperGroup
 
 from hf_longctx import cli_clip
 from hf_longctx.cli_ask import ask
+from hf_longctx.cli_eval import evaluate
+from hf_longctx.cli_lm_eval import lm_eval
 from hf_longctx.cli_options import (
     ChunkSize,
     Device,
@@ -32,7 +34,6 @@ from hf_longctx.cli_options import (
     load_model,
     method_of,
     notes,
-    numbers,
     prompt_text,
     reader_on,
     sampling,
@@ -245,41 +246,8 @@ def chat(
     converse(talk, notes(), max_new_tokens=max_new_tokens, **sampling(sample))
 
 
-@app.command("eval")
-def evaluate(
-    model: Model,
-    task: Annotated[str, typer.Option(help="ppl or passkey.", show_default=False)],
-    lengths: Annotated[str, typer.Option(help="Tokens to read: 4096,8192,16384.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option(help="Folder for results.json, figure.png and finished cells.", show_default=False)
-    ],
-    method: MethodName = None,
-    settings: Settings = None,
-    text: Annotated[str, typer.Option(help="A text file, or python-docs.")] = "python-docs",
-    window: Annotated[int | None, typer.Option(help="Trained length, if the config's is not meant.")] = None,
-    seed: int = 0,
-    documents: Annotated[int, typer.Option(help="ppl: spans of the text.")] = 4,
-    n_targets: Annotated[int, typer.Option(help="ppl: tokens scored at the end of each span.")] = 1024,
-    depths: Annotated[str, typer.Option(help="passkey: where the key is, 0 first to 1 last.")] = "0,0.25,0.5,0.75,1",
-    trials: Annotated[int, typer.Option(help="passkey: prompts a cell.")] = 10,
-    haystack: Annotated[str, typer.Option(help="passkey: filler, or text to hide the key in --text.")] = "filler",
-    prefill_chunk_size: Annotated[int | None, typer.Option(min=1, help="passkey: read a prompt in chunks.")] = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-) -> None:
-    """Measure the stock model, its last window, and a method. An interrupted run goes on where it stopped."""
-    chosen = method_of(method, settings)
-    length_list = [int(n) for n in numbers("lengths", lengths, whole=True)]
-    depth_list = numbers("depths", depths)
-    from hf_longctx.evaluation.run import evaluate as run
-
-    loaded, tokenizer = load_model(model, dtype, device)
-    run(
-        loaded, tokenizer, task=task, lengths=length_list, method=chosen, out=out, text=text, seed=seed, window=window,
-        documents=documents, n_targets=n_targets, depths=depth_list, trials=trials, haystack=haystack,
-        prefill_chunk_size=prefill_chunk_size, console=_out,
-    )  # fmt: skip
-    _out.print(f"Results and figure: {out}", highlight=False)
+app.command("eval")(evaluate)
+app.command("lm-eval")(lm_eval)
 
 
 app.command()(report)
