@@ -32,7 +32,8 @@ M = TypeVar("M", bound="LongContextMethod")
 class LongContextMethod(Settings):
     """Base of every method. A subclass sets `name`, `summary` and `paper`, and implements `install`.
 
-    Its docstring has a paragraph for each of `settings.GUIDANCE`, in a sentence or two, which `hf-longctx methods` shows.
+    Its docstring has a paragraph for each of `settings.GUIDANCE`, in a sentence or two, which `hf-longctx methods`
+    shows.
     """
 
     summary: ClassVar[str] = ""

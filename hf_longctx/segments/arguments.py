@@ -52,5 +52,7 @@ def opened(
     if not isinstance(document, Path):
         return document
     if tokenizer is None:
-        raise ValueError(f"document={str(document)!r} is a file, which needs the tokenizer: generate(..., tokenizer=...).")
+        raise ValueError(
+            f"document={str(document)!r} is a file, which needs the tokenizer: generate(..., tokenizer=...)."
+        )
     return encode_pieces(tokenizer, read_pieces(document), bos=False)

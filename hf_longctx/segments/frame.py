@@ -23,9 +23,7 @@ class Frame:
 
     def __init__(self, model: Any, settings: XL3M, new_tokens: int) -> None:
         self.model, self.settings, self.new_tokens = model, settings, new_tokens
-        window = settings.window or getattr(
-            model.config.get_text_config(decoder=True), "max_position_embeddings", None
-        )
+        window = settings.window or getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if window is None:
             raise ValueError(
                 f"{type(model).__name__}: its config has no max_position_embeddings. Say how many tokens it can read: "
@@ -53,8 +51,7 @@ class Frame:
             )
         if sum(map(len, held)) <= fits:
             ids = torch.cat([block.cpu() for block in held]).tolist()
-            nothing = torch.empty(0, 2)
-            return ids, Selection((), ((0, len(ids)),), len(ids), float("inf"), float("nan"), nothing, whole=True)
+            return ids, Selection((), ((0, len(ids)),), len(ids), float("nan"), {}, whole=True)
         room = self._room(parts, fits)
         return Search(self.model, parts.head, parts.question, self.settings, room=room, **options)(text)
 
@@ -64,13 +61,13 @@ class Frame:
                 f"the question has {len(parts.question):,} tokens, and the model reads {self.window:,}. Say what the "
                 f"question is: its words, its ids, or how many tokens at the end of the prompt (question=...)."
             )
-        if self.settings.score == "question_nll" and len(parts.question) < 2:
-            raise ValueError(
-                f"a question of {len(parts.question)} tokens: score='question_nll' needs at least 2. Give a longer "
-                f"question, or use XL3M(score='entropy')."
-            )
         if not parts.question:
             raise ValueError("the question is empty: nothing stands behind the text. Give at least 1 token.")
+        if self.settings.score != "entropy" and len(parts.question) < 2:
+            raise ValueError(
+                f"a question of 1 token: score={self.settings.score!r} needs at least 2. Give a longer question, or use "
+                f"XL3M(score='entropy')."
+            )
 
     def _room(self, parts: Parts, fits: int) -> int:
         room = min(self.settings.key_context or self.window // 4, fits)

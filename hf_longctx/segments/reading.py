@@ -90,4 +90,3 @@ def number_of_segments(length: int, segment: int, overlap: int) -> int:
     if length <= segment:
         return int(length > 0)
     return -((segment - length) // (segment - overlap)) + 1
-

@@ -41,10 +41,11 @@ class Scorer:
 
     @torch.inference_mode()
     def __call__(self, ids_NS: Tensor) -> Tensor:
-        """(N, 2) fp32 on the model's device: mean NLL of the question in nats a token, entropy of what follows in nats.
+        """(N, Q) fp32 on the model's device, in nats: the negative log-likelihood (NLL) of each token of the question
+        but the first, and the entropy of what follows the last.
 
-        The question's first token is left out of the mean: how expected it is says where the segment was cut. The NLL
-        of a question of one token is NaN. A batch that does not fit the GPU's memory is scored in halves.
+        How expected the first token is says where the segment was cut, not what is in it. A batch that does not fit the
+        GPU's memory is scored in halves.
         """
         if self.device.type == "cuda" and ids_NS.device.type == "cpu":
             ids_NS = ids_NS.contiguous().pin_memory()
@@ -57,10 +58,6 @@ class Scorer:
         torch.cuda.empty_cache()
         half = len(ids_NS) // 2
         return torch.cat([self(ids_NS[:half]), self(ids_NS[half:])])
-
-    def without_segment(self) -> float:
-        """The mean NLL of the question behind the head alone: what a segment's is compared with."""
-        return float(self(torch.empty(1, 0, dtype=torch.long))[0, 0])
 
     def _score(self, ids_NS: Tensor) -> Tensor:
         n, q = len(ids_NS), len(self.question_Q)
@@ -81,4 +78,37 @@ def _statistics(logits_NQV: Tensor, target_NQ: Tensor) -> Tensor:
     last_NV = logits_NQV[:, -1] - total_NQ[:, -1:]
     # a token that cannot come (logit -inf) adds nothing
     entropy_N = torch.special.entr(last_NV.exp()).sum(-1)
-    return torch.stack([nll_NQ.mean(-1), entropy_N], -1)
+    return torch.cat([nll_NQ, entropy_N[:, None]], -1)
+
+
+def gain(nll_NQ: Tensor, usual_Q: Tensor) -> Tensor:
+    """(N,) nats a token: by how much less surprising the question is behind a segment than behind the usual one.
+
+    Only tokens that became less surprising count. What a segment's style does to the words around the ones that matter
+    is most of the spread of the plain mean, and is left out. Subtracting one number from every segment's mean, such as
+    the question's NLL behind nothing, would leave their order as it is.
+
+    Args:
+        nll_NQ: NLL of the question's tokens behind each segment.
+        usual_Q: their medians over the segments of the text.
+    """
+    return (usual_Q - nll_NQ).clamp(min=0).mean(-1)
+
+
+class OnItsWay:
+    """A tensor on its way to the host. `wait` waits for it only, not for what the GPU was given to do behind it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event = None
+        self._host = tensor
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> Tensor:
+        """The tensor on the host."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.cpu()

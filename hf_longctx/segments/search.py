@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 from torch import Tensor
 
 from ..evaluation.cells import CellStore
 from ..fingerprint import model_digest
 from .reading import Batch, batches
-from .scoring import Scorer
-from .selection import Best, Kept, Selection, choose, spans, splice, threshold
+from .scoring import OnItsWay, Scorer, gain
+from .selection import Best, Candidate, Kept, Selection, choose, spans, splice, threshold
 
 if TYPE_CHECKING:
     from .xl3m import XL3M
 
 Progress = Callable[[int], None]
+POOL = 4  # segments that are held for one that there is room for
+FIRST = 64  # segments from which the others are told apart before all are known
 
 
 class Search:
@@ -58,18 +64,16 @@ class Search:
         """The ids to read and what was found, for a text of at least one token in 1-D tensors."""
         s = self._settings
         rows = self._scorer.rows(s.segment)
-        best = Best(self._room // (s.segment - s.overlap) + 2)
+        pool = _Pool(POOL * (self._room // (s.segment - s.overlap) + 2), self._ranking)
         digest = hashlib.sha256()
-        scores: list[tuple[int, Tensor]] = []  # first segment, (N, 2)
         tokens = 0
-        waiting: tuple[Batch, Tensor] | None = None
+        waiting: tuple[Batch, OnItsWay] | None = None
 
-        def settle(batch: Batch, score_N2: Tensor) -> None:
-            score_N2 = score_N2.cpu()
+        def settle(batch: Batch, scored: OnItsWay) -> None:
+            score_NQ = scored.wait()
             if self._store is not None and (key := _key(batch)) not in self._store:
-                self._store.put(key, score_N2.tolist())
-            scores.append((batch.first, score_N2))
-            best.add(self._ranking(score_N2), batch.first, batch.starts, batch.ids_NS)
+                self._store.put(key, _packed(score_NQ))
+            pool.add(batch, score_NQ)
             if self._progress is not None:
                 self._progress(batch.starts[-1] + batch.ids_NS.shape[1])
 
@@ -80,48 +84,50 @@ class Search:
             if i % self._ranks != self._rank:
                 continue
             kept = None if self._store is None else self._store.get(_key(batch))
-            score_N2 = self._scorer(batch.ids_NS) if kept is None else torch.tensor(kept)
+            score_NQ = self._scorer(batch.ids_NS) if kept is None else _unpacked(kept, len(batch.starts))
             # the next batch is on its way to the GPU before this one's scores are waited for
             if waiting is not None:
                 settle(*waiting)
-            waiting = batch, score_N2
+            waiting = batch, score_NQ
         if waiting is not None:
             settle(*waiting)
-        return self._choose(best, scores, tokens, digest.hexdigest())
+        candidates, scores_NQ = self._gathered(pool, digest.hexdigest()) if self._ranks > 1 else pool.end()
+        return self._choose(candidates, scores_NQ, tokens)
 
-    def _choose(
-        self, best: Best, scores: list[tuple[int, Tensor]], tokens: int, digest: str
-    ) -> tuple[list[int], Selection]:
-        if self._ranks > 1:
-            best, scores = self._gathered(best, scores, digest)
-        scores_N2 = torch.cat([score for _, score in sorted(scores, key=lambda pair: pair[0])])
-        limit = threshold(self._ranking(scores_N2), self._settings.keep)
-        chosen = choose(best.found, limit, self._room)
-        alone = self._scorer.without_segment()
-        kept = []
-        for c in chosen:
-            nll, entropy = scores_N2[c.number].tolist()
-            kept.append(Kept(c.number, c.start, c.start + len(c.ids), nll, alone - nll, entropy))
-        return splice(chosen), Selection(tuple(kept), tuple(spans(chosen)), tokens, limit, alone, scores_N2)
+    def _choose(self, candidates: list[Candidate], scores_NQ: Tensor, tokens: int) -> tuple[list[int], Selection]:
+        ranking_N = self._ranking(scores_NQ, scores_NQ)
+        limit = threshold(ranking_N, self._settings.keep)
+        ranked = sorted(dataclasses.replace(c, score=float(ranking_N[c.number])) for c in candidates)
+        chosen = choose(ranked, limit, self._room)
+        nll_NQ = scores_NQ[:, :-1]
+        scores = {
+            "gain": gain(nll_NQ, _usual(nll_NQ)),
+            "question_nll": nll_NQ.mean(-1),
+            "entropy": scores_NQ[:, -1],
+        }
+        kept = tuple(
+            Kept(c.number, c.start, c.start + len(c.ids), **{name: float(s[c.number]) for name, s in scores.items()})
+            for c in chosen
+        )
+        shown = -limit if self._settings.score == "gain" else limit
+        return splice(chosen), Selection(kept, tuple(spans(chosen)), tokens, shown, scores)
 
-    def _gathered(
-        self, best: Best, scores: list[tuple[int, Tensor]], digest: str
-    ) -> tuple[Best, list[tuple[int, Tensor]]]:
+    def _ranking(self, score_NQ: Tensor, known_NQ: Tensor) -> Tensor:
+        """One number for each of some segments, lower is better, given the scores of all segments that are known."""
+        if self._settings.score == "entropy":
+            return score_NQ[:, -1]
+        nll_NQ = score_NQ[:, :-1]
+        return nll_NQ.mean(-1) if self._settings.score == "question_nll" else -gain(nll_NQ, _usual(known_NQ[:, :-1]))
+
+    def _gathered(self, pool: _Pool, digest: str) -> tuple[list[Candidate], Tensor]:
         """What all processes found, the same on each."""
         from accelerate.utils import gather_object
 
-        found = gather_object([(best.found, scores, digest)])
+        found = gather_object([(pool.best.found, pool.scores, digest)])
         if len({digest for _, _, digest in found}) > 1:
             raise ValueError("accelerator: the processes were called with different texts. Give each the same.")
-        for rank, (candidates, others, _) in enumerate(found):
-            if rank != self._rank:
-                best.merge(candidates)
-                scores = scores + others
-        return best, scores
-
-    def _ranking(self, score_N2: Tensor) -> Tensor:
-        """One number a segment; lower is better."""
-        return score_N2[:, 1 if self._settings.score == "entropy" else 0]
+        scores = sorted(itertools.chain(*(scores for _, scores, _ in found)), key=lambda pair: pair[0])
+        return list(itertools.chain(*(best for best, _, _ in found))), torch.cat([score for _, score in scores])
 
     def _open(self, model: Any, head: list[int], question: list[int], file: str | Path | None) -> CellStore | None:
         if file is None:
@@ -137,6 +143,52 @@ class Search:
                 "segment": s.segment, "overlap": s.overlap,
             },
         )  # fmt: skip
+
+
+class _Pool:
+    """Scores of every segment that was read, and the ids of those that may be kept.
+
+    What is usual for the question is known only at the end, so more segments are held than there is room for: those
+    that stand out from the first `FIRST`.
+    """
+
+    def __init__(self, most: int, ranking: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.best = Best(most)
+        self.scores: list[tuple[int, Tensor]] = []  # number of the first segment, (N, Q)
+        self._ranking = ranking
+        self._early: list[tuple[Batch, Tensor]] = []
+        self._known_NQ: Tensor | None = None
+
+    def add(self, batch: Batch, score_NQ: Tensor) -> None:
+        self.scores.append((batch.first, score_NQ))
+        self._early.append((batch, score_NQ))
+        if self._known_NQ is not None or sum(len(score) for _, score in self._early) >= FIRST:
+            self._rank()
+
+    def end(self) -> tuple[list[Candidate], Tensor]:
+        self._rank()
+        return self.best.found, torch.cat([score for _, score in self.scores])
+
+    def _rank(self) -> None:
+        if self._known_NQ is None and self._early:
+            self._known_NQ = torch.cat([score for _, score in self._early])[:FIRST]
+        for batch, score_NQ in self._early:
+            assert self._known_NQ is not None
+            ranking_N = self._ranking(score_NQ, self._known_NQ)
+            self.best.add(ranking_N, batch.first, batch.starts, batch.ids_NS)
+        self._early = []
+
+
+def _usual(nll_NQ: Tensor) -> Tensor:
+    return nll_NQ.median(0).values
+
+
+def _packed(score_NQ: Tensor) -> str:
+    return base64.b64encode(score_NQ.numpy().astype("<f4").tobytes()).decode()
+
+
+def _unpacked(packed: str, rows: int) -> Tensor:
+    return torch.from_numpy(numpy.frombuffer(base64.b64decode(packed), dtype="<f4").copy()).view(rows, -1)
 
 
 def _key(batch: Batch) -> list[int | str]:

@@ -12,17 +12,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Kept:
-    """One segment that is in the key context.
+    """One segment that is in the key context, with its three scores.
 
-    `question_nll` is the mean negative log-likelihood of the question behind this segment, in nats a token, `gain` by
-    how much less that is than behind nothing, and `entropy` that of the next token, in nats.
+    `gain` and `question_nll` are in nats a token of the question, `entropy`, that of the next token, is in nats.
     """
 
     number: int
     start: int
     stop: int
-    question_nll: float
     gain: float
+    question_nll: float
     entropy: float
 
 
@@ -34,9 +33,10 @@ class Selection:
         kept: The segments in the order of the text; empty where the whole text was read (`whole`).
         spans: The places of `kept` with overlaps merged, [start, stop): what the model read.
         tokens: Tokens of the text.
-        threshold: Segments whose score is above it were not kept, however much room there was.
-        question_nll: The question's behind nothing, with which `gain` compares.
-        scores_N2: (segments, 2) fp32 on the CPU, in the order of the text: question NLL and entropy of every segment.
+        threshold: The score that a segment needed to be kept, however much room there was: a gain of at least this, or
+            an NLL or entropy of at most this.
+        scores: For every segment, in the order of the text, (segments,) fp32 on the CPU: "gain", "question_nll" and
+            "entropy".
         whole: The prompt fitted the window, so nothing was left out and nothing scored.
     """
 
@@ -44,20 +44,19 @@ class Selection:
     spans: tuple[tuple[int, int], ...]
     tokens: int
     threshold: float
-    question_nll: float
-    scores_N2: Tensor = field(repr=False)
+    scores: dict[str, Tensor] = field(repr=False)
     whole: bool = False
 
     def __str__(self) -> str:
         if self.whole:
             return f"all {self.tokens:,} tokens fit the window"
         spans = ", ".join(f"{start:,}-{stop:,}" for start, stop in self.spans)
-        return f"{len(self.kept)} of {len(self.scores_N2):,} segments ({self.tokens:,} tokens): {spans}"
+        return f"{len(self.kept)} of {len(self.scores['entropy']):,} segments ({self.tokens:,} tokens): {spans}"
 
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """A segment that may be kept, with its ids."""
+    """A segment that may be kept, with its ids. A lower score is better."""
 
     score: float
     number: int  # of two with the same score the earlier one comes first
@@ -73,7 +72,7 @@ class Best:
         self._found: list[Candidate] = []
 
     def add(self, score_N: Tensor, first: int, starts: Sequence[int], ids_NS: Tensor) -> None:
-        """A batch of segments; a lower score is better."""
+        """A batch of segments and their scores."""
         values, order = score_N.topk(min(self._most, len(score_N)), largest=False)
         worst = self._found[-1].score if len(self._found) == self._most else float("inf")
         better = [i for value, i in zip(values.tolist(), order.tolist(), strict=True) if value <= worst]

@@ -20,7 +20,7 @@ from .search import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SCORES = ("question_nll", "entropy")
+SCORES = ("gain", "question_nll", "entropy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,14 +39,16 @@ class XL3M(Settings):
 
     Costs: one forward over the text, in short pieces, for each question; nothing is kept of it.
 
-    The paper states neither sizes nor a stopping rule. These are ours, and measured (`model_cards/xl3m.md`): the
-    segment and its overlap, the share of the trained length that is read, and `keep`. The paper's score is `entropy`.
+    What could be had of the paper names neither sizes nor a stopping rule. Ours are the segment and its overlap, the
+    share of the trained length that is read, `keep`, and two of the scores; `model_cards/xl3m.md` has what was measured.
 
     Args:
         segment: Tokens of a segment.
         overlap: How many of them two neighbours share, so that what one cuts in two the other has whole.
-        score: "question_nll" is how expected the question is behind a segment, in nats a token: it falls where the text
-            speaks of what is asked. "entropy" is how open the next token is, the paper's certainty.
+        score: "entropy" is how open the next token is behind a segment and the question, the paper's certainty.
+            "question_nll" is how surprising the question itself is there: it falls where the text speaks of what is
+            asked. "gain" is its difference to what is usual in this text, token by token, where that is a drop
+            (`scoring.gain`): the style of a segment, which is most of the spread of the mean, does not count.
         keep: How far from the median segment to the best one a segment must be to be kept, 0 to 1. 0 keeps whatever
             there is room for, 1 the best only.
         key_context: Tokens of the text that are read again, at most. None: a quarter of the trained length.
@@ -60,7 +62,7 @@ class XL3M(Settings):
 
     segment: int = 256
     overlap: int = 32
-    score: str = "question_nll"
+    score: str = "gain"
     keep: float = 0.5
     key_context: int | None = None
     question_tokens: int = 64
@@ -89,7 +91,10 @@ class XL3M(Settings):
 
     def store_(self, model: PreTrainedModel) -> None:
         """Make these the model's own settings: saved with it, and what `custom_generate=xl3m` takes."""
-        unwrap(model).generation_config.xl3m = self.spec()
+        config = unwrap(model).generation_config
+        config.xl3m = self.spec()
+        # else loading leaves out what transformers does not know
+        config._from_model_config = False
 
     def __call__(
         self,
