@@ -65,17 +65,17 @@ class Frame:
             raise ValueError("the question is empty: nothing stands behind the text. Give at least 1 token.")
         if self.settings.score != "entropy" and len(parts.question) < 2:
             raise ValueError(
-                f"a question of 1 token: score={self.settings.score!r} needs at least 2. Give a longer question, or use "
-                f"XL3M(score='entropy')."
+                f"a question of 1 token: score={self.settings.score!r} needs at least 2. Give a longer question, or "
+                f"use XL3M(score='entropy')."
             )
 
     def _room(self, parts: Parts, fits: int) -> int:
         room = min(self.settings.key_context or self.window // 4, fits)
         if room < self.settings.segment:
             raise ValueError(
-                f"a segment of {self.settings.segment:,} tokens does not fit the {room:,} that are left for the text: the "
-                f"model reads {self.window:,}, the head has {len(parts.head):,}, the question {len(parts.question):,}, "
-                f"and {self.new_tokens:,} are to be written. Use a smaller segment, or shorten those."
+                f"a segment of {self.settings.segment:,} tokens does not fit the {room:,} that are left for the text: "
+                f"the model reads {self.window:,}, the head has {len(parts.head):,}, the question "
+                f"{len(parts.question):,}, and {self.new_tokens:,} are to be written. Use a smaller segment, or shorten those."
             )
         return room
 

@@ -80,8 +80,8 @@ def _batch(ids: Tensor, segment: int, stride: int, first: int, offset: int) -> B
 
 def _failed(error: Exception, taken: int, dropped: int) -> SourceError:
     return SourceError(
-        f"the source of token ids raised {type(error).__name__} after {taken:,} ids: {error}. With a file of scores, the "
-        f"same call goes on behind the segments that were scored."
+        f"the source of token ids raised {type(error).__name__} after {taken:,} ids: {error}. With a file of scores, "
+        f"the same call goes on behind the segments that were scored."
     )
 
 

@@ -85,10 +85,10 @@ class Search:
                 continue
             kept = None if self._store is None else self._store.get(_key(batch))
             score_NQ = self._scorer(batch.ids_NS) if kept is None else _unpacked(kept, len(batch.starts))
-            # the next batch is on its way to the GPU before this one's scores are waited for
+            # the GPU has its next batch before this one's scores are waited for
             if waiting is not None:
                 settle(*waiting)
-            waiting = batch, score_NQ
+            waiting = batch, OnItsWay(score_NQ)
         if waiting is not None:
             settle(*waiting)
         candidates, scores_NQ = self._gathered(pool, digest.hexdigest()) if self._ranks > 1 else pool.end()
@@ -123,6 +123,7 @@ class Search:
         """What all processes found, the same on each."""
         from accelerate.utils import gather_object
 
+        pool.end()
         found = gather_object([(pool.best.found, pool.scores, digest)])
         if len({digest for _, _, digest in found}) > 1:
             raise ValueError("accelerator: the processes were called with different texts. Give each the same.")

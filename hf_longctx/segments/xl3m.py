@@ -25,22 +25,22 @@ SCORES = ("gain", "question_nll", "entropy")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class XL3M(Settings):
-    """Wang et al. 2024 (https://arxiv.org/abs/2405.17755): read `[head; segment; question]` for every segment of a text,
-    keep the segments behind which the model is surest, put them together in the order of the text, and answer from this
+    """Wang et al. 2024 (https://arxiv.org/abs/2405.17755): read `[head; segment; question]` for every segment of a text
+    on its own, put the segments that matter for the question together in the order of the text, and answer from this
     key context. Any causal language model, no training; time grows with the text, memory does not.
 
-    `model.generate(ids, custom_generate=XL3M(), max_new_tokens=...)`. A prompt that fits the trained length is answered by
-    stock `generate` as it is.
+    `model.generate(ids, custom_generate=XL3M(), max_new_tokens=...)`. A prompt that fits the trained length is answered
+    by stock `generate` as it is.
 
     Use when: the answer is in a few places of a text far longer than the trained length.
 
-    Cannot: answer what needs most of the text (a summary), or facts that do not resemble the question until another fact
-    is known; those need a question for each.
+    Cannot: answer what needs most of the text (a summary), or find a fact that has nothing to do with the question
+    until another fact is known.
 
     Costs: one forward over the text, in short pieces, for each question; nothing is kept of it.
 
     What could be had of the paper names neither sizes nor a stopping rule. Ours are the segment and its overlap, the
-    share of the trained length that is read, `keep`, and two of the scores; `model_cards/xl3m.md` has what was measured.
+    share of the trained length that is read, `keep`, and two of the scores. `model_cards/xl3m.md` has measurements.
 
     Args:
         segment: Tokens of a segment.
@@ -172,7 +172,7 @@ class XL3M(Settings):
 
 
 xl3m = XL3M()
-"""`generate(custom_generate=xl3m)`: with the settings that the model carries (`XL3M(...).store_(model)`), or the defaults."""
+"""For `custom_generate=`: the settings that the model carries (`XL3M(...).store_(model)`), or the defaults."""
 
 
 def stored(generation_config: Any) -> XL3M:
