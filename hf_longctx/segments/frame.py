@@ -75,7 +75,7 @@ class Frame:
             raise ValueError(
                 f"a segment of {self.settings.segment:,} tokens does not fit the {room:,} that are left for the text: "
                 f"the model reads {self.window:,}, the head has {len(parts.head):,}, the question "
-                f"{len(parts.question):,}, and {self.new_tokens:,} are to be written. Use a smaller segment, or shorten those."
+                f"{len(parts.question):,}, and {self.new_tokens:,} are to be written. Make something smaller."
             )
         return room
 

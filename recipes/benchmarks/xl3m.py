@@ -156,9 +156,7 @@ def find(bench: Bench) -> Iterator[dict[str, Any]]:
         for task in TASKS:
             if stop():
                 continue
-            cell = bench.found(
-                task, length, trials, texts=texts, settings=XL3M(), new_text=lambda i: i == 0 or not stop()
-            )
+            cell = bench.found(task, length, trials, texts, lambda i: i == 0 or not stop())
             accuracy = cell["correct"] / cell["trials"]
             ratio = accuracy / own[task.name] if own[task.name] else None
             note = f"the model's own accuracy at 2k is {own[task.name]}" if ratio is None else None
