@@ -172,7 +172,7 @@ def extend(
 @app.command()
 def generate(
     model: Model,
-    method: MethodName = None,
+    method: Annotated[str | None, typer.Option("--method", help="xl3m, or a name from `hf-longctx methods`.")] = None,
     settings: Settings = None,
     prompt: Annotated[str | None, typer.Option(help="What to answer or continue.")] = None,
     document: Annotated[str | None, typer.Option(help="A text file to read first, or python-docs.")] = None,
@@ -183,10 +183,25 @@ def generate(
     stream: Annotated[
         bool, typer.Option("--stream", help="Never hold the whole document, which may be - (standard input).")
     ] = False,
+    scores: Annotated[
+        Path | None, typer.Option(help="xl3m: file that keeps the scores of segments, for a run that is interrupted.")
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
     """Answer a prompt, or a question about a document; the text appears as it is written."""
+    if method == "xl3m":
+        if stream or prefill_chunk_size is not None:
+            raise ValueError(
+                "--method xl3m reads a document in segments, and never holds it whole: leave --stream and "
+                "--prefill-chunk-size out."
+            )
+        from hf_longctx.cli_segments import answer
+
+        answer(model, settings, prompt, document, question, scores, max_new_tokens, sample, dtype, device)
+        return
+    if scores is not None:
+        raise ValueError("--scores keeps the scores of segments: add --method xl3m.")
     chosen = method_of(method, settings)
     if stream:
         pieces, asked = document_pieces(prompt, document, question)

@@ -77,20 +77,23 @@ class Search:
             if self._progress is not None:
                 self._progress(batch.starts[-1] + batch.ids_NS.shape[1])
 
-        for i, batch in enumerate(batches(text, s.segment, s.overlap, rows)):
-            tokens = batch.starts[-1] + batch.ids_NS.shape[1]
-            if self._ranks > 1:
-                digest.update(batch.ids_NS.cpu().numpy().tobytes())
-            if i % self._ranks != self._rank:
-                continue
-            kept = None if self._store is None else self._store.get(_key(batch))
-            score_NQ = self._scorer(batch.ids_NS) if kept is None else _unpacked(kept, len(batch.starts))
-            # the GPU has its next batch before this one's scores are waited for
+        try:
+            for i, batch in enumerate(batches(text, s.segment, s.overlap, rows)):
+                tokens = batch.starts[-1] + batch.ids_NS.shape[1]
+                if self._ranks > 1:
+                    digest.update(batch.ids_NS.cpu().numpy().tobytes())
+                if i % self._ranks != self._rank:
+                    continue
+                kept = None if self._store is None else self._store.get(_key(batch))
+                score_NQ = self._scorer(batch.ids_NS) if kept is None else _unpacked(kept, len(batch.starts))
+                # the GPU has its next batch before this one's scores are waited for
+                if waiting is not None:
+                    settle(*waiting)
+                waiting = batch, OnItsWay(score_NQ)
+        finally:
+            # whatever ended the text, what was scored is kept
             if waiting is not None:
                 settle(*waiting)
-            waiting = batch, OnItsWay(score_NQ)
-        if waiting is not None:
-            settle(*waiting)
         candidates, scores_NQ = self._gathered(pool, digest.hexdigest()) if self._ranks > 1 else pool.end()
         return self._choose(candidates, scores_NQ, tokens)
 

@@ -1,7 +1,7 @@
 """XL3M: facts found in texts of 16k to 20M tokens, and the time it takes.
 
 python -m recipes.benchmarks.documents DOCS                                    # fetches the texts
-python -m recipes.benchmarks.xl3m find time settings compare --documents DOCS  # or some of these, in one process
+python -m recipes.benchmarks.xl3m find time scores settings compare --documents DOCS  # or some of these, in one process
 
 `--lengths`, `--trials` and `--longest-trials` make it smaller; `--seconds` stops a part in time, with what it has.
 """
@@ -24,6 +24,7 @@ from hf_longctx.evaluation.results import row
 from hf_longctx.segments import XL3M
 from hf_longctx.segments.frame import Frame
 from hf_longctx.segments.prompt import Parts
+from hf_longctx.segments.xl3m import SCORES
 
 from .haystacks import Haystacks, put
 from .reading import K, arguments, finish, subject
@@ -203,6 +204,50 @@ def times(bench: Bench) -> Iterator[dict[str, Any]]:
         )
 
 
+def scores(bench: Bench) -> Iterator[dict[str, Any]]:
+    """How far each score tells segments with the fact from all others, at the longest of `--lengths`."""
+    length, places = bench.args.lengths[-1], max(1, bench.args.trials)
+    for task in TASKS:
+        parts, _ = bench.prompt(task, length, 0, 1, seed=3)
+        hay = bench.hay.make(len(parts.text), seed=3)
+        fact = bench.ids(task.fact.format(city=CITIES[3], key="4821367"[: task.digits]))
+        # the median is that of segments without a fact only if most have none
+        found: dict[str, list[float]] = {name: [] for name in SCORES}
+        for chosen in _shared(places, most=max(1, length // 8192)):
+            facts = [((i + 0.5) / places, fact) for i in chosen]
+            text = put(hay, facts)
+            selection = Frame(bench.model, XL3M(), NEW_TOKENS).find(parts._replace(text=text), None)[1]
+            at = [round(depth * (len(text) - len(fact))) for depth, _ in facts]
+            whole = [[s for s in _starts(len(text)) if s <= a and a + len(fact) <= s + XL3M.segment] for a in at]
+            number = {start: i for i, start in enumerate(_starts(len(text)))}
+            touched = {n for s, n in number.items() if any(s < a + len(fact) and a < s + XL3M.segment for a in at)}
+            others = torch.tensor([n for n in number.values() if n not in touched])
+            for name in SCORES:
+                value_N = selection.scores[name] * (1 if name == "gain" else -1)
+                middle, spread = value_N[others].median(), value_N[others].std()
+                best = [max(float(value_N[number[s]]) for s in starts) for starts in whole if starts]
+                found[name] += [(value - float(middle)) / float(spread) for value in best]
+                found.setdefault(f"{name}: best other", []).append(float((value_N[others].max() - middle) / spread))
+        for name in SCORES:
+            other = max(found[f"{name}: best other"])
+            yield row(
+                f"{task.name}, {_words(length)} tokens: {name}", min(found[name]) / other, "x",
+                beside={"worst with the fact": min(found[name]), "median with the fact": median(found[name]),
+                        "best without": other},
+                detail={"facts": len(found[name]), "spreads above the median segment": found[name]},
+            )  # fmt: skip
+
+
+def _shared(items: int, most: int) -> list[range]:
+    return [range(start, items, -(-items // most)) for start in range(-(-items // most))]
+
+
+def _starts(tokens: int) -> list[int]:
+    stride = XL3M.segment - XL3M.overlap
+    starts = list(range(0, tokens - XL3M.segment + 1, stride))
+    return starts if starts[-1] + XL3M.segment == tokens else [*starts, tokens - XL3M.segment]
+
+
 GRID: dict[str, XL3M] = {
     "defaults": XL3M(),
     "the paper's entropy": XL3M(score="entropy"),
@@ -326,7 +371,7 @@ def main() -> None:
     """Run the parts one after the other; each writes its own result file."""
     from .xl3m_compare import compare
 
-    parts = {"find": find, "time": times, "settings": settings, "compare": compare}
+    parts = {"scores": scores, "find": find, "time": times, "settings": settings, "compare": compare}
     parser = arguments(__doc__)
     parser.add_argument("parts", nargs="+", choices=list(parts))
     parser.add_argument("--lengths", type=_numbers, default=LENGTHS)
@@ -342,7 +387,11 @@ def main() -> None:
     bench = Bench(args)
     for part in args.parts:
         start = time.perf_counter()
-        heading = {"settings": {"heading": "mean accuracy"}, "compare": {"heading": "XL3M"}}.get(part, {})
+        heading = {
+            "scores": {"heading": "worst with the fact over best without"},
+            "settings": {"heading": "mean accuracy"},
+            "compare": {"heading": "XL3M"},
+        }.get(part, {})
         told = {"distinct tokens": bench.hay.distinct, "command": _command(part)}
         finish(bench.model, parts[part](bench), args, f"xl3m_{part}", **heading, **told)
         print(f"{part}: {time.perf_counter() - start:.0f} s", flush=True)
