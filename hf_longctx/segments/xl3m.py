@@ -91,7 +91,7 @@ class XL3M(Settings):
 
     def store_(self, model: PreTrainedModel) -> None:
         """Make these the model's own settings: saved with it, and what `custom_generate=xl3m` takes."""
-        config = unwrap(model).generation_config
+        config: Any = unwrap(model).generation_config
         config.xl3m = self.spec()
         # else loading leaves out what transformers does not know
         config._from_model_config = False
