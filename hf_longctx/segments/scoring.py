@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..anatomy import find_tower
 
 LOGITS = {"cpu": 2**25}  # logits of a batch, most; elsewhere 2**29, a gigabyte of bfloat16
 TOKENS = {"cpu": 2**12}  # tokens of a batch, most; elsewhere 2**16, where an H100 is busy enough
@@ -21,10 +25,12 @@ class Scorer:
         model: a causal language model in eval mode.
         head: ids before every segment, perhaps none: the beginning-of-text token, a system prompt.
         question: ids behind every segment, at least one.
+        compiled: it will be called inside `layers_compiled`.
     """
 
-    def __init__(self, model: Any, head: list[int], question: list[int]) -> None:
+    def __init__(self, model: Any, head: list[int], question: list[int], compiled: bool = False) -> None:
         self.model = model
+        self._compiled = compiled
         self.device = model.device
         self.head_H = torch.tensor(head, dtype=torch.long, device=self.device)
         self.question_Q = torch.tensor(question, dtype=torch.long, device=self.device)
@@ -61,6 +67,8 @@ class Scorer:
 
     def _score(self, ids_NS: Tensor) -> Tensor:
         n, q = len(ids_NS), len(self.question_Q)
+        if self._compiled and n == 1:  # which would be compiled for itself
+            return self._score(ids_NS.expand(2, -1))[:1]
         row_NL = torch.cat([self.head_H.expand(n, -1), ids_NS, self.question_Q.expand(n, -1)], 1)
         keep = {"logits_to_keep": q} if self._kept else {}
         logits_NQV = self.model(input_ids=row_NL, use_cache=False, **keep).logits[:, -q:]
@@ -93,6 +101,19 @@ def gain(nll_NQ: Tensor, usual_Q: Tensor) -> Tensor:
         usual_Q: their medians over the segments of the text.
     """
     return (usual_Q - nll_NQ).clamp(min=0).mean(-1)
+
+
+@contextmanager
+def layers_compiled(model: Any) -> Iterator[None]:
+    """Every decoder layer runs compiled inside the block. Layers of one kind and all shapes share a compiled graph."""
+    layers = find_tower(model).layers
+    for layer in layers:
+        layer.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
 
 
 class OnItsWay:

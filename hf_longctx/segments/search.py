@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..evaluation.cells import CellStore
 from ..fingerprint import model_digest
 from .reading import Batch, batches
-from .scoring import OnItsWay, Scorer, gain
+from .scoring import OnItsWay, Scorer, gain, layers_compiled
 from .selection import Best, Candidate, Kept, Selection, choose, spans, splice, threshold
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Search:
         room: tokens of the text that may be kept.
         scores_file: keeps scores, and gives them to the next search of the same text by the same model. With several
             processes each has a file of its own.
+        compile: run the decoder layers compiled while scoring.
         accelerator: with `process_index` and `num_processes`; None: this process scores everything.
         progress: called with the number of tokens scored by this process.
     """
@@ -52,9 +54,11 @@ class Search:
         room: int,
         scores_file: str | Path | None = None,
         accelerator: Any = None,
+        compile: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self._scorer = Scorer(model, head, question)
+        self._scorer = Scorer(model, head, question, compile)
+        self._compile = compile
         self._settings, self._room, self._progress = settings, room, progress
         self._rank = 0 if accelerator is None else int(accelerator.process_index)
         self._ranks = 1 if accelerator is None else int(accelerator.num_processes)
@@ -63,8 +67,15 @@ class Search:
     def __call__(self, text: Iterator[Tensor]) -> tuple[list[int], Selection]:
         """The ids to read and what was found, for a text of at least one token in 1-D tensors."""
         s = self._settings
-        rows = self._scorer.rows(s.segment)
         pool = _Pool(POOL * (self._room // (s.segment - s.overlap) + 2), self._ranking)
+        with layers_compiled(self._scorer.model) if self._compile else nullcontext():
+            tokens, digest = self._read(text, pool)
+        candidates, scores_NQ = self._gathered(pool, digest) if self._ranks > 1 else pool.end()
+        return self._choose(candidates, scores_NQ, tokens)
+
+    def _read(self, text: Iterator[Tensor], pool: _Pool) -> tuple[int, str]:
+        """Put this process's share of the segments into `pool`. Tokens of the text, and its digest if it is shared."""
+        s = self._settings
         digest = hashlib.sha256()
         tokens = 0
         waiting: tuple[Batch, OnItsWay] | None = None
@@ -78,7 +89,7 @@ class Search:
                 self._progress(batch.starts[-1] + batch.ids_NS.shape[1])
 
         try:
-            for i, batch in enumerate(batches(text, s.segment, s.overlap, rows)):
+            for i, batch in enumerate(batches(text, s.segment, s.overlap, self._scorer.rows(s.segment))):
                 tokens = batch.starts[-1] + batch.ids_NS.shape[1]
                 if self._ranks > 1:
                     digest.update(batch.ids_NS.cpu().numpy().tobytes())
@@ -94,8 +105,7 @@ class Search:
             # whatever ended the text, what was scored is kept
             if waiting is not None:
                 settle(*waiting)
-        candidates, scores_NQ = self._gathered(pool, digest.hexdigest()) if self._ranks > 1 else pool.end()
-        return self._choose(candidates, scores_NQ, tokens)
+        return tokens, digest.hexdigest()
 
     def _choose(self, candidates: list[Candidate], scores_NQ: Tensor, tokens: int) -> tuple[list[int], Selection]:
         ranking_N = self._ranking(scores_NQ, scores_NQ)
@@ -144,7 +154,7 @@ class Search:
             path,
             {
                 "model": model_digest(model), "dtype": str(model.dtype), "head": head, "question": question,
-                "segment": s.segment, "overlap": s.overlap,
+                "segment": s.segment, "overlap": s.overlap, "compiled": self._compile,
             },
         )  # fmt: skip
 

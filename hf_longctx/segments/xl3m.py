@@ -108,6 +108,7 @@ class XL3M(Settings):
         document: Iterable[Any] | Path | None = None,
         scores_file: str | Path | None = None,
         accelerator: Any = None,
+        compile: bool = False,
         read_progress: Progress | None = None,
         return_segments: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -131,6 +132,8 @@ class XL3M(Settings):
             scores_file: Scores are kept in this file as they come, and are not computed again by the same call.
             accelerator: `accelerate.Accelerator()` or `PartialState()`: every process scores its share of the segments.
                 All must be called with the same text, and return the same.
+            compile: Run the decoder layers compiled (`torch.compile`) while scoring. It pays for texts of millions of
+                tokens: the first call of a process compiles. Scores may differ by rounding.
             read_progress: Called with the number of tokens scored so far.
             return_segments: Return `(output, [Selection, ...])`, a `Selection` for every row of the prompt.
             tokenizer, streamer, assistant_model, assistant_tokenizer: As `generate` takes them.
@@ -155,7 +158,12 @@ class XL3M(Settings):
                 window=frame.window, tail=settings.question_tokens,
             )  # fmt: skip
             context, selection = frame.find(
-                parts, opened(document, tokenizer), scores_file=file, accelerator=accelerator, progress=read_progress
+                parts,
+                opened(document, tokenizer),
+                scores_file=file,
+                accelerator=accelerator,
+                compile=compile,
+                progress=read_progress,
             )
             short.append([*parts.head, *context, *parts.question])
             selections.append(selection)

@@ -8,6 +8,7 @@ python -m recipes.benchmarks.xl3m find time scores settings compare --documents 
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from argparse import Namespace
@@ -118,7 +119,9 @@ class Bench:
                 fresh = file is None or not file.exists()
                 memory = Peak()
                 start = time.perf_counter()
-                context, selection = Frame(self.model, XL3M(), NEW_TOKENS).find(parts, None, scores_file=file)
+                context, selection = Frame(self.model, XL3M(), NEW_TOKENS).find(
+                    parts, None, scores_file=file, compile=self.args.compile
+                )
                 searched = time.perf_counter() - start
                 rows.append([*parts.head, *context, *parts.question])
                 if fresh:
@@ -175,21 +178,25 @@ def times(bench: Bench) -> Iterator[dict[str, Any]]:
     yield row("stock prefill, measured", None, "s", why="beside", beside={_words(n): s for n, s in stock.items()})
     law = _square_law(stock)
     found: dict[int, tuple[float, float, float]] = {}
+    compiling = 0.0
     for length in [*args.lengths, args.longest] if args.longest_trials else args.lengths:
         parts, key = bench.prompt(task, length, 0, 1, seed=7)
-        if not found:
-            _through_generate(bench, parts)  # kernels are loaded
-        samples = [bench.timed[length]] if length in bench.timed else []
-        while len(samples) < (1 if length == args.longest else 3):
-            samples.append(_through_generate(bench, parts))
+        runs = 1 if length == args.longest else 3
+        if not found:  # kernels are loaded, and layers compiled
+            plain, first = (
+                _through_generate(bench, parts, compile=c)[0] for c in ((False, True) if args.compile else (False,) * 2)
+            )
+            compiling = first - plain
+        known = bench.timed.get(length)
+        samples = [known] if known else [_through_generate(bench, parts, compile=args.compile) for _ in range(runs)]
         seconds, search, peak = (median(sample[i] for sample in samples) for i in range(3))
         found[length] = seconds, search, peak
+        beside = {"searching": search, "stock prefill, by its square law": law(length)}
+        if args.compile and length != args.longest:
+            beside["not compiled"] = median(_through_generate(bench, parts, compile=False)[0] for _ in range(runs))
         bar = {1024 * K: "<= 2.5", LONGEST: "<= 60"}.get(length)
-        yield row(
-            f"{_words(length)} tokens from ids to answer", seconds, "s", bar=bar,
-            beside={"stock prefill, by its square law": law(length)},
-            detail={"samples": samples, "search": search, "peak GiB": peak, "length": length, "answer": key},
-        )  # fmt: skip
+        detail = {"samples": samples, "peak GiB": peak, "length": length, "compiling": compiling, "answer": key}
+        yield row(f"{_words(length)} tokens, from ids to answer", seconds, "s", bar=bar, beside=beside, detail=detail)
     if len(found) > 1:
         (short, first), (long, last) = list(found.items())[-2:]
         rate = (last[1] / long) / (first[1] / short)
@@ -279,7 +286,9 @@ def settings(bench: Bench) -> Iterator[dict[str, Any]]:
                 for i in range(trials):
                     parts, key = bench.prompt(task, length, i, trials, seed=i * 2 // trials)
                     file = Path(folder) / f"{task.name}-{i * 2 // trials}-{chosen.segment}-{chosen.overlap}"
-                    context, selection = Frame(bench.model, chosen, NEW_TOKENS).find(parts, None, scores_file=file)
+                    context, selection = Frame(bench.model, chosen, NEW_TOKENS).find(
+                        parts, None, scores_file=file, compile=bench.args.compile
+                    )
                     rows.append([*parts.head, *context, *parts.question])
                     keys.append(key)
                     segments.append(len(selection.kept))
@@ -290,7 +299,7 @@ def settings(bench: Bench) -> Iterator[dict[str, Any]]:
                 yield row(f"{name}, {_words(length)} tokens", mean, "", beside=cells, detail={"trials": trials})
 
 
-def _through_generate(bench: Bench, parts: Parts) -> tuple[float, float, float]:
+def _through_generate(bench: Bench, parts: Parts, compile: bool) -> tuple[float, float, float]:
     """Seconds of `generate`, seconds of them until the text was read, and peak GiB above what was there before."""
     ids = torch.tensor([[*parts.head, *parts.question]])
     reached: list[float] = []
@@ -299,7 +308,7 @@ def _through_generate(bench: Bench, parts: Parts) -> tuple[float, float, float]:
     bench.model.generate(
         ids.to(bench.model.device), custom_generate=XL3M(), document=parts.text, question=len(parts.question),
         head=len(parts.head), max_new_tokens=NEW_TOKENS, do_sample=False, temperature=None, top_p=None, top_k=None,
-        read_progress=lambda tokens: reached.append(time.perf_counter()),
+        compile=compile, read_progress=lambda tokens: reached.append(time.perf_counter()),
     )  # fmt: skip
     _synchronize()
     end = time.perf_counter()
@@ -382,6 +391,7 @@ def main() -> None:
     parser.add_argument("--stock-lengths", type=_numbers, default=[32 * K, 64 * K, 128 * K])
     parser.add_argument("--compare-lengths", type=_numbers, default=[64 * K, 256 * K])
     parser.add_argument("--questions", type=int, default=10, help="compare: asked about each text")
+    parser.add_argument("--compile", action="store_true", help="run the decoder layers compiled while scoring")
     parser.add_argument("--seconds", type=float, default=200.0, help="no part begins a cell later than this")
     args = parser.parse_args()
     bench = Bench(args)
@@ -398,7 +408,8 @@ def main() -> None:
 
 
 def _command(part: str) -> str:
-    return f"python -m recipes.benchmarks.xl3m {part} --documents DOCS"
+    compiled = " --compile" if "--compile" in sys.argv else ""
+    return f"python -m recipes.benchmarks.xl3m {part} --documents DOCS{compiled}"
 
 
 def _numbers(text: str) -> list[int]:

@@ -139,7 +139,7 @@ def _xl3m(bench: Bench, asked: Asked) -> list[str]:
     frame = Frame(bench.model, XL3M(), asked.new_tokens)
     rows = []
     for question in asked.questions:
-        context, _ = frame.find(Parts(asked.head, asked.text, question), None)
+        context, _ = frame.find(Parts(asked.head, asked.text, question), None, compile=bench.args.compile)
         rows.append([*asked.head, *context, *question])
     return bench.answers(rows, asked.new_tokens)
 

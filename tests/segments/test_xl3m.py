@@ -242,3 +242,23 @@ def test_ids_of_special_tokens_need_no_tokenizer() -> None:
     ids = torch.cat([torch.tensor([[BOS]]), text(1, 200)], 1)
     _, (found,) = ask(model, ids, return_segments=True)
     assert found.tokens == 200 - QUESTION  # the first token is the head
+
+
+def test_compiled_layers_score_as_they_are_and_are_left_as_they_were(
+    model: Any, prompt: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    stock, compiled = torch.compile, []
+
+    def traced(call: Any, **settings: Any) -> Any:
+        compiled.append(settings)
+        return stock(call, backend="eager", **settings)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    output, (found,) = ask(model, prompt, compile=True, return_segments=True)
+    wanted, (plain,) = ask(model, prompt, return_segments=True)
+    assert compiled == [{"dynamic": True}] * 2
+    assert torch.equal(output, wanted)
+    torch.testing.assert_close(found.scores, plain.scores)
+    assert all(layer._compiled_call_impl is None for layer in model.model.layers)
+    torch._dynamo.reset()
