@@ -134,4 +134,5 @@ def _same(one: Any, other: Any) -> bool:
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
-    return one is other or bool(one == other)
+    same = one is other or one == other
+    return isinstance(same, bool) and same  # an array's comparison is an array

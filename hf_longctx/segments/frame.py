@@ -23,6 +23,8 @@ class Frame:
 
     def __init__(self, model: Any, settings: XL3M, new_tokens: int) -> None:
         self.model, self.settings, self.new_tokens = model, settings, new_tokens
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ValueError(f"{type(model).__name__}: XL3M is for causal language models, not for encoder-decoders.")
         window = settings.window or getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if window is None:
             raise ValueError(

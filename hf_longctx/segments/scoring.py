@@ -31,7 +31,8 @@ class Scorer:
     def __init__(self, model: Any, head: list[int], question: list[int], compiled: bool = False) -> None:
         self.model = model
         self._compiled = compiled
-        self.device = model.device
+        # of offloaded weights accelerate's hooks know where they are computed with
+        self.device = torch.device("cpu") if model.device.type == "meta" else model.device
         self.head_H = torch.tensor(head, dtype=torch.long, device=self.device)
         self.question_Q = torch.tensor(question, dtype=torch.long, device=self.device)
         self._kept = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -106,7 +107,7 @@ def gain(nll_NQ: Tensor, usual_Q: Tensor) -> Tensor:
 @contextmanager
 def layers_compiled(model: Any) -> Iterator[None]:
     """Every decoder layer runs compiled inside the block. Layers of one kind and all shapes share a compiled graph."""
-    layers = find_tower(model).layers
+    layers: Any = find_tower(model).layers
     for layer in layers:
         layer.compile(dynamic=True)
     try:

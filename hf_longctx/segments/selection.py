@@ -25,7 +25,7 @@ class Kept:
     entropy: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """What was kept of a text, and why. Places are tokens of the text, from its first on.
 

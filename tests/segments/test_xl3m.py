@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LogitsProcessorList, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, LogitsProcessorList, PreTrainedTokenizerFast, StoppingCriteriaList
 from transformers.generation import LogitsProcessor, StoppingCriteria
 
 from hf_longctx import LMInfinite
@@ -155,6 +156,25 @@ def test_processors_and_criteria_of_the_caller_work_once_each(model: Any, prompt
     assert first not in output[0, prompt.shape[1] :].tolist()
     assert output.shape[1] == prompt.shape[1] + 3
     assert never.lengths == [key_context(prompt, found).shape[1] + i for i in range(3)]
+
+
+def of_bytes() -> PreTrainedTokenizerFast:
+    """A token a byte, since stop strings need byte-level tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def test_stop_strings_and_limits_of_time_end_it(prompt: Tensor) -> None:
+    model, made = tiny(max_position_embeddings=WINDOW, vocab_size=256), of_bytes()
+    model.generation_config.pad_token_id = PAD
+    plain = ask(model, prompt)
+    third = made.decode(plain[0, prompt.shape[1] + 2])
+    stopped = ask(model, prompt, stop_strings=[third], tokenizer=made)
+    assert stopped.shape[1] <= prompt.shape[1] + 3
+    assert torch.equal(stopped, plain[:, : stopped.shape[1]])
+    assert ask(model, prompt, max_time=1e-9).shape[1] == prompt.shape[1] + 1
 
 
 def test_a_setting_of_the_models_that_the_call_switches_off_stays_off(prompt: Tensor) -> None:
