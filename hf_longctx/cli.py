@@ -157,9 +157,11 @@ def extend(
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Save a model so that plain from_pretrained loads it with the method active."""
-    chosen = method_of(method, settings)
-    assert chosen is not None
     from hf_longctx.checkpoints import extend as run
+    from hf_longctx.cli_segments import settings_of
+
+    chosen = settings_of(settings) if method == "xl3m" else method_of(method, settings)
+    assert chosen is not None
 
     folder = run(model, chosen, out, overwrite=force)
     _out.print(f"Saved the model with {chosen!r} to {folder}.", markup=False, highlight=False)

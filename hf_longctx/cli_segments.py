@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from hf_longctx.segments import XL3M
 
 
-def settings_of(settings: list[str] | None) -> XL3M | None:
-    """The settings that were given; None if there are none, so that the model's own are taken."""
+def settings_of(settings: list[str] | None) -> XL3M:
+    """The settings that were given, over the defaults."""
     from hf_longctx.segments import XL3M
     from hf_longctx.settings import read_settings
 
-    return XL3M.from_fields(read_settings(settings)) if settings else None
+    return XL3M.from_fields(read_settings(settings or []))
 
 
 def answer(
@@ -32,7 +32,7 @@ def answer(
     device: str | None,
 ) -> None:
     """Find the segments that matter, say which, and write the answer as it comes."""
-    chosen = settings_of(settings)
+    chosen = settings_of(settings) if settings else None  # else the model's own
     if document is None or prompt is not None:
         raise ValueError("--method xl3m reads a document: give --document FILE (or -) and --question TEXT.")
     pieces, asked = document_pieces(prompt, document, question)

@@ -57,5 +57,16 @@ def test_files_that_are_no_text_are_one_line(asked: list[str], tmp_path: Path) -
         assert message in complaint(run(*asked))
 
 
+def test_a_folder_carries_the_settings(model: str, tmp_path: Path) -> None:
+    settings = ["--set", "segment=16", "--set", "overlap=4", "--set", "window=128"]
+    result = run("extend", model, "--method", "xl3m", *settings, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (tmp_path / "text.txt").write_text("A hall of hell, and 007. " * 100)
+    asked = ["--document", tmp_path / "text.txt", "--question", "Where?", "--max-new-tokens", "2", "--device", "cpu"]
+    result = run("generate", tmp_path / "out", "--method", "xl3m", *asked)
+    assert result.exit_code == 0, result.output
+    assert " segments (" in result.stderr  # with the default window it would have been read whole
+
+
 def test_scores_belong_to_segments(model: str) -> None:
     assert "add --method xl3m" in complaint(run("generate", model, "--prompt", "a", "--scores", "file"))
