@@ -8,9 +8,9 @@ python -m recipes.benchmarks.xl3m find time scores settings compare --documents 
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,8 +71,21 @@ class Bench:
         self.args = args
         self.model, self.tokenizer, _ = subject(Namespace(model=args.model, documents=None))
         self.hay = Haystacks(self.tokenizer, args.documents)
+        self.compiling = 0.0
         self.timed: dict[int, tuple[float, float, float]] = {}  # of the longest length, which is searched once only
         print(f"{self.hay.distinct:,} distinct tokens", flush=True)
+
+    def compile(self) -> None:
+        """Compile the layers now, or find out that this machine cannot."""
+        start = time.perf_counter()
+        try:
+            parts, _ = self.prompt(TASKS[0], 16 * K, 0, 1, seed=0)
+            Frame(self.model, XL3M(), NEW_TOKENS).find(parts, None, compile=True)
+        except Exception as error:
+            print(f"not compiled: {type(error).__name__}: {str(error)[:500]}", flush=True)
+            self.args.compile = False
+        self.compiling = time.perf_counter() - start
+        print(f"compiled in {self.compiling:.0f} s", flush=True)
 
     def ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -178,15 +191,11 @@ def times(bench: Bench) -> Iterator[dict[str, Any]]:
     yield row("stock prefill, measured", None, "s", why="beside", beside={_words(n): s for n, s in stock.items()})
     law = _square_law(stock)
     found: dict[int, tuple[float, float, float]] = {}
-    compiling = 0.0
     for length in [*args.lengths, args.longest] if args.longest_trials else args.lengths:
         parts, key = bench.prompt(task, length, 0, 1, seed=7)
         runs = 1 if length == args.longest else 3
-        if not found:  # kernels are loaded, and layers compiled
-            plain, first = (
-                _through_generate(bench, parts, compile=c)[0] for c in ((False, True) if args.compile else (False,) * 2)
-            )
-            compiling = first - plain
+        if not found:  # kernels are loaded
+            _through_generate(bench, parts, compile=args.compile)
         known = bench.timed.get(length)
         samples = [known] if known else [_through_generate(bench, parts, compile=args.compile) for _ in range(runs)]
         seconds, search, peak = (median(sample[i] for sample in samples) for i in range(3))
@@ -195,7 +204,7 @@ def times(bench: Bench) -> Iterator[dict[str, Any]]:
         if args.compile and length != args.longest:
             beside["not compiled"] = median(_through_generate(bench, parts, compile=False)[0] for _ in range(runs))
         bar = {1024 * K: "<= 2.5", LONGEST: "<= 60"}.get(length)
-        detail = {"samples": samples, "peak GiB": peak, "length": length, "compiling": compiling, "answer": key}
+        detail = {"samples": samples, "peak GiB": peak, "length": length, "compiling": bench.compiling, "answer": key}
         yield row(f"{_words(length)} tokens, from ids to answer", seconds, "s", bar=bar, beside=beside, detail=detail)
     if len(found) > 1:
         (short, first), (long, last) = list(found.items())[-2:]
@@ -391,25 +400,27 @@ def main() -> None:
     parser.add_argument("--stock-lengths", type=_numbers, default=[32 * K, 64 * K, 128 * K])
     parser.add_argument("--compare-lengths", type=_numbers, default=[64 * K, 256 * K])
     parser.add_argument("--questions", type=int, default=10, help="compare: asked about each text")
+    parser.add_argument("--patience", type=float, default=25.0, help="compare: seconds a text of a method that goes on")
     parser.add_argument("--compile", action="store_true", help="run the decoder layers compiled while scoring")
     parser.add_argument("--seconds", type=float, default=200.0, help="no part begins a cell later than this")
     args = parser.parse_args()
     bench = Bench(args)
+    if args.compile:
+        bench.compile()
+    headings = {
+        "scores": {"heading": "worst with the fact over best without"},
+        "settings": {"heading": "mean accuracy"},
+        "compare": {"heading": "XL3M"},
+    }
     for part in args.parts:
         start = time.perf_counter()
-        heading = {
-            "scores": {"heading": "worst with the fact over best without"},
-            "settings": {"heading": "mean accuracy"},
-            "compare": {"heading": "XL3M"},
-        }.get(part, {})
-        told = {"distinct tokens": bench.hay.distinct, "command": _command(part)}
-        finish(bench.model, parts[part](bench), args, f"xl3m_{part}", **heading, **told)
+        command = f"python -m recipes.benchmarks.xl3m {part} --documents DOCS{' --compile' if args.compile else ''}"
+        told = {"distinct tokens": bench.hay.distinct, "command": command, **headings.get(part, {})}
+        try:
+            finish(bench.model, parts[part](bench), args, f"xl3m_{part}", **told)
+        except Exception:  # the other parts are still worth their time
+            traceback.print_exc()
         print(f"{part}: {time.perf_counter() - start:.0f} s", flush=True)
-
-
-def _command(part: str) -> str:
-    compiled = " --compile" if "--compile" in sys.argv else ""
-    return f"python -m recipes.benchmarks.xl3m {part} --documents DOCS{compiled}"
 
 
 def _numbers(text: str) -> list[int]:

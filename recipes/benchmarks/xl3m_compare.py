@@ -103,34 +103,44 @@ READERS: dict[str, tuple[list[LongContextMethod], int | None, int]] = {  # metho
 def compare(bench: Bench) -> Iterator[dict[str, Any]]:
     """The mean share of the answers that is in what is written, for every task, length and method."""
     end = time.monotonic() + bench.args.seconds
+    slow: dict[str, str] = {}
     for length in bench.args.compare_lengths:
+        slow |= {
+            name: f"{name} not run: its time grows with the square of the length"
+            for name, (_, _, longest) in READERS.items()
+            if length > longest
+        }
         for name, make in TASKS.items():
             if time.monotonic() > end:
                 return
             asked = make(bench, length, bench.args.questions)
-            found, seconds = {}, {}
-            for method, work in _methods(length).items():
+            found: dict[str, float | None] = {}
+            seconds: dict[str, float] = {}
+            for method, work in _methods().items():
+                if method in slow:
+                    found[method] = None
+                    continue
                 start = time.perf_counter()
                 try:
                     found[method] = _recall(work(bench, asked), asked.answers)
                 except torch.OutOfMemoryError:
                     found[method] = None
+                    slow[method] = f"{method} ran out of memory"
                 torch.cuda.empty_cache()
                 seconds[method] = time.perf_counter() - start
+                if seconds[method] > bench.args.patience:
+                    slow[method] = f"{method} not run again: {seconds[method]:.0f} s a text"
             ours = found.pop("XL3M")
-            slow = [m for m, (_, _, longest) in READERS.items() if length > longest]
             yield row(
                 f"{name}, {length // K}k tokens, {len(asked.questions)} questions", ours, "", beside=found,
-                why=f"{slow[0]} not run: its time grows with the square of the length" if slow else None,
+                why="; ".join(slow[m] for m, value in found.items() if value is None) or None,
                 detail={"seconds": seconds, "length": length},
             )  # fmt: skip
 
 
-def _methods(length: int) -> dict[str, Callable[[Bench, Asked], list[str]]]:
+def _methods() -> dict[str, Callable[[Bench, Asked], list[str]]]:
     readers = {
-        name: lambda b, a, m=methods, c=chunk: _read_once(b, a, m, c)
-        for name, (methods, chunk, longest) in READERS.items()
-        if length <= longest
+        name: lambda b, a, m=methods, c=chunk: _read_once(b, a, m, c) for name, (methods, chunk, _) in READERS.items()
     }
     return {"XL3M": _xl3m, "stock, last 8k only": _truncated, **readers}
 
