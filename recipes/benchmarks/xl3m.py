@@ -25,7 +25,6 @@ from hf_longctx.evaluation.results import row
 from hf_longctx.segments import XL3M
 from hf_longctx.segments.frame import Frame
 from hf_longctx.segments.prompt import Parts
-from hf_longctx.segments.xl3m import SCORES
 
 from .haystacks import Haystacks, put
 from .reading import K, arguments, finish, subject
@@ -117,7 +116,7 @@ class Bench:
     def stock(self, task: Fact, trials: int) -> float:
         """The model's own accuracy at `OWN` tokens."""
         asked = [self.prompt(task, OWN, i, trials, seed=100 + i) for i in range(trials)]
-        return self._right([[*p.head, *p.text.tolist(), *p.question] for p, _ in asked], [key for _, key in asked])
+        return self.right([[*p.head, *p.text.tolist(), *p.question] for p, _ in asked], [key for _, key in asked])
 
     def found(self, task: Fact, length: int, trials: int, texts: int, go_on: Callable[[int], bool]) -> dict[str, Any]:
         """Accuracy over `trials`, which share `texts` haystacks; segments without the fact are scored once for each."""
@@ -154,14 +153,14 @@ class Bench:
             "wrong answers": [a for a, ok in zip(answers, right, strict=True) if not ok][:5],
         }  # fmt: skip
 
-    def _right(self, rows: list[list[int]], keys: list[str]) -> float:
+    def right(self, rows: list[list[int]], keys: list[str]) -> float:
         answers = [a for start in range(0, len(rows), 20) for a in self.answers(rows[start : start + 20])]
         return sum(key in answer for key, answer in zip(keys, answers, strict=True)) / len(keys)
 
 
 def find(bench: Bench) -> Iterator[dict[str, Any]]:
     """Every length and task. Few texts are shared by the trials of a long length, which is said in the row."""
-    args, stop = bench.args, _clock(bench.args.seconds)
+    args, stop = bench.args, clock(bench.args.seconds)
     own = {task.name: bench.stock(task, max(args.trials, 1) * 2) for task in TASKS}
     for task in TASKS:
         yield row(
@@ -178,7 +177,7 @@ def find(bench: Bench) -> Iterator[dict[str, Any]]:
             ratio = accuracy / own[task.name] if own[task.name] else None
             note = f"the model's own accuracy at 2k is {own[task.name]}" if ratio is None else None
             yield row(
-                f"{task.name} at {_words(length)} tokens, {cell['trials']} trials: accuracy over the model's own at 2k",
+                f"{task.name} at {words(length)} tokens, {cell['trials']} trials: accuracy over the model's own at 2k",
                 ratio, "", bar=">= 0.95", why=note, beside={"accuracy": accuracy, "own at 2k": own[task.name]},
                 detail={**cell, "length": length},
             )  # fmt: skip
@@ -188,7 +187,7 @@ def times(bench: Bench) -> Iterator[dict[str, Any]]:
     """From token ids on the host to the answer, through `generate`; stock beside it, measured and extrapolated."""
     args, task = bench.args, TASKS[1]
     stock = _stock_prefill(bench, args.stock_lengths)
-    yield row("stock prefill, measured", None, "s", why="beside", beside={_words(n): s for n, s in stock.items()})
+    yield row("stock prefill, measured", None, "s", why="beside", beside={words(n): s for n, s in stock.items()})
     law = _square_law(stock)
     found: dict[int, tuple[float, float, float]] = {}
     for length in [*args.lengths, args.longest] if args.longest_trials else args.lengths:
@@ -205,107 +204,19 @@ def times(bench: Bench) -> Iterator[dict[str, Any]]:
             beside["not compiled"] = median(_through_generate(bench, parts, compile=False)[0] for _ in range(runs))
         bar = {1024 * K: "<= 2.5", LONGEST: "<= 60"}.get(length)
         detail = {"samples": samples, "peak GiB": peak, "length": length, "compiling": bench.compiling, "answer": key}
-        yield row(f"{_words(length)} tokens, from ids to answer", seconds, "s", bar=bar, beside=beside, detail=detail)
+        yield row(f"{words(length)} tokens, from ids to answer", seconds, "s", bar=bar, beside=beside, detail=detail)
     if len(found) > 1:
         (short, first), (long, last) = list(found.items())[-2:]
         rate = (last[1] / long) / (first[1] / short)
-        yield row(f"time a token, {_words(long)} over {_words(short)}", rate, "x", bar="<= 1.1")
+        yield row(f"time a token, {words(long)} over {words(short)}", rate, "x", bar="<= 1.1")
         grown = last[2] / first[2] if first[2] else None
         yield row(
-            f"peak memory, {_words(long)} over {_words(short)}",
+            f"peak memory, {words(long)} over {words(short)}",
             grown,
             "x",
             bar="<= 1.1",
             why=None if grown else "no GPU",
         )
-
-
-def scores(bench: Bench) -> Iterator[dict[str, Any]]:
-    """How far each score tells segments with the fact from all others, at the longest of `--lengths`."""
-    length, places = bench.args.lengths[-1], max(1, bench.args.trials)
-    for task in TASKS:
-        parts, _ = bench.prompt(task, length, 0, 1, seed=3)
-        hay = bench.hay.make(len(parts.text), seed=3)
-        fact = bench.ids(task.fact.format(city=CITIES[3], key="4821367"[: task.digits]))
-        # the median is that of segments without a fact only if most have none
-        found: dict[str, list[float]] = {name: [] for name in SCORES}
-        for chosen in _shared(places, most=max(1, length // 8192)):
-            facts = [((i + 0.5) / places, fact) for i in chosen]
-            text = put(hay, facts)
-            selection = Frame(bench.model, XL3M(), NEW_TOKENS).find(parts._replace(text=text), None)[1]
-            at = [round(depth * (len(text) - len(fact))) for depth, _ in facts]
-            whole = [[s for s in _starts(len(text)) if s <= a and a + len(fact) <= s + XL3M.segment] for a in at]
-            number = {start: i for i, start in enumerate(_starts(len(text)))}
-            touched = {n for s, n in number.items() if any(s < a + len(fact) and a < s + XL3M.segment for a in at)}
-            others = torch.tensor([n for n in number.values() if n not in touched])
-            for name in SCORES:
-                value_N = selection.scores[name] * (1 if name == "gain" else -1)
-                middle, spread = value_N[others].median(), value_N[others].std()
-                best = [max(float(value_N[number[s]]) for s in starts) for starts in whole if starts]
-                found[name] += [(value - float(middle)) / float(spread) for value in best]
-                found.setdefault(f"{name}: best other", []).append(float((value_N[others].max() - middle) / spread))
-        for name in SCORES:
-            other = max(found[f"{name}: best other"])
-            yield row(
-                f"{task.name}, {_words(length)} tokens: {name}", min(found[name]) / other, "x",
-                beside={"worst with the fact": min(found[name]), "median with the fact": median(found[name]),
-                        "best without": other},
-                detail={"facts": len(found[name]), "spreads above the median segment": found[name]},
-            )  # fmt: skip
-
-
-def _shared(items: int, most: int) -> list[range]:
-    return [range(start, items, -(-items // most)) for start in range(-(-items // most))]
-
-
-def _starts(tokens: int) -> list[int]:
-    stride = XL3M.segment - XL3M.overlap
-    starts = list(range(0, tokens - XL3M.segment + 1, stride))
-    return starts if starts[-1] + XL3M.segment == tokens else [*starts, tokens - XL3M.segment]
-
-
-GRID: dict[str, XL3M] = {
-    "defaults": XL3M(),
-    "the paper's entropy": XL3M(score="entropy"),
-    "entropy, whatever there is room for": XL3M(score="entropy", keep=0.0),
-    "entropy, whatever 6,144 tokens hold": XL3M(score="entropy", keep=0.0, key_context=6144),
-    "question NLL": XL3M(score="question_nll"),
-    "question NLL, whatever 6,144 tokens hold": XL3M(score="question_nll", keep=0.0, key_context=6144),
-    "gain, whatever there is room for": XL3M(keep=0.0),
-    "gain, whatever 6,144 tokens hold": XL3M(keep=0.0, key_context=6144),
-    "gain, up to 6,144 tokens": XL3M(key_context=6144),
-    "gain, keep=0.25": XL3M(keep=0.25),
-    "gain, keep=0.75": XL3M(keep=0.75),
-    "segments of 128": XL3M(segment=128, overlap=16),
-    "segments of 512": XL3M(segment=512, overlap=64),
-    "overlap of 64": XL3M(overlap=64),
-}
-
-
-def settings(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Both tasks at the longest of `--lengths` under other settings: what the defaults were chosen by."""
-    length, trials, stop = bench.args.lengths[-1], bench.args.setting_trials, _clock(bench.args.seconds)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, chosen in GRID.items():
-            cells = {}
-            for task in TASKS:
-                if stop():
-                    break
-                rows, keys, segments = [], [], []
-                for i in range(trials):
-                    parts, key = bench.prompt(task, length, i, trials, seed=i * 2 // trials)
-                    file = Path(folder) / f"{task.name}-{i * 2 // trials}-{chosen.segment}-{chosen.overlap}"
-                    context, selection = Frame(bench.model, chosen, NEW_TOKENS).find(
-                        parts, None, scores_file=file, compile=bench.args.compile
-                    )
-                    rows.append([*parts.head, *context, *parts.question])
-                    keys.append(key)
-                    segments.append(len(selection.kept))
-                cells[task.name] = bench._right(rows, keys)
-                cells[f"{task.name}: segments kept"] = median(segments)
-            if len(cells) == 2 * len(TASKS):
-                mean = sum(cells[task.name] for task in TASKS) / len(TASKS)
-                yield row(f"{name}, {_words(length)} tokens", mean, "", beside=cells, detail={"trials": trials})
 
 
 def _through_generate(bench: Bench, parts: Parts, compile: bool) -> tuple[float, float, float]:
@@ -371,7 +282,7 @@ def _seeded(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _clock(seconds: float) -> Callable[[], bool]:
+def clock(seconds: float) -> Callable[[], bool]:
     end = time.monotonic() + seconds
     return lambda: time.monotonic() > end
 
@@ -381,13 +292,14 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _words(length: int) -> str:
+def words(length: int) -> str:
     return f"{length // M}M" if length % M == 0 else "1M (1,048,576)" if length == 1024 * K else f"{length // K}k"
 
 
 def main() -> None:
     """Run the parts one after the other; each writes its own result file."""
     from .xl3m_compare import compare
+    from .xl3m_settings import scores, settings
 
     parts = {"scores": scores, "find": find, "time": times, "settings": settings, "compare": compare}
     parser = arguments(__doc__)
