@@ -80,20 +80,18 @@ def disagreement(device: torch.device, dtype: torch.dtype, dim: int, rotary_dim:
         return torch.cat([both, x.double()[..., rotary_dim:]], -1)
 
     at_q = (turns[0][:, -1:], turns[1][:, -1:]) if rotary_dim else None
-    keys = Keys(k, v, pos, at_q, (turns[0], turns[1]) if rotary_dim else None, 0, 150)
+    at_k = (turns[0], turns[1]) if rotary_dim else None
+    scores = (turned(q)[:, :, -1:] @ turned(k).transpose(-1, -2)) * dim**-0.5
+    scores[..., :50] = float("-inf")
+    truth = (scores.softmax(-1) @ v.double())[:, :, 0]
     try:
-        out, _ = decode(q[:, :, -1], [keys], pos[:, -1], rotary_dim, dim**-0.5)
-        torch.accelerator.synchronize()
-    except Exception as error:  # Triton, its compiler and the driver raise whatever they like
-        reason = f"its check raised {type(error).__name__}: {error}"
-    else:
-        scores = (turned(q)[:, :, -1:] @ turned(k).transpose(-1, -2)) * dim**-0.5
-        scores[..., :50] = float("-inf")
-        truth = (scores.softmax(-1) @ v.double())[:, :, 0]
+        out, _ = decode(q[:, :, -1], [Keys(k, v, pos, at_q, at_k, 0, 150)], pos[:, -1], rotary_dim, dim**-0.5)
         off = float((out.double() - truth).norm() / truth.norm())
         if off <= TOLERANCE[dtype]:
             return None
         reason = f"its output is off by {off:.1e} (relative), more than {TOLERANCE[dtype]:.0e}"
+    except Exception as error:  # Triton, its compiler and the driver raise whatever they like
+        reason = f"its check raised {type(error).__name__}: {error}"
     logger.warning("the Triton kernel for decoding is left out, and tokens take longer: %s", reason)
     return reason
 
