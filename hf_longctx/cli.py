@@ -162,9 +162,11 @@ def extend(
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Save a model so that plain from_pretrained loads it with the method active."""
-    chosen = method_of(method, settings)
-    assert chosen is not None
     from hf_longctx.checkpoints import extend as run
+    from hf_longctx.cli_segments import settings_of
+
+    chosen = settings_of(settings) if method == "xl3m" else method_of(method, settings)
+    assert chosen is not None
 
     folder = run(model, chosen, out, overwrite=force)
     _out.print(f"Saved the model with {chosen!r} to {folder}.", markup=False, highlight=False)
@@ -177,7 +179,7 @@ def extend(
 @app.command()
 def generate(
     model: Model,
-    method: MethodName = None,
+    method: Annotated[str | None, typer.Option("--method", help="xl3m, or a name from `hf-longctx methods`.")] = None,
     settings: Settings = None,
     prompt: Annotated[str | None, typer.Option(help="What to answer or continue.")] = None,
     document: Annotated[str | None, typer.Option(help="A text file to read first, or python-docs.")] = None,
@@ -188,10 +190,25 @@ def generate(
     stream: Annotated[
         bool, typer.Option("--stream", help="Never hold the whole document, which may be - (standard input).")
     ] = False,
+    scores: Annotated[
+        Path | None, typer.Option(help="xl3m: file that keeps the scores of segments, for a run that is interrupted.")
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
     """Answer a prompt, or a question about a document; the text appears as it is written."""
+    if method == "xl3m":
+        if stream or prefill_chunk_size is not None:
+            raise ValueError(
+                "--method xl3m reads a document in segments, and never holds it whole: leave --stream and "
+                "--prefill-chunk-size out."
+            )
+        from hf_longctx.cli_segments import answer
+
+        answer(model, settings, prompt, document, question, scores, max_new_tokens, sample, dtype, device)
+        return
+    if scores is not None:
+        raise ValueError("--scores keeps the scores of segments: add --method xl3m.")
     chosen = method_of(method, settings)
     if stream:
         pieces, asked = document_pieces(prompt, document, question)

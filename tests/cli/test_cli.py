@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longctx import cli
 from hf_longctx.checkpoints import convert
-from hf_longctx.method import GUIDANCE
+from hf_longctx.settings import GUIDANCE
 from tests.checkpoints.tiny import write_gguf
 
 EXTEND = ["--method", "lm_infinite", "--set", "n_local=16"]
