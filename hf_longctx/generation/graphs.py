@@ -182,7 +182,9 @@ def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, ri
             ring.whole = not failed
     if failed:
         recorded.graph = None
-        if random is not None:  # a capture that broke off leaves the generator in the state of being captured
+        if (
+            random is not None and before is not None
+        ):  # a capture that broke off leaves the generator in the state of being captured
             random.graphsafe_set_state(before)
     else:
         logger.info("recorded a decoding step as a CUDA graph in %.2f s", time.perf_counter() - start)
