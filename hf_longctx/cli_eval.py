@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from hf_longctx.cli_options import Device, Dtype, MethodName, Model, Settings, load_model, method_of, numbers
+from hf_longctx.cli_segments import settings_of
 
 GRIDS = ("ppl", "passkey")
 
@@ -51,7 +52,7 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure the stock model, its last window, and a method. An interrupted run goes on where it stopped."""
-    chosen = method_of(method, settings)
+    chosen: Any = method_of(method, settings) if method != "xl3m" else settings_of(settings)
     length_list = [int(n) for n in numbers("lengths", lengths, whole=True)]
     depth_list = None if depths is None else numbers("depths", depths)
     console = Console()

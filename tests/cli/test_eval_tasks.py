@@ -106,3 +106,13 @@ def test_lm_eval_runs_a_task_of_ones_own(model: str, tmp_path: Path, monkeypatch
 )
 def test_lm_eval_says_what_is_wrong(model: str, options: list[str], message: str) -> None:
     assert message in complaint(run("lm-eval", model, "--tasks", "mine", *options))
+
+
+def test_a_suite_reads_in_segments(model: str, tmp_path: Path) -> None:
+    result = run(
+        "eval", model, "--task", "kv", "--lengths", "1200", "--samples", "1", "--window", "600", "--alone",
+        "--out", tmp_path / "out", "--method", "xl3m", "--set", "segment=64", "--set", "overlap=8",
+        "--set", "window=600",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["configurations"] == ["XL3M"]
