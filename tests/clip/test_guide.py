@@ -21,8 +21,9 @@ from tests.clip.two import parts
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def blocks(path: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(encoding="utf-8"), re.DOTALL)
+def blocks(path: str, since: str = "") -> list[str]:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text[text.index(since) :], re.DOTALL)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def pasted(scene_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_guide_trains_and_evaluates(pasted: Path) -> None:
-    _, training, loop, evaluation = blocks("docs/clip.md")
+    training, loop, evaluation = blocks("docs/clip.md", since="## Train")
     names: dict[str, Any] = {"torch": torch}
     exec(training, names)
     assert CLIPModel.from_pretrained("clip-long").config.text_config.max_position_embeddings == 248
