@@ -139,4 +139,5 @@ if __name__ == "__main__":
         print(one["what"], one["value"], one["bar"], one["holds"])
     label = "predictions for SmolLM2-135M and a Llama of 8B geometry, bfloat16, beside the other tables' measurements"
     data = results(made, model=label, device="cpu")
-    write_results(RESULTS / "plan.json", data | {"hardware": read("fast_path_decode")["hardware"]})
+    data |= {"hardware": read("fast_path_decode")["hardware"], "command": "python -m recipes.benchmarks.plan"}
+    write_results(RESULTS / "plan.json", data)
