@@ -19,6 +19,7 @@ from transformers import Cache
 
 from ..anatomy import attention_layers, find_tower
 from ..patch import unwrap
+from . import edit_graph
 from .edit_plan import REPAIR, Difference, Plan, compare, make_plan, repair_of
 from .editable import caches_nothing, check_cache, check_model, check_tokens, ids_of
 from .placed import PlacedWork, Row, read_placed, why_not
@@ -59,7 +60,15 @@ class EditReport:
 
 
 @torch.no_grad()
-def edit(model: Any, cache: Cache, old_ids: Any, new_ids: Any, repair: int | None = None) -> tuple[Cache, EditReport]:
+def edit(
+    model: Any,
+    cache: Cache,
+    old_ids: Any,
+    new_ids: Any,
+    repair: int | None = None,
+    *,
+    compiled: bool | None = None,
+) -> tuple[Cache, EditReport]:
     """Make a cache that holds `old_ids` hold `new_ids`, by reading little more than what is new.
 
     The cache is changed in place, all of it or (after an error) nothing, and then covers `new_ids[:-1]`: `generate`
@@ -76,8 +85,12 @@ def edit(model: Any, cache: Cache, old_ids: Any, new_ids: Any, repair: int | Non
             (`LMInfinite`, `StreamingLLM`) that have evicted tokens: what is gone cannot be read by what is new.
         old_ids: the token ids that were read: a list, a 1-D tensor, or one row.
         new_ids: the token ids of the text after any number of edits.
-        repair: old tokens behind each edit that are read again. None: 16, where most of what can be had is had; 0:
+        repair: old tokens behind each edit that are read again. None: 64, where most of what can be had is had; 0:
             none, as in the paper.
+        compiled: whether moving keys and reading tokens comes from a CUDA graph. None: from a model's second edit on,
+            if it can (half precision on one GPU, stock attention without windows, at most 256 tokens to read in 8
+            places). The graph keeps buffers as large as the longest cache; `edit_graph.forget(tower)` frees them.
+            True: now, and ValueError if it cannot; False: never.
     """
     begun = time.perf_counter()
     base: Any = unwrap(model)
@@ -87,32 +100,54 @@ def edit(model: Any, cache: Cache, old_ids: Any, new_ids: Any, repair: int | Non
     old, new = ids_of(old_ids, "old_ids", tower), ids_of(new_ids, "new_ids", tower)
     modules: list[Any] = list(attention_layers(tower))
     n_cached = check_cache(tower, modules, cache, len(old))
-    check_tokens(tower, modules, cache, [old[:n_cached]])
     difference = compare(old, new, n_cached)
-    new = new[:-1]
+    plan = make_plan(difference.found, difference.n_new, repair, cache.layers)
+    row = Row(plan.copies, plan.fresh, new[:-1])
+    recorded = compiled is not False and not difference.nothing and _recorded(tower, modules, cache, row, compiled)
+    if not recorded:
+        check_tokens(tower, modules, cache, [old[:n_cached]])
     seconds_diff = time.perf_counter() - begun
-    plan = make_plan(difference.found, len(new), repair, cache.layers)
+    seconds_move = 0.0
+    works: list[Any] | None = edit_graph.edit_from_graph(tower, modules, cache, row) if recorded else None
+    if works is None or not edit_graph.is_checked(tower):
+        made, works = works, []
+        if recorded:  # for the first time, or in vain
+            check_tokens(tower, modules, cache, [old[:n_cached]])
+        if not difference.nothing:
+            works, seconds_move = _read(tower, modules, cache, row, plan)
+        if made is not None:
+            edit_graph.check(tower, made, works, row)
+    for module, work in zip(modules, works, strict=False):  # no works, if there is nothing to do
+        work.commit(cache.layers[int(module.layer_idx)])
+    seconds = time.perf_counter() - begun
+    return cache, report(difference, plan, (seconds, seconds_diff, seconds_move))
+
+
+def _recorded(tower: Any, modules: Sequence[Any], cache: Cache, row: Row, wanted: bool | None) -> bool:
+    """Is this edit to come from a CUDA graph?"""
+    reason = edit_graph.refuses(tower, modules, cache, row)
+    if reason is not None and wanted:
+        raise ValueError(f"compiled=True: this edit cannot come from a CUDA graph, as {reason}. Leave it out.")
+    return reason is None and (edit_graph.pays(tower) or bool(wanted))
+
+
+def _read(tower: Any, modules: Sequence[Any], cache: Cache, row: Row, plan: Plan) -> tuple[list[Any], float]:
+    """Layers in the making with everything moved and read, and the seconds that moving took."""
+    begun = time.perf_counter()
+    mover, works = Mover(tower), []
     placed = sum(map(len, plan.fresh)) <= CHUNK and why_not(tower, modules, cache) is None
-    row = Row(plan.copies, plan.fresh, new)
-    works: list[Any] = []
-    if not difference.nothing:
-        mover = Mover(tower)
-        for module in modules:
-            layer, move = cache.layers[int(module.layer_idx)], partial(mover.move, module)
-            works.append(
-                PlacedWork(layer, [row], len(new), move) if placed else work_on(layer, plan.copies, len(new), move)
-            )
-    seconds_move = time.perf_counter() - begun - seconds_diff
+    for module in modules:
+        layer: Any = cache.layers[int(module.layer_idx)]
+        move, length = partial(mover.move, module), len(row.ids)
+        works.append(PlacedWork(layer, [row], length, move) if placed else work_on(layer, plan.copies, length, move))
+    seconds = time.perf_counter() - begun
     device = device_of(tower, cache)
     if placed:
         read_placed(tower, works, [row], device, CHUNK)
     else:
         for run in plan.runs:
-            _forward(tower, works, new, run, plan.fresh, device)
-    for module, work in zip(modules, works, strict=False):  # no works, if there is nothing to do
-        work.commit(cache.layers[int(module.layer_idx)])
-    seconds = time.perf_counter() - begun
-    return cache, report(difference, plan, (seconds, seconds_diff, seconds_move))
+            _forward(tower, works, row.ids, run, plan.fresh, device)
+    return works, seconds
 
 
 def report(difference: Difference, plan: Plan, seconds: tuple[float, float, float]) -> EditReport:

@@ -19,7 +19,7 @@ from .workspace import first_kept
 
 _KINDS = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer, BoundedLayer)
 _ANEW = "Read the new text into a new cache instead."
-_SAMPLE = 8  # tokens that are looked up in the cache
+SAMPLE = 8  # tokens that are looked up in the cache
 
 
 def ids_of(given: Any, name: str, tower: Any) -> Tensor:
@@ -158,23 +158,11 @@ def check_tokens(
     if not used:
         return
     # one row is looked at once in each place; rows of different lengths in as many places as the longest one
-    n = min(_SAMPLE, max(len(rows[r]) - start for r in used))
+    n = min(SAMPLE, max(len(rows[r]) - start for r in used))
     pos = torch.stack([torch.linspace(start, len(rows[r]) - 1, n).long() for r in used])
     ids = torch.stack([rows[r][at] for r, at in zip(used, pos, strict=True)])
-    probes = [_probe_of(cache.layers[int(module.layer_idx)]) for module in modules]
-    order = sorted(range(len(modules)), key=lambda i: int(modules[i].layer_idx))
-    device = tower.device
-    try:
-        tower(
-            input_ids=ids.to(device),
-            position_ids=pos.to(device),
-            past_key_values=Cache(layers=[probes[i] for i in order]),
-            use_cache=True,
-        )
-    except _Seen as seen:
-        found = seen.keys.float()
-    else:
-        raise caches_nothing(tower)
+    order = sorted(modules, key=lambda module: int(module.layer_idx))
+    found = keys_of(tower, ids, pos, [_probe_of(cache.layers[int(module.layer_idx)]) for module in order]).float()
     kept = layer.in_order().k if isinstance(layer, UnrotatedLayer) else layer.keys
     at = (pos - start + torch.tensor([columns[r] for r in used])[:, None]).to(kept.device)
     kept = kept[torch.tensor(used, device=kept.device)[:, None], :, at].transpose(1, 2).to(found.device)
@@ -184,11 +172,32 @@ def check_tokens(
     else:
         off = float("inf")
     if not off <= TOLERANCE.get(kept.dtype, 6e-2):
-        raise ValueError(
-            f"this cache does not hold old_ids as {type(modules[first]).__name__} reads them (keys of {n} tokens "
-            f"looked up in it are off by {off:.1e}): it is of other tokens, of another model, or was filled with "
-            f"other rotary settings. {_ANEW}"
+        raise not_these(modules[first], n, off)
+
+
+def keys_of(tower: Any, ids: Tensor, pos: Tensor, probes: Sequence[CacheLayerMixin] | int) -> Tensor:
+    """The first layer's keys of tokens at positions; `probes` are empty cache layers, or how many stock ones."""
+    layers = [_StockProbe(False) for _ in range(probes)] if isinstance(probes, int) else list(probes)
+    device = tower.device
+    try:
+        tower(
+            input_ids=ids.to(device),
+            position_ids=pos.to(device),
+            past_key_values=Cache(layers=layers),
+            use_cache=True,
         )
+    except _Seen as seen:
+        return seen.keys
+    raise caches_nothing(tower)
+
+
+def not_these(module: Any, n: int, off: float) -> ValueError:
+    """What to say of a cache that does not hold the old text: keys of `n` tokens are off by `off`."""
+    return ValueError(
+        f"this cache does not hold old_ids as {type(module).__name__} reads them (keys of {n} tokens looked up in it "
+        f"are off by {off:.1e}): it is of other tokens, of another model, or was filled with other rotary settings. "
+        f"{_ANEW}"
+    )
 
 
 def caches_nothing(tower: Any) -> ValueError:
