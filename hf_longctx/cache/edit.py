@@ -88,7 +88,7 @@ def edit(
         repair: old tokens behind each edit that are read again. None: 64, where most of what can be had is had; 0:
             none, as in the paper.
         compiled: whether moving keys and reading tokens comes from a CUDA graph. None: from a model's second edit on,
-            if it can (half precision on one GPU, stock attention without windows, at most 256 tokens to read in 8
+            if it can (half precision on one GPU, stock attention without windows, at most 512 tokens to read in 8
             places). The graph keeps buffers as large as the longest cache; `edit_graph.forget(tower)` frees them.
             True: now, and ValueError if it cannot; False: never.
     """
