@@ -226,7 +226,7 @@ class EditGraph:
         with using(tower, places):
             found = keys_of(tower, self.probe_ids[None], self.probe_pos[None], len(modules)).float()
             kept = self.buffers[0, first].index_select(2, self.probe_pos).float()
-            self.off.copy_((found - kept).norm() / found.norm())
+            self.off.copy_((found - kept).norm() / found.norm().clamp(min=1e-15))
             in_order = sorted(range(len(modules)), key=lambda i: self.order[i])
             for slots in self.slots:
                 slots.columns = places.pos_L

@@ -168,7 +168,8 @@ def check_tokens(
     kept = kept[torch.tensor(used, device=kept.device)[:, None], :, at].transpose(1, 2).to(found.device)
     if found.shape == kept.shape:
         size = (1, 2, 3)
-        off = float(((found - kept.float()).square().sum(size) / found.square().sum(size)).sqrt().amax())
+        apart = (found - kept.float()).square().sum(size)
+        off = float((apart / found.square().sum(size).clamp(min=1e-30)).sqrt().amax())  # padding may be embedded as 0
     else:
         off = float("inf")
     if not off <= TOLERANCE.get(kept.dtype, 6e-2):

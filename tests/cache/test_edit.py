@@ -300,3 +300,9 @@ def test_moved_keys_are_closer_than_keys_left_where_they_were() -> None:
 
 def _kl(truth: Tensor, logits: Tensor) -> float:
     return float((truth.exp() * (truth - logits.log_softmax(-1))).sum())
+
+
+def test_a_text_of_padding_tokens_is_a_text() -> None:
+    """Their embedding is 0, and so are their keys."""
+    model = tiny("llama")
+    check_exact(model, [0] * 20, [0] * 10 + [5] + [0] * 10, EVERYTHING)
