@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .attention.lm_infinite import LMInfinite
     from .attention.position_free import PositionFree
     from .attention.streaming_llm import StreamingLLM
+    from .cache.share_beginning import share_beginning
     from .cache.shared_prefix import load_prefix, shared_prefix
     from .hooks import extend_config, install, uninstall
     from .method import LongContextMethod, methods
@@ -51,6 +52,7 @@ _NAMES = {
     "load_prefix": "cache.shared_prefix",
     "methods": "method",
     "plan": "planning.plan",
+    "share_beginning": "cache.share_beginning",
     "shared_prefix": "cache.shared_prefix",
     "stream": "streaming",
     "undo": "patch",

@@ -3,7 +3,8 @@
 1. a data descriptor `hf_longctx` on `PreTrainedConfig`: the key is kept, checked early, and can be passed as a keyword;
 2. a wrap of `PreTrainedModel.post_init`: a model whose config has the key gets its methods as it is built;
 3. a wrap of `GenerationMixin._prepare_cache_for_generation`: a model with a method gets that method's cache;
-4. wraps of what `generate` asks before it compiles: a bounded method's decoding comes from a CUDA graph instead;
+4. wraps of what `generate` asks before it compiles: decoding with a bounded method, or behind a shared prefix, comes
+   from a CUDA graph instead;
 5. once peft is imported, wraps around its saving and loading: an adapter carries its base's methods (`adapters.py`).
 
 All of them do nothing for a config without the key and a model without a method, and `uninstall` takes them back.
@@ -24,6 +25,8 @@ from .anatomy import find_tower
 from .attention import interface
 from .attention.base import AttentionMethod, refuse_moving_frequencies
 from .attention.positions import STATE, adopt_all
+from .attention.shared import is_shared
+from .cache.shared_layers import SharedCache
 from .generation.graphs import can_replay, decoder, forget
 from .method import KEY, LongContextMethod, read_key, write_key
 from .patch import applied
@@ -85,6 +88,7 @@ def install() -> None:
         cache = model_kwargs.get("past_key_values")
         if methods and cache is not None:
             adopt_all(vars(find_tower(self))[STATE], cache)
+        if methods or isinstance(cache, SharedCache):
             forget(cache)
         return result
 
@@ -92,13 +96,15 @@ def install() -> None:
 
     @functools.wraps(criteria)
     def keyed_criteria(self: Any, model_kwargs: Any, generation_config: Any) -> bool:
-        if not _attention_methods(self):
+        cache = model_kwargs.get("past_key_values")
+        if not _attention_methods(self) and not isinstance(cache, SharedCache):
             return criteria(self, model_kwargs, generation_config)
-        return not generation_config.disable_compile and can_replay(self, model_kwargs.get("past_key_values"))
+        return not generation_config.disable_compile and can_replay(self, cache)
 
     @functools.wraps(compiled_call)
     def keyed_compiled_call(self: Any, compile_config: Any) -> Any:
-        return decoder(self) if _attention_methods(self) else compiled_call(self, compile_config)
+        ours = _attention_methods(self) or is_shared(self)
+        return decoder(self) if ours else compiled_call(self, compile_config)
 
     setattr(PreTrainedConfig, KEY, _Key())
     for (owner, name), ours in zip(

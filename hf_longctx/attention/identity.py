@@ -1,15 +1,21 @@
 """The rotation that does nothing, at (almost) no cost: (cos=1, sin=0) whose products need not be computed.
 
-The model's own rotation runs on it as on any other; but x * ones is x, x * zeros is zeros, and y + zeros is y, so of
-its passes over queries and keys only the swap of halves is left.
+A model's forward is run with its own rotation, which is left out where it would do nothing (`unrotated`). Where a
+forward cannot be run so, the rotation runs on (cos, sin) as on any other; but x * ones is x, x * zeros is zeros, and
+y + zeros is y, so of its passes over queries and keys only the swap of halves is left.
 """
 
 from __future__ import annotations
 
+import functools
+import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+ROTATION = "apply_rotary_pos_emb"
 
 SAME = {"unsqueeze", "__getitem__", "to", "float", "type_as", "contiguous", "expand", "view", "reshape"}
 PRODUCTS = {"mul", "__mul__", "__rmul__", "multiply"}
@@ -80,3 +86,28 @@ def identity(embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():  # the compiler drops the products by itself
         return one, zero
     return one.as_subclass(Ones), zero.as_subclass(Zeros)
+
+
+@functools.cache
+def unrotated(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's own forward that skips its `apply_rotary_pos_emb(q, k, cos, sin)` where (cos, sin) is `identity`.
+
+    The very same code over the very same globals but for that one name; nothing of the model's module is changed.
+    Forwards that find their rotation otherwise are returned as they are.
+    """
+    if not isinstance(forward, types.FunctionType) or ROTATION not in forward.__code__.co_names:
+        return forward
+    rotate = forward.__globals__.get(ROTATION)
+    if not callable(rotate):
+        return forward
+
+    @functools.wraps(rotate)
+    def apply(q: Tensor, k: Tensor, cos: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(cos, Ones) and all(torch.promote_types(cos.dtype, x.dtype) == x.dtype for x in (q, k)):
+            return q, k
+        return rotate(q, k, cos, *args, **kwargs)
+
+    names = {**forward.__globals__, ROTATION: apply}
+    copy = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return copy

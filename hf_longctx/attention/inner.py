@@ -3,8 +3,10 @@
 # D head dim
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .branches import Causal
 from .kernels import KERNELS, Call
@@ -53,3 +55,21 @@ def check_device(inner: str, module: nn.Module, head_dim: int) -> None:
             f"attn_implementation={inner!r} cannot be honoured: hf_longctx does it with its kernel {name!r}, and "
             f"{reason}. Mend that, or load the model with attn_implementation='sdpa'."
         )
+
+
+def checked(
+    module: nn.Module, query: Tensor, scaling: float | None, dropout: float, more: dict[str, Any]
+) -> tuple[Tensor, float]:
+    """The queries and the scale of a call with transformers' attention signature.
+
+    ValueError for what attention in branches does not do.
+    """
+    if dropout:
+        raise ValueError(f"dropout={dropout}: attention in branches has none. Set attention_dropout to 0.")
+    for unsupported in ("softcap", "s_aux", "position_bias"):
+        if more.get(unsupported) is not None:
+            raise ValueError(f"{type(module).__name__} passes {unsupported}, which attention in branches does not do.")
+    if torch.is_autocast_enabled(query.device.type):
+        # torch's own attention is cast by autocast; rotating with fp32 cosines has made queries and keys fp32
+        query = query.to(torch.get_autocast_dtype(query.device.type))
+    return query, query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -12,6 +12,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 
 from ..method import KEY
 from . import shared
+from .inner import checked
 from .positions import Implementation, function_named
 from .read import Read
 
@@ -33,14 +34,7 @@ def attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     tower, step, layer = longctx
-    if dropout:
-        raise ValueError(f"dropout={dropout}: attention in branches has no dropout. Set attention_dropout to 0.")
-    for unsupported in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(unsupported) is not None:
-            raise ValueError(f"{type(module).__name__} passes {unsupported}, which attention in branches does not do.")
-    if torch.is_autocast_enabled(query.device.type):
-        # torch's own attention is cast by autocast; rotating with fp32 cosines has made queries and keys fp32
-        query = query.to(torch.get_autocast_dtype(query.device.type))
+    query, scale = checked(module, query, scaling, dropout, kwargs)
     seen = None if layer is None else layer.readable
     read = Read(
         module=module,
@@ -54,7 +48,7 @@ def attention(
         padded=step.padded or (layer is not None and layer.padded),
         layout=type(layer).__name__,
         fresh=key.shape[2] == query.shape[2],
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        scale=scale,
     )
     out = tower.method.attention(read)
     if layer is not None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .branches import Branch, Causal, attend
+from .identity import unrotated
 from .inner import PLAIN
 from .watch import evaluating, rotates
 
@@ -91,7 +92,8 @@ def _compare(module: Any, tower: Tower, hidden_1LX: Tensor) -> None:
             truth = stock.forward(module, hidden_1LX, position_embeddings=step.embeddings, **kwargs)[0]
             plain = dataclasses.replace(tower, method=_CausalOnly(), step=None)  # type: ignore[arg-type]
             kwargs["longctx"] = plain, step, None
-            ours = stock.forward(module, hidden_1LX, position_embeddings=step.identity, **kwargs)[0]
+            forward = unrotated(stock.forward)
+            ours = forward(module, hidden_1LX, position_embeddings=step.identity, **kwargs)[0]
     except Exception as error:
         raise _refusal(module, tower, hidden_1LX, error) from error
     off = float((ours.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))

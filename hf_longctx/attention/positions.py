@@ -24,7 +24,7 @@ from ..anatomy import layer_type
 from ..cache.layers import BoundedLayer, UnrotatedLayer
 from ..cache.ring import roll
 from ..method import KEY
-from .identity import identity
+from .identity import identity, unrotated
 from .rotation import Rotation
 
 if TYPE_CHECKING:
@@ -195,9 +195,9 @@ def _forward(
         layer.open()
         tower.opened.append(layer)
         layer.push(step.q_pos_BL, step.padded)
-    return stock.forward(
-        module, hidden_states, position_embeddings=step.identity, longctx=(tower, step, layer), **kwargs
-    )
+    # a compiler drops the rotation by itself
+    forward = stock.forward if torch.compiler.is_compiling() else unrotated(stock.forward)
+    return forward(module, hidden_states, position_embeddings=step.identity, longctx=(tower, step, layer), **kwargs)
 
 
 def _begin(

@@ -1,31 +1,26 @@
-"""Attention of many rows to one prefix, and how a stock model gets it for a while.
+"""How a stock model gets attention to a shared prefix (`folded.py`) for a while.
 
-The queries of all rows meet the prefix as one matrix product, (1, H, B L, D) against (1, G, P, D); each row meets its
-own suffix; the parts are merged by log-sum-exp, so the result is exact. Forwards with any other cache, or with none, go
-to the implementation that the model had before.
+Forwards with any other cache, or with none, go to the implementation that the model had before.
 """
 
-# B batch, H query heads, G key/value heads, L queries, P keys of a prefix, S keys of a suffix, D head dim
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 from ..anatomy import FULL, attention_layers, layer_type
-from ..cache.shared_layers import SharedCache, SharedLayer, Step
+from ..cache.shared_layers import SharedCache, SharedLayer
 from ..method import KEY, LongContextMethod
 from ..patch import Patch, applied
 from ..rope.parameters import moving_types
 from .base import AttentionMethod
-from .branches import Causal, Full, Window, merge
-from .inner import KERNEL_OF, PLAIN
-from .kernels import Call, choose
+from .folded import Own, Query, Shared, attend
+from .inner import KERNEL_OF, PLAIN, checked
 from .positions import CACHE_NAMES, Named, function_named, subclass
 
 NAME = f"{KEY}_shared_prefix"
@@ -77,6 +72,11 @@ def install(patch: Patch, tower: Any, root: nn.Module) -> None:
             patch.set(module, STATE, state)
             patch.add_hook(module, before_forward, "pre")
             patch.add_hook(module, after_forward, "post")
+
+
+def is_shared(model: Any) -> bool:
+    """Is it inside `with shared_prefix(...)`?"""
+    return any(isinstance(patch.method, Sharing) for patch in applied(model))
 
 
 def check(tower: Any) -> None:
@@ -169,7 +169,7 @@ def before_forward(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         raise ValueError("output_attentions=True: behind a shared prefix there is no attention matrix. Leave it out.")
     tokens = next(x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None)
     vars(module)[STATE].cache = cache
-    step = cache.begin(mask, tokens.shape[0], tokens.shape[1], tokens.device)
+    step = cache.begin(mask, tokens.shape[0], tokens.shape[1], tokens.device, kwargs.get("position_ids"))
     kwargs["attention_mask"] = step.mask
     if kwargs.get("position_ids") is None:
         kwargs["position_ids"] = step.q_pos_BL.clamp(min=0)
@@ -201,15 +201,15 @@ def attention(
     if shared is None:
         function = function_named(inner, module)
         return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    for unsupported in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(unsupported) is not None:
-            raise ValueError(f"{type(module).__name__} passes {unsupported}, which is not supported behind a prefix.")
-    if dropout:
-        raise ValueError(f"dropout={dropout}: attention in branches has no dropout. Call model.eval().")
-    if torch.is_autocast_enabled(query.device.type):
-        query = query.to(torch.get_autocast_dtype(query.device.type))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(query, key, value, shared, window_of(module), scale, KERNEL_OF[inner]), None
+    query, scale = checked(module, query, scaling, dropout, kwargs)
+    step = shared.current.step
+    assert step is not None
+    to, index = query.device, shared.index
+    asked = Query(query, step.q_pos_BL.to(to), window_of(module), scale, step.memo)
+    # real tokens of a row are consecutive, also with padding between turns; a buffer ends with empty columns
+    own = Own(key, value, shared.positions(step).to(to), regular=shared.ring is None, padded=step.padded)
+    levels = [Shared(level.keys[index], level.values[index], step.positions(level, index)) for level in shared.levels]
+    return attend(asked, own, levels, KERNEL_OF[inner]), None
 
 
 def mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -220,48 +220,3 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
 def register() -> None:
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
-
-
-# -- the attention ---------------------------------------------------------------------------------------------------
-@torch.no_grad()
-def attend(
-    q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, layer: SharedLayer, window: int | None, scale: float, kernel: str
-) -> Tensor:
-    """(B, L, H, D): softmax attention over the prefix that `layer` points to and each row's own suffix."""
-    step = layer.current.step
-    assert step is not None
-    q_pos, k_pos = step.q_pos_BL.to(q_BHLD.device), step.k_pos_BS.to(q_BHLD.device)
-    visible = Causal() if window is None else Window(window)
-    # real tokens of a row are consecutive, also with padding between turns
-    own = Call(q_pos, k_pos, visible, scale, regular=True, padded=step.padded, memo=step.memo.setdefault("own", {}))
-    out, lse = _part(own, q_BHLD, k_BGSD, v_BGSD, kernel)
-    for i, level in enumerate(layer.levels):
-        k, v = level.keys[layer.index], level.values[layer.index]
-        if not k.shape[2]:
-            continue  # CPU flash ends the process at zero keys
-        memo = step.memo.setdefault((i, window), {})
-        call = _prefix_call(step, q_pos, level.positions(layer.index), window, scale, memo)
-        out, lse = merge(out, lse, *_folded(call, q_BHLD, k, v, kernel))
-    return out.to(q_BHLD.dtype)
-
-
-def _prefix_call(
-    step: Step, q_pos_BL: Tensor, k_pos_1P: Tensor, window: int | None, scale: float, memo: dict[Any, Any]
-) -> Call:
-    folded = q_pos_BL.reshape(1, -1)
-    if window is None:
-        # padding rows may see the prefix: nobody reads them, and fast kernels want no padding
-        return Call(folded.clamp(min=0), k_pos_1P, Full(), scale, regular=False, padded=False, memo=memo)
-    return Call(folded, k_pos_1P, Window(window), scale, regular=False, padded=step.padded, memo=memo)
-
-
-def _folded(call: Call, q_BHLD: Tensor, k_1GPD: Tensor, v_1GPD: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
-    """One prefix for all rows: the batch becomes part of the query axis."""
-    B, H, L, D = q_BHLD.shape
-    out, lse = _part(call, q_BHLD.transpose(0, 1).reshape(1, H, B * L, D), k_1GPD, v_1GPD, kernel)
-    return out.reshape(B, L, H, -1), lse.reshape(H, B, L).transpose(0, 1)
-
-
-def _part(call: Call, q: Tensor, k: Tensor, v: Tensor, kernel: str) -> tuple[Tensor, Tensor]:
-    k, v = k.to(q.device, q.dtype), v.to(q.device, q.dtype)
-    return choose(call, q, k, kernel, strict=False).forward(call, q, k, v)

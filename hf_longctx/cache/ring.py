@@ -8,7 +8,7 @@ oldest one. Nothing is copied, and every address stays, which is what CUDA graph
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Ring:
         self.filled = 0
         self.whole = False  # read all columns, empty ones too: their number then never changes
         self._turning = False
-        self._first: BoundedLayer | None = None
+        self._first: Any = None
 
     @property
     def size(self) -> int:
@@ -61,7 +61,7 @@ class Ring:
             self._turning = False
             self.column.add_(1).remainder_(self.size)
 
-    def reorder(self, layer: BoundedLayer, beam_idx: Tensor) -> None:
+    def reorder(self, layer: Any, beam_idx: Tensor) -> None:
         """Beams are reordered layer by layer, but the shared positions once: with the first layer."""
         self._first = self._first or layer
         if layer is self._first:

@@ -140,6 +140,7 @@ class Prefix:
             ids = torch.cat([before, questions.to(device)], 1)
             mask = torch.cat([torch.ones_like(before), real.to(device)], 1)
             cache = self.cache() if past_key_values is None else past_key_values
+        cache.most = _most(settings, config, ids.shape[1], self.length)
         out = self.model.generate(ids, attention_mask=mask, past_key_values=cache, **settings)
         if isinstance(out, Tensor):
             return out[:, self.length :].clone()  # a slice would keep the prefix of every row alive
@@ -226,6 +227,19 @@ class Prefix:
                 f"{newest.method!r} was applied after this prefix was read, which was read without it. Undo it, or "
                 f"apply it first and share the prefix then."
             )
+
+
+def _most(settings: dict[str, Any], config: Any, width: int, prefix: int) -> int | None:
+    """How many tokens a suffix will have that is read at the most; None if that is open. The last one is not read."""
+
+    def asked(name: str) -> int | None:
+        value: int | None = settings.get(name, getattr(config, name, None))
+        return value
+
+    new, total = asked("max_new_tokens"), asked("max_length")
+    if new is None and total is None:
+        return None
+    return (total or 0 if new is None else width + new) - prefix - 1
 
 
 @contextmanager

@@ -6,13 +6,20 @@ stretch_checkpoint("openai/clip-vit-base-patch32", "clip-248")  # a stock checkp
 
 from hf_longctx.clip.checkpoint import stretch_checkpoint
 from hf_longctx.clip.convert import convert
+from hf_longctx.clip.long_prompt import encode_long_prompt
+from hf_longctx.clip.preference import caption_embeddings, common_direction, preference_loss, preference_score
 from hf_longctx.clip.stretch import stretch_positions
 from hf_longctx.clip.table import is_interpolated, stretch_table, stretched_length
 from hf_longctx.clip.tokens import stretch_tokenizer
 
 __all__ = [
+    "caption_embeddings",
+    "common_direction",
     "convert",
+    "encode_long_prompt",
     "is_interpolated",
+    "preference_loss",
+    "preference_score",
     "stretch_checkpoint",
     "stretch_positions",
     "stretch_table",

@@ -6,12 +6,20 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 from hf_longctx.checkpoints.save import check_target, save_with
 from hf_longctx.clip.files import read_state, write_state
-from hf_longctx.clip.stretch import load_whole, stretch_positions, stretch_state_dict_, text_length
+from hf_longctx.clip.stretch import (
+    MARK,
+    NEEDS_TRAINING,
+    load_whole,
+    stretch_positions,
+    stretch_state_dict_,
+    text_length,
+)
 from hf_longctx.clip.table import KEEP, RATIO
 from hf_longctx.clip.tokens import has_default_length, stretch_tokenizer
 
@@ -149,8 +157,13 @@ def _stretch_openclip(folder: Path, out: Path, keep: int, ratio: int, overwrite:
     if weights is None:
         raise FileNotFoundError(f"{str(folder)!r} has none of {', '.join(_OPENCLIP_WEIGHTS)}.")
     state = read_state(weights)
-    text["context_length"] = length = stretch_state_dict_(state, keep, ratio)
+    length = stretch_state_dict_(state, keep, ratio, config.get(MARK))
+    # beside the model's config, of which OpenCLIP takes every key for an argument
+    config[MARK] = {"from": text.get("context_length", 77), "keep": keep, "ratio": ratio}
+    text["context_length"] = length
     tokenizer = _tokenizer(folder, length)
+    if text.get("no_causal_mask"):  # SigLIP, as OpenCLIP writes it
+        warnings.warn(NEEDS_TRAINING.format(name="this OpenCLIP model"), UserWarning, stacklevel=3)
 
     def write(target: Path) -> None:
         for file in folder.iterdir():

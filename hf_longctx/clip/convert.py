@@ -43,7 +43,7 @@ def convert(
     """Save published Long-CLIP weights as a CLIP checkpoint that plain transformers reads.
 
     Long-CLIP keeps two tables of positions, of which it reads the first `keep` rows and the others; they become one.
-    Embeddings of texts and images are held against a forward written from the file alone before anything is saved.
+    Embeddings of texts and images are held against a forward written from the weights alone before anything is saved.
 
     Args:
         file: Long-CLIP's .pt or .safetensors file in OpenAI's names, or the folder or Hub id of a conversion with
@@ -84,7 +84,7 @@ def from_openai(
         {**{name: tensor for name, tensor in weights.items() if name != openai.TRAINED_TABLE}, openai.TABLE: table}
     )
     model = _filled(CLIPModel(found.config(activation)), renamed)
-    _check(model, weights, found, keep, activation)
+    _check(model, weights, keep)
     _mark(model, keep)
     return model.to(_widest(weights))
 
@@ -100,12 +100,21 @@ def _from_transformers(state: Mapping[str, Tensor], folder: Path, *, keep: int, 
     weights = {name: tensor for name, tensor in weights.items() if not name.endswith(".position_ids")}
     if _HF_TABLE not in weights:
         raise ValueError(f"no {_HF_TABLE} among the weights: not a CLIP in transformers' names. Give a Long-CLIP.")
-    weights[_HF_TABLE] = _merged(weights[_HF_TABLE], trained, keep, allow_interpolated)
+    if not any(name.startswith("vision_model.") for name in weights):
+        raise ValueError(
+            "these are the weights of a text tower alone. Convert the whole model: CLIPTextModel.from_pretrained reads "
+            "the text tower of what is saved."
+        )
+    first = weights[_HF_TABLE]
+    weights[_HF_TABLE] = _merged(first, trained, keep, allow_interpolated)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             "weights in transformers' names need the config.json beside them. Give the whole folder."
         )
-    given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder.name}/config.json is no JSON ({error}). Give an unchanged folder.") from error
     known = {key: given[key] for key in ("projection_dim", "logit_scale_init_value") if key in given}
     # `model_type: longclip` and the like: a class of its own, for what is now a stock CLIP
     towers = {
@@ -118,6 +127,8 @@ def _from_transformers(state: Mapping[str, Tensor], folder: Path, *, keep: int, 
     for tower in towers.values():
         tower["projection_dim"] = given.get("projection_dim", 512)
     model = _filled(CLIPModel(CLIPConfig(**known, **towers)), weights)
+    tables = {openai.TABLE: first} if trained is None else {openai.TABLE: first, openai.TRAINED_TABLE: trained}
+    _check(model, openai.from_transformers(weights) | tables, keep)
     _mark(model, keep)
     return model.to(_widest(weights))
 
@@ -162,22 +173,30 @@ def _filled(model: Any, weights: Mapping[str, Tensor]) -> Any:
 
 
 @torch.no_grad()
-def _check(model: Any, weights: Mapping[str, Tensor], found: openai.Sizes, keep: int, activation: str) -> None:
-    """What the converted model says of random texts and images must be what the file's own names say."""
+def _check(model: Any, weights: Mapping[str, Tensor], keep: int) -> None:
+    """What the converted model says of random texts and images must be what the weights, as OpenAI names them, say."""
+    text, vision = model.config.text_config, model.config.vision_config
+    if not {text.hidden_act, vision.hidden_act} <= {"quick_gelu", "gelu"}:
+        acts = {text.hidden_act, vision.hidden_act}
+        logger.warning("no reference forward knows %s, so the conversion was not checked", " and ".join(sorted(acts)))
+        return
+    length = text.max_position_embeddings
+    # the reference pools at the largest id, as configs with end token 2 do as well
+    end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
     chance = torch.Generator().manual_seed(0)  # the global one is the caller's
-    ids = torch.randint(3, max(4, found.vocab - 2), (2, found.positions), generator=chance)
-    ids[0, -1] = ids[1, found.positions // 2] = found.vocab - 1
-    ids[1, found.positions // 2 + 1 :] = 0  # as OpenAI pads
-    pixels = torch.randn(2, 3, found.image, found.image, generator=chance)
+    ids = torch.randint(3, max(4, end), (2, length), generator=chance)
+    ids[0, -1] = ids[1, length // 2] = end
+    ids[1, length // 2 + 1 :] = 0  # as OpenAI pads
+    pixels = torch.randn(2, 3, vision.image_size, vision.image_size, generator=chance)
     exact = {name: tensor.float() for name, tensor in weights.items()}
     pairs = {
         "text": (
             model.get_text_features(input_ids=ids).pooler_output,
-            openai.encode_text(exact, ids, keep, activation),
+            openai.encode_text(exact, ids, keep, text.hidden_act, text.num_attention_heads),
         ),
         "image": (
             model.get_image_features(pixel_values=pixels).pooler_output,
-            openai.encode_image(exact, pixels, activation),
+            openai.encode_image(exact, pixels, vision.hidden_act, vision.num_attention_heads),
         ),
     }
     for kind, (ours, theirs) in pairs.items():

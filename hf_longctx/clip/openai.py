@@ -167,36 +167,54 @@ def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def encode_text(state: Mapping[str, Tensor], ids: Tensor, keep: int, activation: str) -> Tensor:
+def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `to_transformers`."""
+    out = {ours: state[theirs].T if ours in _TRANSPOSED else state[theirs] for ours, theirs in _SINGLE.items()}
+    for ours, theirs in _TOWERS.items():
+        for i in sorted(_numbers(state, theirs)):
+            for kind in ("weight", "bias"):
+                for part, name in _IN_LAYER.items():
+                    out[f"{ours}.{i}.{part}.{kind}"] = state[f"{theirs}.{i}.{name}.{kind}"]
+                pieces = [state[f"{theirs}.{i}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
+                out[f"{ours}.{i}.attn.in_proj_{kind}"] = torch.cat(pieces)
+    return out
+
+
+def encode_text(
+    state: Mapping[str, Tensor], ids: Tensor, keep: int, activation: str, heads: int | None = None
+) -> Tensor:
     """Text embeddings of [batch, length] ids, before normalisation; both tables are read as Long-CLIP reads them."""
     length = ids.shape[1]
     first = (torch.arange(length) < keep)[:, None].float()
     table, trained = state[TABLE], state.get(TRAINED_TABLE, state[TABLE])
     x = state["token_embedding.weight"][ids] + table[:length] * first + trained[:length] * (1 - first)
     causal = torch.full((length, length), float("-inf")).triu(1)
-    x = _blocks(state, "transformer.resblocks", x, causal, activation)
+    x = _blocks(state, "transformer.resblocks", x, causal, activation, heads)
     x = _norm(state, "ln_final", x)
     return x[torch.arange(len(ids)), ids.argmax(-1)] @ state["text_projection"]
 
 
-def encode_image(state: Mapping[str, Tensor], pixels: Tensor, activation: str) -> Tensor:
+def encode_image(state: Mapping[str, Tensor], pixels: Tensor, activation: str, heads: int | None = None) -> Tensor:
     """Image embeddings of [batch, 3, height, width] pixels, before normalisation."""
     weight = state["visual.conv1.weight"]
     x = F.conv2d(pixels, weight, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
     x = torch.cat([state["visual.class_embedding"].expand(len(x), 1, -1), x], 1) + state["visual.positional_embedding"]
-    x = _blocks(state, "visual.transformer.resblocks", _norm(state, "visual.ln_pre", x), None, activation)
+    x = _blocks(state, "visual.transformer.resblocks", _norm(state, "visual.ln_pre", x), None, activation, heads)
     return _norm(state, "visual.ln_post", x[:, 0]) @ state["visual.proj"]
 
 
-def _blocks(state: Mapping[str, Tensor], tower: str, x: Tensor, mask: Tensor | None, activation: str) -> Tensor:
-    heads = x.shape[-1] // _HEAD_DIM
+def _blocks(
+    state: Mapping[str, Tensor], tower: str, x: Tensor, mask: Tensor | None, activation: str, heads: int | None
+) -> Tensor:
+    heads = heads or x.shape[-1] // _HEAD_DIM
+    dim = x.shape[-1] // heads
     for i in range(1 + max(_numbers(state, tower))):
         at = f"{tower}.{i}"
         mixed = F.linear(
             _norm(state, f"{at}.ln_1", x), state[f"{at}.attn.in_proj_weight"], state[f"{at}.attn.in_proj_bias"]
         )
-        q, k, v = (part.unflatten(-1, (heads, _HEAD_DIM)).transpose(1, 2) for part in mixed.chunk(3, -1))
-        scores = q @ k.transpose(-1, -2) / _HEAD_DIM**0.5
+        q, k, v = (part.unflatten(-1, (heads, dim)).transpose(1, 2) for part in mixed.chunk(3, -1))
+        scores = q @ k.transpose(-1, -2) / dim**0.5
         read = ((scores if mask is None else scores + mask).softmax(-1) @ v).transpose(1, 2).flatten(2)
         x = x + F.linear(read, state[f"{at}.attn.out_proj.weight"], state[f"{at}.attn.out_proj.bias"])
         inner = F.linear(_norm(state, f"{at}.ln_2", x), state[f"{at}.mlp.c_fc.weight"], state[f"{at}.mlp.c_fc.bias"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, MutableMapping
 from typing import Any
@@ -61,17 +62,58 @@ def text_length(model: nn.Module) -> int:
 
 
 def load_whole(path: str) -> Any:
-    """The model as its config's `architectures` names it: AutoModel would drop the projection of a text tower."""
+    """The model as its config's `architectures` names it: AutoModel would drop the projection of a text tower.
+
+    A folder or Hub id that does not give a whole model, safely, is a ValueError or an OSError that says why.
+    """
     import transformers
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
 
-    config = AutoConfig.from_pretrained(path)
-    named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
-    return (named or AutoModel).from_pretrained(path, dtype="auto").eval()
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except OSError as error:
+        raise OSError(
+            f"{path!r}: the config of a model could not be read ({_first_line(error)}). Give a folder that "
+            f"save_pretrained wrote, or a Hub id ('owner/name')."
+        ) from error
+    kind = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None) or AutoModel
+    try:
+        # sizes that differ come back as names: the exception would not say which
+        model, found = kind.from_pretrained(
+            path, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, weights_only=True
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path!r}: its weights hold more than tensors, which means code that loading would run, or they are "
+            f"damaged; they are refused. Save them with safetensors in a place where you trust them."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path!r}: its weights are cut short or damaged ({_first_line(error)}). Get them again."
+        ) from error
+    wrong = [f"{key[0]} is {list(key[1])} and not {list(key[2])}" for key in found["mismatched_keys"]]
+    wrong += [f"{key} is missing" for key in sorted(found["missing_keys"])]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"{path!r}: weights and config do not belong together: {', '.join(wrong[:3])}{more}. Give both from one "
+            f"checkpoint."
+        )
+    return model.eval()
 
 
-def stretch_state_dict_(state: MutableMapping[str, Tensor], keep: int = KEEP, ratio: int = RATIO) -> int:
-    """Stretch the table of an OpenCLIP state dict; returns the new length, its `context_length` from now on."""
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def stretch_state_dict_(
+    state: MutableMapping[str, Tensor], keep: int = KEEP, ratio: int = RATIO, mark: dict[str, int] | None = None
+) -> int:
+    """Stretch the table of an OpenCLIP state dict; returns the new length, its `context_length` from now on.
+
+    `mark` is what an earlier stretching left beside it.
+    """
     found = [name for name in OPENCLIP_TABLES if name in state]
     if len(found) != 1 or "positional_embedding_res" in state:
         raise ValueError(
@@ -80,7 +122,7 @@ def stretch_state_dict_(state: MutableMapping[str, Tensor], keep: int = KEEP, ra
         )
     table = state[found[0]]
     longer = stretch_table(table, keep, ratio)
-    _refuse_stretched(table)
+    _refuse_stretched(table, mark)
     state[found[0]] = longer
     return int(longer.shape[0])
 

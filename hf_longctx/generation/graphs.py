@@ -1,4 +1,6 @@
-"""Decoding from a CUDA graph: a bounded cache never changes its addresses, so one recorded step serves every token.
+"""Decoding from a CUDA graph: a cache of fixed buffers keeps its addresses, so one recorded step serves every token.
+
+These are the caches of bounded methods, and those behind a shared prefix (which record anew when their buffers grow).
 
 Launching a small model's kernels one by one takes many times as long as running them. A graph launches them all at
 once; recording it is one forward, and nothing is compiled. A model's first replay is checked against the model itself.
@@ -12,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +24,11 @@ from torch import Tensor
 from ..attention.parity import TOLERANCE
 from ..cache.layers import BoundedLayer
 from ..cache.ring import Ring
+from ..cache.shared_layers import SharedLayer
 
 logger = logging.getLogger("hf_longctx")
 CACHE = "past_key_values"
+Layers = Sequence[BoundedLayer | SharedLayer]
 # what a one-token forward may be given besides tensors of its own; anything else is for the model itself
 HARMLESS = {"attention_mask", "use_cache", "return_dict", "logits_to_keep", "cache_position"}
 
@@ -45,15 +49,16 @@ class Recorded:
         return same and self.ids_B1.shape == ids_B1.shape and self.ids_B1.device == ids_B1.device
 
 
+# models, and the kinds of cache whose graphs gave what the model gives
+_CHECKED: weakref.WeakKeyDictionary[Any, set[type]] = weakref.WeakKeyDictionary()
 # by the ring that every layer of a cache shares: a copied cache has another, and a graph dies with its cache
-_CHECKED: weakref.WeakSet[Any] = weakref.WeakSet()  # models whose graphs gave what the model gives
 _RECORDED: weakref.WeakKeyDictionary[Ring, Recorded | None] = weakref.WeakKeyDictionary()
 
 
 def can_replay(model: Any, cache: Any) -> bool:
     """Can one-token forwards of `model` over `cache` come from a graph?
 
-    All layers must be bounded, all weights on one GPU, and nobody else may want to see the forwards run.
+    All layers must stand in fixed buffers, all weights on one GPU, and nobody else may want to see the forwards run.
     """
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1 or next(iter(devices)).type != "cuda" or getattr(model.config, "output_hidden_states", False):
@@ -61,14 +66,20 @@ def can_replay(model: Any, cache: Any) -> bool:
     hooks = (hook for m in model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
     if any(not str(getattr(hook, "__module__", "")).startswith(("hf_longctx", "transformers")) for hook in hooks):
         return False
-    layers = getattr(cache, "layers", ())
-    return len(layers) > 0 and all(isinstance(layer, BoundedLayer) for layer in layers)
+    return _layers(cache) is not None
+
+
+def _layers(cache: Any) -> Layers | None:
+    """The layers of a cache, if all of them can stand in fixed buffers."""
+    layers: Any = getattr(cache, "layers", ())
+    fixed = any(all(isinstance(layer, kind) for layer in layers) for kind in (BoundedLayer, SharedLayer))
+    return layers if len(layers) and fixed else None
 
 
 def forget(cache: Any) -> None:
     """Let the next step over `cache` be recorded anew: adapters or weights may have changed since."""
-    for layer in getattr(cache, "layers", ()):
-        if isinstance(layer, BoundedLayer) and layer.ring is not None:
+    for layer in _layers(cache) or ():
+        if layer.ring is not None:
             _RECORDED.pop(layer.ring, None)
 
 
@@ -82,9 +93,9 @@ def decoder(model: Any) -> Callable[..., Any]:
         ids, cache = inputs.get("input_ids"), inputs.get(CACHE)
         plain = {key for key, value in inputs.items() if value is not None and value is not False}
         known = plain <= HARMLESS | {"input_ids", "position_ids", CACHE}
-        if not known or ids is None or ids.shape[1] != 1 or cache is None or torch.is_grad_enabled():
+        layers = _layers(cache)
+        if not known or ids is None or ids.shape[1] != 1 or layers is None or torch.is_grad_enabled():
             return model(**inputs)
-        layers: list[BoundedLayer] = cache.layers
         rings = [layer.ring for layer in layers if layer.ring is not None]
         ready = len(rings) == len(layers) and rings[0] in _RECORDED
         if not ready or rings[0].must_grow(layers[0].n_last + 1):
@@ -97,7 +108,7 @@ def decoder(model: Any) -> Callable[..., Any]:
     return forward
 
 
-def _step(model: Any, inputs: dict[str, Any], layers: list[BoundedLayer], rings: list[Ring]) -> Any:
+def _step(model: Any, inputs: dict[str, Any], layers: Layers, rings: list[Ring]) -> Any:
     ids, cache, pos = inputs["input_ids"], inputs[CACHE], inputs.get("position_ids")
     if pos is None:
         pos = torch.full_like(ids, cache.get_seq_length())
@@ -109,8 +120,8 @@ def _step(model: Any, inputs: dict[str, Any], layers: list[BoundedLayer], rings:
     recorded.ids_B1.copy_(ids)
     recorded.pos_B1.copy_(pos.expand_as(ids))
     recorded.graph.replay()
-    if model not in _CHECKED:
-        return _check(model, inputs, recorded, rings)
+    if type(layers[0]) not in _CHECKED.get(model, ()):
+        return _check(model, inputs, recorded, layers, rings)
     for layer in layers:
         layer.seen += 1
     for ring in {id(ring): ring for ring in rings}.values():
@@ -119,7 +130,7 @@ def _step(model: Any, inputs: dict[str, Any], layers: list[BoundedLayer], rings:
     return type(recorded.output)(logits=recorded.output.logits.clone(), past_key_values=cache)
 
 
-def _check(model: Any, inputs: dict[str, Any], recorded: Recorded, rings: list[Ring]) -> Any:
+def _check(model: Any, inputs: dict[str, Any], recorded: Recorded, layers: Layers, rings: list[Ring]) -> Any:
     """A model's first replay against the model itself, whose output is returned; they must agree, or it stays eager."""
     ours = recorded.output.logits[:, -1].float()
     for ring in {id(ring): ring for ring in rings}.values():
@@ -129,16 +140,14 @@ def _check(model: Any, inputs: dict[str, Any], recorded: Recorded, rings: list[R
     truth = output.logits[:, -1].float()
     off = float((ours - truth).norm() / truth.norm().clamp(min=1e-9))
     if off <= TOLERANCE.get(output.logits.dtype, 6e-2):
-        _CHECKED.add(model)
+        _CHECKED.setdefault(model, set()).add(type(layers[0]))
     else:
         recorded.graph = None
         logger.warning("decoding goes on without a CUDA graph: its first logits are off by %.1e (relative)", off)
     return output
 
 
-def _record(
-    model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: list[BoundedLayer], rings: list[Ring]
-) -> Recorded:
+def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, rings: list[Ring]) -> Recorded:
     """Record one forward without running it. Everything is as before if the model does what a graph cannot hold."""
     start = time.perf_counter()
     recorded = Recorded(torch.cuda.CUDAGraph(), ids.clone(), pos.expand_as(ids).clone(), None)
@@ -150,7 +159,7 @@ def _record(
     failed = True
     try:
         with torch.cuda.graph(recorded.graph, capture_error_mode="thread_local"):
-            recorded.output = model(
+            output = model(
                 input_ids=recorded.ids_B1,
                 position_ids=recorded.pos_B1,
                 past_key_values=cache,
@@ -158,6 +167,7 @@ def _record(
                 logits_to_keep=1,
                 return_dict=True,
             )
+        recorded.output = type(output)(logits=output.logits)  # not the cache: a graph must not keep it alive
         failed = False
     except (RuntimeError, ValueError, TypeError) as error:
         logger.warning("decoding goes on without a CUDA graph: %s: %s", type(error).__name__, error)

@@ -65,7 +65,7 @@ class Calibration:
     eager_attention: float = 0.05
     read_launch_s: float = 0.95e-3
     method_launch_s: float = 2.4e-3
-    decode_eager_s: float = 2.0e-3
+    decode_eager_s: float = 2.4e-3
     decode_graph_s: float = 80e-6
     lookup_block_s: float = 0.25e-3
     runtime_bytes: int = GIB // 2

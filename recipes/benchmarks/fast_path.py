@@ -7,6 +7,7 @@ python -m recipes.benchmarks.fast_path decode|prefill|kernel|memory|batch|large 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from statistics import median
@@ -155,16 +156,19 @@ def memory(model: Any, documents: dict[str, Tensor]) -> Iterator[dict[str, Any]]
         for ids in cycle(texts):
             yield from ids.split(4 * K)
 
-    peaks, seconds = {}, {}
+    asked, held, seconds = {}, {}, {}
     with LMInfinite(n_local=4 * K).on(model):
         for n in (128 * K, MILLION, 10 * MILLION):
             start = time.perf_counter()
-            peaks[n] = peak_gib(lambda n=n: hf_longctx.stream(model, islice(endless(), n // (4 * K))))
+            before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+            held[n] = peak_gib(lambda n=n: hf_longctx.stream(model, islice(endless(), n // (4 * K))))
+            asked[n] = (torch.cuda.memory_stats()["requested_bytes.all.peak"] - before) / 2**30
             seconds[n] = time.perf_counter() - start
-    beside = {f"{n:,} tokens, GiB": peak for n, peak in peaks.items()}
-    what = "peak memory above the weights, 10,000,000 tokens streamed over 128k"
-    yield row(what, peaks[10 * MILLION] / peaks[128 * K], "", bar="<= 1.02", beside=beside, detail={"seconds": seconds})
-    yield row("peak memory above the weights at the default chunk, GiB", max(peaks.values()), "GiB", bar="< 1")
+    for what, peaks in (("asked of torch's allocator", asked), ("as it rounds that up", held)):
+        beside = {f"{n:,} tokens, GiB": peak for n, peak in peaks.items()}
+        what = f"peak memory above the weights, {what}: 10,000,000 tokens streamed over 128k"
+        yield row(what, peaks[10 * MILLION] / peaks[128 * K], "", bar="<= 1.02", beside=beside, detail=seconds)
+    yield row("peak memory above the weights at the default chunk, GiB", max(held.values()), "GiB", bar="< 1")
 
 
 # -- the kernel alone --------------------------------------------------------------------------------------------------
@@ -183,7 +187,8 @@ def kernel() -> Iterator[dict[str, Any]]:
     angle = pos[..., None] * 5e5 ** (-torch.arange(0, D, 2, device=DEVICE) / D)
     cos, sin = (f(torch.cat([angle, angle], -1)).to(q.dtype) for f in (torch.cos, torch.sin))
     at_q = Rotation(cos[:, -1:], sin[:, -1:], apply_rotary_pos_emb)
-    branch = Branch(q, k, v, pos[:, -1:], pos, Causal(), at_q, Rotation(cos, sin, apply_rotary_pos_emb), padded=False)
+    at_k = Rotation(cos, sin, apply_rotary_pos_emb, steps=lambda: (cos[0, :128], sin[0, :128]))
+    branch = Branch(q, k, v, pos[:, -1:], pos, Causal(), at_q, at_k, padded=False, memo={})
     turned = at_q(q), branch.k_rope(k)  # type: ignore[misc]
 
     def replayed(work: Callable[[], Any]) -> float:
@@ -213,16 +218,18 @@ def kernel() -> Iterator[dict[str, Any]]:
     beside = {"GB/s of keys and values": read, f"GB/s of {COPY}": copied}
     yield row("decoding attention, 128k keys, 32/8 heads d128: share of the copy bandwidth", read / copied, "",
               bar=">= 0.60", beside=beside)  # fmt: skip
-    best = min(peers.values())
     milli = {"ms": ours, **{f"{name}, ms": value for name, value in peers.items()}}
-    yield row("decoding attention: time over the faster of stock's flash and SDPA", ours / best, "", bar="<= 1",
-              beside=milli)  # fmt: skip
+    for name, other in peers.items():
+        yield row(f"decoding attention: time over {name}", ours / other, "", bar="<= 1", beside=milli)
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
-    """Sixteen left-padded prompts of unequal length: fp32 tokens, and bf16 logits, against one by one."""
+    """Sixteen left-padded prompts of unequal length: fp32 tokens, and bf16 logits, against one by one.
+
+    In bf16 a batch rounds otherwise than a row alone, in the stock model too, whose difference is the measure of ours.
+    """
     lengths = [64 + 97 * i for i in range(16)]
     rows = [ids[5000 * i : 5000 * i + n].to(DEVICE) for i, n in enumerate(lengths)]
     width = max(lengths)
@@ -237,11 +244,20 @@ def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
         alone = torch.stack([model.generate(one[None], **settings).sequences[0, len(one) :] for one in rows])
     same = (together == alone).all(1).sum().item()
     yield row("16 left-padded prompts, 48 tokens each, fp32: rows with the same tokens as alone", same, "", bar="== 16")
-    with LMInfinite(n_local=512).on(model.bfloat16()):
+    model.bfloat16()
+
+    def off() -> float:
+        """How far a row's first logits in the batch are from those that it has alone, at most."""
         logits = model.generate(padded, attention_mask=mask, **settings).logits[0].float()
-        one = torch.cat([model.generate(one[None], **settings).logits[0].float() for one in rows])
-    off = ((logits - one).norm(dim=-1) / one.norm(dim=-1)).max().item()
-    yield row("the same in bf16: first logits, largest relative difference of a row", off, "", bar="<= 0.02")
+        one = torch.cat([model.generate(row[None], **settings).logits[0].float() for row in rows])
+        return ((logits - one).norm(dim=-1) / one.norm(dim=-1)).max().item()
+
+    settings |= {"max_new_tokens": 1, "min_new_tokens": 1}
+    stock = off()
+    with LMInfinite(n_local=512).on(model):
+        ours = off()
+    what = "the same in bf16: first logits, largest relative difference of a row, over that of the stock model"
+    yield row(what, ours / stock, "", bar="<= 1.25", beside={"LM-Infinite": ours, "stock": stock})
 
 
 def llama_8b() -> Any:
@@ -270,6 +286,7 @@ def main() -> None:
     model, tokenizer, documents = subject(args)
     model.requires_grad_(False)
     ids = max(documents.values(), key=len)
+    failed = []
     for part in args.parts:
         label = None
         match part:
@@ -286,7 +303,13 @@ def main() -> None:
             case _:
                 model, label = llama_8b(), "a random Llama of 8B geometry, bfloat16"
                 rows = decode(model, ids % 128000, (8 * K, 128 * K), TRAINED)
-        finish(model, rows, args, f"fast_path_{part}", label=label)
+        try:
+            finish(model, rows, args, f"fast_path_{part}", label=label)
+        except Exception:  # the other parts are worth having
+            traceback.print_exc()
+            failed.append(part)
+    if failed:
+        raise SystemExit(f"these parts failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

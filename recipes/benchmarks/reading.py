@@ -56,9 +56,8 @@ def finish(
     for found in rows:
         print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)
         done.append(found)
-        data = results(done, model=label, device=model.device, **more) | (
-            {"commit": args.commit} if args.commit else {}
-        )
+        data = results(done, model=label, device=model.device, **more) | {"command": _command(args)}
+        data |= {"commit": args.commit} if args.commit else {}
         write_results(out if out.suffix == ".json" else out / f"{name}.json", data)
 
 

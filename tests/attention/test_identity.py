@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as interleaved
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as partial
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as halves
 
-from hf_longctx.attention.identity import Ones, Zeros, identity
+from hf_longctx.attention.identity import Ones, Zeros, identity, unrotated
+from tests.tiny import tiny
 
 
 def test_queries_and_keys_come_back_as_they_are_whatever_the_layout() -> None:
@@ -42,3 +47,37 @@ def test_gradients_pass() -> None:
     halves(x, x, cos, sin)[0].sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.ones_like(x))
+
+
+def test_a_models_forward_skips_the_identity_and_rotates_by_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def counted(q: Any, k: Any, cos: Any, sin: Any) -> Any:
+        calls.append(cos)
+        return halves(q, k, cos, sin)
+
+    unrotated.cache_clear()
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", counted)
+    model = tiny()
+    layer, hidden = model.model.layers[0].self_attn, torch.randn(1, 5, model.config.hidden_size)
+    turn = model.model.rotary_emb(hidden, torch.arange(5)[None])
+    forward = unrotated(type(layer).forward)
+    still = identity(turn)
+    skipped = forward(layer, hidden, position_embeddings=still, attention_mask=None)[0]
+    assert not calls
+    torch.testing.assert_close(skipped, layer(hidden, position_embeddings=still, attention_mask=None)[0])
+    assert torch.equal(
+        forward(layer, hidden, position_embeddings=turn, attention_mask=None)[0],
+        layer(hidden, position_embeddings=turn, attention_mask=None)[0],
+    )
+    assert not torch.equal(skipped, layer(hidden, position_embeddings=turn, attention_mask=None)[0])
+    assert modeling_llama.apply_rotary_pos_emb is counted
+    unrotated.cache_clear()
+
+
+def test_forwards_that_rotate_otherwise_are_left_alone() -> None:
+    def forward(x: int) -> int:
+        return x + 1
+
+    assert unrotated(forward) is forward
+    assert unrotated(torch.relu) is torch.relu

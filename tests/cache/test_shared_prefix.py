@@ -182,7 +182,7 @@ def test_batch_operations_touch_the_suffix_only() -> None:
         cache = prefix.cache()
         prefix.generate(IDS, attention_mask=MASK, past_key_values=cache, **GREEDY)
         layer = cache.layers[1]
-        keys, shared = layer.keys, layer.levels[0].keys[1]
+        keys, shared = layer.keys.clone(), layer.levels[0].keys[1]  # beams are reordered in place
         cache.reorder_cache(torch.tensor([2, 0, 0]))
         same(layer.keys, keys[[2, 0, 0]])
         cache.batch_repeat_interleave(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -19,8 +20,9 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel
 
 from hf_longctx.clip import convert, openai, stretch_positions, stretch_table
-from tests.clip.tiny import clip, long_clip_weights, openai_names, saved, texts, tokenizer
+from tests.clip.tiny import clip, long_clip_weights, openai_names, projected, saved, texts, tokenizer
 
+convert_module = importlib.import_module("hf_longctx.clip.convert")  # the function has the module's name
 HF_RES = "text_model.embeddings.position_embedding_res"
 
 
@@ -139,6 +141,23 @@ def test_hub_conversion_with_both_tables(model: CLIPModel, nested: bool, suffix:
         assert AutoTokenizer.from_pretrained(out).model_max_length == 248
 
 
+def test_hub_conversions_are_held_against_the_reference_too(
+    model: CLIPModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, merged = saved(model, tmp_path / "source", 248), convert_module._merged
+    monkeypatch.setattr(convert_module, "_merged", lambda table, *rest: merged(table, *rest).flip(0))
+    with pytest.raises(RuntimeError, match="text embeddings differ from the file's by"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    other = clip(max_position_embeddings=248, num_attention_heads=4, eos_token_id=2, hidden_act="gelu")
+    out = convert(saved(other, tmp_path / "other", 248), tmp_path / "other-out")
+    torch.testing.assert_close(scores(reloaded(out)), scores(other), rtol=1e-6, atol=1e-6)
+    unknown = saved(clip(max_position_embeddings=248, hidden_act="relu"), tmp_path / "unknown", 248)
+    convert(unknown, tmp_path / "unknown-out")
+    assert "no reference forward knows quick_gelu and relu, so the conversion was not checked" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["one table", "untrained second table", "transformers' names"])
 def test_lost_trained_rows_are_recognised(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     short = clip()
@@ -214,12 +233,18 @@ def test_other_wrong_input_is_named(model: CLIPModel, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "config.json").write_text("{}")
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, tmp_path / "alone.safetensors")
+    projected(max_position_embeddings=248).save_pretrained(tmp_path / "tower")
+    for name, config in (("broken", "{"), ("other", json.dumps(clip().config.to_dict() | {"projection_dim": 8}))):
+        (saved(model, tmp_path / name, 248) / "config.json").write_text(config)
     cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         (tmp_path / "cut.safetensors", {}, ValueError, "cut short, damaged"),
         (tmp_path / "cut.pt", {}, ValueError, "refused"),
         (tmp_path / "none", {}, FileNotFoundError, "neither model.safetensors nor"),
         (tmp_path / "alone.safetensors", {}, FileNotFoundError, "need the config.json beside them"),
         (tmp_path / "nowhere.pt", {}, FileNotFoundError, "there is no such folder"),
+        (tmp_path / "tower", {}, ValueError, "weights of a text tower alone. Convert the whole model"),
+        (tmp_path / "broken", {}, ValueError, "broken/config.json is no JSON"),
+        (tmp_path / "other", {}, ValueError, "weights and config do not belong together .*from one checkpoint"),
         (file, {"keep": 248}, ValueError, "keep=248"),
         (file, {"activation": "relu"}, ValueError, "activation='relu'"),
         (file, {"tokenizer": tmp_path / "nowhere"}, FileNotFoundError, "there is no such folder"),

@@ -184,6 +184,22 @@ def test_tokenizer_and_processor_are_set_and_stay_so(tmp_path: Path) -> None:
         stretch_tokenizer(clip(), 248)
 
 
+def test_a_processor_of_images_and_text_stays_whole(tmp_path: Path) -> None:
+    from PIL import Image
+    from transformers import AutoProcessor, CLIPProcessor
+
+    images = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    size = {"height": 16, "width": 16}
+    before = CLIPProcessor(images(size={"shortest_edge": 16}, crop_size=size), tokenizer())
+    before.save_pretrained(saved(clip(), tmp_path / "source"))
+    (tmp_path / "source/preprocessor_config.json").unlink()  # newer files hold it in processor_config.json
+    after = AutoProcessor.from_pretrained(stretch_checkpoint(tmp_path / "source", tmp_path / "out"))
+    picture = Image.new("RGB", (30, 20), (200, 10, 10))
+    ours = after(text=["a b " * 400], images=picture, truncation=True, return_tensors="pt")
+    assert ours["input_ids"].shape == (1, 248)
+    assert torch.equal(ours["pixel_values"], before(text=["a"], images=picture, return_tensors="pt")["pixel_values"])
+
+
 def test_a_processor_that_cuts_text_itself_is_told_through_its_tokenizer(tmp_path: Path) -> None:
     warnings.filterwarnings("ignore", message=".*both directions")
     source = saved(BIDIRECTIONAL["siglip2"](), tmp_path / "source", 64)
@@ -226,7 +242,7 @@ def test_adapters_on_the_tower_are_kept() -> None:
 def test_readme_lines_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a tiny CLIP in a folder of that name."""
     readme = (Path(__file__).parents[2] / "docs/clip.md").read_text(encoding="utf-8")
-    (code,) = [one for one in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "hf_longctx.clip" in one]
+    (code,) = [one for one in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "stretch_checkpoint" in one]
     monkeypatch.chdir(tmp_path)
     saved(clip(eos_token_id=53, bos_token_id=52), tmp_path / "openai/clip-vit-base-patch32")
     names: dict[str, Any] = {}
@@ -263,8 +279,14 @@ def test_openclip_checkpoints(prefix: str, file: str, tmp_path: Path) -> None:
     config = json.loads((out / "open_clip_config.json").read_text())
     assert config["model_cfg"] == {"embed_dim": 24, "text_cfg": {"context_length": 144, "width": 64}}
     assert AutoTokenizer.from_pretrained(out).model_max_length == 144
-    with pytest.raises(ValueError, match="was stretched before"):
+    after[f"{prefix}positional_embedding"] = torch.randn(144, 64)  # as training would
+    save_file(after, out / "open_clip_model.safetensors")
+    with pytest.raises(ValueError, match=r"was stretched before .from=77, keep=10, ratio=2"):
         stretch_checkpoint(out, tmp_path / "again")
+    settings["model_cfg"]["text_cfg"]["no_causal_mask"] = True  # type: ignore[index]
+    (source / "open_clip_config.json").write_text(json.dumps(settings))
+    with pytest.warns(UserWarning, match="this OpenCLIP model reads text in both directions.*train"):
+        stretch_checkpoint(source, tmp_path / "siglip")
     settings["model_cfg"]["text_cfg"]["embed_cls"] = True  # type: ignore[index]
     (source / "open_clip_config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="CoCa's, with a class token"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,77 +10,10 @@ from transformers import DynamicCache
 
 import hf_longctx
 from hf_longctx import LMInfinite, StreamingLLM
-from hf_longctx.cache.layers import BoundedLayer
 from hf_longctx.generation import graphs
 from tests.tiny import left_padded, text, tiny
 
 METHODS = {"lm_infinite": LMInfinite(n_global=3, n_local=8), "streaming_llm": StreamingLLM(n_sink=3, window=8)}
-
-
-class Machine:
-    """What a CUDA graph does, in slow motion: recording leaves no trace, a replay runs the model, host state aside."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.recorded, self.replayed = model, 0, 0
-        self.refuses = False
-
-    def host(self, layers: list[Any]) -> list[Any]:
-        return [(layer.seen, layer.padded, layer.ring.filled) for layer in layers]
-
-    def put_back(self, layers: list[Any], state: list[Any]) -> None:
-        for layer, (seen, padded, filled) in zip(layers, state, strict=True):
-            layer.seen, layer.padded, layer.ring.filled = seen, padded, filled
-
-    def graph(self, record: Any) -> Any:
-        machine = self
-
-        def recording(model: Any, cache: Any, ids: Any, pos: Any, layers: list[Any], rings: list[Any]) -> Any:
-            tensors = [t for layer in layers for t in (layer.keys, layer.values)]
-            tensors += [t for ring in rings for t in (ring.pos_BN, ring.column)]
-            before = [t.clone() for t in tensors]
-            found = record(model, cache, ids, pos, layers, rings)
-            for tensor, was in zip(tensors, before, strict=True):
-                tensor.copy_(was)
-            if found.graph is not None:
-                machine.recorded += 1
-                found.graph.replay = lambda: machine.replay(found, cache)
-            return found
-
-        return recording
-
-    @torch.no_grad()
-    def replay(self, found: Any, cache: Any) -> None:
-        self.replayed += 1
-        state = self.host(cache.layers)
-        out = self.model(input_ids=found.ids_B1, position_ids=found.pos_B1, past_key_values=cache, use_cache=True)
-        found.output.logits.copy_(out.logits)
-        self.put_back(cache.layers, state)
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    def on(model: Any) -> Machine:
-        machine = Machine(model)
-
-        @contextlib.contextmanager
-        def context(*_: Any, **__: Any) -> Iterator[None]:
-            yield
-            if machine.refuses:
-                raise RuntimeError("operation not permitted when stream is capturing")
-
-        def bounded(model: Any, cache: Any) -> bool:
-            layers = getattr(cache, "layers", ())
-            return bool(layers) and all(isinstance(layer, BoundedLayer) for layer in layers)
-
-        monkeypatch.setattr(torch.cuda, "graph", context)
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: type("Graph", (), {})())
-        monkeypatch.setattr(graphs, "_record", machine.graph(graphs._record))
-        for place in ("hf_longctx.hooks", "hf_longctx.streaming"):
-            monkeypatch.setattr(f"{place}.can_replay", bounded)
-        return machine
-
-    yield on
-    graphs._RECORDED.clear()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "smollm3", "gpt_neox"])

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ..branches import Causal, Outside, Visible, Window
+from ..branches import Causal, Full, Outside, Visible, Window
 from . import ORDER, Call, Kernel, choose
 
 WINDOW, FIRST = 4096, 10
@@ -19,6 +19,7 @@ SHAPES: dict[str, tuple[int, int, Visible]] = {  # queries, keys, which pairs ex
     "a chunk and the window before it": (1, 2, Window(WINDOW)),
     "the first tokens, for a chunk": (1, 0, Outside(WINDOW)),
     "one new token and its window": (0, 1, Window(WINDOW)),
+    "the queries of many rows, and a shared prefix": (1, 1, Full()),
 }
 
 

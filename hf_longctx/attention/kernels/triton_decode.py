@@ -18,56 +18,72 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
-# keys of a step, warps, pipeline stages, programs for each multiprocessor. TODO: choose them by a sweep on a GPU; these
-# fit its shared memory at every head dim
+# keys of a step, warps, pipeline stages, programs for each multiprocessor: chosen by a sweep on an H100 at 8k and 128k
+# keys; fp32 fits its shared memory at every head dim
 HALF, FULL = (64, 4, 3, 4), (16, 4, 1, 4)
+FEW = 4  # steps that make a program worth its start, as long as every multiprocessor has one
 
 
 @triton.jit
-def _rotated(x, cos, sin, wide, live, R2: tl.constexpr, ROTATE: tl.constexpr):
-    """The two rotated halves at x: the model's x cos + (-high, low) sin, in fp32, rounded to its own dtype."""
-    low = tl.load(x, wide & live, 0.0)
-    high = tl.load(x + R2, wide & live, 0.0)
-    if ROTATE:
-        c, s = tl.load(cos, wide & live, 0.0).to(tl.float32), tl.load(sin, wide & live, 0.0).to(tl.float32)
-        low32, high32 = low.to(tl.float32), high.to(tl.float32)
-        low, high = (low32 * c - high32 * s).to(low.dtype), (high32 * c + low32 * s).to(high.dtype)
-    return low, high
+def _turn(low, high, c, s):
+    """The model's x cos + (-high, low) sin for two halves, in fp32."""
+    c, s, low, high = c.to(tl.float32), s.to(tl.float32), low.to(tl.float32), high.to(tl.float32)
+    return low * c - high * s, high * c + low * s
 
 
 @triton.jit
-def _part(q, k, v, q_cos, q_sin, k_cos, k_sin, q_pos, k_pos, out, lse, scale, near, far, keys, tiles, first, groups,
-          q_b, q_h, k_b, k_h, k_s, v_b, v_h, v_s, qc_b, kc_b, kc_s, qp_b, kp_b, o_p, o_b, o_h, l_p, l_b,
-          D: tl.constexpr, DP: tl.constexpr, R2: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr,
-          GROUP: tl.constexpr, GP: tl.constexpr, N: tl.constexpr, Q_ROTATE: tl.constexpr,
-          K_ROTATE: tl.constexpr):  # fmt: skip
-    batch, group, part = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups, tl.program_id(1)
+def _read(m, l, acc, q, q_cos, q_sin, k, v, k_cos, k_sin, k_pos, s_cos, s_sin, here, scale, near, far, keys, first,
+          last, q_h, k_s, v_s, kc_s, D: tl.constexpr, DP: tl.constexpr, R2: tl.constexpr, RP: tl.constexpr,
+          EP: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, N: tl.constexpr, Q_ROTATE: tl.constexpr,
+          K_ROTATE: tl.constexpr, STEPS: tl.constexpr):  # fmt: skip
+    """Steps `first` to `last` of one set of keys, added to the softmax (m, l, acc) of one row's group of heads."""
     row, half, dim, extra = tl.arange(0, GP), tl.arange(0, RP), tl.arange(0, DP), tl.arange(0, EP)
+    column = tl.arange(0, N)
     head_live, half_live, dim_live, extra_live = row < GROUP, half < R2, dim < D, extra < D - 2 * R2
-    at_q = q + batch * q_b + (group * GROUP + row[:, None]) * q_h
-    q_turn = batch * qc_b + half[None]
-    q_low, q_high = _rotated(at_q + half[None], q_cos + q_turn, q_sin + q_turn, half_live[None],
-                             head_live[:, None], R2, Q_ROTATE)  # fmt: skip
+    at_q, q_live = q + row[:, None] * q_h, head_live[:, None] & half_live[None]
+    q_low = tl.load(at_q + half[None], q_live, 0.0)
+    q_high = tl.load(at_q + R2 + half[None], q_live, 0.0)
+    dtype = q_low.dtype
+    q_low32, q_high32 = q_low.to(tl.float32), q_high.to(tl.float32)
+    if Q_ROTATE:
+        q_c, q_s = tl.load(q_cos + half, half_live, 0.0), tl.load(q_sin + half, half_live, 0.0)
+        q_low32, q_high32 = _turn(q_low, q_high, q_c[None], q_s[None])
+        q_low, q_high = q_low32.to(dtype), q_high32.to(dtype)
     if D > 2 * R2:
         q_rest = tl.load(at_q + 2 * R2 + extra[None], head_live[:, None] & extra_live[None], 0.0)
-    here = tl.load(q_pos + batch * qp_b)
-    k += batch * k_b + group * k_h
-    v += batch * v_b + group * v_h
-    m = tl.full((GP,), float("-inf"), tl.float32)
-    l = tl.zeros((GP,), tl.float32)
-    acc = tl.zeros((GP, DP), tl.float32)
-    for tile in range(part * tiles, part * tiles + tiles):
-        slot = tile * N + tl.arange(0, N)
+    for tile in range(first, last):
+        slot = tile * N + column
         live = slot < keys
-        at_k = tl.load(k_pos + batch * kp_b + slot, live, -1)
+        at_k = tl.load(k_pos + slot, live, -1)
         distance = here - at_k
         seen = live & (at_k >= 0) & (here >= 0) & (distance >= near) & (distance < far)
         wide = slot.to(tl.int64)[:, None]
-        turn = batch * kc_b + wide * kc_s + half[None]
-        low, high = _rotated(k + wide * k_s + half[None], k_cos + turn, k_sin + turn, half_live[None],
-                             live[:, None], R2, K_ROTATE)  # fmt: skip
-        scores = tl.dot(q_low, tl.trans(low), input_precision="ieee")
-        scores = tl.dot(q_high, tl.trans(high), scores, input_precision="ieee")
+        k_live = live[:, None] & half_live[None]
+        low = tl.load(k + wide * k_s + half[None], k_live, 0.0)
+        high = tl.load(k + wide * k_s + R2 + half[None], k_live, 0.0)
+        values = tl.load(v + wide * v_s + dim[None], live[:, None] & dim_live[None], 0.0)
+        near_low, near_high = q_low, q_high
+        if K_ROTATE:
+            turn = wide * kc_s + half[None]
+            if STEPS:
+                # Keys at consecutive positions p, p + 1, ... are turned by 0, 1, ..., and the query back by p: one row
+                # of cosines for the query, and for the keys the same few rows at every step, which stay at hand.
+                start = tl.load(k_pos + tile * N)
+                if (start >= 0) & (tl.sum((live & (at_k != start + column)).to(tl.int32)) == 0):
+                    back = (tile * N).to(tl.int64) * kc_s + half
+                    p_c, p_s = tl.load(k_cos + back, half_live, 0.0), tl.load(k_sin + back, half_live, 0.0)
+                    back_low, back_high = _turn(q_low32, q_high32, p_c[None], -p_s[None])
+                    near_low, near_high = back_low.to(dtype), back_high.to(dtype)
+                    step = column[:, None] * (2 * R2) + half[None]
+                    c, s = tl.load(s_cos + step, k_live, 0.0), tl.load(s_sin + step, k_live, 0.0)
+                else:
+                    c, s = tl.load(k_cos + turn, k_live, 0.0), tl.load(k_sin + turn, k_live, 0.0)
+            else:
+                c, s = tl.load(k_cos + turn, k_live, 0.0), tl.load(k_sin + turn, k_live, 0.0)
+            low32, high32 = _turn(low, high, c, s)
+            low, high = low32.to(dtype), high32.to(dtype)
+        scores = tl.dot(near_low, tl.trans(low), input_precision="ieee")
+        scores = tl.dot(near_high, tl.trans(high), scores, input_precision="ieee")
         if D > 2 * R2:
             rest = tl.load(k + wide * k_s + 2 * R2 + extra[None], live[:, None] & extra_live[None], 0.0)
             scores = tl.dot(q_rest, tl.trans(rest), scores, input_precision="ieee")
@@ -76,13 +92,45 @@ def _part(q, k, v, q_cos, q_sin, k_cos, k_sin, q_pos, k_pos, out, lse, scale, ne
         base = tl.where(top == float("-inf"), 0.0, top)
         weights, keep = tl.math.exp2(scores - base[:, None]), tl.math.exp2(m - base)
         l = l * keep + tl.sum(weights, 1)
-        values = tl.load(v + wide * v_s + dim[None], live[:, None] & dim_live[None], 0.0)
         acc = tl.dot(weights.to(values.dtype), values, acc * keep[:, None], input_precision="ieee")
         m = top
+    return m, l, acc
+
+
+@triton.jit
+def _part(q, q_pos, out, lse, s_cos, s_sin, scale, groups, first, q_b, q_h, qp_b, o_p, o_b, o_h, l_p, l_b,
+          k, v, q_cos, q_sin, k_cos, k_sin, k_pos, near, far, keys, tiles,
+          k_b, k_h, k_s, v_b, v_h, v_s, qc_b, kc_b, kc_s, kp_b,
+          k2, v2, q_cos2, q_sin2, k_cos2, k_sin2, k_pos2, near2, far2, keys2, tiles2,
+          k_b2, k_h2, k_s2, v_b2, v_h2, v_s2, qc_b2, kc_b2, kc_s2, kp_b2,
+          D: tl.constexpr, DP: tl.constexpr, R2: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr,
+          GROUP: tl.constexpr, GP: tl.constexpr, N: tl.constexpr, Q_ROTATE: tl.constexpr, K_ROTATE: tl.constexpr,
+          STEPS: tl.constexpr, SECOND: tl.constexpr, Q_ROTATE2: tl.constexpr,
+          K_ROTATE2: tl.constexpr):  # fmt: skip
+    """A share of one set of keys, and of a second one, for one row's group of heads."""
+    batch, group, part = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups, tl.program_id(1)
+    row, dim = tl.arange(0, GP), tl.arange(0, DP)
+    here = tl.load(q_pos + batch * qp_b)
+    at_q = q + batch * q_b + group * GROUP * q_h
+    m = tl.full((GP,), float("-inf"), tl.float32)
+    l = tl.zeros((GP,), tl.float32)
+    acc = tl.zeros((GP, DP), tl.float32)
+    m, l, acc = _read(
+        m, l, acc, at_q, q_cos + batch * qc_b, q_sin + batch * qc_b, k + batch * k_b + group * k_h,
+        v + batch * v_b + group * v_h, k_cos + batch * kc_b, k_sin + batch * kc_b, k_pos + batch * kp_b, s_cos, s_sin,
+        here, scale, near, far, keys, part * tiles, part * tiles + tiles, q_h, k_s, v_s, kc_s,
+        D, DP, R2, RP, EP, GROUP, GP, N, Q_ROTATE, K_ROTATE, STEPS)  # fmt: skip
+    if SECOND:
+        most = tl.minimum(part * tiles2 + tiles2, tl.cdiv(keys2, N))
+        m, l, acc = _read(
+            m, l, acc, at_q, q_cos2 + batch * qc_b2, q_sin2 + batch * qc_b2, k2 + batch * k_b2 + group * k_h2,
+            v2 + batch * v_b2 + group * v_h2, k_cos2 + batch * kc_b2, k_sin2 + batch * kc_b2, k_pos2 + batch * kp_b2,
+            s_cos, s_sin, here, scale, near2, far2, keys2, part * tiles2, most, q_h, k_s2, v_s2, kc_s2,
+            D, DP, R2, RP, EP, GROUP, GP, N, Q_ROTATE2, K_ROTATE2, False)  # fmt: skip
     norm = tl.where(l == 0.0, 1.0, l)
-    heads = group * GROUP + row
+    heads, head_live = group * GROUP + row, row < GROUP
     to = out + (first + part) * o_p + batch * o_b + heads[:, None] * o_h + dim[None]
-    tl.store(to, acc / norm[:, None], head_live[:, None] & dim_live[None])
+    tl.store(to, acc / norm[:, None], head_live[:, None] & (dim < D)[None])
     total = tl.where(l == 0.0, float("-inf"), m + tl.math.log2(norm))
     tl.store(lse + (first + part) * l_p + batch * l_b + heads, total, head_live)
 
@@ -113,7 +161,8 @@ def _merge(part, part_lse, out, lse, parts, heads, p_p, p_b, p_h, l_p, l_b, o_b,
 class Keys:
     """One set of keys: un-rotated (B, G, S, D), the rotations (cos, sin) of query and keys, and which distances exist.
 
-    cos and sin are (B or 1, 1 or S, R) with equal halves; None where a side is right as it is.
+    cos and sin are (B or 1, 1 or S, R) with equal halves; None where a side is right as it is. `steps` are those of the
+    positions 0, 1, ... without any scaling, as (tile or more, R): given where keys are turned by their positions.
     """
 
     k_BGSD: Tensor
@@ -123,6 +172,7 @@ class Keys:
     k_turn: tuple[Tensor, Tensor] | None
     near: int
     far: int
+    steps: tuple[Tensor, Tensor] | None = None
 
 
 def decode(q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -130,17 +180,8 @@ def decode(q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, sc
 
     Returns out (B, H, D) in q's dtype and lse (B, H) fp32; a row without keys gets zeros and -inf.
     """
-    B, H, D = q_BHD.shape
-    G = sets[0].k_BGSD.shape[1]
-    settings = FULL if q_BHD.dtype == torch.float32 else HALF
-    cuts = [_cut(keys.k_BGSD.shape[2], B * G, q_BHD.device, settings) for keys in sets]
-    count = sum(parts for _, parts in cuts)
-    part = torch.empty(count, B, H, D, device=q_BHD.device, dtype=torch.float32)
-    part_lse = torch.empty(count, B, H, device=q_BHD.device, dtype=torch.float32)
-    first = 0
-    for keys, (tiles, parts) in zip(sets, cuts, strict=True):
-        _launch(q_BHD, keys, q_pos_B, rotary_dim, scale, part, part_lse, first, tiles, parts, settings)
-        first += parts
+    part, part_lse = decode_parts(q_BHD, sets, q_pos_B, rotary_dim, scale)
+    count, B, H, D = part.shape
     out = torch.empty_like(q_BHD, memory_format=torch.contiguous_format)
     lse = torch.empty(B, H, device=q_BHD.device, dtype=torch.float32)
     strides = (*part.stride()[:3], *part_lse.stride()[:2], *out.stride()[:2])
@@ -150,38 +191,67 @@ def decode(q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, sc
     return out, lse
 
 
+def decode_parts(
+    q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`decode` before its parts are merged: (C, B, H, D) and their log-sum-exps to base 2, (C, B, H), fp32."""
+    B, H, D = q_BHD.shape
+    G = sets[0].k_BGSD.shape[1]
+    settings = FULL if q_BHD.dtype == torch.float32 else HALF
+    sets = sorted(sets, key=lambda keys: -keys.k_BGSD.shape[2])
+    pairs = [sets[i : i + 2] for i in range(0, len(sets), 2)]  # a launch each
+    cuts = [_cut(pair[0].k_BGSD.shape[2], B * G, q_BHD.device, settings) for pair in pairs]
+    count = sum(parts for _, parts in cuts)
+    part = torch.empty(count, B, H, D, device=q_BHD.device, dtype=torch.float32)
+    part_lse = torch.empty(count, B, H, device=q_BHD.device, dtype=torch.float32)
+    first = 0
+    for pair, (tiles, parts) in zip(pairs, cuts, strict=True):
+        _launch(q_BHD, pair, q_pos_B, rotary_dim, scale, part, part_lse, first, tiles, parts, settings)
+        first += parts
+    return part, part_lse
+
+
 def _cut(keys: int, rows: int, device: torch.device, settings: tuple[int, ...]) -> tuple[int, int]:
     """Tiles of a part and number of parts: enough programs to fill the card, none of them without a tile."""
     tile, _, _, waves = settings
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
     tiles = triton.cdiv(keys, tile)
-    each = triton.cdiv(tiles, max(1, waves * processors // rows))
+    most, one_each = max(1, waves * processors // rows), max(1, processors // rows)
+    each = max(triton.cdiv(tiles, most), min(FEW, triton.cdiv(tiles, one_each)))
     return each, triton.cdiv(tiles, each)
 
 
 def _launch(
-    q: Tensor, keys: Keys, q_pos: Tensor, rotary_dim: int, scale: float, part: Tensor, part_lse: Tensor, first: int,
-    tiles: int, parts: int, settings: tuple[int, ...],
+    q: Tensor, sets: list[Keys], q_pos: Tensor, rotary_dim: int, scale: float, part: Tensor, part_lse: Tensor,
+    first: int, tiles: int, parts: int, settings: tuple[int, ...],
 ) -> None:  # fmt: skip
     B, H, D = q.shape
-    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (keys.k_BGSD, keys.v_BGSD))
-    G, S = k.shape[1:3]
-    q_turn, k_turn = keys.q_turn, keys.k_turn
-    q_cos, q_sin = (x.expand(B, 1, rotary_dim) for x in q_turn) if q_turn is not None else (q[:, :1], q[:, :1])
-    k_cos, k_sin = (x.expand(B, S, rotary_dim) for x in k_turn) if k_turn is not None else (k[:, 0], k[:, 0])
-    at_k = keys.k_pos_BS.expand(B, S)
-    half = rotary_dim // 2
-    strides = (
-        *q.stride()[:2], *k.stride()[:3], *v.stride()[:3], q_cos.stride(0), *k_cos.stride()[:2], q_pos.stride(0),
-        at_k.stride(0), *part.stride()[:3], *part_lse.stride()[:2],
-    )  # fmt: skip
+    G, half = sets[0].k_BGSD.shape[1], rotary_dim // 2
+    longest = sets[0]
+    steps = longest.steps if longest.k_turn is not None else None
+    tiles_of = [tiles, triton.cdiv(triton.cdiv(sets[-1].k_BGSD.shape[2], settings[0]), parts)]
+    # where there is no second set, the first one's arguments stand in, unread
+    two = [x for keys, each in zip((sets[0], sets[-1]), tiles_of, strict=True) for x in _arguments(keys, q, half, each)]
     sizes = {
         "D": D, "DP": max(16, triton.next_power_of_2(D)), "R2": half, "RP": max(16, triton.next_power_of_2(half)),
         "EP": max(16, triton.next_power_of_2(max(D - rotary_dim, 1))), "GROUP": H // G,
-        "GP": max(16, triton.next_power_of_2(H // G)), "N": settings[0], "Q_ROTATE": q_turn is not None,
-        "K_ROTATE": k_turn is not None,
+        "GP": max(16, triton.next_power_of_2(H // G)), "N": settings[0], "STEPS": steps is not None,
+        "Q_ROTATE": longest.q_turn is not None, "K_ROTATE": longest.k_turn is not None, "SECOND": len(sets) > 1,
+        "Q_ROTATE2": sets[-1].q_turn is not None, "K_ROTATE2": sets[-1].k_turn is not None,
     }  # fmt: skip
     _part[(B * G, parts)](
-        q, k, v, q_cos, q_sin, k_cos, k_sin, q_pos, at_k, part, part_lse, scale * LOG2_E, keys.near, keys.far, S,
-        tiles, first, G, *strides, **sizes, num_warps=settings[1], num_stages=settings[2],
+        q, q_pos, part, part_lse, *(steps or (q, q)), scale * LOG2_E, G, first, *q.stride()[:2], q_pos.stride(0),
+        *part.stride()[:3], *part_lse.stride()[:2], *two, **sizes, num_warps=settings[1], num_stages=settings[2],
     )  # fmt: skip
+
+
+def _arguments(keys: Keys, q: Tensor, half: int, tiles: int) -> tuple[Any, ...]:
+    """One set's tensors, sizes and strides."""
+    B, S = len(q), keys.k_BGSD.shape[2]
+    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (keys.k_BGSD, keys.v_BGSD))
+    q_turn, k_turn = keys.q_turn, keys.k_turn
+    q_cos, q_sin = (x.expand(B, 1, 2 * half) for x in q_turn) if q_turn is not None else (q[:, :1], q[:, :1])
+    k_cos, k_sin = (x.expand(B, S, 2 * half) for x in k_turn) if k_turn is not None else (k[:, 0], k[:, 0])
+    at_k = keys.k_pos_BS.expand(B, S)
+    strides = *k.stride()[:3], *v.stride()[:3], q_cos.stride(0), *k_cos.stride()[:2], at_k.stride(0)
+    return k, v, q_cos, q_sin, k_cos, k_sin, at_k, keys.near, keys.far, S, tiles, *strides
