@@ -107,7 +107,7 @@ def edit_batch(
     seconds_move = time.perf_counter() - begun - seconds_diff
     device = device_of(tower, cache)
     if works:
-        read_placed(tower, works, rows, device, max(CHUNK // len(rows), 1))
+        read_placed(tower, works, rows, device, max(4 * CHUNK // len(rows), 1))
     for module, work in zip(modules, works, strict=False):  # no works, if there is nothing to do
         work.commit(cache.layers[int(module.layer_idx)])
     seconds = (time.perf_counter() - begun, seconds_diff, seconds_move)

@@ -28,7 +28,7 @@ from hf_longctx.evaluation.results import row
 
 from .pie_methods import METHODS, OURS, RULES, Result, measure, view
 from .pie_texts import KINDS, edits
-from .reading import K, arguments, finish
+from .reading import TRAINED, K, arguments, finish
 
 BARS = {2 * K: "<= 5e-4", 8 * K: "<= 2e-4"}
 # the geometry of Llama 3.2 1B
@@ -50,18 +50,18 @@ SPEED = {2 * K: None, 8 * K: ">= 5", 32 * K: ">= 20"}
 def fidelity(model: Any, tokenizer: Any, args: Any) -> Iterator[dict[str, Any]]:
     """Next-token distributions after an edit against those after a full re-read."""
     for length in args.lengths:
-        sample = edits(tokenizer, length - FREE, args.edits, args.per_text, seed=length)
+        sample = edits(tokenizer, min(length, TRAINED - FREE), args.edits, args.per_text, seed=length)
         found = measure(model, sample, METHODS, args.batch if length > 4 * K else 2 * args.batch)
         yield from _rows(found, length, BARS.get(length), ">= 99.3" if length in BARS else None)
 
 
-FREE = 256  # of the length: for what the edit adds and what follows
+FREE = 256  # tokens of the trained length for what an edit adds and what follows
 
 
 def rules(model: Any, tokenizer: Any, args: Any) -> Iterator[dict[str, Any]]:
     """The same number of tokens read again, chosen by several rules. Two of them know what only a full read tells."""
     for length in args.lengths[:1]:
-        sample = edits(tokenizer, length - FREE, args.edits, args.per_text, seed=length + 1)
+        sample = edits(tokenizer, min(length, TRAINED - FREE), args.edits, args.per_text, seed=length + 1)
         found = measure(model, sample, RULES, 2 * args.batch, attended=True)
         yield from _rows(found, length, None, None)
 
@@ -80,7 +80,7 @@ def _rows(found: dict[str, Result], length: int, bar: str | None, top_bar: str |
     def kind(name: str) -> Callable[[Result], float]:
         return lambda r: _mean([kl for kl, of in zip(r.kl, r.kind, strict=True) if of == name])
 
-    what = f"{length // K}k" if length >= K else str(length)
+    what = f"{min(length, TRAINED - FREE):,} tokens"
     mean: Callable[[Result], float] = lambda r: _mean(r.kl)  # noqa: E731
     top: Callable[[Result], float] = lambda r: 100 * _mean(r.top1)  # noqa: E731
     again: Callable[[Result], float] = lambda r: _mean(r.again)  # noqa: E731

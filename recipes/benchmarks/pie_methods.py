@@ -265,7 +265,7 @@ def _naive(model: Any, cache: Any, group: list[Edit], known: list[Known]) -> tup
 METHODS: dict[str, Any] = {
     OURS: _ours(None),
     "repair=0 (the paper)": _ours(0),
-    **{f"repair={n}": _ours(n) for n in (16, 64, 256) if n != REPAIR},
+    **{f"repair={n}": _ours(n) for n in (16, 64, 128, 256) if n != REPAIR},
     "naive splice": _naive,
 }
 RULES: dict[str, Any] = {
