@@ -85,10 +85,11 @@ def edit(
             (`LMInfinite`, `StreamingLLM`) that have evicted tokens: what is gone cannot be read by what is new.
         old_ids: the token ids that were read: a list, a 1-D tensor, or one row.
         new_ids: the token ids of the text after any number of edits.
-        repair: old tokens behind each edit that are read again. None: 64, where most of what can be had is had; 0:
-            none, as in the paper.
+        repair: old tokens that are read again for each place that changed. Half are the next ones behind it, a quarter
+            repeat phrases of what was changed, the rest are the last ones of the text; with windows, un-rotated keys or
+            kernels that take no mask, all are the next ones. None: 64; 0: none, as in the paper.
         compiled: whether moving keys and reading tokens comes from a CUDA graph. None: from a model's second edit on,
-            if it can (half precision on one GPU, stock attention without windows, at most 512 tokens to read in 8
+            if it can (half precision on one GPU, stock attention without windows, at most 512 tokens to read in 32
             places). The graph keeps buffers as large as the longest cache; `edit_graph.forget(tower)` frees them.
             True: now, and ValueError if it cannot; False: never.
     """
@@ -101,7 +102,8 @@ def edit(
     modules: list[Any] = list(attention_layers(tower))
     n_cached = check_cache(tower, modules, cache, len(old))
     difference = compare(old, new, n_cached)
-    plan = make_plan(difference.found, difference.n_new, repair, cache.layers)
+    placed = why_not(tower, modules, cache) is None
+    plan = make_plan(difference, repair, cache.layers, anywhere=placed)
     row = Row(plan.copies, plan.fresh, new[:-1])
     recorded = compiled is not False and not difference.nothing and _recorded(tower, modules, cache, row, compiled)
     if not recorded:

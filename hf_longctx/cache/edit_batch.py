@@ -92,7 +92,7 @@ def edit_batch(
     check_tokens(tower, modules, cache, [ids[:n] for ids, n in zip(old, held, strict=True)], starts)
     differences = [compare(a, b, n) for a, b, n in zip(old, new, held, strict=True)]
     length = max(map(len, new)) - 1
-    plans = [make_plan(difference.found, difference.n_new, repair) for difference in differences]
+    plans = [make_plan(difference, repair) for difference in differences]
     rows = [
         Row(plan.copies, plan.fresh, ids[:-1], start, length - len(ids) + 1)
         for plan, ids, start in zip(plans, new, starts, strict=True)

@@ -28,7 +28,7 @@ from .rotate import Mover, rotary_of, turn
 
 logger = logging.getLogger("hf_longctx")
 SIZES = (32, 64, 128, 192, 256, 384, 512)  # tokens of a forward; what is read is padded to the next one
-RUNS = 8  # places that are read apart from each other
+RUNS = 32  # places that are read apart from each other
 ROUND = 4096  # columns; buffers are a multiple of it
 OURS = ("torch.", "transformers.", "hf_longctx.")
 

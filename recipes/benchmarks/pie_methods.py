@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx.anatomy import attention_layers, find_tower
+from hf_longctx.cache.echoes import echoes
 from hf_longctx.cache.edit_batch import edit_batch
 from hf_longctx.cache.edit_plan import REPAIR, compare, make_plan
 from hf_longctx.cache.placed import PlacedWork, Row, read_placed
@@ -201,7 +202,7 @@ def _edited(
     length, rows, again = max(len(e.new) for e in group) - 1, [], []
     for e, about in zip(group, known, strict=True):
         difference = compare(e.old, e.new, len(e.old))
-        plan = make_plan(difference.found, difference.n_new, 0)
+        plan = make_plan(difference, 0)
         fresh = {i for span in plan.fresh for i in range(span.start, span.end)}
         behind = [i for _, new, n in plan.copies if new for i in range(new, new + n)]
         chosen = [i for i in choose(e, about, behind) if i not in fresh]
@@ -247,6 +248,17 @@ def _halves(e: Edit, known: Known, behind: list[int]) -> list[int]:
     return [*near, *(left[-n:] if n > 0 else [])]
 
 
+def _echoes(e: Edit, known: Known, behind: list[int]) -> list[int]:
+    """Half the next ones, half phrases of the changed text that come again (and more of the next ones)."""
+    n = _cost(e, behind)
+    near = _next(e, REPAIR // 2, behind)
+    may = torch.zeros(len(e.new), dtype=torch.bool)
+    may[sorted(set(behind) - set(near))] = True
+    far = echoes(e.new, e.changed, may, n - len(near)).tolist()
+    rest = [i for i in _next(e, 2 * REPAIR, behind) if i not in {*near, *far}]
+    return [*near, *far, *rest[: n - len(near) - len(far)]]
+
+
 def _most(name: str, near: int = 0) -> Choose:
     def choose(e: Edit, known: Known, behind: list[int]) -> list[int]:
         first = _next(e, near, behind)
@@ -269,12 +281,14 @@ METHODS: dict[str, Any] = {
     "naive splice": _naive,
 }
 RULES: dict[str, Any] = {
-    OURS: _rule(lambda e, known, behind: _next(e, REPAIR, behind)),
+    OURS: _ours(None),
+    "the next ones": _rule(lambda e, known, behind: _next(e, REPAIR, behind)),
     "the last ones": _rule(lambda e, known, behind: behind[-n:] if (n := _cost(e, behind)) else []),
     "half next, half last": _rule(_halves),
+    "half next, half phrases that come again": _rule(_echoes),
     "evenly spread": _rule(_spread),
-    "half next, half those that attend most to the edit": _rule(_most("attends", REPAIR // 2)),
-    "those that attend most to the edit": _rule(_most("attends")),
+    "those that attend most to the edit (needs a full read)": _rule(_most("attends")),
+    "half next, half those (needs a full read)": _rule(_most("attends", REPAIR // 2)),
     "those that are off most (needs a full read)": _rule(_most("off")),
     "none": _rule(lambda e, known, behind: []),
 }

@@ -29,6 +29,7 @@ class Edit:
     old: Tensor
     new: Tensor
     spans: tuple[tuple[int, int], ...]
+    changed: tuple[Tensor, ...]  # what was deleted and what is new, with a token on either side
 
 
 def edits(tokenizer: Any, length: int, count: int, per_text: int, seed: int) -> Iterator[Edit]:
@@ -57,14 +58,16 @@ def _edit(source: random.Random, text: int, old: Tensor, donor: Tensor, kind: st
     kinds = [kind] if places == 1 else source.choices(KINDS[:3], k=places)
     # from the last place to the first, so that earlier ones stay where they are
     at = sorted(source.sample(range(1, len(old) - MOST), places), reverse=True)
-    new, spans = old, []
+    new, spans, changed = old, [], []
     before = len(old)
     for place, how in zip(at, kinds, strict=True):
         room = min(MOST // places, before - place)
         gone = 0 if how == "insert" else source.randint(1, room)
         come = 0 if how == "delete" else source.randint(1, MOST // places)
         begin = source.randrange(len(donor) - MOST)
+        changed.append(new[place - 1 : place + gone + 1])
         new = torch.cat([new[:place], donor[begin : begin + come], new[place + gone :]])
         spans = [(place, place + come), *((a + come - gone, b + come - gone) for a, b in spans)]
+        changed.append(new[place - 1 : place + come + 1])
         before = place
-    return Edit(text, kind, old, new, tuple(spans))
+    return Edit(text, kind, old, new, tuple(spans), tuple(changed))

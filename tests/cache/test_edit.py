@@ -163,7 +163,9 @@ def test_what_is_not_read_again_is_left_alone(method: Any, family: str) -> None:
     for old, new in zip(before.layers, cache.layers, strict=True):
         assert torch.equal(old.keys[:, :, :20], new.keys[:, :, :20])
         assert torch.equal(old.values[:, :, :20], new.values[:, :, :20])
-        assert torch.equal(old.values[:, :, 22:-1], new.values[:, :, 25:])
+        # stock: the next token and the last one are read again; un-rotated and in windows: the next two
+        same = slice(22, 59) if patch or family == "gemma3" else slice(21, 58)
+        assert torch.equal(old.values[:, :, same], new.values[:, :, same.start + 3 : same.stop + 3])
         if patch and hasattr(new, "owner"):
             assert torch.equal(old.keys[:, :, 22:-1], new.keys[:, :, 25:])
             assert new.pos.tolist() == [list(range(62))]
