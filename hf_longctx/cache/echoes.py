@@ -30,18 +30,20 @@ def echoes(text: Tensor, changed: Sequence[Tensor], may: Tensor, most: int) -> T
     if not changed or most < 1 or len(text) < 2:
         return nothing
     base = max(int(t.max()) for t in (text, *changed)) + 1
-    pairs = [t[:-1] * base + t[1:] for t in changed]
-    again = torch.isin(text[:-1] * base + text[1:], torch.cat(pairs))  # at i: tokens i and i + 1
-    again &= may[:-1] | may[1:]
-    if not bool(again.any()):
+    known = torch.zeros(base, dtype=torch.bool)
+    known[torch.cat(changed)] = True
+    both = known[text]
+    pair = (both[:-1] & both[1:] & (may[:-1] | may[1:])).nonzero()[:, 0]  # at i: tokens i and i + 1
+    wanted = torch.cat([t[:-1] * base + t[1:] for t in changed])
+    pair = pair[torch.isin(text[pair] * base + text[pair + 1], wanted)]
+    if not len(pair):
         return nothing
-    rarity = -(torch.bincount(text)[text].double() / len(text)).log()
-    pair = again.nonzero()[:, 0]
     apart = pair[1:] != pair[:-1] + 1
     one = torch.ones(1, dtype=torch.bool)
     begins, ends = pair[torch.cat([one, apart])], pair[torch.cat([apart, one])] + 2  # of each phrase
-    sums = torch.cat([torch.zeros(1, dtype=torch.double), rarity.cumsum(0)])
-    order = (sums[ends] - sums[begins]).argsort(descending=True, stable=True)
+    counts = torch.bincount(text, minlength=base)
+    rarity = [float(-(counts[text[i:j]] / len(text)).log().sum()) for i, j in zip(begins, ends, strict=True)]
+    order = sorted(range(len(rarity)), key=lambda i: -rarity[i])
     phrases = [torch.arange(int(begins[i]), int(ends[i])) for i in order[:most]]  # a phrase is a token at least
     at = torch.cat(phrases)
     return at[may[at]][:most]

@@ -232,8 +232,13 @@ def _next(e: Edit, n: int, behind: list[int]) -> list[int]:
 
 
 def _cost(e: Edit, behind: list[int]) -> int:
-    """As many tokens as the rule of the next ones reads again."""
-    return len(_next(e, REPAIR, behind))
+    """As many tokens as the default reads again."""
+    return min(REPAIR * len(e.spans), len(behind))
+
+
+def _nearest(e: Edit, known: Known, behind: list[int]) -> list[int]:
+    near = _next(e, REPAIR, behind)
+    return [*near, *[i for i in behind if i not in set(near)][: _cost(e, behind) - len(near)]]
 
 
 def _spread(e: Edit, known: Known, behind: list[int]) -> list[int]:
@@ -255,7 +260,7 @@ def _echoes(e: Edit, known: Known, behind: list[int]) -> list[int]:
     may = torch.zeros(len(e.new), dtype=torch.bool)
     may[sorted(set(behind) - set(near))] = True
     far = echoes(e.new, e.changed, may, n - len(near)).tolist()
-    rest = [i for i in _next(e, 2 * REPAIR, behind) if i not in {*near, *far}]
+    rest = [i for i in behind if i not in {*near, *far}]
     return [*near, *far, *rest[: n - len(near) - len(far)]]
 
 
@@ -282,7 +287,7 @@ METHODS: dict[str, Any] = {
 }
 RULES: dict[str, Any] = {
     OURS: _ours(None),
-    "the next ones": _rule(lambda e, known, behind: _next(e, REPAIR, behind)),
+    "the next ones": _rule(_nearest),
     "the last ones": _rule(lambda e, known, behind: behind[-n:] if (n := _cost(e, behind)) else []),
     "half next, half last": _rule(_halves),
     "half next, half phrases that come again": _rule(_echoes),
