@@ -16,6 +16,8 @@ from typer.core import TyperGroup
 
 from hf_longctx import cli_clip
 from hf_longctx.cli_ask import ask
+from hf_longctx.cli_eval import evaluate
+from hf_longctx.cli_lm_eval import lm_eval
 from hf_longctx.cli_options import (
     ChunkSize,
     Device,
@@ -32,11 +34,11 @@ from hf_longctx.cli_options import (
     load_model,
     method_of,
     notes,
-    numbers,
     prompt_text,
     reader_on,
     sampling,
 )
+from hf_longctx.cli_report import report
 
 if TYPE_CHECKING:
     pass
@@ -55,7 +57,10 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             complain("interrupted")
             raise typer.Exit(130) from None
-        except Exception as error:
+        except Exception as raised:
+            # a document that cannot be read is told as its reader tells it, without the stream around it
+            cause = raised.__cause__ if type(raised).__name__ == "SourceError" else None
+            error = cause if isinstance(cause, _USER_ERRORS) else raised
             # out of memory is a RuntimeError of torch's, which is not imported for --help
             if not isinstance(error, _USER_ERRORS) and type(error).__name__ != "OutOfMemoryError":
                 raise
@@ -157,9 +162,11 @@ def extend(
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Save a model so that plain from_pretrained loads it with the method active."""
-    chosen = method_of(method, settings)
-    assert chosen is not None
     from hf_longctx.checkpoints import extend as run
+    from hf_longctx.cli_segments import settings_of
+
+    chosen = settings_of(settings) if method == "xl3m" else method_of(method, settings)
+    assert chosen is not None
 
     folder = run(model, chosen, out, overwrite=force)
     _out.print(f"Saved the model with {chosen!r} to {folder}.", markup=False, highlight=False)
@@ -172,7 +179,7 @@ def extend(
 @app.command()
 def generate(
     model: Model,
-    method: MethodName = None,
+    method: Annotated[str | None, typer.Option("--method", help="xl3m, or a name from `hf-longctx methods`.")] = None,
     settings: Settings = None,
     prompt: Annotated[str | None, typer.Option(help="What to answer or continue.")] = None,
     document: Annotated[str | None, typer.Option(help="A text file to read first, or python-docs.")] = None,
@@ -183,10 +190,25 @@ def generate(
     stream: Annotated[
         bool, typer.Option("--stream", help="Never hold the whole document, which may be - (standard input).")
     ] = False,
+    scores: Annotated[
+        Path | None, typer.Option(help="xl3m: file that keeps the scores of segments, for a run that is interrupted.")
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
     """Answer a prompt, or a question about a document; the text appears as it is written."""
+    if method == "xl3m":
+        if stream or prefill_chunk_size is not None:
+            raise ValueError(
+                "--method xl3m reads a document in segments, and never holds it whole: leave --stream and "
+                "--prefill-chunk-size out."
+            )
+        from hf_longctx.cli_segments import answer
+
+        answer(model, settings, prompt, document, question, scores, max_new_tokens, sample, dtype, device)
+        return
+    if scores is not None:
+        raise ValueError("--scores keeps the scores of segments: add --method xl3m.")
     chosen = method_of(method, settings)
     if stream:
         pieces, asked = document_pieces(prompt, document, question)
@@ -241,41 +263,11 @@ def chat(
     converse(talk, notes(), max_new_tokens=max_new_tokens, **sampling(sample))
 
 
-@app.command("eval")
-def evaluate(
-    model: Model,
-    task: Annotated[str, typer.Option(help="ppl or passkey.", show_default=False)],
-    lengths: Annotated[str, typer.Option(help="Tokens to read: 4096,8192,16384.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option(help="Folder for results.json, figure.png and finished cells.", show_default=False)
-    ],
-    method: MethodName = None,
-    settings: Settings = None,
-    text: Annotated[str, typer.Option(help="A text file, or python-docs.")] = "python-docs",
-    window: Annotated[int | None, typer.Option(help="Trained length, if the config's is not meant.")] = None,
-    seed: int = 0,
-    documents: Annotated[int, typer.Option(help="ppl: spans of the text.")] = 4,
-    n_targets: Annotated[int, typer.Option(help="ppl: tokens scored at the end of each span.")] = 1024,
-    depths: Annotated[str, typer.Option(help="passkey: where the key is, 0 first to 1 last.")] = "0,0.25,0.5,0.75,1",
-    trials: Annotated[int, typer.Option(help="passkey: prompts a cell.")] = 10,
-    haystack: Annotated[str, typer.Option(help="passkey: filler, or text to hide the key in --text.")] = "filler",
-    prefill_chunk_size: Annotated[int | None, typer.Option(min=1, help="passkey: read a prompt in chunks.")] = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-) -> None:
-    """Measure the stock model, its last window, and a method. An interrupted run goes on where it stopped."""
-    chosen = method_of(method, settings)
-    length_list = [int(n) for n in numbers("lengths", lengths, whole=True)]
-    depth_list = numbers("depths", depths)
-    from hf_longctx.evaluation.run import evaluate as run
+app.command("eval")(evaluate)
+app.command("lm-eval")(lm_eval)
 
-    loaded, tokenizer = load_model(model, dtype, device)
-    run(
-        loaded, tokenizer, task=task, lengths=length_list, method=chosen, out=out, text=text, seed=seed, window=window,
-        documents=documents, n_targets=n_targets, depths=depth_list, trials=trials, haystack=haystack,
-        prefill_chunk_size=prefill_chunk_size, console=_out,
-    )  # fmt: skip
-    _out.print(f"Results and figure: {out}", highlight=False)
+
+app.command()(report)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Short hashes that tell models apart."""
+"""Short hashes that tell models and tokenizers apart."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def model_digest(model: Any) -> str:
     """The same, of what decides a cache's contents: not the folder it came from, nor which kernel reads it."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in INCIDENTAL}
     return _digest(json.dumps(config, sort_keys=True, default=str), model)
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """The same of a tokenizer: of everything that decides the ids of a text or of a chat."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    own = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    settings = [type(tokenizer).__name__, tokenizer.chat_template, sorted(map(str, tokenizer.all_special_tokens))]
+    return hashlib.sha256(f"{own}{json.dumps(settings, default=str)}".encode()).hexdigest()[:16]
 
 
 def _digest(config: str, model: Any) -> str:

@@ -5,7 +5,9 @@
 3. a wrap of `GenerationMixin._prepare_cache_for_generation`: a model with a method gets that method's cache;
 4. wraps of what `generate` asks before it compiles: decoding with a bounded method, or behind a shared prefix, comes
    from a CUDA graph instead;
-5. once peft is imported, wraps around its saving and loading: an adapter carries its base's methods (`adapters.py`).
+5. a wrap of `_extract_generation_mode_kwargs`: our own decoding methods get the streamer and the tokenizer, which
+   `generate` takes away from every other `custom_generate` callable;
+6. once peft is imported, wraps around its saving and loading: an adapter carries its base's methods (`adapters.py`).
 
 All of them do nothing for a config without the key and a model without a method, and `uninstall` takes them back.
 """
@@ -54,7 +56,9 @@ WRAPPED: tuple[tuple[Any, str], ...] = (
     (GenerationMixin, "_prepare_cache_for_generation"),
     (GenerationMixin, "_valid_auto_compile_criteria"),
     (PreTrainedModel, "get_compiled_call"),
+    (GenerationMixin, "_extract_generation_mode_kwargs"),
 )
+TAKES_ALL = "takes_all_of_generate"  # marks a decoding method of ours
 _stock: dict[str, Any] = {}
 _ours: dict[str, Any] = {}
 
@@ -106,9 +110,24 @@ def install() -> None:
         ours = _attention_methods(self) or is_shared(self)
         return decoder(self) if ours else compiled_call(self, compile_config)
 
+    mode_kwargs = GenerationMixin._extract_generation_mode_kwargs
+
+    @functools.wraps(mode_kwargs)
+    def keyed_mode_kwargs(
+        self: Any, custom_generate: Any, kwargs: Any, synced_gpus: Any, assistant_model: Any, streamer: Any
+    ) -> Any:
+        if not getattr(custom_generate, TAKES_ALL, False):
+            return mode_kwargs(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
+        given = {name: kwargs.get(name) for name in ("tokenizer", "assistant_tokenizer")}
+        given |= {"assistant_model": assistant_model, "streamer": streamer}
+        found = mode_kwargs(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
+        return found | {name: value for name, value in given.items() if value is not None}
+
     setattr(PreTrainedConfig, KEY, _Key())
     for (owner, name), ours in zip(
-        WRAPPED, (keyed_post_init, keyed_prepare_cache, keyed_criteria, keyed_compiled_call), strict=True
+        WRAPPED,
+        (keyed_post_init, keyed_prepare_cache, keyed_criteria, keyed_compiled_call, keyed_mode_kwargs),
+        strict=True,
     ):
         _stock[name], _ours[name] = getattr(owner, name), ours
         setattr(owner, name, ours)

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .anatomy import find_tower
 from .patch import Patch, applied, unwrap
+from .settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from torch import nn
 
 KEY = "hf_longctx"
 SCHEMA_VERSION = 1
-LARGEST = 2**53 - 1  # beyond it JSON readers round, and sums of positions overflow
-GUIDANCE = ("Use when", "Cannot", "Costs")
 
 logger = logging.getLogger("hf_longctx")
 _REGISTRY: dict[str, type[LongContextMethod]] = {}
@@ -32,16 +29,13 @@ M = TypeVar("M", bound="LongContextMethod")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LongContextMethod:
+class LongContextMethod(Settings):
     """Base of every method. A subclass sets `name`, `summary` and `paper`, and implements `install`.
 
-    Its docstring has a paragraph for each of GUIDANCE, in a sentence or two, which `hf-longctx methods` shows.
-
-    Fields hold JSON types only (bool, int, float, str, None, list[...] | None), so that a method survives `config.json`
-    unchanged.
+    Its docstring has a paragraph for each of `settings.GUIDANCE`, in a sentence or two, which `hf-longctx methods`
+    shows.
     """
 
-    name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     native: ClassVar[bool] = False  # transformers expresses it by itself: it stays out of the key
@@ -59,30 +53,10 @@ class LongContextMethod:
             )
         _REGISTRY[cls.name] = cls
 
-    def __new__(cls: type[M], *args: Any, **fields: Any) -> M:
-        # the constructor's own error names neither the settings nor the nearest one
-        if args:
-            raise TypeError(f"{cls.__name__} takes settings by name only, for example {_example(cls)}.")
-        unknown = _unknown(cls, fields)
-        if unknown:
-            raise TypeError(unknown)
-        return super().__new__(cls)
-
-    def __post_init__(self) -> None:
-        """Subclasses check their values after calling this, which checks that they are of the fields' types."""
-        _check_fields(type(self), dataclasses.asdict(self))
-
     # -- what a method does to a model -----------------------------------------------------------------------------
     def resolve(self: M, config: Any) -> M:
         """The method with every None that depends on the model filled in from `config`. The default changes nothing."""
         return self
-
-    @classmethod
-    def guidance(cls) -> dict[str, str]:
-        """When to use the method, what it cannot do and what it costs, in the words of its docstring."""
-        paragraphs = [" ".join(lines.split()) for lines in inspect.cleandoc(cls.__doc__ or "").split("\n\n")]
-        found = (p.partition(": ") for p in paragraphs)
-        return {label: text for label, _, text in found if label in GUIDANCE}
 
     def install(self, patch: Patch, tower: nn.Module) -> None:
         """Change `tower`, the module with the decoder layers and the rotary embedding, through `patch` only.
@@ -135,11 +109,6 @@ class LongContextMethod:
             if patch.active:
                 patch.undo()
 
-    # -- the entry in config.json ----------------------------------------------------------------------------------
-    def spec(self) -> dict[str, Any]:
-        """The method as it stands in `config.json`: its name and every field."""
-        return {"name": self.name, **dataclasses.asdict(self)}
-
 
 def methods() -> dict[str, type[LongContextMethod]]:
     """Every registered method by name, sorted."""
@@ -164,28 +133,15 @@ def from_spec(spec: dict[str, Any]) -> LongContextMethod:
     if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
         raise ValueError(f'{spec!r}: a method is given as {{"name": "...", field: value, ...}}.')
     fields = {k: v for k, v in spec.items() if k != "name"}
-    cls = get(spec["name"])
-    _check_fields(cls, fields)
-    return cls(**fields)
+    return get(spec["name"]).from_fields(fields)
 
 
 def parse(name: str, settings: Iterable[str] = ()) -> LongContextMethod:
     """Build a method from command-line settings: `parse("lm_infinite", ["n_local=4096", "top_k=5"])`.
 
-    Values are read as JSON (numbers, true, false, null); whatever is not JSON is a string. `none` is null.
+    Values are read as `settings.read_settings` says.
     """
-    fields: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(f"{setting!r}: a setting is written key=value, for example n_local=4096.")
-        if key.strip() in ("name", *fields):
-            raise ValueError(f"{setting!r}: {key.strip()!r} is given already. Give each setting once.")
-        try:
-            fields[key.strip()] = None if text.strip().lower() == "none" else json.loads(text)
-        except json.JSONDecodeError:
-            fields[key.strip()] = text.strip()
-    return from_spec({"name": name, **fields})
+    return from_spec({"name": name, **read_settings(settings)})
 
 
 def read_key(value: Any) -> list[LongContextMethod]:
@@ -241,36 +197,3 @@ def write_key(methods_: Iterable[LongContextMethod]) -> dict[str, Any]:
     Native ones are left out: the rest of the config says what they do.
     """
     return {"version": SCHEMA_VERSION, "methods": [method.spec() for method in methods_ if not method.native]}
-
-
-def _example(cls: type[LongContextMethod]) -> str:
-    first = next(iter(dataclasses.fields(cls)), None)
-    return f"{cls.__name__}({f'{first.name}={first.default!r}' if first else ''})"
-
-
-def _unknown(cls: type[LongContextMethod], fields: Iterable[str]) -> str | None:
-    """What to say about a setting that the method does not have, if there is one among `fields`."""
-    known = [field.name for field in dataclasses.fields(cls)]
-    for key in fields:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
-            return f"{cls.name}: no setting {key!r}. {hint}There are: {', '.join(known) or 'none'}."
-    return None
-
-
-def _check_fields(cls: type[LongContextMethod], fields: dict[str, Any]) -> None:
-    unknown = _unknown(cls, fields)
-    if unknown:
-        raise ValueError(unknown)
-    known = get_type_hints(cls)
-    for key, value in fields.items():
-        allowed = getattr(known[key], "__args__", (known[key],))
-        # bool is an int in Python, and nobody means n_local=true
-        kinds = [getattr(kind, "__origin__", kind) for kind in allowed]  # list of list[float]
-        fits = any(type(value) is kind or (kind is float and type(value) is int) for kind in kinds)
-        if not fits:
-            names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
-            raise ValueError(f"{cls.name}: {key}={value!r} is {type(value).__name__}, expected {names}.")
-        if type(value) is int and abs(value) > LARGEST:
-            raise ValueError(f"{cls.name}: {key}={value} is more than {LARGEST}, the largest whole number in JSON.")

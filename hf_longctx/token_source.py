@@ -6,6 +6,9 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 EXPECTED = "expected an iterable of token ids (whole numbers), or of lists or 1-D tensors of them: one text, no batch"
 
 
@@ -47,6 +50,23 @@ def pieces(
             taken, piece = taken + size, []
     if piece:
         yield _checked(piece, vocabulary, taken)
+
+
+def blocks(
+    source: Iterable[Any], size: int, vocabulary: int, failed: Callable[[Exception, int, int], Exception]
+) -> Iterator[Tensor]:
+    """`pieces` as 1-D int64 tensors. One tensor or array is cut where it lies, without a list of its ids."""
+    if not hasattr(source, "ndim"):
+        for piece in pieces(source, size, vocabulary, failed):
+            yield torch.tensor(piece)
+        return
+    row = _row(source, 0)
+    for start in range(0, len(row), size):
+        block = torch.as_tensor(row[start : start + size]).long()
+        low, high = torch.aminmax(block)
+        if low < 0 or high >= vocabulary:
+            _checked(block.tolist(), vocabulary, start)  # says which
+        yield block
 
 
 def _items(source: Any) -> Iterator[Any]:

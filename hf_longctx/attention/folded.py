@@ -28,8 +28,8 @@ from .kernels.few import ALWAYS
 
 logger = logging.getLogger("hf_longctx")
 TILE = 128  # queries of a tile of flash attention
-# what a tile costs besides its keys (to start, to write and to merge), and a launch more for a rest: in keys read
-START, REST = 320, 512
+# what a tile costs besides its keys (to start, to write and to merge), and what a rest does: in keys read
+START, REST = 320, 128
 LEAST = 256  # keys of a part
 
 

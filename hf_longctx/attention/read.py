@@ -3,7 +3,6 @@
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ from .branches import Branch, Visible
 from .positions import Step, Tower, has_rope
 from .rotation import Rotation
 
-NEXT = 128  # keys that a kernel turns by their distance from the first of them
 NEAR = 4096  # angles up to here are as good as those a model was trained with
 
 
@@ -101,7 +99,7 @@ class Read:
             if self.fresh:
                 # a text that begins near 0 is rotated as the model itself would, bit for bit; asking would cost a sync
                 base = base - base % NEAR
-            keys = dataclasses.replace(self._rotation((self.k_pos_BS - base).clamp(min=0)), steps=self._steps())
+            keys = self._rotation((self.k_pos_BS - base).clamp(min=0))
             return (keys if self.fresh else self._rotation((self.q_pos_BL - base).clamp(min=0))), keys
 
         ropes: tuple[Rotation, Rotation] = self.memo("true", make)
@@ -110,17 +108,6 @@ class Read:
     def _rotation(self, pos_BL: Tensor) -> Rotation:
         # in the precision of the model's own cosines, which autocast leaves alone
         return self.tower.rotation(self.module, self.step.embeddings[0], pos_BL)
-
-    def _steps(self) -> Callable[[], tuple[Tensor, Tensor]]:
-        # holding `self` would make a circle through the step's memo, which keeps its tensors until they are collected
-        tower, module, like = self.tower, self.module, self.step.embeddings[0]
-
-        def steps() -> tuple[Tensor, Tensor]:
-            turn = tower.rotation(module, like, torch.arange(NEXT, device=like.device)[None])
-            factor = turn.cos[0, :1]  # the cosine of 0, times what scaled rotary embeddings put on it
-            return turn.cos[0] / factor, turn.sin[0] / factor
-
-        return steps
 
     def relative(self, offset: int) -> Rotation | None:
         """A rotation for *one side alone*: keys moved by -d, or queries by d, meet the other side (left as it is) at d.

@@ -21,15 +21,11 @@ class Rotation:
 
     `apply_rotary` is the model's own `apply_rotary_pos_emb(q, k, cos, sin)`, so interleaved and partial layouts are
     whatever the model does. On a GPU, without gradients, the common layout runs as one kernel instead of six.
-
-    `steps`, where tokens are turned by their positions (plus a number of the row's own), makes the cosines and sines
-    (64 or more, R) of the positions 0, 1, ... without the factor that scaled rotary embeddings (yarn) put on them.
     """
 
     cos: Tensor
     sin: Tensor
     apply_rotary: ApplyRotary
-    steps: Callable[[], tuple[Tensor, Tensor]] | None = None
 
     def __call__(self, x_BHLD: Tensor) -> Tensor:
         if _one_kernel(x_BHLD) and rotates_halves(self.apply_rotary, x_BHLD.shape[-1], self.cos.shape[-1]):

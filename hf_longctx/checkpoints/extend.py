@@ -11,19 +11,29 @@ from hf_longctx.checkpoints.save import check_target, save
 
 if TYPE_CHECKING:
     from hf_longctx.method import LongContextMethod
+    from hf_longctx.segments import XL3M
 
 
 def extend(
-    model: str | os.PathLike[str], method: LongContextMethod, out: str | os.PathLike[str], *, overwrite: bool = False
+    model: str | os.PathLike[str],
+    method: LongContextMethod | XL3M,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Save `model` (see `load`) in its own dtype into `out`, with `method` in its config.
 
     The method is applied first, so a model it refuses is refused here. `from_pretrained(out)` has the method active
     wherever hf_longctx is imported; elsewhere it gives the stock model. A native method (RoPE scaling) is active
-    everywhere.
+    everywhere. `XL3M` changes no model: its settings are in `generation_config.json`, for `custom_generate=xl3m`.
     """
+    from hf_longctx.segments import XL3M
+
     # Before the model is loaded: a mistake should not cost a download.
     check_target(out, overwrite=overwrite)
     loaded, tokenizer = load(model, dtype="checkpoint", device="cpu")
-    method.apply(loaded)
+    if isinstance(method, XL3M):
+        method.store_(loaded)
+    else:
+        method.apply(loaded)
     return save(loaded, tokenizer, out, overwrite=overwrite)

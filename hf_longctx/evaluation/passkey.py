@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hf_longctx.evaluation.answer import greedy
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -224,7 +226,7 @@ def _ask(
     output = model.generate(
         ids_BL.to(model.device),
         attention_mask=torch.ones_like(ids_BL, device=model.device),
-        generation_config=_greedy(model, tokenizer, prefill_chunk_size),
+        generation_config=greedy(model, tokenizer, MAX_NEW_TOKENS, prefill_chunk_size),
     )
     # Only generated text counts: the prompt may hold digits of its own.
     answers = tokenizer.batch_decode(output[:, ids_BL.shape[1] :], skip_special_tokens=True)
@@ -235,15 +237,3 @@ def _ask(
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     # verbose=False: a text longer than the model's own window is what this is about, not worth a warning.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _greedy(model: Any, tokenizer: PreTrainedTokenizerBase, prefill_chunk_size: int | None) -> Any:
-    from transformers import GenerationConfig
-
-    end = model.generation_config.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end[0] if isinstance(end, list) else end)
-    # What isn't set here is taken from the model, sampling settings of a chat checkpoint included.
-    return GenerationConfig(
-        max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50,
-        repetition_penalty=1.0, eos_token_id=end, pad_token_id=pad, prefill_chunk_size=prefill_chunk_size,
-    )  # fmt: skip

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from hf_longctx.evaluation.passkey import PasskeyCell
 from hf_longctx.evaluation.results import write_whole
 
 Curve = Mapping[int, float | None]
 # The needle-in-a-haystack colours that readers of such grids know.
 GRID_COLOURS = ["#F0496E", "#EBB839", "#0CD79F"]
-# A wide pale band for truncation, under the others: they often lie on it.
+# The second is a wide pale band for truncation, under the others: they often lie on it.
 LINES: list[dict[str, Any]] = [
     {"color": "#6b7280", "marker": "s", "ls": "--", "lw": 2, "ms": 5},
     {"color": "#fbbf77", "marker": "^", "ls": "-", "lw": 5, "ms": 9, "zorder": 1.8},
@@ -28,22 +29,43 @@ LINES: list[dict[str, Any]] = [
 ]
 
 
+class GridCell(Protocol):
+    """What a grid is drawn from: a `PasskeyCell`, or any other share found (0 to 1) at a length and depth."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def depth(self) -> float: ...
+
+    @property
+    def accuracy(self) -> float: ...
+
+
 MANY = ["#6b7280", "#fbbf77", "#dc2626", "#ea580c", "#a16207", "#65a30d", "#0891b2", "#2563eb"]
 MANY += ["#0b7a5c", "#10b981", "#7c3aed", "#be185d", "#111827", "#f472b6"]
 
 
-def _styles(count: int) -> list[dict[str, Any]]:
-    """A style for each of `count` lines: the known ones, or more colours with fewer frills."""
-    if count <= len(LINES):
-        return LINES[:count]
-    plain = [
-        {"color": MANY[i % len(MANY)], "marker": "so^Dv<>pXhP*d"[i % 13], "lw": 1.6, "ms": 5} for i in range(count)
-    ]
-    return [*LINES[:2], *plain[2:]]
+def _styles(labels: Sequence[str]) -> list[dict[str, Any]]:
+    """A style for each line: the known ones, the band for truncation only, or more colours with fewer frills."""
+    if len(labels) > len(LINES):
+        plain = [
+            {"color": MANY[i % len(MANY)], "marker": "so^Dv<>pXhP*d"[i % 13], "lw": 1.6, "ms": 5}
+            for i in range(len(labels))
+        ]
+        return [*LINES[:2], *plain[2:]]
+    band = [bool(re.search(r"\b(last \d|truncat)", label)) for label in labels]
+    others = iter([LINES[0], *LINES[2:], LINES[1]])
+    return [LINES[1] if banded and band.index(True) == i else next(others) for i, banded in enumerate(band)]
 
 
 def perplexity_figure(
-    curves: Mapping[str, Curve], *, window: int | None = None, title: str = "", subtitle: str = ""
+    curves: Mapping[str, Curve],
+    *,
+    window: int | None = None,
+    title: str = "",
+    subtitle: str = "",
+    size: tuple[float, float] = (7.6, 4.6),
 ) -> Any:
     """Perplexity against context length, both axes logarithmic, one line a configuration.
 
@@ -51,6 +73,7 @@ def perplexity_figure(
         curves: Label to {context length in tokens: perplexity}; a None is left out of its line.
         window: The trained length, marked by a vertical line.
         title, subtitle: What is shown, and its conditions (model, text, number of documents).
+        size: Width and height in inches.
 
     Returns:
         A matplotlib `Figure`; `save` writes it.
@@ -59,21 +82,50 @@ def perplexity_figure(
         ImportError: matplotlib isn't installed.
         ValueError: There is nothing to draw.
     """
-    figure = _figure(7.6, 4.6)
+    return _curve_figure(curves, window, title, subtitle, size, share=False)
+
+
+def share_figure(
+    curves: Mapping[str, Curve],
+    *,
+    window: int | None = None,
+    title: str = "",
+    subtitle: str = "",
+    size: tuple[float, float] = (7.6, 4.6),
+) -> Any:
+    """A share found (0 to 1) against context length, one line a configuration. Arguments as in `perplexity_figure`."""
+    return _curve_figure(curves, window, title, subtitle, size, share=True)
+
+
+def _curve_figure(
+    curves: Mapping[str, Curve], window: int | None, title: str, subtitle: str, size: tuple[float, float], share: bool
+) -> Any:
+    figure = _figure(*size)
     axes = figure.subplots()
-    _draw_curves(axes, curves, window)
-    _titles(axes, title, subtitle, width=92)
+    _draw_curves(axes, curves, window, share=share)
+    if len(curves) > len(LINES):
+        # As many names would lie on the lines.
+        axes.get_legend().remove()
+        lines = axes.get_legend_handles_labels()
+        figure.legend(*lines, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    _titles(axes, title, subtitle, width=int(size[0] * 12))
     return figure
 
 
 def passkey_figure(
-    grids: Mapping[str, Sequence[PasskeyCell]], *, window: int | None = None, title: str = "", subtitle: str = ""
+    grids: Mapping[str, Sequence[GridCell]],
+    *,
+    window: int | None = None,
+    title: str = "",
+    subtitle: str = "",
+    hidden: str = "key",
 ) -> Any:
-    """Passkey accuracy over length and depth, one panel a configuration, side by side.
+    """Accuracy over length and depth, one panel a configuration, side by side: the passkey grid, the needle heat-map.
 
     Args:
         grids: Label to its cells. A cell that only other configurations have is drawn grey with a dash.
         window, title, subtitle: As in `perplexity_figure`.
+        hidden: What lies at the depth, for the axis: "key", "needle".
     """
     lengths, depths = _grid_axes(grids)
     # About 11 inches for three panels of eight lengths: small print stays readable at a README's width.
@@ -85,7 +137,7 @@ def passkey_figure(
         image = _draw_grid(axes, cells, lengths, depths, window)
         axes.set_title(_wrapped(label, 34), fontsize=10, loc="left")
         axes.set_xlabel("Context (tokens)")
-    panels[0].set_ylabel("Depth of the key (%)")
+    panels[0].set_ylabel(f"Depth of the {hidden} (%)")
     _colour_bar(figure, image, list(panels))
     _figure_title(figure, title, subtitle)
     return figure
@@ -93,7 +145,7 @@ def passkey_figure(
 
 def summary_figure(
     curves: Mapping[str, Curve],
-    grids: Mapping[str, Sequence[PasskeyCell]],
+    grids: Mapping[str, Sequence[GridCell]],
     *,
     window: int | None = None,
     title: str = "",
@@ -161,11 +213,23 @@ def save(figure: Any, path: str | Path, *, dpi: int = 160) -> None:
 
 
 def tokens(n: int) -> str:
-    """A token count for an axis: 512, 8k, 1.5k, 1M, in powers of two."""
+    """A token count for an axis: 512, 8k, 1.5k, 1M, in powers of two; whole millions as such, the rest in full."""
+    if n and n % 1_000_000 == 0:
+        return f"{n // 1_000_000}M"
+    if n >= 1 << 10 and n % (1 << 9):
+        return f"{n:,}"
     for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
         if n >= size:
             return f"{n / size:.3g}{unit}"
-    return str(n)
+    return f"{n:,}"
+
+
+@lru_cache(maxsize=1024)
+def grid_colour(share: float) -> str:
+    """The colour of a cell with this share found (0 to 1), as "#rrggbb"; dark print is readable on all of them."""
+    from matplotlib.colors import to_hex
+
+    return str(to_hex(_grid_colours()(min(max(share, 0.0), 1.0))))
 
 
 def require_matplotlib() -> Any:
@@ -189,11 +253,12 @@ def _draw_curves(axes: Any, curves: Mapping[str, Curve], window: int | None, sha
     lengths = sorted({n for curve in drawn.values() for n in curve})
     if not lengths:
         raise ValueError(f"Nothing to draw: none of the curves {list(curves)} has a value.")
-    for (label, curve), style in zip(drawn.items(), _styles(len(drawn)), strict=True):
+    for (label, curve), style in zip(drawn.items(), _styles(list(drawn)), strict=True):
         axes.plot(list(curve), list(curve.values()), label=_wrapped(label, 44), **style)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(lengths, [tokens(n) for n in lengths], rotation=45 if len(lengths) > 9 else 0)
+    ticks = _apart(lengths)
+    axes.set_xticks(ticks, [tokens(n) for n in ticks], rotation=45 if len(ticks) > 9 else 0)
     if share:
         axes.set_ylim(-0.03, 1.03)
         axes.grid(True, color="#e5e7eb", lw=0.8)
@@ -217,11 +282,21 @@ def _draw_curves(axes: Any, curves: Mapping[str, Curve], window: int | None, sha
     axes.legend(frameon=False, fontsize=9)
 
 
+def _apart(lengths: list[int], most: int = 14) -> list[int]:
+    """Lengths far enough from each other on a logarithmic axis for their labels."""
+    gap = (lengths[-1] / lengths[0]) ** (1 / most)
+    kept = lengths[:1]
+    for n in lengths[1:]:
+        if n >= kept[-1] * gap:
+            kept.append(n)
+    return kept
+
+
 def _number(value: float, _: int | None = None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def _grid_axes(grids: Mapping[str, Sequence[PasskeyCell]]) -> tuple[list[int], list[float]]:
+def _grid_axes(grids: Mapping[str, Sequence[GridCell]]) -> tuple[list[int], list[float]]:
     cells = [cell for grid in grids.values() for cell in grid]
     if not cells:
         raise ValueError(f"Nothing to draw: none of the grids {list(grids)} has a cell.")
@@ -229,14 +304,11 @@ def _grid_axes(grids: Mapping[str, Sequence[PasskeyCell]]) -> tuple[list[int], l
 
 
 def _draw_grid(
-    axes: Any, cells: Sequence[PasskeyCell], lengths: list[int], depths: list[float], window: int | None
+    axes: Any, cells: Sequence[GridCell], lengths: list[int], depths: list[float], window: int | None
 ) -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    colours = LinearSegmentedColormap.from_list("passkey", GRID_COLOURS).with_extremes(bad="#e5e7eb")
     found = {(cell.depth, cell.length): 100 * cell.accuracy for cell in cells}
     table = [[found.get((depth, length), float("nan")) for length in lengths] for depth in depths]
-    image = axes.imshow(table, cmap=colours, vmin=0, vmax=100, aspect="auto")
+    image = axes.imshow(table, cmap=_grid_colours(), vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(lengths)), [tokens(n) for n in lengths], rotation=45 if len(lengths) > 8 else 0)
     axes.set_yticks(range(len(depths)), [f"{100 * depth:.3g}" for depth in depths])
     axes.set_xticks([i - 0.5 for i in range(1, len(lengths))], minor=True)
@@ -252,6 +324,13 @@ def _draw_grid(
     if 0 < inside < len(lengths):
         axes.axvline(inside - 0.5, color="#111827", lw=1.5, ls=(0, (2, 2)))
     return image
+
+
+@lru_cache(maxsize=1)
+def _grid_colours() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("passkey", GRID_COLOURS).with_extremes(bad="#e5e7eb")
 
 
 def _colour_bar(figure: Any, image: Any, panels: list[Any]) -> None:

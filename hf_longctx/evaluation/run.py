@@ -111,7 +111,7 @@ def evaluate(
         raise ValueError(f"out={str(out)!r} is a file; expected the name of a folder to write the results into.")
     lengths, depths = _checked_grid(task, lengths, haystack, depths)
     config = model.config.get_text_config()
-    window = _checked_window(config, window, n_targets if task == "ppl" else MAX_NEW_TOKENS)
+    window = checked_window(config, window, n_targets if task == "ppl" else MAX_NEW_TOKENS)
     if method is not None:
         if getattr(model.config, "hf_longctx", None):
             raise ValueError(
@@ -148,7 +148,7 @@ def evaluate(
         )  # fmt: skip
     here = environment(model.device)
     # cells of older code or other hardware do not belong beside new ones
-    fingerprint = {**settings, "model": _model_name(model), "weights": weights_digest(model), **here}
+    fingerprint = {**settings, "model": model_name(model), "weights": weights_digest(model), **here}
     store = CellStore(Path(out) / "cells.jsonl", fingerprint)
     console = console or Console()
     cells = _measure_all(jobs, store, model, method, console)
@@ -158,7 +158,7 @@ def evaluate(
     else:
         rows = report.passkey_rows(cells, lengths, depths)
     settings |= {"window": window, "configurations": names, "method_repr": None if method is None else repr(method)}
-    found = results(rows, model=_model_name(model), command=command, device=model.device, settings=settings)
+    found = results(rows, model=model_name(model), command=command, device=model.device, settings=settings)
     write_results(Path(out) / "results.json", found)
     console.print(report.table(found))
     # Nothing to draw if nothing fitted into memory or came out finite.
@@ -262,7 +262,8 @@ def _checked_grid(
     return sorted(set(lengths)), sorted({float(depth) for depth in depths})
 
 
-def _checked_window(config: Any, window: int | None, at_least: int) -> int:
+def checked_window(config: Any, window: int | None, at_least: int) -> int:
+    """The trained length, the config's if it isn't given; ValueError if there is none or it holds nothing."""
     window = getattr(config, "max_position_embeddings", None) if window is None else window
     if window is None:
         raise ValueError(
@@ -276,7 +277,8 @@ def _checked_window(config: Any, window: int | None, at_least: int) -> int:
     return int(window)
 
 
-def _model_name(model: Any) -> str:
+def model_name(model: Any) -> str:
+    """The name a model is quoted by in results."""
     revision = getattr(model.config, "_commit_hash", None)
     name = getattr(model.config, "_name_or_path", "")
     # Where a folder lies is nobody's business but its owner's.

@@ -156,6 +156,8 @@ def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, ri
     padded = [layer.padded for layer in layers]
     for ring in rings:
         ring.whole = True
+    random = torch.cuda.default_generators[ids.get_device()] if ids.is_cuda else None
+    before = None if random is None else random.clone_state()
     failed = True
     try:
         with torch.cuda.graph(recorded.graph, capture_error_mode="thread_local"):
@@ -180,6 +182,10 @@ def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, ri
             ring.whole = not failed
     if failed:
         recorded.graph = None
+        if (
+            random is not None and before is not None
+        ):  # a capture that broke off leaves the generator in the state of being captured
+            random.graphsafe_set_state(before)
     else:
         logger.info("recorded a decoding step as a CUDA graph in %.2f s", time.perf_counter() - start)
     return recorded

@@ -28,7 +28,6 @@ def everywhere(branches):
 ids, mask = left_padded([text(1, n, seed=n)[0] for n in (20, 7)])
 settings = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
 stock = decode.refuses
-decode.LONG = 16  # some tiles turned step by step, some key by key
 for family in ("llama", "gpt_neox", "smollm3"):
     for method in (LMInfinite(n_global=4, n_local=12), StreamingLLM(n_sink=4, window=12)):
         model, calls = tiny(family), []
@@ -80,19 +79,23 @@ up = triton.next_power_of_2
 for dtype, (tile, warps, stages, _) in (("*bf16", T.HALF), ("*fp32", T.FULL)):
     for dim, half, group in ((64, 32, 3), (96, 48, 4), (128, 64, 4), (256, 128, 8), (64, 8, 1)):
         sizes = dict(D=dim, DP=up(dim), R2=half, RP=max(16, up(half)), EP=max(16, up(max(dim - 2 * half, 1))),
-                     GROUP=group, GP=16, N=tile, Q_ROTATE=True, K_ROTATE=True, STEPS=True, SECOND=True,
+                     GROUP=group, GP=16, N=tile, Q_ROTATE=True, K_ROTATE=True, SECOND=True,
                      Q_ROTATE2=False, K_ROTATE2=True)
         one_set = {name: dtype for name in ("k", "v", "q_cos", "q_sin", "k_cos", "k_sin")} | {"k_pos": "*i64"}
         pointers = one_set | {f"{name}2": kind for name, kind in one_set.items()}
-        pointers |= {"q": dtype, "s_cos": dtype, "s_sin": dtype, "q_pos": "*i64", "out": "*fp32", "lse": "*fp32"}
+        pointers |= {"q": dtype, "q_pos": "*i64", "out": "*fp32", "lse": "*fp32"}
         kernel = compile(T._part, sizes, pointers, num_warps=warps, num_stages=stages)
         assert kernel.metadata.shared < 227 * 1024, (dtype, dim, kernel.metadata.shared)
 pointers = {"part": "*fp32", "part_lse": "*fp32", "out": "*bf16", "lse": "*fp32"}
 compile(T._merge, dict(D=128, DP=128, PP=512, STEP=8), pointers)
-sizes = dict(D=64, DP=64, R2=32, RP=32, EP=16, GROUP=3, GP=16, N=T.HALF[0], Q_ROTATE=False, K_ROTATE=False)
-pointers = {name: "*bf16" for name in ("q", "k", "v", "q_cos", "q_sin", "k_cos", "k_sin")}
-pointers |= {"q_pos": "*i64", "k_pos": "*i64", "out": "*fp32", "lse": "*fp32"}
-compile(T._part, sizes, pointers, num_warps=T.HALF[1], num_stages=T.HALF[2])
+# behind a shared prefix: keys are rotated already
+sizes |= dict(D=64, DP=64, R2=32, RP=32, EP=16, GROUP=3, N=T.HALF[0], Q_ROTATE=False, K_ROTATE=False,
+              Q_ROTATE2=False, K_ROTATE2=False)
+one_set = {name: "*bf16" for name in ("k", "v", "q_cos", "q_sin", "k_cos", "k_sin")} | {"k_pos": "*i64"}
+pointers = one_set | {f"{name}2": kind for name, kind in one_set.items()}
+pointers |= {"q": "*bf16", "q_pos": "*i64", "out": "*fp32", "lse": "*fp32"}
+for second in (True, False):
+    compile(T._part, sizes | {"SECOND": second}, pointers, num_warps=T.HALF[1], num_stages=T.HALF[2])
 for part, out in (("*bf16", "*bf16"), ("*bf16", "*fp32"), ("*fp32", "*fp32")):
     pointers = {"own": "*fp32", "own_lse": "*fp32", "part": part, "part_lse": "*fp32", "out": out, "out_lse": "*fp32"}
     compile(M._merge, dict(D=80, DP=128, GROUP=4, ROWS=M.ROWS), pointers)

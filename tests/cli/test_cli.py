@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longctx import cli
 from hf_longctx.checkpoints import convert
-from hf_longctx.method import GUIDANCE
+from hf_longctx.settings import GUIDANCE
 from tests.checkpoints.tiny import write_gguf
 
 EXTEND = ["--method", "lm_infinite", "--set", "n_local=16"]
@@ -214,7 +214,7 @@ def test_eval_writes_numbers_and_a_figure(model: str, tmp_path: Path) -> None:
     [
         ("--lengths", "4k", "--lengths 4k: expected whole numbers"),
         ("--depths", "a", "--depths a: expected numbers"),
-        ("--task", "bleu", "expected one of"),
+        ("--task", "bleu", "no such task"),
     ],
 )
 def test_eval_says_what_is_wrong(model: str, tmp_path: Path, option: str, value: str, message: str) -> None:

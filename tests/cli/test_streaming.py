@@ -52,6 +52,13 @@ def test_document_may_be_standard_input(model: str) -> None:
     assert "tokens read" in result.stderr
 
 
+@pytest.mark.parametrize(("content", "said"), [(b"\x00a", "zero bytes"), (b"", "is empty"), (b"a \xff", "UTF-8")])
+def test_document_that_cannot_be_read_is_one_line(model: str, tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "text.txt").write_bytes(content)
+    ask = ["--document", tmp_path / "text.txt", "--question", "b"]
+    assert said in complaint(run("generate", model, "--stream", *ask, *SHORT, *EXTEND))
+
+
 def test_model_with_a_method_of_its_own_keeps_it(model: str, tmp_path: Path) -> None:
     run("extend", model, *EXTEND, "--out", tmp_path / "extended")
     result = typed("hi\n", "chat", tmp_path / "extended", *SHORT)

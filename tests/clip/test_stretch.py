@@ -242,7 +242,7 @@ def test_adapters_on_the_tower_are_kept() -> None:
 def test_readme_lines_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a tiny CLIP in a folder of that name."""
     readme = (Path(__file__).parents[2] / "docs/clip.md").read_text(encoding="utf-8")
-    (code,) = [one for one in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "stretch_checkpoint" in one]
+    (code,) = [one for one in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "stretch_checkpoint(" in one]
     monkeypatch.chdir(tmp_path)
     saved(clip(eos_token_id=53, bos_token_id=52), tmp_path / "openai/clip-vit-base-patch32")
     names: dict[str, Any] = {}

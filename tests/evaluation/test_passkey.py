@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hf_longctx.evaluation import passkey
+from hf_longctx.evaluation.answer import greedy
 from hf_longctx.evaluation.passkey import PasskeyCell, passkey_cell, passkey_grid, passkey_prompts, wilson_interval
 
 from .conftest import Oracle
@@ -128,7 +129,7 @@ def test_batches_and_chunked_prefill_do_not_change_a_real_models_answers(llama: 
     llama.generation_config.do_sample, llama.generation_config.temperature = True, 5.0
     answers = []
     for size, chunk in ((1, None), (3, None), (1, 100)):
-        config = passkey._greedy(llama, tokenizer, chunk)
+        config = greedy(llama, tokenizer, passkey.MAX_NEW_TOKENS, chunk)
         mask = torch.ones_like(ids)
         rows = [llama.generate(b, attention_mask=m, generation_config=config)
                 for b, m in zip(ids.split(size), mask.split(size), strict=True)]  # fmt: skip

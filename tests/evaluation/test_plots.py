@@ -71,6 +71,8 @@ def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         plots.perplexity_figure(CURVES)
 
 
-@pytest.mark.parametrize(("n", "text"), [(512, "512"), (1536, "1.5k"), (8192, "8k"), (131072, "128k"), (1 << 20, "1M")])
+@pytest.mark.parametrize(
+    ("n", "text"), [(512, "512"), (1536, "1.5k"), (8192, "8k"), (131072, "128k"), (1 << 20, "1M"), (20_000_000, "20M")]
+)
 def test_token_counts_are_short(n: int, text: str) -> None:
     assert plots.tokens(n) == text

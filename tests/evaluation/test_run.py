@@ -210,10 +210,10 @@ def test_wrong_arguments_are_refused(
 
 def test_a_config_without_positions_asks_for_the_window() -> None:
     with pytest.raises(ValueError, match="Pass window="):
-        run._checked_window(SimpleNamespace(), None, 8)
-    assert run._checked_window(SimpleNamespace(max_position_embeddings=64), None, 8) == 64
+        run.checked_window(SimpleNamespace(), None, 8)
+    assert run.checked_window(SimpleNamespace(max_position_embeddings=64), None, 8) == 64
 
 
 def test_the_folder_of_a_model_is_not_recorded(llama: Any, tmp_path: Path) -> None:
     llama.config._name_or_path = str(tmp_path)
-    assert run._model_name(llama) == tmp_path.name
+    assert run.model_name(llama) == tmp_path.name

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("hf_longctx")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-LONG = 16384  # from so many keys on, their cosines and sines are worth not reading
 _equal_halves: dict[tuple[object, int], bool] = {}
 
 
@@ -86,16 +85,11 @@ def disagreement(device: torch.device, dtype: torch.dtype, dim: int, rotary_dim:
     scores[..., :50] = float("-inf")
     truth = (scores.softmax(-1) @ v.double())[:, :, 0]
     try:
-        for steps in (None, (turns[0][0], turns[1][0])):
-            out, _ = decode(
-                q[:, :, -1], [Keys(k, v, pos, at_q, at_k, 0, 150, steps)], pos[:, -1], rotary_dim, dim**-0.5
-            )
-            off = float((out.double() - truth).norm() / truth.norm())
-            if not off <= TOLERANCE[dtype]:
-                reason = f"its output is off by {off:.1e} (relative), more than {TOLERANCE[dtype]:.0e}"
-                break
-        else:
+        out, _ = decode(q[:, :, -1], [Keys(k, v, pos, at_q, at_k, 0, 150)], pos[:, -1], rotary_dim, dim**-0.5)
+        off = float((out.double() - truth).norm() / truth.norm())
+        if off <= TOLERANCE[dtype]:
             return None
+        reason = f"its output is off by {off:.1e} (relative), more than {TOLERANCE[dtype]:.0e}"
     except Exception as error:  # Triton, its compiler and the driver raise whatever they like
         reason = f"its check raised {type(error).__name__}: {error}"
     logger.warning("the Triton kernel for decoding is left out, and tokens take longer: %s", reason)
@@ -116,23 +110,12 @@ def attend(branches: list[Branch], scale: float) -> Tensor:
             None if branch.q_rope is None else (branch.q_rope.cos, branch.q_rope.sin),
             None if branch.k_rope is None else (branch.k_rope.cos, branch.k_rope.sin),
             *distances(branch.visible),
-            _steps(branch),
         )
         for branch in branches
     ]
     rotary_dim = ropes[0].cos.shape[-1] if ropes else 0
     out, _ = decode(q_BHD, sets, branches[0].q_pos_BL[:, 0], rotary_dim, scale)
     return out[:, None]
-
-
-def _steps(branch: Branch) -> tuple[Tensor, Tensor] | None:
-    if branch.k_rope is None or branch.k_rope.steps is None or branch.k_BGSD.shape[2] < LONG:
-        return None
-    memo = {} if branch.memo is None else branch.memo
-    if "steps" not in memo:
-        memo["steps"] = branch.k_rope.steps()
-    steps: tuple[Tensor, Tensor] = memo["steps"]
-    return steps
 
 
 def _halves(rope: Rotation, dim: int) -> bool:

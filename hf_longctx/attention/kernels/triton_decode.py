@@ -32,10 +32,10 @@ def _turn(low, high, c, s):
 
 
 @triton.jit
-def _read(m, l, acc, q, q_cos, q_sin, k, v, k_cos, k_sin, k_pos, s_cos, s_sin, here, scale, near, far, keys, first,
+def _read(m, l, acc, q, q_cos, q_sin, k, v, k_cos, k_sin, k_pos, here, scale, near, far, keys, first,
           last, q_h, k_s, v_s, kc_s, D: tl.constexpr, DP: tl.constexpr, R2: tl.constexpr, RP: tl.constexpr,
           EP: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, N: tl.constexpr, Q_ROTATE: tl.constexpr,
-          K_ROTATE: tl.constexpr, STEPS: tl.constexpr):  # fmt: skip
+          K_ROTATE: tl.constexpr):  # fmt: skip
     """Steps `first` to `last` of one set of keys, added to the softmax (m, l, acc) of one row's group of heads."""
     row, half, dim, extra = tl.arange(0, GP), tl.arange(0, RP), tl.arange(0, DP), tl.arange(0, EP)
     column = tl.arange(0, N)
@@ -44,7 +44,6 @@ def _read(m, l, acc, q, q_cos, q_sin, k, v, k_cos, k_sin, k_pos, s_cos, s_sin, h
     q_low = tl.load(at_q + half[None], q_live, 0.0)
     q_high = tl.load(at_q + R2 + half[None], q_live, 0.0)
     dtype = q_low.dtype
-    q_low32, q_high32 = q_low.to(tl.float32), q_high.to(tl.float32)
     if Q_ROTATE:
         q_c, q_s = tl.load(q_cos + half, half_live, 0.0), tl.load(q_sin + half, half_live, 0.0)
         q_low32, q_high32 = _turn(q_low, q_high, q_c[None], q_s[None])
@@ -62,28 +61,13 @@ def _read(m, l, acc, q, q_cos, q_sin, k, v, k_cos, k_sin, k_pos, s_cos, s_sin, h
         low = tl.load(k + wide * k_s + half[None], k_live, 0.0)
         high = tl.load(k + wide * k_s + R2 + half[None], k_live, 0.0)
         values = tl.load(v + wide * v_s + dim[None], live[:, None] & dim_live[None], 0.0)
-        near_low, near_high = q_low, q_high
         if K_ROTATE:
             turn = wide * kc_s + half[None]
-            if STEPS:
-                # Keys at consecutive positions p, p + 1, ... are turned by 0, 1, ..., and the query back by p: one row
-                # of cosines for the query, and for the keys the same few rows at every step, which stay at hand.
-                start = tl.load(k_pos + tile * N)
-                if (start >= 0) & (tl.sum((live & (at_k != start + column)).to(tl.int32)) == 0):
-                    back = (tile * N).to(tl.int64) * kc_s + half
-                    p_c, p_s = tl.load(k_cos + back, half_live, 0.0), tl.load(k_sin + back, half_live, 0.0)
-                    back_low, back_high = _turn(q_low32, q_high32, p_c[None], -p_s[None])
-                    near_low, near_high = back_low.to(dtype), back_high.to(dtype)
-                    step = column[:, None] * (2 * R2) + half[None]
-                    c, s = tl.load(s_cos + step, k_live, 0.0), tl.load(s_sin + step, k_live, 0.0)
-                else:
-                    c, s = tl.load(k_cos + turn, k_live, 0.0), tl.load(k_sin + turn, k_live, 0.0)
-            else:
-                c, s = tl.load(k_cos + turn, k_live, 0.0), tl.load(k_sin + turn, k_live, 0.0)
+            c, s = tl.load(k_cos + turn, k_live, 0.0), tl.load(k_sin + turn, k_live, 0.0)
             low32, high32 = _turn(low, high, c, s)
             low, high = low32.to(dtype), high32.to(dtype)
-        scores = tl.dot(near_low, tl.trans(low), input_precision="ieee")
-        scores = tl.dot(near_high, tl.trans(high), scores, input_precision="ieee")
+        scores = tl.dot(q_low, tl.trans(low), input_precision="ieee")
+        scores = tl.dot(q_high, tl.trans(high), scores, input_precision="ieee")
         if D > 2 * R2:
             rest = tl.load(k + wide * k_s + 2 * R2 + extra[None], live[:, None] & extra_live[None], 0.0)
             scores = tl.dot(q_rest, tl.trans(rest), scores, input_precision="ieee")
@@ -98,14 +82,14 @@ def _read(m, l, acc, q, q_cos, q_sin, k, v, k_cos, k_sin, k_pos, s_cos, s_sin, h
 
 
 @triton.jit
-def _part(q, q_pos, out, lse, s_cos, s_sin, scale, groups, first, q_b, q_h, qp_b, o_p, o_b, o_h, l_p, l_b,
+def _part(q, q_pos, out, lse, scale, groups, first, q_b, q_h, qp_b, o_p, o_b, o_h, l_p, l_b,
           k, v, q_cos, q_sin, k_cos, k_sin, k_pos, near, far, keys, tiles,
           k_b, k_h, k_s, v_b, v_h, v_s, qc_b, kc_b, kc_s, kp_b,
           k2, v2, q_cos2, q_sin2, k_cos2, k_sin2, k_pos2, near2, far2, keys2, tiles2,
           k_b2, k_h2, k_s2, v_b2, v_h2, v_s2, qc_b2, kc_b2, kc_s2, kp_b2,
           D: tl.constexpr, DP: tl.constexpr, R2: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr,
           GROUP: tl.constexpr, GP: tl.constexpr, N: tl.constexpr, Q_ROTATE: tl.constexpr, K_ROTATE: tl.constexpr,
-          STEPS: tl.constexpr, SECOND: tl.constexpr, Q_ROTATE2: tl.constexpr,
+          SECOND: tl.constexpr, Q_ROTATE2: tl.constexpr,
           K_ROTATE2: tl.constexpr):  # fmt: skip
     """A share of one set of keys, and of a second one, for one row's group of heads."""
     batch, group, part = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups, tl.program_id(1)
@@ -117,16 +101,16 @@ def _part(q, q_pos, out, lse, s_cos, s_sin, scale, groups, first, q_b, q_h, qp_b
     acc = tl.zeros((GP, DP), tl.float32)
     m, l, acc = _read(
         m, l, acc, at_q, q_cos + batch * qc_b, q_sin + batch * qc_b, k + batch * k_b + group * k_h,
-        v + batch * v_b + group * v_h, k_cos + batch * kc_b, k_sin + batch * kc_b, k_pos + batch * kp_b, s_cos, s_sin,
+        v + batch * v_b + group * v_h, k_cos + batch * kc_b, k_sin + batch * kc_b, k_pos + batch * kp_b,
         here, scale, near, far, keys, part * tiles, part * tiles + tiles, q_h, k_s, v_s, kc_s,
-        D, DP, R2, RP, EP, GROUP, GP, N, Q_ROTATE, K_ROTATE, STEPS)  # fmt: skip
+        D, DP, R2, RP, EP, GROUP, GP, N, Q_ROTATE, K_ROTATE)  # fmt: skip
     if SECOND:
         most = tl.minimum(part * tiles2 + tiles2, tl.cdiv(keys2, N))
         m, l, acc = _read(
             m, l, acc, at_q, q_cos2 + batch * qc_b2, q_sin2 + batch * qc_b2, k2 + batch * k_b2 + group * k_h2,
             v2 + batch * v_b2 + group * v_h2, k_cos2 + batch * kc_b2, k_sin2 + batch * kc_b2, k_pos2 + batch * kp_b2,
-            s_cos, s_sin, here, scale, near2, far2, keys2, part * tiles2, most, q_h, k_s2, v_s2, kc_s2,
-            D, DP, R2, RP, EP, GROUP, GP, N, Q_ROTATE2, K_ROTATE2, False)  # fmt: skip
+            here, scale, near2, far2, keys2, part * tiles2, most, q_h, k_s2, v_s2, kc_s2,
+            D, DP, R2, RP, EP, GROUP, GP, N, Q_ROTATE2, K_ROTATE2)  # fmt: skip
     norm = tl.where(l == 0.0, 1.0, l)
     heads, head_live = group * GROUP + row, row < GROUP
     to = out + (first + part) * o_p + batch * o_b + heads[:, None] * o_h + dim[None]
@@ -161,8 +145,7 @@ def _merge(part, part_lse, out, lse, parts, heads, p_p, p_b, p_h, l_p, l_b, o_b,
 class Keys:
     """One set of keys: un-rotated (B, G, S, D), the rotations (cos, sin) of query and keys, and which distances exist.
 
-    cos and sin are (B or 1, 1 or S, R) with equal halves; None where a side is right as it is. `steps` are those of the
-    positions 0, 1, ... without any scaling, as (tile or more, R): given where keys are turned by their positions.
+    cos and sin are (B or 1, 1 or S, R) with equal halves; None where a side is right as it is.
     """
 
     k_BGSD: Tensor
@@ -172,7 +155,6 @@ class Keys:
     k_turn: tuple[Tensor, Tensor] | None
     near: int
     far: int
-    steps: tuple[Tensor, Tensor] | None = None
 
 
 def decode(q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -228,19 +210,18 @@ def _launch(
     B, H, D = q.shape
     G, half = sets[0].k_BGSD.shape[1], rotary_dim // 2
     longest = sets[0]
-    steps = longest.steps if longest.k_turn is not None else None
     tiles_of = [tiles, triton.cdiv(triton.cdiv(sets[-1].k_BGSD.shape[2], settings[0]), parts)]
     # where there is no second set, the first one's arguments stand in, unread
     two = [x for keys, each in zip((sets[0], sets[-1]), tiles_of, strict=True) for x in _arguments(keys, q, half, each)]
     sizes = {
         "D": D, "DP": max(16, triton.next_power_of_2(D)), "R2": half, "RP": max(16, triton.next_power_of_2(half)),
         "EP": max(16, triton.next_power_of_2(max(D - rotary_dim, 1))), "GROUP": H // G,
-        "GP": max(16, triton.next_power_of_2(H // G)), "N": settings[0], "STEPS": steps is not None,
+        "GP": max(16, triton.next_power_of_2(H // G)), "N": settings[0],
         "Q_ROTATE": longest.q_turn is not None, "K_ROTATE": longest.k_turn is not None, "SECOND": len(sets) > 1,
         "Q_ROTATE2": sets[-1].q_turn is not None, "K_ROTATE2": sets[-1].k_turn is not None,
     }  # fmt: skip
     _part[(B * G, parts)](
-        q, q_pos, part, part_lse, *(steps or (q, q)), scale * LOG2_E, G, first, *q.stride()[:2], q_pos.stride(0),
+        q, q_pos, part, part_lse, scale * LOG2_E, G, first, *q.stride()[:2], q_pos.stride(0),
         *part.stride()[:3], *part_lse.stride()[:2], *two, **sizes, num_warps=settings[1], num_stages=settings[2],
     )  # fmt: skip
 

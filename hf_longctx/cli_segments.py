@@ -1,0 +1,79 @@
+"""`hf-longctx generate --method xl3m`: a question to a document that is read in segments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_longctx.cli_options import document_pieces, load_model, notes, sampling
+
+if TYPE_CHECKING:
+    from hf_longctx.segments import XL3M
+
+
+def settings_of(settings: list[str] | None) -> XL3M:
+    """The settings that were given, over the defaults."""
+    from hf_longctx.segments import XL3M
+    from hf_longctx.settings import read_settings
+
+    return XL3M.from_fields(read_settings(settings or []))
+
+
+def answer(
+    model: str,
+    settings: list[str] | None,
+    prompt: str | None,
+    document: str | None,
+    question: str | None,
+    scores: Path | None,
+    max_new_tokens: int,
+    sample: bool,
+    dtype: str,
+    device: str | None,
+) -> None:
+    """Find the segments that matter, say which, and write the answer as it comes."""
+    chosen = settings_of(settings) if settings else None  # else the model's own
+    if document is None or prompt is not None:
+        raise ValueError("--method xl3m reads a document: give --document FILE (or -) and --question TEXT.")
+    pieces, asked = document_pieces(prompt, document, question)
+    loaded, tokenizer = load_model(model, dtype, device)
+    import torch
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from transformers import TextStreamer
+
+    from hf_longctx.segments import xl3m
+    from hf_longctx.segments.prompt import around_text
+    from hf_longctx.segments.reading import SourceError
+    from hf_longctx.text_stream import encode_pieces
+
+    head, tail = around_text(tokenizer, asked)
+    columns = SpinnerColumn(), TextColumn("{task.fields[tokens]:,} tokens read"), TimeElapsedColumn()
+    with Progress(*columns, console=notes(), transient=True) as shown:
+        bar = shown.add_task("", total=None, tokens=0)
+
+        class Answer(TextStreamer):
+            """Begins to write when there is nothing more to read."""
+
+            def put(self, value: torch.Tensor) -> None:
+                if not self.next_tokens_are_prompt:
+                    shown.stop()
+                super().put(value)
+
+        try:
+            _, (found,) = loaded.generate(
+                torch.tensor([[*head, *tail]], device=loaded.device),
+                custom_generate=chosen or xl3m,
+                document=encode_pieces(tokenizer, pieces, bos=False),
+                head=len(head),
+                question=len(tail),
+                scores_file=scores,
+                read_progress=lambda tokens: shown.update(bar, tokens=tokens),
+                return_segments=True,
+                streamer=Answer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+                max_new_tokens=max_new_tokens,
+                **sampling(sample),
+            )
+        except SourceError as error:
+            # the file's own error says more to who named the file
+            raise error.__cause__ or error from None
+    notes().print(str(found), style="dim", highlight=False)

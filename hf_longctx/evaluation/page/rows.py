@@ -1,0 +1,62 @@
+"""The rows of a result file as lines of text: values, what stands beside them, bars and reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def row_lines(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | None = None) -> list[list[str]]:
+    """A heading and one line a row: what, the value, others' values beside it, and the bar if any row has one.
+
+    Args:
+        result: A result file's contents (see `results`).
+        rows: Those to take; all by default.
+    """
+    rows = result["rows"] if rows is None else rows
+    others = list(dict.fromkeys(name for row in rows for name in row.get("beside") or {}))
+    barred = any(row.get("bar") for row in rows)
+    # a file with a heading of its own has no stock beside ours in a row: its columns are one quantity at many places
+    last = [str(result["heading"])] if "heading" in result else []
+    lines = [["what", *([] if last else [main_name(result)]), *others, *last, *(["bar"] if barred else [])]]
+    for row in rows:
+        beside = row.get("beside") or {}
+        values = [number(beside.get(name)) for name in others]
+        values.insert(len(others) if last else 0, number(row["value"], row.get("unit") or ""))
+        lines.append([row["what"], *values, *([_bar(row)] if barred else [])])
+    return lines
+
+
+def main_name(result: Mapping[str, Any]) -> str:
+    """Whose value a row's is: the last of the run's configurations."""
+    settings = result.get("settings")
+    names = settings.get("configurations") if isinstance(settings, dict) else None
+    return str(names[-1]) if isinstance(names, list) and names else "hf_longctx"
+
+
+def reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why rows miss their bars or have no value."""
+    return [f"{row['what']}: {row['why']}" for row in rows if row.get("why")]
+
+
+def conditions(result: Mapping[str, Any]) -> str:
+    """Model, hardware, versions, date and commit in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    when = f"{result['date'][:10]}, commit {result['commit'][:12]}."
+    return f"{result['model']} on {result['hardware']}; {versions}; {when}"
+
+
+def number(value: Any, unit: str = "") -> str:
+    """A number in at most five digits and its unit; a dash where there is none."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    digits = f"{value:,}" if isinstance(value, int) else f"{value:,.5g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{digits} {unit}".strip()
+
+
+def _bar(row: Mapping[str, Any]) -> str:
+    if not row.get("bar"):
+        return "–"
+    return f"{row['bar']}: {'holds' if row.get('holds') else 'missed'}"

@@ -1,0 +1,96 @@
+"""Local files: whole texts and JSON lines, whose errors name the file, the line and the key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_longctx.evaluation.texts import load_text
+
+
+def whole_text(path: str | Path) -> str:
+    """A UTF-8 file. FileNotFoundError and ValueError as in `load_text`; a name it knows is not meant here."""
+    path = Path(path).expanduser()
+    return load_text(path.absolute())
+
+
+@dataclass(frozen=True)
+class Record:
+    """A JSON object and where it stands."""
+
+    path: Path
+    line: int
+    data: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        """The value of a key that has to be there."""
+        if key not in self.data:
+            there = ", ".join(map(repr, self.data)) or "none"
+            raise ValueError(f"{self.path}, line {self.line}: the key {key!r} is missing. There are: {there}.")
+        return self.data[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.data.get(key, default)
+
+    def text(self, key: str) -> str:
+        """The value of a key that has to be a text."""
+        return str(self._typed(key, str, "a text"))
+
+    def number(self, key: str) -> int:
+        """The value of a key that has to be a whole number."""
+        return int(self._typed(key, int, "a whole number"))
+
+    def many(self, key: str) -> list[Any]:
+        """The value of a key that has to be a list."""
+        return list(self._typed(key, list, "a list"))
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """The value of a key that has to be a list of texts; one text is a list of one."""
+        value = self[key]
+        return (value,) if isinstance(value, str) else tuple(map(str, self.many(key)))
+
+    def wrong(self, what: str) -> ValueError:
+        """An error that says where the record stands."""
+        return ValueError(f"{self.path}, line {self.line}: {what}")
+
+    def _typed(self, key: str, kind: type, words: str) -> Any:
+        value = self[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.wrong(f"the key {key!r} is {value!r:.60}; expected {words}.")
+        return value
+
+
+def records(path: str | Path, keys: Sequence[str] = ()) -> Iterator[Record]:
+    """The objects of a file of JSON lines, or of one JSON list; each must have `keys`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no text or not UTF-8, a line is no JSON object, or one lacks a key.
+    """
+    path = Path(path)
+    text = whole_text(path)
+    if text.lstrip().startswith("["):
+        try:
+            found = list(enumerate(json.loads(text), 1))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
+    else:
+        found = []
+        # not splitlines(), which takes a character inside a text for a line's end
+        for line, row in enumerate(text.split("\n"), 1):
+            if not row.strip():
+                continue
+            try:
+                found.append((line, json.loads(row)))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {line}: not JSON ({error.msg}). Expected one object a line.") from None
+    for line, data in found:
+        if not isinstance(data, dict):
+            raise ValueError(f"{path}, line {line}: expected a JSON object, found {str(data)[:60]!r}.")
+        record = Record(path, line, data)
+        for key in keys:
+            record[key]
+        yield record

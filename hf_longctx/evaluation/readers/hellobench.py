@@ -1,0 +1,32 @@
+"""HelloBench (Que et al. 2024, https://arxiv.org/abs/2409.16191): long answers by category.
+
+The official score is a judge's, item by item of a checklist, and stays open: what was written is kept for it. Where a
+requirement names a number of words, the share of it that was written is given, as a proxy. Decoding is greedy instead
+of at temperature 0.8.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from hf_longctx.evaluation.metrics import JUDGED
+from hf_longctx.evaluation.readers.files import records
+from hf_longctx.evaluation.tasks.sample import Sample
+
+_WORDS = re.compile(r"no (?:shorter|less) than (\d[\d,]*) words")
+
+
+def read(path: str | Path) -> Iterator[Sample]:
+    """Samples of a file, whose stem is the task; ValueError names the line and key of what is wrong."""
+    for record in records(path, ["id"]):
+        prompt = record.text("chat_prompt" if "chat_prompt" in record.data else "instruction")
+        found = _WORDS.search(prompt)
+        required = int(found.group(1).replace(",", "")) if found else None
+        yield Sample(
+            id=str(record["id"]), task=Path(path).stem, context=prompt, question="", answers=(), max_new_tokens=16384,
+            metric=JUDGED if required is None else "long_enough",
+            meta={"required": required, "checklists": record.get("checklists", []),
+                  "groups": [str(record.get("category"))] if record.get("category") else []},
+        )  # fmt: skip

@@ -1,0 +1,24 @@
+"""The project's own schema, one `Sample` a line; kvpress' fields (`answer` for `answers`) are read as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hf_longctx.evaluation.readers.files import records
+from hf_longctx.evaluation.tasks.sample import Sample
+
+
+def read(path: str | Path) -> Iterator[Sample]:
+    """Samples of a file of JSON lines. ValueError names the file, the line and the key of what is wrong."""
+    for record in records(path):
+        data = dict(record.data)
+        if "answers" not in data and "answer" in data:
+            data["answers"] = data.pop("answer")
+        data.setdefault("id", str(record.line))
+        try:
+            yield Sample.from_dict(data)
+        except KeyError as error:
+            raise record.wrong(f"the key {error} is missing. There are: {', '.join(map(repr, data))}.") from None
+        except (TypeError, ValueError) as error:
+            raise record.wrong(str(error)) from None

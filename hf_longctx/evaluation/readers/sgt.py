@@ -1,0 +1,32 @@
+"""SGT, called LongGenBench (Wu et al. 2024, https://arxiv.org/abs/2409.02076): many numbered sections in one answer.
+
+Scored by completion rate times instructions followed (wAvg); whether a section follows an instruction is a judge's to
+say, and here a proxy: its words have to be in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hf_longctx.evaluation.readers.files import records
+from hf_longctx.evaluation.tasks.sample import Sample
+
+CHECKS = ("checks_once", "checks_range", "checks_periodic")
+
+
+def read(path: str | Path) -> Iterator[Sample]:
+    """Samples of a file; ValueError names the line and key of what is wrong."""
+    for record in records(path, ("prompt", "type", "number", *CHECKS)):
+        checks: dict[str, str] = {}
+        for key in CHECKS:
+            some = record[key]
+            if not isinstance(some, dict) or not all(str(i).isdigit() for i in some):
+                raise record.wrong(f"{key!r} has to be an object of section numbers and texts.")
+            checks |= {str(i): str(text) for i, text in some.items()}
+        yield Sample(
+            id=str(record.line), task=Path(path).stem, context=record.text("prompt"), question="", answers=(),
+            max_new_tokens=16384 if "short" in Path(path).stem.lower() else 32768, metric="sgt",
+            meta={"type": record.text("type"), "number": record.number("number"), "checks": checks,
+                  "groups": [record.text("type")]},
+        )  # fmt: skip

@@ -1,0 +1,87 @@
+"""One fact in a long text: the pass key, a long number, and the needle that gave the task its name."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hf_longctx.evaluation import passkey
+from hf_longctx.evaluation.tasks.haystack import NOISE, Haystack, insert
+from hf_longctx.evaluation.tasks.sample import Sample
+from hf_longctx.evaluation.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden(Task):
+    """A fact between the sentences of a haystack, and a question whose answer is in it. A subclass has the words."""
+
+    haystack: Haystack | None = None  # None: the noise sentences
+
+    def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        before, fact, question, prefix, answer = self.words(rng)
+        depth = rng.random() if depth is None else depth
+        sentences = [NOISE] * units if self.haystack is None else self.haystack.take(rng, units)
+        lines = insert(sentences, [fact], [round(depth * len(sentences))])
+        text = (" " if self.haystack is not None else "\n").join([*([fill] if fill else []), *lines])
+        return Sample(
+            id="", task=self.name, instruction=before, context=text, question=question, answer_prefix=prefix,
+            answers=(answer,), max_new_tokens=self.max_new_tokens, metric=self.metric, depth=depth,
+            meta={"haystack": "noise" if self.haystack is None else self.haystack.name},
+        )  # fmt: skip
+
+    def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
+        """What stands before the text, the fact, the question, the answer's beginning, and the answer."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassKey(Hidden):
+    """Landmark Attention's pass key (Mohtashami & Jaggi 2023), as in `hf_longctx.evaluation.passkey`."""
+
+    metric: ClassVar[str] = "first_integer"
+    max_new_tokens: ClassVar[int] = 10
+
+    def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
+        key = str(rng.randrange(10_000, 100_000))
+        question, _, prefix = passkey.QUESTION.partition("? ")
+        return f"{passkey.TASK}\n", passkey.INFO.format(key=key), f"\n{question}?", f" {prefix}", key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number(Hidden):
+    """A number of ten digits in runs (InfiniteBench's Retrieve.Number, Zhang et al. 2024, section 3.1)."""
+
+    metric: ClassVar[str] = "first_integer"
+    max_new_tokens: ClassVar[int] = 12
+
+    def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
+        digits = ""
+        while len(digits) < 10:
+            digits += str(rng.randrange(1 if not digits else 0, 10)) * rng.randrange(1, 4)
+        number = digits[:10]
+        return (
+            "There is an important info hidden inside a lot of irrelevant text. Find it. I will quiz you about the "
+            "important information there.\n\n",
+            f"The sequence of digits is {number}. Remember it. {number} is the sequence of digits.",
+            "\n\nWhat is the sequence of digits?",
+            " The sequence of digits is",
+            number,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needle(Hidden):
+    """A sentence about San Francisco in a real text (Kamradt 2023, LLMTest_NeedleInAHaystack), or a fact of your own.
+
+    The official score is a judge's; ours is whether the answer contains the needle's words.
+    """
+
+    fact: str = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
+    asked: str = "What is the best thing to do in San Francisco?"
+    answer: str = "eat a sandwich and sit in Dolores Park"
+    max_new_tokens: ClassVar[int] = 50
+
+    def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
+        question = f"\n\n{self.asked} Don't give information outside the document or repeat your findings."
+        return "", self.fact, question, "", self.answer

@@ -1,0 +1,6 @@
+"""Procedures around `generate` that read a text in segments. Not patches: the model is not changed."""
+
+from .selection import Kept, Selection
+from .xl3m import XL3M, xl3m
+
+__all__ = ["XL3M", "Kept", "Selection", "xl3m"]

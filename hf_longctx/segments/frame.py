@@ -1,0 +1,92 @@
+"""How much of a text the trained length has room for, and what is read of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .prompt import Parts
+from .reading import read
+from .search import Search
+from .selection import Selection
+
+if TYPE_CHECKING:
+    from .xl3m import XL3M
+
+
+class Frame:
+    """The trained length of a model, and `new_tokens` that are written into it."""
+
+    def __init__(self, model: Any, settings: XL3M, new_tokens: int) -> None:
+        self.model, self.settings, self.new_tokens = model, settings, new_tokens
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ValueError(f"{type(model).__name__}: XL3M is for causal language models, not for encoder-decoders.")
+        window = settings.window or getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if window is None:
+            raise ValueError(
+                f"{type(model).__name__}: its config has no max_position_embeddings. Say how many tokens it can read: "
+                f"XL3M(window=...)."
+            )
+        self.window = int(window)
+
+    def find(self, parts: Parts, document: Iterable[Any] | None, **options: Any) -> tuple[list[int], Selection]:
+        """The ids of the text that are read between `parts.head` and `parts.question`, and how they were chosen.
+
+        Args:
+            parts: a prompt; without a document its own text is searched.
+            document: the text in place of the prompt's.
+            **options: of `Search`.
+        """
+        self._check(parts)
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        blocks = read(parts.text if document is None else document, vocabulary)
+        fits = self.window - self.new_tokens - len(parts.head) - len(parts.question)
+        text, held = _look_ahead(blocks, fits)
+        if not held:
+            raise ValueError(
+                "the text is empty: there is nothing between head and question. Give a document, or say how many "
+                "tokens of the prompt are the question (question=...)."
+            )
+        if sum(map(len, held)) <= fits:
+            ids = torch.cat([block.cpu() for block in held]).tolist()
+            return ids, Selection((), ((0, len(ids)),), len(ids), float("nan"), {}, whole=True)
+        room = self._room(parts, fits)
+        return Search(self.model, parts.head, parts.question, self.settings, room=room, **options)(text)
+
+    def _check(self, parts: Parts) -> None:
+        if len(parts.question) >= self.window:
+            raise ValueError(
+                f"the question has {len(parts.question):,} tokens, and the model reads {self.window:,}. Say what the "
+                f"question is: its words, its ids, or how many tokens at the end of the prompt (question=...)."
+            )
+        if not parts.question:
+            raise ValueError("the question is empty: nothing stands behind the text. Give at least 1 token.")
+        if self.settings.score != "entropy" and len(parts.question) < 2:
+            raise ValueError(
+                f"a question of 1 token: score={self.settings.score!r} needs at least 2. Give a longer question, or "
+                f"use XL3M(score='entropy')."
+            )
+
+    def _room(self, parts: Parts, fits: int) -> int:
+        room = min(self.settings.key_context or self.window // 4, fits)
+        if room < self.settings.segment:
+            raise ValueError(
+                f"a segment of {self.settings.segment:,} tokens does not fit the {room:,} that are left for the text: "
+                f"the model reads {self.window:,}, the head has {len(parts.head):,}, the question "
+                f"{len(parts.question):,}, and {self.new_tokens:,} are to be written. Make something smaller."
+            )
+        return room
+
+
+def _look_ahead(blocks: Iterator[Tensor], most: int) -> tuple[Iterator[Tensor], list[Tensor]]:
+    """The same blocks, and those of them that hold the first `most` tokens and one more, or all."""
+    held: list[Tensor] = []
+    for block in blocks:
+        held.append(block)
+        if sum(map(len, held)) > most:
+            break
+    return itertools.chain(held, blocks), held

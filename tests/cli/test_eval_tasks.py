@@ -1,0 +1,118 @@
+"""`hf-longctx eval` on suites, and `hf-longctx lm-eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gguf")
+pytest.importorskip("wonderwords")
+from hf_longctx.checkpoints import convert
+from tests.checkpoints.tiny import write_gguf
+
+from .test_cli import complaint, run
+
+EXTEND = ["--method", "lm_infinite", "--set", "n_local=16"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    return str(convert(write_gguf(folder / "tiny.gguf"), cache_dir=folder / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples go into a folder of the test's own."""
+    monkeypatch.setattr("hf_longctx.checkpoints.gguf.cache_home", lambda: tmp_path / "home")
+
+
+def test_a_suite_of_tasks_and_files(model: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    sample = {
+        "task": "mine",
+        "context": "a b c",
+        "question": "?",
+        "answers": ["a"],
+        "max_new_tokens": 2,
+        "metric": "exact",
+    }
+    file.write_text(json.dumps(sample) + "\n")
+    result = run(
+        "eval", model, "--task", f"passkey,jsonl:{file}", "--lengths", "900,1000", "--samples", "2,1",
+        "--window", "950", "--out", tmp_path / "out", *EXTEND,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["settings"]["configurations"] == ["stock", "last 950 tokens", "LMInfinite"]
+    assert [line["detail"]["samples"]["LMInfinite"] for line in found["rows"][:4]] == [2, 1, 1, 1]
+    assert (tmp_path / "out" / "predictions.jsonl").exists()
+    assert len(list((tmp_path / "home" / "samples").iterdir())) == 2
+    assert "mine" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "niah_singel_1"], "Did you mean niah_single_1?"),
+        (["--task", "ruller"], "There are: passkey"),
+        (["--task", "qa_2"], "Give it as qa_2:FILE"),
+        (["--task", "longbench:nowhere.jsonl"], "No file at nowhere.jsonl"),
+        (["--task", "kv", "--samples", "1,2,3"], "expected one number, or one for each of 2 lengths"),
+        (["--task", "kv", "--samples", "many"], "expected whole numbers"),
+        (["--task", "ppl", "--alone"], "are of suites, not of ppl"),
+        (["--task", "kv", "--depths", "2"], "depth=2.0: expected 0"),
+    ],
+)
+def test_eval_says_what_is_wrong_with_a_suite(
+    model: str,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+) -> None:
+    assert message in complaint(run("eval", model, "--lengths", "500,600", "--out", tmp_path / "out", *options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_lm_eval_runs_a_task_of_ones_own(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    from tests.evaluation.test_harness import TASK
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": "0123456789" * 9, "answer": "?"}) + "\n")
+    (tmp_path / "mine.yaml").write_text(TASK.format(name="mine", path=tmp_path / "data.jsonl"))
+    options = ["--tasks", "mine", "--include", tmp_path, "--out", tmp_path / "out"]
+    result = run("lm-eval", model, *options, *EXTEND)
+    assert result.exit_code == 0, result.output
+    assert "max_length=1,048,576" in result.stderr
+    (line,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert line["what"] == "mine, exact_match"
+    cut = run("lm-eval", model, *options, "--truncate", "error", "--max-length", "20")
+    assert cut.exit_code == 2
+    assert "Error: a prompt has" in cut.stderr  # behind lm-eval's progress bar
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metadata", "{"], "not JSON"),
+        (["--metadata", "[1]"], "expected a JSON object"),
+        (["--include", "nowhere"], "expected a folder with task YAMLs"),
+        (["--set", "n_local=4"], "Add --method NAME"),
+    ],
+)
+def test_lm_eval_says_what_is_wrong(model: str, options: list[str], message: str) -> None:
+    assert message in complaint(run("lm-eval", model, "--tasks", "mine", *options))
+
+
+def test_a_suite_reads_in_segments(model: str, tmp_path: Path) -> None:
+    result = run(
+        "eval", model, "--task", "kv", "--lengths", "1200", "--samples", "1", "--window", "600", "--alone",
+        "--out", tmp_path / "out", "--method", "xl3m", "--set", "segment=64", "--set", "overlap=8",
+        "--set", "window=600",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["configurations"] == ["XL3M"]

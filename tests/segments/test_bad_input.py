@@ -1,0 +1,112 @@
+"""What cannot be read in segments is said before anything is read, or with what was read kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedConfig
+
+from hf_longctx.segments import XL3M
+from hf_longctx.segments.frame import Frame
+from tests.tiny import text, tiny, tokenizer
+
+WINDOW = 96
+
+
+def ask(settings: XL3M | None = None, ids: Any = None, **more: Any) -> Any:
+    model = tiny(max_position_embeddings=WINDOW)
+    given: dict[str, Any] = {"question": 6, "max_new_tokens": 4, "do_sample": False, **more}
+    chosen = settings or XL3M(segment=16, overlap=4)
+    return model.generate(text(1, 300) if ids is None else ids, custom_generate=chosen, **given)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"segment": 0}, "segment=0, overlap=32: expected a segment of at least 1 token"),
+        ({"segment": -5, "overlap": 0}, "segment=-5"),
+        ({"segment": 32}, "an overlap from 0 to less than the segment"),
+        ({"overlap": -1}, "overlap=-1"),
+        ({"score": "gian"}, "score='gian': expected one of gain, question_nll, entropy"),
+        ({"keep": 1.5}, r"keep=1.5: expected 0 \(whatever there is room for\) to 1"),
+        ({"key_context": 100}, "key_context=100 has no room for a segment of 256"),
+        ({"window": 0}, "window=0: expected at least 1 token"),
+        ({"question_tokens": 0}, "question_tokens=0"),
+        ({"segment": "many"}, "segment='many' is str, expected int"),
+    ],
+)
+def test_settings_that_cannot_be(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        XL3M(**fields)
+
+
+def test_a_misspelt_or_positional_setting() -> None:
+    with pytest.raises(TypeError, match="Did you mean 'segment'"):
+        XL3M(segmnt=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="by name only"):
+        XL3M(3)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"question": 96}, "the question has 96 tokens, and the model reads 96"),
+        ({"question": 250}, "the question has 250 tokens"),
+        ({"settings": XL3M(segment=90, overlap=0)}, "a segment of 90 tokens does not fit the 24 that are left"),
+        ({"head": 75}, "does not fit the 11 that are left for the text: the model reads 96, the head has 75"),
+        ({"max_new_tokens": 90}, "90 are to be written"),
+        ({"question": 300}, "the question has 300 tokens"),
+        ({"question": 80, "head": 220}, "the text is empty"),
+        ({"document": []}, "the text is empty"),
+        ({"document": "words"}, "tokenise the text first"),
+        ({"document": [61]}, "outside the model's vocabulary"),
+        ({"document": Path("nowhere.txt")}, "needs the tokenizer"),
+        ({"question": "w3 w4"}, "needs the tokenizer"),
+        ({"question": 1}, "score='gain' needs at least 2"),
+        ({"question": ["w3", "w4"]}, "2 questions for 1 prompts"),
+        ({"inputs_embeds": torch.zeros(1, 4, 32)}, "Pass input_ids|inputs_embeds"),
+        ({"ids": text(2, 300), "document": [3, 4]}, "one text for 2 prompts"),
+    ],
+)
+def test_calls_that_cannot_be(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ask(**given)
+
+
+def test_a_cache_that_has_read_is_refused() -> None:
+    from transformers import DynamicCache
+
+    model, cache = tiny(max_position_embeddings=WINDOW), DynamicCache()
+    model(text(1, 10), past_key_values=cache)
+    with pytest.raises(ValueError, match="past_key_values holds 10 tokens"):
+        ask(past_key_values=cache)
+
+
+def test_a_model_without_a_trained_length_must_be_told() -> None:
+    class Endless:
+        config = PreTrainedConfig()
+
+    with pytest.raises(ValueError, match=r"XL3M\(window=...\)"):
+        Frame(Endless(), XL3M(), 4)
+    assert Frame(Endless(), XL3M(window=96), 4).window == 96
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"", "is empty"), (b"w3 \0 w4", "holds zero bytes"), (b"w3 caf\xe9", "isn't UTF-8")],
+)
+def test_files_that_are_no_text(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "text.txt").write_bytes(data)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        ask(document=tmp_path / "text.txt", tokenizer=tokenizer())
+
+
+def test_a_file_is_read_as_its_ids_are(tmp_path: Path) -> None:
+    words = " ".join(f"w{3 + i * 7 % 50}" for i in range(200))
+    (tmp_path / "text.txt").write_text(words)
+    ids = text(1, 8)
+    from_file = ask(ids=ids, head=2, document=tmp_path / "text.txt", tokenizer=tokenizer())
+    assert torch.equal(from_file, ask(ids=ids, head=2, document=tokenizer()(words)["input_ids"]))
