@@ -142,4 +142,6 @@ def attention(
     return attend(query[0], key[0], value[0], _places[-1], scaling)[None], None
 
 
-AttentionInterface.register(NAME, attention)  # a name of ours; no mask of this name, so that transformers makes none
+def register() -> None:
+    """A name of ours, and no mask of that name: transformers then makes none."""
+    AttentionInterface.register(NAME, attention)
