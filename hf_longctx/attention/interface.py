@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
 
 from ..method import KEY
-from . import shared
+from . import few_queries, shared
 from .inner import checked
 from .positions import Implementation, function_named
 from .read import Read
@@ -85,6 +85,7 @@ def register() -> None:
     AttentionInterface.register(KEY, attention)
     AttentionMaskInterface.register(KEY, mask)
     shared.register()
+    few_queries.register()
 
 
 def inner_function(module: nn.Module) -> Any:

@@ -11,22 +11,22 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ..anatomy import attention_layers, find_tower
 from ..patch import unwrap
-from .difference import Match, matches
-from .editable import check_cache, check_model, check_tokens, ids_of
+from . import edit_graph
+from .edit_plan import REPAIR, Difference, Plan, compare, make_plan, repair_of
+from .editable import caches_nothing, check_cache, check_model, check_tokens, ids_of
+from .placed import PlacedWork, Row, read_placed, why_not
 from .rotate import Mover
-from .workspace import Span, Work, first_kept, in_window, work_on
+from .workspace import Span, Work, work_on
 
-REPAIR = 16  # re-reading more than this behind an edit hardly comes closer to reading everything anew
+__all__ = ["CHUNK", "REPAIR", "EditReport", "edit"]
 CHUNK = 2048  # tokens of one forward: bounds the memory of masks and activations
 
 
@@ -60,7 +60,15 @@ class EditReport:
 
 
 @torch.no_grad()
-def edit(model: Any, cache: Cache, old_ids: Any, new_ids: Any, repair: int | None = None) -> tuple[Cache, EditReport]:
+def edit(
+    model: Any,
+    cache: Cache,
+    old_ids: Any,
+    new_ids: Any,
+    repair: int | None = None,
+    *,
+    compiled: bool | None = None,
+) -> tuple[Cache, EditReport]:
     """Make a cache that holds `old_ids` hold `new_ids`, by reading little more than what is new.
 
     The cache is changed in place, all of it or (after an error) nothing, and then covers `new_ids[:-1]`: `generate`
@@ -77,124 +85,96 @@ def edit(model: Any, cache: Cache, old_ids: Any, new_ids: Any, repair: int | Non
             (`LMInfinite`, `StreamingLLM`) that have evicted tokens: what is gone cannot be read by what is new.
         old_ids: the token ids that were read: a list, a 1-D tensor, or one row.
         new_ids: the token ids of the text after any number of edits.
-        repair: old tokens behind each edit that are read again. None: 16, where most of what can be had is had; 0:
-            none, as in the paper.
+        repair: old tokens that are read again for each place that changed. Half are the next ones behind it, a quarter
+            repeat phrases of what was changed, the rest are the last ones of the text; with windows, un-rotated keys or
+            kernels that take no mask, all are the next ones. None: 64; 0: none, as in the paper.
+        compiled: whether moving keys and reading tokens comes from a CUDA graph. None: from a model's second edit on,
+            if it can (half precision on one GPU, stock attention without windows, at most 512 tokens to read in 32
+            places). The graph keeps buffers as large as the longest cache; `edit_graph.forget(tower)` frees them.
+            True: now, and ValueError if it cannot; False: never.
     """
     begun = time.perf_counter()
     base: Any = unwrap(model)
     tower: Any = find_tower(base)
-    if repair is None:
-        repair = REPAIR
-    if isinstance(repair, bool) or not isinstance(repair, int) or repair < 0:
-        raise ValueError(f"repair={repair!r}: expected a number of tokens, 0 or more, or None for {REPAIR}.")
+    repair = repair_of(repair)
     check_model(tower)
     old, new = ids_of(old_ids, "old_ids", tower), ids_of(new_ids, "new_ids", tower)
     modules: list[Any] = list(attention_layers(tower))
     n_cached = check_cache(tower, modules, cache, len(old))
-    check_tokens(tower, modules, cache, old[:n_cached])
-    texts = matches(old, new)
-    gaps = pairwise([Match(0, 0, 0), *texts, Match(len(old), len(new), 0)])
-    edits = sum((a.old + a.length, a.new + a.length) != b[:2] for a, b in gaps)
-    deleted = len(old) - sum(n for _, _, n in texts)
-    # from here on, what the cache has and what it is to have
-    old, new = old[:n_cached], new[:-1]
-    fitting = (Match(o, i, min(n, len(old) - o, len(new) - i)) for o, i, n in texts)
-    found = [match for match in fitting if match.length > 0]
+    difference = compare(old, new, n_cached)
+    placed = why_not(tower, modules, cache) is None
+    plan = make_plan(difference, repair, cache.layers, anywhere=placed)
+    row = Row(plan.copies, plan.fresh, new[:-1])
+    recorded = compiled is not False and not difference.nothing and _recorded(tower, modules, cache, row, compiled)
+    if not recorded:
+        check_tokens(tower, modules, cache, [old[:n_cached]])
     seconds_diff = time.perf_counter() - begun
-    plan = _plan(found, len(new), repair, [layer for layer in cache.layers if _sliding(layer)])
-    works: list[Work] = []
-    if found != [Match(0, 0, len(old))] or len(old) != len(new):
-        mover = Mover(tower)
-        for module in modules:
-            layer = cache.layers[int(module.layer_idx)]
-            works.append(work_on(layer, plan.copies, len(new), partial(mover.move, module)))
-    seconds_move = time.perf_counter() - begun - seconds_diff
-    # offloaded weights are nowhere; keys are where they were computed
-    device = tower.device if tower.device.type != "meta" else cache.layers[0].keys.device
-    for run in plan.runs:
-        _forward(tower, works, new, run, plan.fresh, device)
+    seconds_move = 0.0
+    works: list[Any] | None = edit_graph.edit_from_graph(tower, modules, cache, row) if recorded else None
+    if works is None or not edit_graph.is_checked(tower):
+        made, works = works, []
+        if recorded:  # for the first time, or in vain
+            check_tokens(tower, modules, cache, [old[:n_cached]])
+        if not difference.nothing:
+            works, seconds_move = _read(tower, modules, cache, row, plan)
+        if made is not None:
+            edit_graph.check(tower, made, works, row)
     for module, work in zip(modules, works, strict=False):  # no works, if there is nothing to do
         work.commit(cache.layers[int(module.layer_idx)])
     seconds = time.perf_counter() - begun
-    report = EditReport(
-        edits=edits,
+    return cache, report(difference, plan, (seconds, seconds_diff, seconds_move))
+
+
+def _recorded(tower: Any, modules: Sequence[Any], cache: Cache, row: Row, wanted: bool | None) -> bool:
+    """Is this edit to come from a CUDA graph?"""
+    reason = edit_graph.refuses(tower, modules, cache, row)
+    if reason is not None and wanted:
+        raise ValueError(f"compiled=True: this edit cannot come from a CUDA graph, as {reason}. Leave it out.")
+    return reason is None and (edit_graph.pays(tower) or bool(wanted))
+
+
+def _read(tower: Any, modules: Sequence[Any], cache: Cache, row: Row, plan: Plan) -> tuple[list[Any], float]:
+    """Layers in the making with everything moved and read, and the seconds that moving took."""
+    begun = time.perf_counter()
+    mover, works = Mover(tower), []
+    placed = sum(map(len, plan.fresh)) <= CHUNK and why_not(tower, modules, cache) is None
+    for module in modules:
+        layer: Any = cache.layers[int(module.layer_idx)]
+        move, length = partial(mover.move, module), len(row.ids)
+        works.append(PlacedWork(layer, [row], length, move) if placed else work_on(layer, plan.copies, length, move))
+    seconds = time.perf_counter() - begun
+    device = device_of(tower, cache)
+    if placed:
+        read_placed(tower, works, [row], device, CHUNK)
+    else:
+        for run in plan.runs:
+            _forward(tower, works, row.ids, run, plan.fresh, device)
+    return works, seconds
+
+
+def report(difference: Difference, plan: Plan, seconds: tuple[float, float, float]) -> EditReport:
+    """What was done; seconds of everything, of finding differences and of moving keys."""
+    found = sum(n for _, _, n in difference.found)
+    return EditReport(
+        edits=difference.edits,
         kept=sum(n for o, i, n in plan.copies if o == i),
         moved=sum(n for o, i, n in plan.copies if o != i),
-        forwarded=len(new) - sum(n for _, _, n in found),
-        repaired=sum(n for _, _, n in found) - sum(n for _, _, n in plan.copies),
+        forwarded=difference.n_new - found,
+        repaired=found - sum(n for _, _, n in plan.copies),
         reread=sum(map(len, plan.runs)) - sum(map(len, plan.fresh)),
-        deleted=deleted,
-        seconds=seconds,
-        seconds_diff=seconds_diff,
-        seconds_move=seconds_move,
-        seconds_forward=seconds - seconds_diff - seconds_move,
+        deleted=difference.deleted,
+        seconds=seconds[0],
+        seconds_diff=seconds[1],
+        seconds_move=seconds[2],
+        seconds_forward=seconds[0] - seconds[1] - seconds[2],
     )
-    return cache, report
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What stays (perhaps elsewhere), what is read, and in which runs: those may begin earlier, for windows' sake."""
-
-    copies: list[Match]
-    fresh: list[Span]
-    runs: list[Span]
-
-
-def _plan(found: Sequence[Match], n_new: int, repair: int, sliding: Sequence[Any]) -> _Plan:
-    copies = []
-    for old, new, n in found:
-        again = 0 if old == new == 0 else min(repair, n)
-        if n > again:
-            copies.append(Match(old + again, new + again, n - again))
-    fresh, end = [], 0
-    for _, new, n in (*copies, Match(0, n_new, 0)):
-        if new > end:
-            fresh.append(Span(end, new))
-        end = new + n
-    runs = _with_windows(fresh, copies, n_new, sliding) if any(first_kept(layer) > 0 for layer in sliding) else fresh
-    return _Plan(copies, fresh, runs)
-
-
-def _with_windows(fresh: Sequence[Span], copies: Sequence[Match], n_new: int, sliding: Sequence[Any]) -> list[Span]:
-    """Runs that begin so much earlier that sliding-window layers, which have evicted keys, read the right ones.
-
-    The first sliding layer's keys depend on their own tokens, the second one's on a window of those, and so on: so many
-    windows before a token, all that it reads is right, whatever the run found at its own beginning.
-    """
-    layer = max(sliding, key=lambda layer: layer.sliding_window)
-    reach = layer.sliding_window - 1
-    warm_up = reach * len(sliding)
-    have = [Span(new, new + n) for _, new, n in in_window(layer, copies) if n]
-    runs: list[Span] = []
-    # an empty run at the end stands for the window that the next token will read
-    for span in (*fresh, Span(n_new, n_new)):
-        missing = _first_gap([*have, *runs], Span(max(span.start - reach, 0), span.start))
-        start = span.start if missing is None else max(min(missing, span.start) - warm_up, 0)
-        end = span.end if len(span) or missing is None else _last_gap([*have, *runs], Span(missing, span.end))
-        while runs and start <= runs[-1].end and start < end:
-            start, end = min(start, runs[-1].start), max(end, runs.pop().end)
-        if start < end:
-            runs.append(Span(start, end))
-    return runs
-
-
-def _first_gap(have: Sequence[Span], need: Span) -> int | None:
-    """The first position of `need` that none of `have` has."""
-    at = need.start
-    for span in sorted(have, key=lambda span: span.start):
-        if span.start <= at:
-            at = max(at, span.end)
-    return at if at < need.end else None
-
-
-def _last_gap(have: Sequence[Span], need: Span) -> int:
-    """The end of the last gap in `need`."""
-    at = need.end
-    for span in sorted(have, key=lambda span: -span.end):
-        if span.end >= at:
-            at = min(at, span.start)
-    return max(at, need.start)
+def device_of(tower: Any, cache: Cache) -> torch.device:
+    """Where a forward's inputs go: offloaded weights are nowhere, and keys are where they were computed."""
+    layers: Any = cache.layers
+    where: torch.device = tower.device if tower.device.type != "meta" else layers[0].keys.device
+    return where
 
 
 def _forward(
@@ -213,11 +193,4 @@ def _forward(
             use_cache=True,
         )
         if not all(work.written for work in works):
-            raise ValueError(
-                f"{type(tower).__name__}: it caches nothing in this state (gradient checkpointing in training mode?). "
-                f"Call model.eval() first."
-            )
-
-
-def _sliding(layer: Any) -> bool:
-    return isinstance(layer, DynamicSlidingWindowLayer)
+            raise caches_nothing(tower)

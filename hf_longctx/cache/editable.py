@@ -19,7 +19,7 @@ from .workspace import first_kept
 
 _KINDS = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer, BoundedLayer)
 _ANEW = "Read the new text into a new cache instead."
-_SAMPLE = 8  # tokens that are looked up in the cache
+SAMPLE = 8  # tokens that are looked up in the cache
 
 
 def ids_of(given: Any, name: str, tower: Any) -> Tensor:
@@ -32,7 +32,7 @@ def ids_of(given: Any, name: str, tower: Any) -> Tensor:
         ) from error
     if ids.ndim == 2 and len(ids) > 1:
         raise ValueError(
-            f"{name} has {len(ids)} rows: a cache is edited for one text at a time. Edit each row's own cache."
+            f"{name} has {len(ids)} rows: edit takes one text. Use edit_batch, which takes a list of rows."
         )
     ids = ids[0] if ids.ndim == 2 else ids
     if ids.ndim != 1 or not len(ids) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -66,8 +66,11 @@ def check_model(tower: Any) -> None:
         )
 
 
-def check_cache(tower: Any, modules: Sequence[Any], cache: Any, n_old: int) -> int:
-    """How many of the `n_old` tokens the cache holds; ValueError for caches that cannot be edited."""
+def check_cache(tower: Any, modules: Sequence[Any], cache: Any, n_old: int, rows: int = 1) -> int:
+    """How many of the `n_old` tokens the cache holds; ValueError for caches that cannot be edited.
+
+    With several rows, `n_old` is the longest one's: shorter ones are padded on the left.
+    """
     if not isinstance(cache, Cache):
         raise ValueError(f"{type(cache).__name__}: expected the Cache (past_key_values) that the model has filled.")
     if getattr(cache, "offloading", False):
@@ -84,7 +87,7 @@ def check_cache(tower: Any, modules: Sequence[Any], cache: Any, n_old: int) -> i
             f"the cache has {len(layers)} layers and {type(tower).__name__} {len(modules)} that attend: it is another "
             f"model's, or empty, or layers share keys. Give the cache that this model has filled."
         )
-    lengths = {_check_layer(module, layers[int(module.layer_idx)]) for module in modules}
+    lengths = {_check_layer(module, layers[int(module.layer_idx)], rows) for module in modules}
     if len(lengths) > 1:
         raise ValueError(f"the layers of this cache hold {sorted(lengths)} tokens: a forward was interrupted. {_ANEW}")
     length = lengths.pop()
@@ -96,14 +99,14 @@ def check_cache(tower: Any, modules: Sequence[Any], cache: Any, n_old: int) -> i
     return length
 
 
-def _check_layer(module: Any, layer: Any) -> int:
+def _check_layer(module: Any, layer: Any, rows: int) -> int:
     """The number of tokens in one layer."""
     if not layer.is_initialized or layer.keys.ndim != 4:
         raise ValueError("this cache is empty: there is nothing to edit. Read a text into it first.")
-    if layer.keys.shape[0] != 1:
+    if layer.keys.shape[0] != rows:
         raise ValueError(
-            f"the cache has {layer.keys.shape[0]} rows: a cache is edited for one text at a time. Read each row into "
-            f"its own cache."
+            f"the cache has {layer.keys.shape[0]} rows and old_ids {rows}: "
+            + ("edit takes one text. Use edit_batch." if rows == 1 else "expected a list with the ids of every row.")
         )
     method = vars(module)[STATE].method if STATE in vars(module) else None
     owner = layer.owner if isinstance(layer, UnrotatedLayer) else None
@@ -135,43 +138,75 @@ def _check_unrotated(layer: UnrotatedLayer) -> None:
 
 
 # -- are these the tokens? --------------------------------------------------------------------------------
-def check_tokens(tower: Any, modules: Sequence[Any], cache: Cache, ids: Tensor) -> None:
+def check_tokens(
+    tower: Any, modules: Sequence[Any], cache: Cache, rows: Sequence[Tensor], columns: Sequence[int] = (0,)
+) -> None:
     """ValueError unless the first layer's keys of a few tokens are those in the cache.
 
     They follow from the token and its position alone, so other tokens, another model and other rotary settings show.
+
+    Args:
+        rows: the ids that the cache holds, of every row.
+        columns: where in the cache each row begins; before that is padding.
     """
     first = next(i for i, module in enumerate(modules) if int(module.layer_idx) == 0)
     layer: Any = cache.layers[0]
     start = first_kept(layer) if isinstance(layer, DynamicSlidingWindowLayer) else 0
-    if start == len(ids) or tower.device.type == "meta":  # an interrupted forward leaves offloaded weights behind
+    if tower.device.type == "meta":  # an interrupted forward leaves offloaded weights behind
         return
-    pos = torch.linspace(start, len(ids) - 1, min(_SAMPLE, len(ids) - start)).long()
-    probes = [_probe_of(cache.layers[int(module.layer_idx)]) for module in modules]
-    order = sorted(range(len(modules)), key=lambda i: int(modules[i].layer_idx))
+    used = [r for r, ids in enumerate(rows) if len(ids) > start]
+    if not used:
+        return
+    # one row is looked at once in each place; rows of different lengths in as many places as the longest one
+    n = min(SAMPLE, max(len(rows[r]) - start for r in used))
+    pos = torch.stack([torch.linspace(start, len(rows[r]) - 1, n).long() for r in used])
+    ids = torch.stack([rows[r][at] for r, at in zip(used, pos, strict=True)])
+    order = sorted(modules, key=lambda module: int(module.layer_idx))
+    found = keys_of(tower, ids, pos, [_probe_of(cache.layers[int(module.layer_idx)]) for module in order]).float()
+    kept = layer.in_order().k if isinstance(layer, UnrotatedLayer) else layer.keys
+    at = (pos - start + torch.tensor([columns[r] for r in used])[:, None]).to(kept.device)
+    kept = kept[torch.tensor(used, device=kept.device)[:, None], :, at].transpose(1, 2).to(found.device)
+    if found.shape == kept.shape:
+        size = (1, 2, 3)
+        apart = (found - kept.float()).square().sum(size)
+        off = float((apart / found.square().sum(size).clamp(min=1e-30)).sqrt().amax())  # padding may be embedded as 0
+    else:
+        off = float("inf")
+    if not off <= TOLERANCE.get(kept.dtype, 6e-2):
+        raise not_these(modules[first], n, off)
+
+
+def keys_of(tower: Any, ids: Tensor, pos: Tensor, probes: Sequence[CacheLayerMixin] | int) -> Tensor:
+    """The first layer's keys of tokens at positions; `probes` are empty cache layers, or how many stock ones."""
+    layers = [_StockProbe(False) for _ in range(probes)] if isinstance(probes, int) else list(probes)
     device = tower.device
     try:
         tower(
-            input_ids=ids[pos][None].to(device),
-            position_ids=pos[None].to(device),
-            past_key_values=Cache(layers=[probes[i] for i in order]),
+            input_ids=ids.to(device),
+            position_ids=pos.to(device),
+            past_key_values=Cache(layers=layers),
             use_cache=True,
         )
     except _Seen as seen:
-        found = seen.keys.float()
-    else:
-        raise ValueError(
-            f"{type(tower).__name__}: it caches nothing in this state (gradient checkpointing in training mode?). Call "
-            f"model.eval() first."
-        )
-    kept = layer.in_order().k if isinstance(layer, UnrotatedLayer) else layer.keys
-    kept = kept[:, :, (pos - start).to(kept.device)].to(found.device)
-    off = float((found - kept.float()).norm() / found.norm()) if found.shape == kept.shape else float("inf")
-    if not off <= TOLERANCE.get(kept.dtype, 6e-2):
-        raise ValueError(
-            f"this cache does not hold old_ids as {type(modules[first]).__name__} reads them (keys of {len(pos)} "
-            f"tokens looked up in it are off by {off:.1e}): it is of other tokens, of another model, or was filled "
-            f"with other rotary settings. {_ANEW}"
-        )
+        return seen.keys
+    raise caches_nothing(tower)
+
+
+def not_these(module: Any, n: int, off: float) -> ValueError:
+    """What to say of a cache that does not hold the old text: keys of `n` tokens are off by `off`."""
+    return ValueError(
+        f"this cache does not hold old_ids as {type(module).__name__} reads them (keys of {n} tokens looked up in it "
+        f"are off by {off:.1e}): it is of other tokens, of another model, or was filled with other rotary settings. "
+        f"{_ANEW}"
+    )
+
+
+def caches_nothing(tower: Any) -> ValueError:
+    """What to say of a model whose forward left its cache alone."""
+    return ValueError(
+        f"{type(tower).__name__}: it caches nothing in this state (gradient checkpointing in training mode?). Call "
+        f"model.eval() first."
+    )
 
 
 class _Seen(Exception):

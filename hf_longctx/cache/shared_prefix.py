@@ -24,6 +24,8 @@ from ..anatomy import attention_layers, check_behind_a_cache, find_tower
 from ..attention.shared import Sharing, install, window_of
 from ..fingerprint import model_digest
 from ..patch import Patch, applied, unwrap
+from .edit import EditReport
+from .edit_prefix import edit_level
 from .prefix_file import Fingerprint, read_levels, write_levels
 from .shared_layers import Level, SharedCache
 
@@ -157,6 +159,20 @@ class Prefix:
         new = _prefix_ids(ids, "ids")
         level = _read(self._patch.model, self.cache(), new, self.length, chunk)
         return Prefix(self.model, self._patch, self._fingerprint, (*self.levels, level))
+
+    @torch.no_grad()
+    def edit(self, ids: Tensor, repair: int | None = None) -> tuple[Prefix, EditReport]:
+        """This prefix with `ids` in place of its last level's tokens, read as PIE edits a cache: approximate.
+
+        This one stays as it is. Earlier levels are shared with it.
+
+        Args:
+            ids: the last level's new text.
+            repair: old tokens behind each edit that are read again, as for `hf_longctx.cache.edit.edit`.
+        """
+        self._check_active()
+        level, report = edit_level(self._patch.model, self.levels, _prefix_ids(ids, "ids").cpu(), repair)
+        return Prefix(self.model, self._patch, self._fingerprint, (*self.levels[:-1], level)), report
 
     def save(self, path: str | Path) -> Path:
         """Write everything to a safetensors file, for `load_prefix`. An interrupted save leaves an old file whole."""

@@ -1,0 +1,283 @@
+"""An edit as one CUDA graph: keys moved, a few tokens read, the cache checked, all launched at once.
+
+A forward of a few dozen tokens takes a GPU a fraction of the time that launching its kernels one by one takes. The
+graph is recorded at padded sizes over buffers of its own, into which a cache is copied and out of which the edited one
+is: all edits of a model's caches up to that size share it. Its first result is checked against the plain path.
+"""
+
+# G key/value heads, S columns of the buffers, L tokens of the padded forward, D head dim
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from ..attention.few_queries import Places, using
+from ..attention.parity import TOLERANCE
+from .editable import SAMPLE, keys_of, not_these
+from .placed import Row, why_not
+from .rotate import Mover, rotary_of, turn
+
+logger = logging.getLogger("hf_longctx")
+SIZES = (32, 64, 128, 192, 256, 384, 512)  # tokens of a forward; what is read is padded to the next one
+RUNS = 32  # places that are read apart from each other
+ROUND = 4096  # columns; buffers are a multiple of it
+OURS = ("torch.", "transformers.", "hf_longctx.")
+
+_graphs: WeakKeyDictionary[Any, EditGraph] = WeakKeyDictionary()  # of each tower
+_without: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # towers that go without, and why
+_edited: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # edits so far that a graph could have made
+
+
+def refuses(tower: Any, modules: Sequence[Any], cache: Cache, row: Row) -> str | None:
+    """The reason why this edit cannot come from a graph; None if it can."""
+    reason = why_not(tower, modules, cache)
+    if reason is not None:
+        return reason
+    layers: Any = cache.layers
+    keys = layers[0].keys
+    if not suits(keys):
+        return f"its keys are {keys.dtype} on {keys.device}, not half precision on a GPU"
+    if keys.shape[3] > 256 or keys.shape[3] % 8 or any(layer.keys.device != keys.device for layer in layers):
+        return "its layers are on several devices, or of a head dim without a kernel"
+    if {parameter.device for parameter in tower.parameters()} != {keys.device}:
+        return "its weights are not all on that GPU"
+    for module in tower.modules():
+        if not type(module).__module__.startswith(OURS):
+            return f"{type(module).__name__} is no part of a stock model, and may change what it does between edits"
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if not all(str(getattr(hook, "__module__", "")).startswith(OURS) for hook in hooks):
+            return "somebody else's hooks want to see its forwards run"
+    if rotary_of(tower).per_layer_type or len({type(m) for m in modules}) > 1 or hasattr(modules[0], "sinks"):
+        return "its layers rotate or attend in several ways"
+    read = sum(map(len, row.fresh))
+    if not 0 < read <= SIZES[-1] or len(row.fresh) > RUNS or not any(n for _, _, n in row.copies):
+        return f"{read} tokens in {len(row.fresh)} places are to be read, and a graph reads 1 to {SIZES[-1]} in {RUNS}"
+    if tower.training:
+        return "it is in train mode"
+    return None
+
+
+def suits(keys: Tensor) -> bool:
+    """Is there a kernel for such keys? In tests, plain steps on a CPU stand in for it."""
+    return keys.is_cuda and keys.dtype in (torch.bfloat16, torch.float16)
+
+
+def pays(tower: Any) -> bool:
+    """Recording takes as long as a few edits: from the second one of a model on."""
+    _edited[tower] = _edited.get(tower, 0) + 1
+    return _edited[tower] > 1 and tower not in _without
+
+
+def forget(tower: Any) -> None:
+    """Free the buffers of a model."""
+    for known in (_graphs, _edited, _without):
+        known.pop(tower, None)
+
+
+def edit_from_graph(tower: Any, modules: Sequence[Any], cache: Cache, row: Row) -> list[Any] | None:
+    """The layers in the making, ready to be committed; None if it cannot be recorded; ValueError for other tokens."""
+    graph = _graphs.get(tower)
+    layers: Any = cache.layers
+    need = max(len(row.ids), layers[0].keys.shape[2]) + 1
+    state = state_of(tower, layers[0].keys)
+    try:
+        if graph is None or graph.columns < need or graph.state != state:
+            _graphs.pop(tower, None)
+            graph = None  # its buffers go before new ones are made
+            graph = _graphs[tower] = EditGraph(modules, layers[0].keys, -(-need // ROUND) * ROUND, state)
+        return graph.run(tower, modules, cache, row)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        give_up(tower, f"{type(error).__name__}: {error}")
+        return None
+
+
+def state_of(tower: Any, like: Tensor) -> tuple[Any, ...]:
+    """What a graph was recorded for: other weights, buffers or caches need another one."""
+    where = tuple(t.data_ptr() for t in (*tower.parameters(), *tower.buffers()))
+    return like.dtype, like.device, like.shape[1], like.shape[3], where
+
+
+def give_up(tower: Any, reason: str) -> None:
+    """No graph for this model any more."""
+    logger.warning("edits go on without a CUDA graph: %s", reason)
+    _graphs.pop(tower, None)
+    _without[tower] = reason
+
+
+class Slots(CacheLayerMixin):
+    """A layer of the buffers, into which a forward writes at any columns."""
+
+    is_sliding = False
+    is_initialized = True
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+        self.columns: Tensor | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise AssertionError("filled when it was made")
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        assert self.columns is not None
+        self.keys.index_copy_(2, self.columns, key_states)
+        self.values.index_copy_(2, self.columns, value_states)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class EditGraph:
+    """The buffers of one model, and a graph for every padded size that was needed.
+
+    Args:
+        like: keys of its cache.
+        columns: S; the last one takes what padding writes.
+    """
+
+    def __init__(self, modules: Sequence[Any], like: Tensor, columns: int, state: tuple[Any, ...]) -> None:
+        self.columns, self.state = columns, state
+        self.dtype, self.device = like.dtype, like.device
+        self.checked = False  # against the plain path
+        size = (2, len(modules), 1, like.shape[1], columns, like.shape[3])
+        self.buffers = like.new_zeros(size)  # keys and values, layer by layer
+        self.order = [int(module.layer_idx) for module in modules]
+        self.slots = [Slots(self.buffers[0, i], self.buffers[1, i]) for i in range(len(modules))]
+        device = like.device
+        self.source_S = torch.zeros(columns, dtype=torch.long, device=device)  # where the keys of each column stood
+        self.probe_ids, self.probe_pos = (torch.zeros(SAMPLE, dtype=torch.long, device=device) for _ in range(2))
+        self.off = torch.zeros((), device=device)
+        self.rotates: list[bool] = []
+        self.steps: dict[int, Callable[[], Any]] = {}
+        self.inputs: dict[int, tuple[Places, Tensor]] = {}
+
+    def run(self, tower: Any, modules: Sequence[Any], cache: Cache, row: Row) -> list[Any]:
+        """Make one edit."""
+        layers: Any = cache.layers
+        if not self.rotates:
+            mover = Mover(tower)
+            self.rotates = [
+                mover.rotates(module, layers[i].keys) for module, i in zip(modules, self.order, strict=True)
+            ]
+        read = sum(map(len, row.fresh))
+        size = next(n for n in SIZES if n >= read)
+        if size not in self.inputs:
+            places = Places.empty(size, self.columns, RUNS, self.device)
+            self.inputs[size] = places, torch.zeros_like(places.pos_L)
+        places, ids_L = self.inputs[size]
+        places.fill([(span.start, span.end) for span in row.fresh], self.columns - 1)
+        ids_L[:read].copy_(row.ids[row.places])
+        self._fill(layers, row)
+        if size not in self.steps:
+            self.steps[size] = record(lambda: self._step(tower, modules, places, ids_L), self.device)
+            self._fill(layers, row)  # recording has run the step once, and keys are moved where they lie
+        self.steps[size]()
+        off, n = float(self.off), len(row.ids)
+        if not off <= TOLERANCE.get(self.dtype, 6e-2):
+            raise not_these(modules[0], SAMPLE, off)
+        made = self.buffers[:, :, :, :, :n].clone()
+        return [_Made(k, v) for k, v in zip(*made.unbind(0), strict=True)]
+
+    def _fill(self, layers: Any, row: Row) -> None:
+        """Put what stays where it is going to stand, keys as they are."""
+        source, stays = torch.arange(self.columns), []
+        for old, new, n in row.copies:
+            into_k, into_v = self.buffers[:, :, :, :, new : new + n].unbind(0)
+            torch._foreach_copy_(into_k.unbind(0), [layers[i].keys[:, :, old : old + n] for i in self.order])
+            torch._foreach_copy_(into_v.unbind(0), [layers[i].values[:, :, old : old + n] for i in self.order])
+            source[new : new + n] -= new - old
+            stays.append(torch.arange(new, new + n))
+        at = torch.cat(stays)
+        at = at[torch.linspace(0, len(at) - 1, SAMPLE).long()]
+        self.source_S.copy_(source)
+        self.probe_pos.copy_(at)
+        self.probe_ids.copy_(row.ids[at])
+
+    def _step(self, tower: Any, modules: Sequence[Any], places: Places, ids_L: Tensor) -> None:
+        """Everything between filling the buffers and reading them; no shape and no address depends on the edit."""
+        rotary = rotary_of(tower)
+        to_S = torch.arange(self.columns, device=self.source_S.device)[None]
+        turning = turn(rotary, modules[0], self.source_S[None], to_S)
+        stays = (self.source_S == to_S)[..., None]  # to the last bit
+        turning = replace(turning, cos=turning.cos.masked_fill(stays, 1.0), sin=turning.sin.masked_fill(stays, 0.0))
+        for i, rotates in enumerate(self.rotates):
+            if rotates:
+                self.buffers[0, i].copy_(turning(self.buffers[0, i]))  # in fp32 inside, whatever the keys are
+        first = self.order.index(0)
+        with using(tower, places):
+            found = keys_of(tower, self.probe_ids[None], self.probe_pos[None], len(modules)).float()
+            kept = self.buffers[0, first].index_select(2, self.probe_pos).float()
+            self.off.copy_((found - kept).norm() / found.norm().clamp(min=1e-15))
+            in_order = sorted(range(len(modules)), key=lambda i: self.order[i])
+            for slots in self.slots:
+                slots.columns = places.pos_L
+            tower(
+                input_ids=ids_L[None],
+                position_ids=places.pos_L[None],
+                past_key_values=Cache(layers=[self.slots[i] for i in in_order]),
+                use_cache=True,
+            )
+
+
+class _Made:
+    """Keys and values that a graph has made."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.k, self.v = keys, values
+
+    def commit(self, layer: Any) -> None:
+        """Put them into the caller's layer."""
+        layer.keys, layer.values = self.k, self.v
+
+
+def is_checked(tower: Any) -> bool:
+    """Has a model's graph given what the plain path gives?"""
+    graph = _graphs.get(tower)
+    return graph is not None and graph.checked
+
+
+def check(tower: Any, made: Sequence[Any], plain: Sequence[Any], row: Row) -> None:
+    """A graph's first result against the plain path's: the last layer's keys of what was read must agree."""
+    at = row.places.to(plain[-1].k.device)
+    ours, truth = (works[-1].k.index_select(2, at).float() for works in (made, plain))
+    off = float((ours - truth).norm() / truth.norm().clamp(min=1e-9))
+    if off <= TOLERANCE.get(plain[-1].k.dtype, 6e-2):
+        _graphs[tower].checked = True
+    else:
+        give_up(tower, f"what the first one read is off by {off:.1e} (relative)")
+
+
+def record(step: Callable[[], None], device: torch.device) -> Callable[[], Any]:
+    """`step` as a graph; a CPU, where tests run, has none and runs the step itself."""
+    if device.type != "cuda":
+        return step
+    start = time.perf_counter()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # kernels are compiled and libraries loaded outside of the recording
+        step()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step()
+    logger.info("recorded an edit as a CUDA graph in %.2f s", time.perf_counter() - start)
+    return graph.replay
