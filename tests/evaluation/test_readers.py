@@ -224,3 +224,13 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     # a line's end inside a text is none
     (sample,) = read("jsonl", write(path, {**EXAMPLES["jsonl"][1], "context": "a\u2028b\u0085c"}))
     assert sample.context == "a\u2028b\u0085c"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"metric": "nope"}, "line 1: metric 'nope': no such metric"), ({"context": 5}, "line 1: context=5: expected a")],
+)
+def test_our_own_schema_names_the_line(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    sample = {"task": "t", "context": "a", "question": "q", "answers": ["7"], "max_new_tokens": 8}
+    with pytest.raises(ValueError, match=message):
+        list(read("jsonl", write(tmp_path / "mine.jsonl", {**sample, "metric": "first_integer", **change})))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from hf_longctx.evaluation.metrics.table import NAMES
 from hf_longctx.evaluation.readers.files import records
 from hf_longctx.evaluation.tasks.sample import Sample
+
+STRINGS = ("task", "context", "question", "metric", "instruction", "answer_prefix")
 
 
 def read(path: str | Path) -> Iterator[Sample]:
@@ -16,9 +19,15 @@ def read(path: str | Path) -> Iterator[Sample]:
         if "answers" not in data and "answer" in data:
             data["answers"] = data.pop("answer")
         data.setdefault("id", str(record.line))
+        for key in STRINGS:
+            if not isinstance(data.get(key, ""), str):
+                raise record.wrong(f"{key}={data[key]!r:.60}: expected a string.")
         try:
-            yield Sample.from_dict(data)
+            sample = Sample.from_dict(data)
         except KeyError as error:
             raise record.wrong(f"the key {error} is missing. There are: {', '.join(map(repr, data))}.") from None
         except (TypeError, ValueError) as error:
             raise record.wrong(str(error)) from None
+        if sample.metric not in NAMES:
+            raise record.wrong(f"metric {sample.metric!r}: no such metric. There are: {', '.join(NAMES)}.")
+        yield sample
