@@ -8,7 +8,6 @@ is: all edits of a model's caches up to that size share it. Its first result is 
 # G key/value heads, S columns of the buffers, L tokens of the padded forward, D head dim
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -54,9 +53,12 @@ def refuses(tower: Any, modules: Sequence[Any], cache: Cache, row: Row) -> str |
     everything = every_module(tower)
     if any(p is not None and p.device != keys.device for module in everything for p in module._parameters.values()):
         return "its weights are not all on that GPU"
+    foreign = next(
+        (cls for cls in {type(module) for module in everything} if not cls.__module__.startswith(OURS)), None
+    )
+    if foreign is not None:
+        return f"{foreign.__name__} is no part of a stock model, and may change what it does between edits"
     for module in everything:
-        if not _is_ours(type(module)):
-            return f"{type(module).__name__} is no part of a stock model, and may change what it does between edits"
         if not module._forward_hooks and not module._forward_pre_hooks:
             continue
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
@@ -70,11 +72,6 @@ def refuses(tower: Any, modules: Sequence[Any], cache: Cache, row: Row) -> str |
     if tower.training:
         return "it is in train mode"
     return None
-
-
-@functools.cache
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.startswith(OURS)
 
 
 def suits(keys: Tensor) -> bool:
