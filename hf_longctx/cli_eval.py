@@ -57,6 +57,11 @@ def evaluate(
     depth_list = None if depths is None else numbers("depths", depths)
     console = Console()
     if task in GRIDS:
+        if method == "xl3m":
+            raise ValueError(
+                f"--method xl3m answers questions from segments, and {task} is measured on the model itself. Take a "
+                f"suite instead, such as --task niah or --task ruler."
+            )
         if samples or alone or batch_tokens or batch_rows or prefill_tokens:
             raise ValueError(
                 f"--samples, --alone, --batch-tokens, --batch-rows and --prefill-tokens are of suites, not of {task}."

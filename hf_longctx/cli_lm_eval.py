@@ -36,7 +36,7 @@ def lm_eval(
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
-    """Run tasks of lm-eval (pip install "hf-longctx[lm-eval]") with a method applied and the length it reads."""
+    """Run tasks of lm-eval (the extra lm-eval) with a method applied and the length it reads."""
     chosen = method_of(method, settings)
     extra = _object(metadata)
     if include is not None and not include.is_dir():

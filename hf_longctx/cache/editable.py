@@ -40,6 +40,12 @@ def ids_of(given: Any, name: str, tower: Any) -> Tensor:
             f"{name} of shape {tuple(ids.shape)} and {ids.dtype}: expected at least one token id, as a list, a 1-D "
             f"tensor or one row."
         )
+    check_vocabulary(ids, name, tower)
+    return ids.long()
+
+
+def check_vocabulary(ids: Tensor, name: str, tower: Any) -> None:
+    """ValueError for token ids that the model has no embedding of, before a GPU trips over them."""
     size = getattr(tower.config, "vocab_size", None)
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (size is not None and high >= size):
@@ -47,7 +53,6 @@ def ids_of(given: Any, name: str, tower: Any) -> Tensor:
             f"{name} has the token id {low if low < 0 else high}, and the model's go from 0 to {size}, exclusive. Were "
             f"they made by its own tokenizer?"
         )
-    return ids.long()
 
 
 def check_model(tower: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -44,8 +44,10 @@ class EditSession:
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, text: str, *, repair: int | None = None) -> None:
+        if not callable(getattr(tokenizer, "decode", None)):
+            raise ValueError(f"tokenizer={type(tokenizer).__name__}: expected the tokenizer of the model.")
         self.model, self.tokenizer, self.repair = model, tokenizer, repair
-        self.text = text
+        self.text = _string(text)
         self.report: EditReport | None = None  # of the last edit
         self._past: list[str] = []  # the texts before, the last one last
         self._cache: DynamicCache | None = None
@@ -69,10 +71,15 @@ class EditSession:
         return self._tokenise(self.text)
 
     def replace(self, start: int, end: int, text: str) -> EditReport:
-        """Put `text` in place of the characters from `start` to before `end`; what was done to the cache."""
-        if not 0 <= start <= end <= len(self.text):
+        """Put `text` in place of the characters from `start` to before `end`; what was done to the cache.
+
+        ValueError, and nothing is changed: places outside the text or no whole numbers, a `text` that is no string, or
+        no token left.
+        """
+        _string(text)
+        if not (isinstance(start, SupportsIndex) and isinstance(end, SupportsIndex) and 0 <= start <= end <= len(self.text)):
             raise ValueError(
-                f"replace({start}, {end}): expected 0 <= start <= end <= {len(self.text)}, the length of the text in "
+                f"replace({start!r}, {end!r}): expected whole numbers 0 <= start <= end <= {len(self.text)}, the length of the text in "
                 f"characters."
             )
         before, after = self.text, self.text[:start] + text + self.text[end:]
@@ -155,3 +162,9 @@ class EditSession:
         both = [*self._held, *ids.tolist()]
         after = self.tokenizer.decode(both, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(after[len(before) :])
+
+
+def _string(text: Any) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"text={type(text).__name__}: expected a string.")
+    return text

@@ -26,6 +26,7 @@ from ..fingerprint import model_digest
 from ..patch import Patch, applied, unwrap
 from .edit import EditReport
 from .edit_prefix import edit_level
+from .editable import check_vocabulary
 from .prefix_file import Fingerprint, read_levels, write_levels
 from .shared_layers import Level, SharedCache
 
@@ -39,13 +40,14 @@ def shared_prefix(model: Any, document_ids: Tensor, *, chunk: int | None = None)
     Args:
         model: a causal language model with eager or sdpa attention and without an attention method of ours; sliding
             windows, GQA and scaled RoPE are fine. Models that are refused are refused by name. Not for several threads.
-        document_ids: (P,) or (1, P), at least one token.
+        document_ids: (P,) or (1, P), at least one token, of the model's vocabulary.
         chunk: read so many tokens at a time; by default all at once.
     """
     ids = _prefix_ids(document_ids, "document_ids")
     _check_chunk(chunk)
     with _sharing(model) as (patch, fingerprint):
         tower = patch.model
+        check_vocabulary(ids, "document_ids", tower)
         cache: Any = DynamicCache()
         yield Prefix(model, patch, fingerprint, (_read(tower, cache, ids, 0, chunk),))
 
@@ -157,6 +159,7 @@ class Prefix:
         self._check_active()
         _check_chunk(chunk)
         new = _prefix_ids(ids, "ids")
+        check_vocabulary(new, "ids", self._patch.model)
         level = _read(self._patch.model, self.cache(), new, self.length, chunk)
         return Prefix(self.model, self._patch, self._fingerprint, (*self.levels, level))
 
@@ -190,6 +193,7 @@ class Prefix:
                 f"input_ids of shape {tuple(ids.shape)}: there is nothing in it. Give every row a token at least, or "
                 f"leave input_ids out to go on from the prefix itself."
             )
+        check_vocabulary(ids, "input_ids", self._patch.model)
         if mask is None:
             pad = self.model.generation_config.pad_token_id
             if pad is not None and len(ids) > 1 and bool((ids == pad).any()):

@@ -131,6 +131,11 @@ def test_wrong_use_leaves_the_session_as_it_was() -> None:
     for start, end in ((-1, 2), (3, 2), (0, len(TEXT) + 1)):
         with pytest.raises(ValueError, match="length of the text"):
             session.replace(start, end, "")
+    wrong: Any = 1.0
+    with pytest.raises(ValueError, match="expected whole numbers"):
+        session.replace(wrong, 3, "")
+    with pytest.raises(ValueError, match="text=float: expected a string"):
+        session.replace(1, 3, wrong)
     with pytest.raises(ValueError, match="has no tokens"):
         session.replace(0, len(TEXT), "")
     for settings in ({"num_beams": 2}, {"num_return_sequences": 3}, {"prompt_lookup_num_tokens": 2}):
@@ -144,3 +149,8 @@ def test_wrong_use_leaves_the_session_as_it_was() -> None:
     check(session)
     with pytest.raises(ValueError, match="has no tokens"):
         EditSession(tiny("llama"), tokenizer(), "")
+    with pytest.raises(ValueError, match="text=float: expected a string"):
+        EditSession(tiny("llama"), tokenizer(), wrong)
+    swapped: Any = tiny("llama")
+    with pytest.raises(ValueError, match="expected the tokenizer of the model"):
+        EditSession(swapped, swapped, TEXT)

@@ -88,6 +88,8 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: py
         (text(2, 5), "one prefix is shared by all rows"),
         (torch.ones(5), "expected a tensor of token ids"),
         ([1, 2, 3], "list, expected a tensor of token ids"),
+        (torch.tensor([1, 2, 10**6]), "document_ids has the token id 1000000"),
+        (torch.tensor([1, -100]), "document_ids has the token id -100"),
     ],
 )
 def test_bad_documents_are_refused(ids: Any, words: str) -> None:

@@ -116,3 +116,10 @@ def test_a_suite_reads_in_segments(model: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["configurations"] == ["XL3M"]
+
+
+@pytest.mark.parametrize("task", ["ppl", "passkey"])
+def test_the_grids_do_not_read_in_segments(model: str, tmp_path: Path, task: str) -> None:
+    options = "--task", task, "--lengths", "64", "--method", "xl3m", "--out", tmp_path / "out"
+    assert "answers questions from segments" in complaint(run("eval", model, *options))
+    assert not (tmp_path / "out").exists()
