@@ -47,11 +47,21 @@ def long_captions(reader: Reader, count: int, device: torch.device) -> Recall:
 
 
 def short_captions(reader: Reader, count: int, device: torch.device) -> Recall:
-    """Retrieval by summary among `count` scenes of their own."""
+    """Retrieval by summary among `count` scenes, no two of which have one summary: luck decides nothing."""
     generator = torch.Generator(device).manual_seed(12)
-    scenes = draw(count, generator)
+    scenes = distinct(count, generator)
     ids = captions.short(scenes, generator, min(reader.limit, 20)).ids
     return recall(reader.images(render(scenes, generator)), reader.texts(ids))
+
+
+def distinct(count: int, generator: torch.Generator) -> Scenes:
+    """Scenes no two of which have one summary; ValueError where there are not so many summaries."""
+    drawn = draw(4 * count, generator)
+    mains = drawn.main.unique(dim=0)
+    if len(mains) < count:
+        raise ValueError(f"count={count}: among {4 * count} scenes drawn are only {len(mains)} different summaries.")
+    chosen = torch.randperm(len(mains), generator=generator, device=mains.device)[:count]
+    return Scenes(mains[chosen], drawn.small[:count])
 
 
 def zero_shot(reader: Reader, count: int, device: torch.device) -> float:

@@ -84,3 +84,11 @@ def test_scenes_come_in_groups() -> None:
     assert 0.5 < same < 0.95
     with pytest.raises(ValueError, match="groups of at least 1 that divide"):
         draw(41, generator(), alike=10)
+
+
+def test_summaries_asked_for_are_all_different() -> None:
+    scenes = tasks.distinct(1000, generator())
+    assert len(scenes) == len(scenes.main.unique(dim=0)) == 1000
+    assert scenes.small.shape == (1000, 6)
+    with pytest.raises(ValueError, match="different summaries"):
+        tasks.distinct(20_000, generator())
