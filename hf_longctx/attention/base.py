@@ -73,8 +73,8 @@ class AttentionMethod(LongContextMethod):
                 f"(hf_longctx.undo(model)), or start from the model without it."
             )
         for module in layers:
-            stock: Any = type(module)
-            check_rotary_function(stock, rotary_function(stock))
+            kind: Any = type(module)
+            check_rotary_function(kind, rotary_function(kind))
             dropout = getattr(module, "attention_dropout", 0.0)
             rate = getattr(dropout, "p", dropout)  # some models keep a Dropout module
             if rate:
