@@ -80,8 +80,8 @@ class EditSession:
         whole = isinstance(start, SupportsIndex) and isinstance(end, SupportsIndex)
         if not whole or not 0 <= start <= end <= len(self.text):
             raise ValueError(
-                f"replace({start!r}, {end!r}): expected whole numbers 0 <= start <= end <= {len(self.text)}, the length "
-                f"of the text in characters."
+                f"replace({start!r}, {end!r}): expected whole numbers 0 <= start <= end <= {len(self.text)}, the "
+                f"length of the text in characters."
             )
         before, after = self.text, self.text[:start] + text + self.text[end:]
         report = self._follow(after)
