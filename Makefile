@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 FLOOR := .venv-floor
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short test test-floor lint types format tables ci clean
+.PHONY: help venv demo demo-short test test-lm-eval test-floor lint types format tables ci clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ demo-short: $(READY)  ## The same with tiny lengths, about a minute
 
 test: $(READY)  ## All tests; those for GPUs are skipped without one
 	$(BIN)/python -m pytest
+
+test-lm-eval: $(READY)  ## The tests that need lm-eval, which brings some fifty packages
+	$(BIN)/python -m pip install --quiet -e ".[lm-eval]" -c constraints.txt
+	$(BIN)/python -m pytest tests/evaluation/test_harness.py tests/cli/test_eval_tasks.py
 
 test-floor: $(FLOOR)/.installed  ## The short form of the contract on the oldest supported transformers and torch
 	$(FLOOR)/bin/python -m pytest -m floor

@@ -7,6 +7,7 @@ No model type is asked for: whatever has `layers`, a `rotary_emb` and attention 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -107,10 +108,22 @@ def full_attention_layers(tower: nn.Module) -> list[nn.Module]:
 
 def layer_type(module: Any) -> str:
     """`full_attention`, `sliding_attention`, ...: the entry of `config.layer_types`, or what the config implies."""
-    config = module.config
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        return str(types[module.layer_idx])
+    return layer_types([module])[0]
+
+
+def layer_types(modules: Sequence[Any]) -> list[str]:
+    """`layer_type` of each. A config that several share is asked once: its attributes are slow to look up."""
+    kinds: dict[int, Any] = {}
+    for module in modules:
+        if id(module.config) not in kinds:
+            types = getattr(module.config, "layer_types", None)
+            kinds[id(module.config)] = _implied(module.config) if types is None else types
+    found = ((kinds[id(module.config)], module) for module in modules)
+    return [kind if isinstance(kind, str) else str(kind[module.layer_idx]) for kind, module in found]
+
+
+def _implied(config: Any) -> str:
+    """The type of all layers of a config that does not list them."""
     if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
         return "sliding_attention"
     return "chunked_attention" if getattr(config, "attention_chunk_size", None) is not None else FULL

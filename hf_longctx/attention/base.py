@@ -73,7 +73,8 @@ class AttentionMethod(LongContextMethod):
                 f"(hf_longctx.undo(model)), or start from the model without it."
             )
         for module in layers:
-            check_rotary_function(type(module), rotary_function(type(module)))
+            kind: Any = type(module)
+            check_rotary_function(kind, rotary_function(kind))
             dropout = getattr(module, "attention_dropout", 0.0)
             rate = getattr(dropout, "p", dropout)  # some models keep a Dropout module
             if rate:

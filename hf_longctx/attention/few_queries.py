@@ -32,15 +32,20 @@ class Places:
     pos_L: Tensor
     run_L: Tensor
     cuts_P: Tensor
+    seen: tuple[Tensor, Tensor] | None = None  # what `look` found, inside `using`: the same for all layers
 
     @classmethod
     def empty(cls, queries: int, columns: int, runs: int, device: torch.device) -> Places:
-        parts = -(-columns // PART) + runs
         return cls(
             torch.zeros(queries, dtype=torch.long, device=device),
             torch.zeros(queries, dtype=torch.long, device=device),
-            torch.zeros(parts + 1, dtype=torch.int32, device=device),
+            torch.zeros(cls.bounds(columns, runs), dtype=torch.int32, device=device),
         )
+
+    @staticmethod
+    def bounds(columns: int, runs: int) -> int:
+        """P + 1 for so many columns, and runs at most."""
+        return -(-columns // PART) + runs + 1
 
     def fill(self, spans: list[tuple[int, int]], trash: int) -> None:
         """Runs (start, end) in order; queries that are left over stand at `trash` and are to be ignored."""
@@ -54,6 +59,12 @@ class Places:
         self.run_L.copy_(torch.nn.functional.pad(run, (0, n), value=trash))
         self.cuts_P.copy_(torch.tensor(cuts, dtype=torch.int32))
 
+    def look(self) -> tuple[Tensor, Tensor]:
+        """(P, L): which parts each query sees; (L, L): which of the queries' own keys."""
+        cuts, runs, pos = self.cuts_P, self.run_L, self.pos_L
+        seen_PL = (cuts[1:, None] <= runs) & (cuts[1:] > cuts[:-1])[:, None]
+        return seen_PL, (runs[:, None] == runs) & (pos[:, None] >= pos)
+
 
 def attend(q_HLD: Tensor, k_GSD: Tensor, v_GSD: Tensor, places: Places, scale: float) -> Tensor:
     """(L, H, D): each query over the keys before its run, and over those of its run up to itself.
@@ -61,11 +72,10 @@ def attend(q_HLD: Tensor, k_GSD: Tensor, v_GSD: Tensor, places: Places, scale: f
     Keys and values of the queries' own columns are in `k` and `v` already.
     """
     cuts = places.cuts_P
-    seen_PL = (cuts[1:, None] <= places.run_L) & (cuts[1:] > cuts[:-1])[:, None]
+    seen_PL, same_LL = places.seen or places.look()
     out_PLHD, lse_PLH = _parts(q_HLD, k_GSD, v_GSD, cuts, scale)
     lse_PLH = torch.where(seen_PL[..., None], lse_PLH, float("-inf"))
     # the queries among themselves: few enough for a plain product
-    same_LL = (places.run_L[:, None] == places.run_L) & (places.pos_L[:, None] >= places.pos_L)
     q_GQLD = q_HLD.float().unflatten(0, (len(k_GSD), -1))
     k_G1LD, v_G1LD = (x.index_select(1, places.pos_L)[:, None].float() for x in (k_GSD, v_GSD))
     score_HLL = (q_GQLD @ k_G1LD.transpose(-1, -2) * scale).masked_fill(~same_LL, float("-inf"))
@@ -124,6 +134,7 @@ class using:
         self.config, self.places = tower.config, places
 
     def __enter__(self) -> None:
+        self.places.seen = self.places.look()
         _places.append(self.places)
         self.before = vars(self.config)["_attn_implementation_internal"]
         vars(self.config)["_attn_implementation_internal"] = NAME
@@ -131,6 +142,7 @@ class using:
     def __exit__(self, *error: object) -> None:
         vars(self.config)["_attn_implementation_internal"] = self.before
         _places.pop()
+        self.places.seen = None
 
 
 def attention(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,7 @@ def _compare(module: Any, tower: Tower, hidden_1LX: Tensor) -> None:
         )
 
 
+@functools.cache
 def check_rotary_function(stock: Any, function: Callable[..., Any]) -> None:
     """ValueError unless a model's rotary function takes (q, k, cos, sin, ...), which is how we call it."""
     names = list(inspect.signature(function).parameters)

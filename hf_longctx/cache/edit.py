@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ..anatomy import attention_layers, find_tower
 from ..patch import unwrap
 from . import edit_graph
 from .edit_plan import REPAIR, Difference, Plan, compare, make_plan, repair_of
 from .editable import caches_nothing, check_cache, check_model, check_tokens, ids_of
+from .parts import parts_of
 from .placed import PlacedWork, Row, read_placed, why_not
 from .rotate import Mover
 from .workspace import Span, Work, work_on
@@ -87,7 +87,7 @@ def edit(
         new_ids: the token ids of the text after any number of edits.
         repair: old tokens that are read again for each place that changed. Half are the next ones behind it, a quarter
             repeat phrases of what was changed, the rest are the last ones of the text; with windows, un-rotated keys or
-            kernels that take no mask, all are the next ones. None: 64; 0: none, as in the paper.
+            kernels that take no mask, all are the next ones. None: 128; 0: none, as in the paper.
         compiled: whether moving keys and reading tokens comes from a CUDA graph. None: from a model's second edit on,
             if it can (half precision on one GPU, stock attention without windows, at most 512 tokens to read in 32
             places). The graph keeps buffers as large as the longest cache; `edit_graph.forget(tower)` frees them.
@@ -95,11 +95,10 @@ def edit(
     """
     begun = time.perf_counter()
     base: Any = unwrap(model)
-    tower: Any = find_tower(base)
+    tower, modules = parts_of(base)
     repair = repair_of(repair)
     check_model(tower)
     old, new = ids_of(old_ids, "old_ids", tower), ids_of(new_ids, "new_ids", tower)
-    modules: list[Any] = list(attention_layers(tower))
     n_cached = check_cache(tower, modules, cache, len(old))
     difference = compare(old, new, n_cached)
     placed = why_not(tower, modules, cache) is None

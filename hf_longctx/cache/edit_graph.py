@@ -22,7 +22,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..attention.few_queries import Places, using
 from ..attention.parity import TOLERANCE
+from .difference import Match
 from .editable import SAMPLE, keys_of, not_these
+from .parts import every_module
 from .placed import Row, why_not
 from .rotate import Mover, rotary_of, turn
 
@@ -48,11 +50,17 @@ def refuses(tower: Any, modules: Sequence[Any], cache: Cache, row: Row) -> str |
         return f"its keys are {keys.dtype} on {keys.device}, not half precision on a GPU"
     if keys.shape[3] > 256 or keys.shape[3] % 8 or any(layer.keys.device != keys.device for layer in layers):
         return "its layers are on several devices, or of a head dim without a kernel"
-    if {parameter.device for parameter in tower.parameters()} != {keys.device}:
+    everything = every_module(tower)
+    if any(p is not None and p.device != keys.device for module in everything for p in module._parameters.values()):
         return "its weights are not all on that GPU"
-    for module in tower.modules():
-        if not type(module).__module__.startswith(OURS):
-            return f"{type(module).__name__} is no part of a stock model, and may change what it does between edits"
+    foreign = next(
+        (cls for cls in {type(module) for module in everything} if not cls.__module__.startswith(OURS)), None
+    )
+    if foreign is not None:
+        return f"{foreign.__name__} is no part of a stock model, and may change what it does between edits"
+    for module in everything:
+        if not module._forward_hooks and not module._forward_pre_hooks:
+            continue
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         if not all(str(getattr(hook, "__module__", "")).startswith(OURS) for hook in hooks):
             return "somebody else's hooks want to see its forwards run"
@@ -102,7 +110,9 @@ def edit_from_graph(tower: Any, modules: Sequence[Any], cache: Cache, row: Row) 
 
 def state_of(tower: Any, like: Tensor) -> tuple[Any, ...]:
     """What a graph was recorded for: other weights, buffers or caches need another one."""
-    where = tuple(t.data_ptr() for t in (*tower.parameters(), *tower.buffers()))
+    modules = every_module(tower)
+    weights = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()))
+    where = tuple(t.data_ptr() for t in weights if t is not None)
     return like.dtype, like.device, like.shape[1], like.shape[3], where
 
 
@@ -146,6 +156,46 @@ class Slots(CacheLayerMixin):
         return -1
 
 
+class Inputs:
+    """What a step is told of one edit, in one piece of memory, which one copy takes to a GPU.
+
+    Attributes:
+        places, ids_L: where what is read stands, and its tokens.
+        source_S: where the keys of each column stood.
+        probe_pos, probe_ids: a few tokens that stay, to be looked up in the cache.
+    """
+
+    def __init__(self, size: int, columns: int, device: torch.device) -> None:
+        bounds = Places.bounds(columns, RUNS)
+        sizes = (size, size, size, columns, SAMPLE, SAMPLE, -(-bounds // 2))
+        self.everything = torch.zeros(sum(sizes), dtype=torch.long, device=device)
+        pos_L, run_L, self.ids_L, self.source_S, self.probe_pos, self.probe_ids, cuts = self.everything.split(sizes)
+        self.places = Places(pos_L, run_L, cuts.view(torch.int32)[:bounds])
+
+    def fill(self, row: Row, read: int) -> None:
+        """Put one edit that reads so many tokens in; on the host."""
+        columns = len(self.source_S)
+        self.places.fill([(span.start, span.end) for span in row.fresh], columns - 1)
+        self.ids_L[:read] = row.ids[row.places]
+        torch.arange(columns, out=self.source_S)
+        for old, new, n in row.copies:
+            self.source_S[new : new + n] -= new - old
+        at = torch.cat([torch.arange(new, new + n) for _, new, n in row.copies])
+        self.probe_pos.copy_(at[torch.linspace(0, len(at) - 1, SAMPLE).long()])
+        self.probe_ids.copy_(row.ids[self.probe_pos])
+
+
+def _stretches(copies: Sequence[Match]) -> list[Match]:
+    """Copies with those of one distance joined: what lies between is read, so written before anybody looks at it."""
+    found: list[Match] = []
+    for old, new, n in copies:
+        if found and found[-1].new - found[-1].old == new - old:
+            found[-1] = Match(found[-1].old, found[-1].new, new + n - found[-1].new)
+        else:
+            found.append(Match(old, new, n))
+    return found
+
+
 class EditGraph:
     """The buffers of one model, and a graph for every padded size that was needed.
 
@@ -162,13 +212,10 @@ class EditGraph:
         self.buffers = like.new_zeros(size)  # keys and values, layer by layer
         self.order = [int(module.layer_idx) for module in modules]
         self.slots = [Slots(self.buffers[0, i], self.buffers[1, i]) for i in range(len(modules))]
-        device = like.device
-        self.source_S = torch.zeros(columns, dtype=torch.long, device=device)  # where the keys of each column stood
-        self.probe_ids, self.probe_pos = (torch.zeros(SAMPLE, dtype=torch.long, device=device) for _ in range(2))
-        self.off = torch.zeros((), device=device)
+        self.off = torch.zeros((), device=like.device)
         self.rotates: list[bool] = []
         self.steps: dict[int, Callable[[], Any]] = {}
-        self.inputs: dict[int, tuple[Places, Tensor]] = {}
+        self.inputs: dict[int, tuple[Inputs, Inputs]] = {}  # on the host, and where the step reads them
 
     def run(self, tower: Any, modules: Sequence[Any], cache: Cache, row: Row) -> list[Any]:
         """Make one edit."""
@@ -181,58 +228,50 @@ class EditGraph:
         read = sum(map(len, row.fresh))
         size = next(n for n in SIZES if n >= read)
         if size not in self.inputs:
-            places = Places.empty(size, self.columns, RUNS, self.device)
-            self.inputs[size] = places, torch.zeros_like(places.pos_L)
-        places, ids_L = self.inputs[size]
-        places.fill([(span.start, span.end) for span in row.fresh], self.columns - 1)
-        ids_L[:read].copy_(row.ids[row.places])
+            self.inputs[size] = Inputs(size, self.columns, torch.device("cpu")), Inputs(size, self.columns, self.device)
+        host, inputs = self.inputs[size]
+        host.fill(row, read)
+        inputs.everything.copy_(host.everything)
         self._fill(layers, row)
         if size not in self.steps:
-            self.steps[size] = record(lambda: self._step(tower, modules, places, ids_L), self.device)
+            self.steps[size] = record(lambda: self._step(tower, modules, inputs), self.device)
             self._fill(layers, row)  # recording has run the step once, and keys are moved where they lie
         self.steps[size]()
-        off, n = float(self.off), len(row.ids)
+        n = len(row.ids)
+        made = self.buffers[:, :, :, :, :n].clone()  # launched before the host waits for what the step found
+        off = float(self.off)
         if not off <= TOLERANCE.get(self.dtype, 6e-2):
             raise not_these(modules[0], SAMPLE, off)
-        made = self.buffers[:, :, :, :, :n].clone()
         return [_Made(k, v) for k, v in zip(*made.unbind(0), strict=True)]
 
     def _fill(self, layers: Any, row: Row) -> None:
         """Put what stays where it is going to stand, keys as they are."""
-        source, stays = torch.arange(self.columns), []
-        for old, new, n in row.copies:
+        for old, new, n in _stretches(row.copies):
             into_k, into_v = self.buffers[:, :, :, :, new : new + n].unbind(0)
             torch._foreach_copy_(into_k.unbind(0), [layers[i].keys[:, :, old : old + n] for i in self.order])
             torch._foreach_copy_(into_v.unbind(0), [layers[i].values[:, :, old : old + n] for i in self.order])
-            source[new : new + n] -= new - old
-            stays.append(torch.arange(new, new + n))
-        at = torch.cat(stays)
-        at = at[torch.linspace(0, len(at) - 1, SAMPLE).long()]
-        self.source_S.copy_(source)
-        self.probe_pos.copy_(at)
-        self.probe_ids.copy_(row.ids[at])
 
-    def _step(self, tower: Any, modules: Sequence[Any], places: Places, ids_L: Tensor) -> None:
+    def _step(self, tower: Any, modules: Sequence[Any], inputs: Inputs) -> None:
         """Everything between filling the buffers and reading them; no shape and no address depends on the edit."""
         rotary = rotary_of(tower)
-        to_S = torch.arange(self.columns, device=self.source_S.device)[None]
-        turning = turn(rotary, modules[0], self.source_S[None], to_S)
-        stays = (self.source_S == to_S)[..., None]  # to the last bit
+        to_S = torch.arange(self.columns, device=self.device)[None]
+        turning = turn(rotary, modules[0], inputs.source_S[None], to_S)
+        stays = (inputs.source_S == to_S)[..., None]  # to the last bit
         turning = replace(turning, cos=turning.cos.masked_fill(stays, 1.0), sin=turning.sin.masked_fill(stays, 0.0))
         for i, rotates in enumerate(self.rotates):
             if rotates:
                 self.buffers[0, i].copy_(turning(self.buffers[0, i]))  # in fp32 inside, whatever the keys are
         first = self.order.index(0)
-        with using(tower, places):
-            found = keys_of(tower, self.probe_ids[None], self.probe_pos[None], len(modules)).float()
-            kept = self.buffers[0, first].index_select(2, self.probe_pos).float()
+        with using(tower, inputs.places):
+            found = keys_of(tower, inputs.probe_ids[None], inputs.probe_pos[None], len(modules)).float()
+            kept = self.buffers[0, first].index_select(2, inputs.probe_pos).float()
             self.off.copy_((found - kept).norm() / found.norm().clamp(min=1e-15))
             in_order = sorted(range(len(modules)), key=lambda i: self.order[i])
             for slots in self.slots:
-                slots.columns = places.pos_L
+                slots.columns = inputs.places.pos_L
             tower(
-                input_ids=ids_L[None],
-                position_ids=places.pos_L[None],
+                input_ids=inputs.ids_L[None],
+                position_ids=inputs.places.pos_L[None],
                 past_key_values=Cache(layers=[self.slots[i] for i in in_order]),
                 use_cache=True,
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-from ..anatomy import layer_type
+from ..anatomy import layer_types
 from ..attention.parity import TOLERANCE, check_rotary_function
 from ..attention.positions import STATE, rotary_function, stock_class
 from ..rope.parameters import moving_types
@@ -92,7 +92,10 @@ def check_cache(tower: Any, modules: Sequence[Any], cache: Any, n_old: int, rows
             f"the cache has {len(layers)} layers and {type(tower).__name__} {len(modules)} that attend: it is another "
             f"model's, or empty, or layers share keys. Give the cache that this model has filled."
         )
-    lengths = {_check_layer(module, layers[int(module.layer_idx)], rows) for module in modules}
+    lengths = {
+        _check_layer(module, layers[int(module.layer_idx)], rows, kind)
+        for module, kind in zip(modules, layer_types(modules), strict=True)
+    }
     if len(lengths) > 1:
         raise ValueError(f"the layers of this cache hold {sorted(lengths)} tokens: a forward was interrupted. {_ANEW}")
     length = lengths.pop()
@@ -104,7 +107,7 @@ def check_cache(tower: Any, modules: Sequence[Any], cache: Any, n_old: int, rows
     return length
 
 
-def _check_layer(module: Any, layer: Any, rows: int) -> int:
+def _check_layer(module: Any, layer: Any, rows: int, kind_of_layer: str) -> int:
     """The number of tokens in one layer."""
     if not layer.is_initialized or layer.keys.ndim != 4:
         raise ValueError("this cache is empty: there is nothing to edit. Read a text into it first.")
@@ -124,7 +127,7 @@ def _check_layer(module: Any, layer: Any, rows: int) -> int:
     else:
         kind = stock_class(module)
         check_rotary_function(kind, rotary_function(kind))
-        if layer_type(module) == "chunked_attention":
+        if kind_of_layer == "chunked_attention":
             raise ValueError(
                 f"{kind.__name__}: an edit moves tokens across the chunks that its layers attend in. {_ANEW}"
             )

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from ..anatomy import FULL, layer_type
+from ..anatomy import FULL, layer_types
 from .difference import Match
 from .editable import caches_nothing
 from .workspace import Span
@@ -54,7 +54,7 @@ def why_not(tower: Any, modules: Sequence[Any], cache: Cache) -> str | None:
         return f"its layers are {type(other).__name__}s"
     if tower.config._attn_implementation not in MASKED:
         return f"attn_implementation={tower.config._attn_implementation!r} takes no mask of our own"
-    if any(layer_type(module) != FULL for module in modules):
+    if any(kind != FULL for kind in layer_types(modules)):
         return "some layers attend in windows"
     return None
 

@@ -78,7 +78,7 @@ class EditSession:
         """
         _string(text)
         whole = isinstance(start, SupportsIndex) and isinstance(end, SupportsIndex)
-        if not (whole and 0 <= start <= end <= len(self.text)):
+        if not whole or not 0 <= start <= end <= len(self.text):
             raise ValueError(
                 f"replace({start!r}, {end!r}): expected whole numbers 0 <= start <= end <= {len(self.text)}, the "
                 f"length of the text in characters."

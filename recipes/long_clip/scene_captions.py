@@ -1,4 +1,4 @@
-"""Captions of rendered scenes by rule, as token ids: a summary sentence, then a sentence for each tile told."""
+"""Captions of rendered scenes by rule, as token ids: a summary sentence, then a sentence for each badge told."""
 
 # N scenes, S sentences, T tokens, W most tokens of a sentence
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .scenes import COLOURS, FIGURES, HOURS, PATTERNS, SHAPES, TINTS, Scenes
+from .scenes import BADGES, COLOURS, FRAMES, HOURS, PATTERNS, SHAPES, Scenes
 
 # {words in braces} are filled from the scene.
 SUMMARIES = (
@@ -18,21 +18,21 @@ SUMMARIES = (
 )
 PARTS = ("a large {colour} {shape} .", "a picture of a large {colour} {shape} .", "there is a large {colour} {shape} .")
 DETAILS = (
-    "at {hour} o'clock a {tint} tile with a {figure} .",
-    "near the edge of the picture , where little else can be seen , there is at {hour} o'clock a {tint} tile with a "
-    "{figure} .",
+    "at {hour} o'clock the badge of the {badge} .",
+    "near the edge of the picture , where little else can be seen , there is at {hour} o'clock the badge of the "
+    "{badge} .",
     "looking further out , past the large shape in the middle and towards the frame , one also finds at "
-    "{hour} o'clock a {tint} tile with a {figure} on it , quite small but drawn with care .",
+    "{hour} o'clock the badge of the {badge} , which is quite small but was drawn with care .",
 )
 LINES = (*SUMMARIES, *PARTS, *DETAILS)
 _FIRST_PART, _FIRST_DETAIL = len(SUMMARIES), len(SUMMARIES) + len(PARTS)
 # In the order of Scenes.main, then of a detail.
 _SLOTS = {
-    "colour": COLOURS, "shape": SHAPES, "pattern": PATTERNS, "ground": COLOURS, "frame": COLOURS,
-    "hour": HOURS, "tint": TINTS, "figure": FIGURES,
+    "colour": COLOURS, "shape": SHAPES, "pattern": PATTERNS, "ground": COLOURS, "frame": FRAMES,
+    "hour": HOURS, "badge": [badge for hour in BADGES for badge in hour],
 }  # fmt: skip
 _FIXED = sorted({word for line in LINES for word in line.split() if not word.startswith("{")})
-WORDS = ("<pad>", "<start>", *dict.fromkeys([*COLOURS, *SHAPES, *PATTERNS, *TINTS, *FIGURES, *HOURS, *_FIXED]), "<end>")
+WORDS = ("<pad>", "<start>", *dict.fromkeys([*(word for words in _SLOTS.values() for word in words), *_FIXED]), "<end>")
 PAD, START, END = 0, 1, len(WORDS) - 1
 _ID = {word: i for i, word in enumerate(WORDS)}
 _WIDEST = max(len(line.split()) for line in LINES)
@@ -61,16 +61,13 @@ def short(scenes: Scenes, generator: torch.Generator, limit: int, *, parts: floa
     return write(scenes, torch.where(chosen, few, lines), None, limit)
 
 
-def web(scenes: Scenes, generator: torch.Generator, limit: int, *, details: bool = False) -> Captions:
+def web(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
     """What a first training sees: a few words, the summary, or one to five details, briefly for the most part.
 
-    Like captions of the web: half have fewer than 30 tokens, few come near 77. With `details`, only those that tell no
-    summary: where a training begins with both, the summary is all that it learns for long.
+    Like captions of the web: half have fewer than 30 tokens, few come near 77.
     """
     count = len(scenes)
     kind = torch.rand(count, generator=generator, device=generator.device)
-    if details:
-        kind = 0.5 + kind / 2
     told = torch.where(kind < 0.3, 0, _numbers(generator, 1, 6, count))
     summary = _numbers(generator, 0, _FIRST_PART, count)
     first = torch.where(kind < 0.1, _numbers(generator, _FIRST_PART, _FIRST_DETAIL, count), summary)
@@ -79,10 +76,10 @@ def web(scenes: Scenes, generator: torch.Generator, limit: int, *, details: bool
 
 
 def long(scenes: Scenes, generator: torch.Generator, limit: int) -> Captions:
-    """The summary and five or six details in any order: about 100 to 240 tokens."""
+    """The summary and five or six details in any order: 100 to 240 tokens."""
     count = len(scenes)
     first = _numbers(generator, 0, _FIRST_PART, count)
-    return _told(scenes, first, _numbers(generator, 5, 7, count), generator, limit, most=len(HOURS))
+    return _told(scenes, first, _numbers(generator, 5, 7, count), generator, limit, most=len(HOURS), wordy=2)
 
 
 def _told(
@@ -94,12 +91,17 @@ def _told(
     *,
     most: int,
     brief: float = 0.0,
+    wordy: int = 0,
 ) -> Captions:
     count = len(scenes)
     order = torch.rand(count, len(HOURS), generator=generator, device=generator.device).argsort(1)[:, :most]
     lines = _numbers(generator, _FIRST_DETAIL, len(LINES), count, most)
     short = torch.rand(count, most, generator=generator, device=generator.device) < brief
     lines = torch.where(short, _FIRST_DETAIL, lines)
+    # two sentences at least are long, wherever they stand, so that a long caption has 100 tokens
+    rank = torch.rand(count, most, generator=generator, device=generator.device)
+    rank = torch.where(torch.arange(most, device=lines.device) < told[:, None], rank, 2.0).argsort(1).argsort(1)
+    lines = torch.where(rank < wordy, len(LINES) - 1, lines)
     lines = torch.where(torch.arange(most, device=lines.device) < told[:, None], lines, -1)
     return write(scenes, torch.cat([first[:, None], lines], 1), order, limit)
 
@@ -117,8 +119,8 @@ def write(scenes: Scenes, lines: Tensor, hours: Tensor | None, limit: int) -> Ca
     table, lengths = _table(device)
     # the first sentence tells no detail: what stands in its place is not used
     hours = lines[:, :1] * 0 if hours is None else torch.cat([lines[:, :1] * 0, hours], 1)
-    small = scenes.small.gather(1, hours[..., None].expand(-1, -1, 2))
-    chosen = (*scenes.main[..., None].unbind(1), hours, *small.unbind(-1))
+    badges = len(BADGES[0]) * hours + scenes.small.gather(1, hours)
+    chosen = (*scenes.main[..., None].unbind(1), hours, badges)
     values = torch.stack(
         [words[value].expand(lines.shape) for words, value in zip(_value_ids(device), chosen, strict=True)], -1
     )

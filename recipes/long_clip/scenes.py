@@ -1,14 +1,14 @@
 """Rendered scenes with captions made by rule: a world small enough to train a CLIP of its own on.
 
-A scene has a large shape on a patterned ground inside a frame, which its short caption tells, and six small tiles
-around them like hours of a clock, which only a long caption tells, a sentence each. Scenes and captions are tensors
-made where the model is, so no loader stands between them.
+A scene has a large shape on a patterned ground inside a frame, which its short caption tells, and six small badges
+around them like hours of a clock, which only a long caption tells, a sentence each. Shape and ground share the words
+for colours, so a summary is read only by who tells neighbours apart. Scenes and captions are tensors made where the
+model is, so no loader stands between them.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +19,19 @@ COLOURS = {
     "purple": (0.55, 0.15, 0.7), "orange": (0.98, 0.55, 0.08), "white": (0.97, 0.97, 0.97), "black": (0.05, 0.05, 0.05),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
-# Tiles have words of their own, so that a word tells by itself whether it is of the summary or of a detail.
-TINTS = {
+FRAMES = {
     "pink": (0.98, 0.6, 0.75), "cyan": (0.1, 0.85, 0.9), "brown": (0.45, 0.25, 0.1), "grey": (0.5, 0.5, 0.5),
     "lime": (0.65, 0.95, 0.2), "navy": (0.05, 0.08, 0.4), "maroon": (0.5, 0.02, 0.15), "beige": (0.93, 0.87, 0.7),
 }  # fmt: skip
-FIGURES = ("bar", "pillar", "slash", "corner", "box", "spool")
+# Every hour has names of its own, so that one word tells what is where: a model need not bind a name to its hour.
+BADGES = (
+    ["apple", "pear", "plum", "cherry", "lemon", "grape", "mango", "peach", "melon", "banana", "fig", "kiwi"],
+    ["cat", "dog", "horse", "cow", "sheep", "goat", "pig", "duck", "hen", "fox", "bear", "wolf"],
+    ["hammer", "saw", "drill", "wrench", "chisel", "pliers", "axe", "spade", "rake", "shovel", "ladder", "brush"],
+    ["violin", "flute", "drum", "harp", "guitar", "piano", "trumpet", "cello", "oboe", "horn", "lute", "tuba"],
+    ["car", "bus", "tram", "bike", "truck", "train", "ship", "boat", "canoe", "plane", "sled", "van"],
+    ["chair", "table", "bed", "sofa", "desk", "lamp", "shelf", "stool", "bench", "clock", "mirror", "chest"],
+)
 PATTERNS = ("plain", "striped", "dotted", "checked")
 HOURS = ("twelve", "two", "four", "six", "eight", "ten")
 CELL, SIDE = 16, 64
@@ -38,7 +45,7 @@ class Scenes:
 
     Args:
         main: [N, 5]: colour and shape of the large shape, pattern, ground and frame.
-        small: [N, 6, 2]: tint and figure at every hour.
+        small: [N, 6]: the badge at every hour, of twelve.
     """
 
     main: Tensor
@@ -57,7 +64,7 @@ def draw(count: int, generator: torch.Generator, *, alike: int = 1, shared: floa
     Args:
         count: How many; a multiple of `alike`.
         alike: Scenes come in groups of so many that have one summary, so that details must tell them apart.
-        shared: The probability with which a small shape is the whole group's.
+        shared: The probability with which a badge is the whole group's.
 
     Raises:
         ValueError: `count` cannot be cut into groups.
@@ -70,24 +77,20 @@ def draw(count: int, generator: torch.Generator, *, alike: int = 1, shared: floa
         return torch.randint(below, size, generator=generator, device=device)
 
     main = torch.stack([numbers(n, groups) for n in (len(COLOURS), len(SHAPES), len(PATTERNS))], -1)
-    # a ground and a frame that hide nothing: another colour than the shape's and the ground's
+    # a ground that hides nothing: of another colour than the shape
     ground = (main[:, 0] + 1 + numbers(len(COLOURS) - 1, groups)) % len(COLOURS)
-    frame = (ground + 1 + numbers(len(COLOURS) - 1, groups)) % len(COLOURS)
+    frame = numbers(len(FRAMES), groups)
     main = torch.cat([main, ground[:, None], frame[:, None]], -1).repeat_interleave(alike, 0)
-    common = _small(groups, numbers).repeat_interleave(alike, 0)
-    own = _small(count, numbers)
-    keep = torch.rand(count, len(HOURS), 1, generator=generator, device=device) < (shared if alike > 1 else 0.0)
+    common = numbers(len(BADGES[0]), groups, len(HOURS)).repeat_interleave(alike, 0)
+    own = numbers(len(BADGES[0]), count, len(HOURS))
+    keep = torch.rand(count, len(HOURS), generator=generator, device=device) < (shared if alike > 1 else 0.0)
     return Scenes(main, torch.where(keep, common, own))
-
-
-def _small(count: int, numbers: Callable[..., Tensor]) -> Tensor:
-    return torch.stack([numbers(n, count, len(HOURS)) for n in (len(TINTS), len(FIGURES))], -1)
 
 
 def render(scenes: Scenes, generator: torch.Generator | None = None) -> Tensor:
     """Pictures, [N, 3, 64, 64] in 0..1; with a generator, each with noise and a brightness of its own."""
     device, count = scenes.main.device, len(scenes)
-    palette, tints = _palettes(device)
+    palette, frames = _palettes(device)
     ground = palette[scenes.main[:, 3]][:, :, None, None]
     # towards grey, which no ground is: a factor would hide the pattern of a black one
     ground = ground + 0.4 * _patterns(device)[scenes.main[:, 2]][:, None] * (0.5 - ground)
@@ -97,15 +100,13 @@ def render(scenes: Scenes, generator: torch.Generator | None = None) -> Tensor:
     picture[:, :, centre, centre] += large * (
         palette[scenes.main[:, 0]][:, :, None, None] - picture[:, :, centre, centre]
     )
-    # a tile of the tint with the figure in black on it: both are seen at one look
-    tiles = (
-        tints[scenes.small[..., 0]][..., None, None] * (1 - _figures(CELL, device)[scenes.small[..., 1]])[:, :, None]
-    )
+    hours = torch.arange(len(HOURS), device=device)
+    tiles = _badges(device)[hours, scenes.small]
     for hour, (row, column) in enumerate(_PLACES):
         picture[:, :, row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = tiles[:, hour]
     edge = torch.ones(SIDE, SIDE, device=device, dtype=torch.bool)
     edge[2:-2, 2:-2] = False
-    picture = torch.where(edge, palette[scenes.main[:, 4]][:, :, None, None], picture)
+    picture = torch.where(edge, frames[scenes.main[:, 4]][:, :, None, None], picture)
     if generator is not None:
         light = 0.85 + 0.15 * torch.rand(count, 1, 1, 1, generator=generator, device=device)
         noise = torch.randn(picture.shape, generator=generator, device=device)
@@ -115,7 +116,7 @@ def render(scenes: Scenes, generator: torch.Generator | None = None) -> Tensor:
 
 @functools.cache
 def _palettes(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(list(COLOURS.values()), device=device), torch.tensor(list(TINTS.values()), device=device)
+    return torch.tensor(list(COLOURS.values()), device=device), torch.tensor(list(FRAMES.values()), device=device)
 
 
 @functools.cache
@@ -142,15 +143,11 @@ def _shapes(size: int, device: torch.device) -> Tensor:
 
 
 @functools.cache
-def _figures(size: int, device: torch.device) -> Tensor:
-    line = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    inside = (x.abs() < 0.8) & (y.abs() < 0.8)
-    return torch.stack([
-        inside & (y.abs() < 0.3),
-        inside & (x.abs() < 0.3),
-        inside & ((x - y).abs() < 0.4),
-        inside & ((x < -0.25) | (y > 0.25)),
-        inside & ((x.abs() > 0.45) | (y.abs() > 0.45)),
-        inside & (x.abs() < y.abs() + 0.1),
-    ]).float()  # fmt: skip
+def _badges(device: torch.device) -> Tensor:
+    """[6, 12, 3, 16, 16]: made up, the same every time: a mirrored bitmap in a colour of its own on another."""
+    generator = torch.Generator().manual_seed(5)
+    count = (len(HOURS), len(BADGES[0]))
+    half = torch.rand(*count, 1, CELL // 2, CELL // 4, generator=generator) < 0.5
+    drawn = torch.cat([half, half.flip(-1)], -1).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    front, back = torch.rand(2, *count, 3, 1, 1, generator=generator)
+    return torch.where(drawn, front, back).to(device)

@@ -13,7 +13,7 @@ from hf_longctx.clip.evaluation import Recall, class_embeddings, classify, found
 
 from . import scene_captions as captions
 from .scene_captions import DETAILS, LINES, SUMMARIES, Captions
-from .scenes import COLOURS, FIGURES, HOURS, SHAPES, TINTS, Scenes, draw, render
+from .scenes import BADGES, COLOURS, HOURS, SHAPES, Scenes, draw, render
 
 ALIKE = 10
 FIRST = 1  # the summary decides
@@ -47,11 +47,21 @@ def long_captions(reader: Reader, count: int, device: torch.device) -> Recall:
 
 
 def short_captions(reader: Reader, count: int, device: torch.device) -> Recall:
-    """Retrieval by summary among `count` scenes of their own."""
+    """Retrieval by summary among `count` scenes, no two of which have one summary: luck decides nothing."""
     generator = torch.Generator(device).manual_seed(12)
-    scenes = draw(count, generator)
+    scenes = distinct(count, generator)
     ids = captions.short(scenes, generator, min(reader.limit, 20)).ids
     return recall(reader.images(render(scenes, generator)), reader.texts(ids))
+
+
+def distinct(count: int, generator: torch.Generator) -> Scenes:
+    """Scenes no two of which have one summary; ValueError where there are not so many summaries."""
+    drawn = draw(4 * count, generator)
+    mains = drawn.main.unique(dim=0)
+    if len(mains) < count:
+        raise ValueError(f"count={count}: among {4 * count} scenes drawn are only {len(mains)} different summaries.")
+    chosen = torch.randperm(len(mains), generator=generator, device=mains.device)[:count]
+    return Scenes(mains[chosen], drawn.small[:count])
 
 
 def zero_shot(reader: Reader, count: int, device: torch.device) -> float:
@@ -80,7 +90,7 @@ def deciding(count: int, position: int, generator: torch.Generator, limit: int) 
     """Families of ten scenes that one sentence tells apart, which starts as near `position` as can be.
 
     A family shares the order and the wording of its captions: a summary and all six details. Its scenes differ in
-    one tile, or, where the first sentence decides, in the large one.
+    one badge, or, where the first sentence decides, in the large one.
     """
     device, families = generator.device, count // ALIKE
     rows = torch.arange(families, device=device)
@@ -98,17 +108,16 @@ def deciding(count: int, position: int, generator: torch.Generator, limit: int) 
 
     scenes = draw(families, generator)[rows.repeat_interleave(ALIKE)]
     repeated = (lines.repeat_interleave(ALIKE, 0), order.repeat_interleave(ALIKE, 0))
-    large = position == FIRST
-    values = (len(COLOURS) - 1, len(SHAPES)) if large else (len(TINTS), len(FIGURES))
-    free = torch.rand(families, values[0] * values[1], generator=generator, device=device)
-    value = free.argsort(1)[:, :ALIKE].flatten()
-    colour, shape = value // values[1], value % values[1]
     main, small = scenes.main.clone(), scenes.small.clone()
+    large = position == FIRST
+    values = (len(COLOURS) - 1) * len(SHAPES) if large else len(BADGES[0])
+    value = torch.rand(families, values, generator=generator, device=device).argsort(1)[:, :ALIKE].flatten()
     if large:
-        main[:, 0], main[:, 1] = (scenes.main[:, 3] + 1 + colour) % len(COLOURS), shape  # never the ground's
+        # never the ground's
+        main[:, 0] = (scenes.main[:, 3] + 1 + value // len(SHAPES)) % len(COLOURS)
+        main[:, 1] = value % len(SHAPES)
     else:
-        rows = torch.arange(len(small), device=device)
-        small[rows, hour.repeat_interleave(ALIKE)] = torch.stack([colour, shape], -1)
+        small[torch.arange(len(small), device=device), hour.repeat_interleave(ALIKE)] = value
     scenes = Scenes(main, small)
     return scenes, captions.write(scenes, *repeated, limit)
 

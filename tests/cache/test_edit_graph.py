@@ -16,6 +16,7 @@ from hf_longctx import PositionFree
 from hf_longctx.anatomy import find_tower
 from hf_longctx.attention import few_queries
 from hf_longctx.cache import edit_graph
+from hf_longctx.cache.difference import Match
 from hf_longctx.cache.edit import edit
 from tests.cache.test_edit import EDITS, IDS, read
 from tests.tiny import VOCAB, text, tiny
@@ -82,6 +83,43 @@ def test_what_is_kept_is_kept_to_the_last_bit() -> None:
     for old, new in zip(before.layers, cache.layers, strict=True):
         assert torch.equal(old.keys[:, :, :20], new.keys[:, :, :20])
         assert torch.equal(old.values[:, :, 21:58], new.values[:, :, 24:61])
+
+
+def test_two_caches_edited_in_turn_and_generated_from() -> None:
+    model = tiny("llama")
+    tower: Any = find_tower(model)
+    caches = {seed: read(model, text(1, 90, seed)[0].tolist()) for seed in (1, 2)}
+    plain, held = copy.deepcopy(caches), {seed: text(1, 90, seed)[0].tolist() for seed in (1, 2)}
+    for step in range(6):
+        seed = 1 + step % 2
+        old = held[seed]
+        at = 10 + 9 * step
+        new = [*old[:at], 5 + step, 6, *old[at + step % 3 :], 7, 8]
+        kept = copy.deepcopy(caches[3 - seed])
+        edit(model, caches[seed], old, new, 6, compiled=True)
+        edit(model, plain[seed], old, new, 6, compiled=False)
+        for layer, before in zip(caches[3 - seed].layers, kept.layers, strict=True):
+            assert torch.equal(layer.keys, before.keys), "the other cache shares nothing with the buffers"
+        made = [
+            model.generate(
+                torch.tensor([new]),
+                past_key_values=cache[seed],
+                max_new_tokens=3,
+                min_new_tokens=3,
+                do_sample=False,
+            )
+            for cache in (caches, plain)
+        ]
+        assert torch.equal(*made)
+        held[seed] = made[0][0].tolist()
+        for layer, truth in zip(caches[seed].layers, plain[seed].layers, strict=True):
+            torch.testing.assert_close(layer.keys, truth.keys, atol=1e-5, rtol=1e-5)
+    assert edit_graph.is_checked(tower)
+
+
+def test_what_is_read_between_two_copies_of_one_distance_is_copied_with_them() -> None:
+    copies = [Match(0, 0, 5), Match(7, 7, 3), Match(12, 14, 4), Match(20, 22, 8), Match(30, 30, 2)]
+    assert edit_graph._stretches(copies) == [Match(0, 0, 10), Match(12, 14, 16), Match(30, 30, 2)]
 
 
 def test_a_cache_of_other_tokens_is_noticed_and_left_alone() -> None:

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
-# keys of a step, warps, pipeline stages, programs for each multiprocessor: chosen by a sweep on an H100 at 8k and 128k
-# keys; fp32 fits its shared memory at every head dim
+# keys of a step, warps, pipeline stages, programs for each multiprocessor: within a few percent of the best of sweeps
+# on an H100, at 8k and 128k keys; fp32 fits its shared memory at every head dim
 HALF, FULL = (64, 4, 3, 4), (16, 4, 1, 4)
 FEW = 4  # steps that make a program worth its start, as long as every multiprocessor has one
 

@@ -59,4 +59,6 @@ def number(value: Any, unit: str = "") -> str:
 def _bar(row: Mapping[str, Any]) -> str:
     if not row.get("bar"):
         return "–"
+    if row["value"] is None:
+        return f"{row['bar']}: not measured"
     return f"{row['bar']}: {'holds' if row.get('holds') else 'missed'}"
