@@ -125,6 +125,8 @@ def get(name: str) -> type[LongContextMethod]:
         return known[name]
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
+    if str(name).lower().startswith("xl3"):
+        hint = "XL3M is a way to generate, not a change of the model: `hf-longctx generate --method xl3m`. "
     raise ValueError(f"name={name!r}: no such method. {hint}There are: {', '.join(known)}.")
 
 
