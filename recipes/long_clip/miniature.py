@@ -122,7 +122,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate * share
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = _loss(model, size, generator, long)
+            loss = _loss(model, size, generator, long, step / of)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -136,12 +136,12 @@ def train(
     return losses
 
 
-def _loss(model: Any, size: Size, generator: torch.Generator, long: bool) -> Tensor:
+def _loss(model: Any, size: Size, generator: torch.Generator, long: bool, done: float) -> Tensor:
     scenes = draw(size.batch, generator, alike=4 if long else 1)
     images = image_embeddings(model, 2 * render(scenes, generator) - 1)
     scale = model.logit_scale.exp().clamp(max=100)
     if not long:
-        web = text_embeddings(model, captions.web(scenes, generator, BASE).ids)
+        web = text_embeddings(model, captions.web(scenes, generator, BASE, plain=done < _PLAIN).ids)
         return contrastive_loss(images, web, scale)
     told = text_embeddings(model, captions.long(scenes, generator, STRETCHED).ids)
     short = text_embeddings(model, captions.short(scenes, generator, SHORT, parts=0.25).ids)
@@ -264,6 +264,7 @@ def _sinusoids(length: int, width: int) -> Tensor:
 
 
 _POSITIONS = "position_embedding.weight"
+_PLAIN = 0.2  # the share of the first training that tells a few details and nothing else
 _WARM, _TIMED = 5, 8
 _ASIDE = 25.0  # seconds for building, timing and asking
 
