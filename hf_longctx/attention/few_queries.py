@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
@@ -48,16 +49,20 @@ class Places:
         return -(-columns // PART) + runs + 1
 
     def fill(self, spans: list[tuple[int, int]], trash: int) -> None:
-        """Runs (start, end) in order; queries that are left over stand at `trash` and are to be ignored."""
-        pos = torch.cat([torch.arange(start, end) for start, end in spans])
-        run = torch.cat([torch.full((end - start,), start) for start, end in spans])
+        """Runs (start, end) in order; queries that are left over stand at `trash` and are to be ignored.
+
+        On the host, without threads: see `cache/difference.py`.
+        """
+        pos_L, run_L, at = self.pos_L.numpy(), self.run_L.numpy(), 0
+        for start, end in spans:
+            pos_L[at : at + end - start] = np.arange(start, end)
+            run_L[at : at + end - start] = start
+            at += end - start
+        pos_L[at:] = run_L[at:] = trash
         last = spans[-1][0]
         cuts = sorted({*range(0, last, PART), *(start for start, _ in spans), 0})
         cuts += [last] * (len(self.cuts_P) - len(cuts))
-        n = len(self.pos_L) - len(pos)
-        self.pos_L.copy_(torch.nn.functional.pad(pos, (0, n), value=trash))
-        self.run_L.copy_(torch.nn.functional.pad(run, (0, n), value=trash))
-        self.cuts_P.copy_(torch.tensor(cuts, dtype=torch.int32))
+        self.cuts_P.numpy()[:] = cuts
 
     def look(self) -> tuple[Tensor, Tensor]:
         """(P, L): which parts each query sees; (L, L): which of the queries' own keys."""
