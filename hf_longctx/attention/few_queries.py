@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
@@ -30,12 +31,12 @@ class Places:
     unused: int
 
     def fill(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Runs (start, end) of positions in order; on the host."""
-        filled = 0
+        """Runs (start, end) of positions in order; on the host, without threads: see `cache/difference.py`."""
+        pos_L, at = self.pos_L.numpy(), 0
         for start, end in spans:
-            torch.arange(start, end, out=self.pos_L[filled : filled + end - start])
-            filled += end - start
-        self.pos_L[filled:] = self.unused
+            pos_L[at : at + end - start] = np.arange(start, end)
+            at += end - start
+        pos_L[at:] = self.unused
 
 
 def attend(q_HLD: Tensor, k_GSD: Tensor, v_GSD: Tensor, places: Places, scale: float) -> Tensor:

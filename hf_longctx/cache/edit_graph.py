@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -175,13 +176,19 @@ class Inputs:
     def fill(self, row: Row, read: int) -> None:
         """Put one edit that reads so many tokens in; on the host."""
         self.places.fill([(span.start, span.end) for span in row.fresh])
-        self.ids_L[:read] = row.ids[row.places]
-        self.source_S.fill_(-1)
+        self.ids_L.numpy()[:read] = row.ids[row.places]
+        source_S = self.source_S.numpy()
+        source_S[:] = -1
         for old, new, n in row.copies:
-            torch.arange(old, old + n, out=self.source_S[new : new + n])
-        at = torch.cat([torch.arange(new, new + n) for _, new, n in row.copies])
-        self.probe_pos.copy_(at[torch.linspace(0, len(at) - 1, SAMPLE).long()])
-        self.probe_ids.copy_(row.ids[self.probe_pos])
+            source_S[new : new + n] = np.arange(old, old + n)
+        # the k-th of the tokens that stay, for a few k from the first one to the last one
+        _, new_C, n_C = np.array(row.copies).T
+        before_C = np.cumsum(n_C) - n_C
+        k = np.linspace(0, n_C.sum() - 1, SAMPLE, dtype=np.int64)
+        copy = np.searchsorted(before_C, k, side="right") - 1
+        probe_pos = new_C[copy] + k - before_C[copy]
+        self.probe_pos.numpy()[:] = probe_pos
+        self.probe_ids.numpy()[:] = row.ids[probe_pos]
 
 
 class EditGraph:
@@ -225,7 +232,7 @@ class EditGraph:
         self.sources = [layers[i].keys for i in self.order] + [layers[i].values for i in self.order]
         if self.device.type == "cuda":
             self.sources = [x if move.fits(x) else x.contiguous() for x in self.sources]
-            host.table.copy_(torch.tensor(move.table_of(self.sources, self.rotates)))
+            host.table.numpy()[:] = move.table_of(self.sources, self.rotates)
         inputs.everything.copy_(host.everything)
         if size not in self.steps:
             self.steps[size] = record(lambda: self._step(tower, modules, inputs), self.device)
@@ -279,7 +286,7 @@ def is_checked(tower: Any) -> bool:
 
 def check(tower: Any, made: Sequence[Any], plain: Sequence[Any], row: Row) -> None:
     """A graph's first result against the plain path's: the last layer's keys of what was read must agree."""
-    at = row.places.to(plain[-1].k.device)
+    at = torch.from_numpy(row.places).to(plain[-1].k.device)
     ours, truth = (works[-1].k.index_select(2, at).float() for works in (made, plain))
     off = float((ours - truth).norm() / truth.norm().clamp(min=1e-9))
     if off <= TOLERANCE.get(plain[-1].k.dtype, 6e-2):
