@@ -4,7 +4,7 @@ Beginnings and ends that agree are cut off at once. Between them, runs of tokens
 anchors (a patience diff), and only short gaps are compared token by token.
 """
 
-# all tensors are 1-D, of token ids, on the CPU
+# all arrays are 1-D, of token ids; NumPy, as torch hands what is long to threads, which takes longer than the work
 from __future__ import annotations
 
 import difflib
@@ -12,8 +12,10 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
 
 GRAMS = (8, 4)  # lengths of anchors; the second one is for what is left between those of the first
 SHORT = 128  # gaps up to here are compared token by token
@@ -29,7 +31,7 @@ class Match(NamedTuple):
     length: int
 
 
-def matches(old: Tensor, new: Tensor) -> list[Match]:
+def matches(old: Ids, new: Ids) -> list[Match]:
     """The stretches that both have, in order; between two of them something differs."""
     found: list[Match] = []
     for match in _between(old, new, Match(0, 0, 0), Match(len(old), len(new), 0), GRAMS):
@@ -41,13 +43,13 @@ def matches(old: Tensor, new: Tensor) -> list[Match]:
     return found
 
 
-def _between(old: Tensor, new: Tensor, left: Match, right: Match, grams: tuple[int, ...]) -> Iterator[Match]:
+def _between(old: Ids, new: Ids, left: Match, right: Match, grams: tuple[int, ...]) -> Iterator[Match]:
     """Matches behind `left` and before `right`."""
     o, n, o_end, n_end = left.old + left.length, left.new + left.length, right.old, right.new
     head = _agreeing(old[o:o_end], new[n:n_end])
     yield Match(o, n, head)
     o, n = o + head, n + head
-    tail = _agreeing(old[o:o_end].flip(0), new[n:n_end].flip(0))
+    tail = _agreeing(old[o:o_end][::-1], new[n:n_end][::-1])
     o_end, n_end = o_end - tail, n_end - tail
     if o < o_end and n < n_end:
         if max(o_end - o, n_end - n) <= SHORT:
@@ -66,29 +68,29 @@ def _between(old: Tensor, new: Tensor, left: Match, right: Match, grams: tuple[i
     yield Match(o_end, n_end, tail)
 
 
-def _agreeing(a: Tensor, b: Tensor) -> int:
+def _agreeing(a: Ids, b: Ids) -> int:
     """How many tokens agree from the start on."""
     length = min(len(a), len(b))
     same = a[:length] == b[:length]
-    return length if bool(same.all()) else int(same.byte().argmin())
+    return length if same.all() else int(same.argmin())
 
 
-def _token_by_token(old: Tensor, new: Tensor, left: Match, right: Match) -> Iterator[Match]:
+def _token_by_token(old: Ids, new: Ids, left: Match, right: Match) -> Iterator[Match]:
     a, b = old[left.old : right.old].tolist(), new[left.new : right.new].tolist()
     for i, j, length in difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
         if length >= CHANCE:
             yield Match(left.old + i, left.new + j, length)
 
 
-def _anchors(a: Tensor, b: Tensor, gram: int) -> list[Match]:
+def _anchors(a: Ids, b: Ids, gram: int) -> list[Match]:
     """Runs of tokens that occur once in `a` and once in `b`, those of them that stand in the same order."""
     if min(len(a), len(b)) < gram:
         return []
     (hash_a, at_a), (hash_b, at_b) = _once(a, gram), _once(b, gram)
-    slot = torch.searchsorted(hash_a, hash_b).clamp(max=len(hash_a) - 1) if len(hash_a) else hash_b[:0]
-    both = hash_a[slot] == hash_b[: len(slot)]
-    i, j = at_a[slot[both]], at_b[: len(slot)][both]
-    real = (a.unfold(0, gram, 1)[i] == b.unfold(0, gram, 1)[j]).all(1)  # two runs may share a hash
+    _, in_a, in_b = np.intersect1d(hash_a, hash_b, assume_unique=True, return_indices=True)
+    i, j = at_a[in_a], at_b[in_b]
+    run = np.arange(gram)
+    real = (a[i[:, None] + run] == b[j[:, None] + run]).all(1)  # two runs may share a hash
     i, j = i[real], j[real]
     order = j.argsort()
     pairs = _rising(list(zip(i[order].tolist(), j[order].tolist(), strict=True)))
@@ -101,13 +103,14 @@ def _anchors(a: Tensor, b: Tensor, gram: int) -> list[Match]:
     return found
 
 
-def _once(ids: Tensor, gram: int) -> tuple[Tensor, Tensor]:
+def _once(ids: Ids, gram: int) -> tuple[Ids, NDArray[np.intp]]:
     """The hashes, sorted, of the runs that occur once, and where they begin."""
-    hashed = torch.zeros(len(ids) - gram + 1, dtype=torch.long)
+    hashed = np.zeros(len(ids) - gram + 1, np.int64)
     for k in range(gram):
         hashed = hashed * _BASE + ids[k : k + len(hashed)]
-    hashes, place = hashed.sort()
-    differs = torch.cat([torch.ones(1, dtype=torch.bool), hashes[1:] != hashes[:-1], torch.ones(1, dtype=torch.bool)])
+    place = hashed.argsort()
+    hashes = hashed[place]
+    differs = np.concatenate([[True], hashes[1:] != hashes[:-1], [True]])
     alone = differs[1:] & differs[:-1]
     return hashes[alone], place[alone]
 

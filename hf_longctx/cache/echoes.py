@@ -5,19 +5,22 @@ https://arxiv.org/abs/2209.11895). If the first is what was edited, the keys and
 far behind it is. They are found from token ids alone.
 """
 
-# all tensors are 1-D, of token ids or positions, on the CPU
+# all arrays are 1-D, of token ids or positions
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+from .difference import Ids
 
 
-def echoes(text: Tensor, changed: Sequence[Tensor], may: Tensor, most: int) -> Tensor:
+def echoes(text: Ids, changed: Sequence[Ids], may: NDArray[np.bool_], most: int) -> NDArray[np.intp]:
     """Up to `most` positions of `text` where phrases of the changed tokens come again.
 
-    A phrase is two tokens or more in a row. Rare ones come first: what is common is looked up elsewhere too.
+    A phrase is two tokens or more in a row. Rare ones come first: what is common is looked up elsewhere too. Of two
+    that are as rare, the first one does.
 
     Args:
         text: the text after the edit.
@@ -25,25 +28,33 @@ def echoes(text: Tensor, changed: Sequence[Tensor], may: Tensor, most: int) -> T
         may: the positions that may be chosen, a bool each.
         most: how many positions are wanted.
     """
-    nothing = torch.arange(0)
+    nothing = np.zeros(0, np.intp)
     changed = [t for t in changed if len(t) > 1]
     if not changed or most < 1 or len(text) < 2:
         return nothing
-    base = max(int(t.max()) for t in (text, *changed)) + 1
-    known = torch.zeros(base, dtype=torch.bool)
-    known[torch.cat(changed)] = True
-    both = known[text]
-    pair = (both[:-1] & both[1:] & (may[:-1] | may[1:])).nonzero()[:, 0]  # at i: tokens i and i + 1
-    wanted = torch.cat([t[:-1] * base + t[1:] for t in changed])
-    pair = pair[torch.isin(text[pair] * base + text[pair + 1], wanted)]
+    tokens = np.unique(np.concatenate(changed))
+    base = int(tokens[-1]) + 2
+    known = np.zeros(base, bool)
+    known[tokens] = True
+    both = known.take(text, mode="clip")  # larger ids count as the last one, which is not known
+    pair = np.flatnonzero(both[:-1] & both[1:] & (may[:-1] | may[1:]))  # at i: tokens i and i + 1
+    wanted = np.concatenate([t[:-1] * base + t[1:] for t in changed])
+    pair = pair[np.isin(text[pair] * base + text[pair + 1], wanted)]
     if not len(pair):
         return nothing
     apart = pair[1:] != pair[:-1] + 1
-    one = torch.ones(1, dtype=torch.bool)
-    begins, ends = pair[torch.cat([one, apart])], pair[torch.cat([apart, one])] + 2  # of each phrase
-    counts = torch.bincount(text, minlength=base)
-    rarity = [float(-(counts[text[i:j]] / len(text)).log().sum()) for i, j in zip(begins, ends, strict=True)]
-    order = sorted(range(len(rarity)), key=lambda i: -rarity[i])
-    phrases = [torch.arange(int(begins[i]), int(ends[i])) for i in order[:most]]  # a phrase is a token at least
-    at = torch.cat(phrases)
+    begins, ends = pair[np.concatenate([[True], apart])], pair[np.concatenate([apart, [True]])] + 2  # of each phrase
+    counts = np.bincount(np.searchsorted(tokens, text[both]), minlength=len(tokens))
+    rare = np.log(len(text) / counts[np.searchsorted(tokens, text[_ranges(begins, ends)])])
+    # rounded: a product of counts is the same in any order, a sum of their logarithms is so but for the last bits
+    rarity = np.add.reduceat(rare, np.cumsum(ends - begins) - (ends - begins)).round(9)
+    first = np.argsort(-rarity, kind="stable")[:most]  # a phrase is a token at least
+    at = _ranges(begins[first], ends[first])
     return at[may[at]][:most]
+
+
+def _ranges(begins: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.intp]:
+    """begins[0], ..., ends[0] - 1, begins[1], ..."""
+    lengths = ends - begins
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(begins - before, lengths) + np.arange(int(lengths.sum()))

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import Cache
 
 from ..patch import unwrap
 from . import edit_graph
+from .difference import Ids
 from .edit_plan import REPAIR, Difference, Plan, compare, make_plan, repair_of
 from .editable import caches_nothing, check_cache, check_model, check_tokens, ids_of
 from .parts import parts_of
@@ -177,7 +177,7 @@ def device_of(tower: Any, cache: Cache) -> torch.device:
 
 
 def _forward(
-    tower: Any, works: Sequence[Work], ids: Tensor, run: Span, fresh: Iterable[Span], device: torch.device
+    tower: Any, works: Sequence[Work], ids: Ids, run: Span, fresh: Iterable[Span], device: torch.device
 ) -> None:
     """Read a run of tokens into the layers in the making."""
     for start in range(run.start, run.end, CHUNK):
@@ -186,7 +186,7 @@ def _forward(
         for work in works:
             work.begin(chunk, kept)
         tower(
-            input_ids=ids[None, chunk.start : chunk.end].to(device),
+            input_ids=torch.from_numpy(ids[None, chunk.start : chunk.end]).to(device),
             position_ids=torch.arange(chunk.start, chunk.end, device=device)[None],
             past_key_values=Cache(layers=list(works)),
             use_cache=True,

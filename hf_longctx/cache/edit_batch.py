@@ -15,6 +15,7 @@ from transformers import Cache
 
 from ..anatomy import attention_layers, find_tower
 from ..patch import unwrap
+from .difference import Ids
 from .edit import CHUNK, EditReport, device_of, report
 from .edit_plan import compare, make_plan, repair_of
 from .editable import check_cache, check_model, check_tokens, ids_of
@@ -116,11 +117,11 @@ def edit_batch(
     ids_BN = torch.full((len(new), length + 1), pad)
     mask_BN = torch.zeros_like(ids_BN)
     for r, ids in enumerate(new):
-        ids_BN[r, length + 1 - len(ids) :], mask_BN[r, length + 1 - len(ids) :] = ids, 1
+        ids_BN[r, length + 1 - len(ids) :], mask_BN[r, length + 1 - len(ids) :] = torch.from_numpy(ids), 1
     return EditedBatch(cache, ids_BN.to(device), mask_BN.to(device), reports)
 
 
-def _rows_of(given: Any, name: str, tower: Any) -> list[Tensor]:
+def _rows_of(given: Any, name: str, tower: Any) -> list[Ids]:
     if not isinstance(given, (list, tuple, Tensor)) or not len(given):
         raise ValueError(f"{name}={type(given).__name__}: expected a list of rows, each the token ids of one text.")
     return [ids_of(row, f"{name}[{r}]", tower) for r, row in enumerate(given)]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from .difference import Match, matches
+from .difference import Ids, Match, matches
 from .echoes import echoes
 from .workspace import Span, first_kept, in_window
 
@@ -45,8 +45,8 @@ class Difference:
     n_new: int
     edits: int
     deleted: int
-    new: Tensor
-    changed: list[Tensor]
+    new: Ids
+    changed: list[Ids]
 
     @property
     def nothing(self) -> bool:
@@ -55,7 +55,7 @@ class Difference:
         return self.n_old == self.n_new and self.found == same
 
 
-def compare(old: Tensor, new: Tensor, n_cached: int) -> Difference:
+def compare(old: Ids, new: Ids, n_cached: int) -> Difference:
     """The difference of two texts; the cache has `n_cached` tokens of the old one, and is to have all but one."""
     texts = matches(old, new)
     changed, edits = [], 0
@@ -101,32 +101,33 @@ def make_plan(difference: Difference, repair: int, layers: Sequence[Any] = (), *
     return Plan(copies, fresh, runs)
 
 
-def again(difference: Difference, repair: int, anywhere: bool) -> Tensor:
+def again(difference: Difference, repair: int, anywhere: bool) -> NDArray[np.bool_]:
     """Which tokens of the new text are read again, a bool each: `repair` for each place, if there are as many.
 
     Half of them are the next ones behind each place. A quarter are phrases of what was changed that come again
     (`echoes`), which models look up where they came first. The rest are the last ones, which what follows sees most.
     """
-    chosen, stale = (torch.zeros(difference.n_new, dtype=torch.bool) for _ in range(2))
+    chosen, stale = (np.zeros(difference.n_new, bool) for _ in range(2))
     behind = [match for match in difference.found if match[:2] != (0, 0)]
     near = (repair + 1) // 2 if anywhere else repair
     for _, new, n in behind:
         stale[new : new + n] = True
         chosen[new : new + min(near, n)] = True
     if anywhere:
-        left = min(repair * len(behind), int(stale.sum())) - int(chosen.sum())
+        left = min(repair * len(behind), int(np.count_nonzero(stale))) - int(np.count_nonzero(chosen))
         far = echoes(difference.new, difference.changed, stale & ~chosen, left // 2)
         chosen[far] = True
-        rest = (stale & ~chosen).nonzero()[:, 0]
+        rest = np.flatnonzero(stale & ~chosen)
         chosen[rest[len(rest) - (left - len(far)) :]] = True
     return chosen
 
 
-def _without(found: Sequence[Match], gone: Tensor) -> Iterator[Match]:
+def _without(found: Sequence[Match], gone: NDArray[np.bool_]) -> Iterator[Match]:
     """The parts of the matches, in order, whose tokens of the new text are not `gone`."""
     for old, new, n in found:
-        stays = torch.nn.functional.pad((~gone[new : new + n]).to(torch.int8), (1, 1))
-        turns = (stays[1:] != stays[:-1]).nonzero()[:, 0].tolist()  # where a part begins and where it ends
+        part = gone[new : new + n]
+        # where a part begins and where it ends
+        turns = [0] * (not part[0]) + (np.flatnonzero(part[1:] != part[:-1]) + 1).tolist() + [n] * (not part[-1])
         for start, end in zip(turns[::2], turns[1::2], strict=True):
             yield Match(old + start, new + start, end - start)
 

@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..anatomy import FULL, layer_types
-from .difference import Match
+from .difference import Ids, Match
 from .editable import caches_nothing
 from .workspace import Span
 
@@ -37,14 +39,14 @@ class Row:
 
     copies: Sequence[Match]
     fresh: Sequence[Span]
-    ids: Tensor
+    ids: Ids
     old_start: int = 0
     start: int = 0
 
     @property
-    def places(self) -> Tensor:
+    def places(self) -> NDArray[np.int64]:
         """The positions that are read, rising."""
-        return torch.cat([torch.arange(0), *(torch.arange(span.start, span.end) for span in self.fresh)])
+        return np.concatenate([np.arange(0), *(np.arange(span.start, span.end) for span in self.fresh)])
 
 
 def why_not(tower: Any, modules: Sequence[Any], cache: Cache) -> str | None:
@@ -128,12 +130,11 @@ def read_placed(tower: Any, works: Sequence[PlacedWork], rows: Sequence[Row], de
     places = [row.places for row in rows]
     most = max(map(len, places))
     # a row with less to read repeats its last token; one with nothing to read looks at its last one and keeps nothing
-    pos_BL = torch.stack(
-        [torch.cat([at, _last(at, row).expand(most - len(at))]) for at, row in zip(places, rows, strict=True)]
-    )
-    ids_BL = torch.stack(
-        [row.ids[at] if len(row.ids) else at.clamp(min=0) for row, at in zip(rows, pos_BL, strict=True)]
-    )
+    padded = [
+        np.pad(at, (0, most - len(at)), constant_values=_last(at, row)) for at, row in zip(places, rows, strict=True)
+    ]
+    tokens = [row.ids[at] if len(row.ids) else at.clip(min=0) for row, at in zip(rows, padded, strict=True)]
+    pos_BL, ids_BL = (torch.from_numpy(np.stack(each)) for each in (padded, tokens))
     start_B1 = torch.tensor([[row.start] for row in rows], device=device)
     kept_B = torch.tensor([len(at) > 0 for at in places], device=device)
     columns_N = torch.arange(works[0].k.shape[2], device=device) if works else torch.arange(0)
@@ -159,7 +160,5 @@ def read_placed(tower: Any, works: Sequence[PlacedWork], rows: Sequence[Row], de
             raise caches_nothing(tower)
 
 
-def _last(at: Tensor, row: Row) -> Tensor:
-    if len(at):
-        return at[-1]
-    return torch.tensor(len(row.ids) - 1)
+def _last(at: NDArray[np.int64], row: Row) -> int:
+    return int(at[-1]) if len(at) else len(row.ids) - 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -201,14 +202,14 @@ def _edited(
     tower: Any = find_tower(model)
     length, rows, again = max(len(e.new) for e in group) - 1, [], []
     for e, about in zip(group, known, strict=True):
-        difference = compare(e.old, e.new, len(e.old))
+        difference = compare(e.old.numpy(), e.new.numpy(), len(e.old))
         plan = make_plan(difference, 0)
         fresh = {i for span in plan.fresh for i in range(span.start, span.end)}
         behind = [i for _, new, n in plan.copies if new for i in range(new, new + n)]
         chosen = [i for i in choose(e, about, behind) if i not in fresh]
         again.append(len(chosen))
         spans = [Span(i, i + 1) for i in sorted({*fresh, *chosen})]
-        rows.append(Row(plan.copies, spans, e.new[:-1], 0, length - len(e.new) + 1))
+        rows.append(Row(plan.copies, spans, e.new[:-1].numpy(), 0, length - len(e.new) + 1))
     mover, works = Mover(tower), []
     for module in attention_layers(tower):
         index: Any = module.layer_idx
@@ -257,9 +258,9 @@ def _echoes(e: Edit, known: Known, behind: list[int]) -> list[int]:
     """Half the next ones, half phrases of the changed text that come again (and more of the next ones)."""
     n = _cost(e, behind)
     near = _next(e, REPAIR // 2, behind)
-    may = torch.zeros(len(e.new), dtype=torch.bool)
+    may = np.zeros(len(e.new), bool)
     may[sorted(set(behind) - set(near))] = True
-    far = echoes(e.new, e.changed, may, n - len(near)).tolist()
+    far = echoes(e.new.numpy(), [ids.numpy() for ids in e.changed], may, n - len(near)).tolist()
     rest = [i for i in behind if i not in {*near, *far}]
     return [*near, *far, *rest[: n - len(near) - len(far)]]
 

@@ -14,7 +14,7 @@ from hf_longctx.cache.difference import matches
 
 def common(old: Tensor, new: Tensor) -> int:
     """How many tokens the matches cover; they must be true, in order and apart."""
-    found, o_end, n_end = matches(old, new), 0, 0
+    found, o_end, n_end = matches(old.numpy(), new.numpy()), 0, 0
     for i, (o, n, length) in enumerate(found):
         assert length > 0
         assert o >= o_end
