@@ -59,6 +59,8 @@ def test_a_suite_of_tasks_and_files(model: str, tmp_path: Path) -> None:
     [
         (["--task", "niah_singel_1"], "Did you mean niah_single_1?"),
         (["--task", "ruller"], "There are: passkey"),
+        (["--task", "longbnch:file.jsonl"], "Did you mean longbench?"),
+        (["--task", "kv,other:file.jsonl"], "READER is one of jsonl, longbench, longbench2, leval"),
         (["--task", "qa_2"], "Give it as qa_2:FILE"),
         (["--task", "longbench:nowhere.jsonl"], "No file at nowhere.jsonl"),
         (["--task", "kv", "--samples", "1,2,3"], "expected one number, or one for each of 2 lengths"),
