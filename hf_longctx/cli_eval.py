@@ -66,9 +66,12 @@ def evaluate(
             raise ValueError(
                 f"--samples, --alone, --batch-tokens, --batch-rows and --prefill-tokens are of suites, not of {task}."
             )
+        from hf_longctx.evaluation.results import check_out
         from hf_longctx.evaluation.run import DEPTHS, checked_grid
         from hf_longctx.evaluation.run import evaluate as run
 
+        # before the model is loaded
+        check_out(out)
         depth_list = depth_list or list(DEPTHS)
         checked_grid(task, length_list, depth_list, haystack=haystack, trials=trials, n_targets=n_targets)
         loaded, tokenizer = load_model(model, dtype, device)

@@ -30,7 +30,7 @@ from hf_longctx.evaluation.passkey import (
     passkey_prompts,
 )
 from hf_longctx.evaluation.perplexity import check_lengths, fixed_targets
-from hf_longctx.evaluation.results import environment, results, write_results
+from hf_longctx.evaluation.results import check_out, environment, results, write_results
 from hf_longctx.evaluation.texts import load_text, tokenize_documents
 from hf_longctx.fingerprint import weights_digest
 
@@ -115,8 +115,7 @@ def evaluate(
         OSError: `out` can't be written; finished cells are kept.
     """
     plots.require_matplotlib()
-    if Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f"out={str(out)!r} is a file; expected the name of a folder to write the results into.")
+    check_out(out)
     lengths, depths = checked_grid(task, lengths, depths, haystack=haystack, trials=trials, n_targets=n_targets)
     config = model.config.get_text_config()
     window = checked_window(config, window, n_targets if task == "ppl" else MAX_NEW_TOKENS)

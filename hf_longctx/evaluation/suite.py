@@ -24,7 +24,7 @@ from hf_longctx.evaluation.cells import CellStore
 from hf_longctx.evaluation.metrics import scores
 from hf_longctx.evaluation.metrics.table import check
 from hf_longctx.evaluation.passkey import check_depth
-from hf_longctx.evaluation.results import environment, results, write_results
+from hf_longctx.evaluation.results import check_out, environment, results, write_results
 from hf_longctx.evaluation.run import checked_window, model_name
 from hf_longctx.evaluation.tasks.collect import collect, digest
 from hf_longctx.evaluation.tasks.sample import Sample, encode, encode_all, encode_parts, shorten
@@ -340,5 +340,4 @@ def check_run(
     for name, value in limits.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: expected at least 1.")
-    if Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f"out={str(out)!r} is a file; expected the name of a folder to write the results into.")
+    check_out(out)

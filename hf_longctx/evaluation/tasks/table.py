@@ -78,8 +78,8 @@ def known_task(name: str) -> None:
         near = difflib.get_close_matches(kind, (*NAMES, *READERS, "ruler"), n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise ValueError(
-            f"task {name!r}: no such task. {hint}There are: {', '.join(NAMES)}; ruler, ppl; and READER:FILE, where READER "
-            f"is one of {', '.join(READERS)}."
+            f"task {name!r}: no such task. {hint}There are: {', '.join(NAMES)}; ruler, ppl; and READER:FILE, where "
+            f"READER is one of {', '.join(READERS)}."
         )
 
 
