@@ -45,13 +45,18 @@ def ask(
     asked = _lines(questions)
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise ValueError(f"--out {out}: expected a file in a folder that exists.")
+    from hf_longctx.anatomy import find_tower
+    from hf_longctx.attention.shared import check, check_method
     from hf_longctx.questions import Prompt, answers
     from hf_longctx.text_stream import read_pieces
 
+    if chosen is not None:
+        check_method(chosen)  # before the model is loaded
     pieces = read_pieces(document)
     loaded, tokenizer = load_model(model, dtype, device)
     if chosen is not None:
         chosen.apply(loaded)
+    check(find_tower(loaded))  # before the document is read
     prompt = Prompt(tokenizer, pieces)
     notes().print(f"{len(prompt.document_ids):,} tokens to share", style="dim", highlight=False)
     found = answers(

@@ -66,24 +66,35 @@ def evaluate(
             raise ValueError(
                 f"--samples, --alone, --batch-tokens, --batch-rows and --prefill-tokens are of suites, not of {task}."
             )
+        from hf_longctx.evaluation.results import check_out
+        from hf_longctx.evaluation.run import DEPTHS, checked_grid
         from hf_longctx.evaluation.run import evaluate as run
 
+        # before the model is loaded
+        check_out(out)
+        depth_list = depth_list or list(DEPTHS)
+        checked_grid(task, length_list, depth_list, haystack=haystack, trials=trials, n_targets=n_targets)
         loaded, tokenizer = load_model(model, dtype, device)
         run(
             loaded, tokenizer, task=task, lengths=length_list, method=chosen, out=out, text=text, seed=seed,
             window=window, documents=documents, n_targets=n_targets, trials=trials, haystack=haystack,
             prefill_chunk_size=prefill_chunk_size, console=console,
-            depths=depth_list or (0.0, 0.25, 0.5, 0.75, 1.0),
+            depths=depth_list,
         )  # fmt: skip
         console.print(f"Results and figure: {out}", highlight=False)
         return
     counts = _counts(samples, length_list)
     from hf_longctx.checkpoints.gguf import cache_home
-    from hf_longctx.evaluation.suite import evaluate_tasks
+    from hf_longctx.evaluation.suite import check_run, evaluate_tasks
     from hf_longctx.evaluation.tasks.collect import check_names
 
     names = [name.strip() for name in task.split(",") if name.strip()]
-    check_names(names)  # before the model is loaded
+    # before the model is loaded
+    check_names(names)
+    check_run(
+        length_list, counts, out, depth_list, batch_tokens=batch_tokens, batch_rows=batch_rows,
+        prefill_tokens=prefill_tokens,
+    )  # fmt: skip
     loaded, tokenizer = load_model(model, dtype, device)
     evaluate_tasks(
         loaded, tokenizer, tasks=names, lengths=length_list, method=chosen, out=out, n=counts, seed=seed, text=text,

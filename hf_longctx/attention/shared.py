@@ -88,11 +88,8 @@ def check(tower: Any) -> None:
         raise ValueError(
             "this model is inside `with shared_prefix(...)` already. Use prefix.extend for a deeper level."
         )
-    if held:
-        raise ValueError(
-            f"{held[0]!r} keeps un-rotated keys in a cache of its own, and a prefix is shared as stock, rotated keys. "
-            f"Undo it (hf_longctx.undo(model)), or generate without a shared prefix."
-        )
+    for method in held:
+        check_method(method)
     inner = config._attn_implementation or "sdpa"
     if inner not in PLAIN:
         raise ValueError(
@@ -127,6 +124,15 @@ def check(tower: Any) -> None:
         ):
             if getattr(module, attribute, None) is not None:
                 raise ValueError(f"{type(module).__name__}: {words} is not supported with a shared prefix.")
+
+
+def check_method(method: LongContextMethod) -> None:
+    """ValueError for a method that no model shares a prefix under."""
+    if isinstance(method, AttentionMethod):
+        raise ValueError(
+            f"{method!r} keeps un-rotated keys in a cache of its own, and a prefix is shared as stock, rotated keys. "
+            f"Undo it (hf_longctx.undo(model)), or generate without a shared prefix."
+        )
 
 
 def window_of(module: Any) -> int | None:

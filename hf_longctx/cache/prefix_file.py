@@ -92,10 +92,12 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get(FORMAT)
             if about is None:
-                raise ValueError(f"{path} is no shared prefix: expected a file that prefix.save(path) wrote.")
+                raise _foreign(path)
             names: Any = file.keys()
             return json.loads(about), {name: file.get_tensor(name) for name in names}
     except (SafetensorError, struct.error) as error:
+        if not _ours(path):
+            raise _foreign(path) from None
         raise _damaged(path, str(error)) from None
 
 
@@ -111,6 +113,16 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 def _named(methods: tuple[str, ...]) -> str:
     return ", ".join(methods) or "no method"
+
+
+def _ours(path: Path) -> bool:
+    """Does a file that cannot be read begin as ours do, with the metadata in its header?"""
+    with path.open("rb") as file:
+        return FORMAT.encode() in file.read(4096)
+
+
+def _foreign(path: Path) -> ValueError:
+    return ValueError(f"{path} is no shared prefix: expected a file that prefix.save(path) wrote.")
 
 
 def _damaged(path: Path, what: str) -> ValueError:

@@ -98,8 +98,8 @@ def save_clip(
     return save_with(write, out, sum(tensor.nbytes for tensor in model.parameters()), overwrite=overwrite)
 
 
-def local_folder(model: str | os.PathLike[str]) -> Path:
-    """The folder itself, or the Hub's files in its cache."""
+def local_folder(model: str | os.PathLike[str], what: str = "folder") -> Path:
+    """The folder itself, or the Hub's files in its cache. `what` the caller takes is what an error says."""
     if not isinstance(model, (str, os.PathLike)):
         raise ValueError(f"{type(model).__name__}: expected a folder or a Hub id ('owner/name').")
     folder = Path(model).expanduser()
@@ -114,7 +114,7 @@ def local_folder(model: str | os.PathLike[str]) -> Path:
     if folder.exists():
         raise ValueError(f"{name!r} is a file. Give a folder or a Hub id; single files are for `convert`.")
     if name.startswith((".", "~", os.sep)) or name.count("/") != 1:
-        raise FileNotFoundError(f"{name!r}: there is no such folder. Give a folder or a Hub id ('owner/name').")
+        raise FileNotFoundError(f"{name!r}: there is no such {what}. Give a {what} or a Hub id ('owner/name').")
     from huggingface_hub import snapshot_download
 
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_longctx.checkpoints.save import check_target
 from hf_longctx.clip import openai
 from hf_longctx.clip.checkpoint import local_folder, save_clip
-from hf_longctx.clip.files import read_state
+from hf_longctx.clip.files import WEIGHTS, read_state
 from hf_longctx.clip.stretch import MARK
 from hf_longctx.clip.table import KEEP, is_interpolated
 
@@ -58,8 +58,10 @@ def convert(
     """
     check_target(out, overwrite=overwrite)
     path = Path(file).expanduser()
-    folder = path.parent if path.is_file() else local_folder(file)
-    state = read_state(path) if path.is_file() else _weights(folder)
+    single = path.is_file() or (path.suffix in WEIGHTS and not path.is_dir())  # missing: read_state says so
+    state = read_state(path) if single else {}
+    folder = path.parent if single else local_folder(file, "file or folder")
+    state = state or _weights(folder)
     if not any(name.startswith("text_model.") for name in state):
         model = from_openai(state, keep=keep, activation=activation, allow_interpolated=allow_interpolated)
         return save_clip(model, tokenizer, out, overwrite=overwrite, images=_image_settings(model))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")  # what files of weights are called
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
 
 

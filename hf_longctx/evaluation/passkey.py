@@ -93,10 +93,7 @@ def passkey_prompts(
     Raises:
         ValueError: `length` is too small for the parts, `depth` or `trials` is out of range, or the text is empty.
     """
-    if not 0 <= depth <= 1:
-        raise ValueError(f"depth={depth}: expected 0 (before the text) to 1 (after it).")
-    if trials < 1:
-        raise ValueError(f"trials={trials}: expected at least 1.")
+    check_cell(depth, trials)
     hay = haystack_ids(tokenizer, haystack)
     head = bos_prefix(tokenizer) + _encode(tokenizer, TASK + "\n")
     question = _encode(tokenizer, "\n" + QUESTION)
@@ -118,6 +115,19 @@ def passkey_prompts(
         rows.append(head + text[:before] + info + text[before:] + question)
         keys.append(key)
     return torch.tensor(rows), keys
+
+
+def check_depth(depth: float) -> None:
+    """ValueError for what is no place in a text."""
+    if not 0 <= depth <= 1:
+        raise ValueError(f"depth={depth}: expected 0 (before the text) to 1 (after it).")
+
+
+def check_cell(depth: float, trials: int) -> None:
+    """ValueError for what no cell can have, however long its prompts are."""
+    check_depth(depth)
+    if trials < 1:
+        raise ValueError(f"trials={trials}: expected at least 1.")
 
 
 def passkey_cell(

@@ -192,17 +192,25 @@ def _check(model: PreTrainedModel, input_ids: Tensor, *, n_targets: int, chunk: 
         raise ValueError("The model is in train mode, where dropout would change the result. Call model.eval() first.")
 
 
-def _check_windows(documents: Sequence[Tensor], context_lengths: Sequence[int], n_targets: int) -> None:
-    if len(documents) == 0 or len(context_lengths) == 0:
-        raise ValueError(
-            f"Got {len(documents)} documents and {len(context_lengths)} context lengths: give at least one of each."
-        )
-    shortest, longest = min(context_lengths), max(context_lengths)
+def check_lengths(context_lengths: Sequence[int], n_targets: int) -> None:
+    """ValueError for a window that the targets fill, or no targets."""
+    if n_targets < 1:
+        raise ValueError(f"n_targets={n_targets}: expected at least 1 token to score.")
+    shortest = min(context_lengths)
     if shortest <= n_targets:
         raise ValueError(
             f"Context length {shortest} holds no context before n_targets={n_targets} tokens: a length is the whole "
             f"window, targets included. Use lengths above {n_targets} or fewer targets."
         )
+
+
+def _check_windows(documents: Sequence[Tensor], context_lengths: Sequence[int], n_targets: int) -> None:
+    if len(documents) == 0 or len(context_lengths) == 0:
+        raise ValueError(
+            f"Got {len(documents)} documents and {len(context_lengths)} context lengths: give at least one of each."
+        )
+    check_lengths(context_lengths, n_targets)
+    longest = max(context_lengths)
     for index, document in enumerate(documents):
         if document.ndim != 1:
             raise ValueError(f"Document {index} has shape {tuple(document.shape)}: expected token ids (L,).")

@@ -90,6 +90,12 @@ def results(
     return {"command": command, **environment(device), "model": model, "date": date, **more, "rows": list(rows)}
 
 
+def check_out(out: str | Path) -> None:
+    """ValueError if results cannot be written into a folder of this name."""
+    if Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f"out={str(out)!r} is a file; expected the name of a folder to write the results into.")
+
+
 def write_results(path: str | Path, data: Mapping[str, Any]) -> None:
     """Write a result file so that a reader sees the old one or the new one, never half of it. See `write_whole`."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -21,9 +21,16 @@ from torch import Tensor
 
 from hf_longctx.evaluation import plots, report
 from hf_longctx.evaluation.cells import CellStore
-from hf_longctx.evaluation.passkey import MAX_NEW_TOKENS, bos_prefix, haystack_ids, passkey_cell
-from hf_longctx.evaluation.perplexity import fixed_targets
-from hf_longctx.evaluation.results import environment, results, write_results
+from hf_longctx.evaluation.passkey import (
+    MAX_NEW_TOKENS,
+    bos_prefix,
+    check_cell,
+    haystack_ids,
+    passkey_cell,
+    passkey_prompts,
+)
+from hf_longctx.evaluation.perplexity import check_lengths, fixed_targets
+from hf_longctx.evaluation.results import check_out, environment, results, write_results
 from hf_longctx.evaluation.texts import load_text, tokenize_documents
 from hf_longctx.fingerprint import weights_digest
 
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TASKS = ("ppl", "passkey")
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class Method(Protocol):
@@ -69,7 +77,7 @@ def evaluate(
     documents: int = 4,
     chunk: int = 4096,
     score_chunk: int = 1024,
-    depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    depths: Sequence[float] = DEPTHS,
     trials: int = 10,
     batch_size: int = 1,
     haystack: str = "filler",
@@ -107,9 +115,8 @@ def evaluate(
         OSError: `out` can't be written; finished cells are kept.
     """
     plots.require_matplotlib()
-    if Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f"out={str(out)!r} is a file; expected the name of a folder to write the results into.")
-    lengths, depths = _checked_grid(task, lengths, haystack, depths)
+    check_out(out)
+    lengths, depths = checked_grid(task, lengths, depths, haystack=haystack, trials=trials, n_targets=n_targets)
     config = model.config.get_text_config()
     window = checked_window(config, window, n_targets if task == "ppl" else MAX_NEW_TOKENS)
     if method is not None:
@@ -140,6 +147,8 @@ def evaluate(
         )  # fmt: skip
     else:
         hay = haystack_ids(tokenizer, "filler" if haystack == "filler" else load_text(text))
+        for depth in depths:  # a length that holds no prompt is refused before anything is written
+            passkey_prompts(tokenizer, lengths[0], depth, trials=trials, seed=seed, haystack=hay)
         settings |= {"text": "filler" if haystack == "filler" else Path(text).name, "trials": trials}
         settings |= {"prefill_chunk_size": prefill_chunk_size, "token_ids": _sha(json.dumps(hay).encode())}
         jobs = _passkey_jobs(
@@ -250,15 +259,27 @@ def _measured(job: _Job, device: torch.device, progress: Callable[[int], None]) 
     return {**value, "seconds": seconds, "peak_gib": peak}
 
 
-def _checked_grid(
-    task: str, lengths: Sequence[int], haystack: str, depths: Sequence[float]
+def checked_grid(
+    task: str,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    *,
+    haystack: str = "filler",
+    trials: int = 10,
+    n_targets: int = 1024,
 ) -> tuple[list[int], list[float]]:
+    """Lengths and depths in order, each once; ValueError for what no tokenizer could make of them."""
     if task not in TASKS:
         raise ValueError(f'task="{task}": expected one of {", ".join(TASKS)}.')
     if haystack not in ("filler", "text"):
         raise ValueError(f'haystack="{haystack}": expected "filler", or "text" to hide the key in text=.')
     if not lengths or min(lengths) < 1 or not depths:
         raise ValueError(f"lengths={list(lengths)}, depths={list(depths)}: give at least one of each, lengths above 0.")
+    if task == "ppl":
+        check_lengths(lengths, n_targets)
+    else:
+        for depth in depths:
+            check_cell(depth, trials)
     return sorted(set(lengths)), sorted({float(depth) for depth in depths})
 
 

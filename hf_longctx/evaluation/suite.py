@@ -23,7 +23,8 @@ from hf_longctx.evaluation.answer import answer, batches, greedy
 from hf_longctx.evaluation.cells import CellStore
 from hf_longctx.evaluation.metrics import scores
 from hf_longctx.evaluation.metrics.table import check
-from hf_longctx.evaluation.results import environment, results, write_results
+from hf_longctx.evaluation.passkey import check_depth
+from hf_longctx.evaluation.results import check_out, environment, results, write_results
 from hf_longctx.evaluation.run import checked_window, model_name
 from hf_longctx.evaluation.tasks.collect import collect, digest
 from hf_longctx.evaluation.tasks.sample import Sample, encode, encode_all, encode_parts, shorten
@@ -115,7 +116,7 @@ def evaluate_tasks(
         ImportError: A task or metric needs a package that isn't installed.
     """
     console = console or Console()
-    _check(lengths, n, out, batch_tokens=batch_tokens, batch_rows=batch_rows, prefill_tokens=prefill_tokens)
+    check_run(lengths, n, out, depths, batch_tokens=batch_tokens, batch_rows=batch_rows, prefill_tokens=prefill_tokens)
     window = checked_window(model.config.get_text_config(), window, 1)
     carries = bool(getattr(model.config, "hf_longctx", None))
     if method is not None:
@@ -322,9 +323,14 @@ def _on(method: Any, model: Any) -> AbstractContextManager[Any]:
     return nullcontext() if on is None else on(model)
 
 
-def _check(lengths: Sequence[int], n: Any, out: Any, **limits: int | None) -> None:
+def check_run(
+    lengths: Sequence[int], n: Any, out: Any, depths: Sequence[float] | None = None, **limits: int | None
+) -> None:
+    """ValueError for what is wrong with a run whatever its model is."""
     if not lengths or min(lengths) < 1:
         raise ValueError(f"lengths={list(lengths)}: give at least one, above 0.")
+    for depth in depths or ():
+        check_depth(depth)
     counts = list(n.values()) if isinstance(n, Mapping) else [n]
     if any(count is not None and count < 1 for count in counts):
         raise ValueError(f"n={n}: expected at least one sample a cell.")
@@ -334,5 +340,4 @@ def _check(lengths: Sequence[int], n: Any, out: Any, **limits: int | None) -> No
     for name, value in limits.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: expected at least 1.")
-    if Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f"out={str(out)!r} is a file; expected the name of a folder to write the results into.")
+    check_out(out)

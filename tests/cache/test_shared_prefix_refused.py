@@ -53,7 +53,7 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(data[:-9])
     refused("is damaged", file=tmp_path / "short")
     (tmp_path / "text").write_text("not a prefix at all")
-    refused("is damaged", file=tmp_path / "text")
+    refused("is no shared prefix", file=tmp_path / "text")  # somebody's own: nothing is said of deleting it
     data[-3] ^= 64
     (tmp_path / "bit").write_bytes(data)
     refused("its checksum is wrong", file=tmp_path / "bit")

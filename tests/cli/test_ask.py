@@ -72,5 +72,18 @@ def test_wrong_input_is_one_line(model: str, files: list[str | Path], tmp_path: 
     assert "empty" in complaint(run("ask", model, *files[:2], "--questions", tmp_path / "empty.txt"))
     assert "No text file" in complaint(run("ask", model, *files[:2], "--questions", tmp_path / "none.txt"))
     assert "--out" in complaint(run("ask", model, *files, "--out", tmp_path / "no" / "answers.jsonl"))
-    refused = complaint(run("ask", model, *files, "--method", "lm_infinite", "--set", "n_local=16"))
-    assert "keeps un-rotated keys" in refused
+
+
+def test_what_cannot_share_a_prefix_is_refused_early(
+    model: str, files: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # there is no such model: who looks for it first says so
+    windowed = complaint(run("ask", tmp_path / "none", *files, "--method", "lm_infinite", "--set", "n_local=16"))
+    assert "keeps un-rotated keys" in windowed
+
+    def unread(*args: object) -> None:
+        raise AssertionError("the document was read")
+
+    monkeypatch.setattr("hf_longctx.questions.Prompt", unread)
+    moving = "--method", "rope_scaling", "--set", "type=dynamic", "--set", "factor=2"
+    assert "changes its frequencies with the length" in complaint(run("ask", model, *files, *moving))

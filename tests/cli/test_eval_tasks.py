@@ -59,6 +59,8 @@ def test_a_suite_of_tasks_and_files(model: str, tmp_path: Path) -> None:
     [
         (["--task", "niah_singel_1"], "Did you mean niah_single_1?"),
         (["--task", "ruller"], "There are: passkey"),
+        (["--task", "longbnch:file.jsonl"], "Did you mean longbench?"),
+        (["--task", "kv,other:file.jsonl"], "READER is one of jsonl, longbench, longbench2, leval"),
         (["--task", "qa_2"], "Give it as qa_2:FILE"),
         (["--task", "longbench:nowhere.jsonl"], "No file at nowhere.jsonl"),
         (["--task", "kv", "--samples", "1,2,3"], "expected one number, or one for each of 2 lengths"),
@@ -74,6 +76,29 @@ def test_eval_says_what_is_wrong_with_a_suite(
     message: str,
 ) -> None:
     assert message in complaint(run("eval", model, "--lengths", "500,600", "--out", tmp_path / "out", *options))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "passkey", "--lengths", "0"], "lengths above 0"),
+        (["--task", "passkey", "--lengths", "400", "--depths", "1.5"], "depth=1.5: expected 0"),
+        (["--task", "passkey", "--lengths", "400", "--trials", "0"], "trials=0: expected at least 1"),
+        (["--task", "ppl", "--lengths", "512"], "Use lengths above 1024 or fewer targets"),
+        (["--task", "kv", "--lengths", "-5"], "give at least one, above 0"),
+        (["--task", "kv", "--lengths", "500", "--depths", "2"], "depth=2.0: expected 0"),
+    ],
+)
+def test_eval_refuses_before_it_loads_a_model(tmp_path: Path, options: list[str], message: str) -> None:
+    # there is no such model: who looks for it first says so
+    assert message in complaint(run("eval", tmp_path / "none", "--out", tmp_path / "out", *options))
+
+
+@pytest.mark.parametrize("task", ["passkey", "kv"])
+def test_a_length_that_holds_no_prompt_writes_nothing(model: str, tmp_path: Path, task: str) -> None:
+    options = "--task", task, "--lengths", "30,5000", "--out", tmp_path / "out"
+    assert "length=30: " in complaint(run("eval", model, *options))
     assert not (tmp_path / "out").exists()
 
 

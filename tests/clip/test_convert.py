@@ -241,7 +241,9 @@ def test_other_wrong_input_is_named(model: CLIPModel, tmp_path: Path) -> None:
         (tmp_path / "cut.pt", {}, ValueError, "refused"),
         (tmp_path / "none", {}, FileNotFoundError, "neither model.safetensors nor"),
         (tmp_path / "alone.safetensors", {}, FileNotFoundError, "need the config.json beside them"),
-        (tmp_path / "nowhere.pt", {}, FileNotFoundError, "there is no such folder"),
+        (tmp_path / "nowhere.pt", {}, FileNotFoundError, "there is no such file"),
+        ("weights/nowhere.pt", {}, FileNotFoundError, "there is no such file"),  # looks like a Hub id, and is none
+        ("nowhere", {}, FileNotFoundError, "there is no such file or folder"),
         (tmp_path / "tower", {}, ValueError, "weights of a text tower alone. Convert the whole model"),
         (tmp_path / "broken", {}, ValueError, "broken/config.json is no JSON"),
         (tmp_path / "other", {}, ValueError, "weights and config do not belong together .*from one checkpoint"),

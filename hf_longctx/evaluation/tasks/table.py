@@ -73,10 +73,13 @@ def known_task(name: str) -> None:
     if kind in FILES:
         raise ValueError(f"{kind} is made of a file that you have, {FILES[kind]}. Give it as {kind}:FILE.")
     if name not in _MADE:
-        near = difflib.get_close_matches(kind, NAMES, n=1)
+        from hf_longctx.evaluation.readers.table import READERS  # which imports samples from here
+
+        near = difflib.get_close_matches(kind, (*NAMES, *READERS, "ruler"), n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise ValueError(
-            f"task {name!r}: no such task. {hint}There are: {', '.join(NAMES)}; ruler, ppl; and READER:FILE."
+            f"task {name!r}: no such task. {hint}There are: {', '.join(NAMES)}; ruler, ppl; and READER:FILE, where "
+            f"READER is one of {', '.join(READERS)}."
         )
 
 

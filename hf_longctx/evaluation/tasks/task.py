@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
-from hf_longctx.evaluation.passkey import bos_prefix
+from hf_longctx.evaluation.passkey import bos_prefix, check_depth
 from hf_longctx.evaluation.tasks.haystack import NOISE
 from hf_longctx.evaluation.tasks.sample import Sample, prompt_text
 
@@ -65,8 +65,8 @@ class Task(ABC):
         """
         if n < 1:
             raise ValueError(f"n={n}: expected at least one sample.")
-        if depth is not None and not 0 <= depth <= 1:
-            raise ValueError(f"depth={depth}: expected 0 (before the text) to 1 (after it).")
+        if depth is not None:
+            check_depth(depth)
         task, room = self.at(length), length - self.max_new_tokens
 
         def make(index: int, units: int, fill: str = "") -> Sample:
