@@ -21,9 +21,10 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from ..attention.available import TRITON
 from ..attention.few_queries import Places, using
 from ..attention.parity import TOLERANCE
-from .difference import Match
+from . import move
 from .editable import SAMPLE, keys_of, not_these
 from .parts import Parts
 from .placed import Row, why_not
@@ -31,7 +32,6 @@ from .rotate import Mover, rotary_of, turn
 
 logger = logging.getLogger("hf_longctx")
 SIZES = (32, 64, 128, 192, 256, 384, 512)  # tokens of a forward; what is read is padded to the next one
-RUNS = 32  # places that are read apart from each other
 ROUND = 4096  # columns; buffers are a multiple of it
 OURS = ("torch.", "transformers.", "hf_longctx.")
 
@@ -67,8 +67,8 @@ def refuses(parts: Parts, cache: Cache, row: Row) -> str | None:
     if rotary_of(tower).per_layer_type or len({type(m) for m in modules}) > 1 or hasattr(modules[0], "sinks"):
         return "its layers rotate or attend in several ways"
     read = sum(map(len, row.fresh))
-    if not 0 < read <= SIZES[-1] or len(row.fresh) > RUNS or not any(n for _, _, n in row.copies):
-        return f"{read} tokens in {len(row.fresh)} places are to be read, and a graph reads 1 to {SIZES[-1]} in {RUNS}"
+    if not 0 < read <= SIZES[-1] or not any(n for _, _, n in row.copies):
+        return f"{read} tokens are to be read, and a graph reads 1 to {SIZES[-1]} behind others"
     if tower.training:
         return "it is in train mode"
     return None
@@ -76,7 +76,7 @@ def refuses(parts: Parts, cache: Cache, row: Row) -> str | None:
 
 def suits(keys: Tensor) -> bool:
     """Is there a kernel for such keys? In tests, plain steps on a CPU stand in for it."""
-    return keys.is_cuda and keys.dtype in (torch.bfloat16, torch.float16)
+    return TRITON and keys.is_cuda and keys.dtype in (torch.bfloat16, torch.float16)
 
 
 def pays(tower: Any) -> bool:
@@ -161,27 +161,25 @@ class Inputs:
 
     Attributes:
         places, ids_L: where what is read stands, and its tokens.
-        source_S: where the keys of each column stood.
+        source_S: in which column of the caller's cache the keys of each column are; -1 where there are none.
         probe_pos, probe_ids: a few tokens that stay, to be looked up in the cache.
+        table: where the caller's keys and values lie; see `triton_move`.
     """
 
-    def __init__(self, size: int, columns: int, device: torch.device) -> None:
-        bounds = Places.bounds(columns, RUNS)
-        sizes = (size, size, size, columns, SAMPLE, SAMPLE, -(-bounds // 2))
+    def __init__(self, size: int, columns: int, tensors: int, device: torch.device) -> None:
+        sizes = (size, size, columns, SAMPLE, SAMPLE, 4 * tensors)
         self.everything = torch.zeros(sum(sizes), dtype=torch.long, device=device)
-        pos_L, run_L, self.ids_L, self.source_S, self.probe_pos, self.probe_ids, cuts = self.everything.split(sizes)
-        self.places = Places(pos_L, run_L, cuts.view(torch.int32)[:bounds])
+        pos_L, self.ids_L, self.source_S, self.probe_pos, self.probe_ids, self.table = self.everything.split(sizes)
+        self.places = Places(pos_L, columns - 1)
 
     def fill(self, row: Row, read: int) -> None:
         """Put one edit that reads so many tokens in; on the host."""
-        columns = len(self.source_S)
-        self.places.fill([(span.start, span.end) for span in row.fresh], columns - 1)
+        self.places.fill([(span.start, span.end) for span in row.fresh])
         self.ids_L.numpy()[:read] = row.ids[row.places]
         source_S = self.source_S.numpy()
-        source_S[:] = np.arange(columns)
+        source_S[:] = -1
         for old, new, n in row.copies:
-            if old != new:
-                source_S[new : new + n] = np.arange(old, old + n)
+            source_S[new : new + n] = np.arange(old, old + n)
         # the k-th of the tokens that stay, for a few k from the first one to the last one
         _, new_C, n_C = np.array(row.copies).T
         before_C = np.cumsum(n_C) - n_C
@@ -190,17 +188,6 @@ class Inputs:
         probe_pos = new_C[copy] + k - before_C[copy]
         self.probe_pos.numpy()[:] = probe_pos
         self.probe_ids.numpy()[:] = row.ids[probe_pos]
-
-
-def _stretches(copies: Sequence[Match]) -> list[Match]:
-    """Copies with those of one distance joined: what lies between is read, so written before anybody looks at it."""
-    found: list[Match] = []
-    for old, new, n in copies:
-        if found and found[-1].new - found[-1].old == new - old:
-            found[-1] = Match(found[-1].old, found[-1].new, new + n - found[-1].new)
-        else:
-            found.append(Match(old, new, n))
-    return found
 
 
 class EditGraph:
@@ -223,6 +210,7 @@ class EditGraph:
         self.rotates: list[bool] = []
         self.steps: dict[int, Callable[[], Any]] = {}
         self.inputs: dict[int, tuple[Inputs, Inputs]] = {}  # on the host, and where the step reads them
+        self.sources: list[Tensor] = []  # the caller's keys, then the values
 
     def run(self, tower: Any, modules: Sequence[Any], cache: Cache, row: Row) -> list[Any]:
         """Make one edit."""
@@ -235,39 +223,33 @@ class EditGraph:
         read = sum(map(len, row.fresh))
         size = next(n for n in SIZES if n >= read)
         if size not in self.inputs:
-            self.inputs[size] = Inputs(size, self.columns, torch.device("cpu")), Inputs(size, self.columns, self.device)
+            self.inputs[size] = tuple(  # type: ignore[assignment]
+                Inputs(size, self.columns, 2 * len(modules), device) for device in (torch.device("cpu"), self.device)
+            )
         host, inputs = self.inputs[size]
         host.fill(row, read)
+        self.sources = [layers[i].keys for i in self.order] + [layers[i].values for i in self.order]
+        if self.device.type == "cuda":
+            self.sources = [x if move.fits(x) else x.contiguous() for x in self.sources]
+            host.table.numpy()[:] = move.table_of(self.sources, self.rotates)
         inputs.everything.copy_(host.everything)
-        self._fill(layers, row)
         if size not in self.steps:
             self.steps[size] = record(lambda: self._step(tower, modules, inputs), self.device)
-            self._fill(layers, row)  # recording has run the step once, and keys are moved where they lie
         self.steps[size]()
-        n = len(row.ids)
-        made = self.buffers[:, :, :, :, :n].clone()  # launched before the host waits for what the step found
+        made = move.beginning(self.buffers, len(row.ids))  # launched before the host waits for what the step found
         off = float(self.off)
+        self.sources = []
         if not off <= TOLERANCE.get(self.dtype, 6e-2):
             raise not_these(modules[0], SAMPLE, off)
         return [_Made(k, v) for k, v in zip(*made.unbind(0), strict=True)]
 
-    def _fill(self, layers: Any, row: Row) -> None:
-        """Put what stays where it is going to stand, keys as they are."""
-        for old, new, n in _stretches(row.copies):
-            into_k, into_v = self.buffers[:, :, :, :, new : new + n].unbind(0)
-            torch._foreach_copy_(into_k.unbind(0), [layers[i].keys[:, :, old : old + n] for i in self.order])
-            torch._foreach_copy_(into_v.unbind(0), [layers[i].values[:, :, old : old + n] for i in self.order])
-
     def _step(self, tower: Any, modules: Sequence[Any], inputs: Inputs) -> None:
-        """Everything between filling the buffers and reading them; no shape and no address depends on the edit."""
-        rotary = rotary_of(tower)
-        to_S = torch.arange(self.columns, device=self.device)[None]
-        turning = turn(rotary, modules[0], inputs.source_S[None], to_S)
-        stays = (inputs.source_S == to_S)[..., None]  # to the last bit
+        """Everything from what the inputs tell to finished buffers; no shape and no address depends on the edit."""
+        to_S = torch.arange(self.columns, device=self.device)
+        turning = turn(rotary_of(tower), modules[0], inputs.source_S[None], to_S[None])
+        stays = (inputs.source_S == to_S)[None, :, None]  # to the last bit
         turning = replace(turning, cos=turning.cos.masked_fill(stays, 1.0), sin=turning.sin.masked_fill(stays, 0.0))
-        for i, rotates in enumerate(self.rotates):
-            if rotates:
-                self.buffers[0, i].copy_(turning(self.buffers[0, i]))  # in fp32 inside, whatever the keys are
+        move.fill(self.buffers, self.sources, self.rotates, inputs.table, inputs.source_S, turning)
         first = self.order.index(0)
         with using(tower, inputs.places):
             found = keys_of(tower, inputs.probe_ids[None], inputs.probe_pos[None], len(modules)).float()

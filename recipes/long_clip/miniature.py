@@ -45,7 +45,7 @@ class Size:
     heads: int = 4
     layers: int = 4
     batch: int = 1024
-    base_steps: int = 6000
+    base_steps: int = 2400
     extra_steps: int = 250
     base_rate: float = 1e-3
     extra_rate: float = 3e-4
@@ -141,7 +141,8 @@ def _loss(model: Any, size: Size, generator: torch.Generator, long: bool, done: 
     images = image_embeddings(model, 2 * render(scenes, generator) - 1)
     scale = model.logit_scale.exp().clamp(max=100)
     if not long:
-        web = text_embeddings(model, captions.web(scenes, generator, BASE, plain=done < _PLAIN).ids)
+        stage = captions.STAGES[sum(done >= until for until in _UNTIL)]
+        web = text_embeddings(model, captions.web(scenes, generator, BASE, stage).ids)
         return contrastive_loss(images, web, scale)
     told = text_embeddings(model, captions.long(scenes, generator, STRETCHED).ids)
     short = text_embeddings(model, captions.short(scenes, generator, SHORT, parts=0.25).ids)
@@ -264,7 +265,7 @@ def _sinusoids(length: int, width: int) -> Tensor:
 
 
 _POSITIONS = "position_embedding.weight"
-_PLAIN = 0.2  # the share of the first training that tells a few details and nothing else
+_UNTIL = (0.15, 0.4)  # shares of the first training at which its first two stages end
 _WARM, _TIMED = 5, 8
 _ASIDE = 25.0  # seconds for building, timing and asking
 

@@ -61,17 +61,22 @@ def short(scenes: Scenes, generator: torch.Generator, limit: int, *, parts: floa
     return write(scenes, torch.where(chosen, few, lines), None, limit)
 
 
-def web(scenes: Scenes, generator: torch.Generator, limit: int, *, plain: bool = False) -> Captions:
+# What a first training is told by and by: who begins with everything learns the summaries and nothing else for long.
+STAGES = ("a few details", "summaries for the most part", "everything")
+
+
+def web(scenes: Scenes, generator: torch.Generator, limit: int, stage: str = STAGES[-1]) -> Captions:
     """What a first training sees: a few words, the summary, or one to five details, briefly for the most part.
 
-    Like captions of the web: half have fewer than 30 tokens, few come near 77. With `plain`, one to three details and
-    nothing else: where a training begins with summaries, they are all that it learns for thousands of steps.
+    Like captions of the web: half have fewer than 30 tokens, few come near 77.
     """
     count = len(scenes)
     kind = torch.rand(count, generator=generator, device=generator.device)
-    if plain:
+    if stage == STAGES[0]:
         kind = 0.5 + kind / 2
-    told = torch.where(kind < 0.3, 0, _numbers(generator, 1, 4 if plain else 6, count))
+    elif stage == STAGES[1]:
+        kind = kind * 0.43
+    told = torch.where(kind < 0.3, 0, _numbers(generator, 1, 4 if stage == STAGES[0] else 6, count))
     summary = _numbers(generator, 0, _FIRST_PART, count)
     first = torch.where(kind < 0.1, _numbers(generator, _FIRST_PART, _FIRST_DETAIL, count), summary)
     first = torch.where(kind > 0.5, -1, first)  # a detail of many scenes is all that is told

@@ -162,14 +162,18 @@ def decode(q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, sc
 
     Returns out (B, H, D) in q's dtype and lse (B, H) fp32; a row without keys gets zeros and -inf.
     """
-    part, part_lse = decode_parts(q_BHD, sets, q_pos_B, rotary_dim, scale)
-    count, B, H, D = part.shape
-    out = torch.empty_like(q_BHD, memory_format=torch.contiguous_format)
-    lse = torch.empty(B, H, device=q_BHD.device, dtype=torch.float32)
-    strides = (*part.stride()[:3], *part_lse.stride()[:2], *out.stride()[:2])
+    return merge(*decode_parts(q_BHD, sets, q_pos_B, rotary_dim, scale), q_BHD.dtype)
+
+
+def merge(part_CBHD: Tensor, lse_CBH: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Parts of one softmax, fp32, with log-sum-exps to base 2, as one: out (B, H, D) in `dtype`, lse (B, H) fp32."""
+    count, B, H, D = part_CBHD.shape
+    out = torch.empty(B, H, D, device=part_CBHD.device, dtype=dtype)
+    lse = torch.empty(B, H, device=part_CBHD.device, dtype=torch.float32)
+    strides = (*part_CBHD.stride()[:3], *lse_CBH.stride()[:2], *out.stride()[:2])
     sizes = {"D": D, "DP": triton.next_power_of_2(D), "PP": triton.next_power_of_2(count), "STEP": 8}
     grid: Any = (B * H,)
-    _merge[grid](part, part_lse, out, lse, count, H, *strides, **sizes)
+    _merge[grid](part_CBHD, lse_CBH, out, lse, count, H, *strides, **sizes)
     return out, lse
 
 
