@@ -93,14 +93,15 @@ def _anchors(a: Ids, b: Ids, gram: int) -> list[Match]:
     real = (a[i[:, None] + run] == b[j[:, None] + run]).all(1)  # two runs may share a hash
     i, j = i[real], j[real]
     order = j.argsort()
-    pairs = _rising(list(zip(i[order].tolist(), j[order].tolist(), strict=True)))
-    found: list[Match] = []
-    for o, n in pairs:
-        if found and o - n == found[-1].old - found[-1].new and o <= found[-1].old + found[-1].length:
-            found[-1] = Match(found[-1].old, found[-1].new, o + gram - found[-1].old)
-        else:
-            found.append(Match(o, n, gram))
-    return found
+    i, j = i[order], j[order]
+    if not (i[1:] > i[:-1]).all():
+        i, j = np.array(_rising(list(zip(i.tolist(), j.tolist(), strict=True)))).T
+    if not len(i):
+        return []
+    # runs that overlap or touch, equally far apart on both sides, are one
+    apart = (np.diff(i - j) != 0) | (np.diff(i) > gram)
+    first, last = np.concatenate([[True], apart]), np.concatenate([apart, [True]])
+    return list(map(Match, i[first].tolist(), j[first].tolist(), (i[last] - i[first] + gram).tolist()))
 
 
 def _once(ids: Ids, gram: int) -> tuple[Ids, NDArray[np.intp]]:

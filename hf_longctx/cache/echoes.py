@@ -32,14 +32,15 @@ def echoes(text: Ids, changed: Sequence[Ids], may: NDArray[np.bool_], most: int)
     changed = [t for t in changed if len(t) > 1]
     if not changed or most < 1 or len(text) < 2:
         return nothing
-    tokens = np.unique(np.concatenate(changed))
+    tokens = np.sort(np.concatenate(changed))
     base = int(tokens[-1]) + 2
     known = np.zeros(base, bool)
     known[tokens] = True
     both = known.take(text, mode="clip")  # larger ids count as the last one, which is not known
     pair = np.flatnonzero(both[:-1] & both[1:] & (may[:-1] | may[1:]))  # at i: tokens i and i + 1
-    wanted = np.concatenate([t[:-1] * base + t[1:] for t in changed])
-    pair = pair[np.isin(text[pair] * base + text[pair + 1], wanted)]
+    wanted = np.sort(np.concatenate([t[:-1] * base + t[1:] for t in changed]))
+    found = text[pair] * base + text[pair + 1]
+    pair = pair[wanted.take(np.searchsorted(wanted, found), mode="clip") == found]
     if not len(pair):
         return nothing
     apart = pair[1:] != pair[:-1] + 1

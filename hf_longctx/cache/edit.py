@@ -21,7 +21,7 @@ from . import edit_graph
 from .difference import Ids
 from .edit_plan import REPAIR, Difference, Plan, compare, make_plan, repair_of
 from .editable import caches_nothing, check_cache, check_model, check_tokens, ids_of
-from .parts import parts_of
+from .parts import Parts, parts_of
 from .placed import PlacedWork, Row, read_placed, why_not
 from .rotate import Mover
 from .workspace import Span, Work, work_on
@@ -95,7 +95,8 @@ def edit(
     """
     begun = time.perf_counter()
     base: Any = unwrap(model)
-    tower, modules = parts_of(base)
+    parts = parts_of(base)
+    tower, modules, _ = parts
     repair = repair_of(repair)
     check_model(tower)
     old, new = ids_of(old_ids, "old_ids", tower), ids_of(new_ids, "new_ids", tower)
@@ -104,12 +105,12 @@ def edit(
     placed = why_not(tower, modules, cache) is None
     plan = make_plan(difference, repair, cache.layers, anywhere=placed)
     row = Row(plan.copies, plan.fresh, new[:-1])
-    recorded = compiled is not False and not difference.nothing and _recorded(tower, modules, cache, row, compiled)
+    recorded = compiled is not False and not difference.nothing and _recorded(parts, cache, row, compiled)
     if not recorded:
         check_tokens(tower, modules, cache, [old[:n_cached]])
     seconds_diff = time.perf_counter() - begun
     seconds_move = 0.0
-    works: list[Any] | None = edit_graph.edit_from_graph(tower, modules, cache, row) if recorded else None
+    works: list[Any] | None = edit_graph.edit_from_graph(parts, cache, row) if recorded else None
     if works is None or not edit_graph.is_checked(tower):
         made, works = works, []
         if recorded:  # for the first time, or in vain
@@ -124,12 +125,12 @@ def edit(
     return cache, report(difference, plan, (seconds, seconds_diff, seconds_move))
 
 
-def _recorded(tower: Any, modules: Sequence[Any], cache: Cache, row: Row, wanted: bool | None) -> bool:
+def _recorded(parts: Parts, cache: Cache, row: Row, wanted: bool | None) -> bool:
     """Is this edit to come from a CUDA graph?"""
-    reason = edit_graph.refuses(tower, modules, cache, row)
+    reason = edit_graph.refuses(parts, cache, row)
     if reason is not None and wanted:
         raise ValueError(f"compiled=True: this edit cannot come from a CUDA graph, as {reason}. Leave it out.")
-    return reason is None and (edit_graph.pays(tower) or bool(wanted))
+    return reason is None and (edit_graph.pays(parts.tower) or bool(wanted))
 
 
 def _read(tower: Any, modules: Sequence[Any], cache: Cache, row: Row, plan: Plan) -> tuple[list[Any], float]:

@@ -26,7 +26,7 @@ from ..attention.few_queries import Places, using
 from ..attention.parity import TOLERANCE
 from . import move
 from .editable import SAMPLE, keys_of, not_these
-from .parts import every_module
+from .parts import Parts
 from .placed import Row, why_not
 from .rotate import Mover, rotary_of, turn
 
@@ -40,8 +40,9 @@ _without: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # towers that go wi
 _edited: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # edits so far that a graph could have made
 
 
-def refuses(tower: Any, modules: Sequence[Any], cache: Cache, row: Row) -> str | None:
+def refuses(parts: Parts, cache: Cache, row: Row) -> str | None:
     """The reason why this edit cannot come from a graph; None if it can."""
+    tower, modules, everything = parts
     reason = why_not(tower, modules, cache)
     if reason is not None:
         return reason
@@ -51,12 +52,10 @@ def refuses(tower: Any, modules: Sequence[Any], cache: Cache, row: Row) -> str |
         return f"its keys are {keys.dtype} on {keys.device}, not half precision on a GPU"
     if keys.shape[3] > 256 or keys.shape[3] % 8 or any(layer.keys.device != keys.device for layer in layers):
         return "its layers are on several devices, or of a head dim without a kernel"
-    everything = every_module(tower)
-    if any(p is not None and p.device != keys.device for module in everything for p in module._parameters.values()):
+    own = [module._parameters for module in everything if module._parameters]
+    if {p.device for weights in own for p in weights.values() if p is not None} - {keys.device}:
         return "its weights are not all on that GPU"
-    foreign = next(
-        (cls for cls in {type(module) for module in everything} if not cls.__module__.startswith(OURS)), None
-    )
+    foreign = next((cls for cls in set(map(type, everything)) if not cls.__module__.startswith(OURS)), None)
     if foreign is not None:
         return f"{foreign.__name__} is no part of a stock model, and may change what it does between edits"
     for module in everything:
@@ -92,12 +91,13 @@ def forget(tower: Any) -> None:
         known.pop(tower, None)
 
 
-def edit_from_graph(tower: Any, modules: Sequence[Any], cache: Cache, row: Row) -> list[Any] | None:
+def edit_from_graph(parts: Parts, cache: Cache, row: Row) -> list[Any] | None:
     """The layers in the making, ready to be committed; None if it cannot be recorded; ValueError for other tokens."""
+    tower, modules, everything = parts
     graph = _graphs.get(tower)
     layers: Any = cache.layers
     need = max(len(row.ids), layers[0].keys.shape[2]) + 1
-    state = state_of(tower, layers[0].keys)
+    state = state_of(everything, layers[0].keys)
     try:
         if graph is None or graph.columns < need or graph.state != state:
             _graphs.pop(tower, None)
@@ -109,11 +109,10 @@ def edit_from_graph(tower: Any, modules: Sequence[Any], cache: Cache, row: Row) 
         return None
 
 
-def state_of(tower: Any, like: Tensor) -> tuple[Any, ...]:
+def state_of(everything: Sequence[Any], like: Tensor) -> tuple[Any, ...]:
     """What a graph was recorded for: other weights, buffers or caches need another one."""
-    modules = every_module(tower)
-    weights = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()))
-    where = tuple(t.data_ptr() for t in weights if t is not None)
+    held = (some for module in everything for some in (module._parameters, module._buffers) if some)
+    where = tuple([t.data_ptr() for some in held for t in some.values() if t is not None])
     return like.dtype, like.device, like.shape[1], like.shape[3], where
 
 

@@ -6,46 +6,63 @@ They are remembered with every module below the model and its class. Whatever pu
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
 from ..anatomy import attention_layers, find_tower
 
-_known: WeakKeyDictionary[nn.Module, _Parts] = WeakKeyDictionary()  # of each model
+_known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()  # of each model
 
 
-def parts_of(model: Any) -> tuple[Any, list[Any]]:
-    """The tower of a model and its attention layers, in order. ValueError as `find_tower`."""
+class Parts(NamedTuple):
+    """The tower of a model, its attention layers in order, and every module of the tower."""
+
+    tower: Any
+    attention: list[Any]
+    everything: Sequence[Any]
+
+
+def parts_of(model: Any) -> Parts:
+    """The parts of a model. ValueError as `find_tower`."""
     now = every_module(model)
     known = _known.get(model)
-    if known is None or not known.are(now):
+    found = None if known is None else known.among(now)
+    if found is None:
         _known.pop(model, None)
         tower = find_tower(model)
-        known = _known[model] = _Parts(now, tower, attention_layers(tower))
-    return known.tower(), [module() for module in known.attention]
+        found = Parts(tower, attention_layers(tower), every_module(tower))
+        _known[model] = _Known(now, found)
+    return found
 
 
 def every_module(root: nn.Module) -> list[nn.Module]:
     """What `root.modules()` finds, shared ones each time they are met, in a tenth of the time."""
     found = [root]
     for module in found:  # grows as it goes
-        found += [child for child in module._modules.values() if child is not None]
+        if module._modules:
+            found += [child for child in module._modules.values() if child is not None]
     return found
 
 
-class _Parts:
-    """Weak references: a model may be its own tower, and is to go when nobody else wants it."""
+class _Known:
+    """Places in the list of all modules: a model may be its own tower, and is to go when nobody else wants it."""
 
-    def __init__(self, modules: list[nn.Module], tower: nn.Module, attention: list[nn.Module]) -> None:
-        self.modules = [ref(module) for module in modules]
-        self.classes = [type(module) for module in modules]
-        self.tower, self.attention = ref(tower), [ref(module) for module in attention]
+    def __init__(self, modules: list[nn.Module], parts: Parts) -> None:
+        self.ids, self.classes = list(map(id, modules)), list(map(type, modules))
+        where = {id(module): i for i, module in enumerate(modules)}
+        self.tower = where[id(parts.tower)]
+        self.attention, self.everything = ([where[id(module)] for module in part] for part in parts[1:])
+        # another module may come to stand where one that has gone stood in memory
+        self.alive = list(map(ref, modules))
 
-    def are(self, modules: list[nn.Module]) -> bool:
-        """Is every module where it was, and what it was?"""
-        return len(modules) == len(self.modules) and all(
-            known() is module and cls is type(module)
-            for known, cls, module in zip(self.modules, self.classes, modules, strict=True)
-        )
+    def among(self, modules: list[nn.Module]) -> Parts | None:
+        """The parts, if every module is where it was, and what it was."""
+        if self.ids != list(map(id, modules)) or self.classes != list(map(type, modules)):
+            return None
+        if any(known() is None for known in self.alive):
+            return None
+        at = modules.__getitem__
+        return Parts(at(self.tower), list(map(at, self.attention)), list(map(at, self.everything)))

@@ -8,6 +8,7 @@ a forward of a few tokens rather than guessed from its family.
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,8 +29,13 @@ _checked: WeakKeyDictionary[nn.Module, bool] = (
 
 def rotary_of(tower: Any) -> Tower:
     """What asks the rotary embedding of a model, with or without a method, for its angles."""
-    per_layer_type = "layer_type" in inspect.signature(tower.rotary_emb.forward).parameters
-    return Tower(None, tower.rotary_emb, "sdpa", per_layer_type)  # type: ignore[arg-type]
+    forward = tower.rotary_emb.forward
+    return Tower(None, tower.rotary_emb, "sdpa", _takes_layer_type(getattr(forward, "__func__", forward)))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=64)
+def _takes_layer_type(forward: Any) -> bool:
+    return "layer_type" in inspect.signature(forward).parameters
 
 
 def turn(rotary: Tower, module: Any, old_pos_1S: Tensor, new_pos_1S: Tensor) -> Rotation:

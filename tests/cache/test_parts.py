@@ -23,17 +23,18 @@ def test_parts_are_what_looking_finds(family: str, monkeypatch: pytest.MonkeyPat
     model = tiny(family)
     tower: Any = find_tower(model)
     for _ in range(2):
-        found, modules = parts_of(model)
+        found, modules, everything = parts_of(model)
         assert found is tower
         assert all(a is b for a, b in zip(modules, attention_layers(tower), strict=True))
         monkeypatch.setattr(parts, "find_tower", lambda model: pytest.fail("looked for again"))
     assert set(every_module(model)) == set(model.modules())
+    assert set(everything) == set(tower.modules())
     assert layer_types(modules) == [layer_type(module) for module in modules]
 
 
 def test_a_changed_model_is_looked_at_anew() -> None:
     model = tiny("llama")
-    tower, before = parts_of(model)
+    tower, before, _ = parts_of(model)
     tower.layers[1] = copy.deepcopy(tower.layers[1])
     assert parts_of(model)[1][1] is tower.layers[1].self_attn is not before[1]
     del tower.layers[-1]
