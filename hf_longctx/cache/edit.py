@@ -89,8 +89,8 @@ def edit(
             repeat phrases of what was changed, the rest are the last ones of the text; with windows, un-rotated keys or
             kernels that take no mask, all are the next ones. None: 128; 0: none, as in the paper.
         compiled: whether moving keys and reading tokens comes from a CUDA graph. None: from a model's second edit on,
-            if it can (half precision on one GPU, stock attention without windows, at most 512 tokens to read in 32
-            places). The graph keeps buffers as large as the longest cache; `edit_graph.forget(tower)` frees them.
+            if it can (half precision on one GPU, stock attention without windows, at most 512 tokens to read).
+            The graph keeps buffers as large as the longest cache; `edit_graph.forget(tower)` frees them.
             True: now, and ValueError if it cannot; False: never.
     """
     begun = time.perf_counter()

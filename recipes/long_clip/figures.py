@@ -48,7 +48,10 @@ def scenes_figure() -> Any:
 
 
 def positions_figure(result: dict[str, Any]) -> Any:
-    """R@1 by the token at which the deciding sentence starts, one line a model, and R@1 by steps on long captions."""
+    """R@1 by the token at which the deciding sentence starts, one line a model, and what each keeps on its way.
+
+    On the right R@1 on short captions: on long ones all of them end alike, and what the first steps lose tells them apart.
+    """
     rows = [row for row in result["rows"] if "by position" in row.get("detail", {})]
     if not rows:
         raise ValueError("no row with R@1 by position. Run python -m recipes.long_clip.miniature first.")
@@ -59,13 +62,13 @@ def positions_figure(result: dict[str, Any]) -> Any:
         curve = {int(position): share for position, share in row["detail"]["by position"].items()}
         left.plot(list(curve), list(curve.values()), label=name, **style)
         if "path" in row["detail"]:
-            path = {int(step): found["long"] for step, found in row["detail"]["path"].items()}
+            path = {int(step): found["short"] for step, found in row["detail"]["path"].items()}
             right.plot(list(path), list(path.values()), label=name, **style)
     left.axvline(BASE, color="#374151", lw=1.2, ls=(0, (2, 2)))
     left.set_xlabel("Token at which the deciding sentence starts")
     left.set_ylabel("R@1 among 1,000 scenes, in tens alike but for it")
     right.set_xlabel("Steps on long captions")
-    right.set_ylabel("R@1 on long captions")
+    right.set_ylabel("R@1 on short captions")
     for axes in (left, right):
         axes.set_ylim(-0.03, 1.03)
         axes.grid(True, color="#e5e7eb", lw=0.8)

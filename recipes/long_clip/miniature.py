@@ -1,6 +1,6 @@
 """Long-CLIP's experiment in miniature: a CLIP of rendered scenes at 77 tokens, stretched to 248, trained on.
 
-    python -m recipes.long_clip.miniature --minutes 3.5      # one GPU
+    python -m recipes.long_clip.miniature --minutes 3        # one GPU
     python -m recipes.long_clip.miniature --smoke            # a CPU, under a minute, too little to learn
 
 Beside it, trained with the same captions: the same model with all positions interpolated, as many steps; and one whose
