@@ -50,7 +50,7 @@ def scenes_figure() -> Any:
 def positions_figure(result: dict[str, Any]) -> Any:
     """R@1 by the token at which the deciding sentence starts, one line a model, and what each keeps on its way.
 
-    On the right R@1 on short captions: on long ones all of them end alike, and what the first steps lose tells them apart.
+    On the right R@1 on short captions: on long ones all end alike, and what the first steps lose tells them apart.
     """
     rows = [row for row in result["rows"] if "by position" in row.get("detail", {})]
     if not rows:
