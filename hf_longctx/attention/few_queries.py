@@ -6,12 +6,12 @@ What is seen follows from positions, which are data, not from shapes: the same r
 # H query heads, G key/value heads, L queries, S columns of the keys, D head dim
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AttentionInterface
 
@@ -30,13 +30,10 @@ class Places:
     pos_L: Tensor
     unused: int
 
-    def fill(self, spans: Sequence[tuple[int, int]]) -> None:
-        """Runs (start, end) of positions in order; on the host, without threads: see `cache/difference.py`."""
-        pos_L, at = self.pos_L.numpy(), 0
-        for start, end in spans:
-            pos_L[at : at + end - start] = np.arange(start, end)
-            at += end - start
-        pos_L[at:] = self.unused
+    def fill(self, positions: NDArray[np.int64]) -> None:
+        """Positions, rising, of as many queries; on the host, without threads: see `cache/difference.py`."""
+        pos_L = self.pos_L.numpy()
+        pos_L[: len(positions)], pos_L[len(positions) :] = positions, self.unused
 
 
 def attend(q_HLD: Tensor, k_GSD: Tensor, v_GSD: Tensor, places: Places, scale: float) -> Tensor:

@@ -172,10 +172,11 @@ class Inputs:
         pos_L, self.ids_L, self.source_S, self.probe_pos, self.probe_ids, self.table = self.everything.split(sizes)
         self.places = Places(pos_L, columns - 1)
 
-    def fill(self, row: Row, read: int) -> None:
-        """Put one edit that reads so many tokens in; on the host."""
-        self.places.fill([(span.start, span.end) for span in row.fresh])
-        self.ids_L.numpy()[:read] = row.ids[row.places]
+    def fill(self, row: Row) -> None:
+        """Put one edit in; on the host."""
+        read = row.places
+        self.places.fill(read)
+        self.ids_L.numpy()[: len(read)] = row.ids[read]
         source_S = self.source_S.numpy()
         source_S[:] = -1
         for old, new, n in row.copies:
@@ -227,16 +228,16 @@ class EditGraph:
                 Inputs(size, self.columns, 2 * len(modules), device) for device in (torch.device("cpu"), self.device)
             )
         host, inputs = self.inputs[size]
-        host.fill(row, read)
+        host.fill(row)
         self.sources = [layers[i].keys for i in self.order] + [layers[i].values for i in self.order]
         if self.device.type == "cuda":
-            self.sources = [x if move.fits(x) else x.contiguous() for x in self.sources]
+            self.sources = [move.fitting(x) for x in self.sources]
             host.table.numpy()[:] = move.table_of(self.sources, self.rotates)
         inputs.everything.copy_(host.everything)
         if size not in self.steps:
             self.steps[size] = record(lambda: self._step(tower, modules, inputs), self.device)
         self.steps[size]()
-        made = move.beginning(self.buffers, len(row.ids))  # launched before the host waits for what the step found
+        made = self.buffers[..., : len(row.ids), :].clone()  # launched before the host waits for what the step found
         off = float(self.off)
         self.sources = []
         if not off <= TOLERANCE.get(self.dtype, 6e-2):

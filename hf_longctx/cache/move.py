@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..attention.rotation import Rotation, rotates_halves
@@ -14,6 +15,11 @@ def fits(x: Tensor) -> bool:
     """Can the kernel read this one as it lies? Rows on boundaries of 16 bytes, as caches have them."""
     g, s, d = x.stride()[1:]
     return d == 1 and not x.data_ptr() % 16 and not g % 8 and not s % 8
+
+
+def fitting(x: Tensor) -> Tensor:
+    """This one, or a copy that fits: what begins between two boundaries is contiguous and does not."""
+    return x if fits(x) else x.clone(memory_format=torch.contiguous_format)
 
 
 def table_of(tensors: Sequence[Tensor], rotates: Sequence[bool]) -> list[int]:
@@ -51,8 +57,3 @@ def fill(
     for buffer, turns in zip(buffers[0], rotates, strict=True):
         if turns:
             buffer.copy_(turning(buffer))  # in fp32 inside, whatever the keys are
-
-
-def beginning(buffers: Tensor, columns: int) -> Tensor:
-    """A copy of the first columns."""
-    return buffers[..., :columns, :].clone()

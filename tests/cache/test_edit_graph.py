@@ -15,7 +15,7 @@ import torch
 from hf_longctx import PositionFree
 from hf_longctx.anatomy import find_tower
 from hf_longctx.attention import few_queries
-from hf_longctx.cache import edit_graph
+from hf_longctx.cache import edit_graph, move
 from hf_longctx.cache.edit import edit
 from tests.cache.test_edit import EDITS, IDS, read
 from tests.tiny import VOCAB, text, tiny
@@ -113,6 +113,16 @@ def test_two_caches_edited_in_turn_and_generated_from() -> None:
         for layer, truth in zip(caches[seed].layers, plain[seed].layers, strict=True):
             torch.testing.assert_close(layer.keys, truth.keys, atol=1e-5, rtol=1e-5)
     assert edit_graph.is_checked(tower)
+
+
+def test_what_begins_between_two_boundaries_is_copied_for_the_kernel() -> None:
+    shifted = torch.arange(1.0, 129).to(torch.bfloat16)[1:113].view(1, 2, 7, 8)
+    assert shifted.is_contiguous()
+    assert not move.fits(shifted)
+    ours = move.fitting(shifted)
+    assert move.fits(ours)
+    assert torch.equal(ours, shifted)
+    assert move.fitting(ours) is ours
 
 
 def test_a_cache_of_other_tokens_is_noticed_and_left_alone() -> None:
