@@ -59,9 +59,11 @@ def convert(
     check_target(out, overwrite=overwrite)
     path = Path(file).expanduser()
     single = path.is_file() or (path.suffix in WEIGHTS and not path.is_dir())  # missing: read_state says so
-    state = read_state(path) if single else {}
-    folder = path.parent if single else local_folder(file, "file or folder")
-    state = state or _weights(folder)
+    if single:
+        state, folder = read_state(path), path.parent
+    else:
+        folder = local_folder(file, "file or folder")
+        state = _weights(folder)
     if not any(name.startswith("text_model.") for name in state):
         model = from_openai(state, keep=keep, activation=activation, allow_interpolated=allow_interpolated)
         return save_clip(model, tokenizer, out, overwrite=overwrite, images=_image_settings(model))

@@ -75,7 +75,7 @@ def web(scenes: Scenes, generator: torch.Generator, limit: int, stage: str = STA
     if stage == STAGES[0]:
         kind = 0.5 + kind / 2
     elif stage == STAGES[1]:
-        kind = kind * 0.43
+        kind = kind * 0.43  # seven of ten are told no detail: 0.3 of 0.43
     told = torch.where(kind < 0.3, 0, _numbers(generator, 1, 4 if stage == STAGES[0] else 6, count))
     summary = _numbers(generator, 0, _FIRST_PART, count)
     first = torch.where(kind < 0.1, _numbers(generator, _FIRST_PART, _FIRST_DETAIL, count), summary)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton (pip install triton)")
+from .interpreted import needs_triton, run
+
+pytestmark = needs_triton
 
 INTERPRETED = """
 import torch
@@ -62,18 +58,13 @@ check(3, 8, 1, 64, 130, 20, 50, None, 2)  # a sliding-window layer
 
 COMPILED = """
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from tests.attention.interpreted import compile_for_h100
 from hf_longctx.attention.kernels import triton_decode as T
 from hf_longctx.attention.kernels import triton_merge as M
 
 def compile(function, sizes, pointers, **options):
-    names = function.arg_names
-    kind = {"scale": "fp32", **{name: "i64" for name in ("near", "far", "near2", "far2")}}
-    signature = {n: "constexpr" if n in sizes else pointers.get(n) or kind.get(n, "i32") for n in names}
-    constants = {(names.index(name),): value for name, value in sizes.items()}
-    source = ASTSource(fn=function, signature=signature, constexprs=constants)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    distances = {name: "i64" for name in ("near", "far", "near2", "far2")}
+    return compile_for_h100(function, sizes, {**distances, **pointers}, **options)
 
 up = triton.next_power_of_2
 for dtype, (tile, warps, stages, _) in (("*bf16", T.HALF), ("*fp32", T.FULL)):
@@ -105,7 +96,4 @@ for part, out in (("*bf16", "*bf16"), ("*bf16", "*fp32"), ("*fp32", "*fp32")):
 @pytest.mark.parametrize(("code", "interpret"), [(INTERPRETED, "1"), (SHARED, "1"), (COMPILED, "0")],
                          ids=["interpreted", "shared-interpreted", "compiled"])  # fmt: skip
 def test_kernel(code: str, interpret: str) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(code, interpret)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton (pip install triton)")
+from .interpreted import needs_triton, run
+
+pytestmark = needs_triton
 
 ATTENTION = """
 import torch
@@ -56,36 +52,25 @@ for D, R, G, S in ((64, 64, 2, 100), (64, 16, 3, 70), (80, 20, 1, 130)):
 
 COMPILED = """
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from tests.attention.interpreted import compile_for_h100
 from hf_longctx.attention.kernels import triton_move as V
 from hf_longctx.attention.kernels import triton_places as P
-
-def compile(function, sizes, pointers, **options):
-    names = function.arg_names
-    signature = {n: "constexpr" if n in sizes else pointers.get(n) or {"scale": "fp32"}.get(n, "i32") for n in names}
-    constants = {(names.index(name),): value for name, value in sizes.items()}
-    source = ASTSource(fn=function, signature=signature, constexprs=constants)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 up = triton.next_power_of_2
 for D in (32, 64, 80, 128, 256):
     M, N, warps, stages = P.TILES[max(64, up(D))]
     pointers = {"q": "*bf16", "k": "*bf16", "v": "*bf16", "pos": "*i64", "out": "*fp32", "lse": "*fp32"}
     sizes = dict(D=D, DP=up(D), GROUP=4, M=M, N=N)
-    kernel = compile(P._places, sizes, pointers, num_warps=warps, num_stages=stages)
+    kernel = compile_for_h100(P._places, sizes, pointers, num_warps=warps, num_stages=stages)
     assert kernel.metadata.shared < 227 * 1024
 pointers = {"table": "*i64", "source": "*i64", "out": "*bf16", "like": "*bf16", "cos": "*fp32", "sin": "*fp32"}
 for D, R, turn in ((64, 64, True), (80, 20, True), (128, 128, False)):
     sizes = dict(D=D, R=R, HALF=up(max(R // 2, 8)), REST=up(max(D - R, 8)), TURN=turn, TOKENS=V.TOKENS)
-    compile(V._move, sizes, pointers)
+    compile_for_h100(V._move, sizes, pointers)
 """
 
 
 @pytest.mark.parametrize(("code", "interpret"), [(ATTENTION, "1"), (MOVING, "1"), (COMPILED, "0")],
                          ids=["attention", "moving", "compiled"])  # fmt: skip
 def test_kernel(code: str, interpret: str) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(code, interpret)
