@@ -298,6 +298,7 @@ def words(length: int) -> str:
 
 def main() -> None:
     """Run the parts one after the other; each writes its own result file."""
+    from .xl3m_compare import TASKS as COMPARED
     from .xl3m_compare import compare
     from .xl3m_settings import scores, settings
 
@@ -311,6 +312,7 @@ def main() -> None:
     parser.add_argument("--setting-trials", type=int, default=10)
     parser.add_argument("--stock-lengths", type=_numbers, default=[32 * K, 64 * K, 128 * K])
     parser.add_argument("--compare-lengths", type=_numbers, default=[64 * K, 256 * K])
+    parser.add_argument("--compare-tasks", nargs="*", choices=list(COMPARED), help="all of them by default")
     parser.add_argument("--questions", type=int, default=10, help="compare: asked about each text")
     parser.add_argument("--patience", type=float, default=25.0, help="compare: seconds a text of a method that goes on")
     parser.add_argument("--compile", action="store_true", help="run the decoder layers compiled while scoring")
