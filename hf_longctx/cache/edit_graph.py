@@ -31,7 +31,8 @@ from .placed import Row, why_not
 from .rotate import Mover, rotary_of, turn
 
 logger = logging.getLogger("hf_longctx")
-SIZES = (32, 64, 128, 192, 256, 384, 512)  # tokens of a forward; what is read is padded to the next one
+# tokens of a forward; what is read is padded to the next one
+SIZES = (32, 64, 128, 192, 256, 320, 384, 512, 768, 1024)
 ROUND = 4096  # columns; buffers are a multiple of it
 OURS = ("torch.", "transformers.", "hf_longctx.")
 

@@ -15,7 +15,7 @@ from .difference import Ids, Match, matches
 from .echoes import echoes
 from .workspace import Span, first_kept, in_window
 
-REPAIR = 128  # old tokens behind each edit that are read again; recipes/benchmarks/pie.py measures what that brings
+REPAIR = 256  # old tokens behind each edit that are read again; recipes/benchmarks/pie.py measures what that brings
 
 
 def repair_of(repair: int | None) -> int:

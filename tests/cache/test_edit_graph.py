@@ -155,7 +155,7 @@ def test_graphs_come_with_the_second_edit_and_only_where_they_can() -> None:
 
 REFUSED = {
     "nothing to read": (EDITS["delete"], 0, "0 tokens are to be read"),
-    "too much to read": ([*IDS[:20], *LONG * 4, *IDS[20:]], 0, "600 tokens are to be read"),
+    "too much to read": ([*IDS[:20], *LONG * 8, *IDS[20:]], 0, "1200 tokens are to be read"),
     "nothing kept": ([60, 59, 58, 57, 56], 0, "are to be read"),
 }
 
