@@ -89,7 +89,7 @@ def edit(
             repeat phrases of what was changed, the rest are the last ones of the text; with windows, un-rotated keys or
             kernels that take no mask, all are the next ones. None: 256; 0: none, as in the paper.
         compiled: whether moving keys and reading tokens comes from a CUDA graph. None: from a model's second edit on,
-            if it can (half precision on one GPU, stock attention without windows, at most 512 tokens to read).
+            if it can (half precision on one GPU, stock attention without windows, at most 1,024 tokens to read).
             The graph keeps buffers as large as the longest cache; `edit_graph.forget(tower)` frees them.
             True: now, and ValueError if it cannot; False: never.
     """
