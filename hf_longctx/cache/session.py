@@ -119,7 +119,7 @@ class EditSession:
         cache, self._cache = self.cache, None  # it is the text's again once generate has come to its end
         held = torch.tensor([self._held], device=self.model.device)
         # also where the model's own generation_config has something else
-        one_row = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False, "use_cache": True}
+        one_row = {name: off[-1] for name, off in _REFUSED.items()} | {"return_dict_in_generate": False}
         written = self.model.generate(
             held,
             attention_mask=torch.ones_like(held),
@@ -128,9 +128,7 @@ class EditSession:
             **{**settings, **one_row},
         )[0]
         text = self._text_of(written[len(self._held) :])
-        self._held = written.tolist()
-        if cache.get_seq_length() == len(self._held) - 1:  # else generate went another way: read anew, when it is used
-            self._cache = cache
+        self._cache, self._held = cache, written.tolist()
         if text:
             self._past.append(self.text)
         self.text += text

@@ -147,9 +147,9 @@ def test_wrong_use_leaves_the_session_as_it_was() -> None:
             session.complete(generation_config=other)
     with pytest.raises(ValueError, match="use_cache=False: a session has one text and one cache"):
         session.complete(use_cache=False)
-    for name in ("past_key_values", "input_ids", "attention_mask"):
-        with pytest.raises(ValueError, match=f"{name}: a session keeps its own cache"):
-            session.complete(**{name: None})
+    for given in ({"past_key_values": None}, {"input_ids": None}, {"attention_mask": None}):
+        with pytest.raises(ValueError, match="a session keeps its own cache"):
+            session.complete(**given)
     with pytest.raises(ValueError, match=r"half of a character \(a lone surrogate\)"):
         session.replace(0, 0, "w5 \ud83d")
     with pytest.raises(ValueError, match="no_such_setting"):
@@ -169,11 +169,13 @@ def test_wrong_use_leaves_the_session_as_it_was() -> None:
         EditSession(swapped, tokenizer(), "w9", repair=-1)
 
 
-def test_what_generate_leaves_in_the_cache_is_looked_at() -> None:
+def test_what_the_models_own_settings_would_do_to_the_cache() -> None:
     model = tiny("llama")
-    model.generation_config.prompt_lookup_num_tokens = 2  # reads the whole text again behind the cache of it
+    written = EditSession(model, tokenizer(), TEXT).complete(max_new_tokens=8, do_sample=False)
+    settings = model.generation_config
+    settings.prompt_lookup_num_tokens, settings.use_cache, settings.num_beams = 2, False, 3
     session = EditSession(model, tokenizer(), TEXT, repair=EVERYTHING)
-    session.complete(max_new_tokens=4, do_sample=False)
+    assert session.complete(max_new_tokens=8, do_sample=False) == written
     session.replace(0, 2, "w7")
     check(session)
 

@@ -207,12 +207,15 @@ def test_models_that_cannot_be_exact_are_refused() -> None:
     assert applied(model) == []
 
 
-def test_what_an_old_transformers_reads_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anatomy, "_RELEASE", (5, 17))
+def test_what_transformers_reads_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with shared_prefix(tiny(), DOCUMENT) as prefix:
-        for setting in ("prefill_chunk_size", "prompt_lookup_num_tokens"):
-            with pytest.raises(ValueError, match=f"{setting}=3: transformers .* Leave it out, or install"):
-                prefix.generate(IDS[:1, -5:], **{setting: 3}, **GREEDY)
+        never: dict[str, Any] = {"prompt_lookup_num_tokens": 3, "assistant_early_exit": 1, "assistant_model": tiny()}
+        for setting, value in never.items():
+            with pytest.raises(ValueError, match=rf"{setting}=\w+: transformers .* Leave it out\.$"):
+                prefix.generate(IDS[:1, -5:], **{setting: value}, **GREEDY)
+        monkeypatch.setattr(anatomy, "_RELEASE", (5, 17))
+        with pytest.raises(ValueError, match=r"prefill_chunk_size=3: transformers .* Leave it out, or install"):
+            prefix.generate(IDS[:1, -5:], prefill_chunk_size=3, **GREEDY)
         config = copy.copy(prefix.model.generation_config)
         config.prefill_chunk_size = 3
         with pytest.raises(ValueError, match="prefill_chunk_size=3"):
