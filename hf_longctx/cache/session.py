@@ -25,8 +25,10 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "use_cache": (None, True),
 }
 # what the session gives `generate` itself, and what would change what comes back
-_OWN = ("past_key_values", "cache_implementation", "inputs", "input_ids", "inputs_embeds", "attention_mask")
-_OWN += ("position_ids", "return_dict_in_generate", "custom_generate")
+_OWN = (
+    *("past_key_values", "cache_implementation", "inputs", "input_ids", "inputs_embeds", "attention_mask"),
+    *("position_ids", "return_dict_in_generate", "custom_generate"),
+)
 
 
 class EditSession:
