@@ -18,22 +18,25 @@ FULL = "full_attention"
 _RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
 # before 5.21 such a model raises UnboundLocalError in the second forward past its trained length
 LONGROPE_PER_LAYER = _RELEASE >= (5, 21)
-# what `generate` did wrong behind a cache that has read already, and the release that mended it
-MENDED_BEHIND_A_CACHE = {
+# what `generate` does wrong behind a cache that has read already, and the release that mended it, if any did:
+# assisted decoding gives its first forward all of input_ids, though the cache has most of them
+MENDED_BEHIND_A_CACHE: dict[str, tuple[int, int] | None] = {
     "prefill_chunk_size": (5, 21),
-    "prompt_lookup_num_tokens": (5, 18),
-    "assistant_model": (5, 18),
-    "assistant_early_exit": (5, 18),
+    "prompt_lookup_num_tokens": None,
+    "assistant_model": None,
+    "assistant_early_exit": None,
 }
 
 
 def check_behind_a_cache(asked: Any) -> None:
     """ValueError for what this transformers' `generate` cannot do behind a cache. `asked` looks a setting up."""
     for name, release in MENDED_BEHIND_A_CACHE.items():
-        if asked(name) is not None and release > _RELEASE:
+        if asked(name) is not None and (release is None or release > _RELEASE):
+            newer = "" if release is None else f", or install transformers {release[0]}.{release[1]} or newer"
+            given = asked(name) if isinstance(asked(name), int) else type(asked(name)).__name__
             raise ValueError(
-                f"{name}={asked(name)!r}: transformers {transformers.__version__} reads a cache that is not empty "
-                f"wrongly with it. Leave it out, or install transformers {release[0]}.{release[1]} or newer."
+                f"{name}={given}: transformers {transformers.__version__} reads a cache that is not empty "
+                f"wrongly with it. Leave it out{newer}."
             )
 
 

@@ -45,6 +45,8 @@ def ask(
     asked = _lines(questions)
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise ValueError(f"--out {out}: expected a file in a folder that exists.")
+    if prefix_cache is not None and prefix_cache.exists() and not prefix_cache.is_dir():
+        raise ValueError(f"--prefix-cache {prefix_cache}: expected a folder, and it is a file.")
     from hf_longctx.anatomy import find_tower
     from hf_longctx.attention.shared import check, check_method
     from hf_longctx.questions import Prompt, answers

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .cache.prefix_file import make_folder
 from .cache.shared_prefix import Prefix, load_prefix, shared_prefix
 from .fingerprint import model_digest
 from .text_stream import around, encode_pieces
@@ -77,24 +78,32 @@ def answers(
 
 @contextmanager
 def cached_prefix(model: Any, ids: Tensor, folder: str | Path | None, chunk: int | None = None) -> Iterator[Prefix]:
-    """`shared_prefix`, or `load_prefix` where `folder` has this prefix of this model; it has it afterwards."""
+    """`shared_prefix`, or `load_prefix` where `folder` has this prefix of this model; it has it afterwards.
+
+    A file that cannot be used or written is warned of, and costs no more than the reading.
+    OSError, before anything is read, if there can be no such folder.
+    """
     with ExitStack() as stack:
         if folder is None:
             yield stack.enter_context(shared_prefix(model, ids, chunk=chunk))
             return
         name = hashlib.sha256(model_digest(model).encode() + ids.cpu().long().numpy().tobytes()).hexdigest()[:24]
         path = Path(folder).expanduser() / f"{name}.safetensors"
+        make_folder(path.parent)
         prefix = None
         if path.is_file():
             try:
                 prefix = stack.enter_context(load_prefix(model, path, ids))
                 logger.info("loaded %r from %s", prefix, path)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 logger.warning("reading the document again: %s", error)
         if prefix is None:
             prefix = stack.enter_context(shared_prefix(model, ids, chunk=chunk))
-            prefix.save(path)
-            logger.info("saved %r to %s", prefix, path)
+            try:
+                prefix.save(path)
+                logger.info("saved %r to %s", prefix, path)
+            except OSError as error:
+                logger.warning("what was read is not kept for the next time: %s", error)
         yield prefix
 
 

@@ -192,8 +192,14 @@ def check_tokens(
     pos = torch.from_numpy(np.stack(looked))
     ids = torch.from_numpy(np.stack([rows[r][at] for r, at in zip(used, looked, strict=True)]))
     order = sorted(modules, key=lambda module: int(module.layer_idx))
-    found = keys_of(tower, ids, pos, [_probe_of(cache.layers[int(module.layer_idx)]) for module in order]).float()
+    found = keys_of(tower, ids, pos, [_probe_of(cache.layers[int(module.layer_idx)]) for module in order])
     kept = layer.in_order().k if isinstance(layer, UnrotatedLayer) else layer.keys
+    if found.dtype != kept.dtype:
+        raise ValueError(
+            f"this cache holds keys in {kept.dtype}, and the model makes them in {found.dtype}: expected the cache "
+            f"that this model has filled, in the dtype (and under the autocast) it has now. {_ANEW}"
+        )
+    found = found.float()
     at = (pos - start + torch.tensor([columns[r] for r in used])[:, None]).to(kept.device)
     kept = kept[torch.tensor(used, device=kept.device)[:, None], :, at].transpose(1, 2).to(found.device)
     if found.shape == kept.shape:

@@ -30,7 +30,11 @@ class Fingerprint:
 
 
 def write_levels(path: Path, fingerprint: Fingerprint, levels: tuple[Level, ...]) -> Path:
-    """Write a prefix; the file appears when it is whole."""
+    """Write a prefix; the file appears when it is whole. OSError, and an old file is as it was, if it cannot."""
+    path = path.expanduser()
+    make_folder(path.parent)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: expected the name of a file to write the prefix to.")
     tensors: dict[str, Tensor] = {}
     for i, level in enumerate(levels):
         tensors[f"{i}.ids"] = level.ids_N
@@ -44,20 +48,35 @@ def write_levels(path: Path, fingerprint: Fingerprint, levels: tuple[Level, ...]
         "checksum": _checksum(tensors),
         "levels": len(levels),
     }
-    path = path.expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, partial, metadata={FORMAT: json.dumps(about)})  # one entry: their order is random
         partial.replace(path)
+    except SafetensorError as error:  # a full disk, a folder of somebody else's
+        raise OSError(f"the prefix could not be written to {path} ({error}). Save it somewhere else.") from error
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for prefixes, unless it is there; OSError says what is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"{folder}: a folder for prefixes cannot be made here ({error.strerror}). Give one that can be written to."
+        ) from error
+
+
 def read_levels(path: Path, fingerprint: Fingerprint, places: list[torch.device]) -> tuple[Level, ...]:
-    """The levels of a file, every layer on its place. ValueError unless it was written for this very model."""
+    """The levels of a file, every layer on its place.
+
+    ValueError unless it is whole and was written for this very model; OSError if it cannot be opened.
+    """
     path = path.expanduser()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: expected a file that prefix.save(path) wrote.")
     if not path.is_file():
         raise FileNotFoundError(f"No prefix at {path}. Write one with prefix.save(path).")
     about, tensors = _contents(path)
@@ -66,6 +85,9 @@ def read_levels(path: Path, fingerprint: Fingerprint, places: list[torch.device]
             f"{path} is a prefix of version {about.get('version')}, and this release reads version {VERSION}. "
             f"Read the document again and save it."
         )
+    wrong = _wrong_in(about)
+    if wrong is not None:
+        raise _damaged(path, wrong)
     methods = tuple(about["methods"])
     if methods != fingerprint.methods:
         raise ValueError(
@@ -79,6 +101,12 @@ def read_levels(path: Path, fingerprint: Fingerprint, places: list[torch.device]
         )
     if about["checksum"] != _checksum(tensors):
         raise _damaged(path, "its checksum is wrong")
+    expected = {f"{i}.ids" for i in range(about["levels"])}
+    expected |= {
+        f"{i}.{j}.{part}" for i in range(about["levels"]) for j in range(len(places)) for part in ("keys", "values")
+    }
+    if expected != tensors.keys():
+        raise _damaged(path, f"its tensors are not those of {about['levels']} levels of {len(places)} layers")
     levels: list[Level] = []
     for i in range(about["levels"]):
         keys = tuple(tensors[f"{i}.{j}.keys"].to(place) for j, place in enumerate(places))
@@ -88,17 +116,33 @@ def read_levels(path: Path, fingerprint: Fingerprint, places: list[torch.device]
 
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with path.open("rb"):
+        pass  # safetensors says of a file that it may not open that there is none
     try:
         with safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get(FORMAT)
             if about is None:
                 raise _foreign(path)
             names: Any = file.keys()
-            return json.loads(about), {name: file.get_tensor(name) for name in names}
+            told = json.loads(about)
+            if not isinstance(told, dict):
+                raise _damaged(path, f"its header describes it by a {type(told).__name__}, not by an object")
+            return told, {name: file.get_tensor(name) for name in names}
+    except json.JSONDecodeError as error:
+        raise _damaged(path, f"what its header says of it is no JSON: {error}") from None
     except (SafetensorError, struct.error) as error:
         if not _ours(path):
             raise _foreign(path) from None
         raise _damaged(path, str(error)) from None
+
+
+def _wrong_in(about: dict[str, Any]) -> str | None:
+    """What is wrong with what a file of this version says of itself, if anything."""
+    kinds: dict[str, type] = {"model": str, "methods": list, "checksum": str, "levels": int}
+    for name, kind in kinds.items():
+        if type(about.get(name)) is not kind:
+            return f"its header has {name}={about.get(name)!r}, expected a value of type {kind.__name__}"
+    return None if about["levels"] > 0 else f"its header has levels={about['levels']}, expected at least 1"
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

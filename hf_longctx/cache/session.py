@@ -12,15 +12,23 @@ from ..anatomy import find_tower
 from ..attention.positions import STATE, adopt_all
 from ..patch import unwrap
 from .edit import CHUNK, EditReport, edit
+from .edit_plan import repair_of
 
-# what turns the one row of the cache into several, or needs a cache that can be rewound
+# what turns the one row of the cache into several, leaves the cache out, or leaves it with other tokens than the text's
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
     "guidance_scale": (None, 1),
     "assistant_model": (None,),
+    "assistant_early_exit": (None,),
     "prompt_lookup_num_tokens": (None,),
+    "use_cache": (None, True),
 }
+# what the session gives `generate` itself, and what would change what comes back
+_OWN = (
+    *("past_key_values", "cache_implementation", "inputs", "input_ids", "inputs_embeds", "attention_mask"),
+    *("position_ids", "return_dict_in_generate", "custom_generate"),
+)
 
 
 class EditSession:
@@ -46,7 +54,12 @@ class EditSession:
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, text: str, *, repair: int | None = None) -> None:
         if not callable(getattr(tokenizer, "decode", None)):
             raise ValueError(f"tokenizer={type(tokenizer).__name__}: expected the tokenizer of the model.")
-        self.model, self.tokenizer, self.repair = model, tokenizer, repair
+        if not callable(getattr(model, "generate", None)):
+            raise ValueError(
+                f"model={type(model).__name__}: cannot generate. Give the whole causal language model, not a part such "
+                f"as model.model."
+            )
+        self.model, self.tokenizer, self.repair = model, tokenizer, repair_of(repair)
         self.text = _string(text)
         self.report: EditReport | None = None  # of the last edit
         self._past: list[str] = []  # the texts before, the last one last
@@ -92,19 +105,23 @@ class EditSession:
     def complete(self, max_new_tokens: int = 32, **settings: Any) -> str:
         """Let the model write on at the end of the text. What it wrote is returned and is part of the text.
 
-        Takes the settings of `generate`, but for those that make several rows (beams) or rewind the cache.
+        Takes the settings of `generate`, but for those that make several rows (beams), leave the cache out or rewind
+        it; a character that `max_new_tokens` cuts in two is left out of the text.
         """
+        config = settings.get("generation_config")
         for name, off in _REFUSED.items():
-            if name in settings and settings[name] not in off:
-                raise ValueError(f"{name}={settings[name]!r}: a session has one text and one cache. Leave it out.")
-        for name in ("past_key_values", "return_dict_in_generate", "custom_generate"):
+            wanted = settings.get(name, getattr(config, name, None))
+            if wanted not in off:
+                raise ValueError(f"{name}={wanted!r}: a session has one text and one cache. Leave it out.")
+        for name in _OWN:
             if name in settings:
-                raise ValueError(f"{name}: a session keeps its own cache and returns text. Leave it out.")
+                raise ValueError(f"{name}: a session keeps its own cache and tokens, and returns text. Leave it out.")
         if self._held != self.ids:  # tokens that were written need not be those that their text has
             self._follow(self.text)
         cache, self._cache = self.cache, None  # it is the text's again once generate has come to its end
         held = torch.tensor([self._held], device=self.model.device)
-        one_row = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
+        # also where the model's own generation_config has something else
+        one_row = {name: off[-1] for name, off in _REFUSED.items()} | {"return_dict_in_generate": False}
         written = self.model.generate(
             held,
             attention_mask=torch.ones_like(held),
@@ -114,7 +131,8 @@ class EditSession:
         )[0]
         text = self._text_of(written[len(self._held) :])
         self._cache, self._held = cache, written.tolist()
-        self._past.append(self.text)
+        if text:
+            self._past.append(self.text)
         self.text += text
         return text
 
@@ -162,10 +180,17 @@ class EditSession:
         before = self.tokenizer.decode(self._held, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         both = [*self._held, *ids.tolist()]
         after = self.tokenizer.decode(both, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(after[len(before) :])
+        return str(after[len(before) :]).rstrip("\ufffd")  # of bytes that are not a whole character yet
 
 
 def _string(text: Any) -> str:
     if not isinstance(text, str):
         raise ValueError(f"text={type(text).__name__}: expected a string.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text has {text[error.start]!r} at {error.start}, half of a character (a lone surrogate): expected whole "
+            f"ones. Count in code points where the editor counts in UTF-16."
+        ) from error
     return text

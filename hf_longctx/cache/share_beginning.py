@@ -47,7 +47,9 @@ def share_beginning(
             "out. For several turns, share a prefix: shared_prefix(model, ids) and prefix.cache()."
         )
     if not generation_config.use_cache:
-        raise ValueError("use_cache=False: what is shared is a cache. Leave it out.")
+        raise ValueError(
+            "use_cache=False (of the call or the model's settings): what is shared is a cache. Give use_cache=True."
+        )
     length = common_beginning(input_ids, model_kwargs.get("attention_mask"))
     if not length:
         raise ValueError(

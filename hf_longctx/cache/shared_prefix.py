@@ -127,6 +127,8 @@ class Prefix:
             raise ValueError("use_cache=False: the prefix is a cache. Leave it out.")
         config = settings.get("generation_config") or self.model.generation_config
         check_behind_a_cache(lambda name: settings.get(name, getattr(config, name, None)))
+        if settings.get("generation_config") is None or getattr(config, "use_cache", None) is False:
+            settings["use_cache"] = True  # a model's own settings may say no: Trainer saves them so
         device = self.levels[0].keys[0].device  # that of the first layer, also of an offloaded model
         prefix_P = self.ids.to(device)
         if input_ids is None:

@@ -58,6 +58,19 @@ def test_caches_that_cannot_be_edited(what: str) -> None:
         edit(model, make(model), IDS, EDITS["insert"])
 
 
+def test_a_cache_of_another_dtype() -> None:
+    model = tiny("llama")
+    cache = read(model, IDS)
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.bfloat16(), layer.values.bfloat16()
+    before = [(layer.keys, layer.values) for layer in cache.layers]
+    with pytest.raises(ValueError, match=r"keys in torch\.bfloat16, and the model makes them in torch\.float32"):
+        edit(model, cache, IDS, EDITS["insert"])
+    for layer, (keys, values) in zip(cache.layers, before, strict=True):
+        assert layer.keys is keys
+        assert layer.values is values
+
+
 BAD_IDS: dict[str, tuple[Any, str]] = {
     "nothing": ([], "at least one token id"),
     "text": ("w5 w6", "expected token ids"),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerFast
 
 from hf_longctx import LMInfinite, PositionFree
 from hf_longctx.cache.session import EditSession
@@ -141,8 +142,16 @@ def test_wrong_use_leaves_the_session_as_it_was() -> None:
     for settings in ({"num_beams": 2}, {"num_return_sequences": 3}, {"prompt_lookup_num_tokens": 2}):
         with pytest.raises(ValueError, match="one text and one cache"):
             session.complete(**settings)
-    with pytest.raises(ValueError, match="keeps its own cache"):
-        session.complete(past_key_values=None)
+    for other in (GenerationConfig(prompt_lookup_num_tokens=2), GenerationConfig(use_cache=False)):
+        with pytest.raises(ValueError, match="one text and one cache"):
+            session.complete(generation_config=other)
+    with pytest.raises(ValueError, match="use_cache=False: a session has one text and one cache"):
+        session.complete(use_cache=False)
+    for given in ({"past_key_values": None}, {"input_ids": None}, {"attention_mask": None}):
+        with pytest.raises(ValueError, match="a session keeps its own cache"):
+            session.complete(**given)
+    with pytest.raises(ValueError, match=r"half of a character \(a lone surrogate\)"):
+        session.replace(0, 0, "w5 \ud83d")
     with pytest.raises(ValueError, match="no_such_setting"):
         session.complete(no_such_setting=1)
     assert session.text == TEXT
@@ -154,3 +163,52 @@ def test_wrong_use_leaves_the_session_as_it_was() -> None:
     swapped: Any = tiny("llama")
     with pytest.raises(ValueError, match="expected the tokenizer of the model"):
         EditSession(swapped, swapped, TEXT)
+    with pytest.raises(ValueError, match="LlamaModel: cannot generate"):
+        EditSession(swapped.model, tokenizer(), TEXT)
+    with pytest.raises(ValueError, match="repair=-1"):
+        EditSession(swapped, tokenizer(), "w9", repair=-1)
+
+
+def test_what_the_models_own_settings_would_do_to_the_cache() -> None:
+    model = tiny("llama")
+    written = EditSession(model, tokenizer(), TEXT).complete(max_new_tokens=8, do_sample=False)
+    settings = model.generation_config
+    settings.prompt_lookup_num_tokens, settings.use_cache, settings.num_beams = 2, False, 3
+    session = EditSession(model, tokenizer(), TEXT, repair=EVERYTHING)
+    assert session.complete(max_new_tokens=8, do_sample=False) == written
+    session.replace(0, 2, "w7")
+    check(session)
+
+
+def test_a_completion_of_nothing_is_no_change_to_undo() -> None:
+    session = EditSession(tiny("llama"), tokenizer(), TEXT, repair=EVERYTHING)
+    session.replace(0, 2, "w7")
+
+    def end(ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([EOS]), 0.0)
+
+    assert session.complete(max_new_tokens=4, do_sample=False, logits_processor=LogitsProcessorList([end])) == ""
+    session.undo()
+    assert session.text == TEXT
+    check(session)
+
+
+def test_half_a_character_is_not_written() -> None:
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    inner = Tokenizer(BPE({letter: i for i, letter in enumerate(sorted(letters))}, []))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tok = PreTrainedTokenizerFast(tokenizer_object=inner)
+    session = EditSession(tiny("llama", vocab_size=256), tok, "cafe", repair=EVERYTHING)
+    wanted = [tok.convert_tokens_to_ids(letter) for letter in "sÃ"]  # "s" and the first of two bytes
+
+    def write(ids: Tensor, scores: Tensor) -> Tensor:
+        token = torch.tensor([wanted[ids.shape[1] - 4]])
+        return torch.full_like(scores, -torch.inf).index_fill(1, token, 0.0)
+
+    assert session.complete(max_new_tokens=2, do_sample=False, logits_processor=LogitsProcessorList([write])) == "s"
+    assert session.text == "cafes"
+    session.replace(5, 5, "é")
+    check(session)

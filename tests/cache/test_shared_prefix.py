@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from hf_longctx import RopeScaling, load_prefix, shared_prefix
 from tests.cache.prefixes import DOCUMENT, GREEDY, IDS, LOGITS, MASK, QUESTIONS, agree, behind, mended, stock_batch
@@ -84,13 +85,14 @@ def test_processors_and_lengths_see_the_prefix() -> None:
     assert out.shape[1] == 40 - len(DOCUMENT)
 
 
-@mended("prompt_lookup_num_tokens")
-def test_prompt_lookup_takes_tokens_back_out_of_the_suffix() -> None:
-    model = tiny("gemma3")
+def test_settings_that_say_no_cache() -> None:
+    model = tiny()
     with shared_prefix(model, DOCUMENT) as prefix:
-        agree(prefix, model, DOCUMENT, QUESTIONS[:1])
-        plain = prefix.generate(IDS[:1, -5:], **GREEDY)
-        same(prefix.generate(IDS[:1, -5:], prompt_lookup_num_tokens=3, **GREEDY), plain)
+        plain = prefix.generate(IDS, attention_mask=MASK, **GREEDY)
+        config = GenerationConfig(use_cache=False, **GREEDY)
+        same(prefix.generate(IDS, attention_mask=MASK, generation_config=config), plain)
+        model.config.use_cache = model.generation_config.use_cache = False  # as Trainer saves it
+        same(prefix.generate(IDS, attention_mask=MASK, **GREEDY), plain)
 
 
 @mended("prefill_chunk_size")

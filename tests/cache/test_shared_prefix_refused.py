@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from hf_longctx import LMInfinite, RopeScaling, anatomy, applied, load_prefix, shared_prefix
+from hf_longctx.cache.prefix_file import FORMAT
 from tests.cache.prefixes import DOCUMENT, GREEDY, IDS, MASK, QUESTIONS, agree
 from tests.contract.registry import fingerprint, same
 from tests.tiny import FAMILIES, PAD, text, tiny
@@ -78,6 +82,58 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: py
             prefix.save(file)
     assert file.read_bytes() == old
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (None, "is damaged .*no JSON"),
+        ([], "is damaged .*by a list"),
+        ({"methods": None}, "is damaged .*methods=None"),
+        ({"checksum": None}, "is damaged .*checksum=None"),
+        ({"levels": "1"}, "is damaged .*levels='1'"),
+        ({"levels": 0}, "is damaged .*levels=0"),
+        ({"levels": 3}, "not those of 3 levels of 2 layers"),
+    ],
+)
+def test_a_header_that_is_not_as_it_was_written(changed: Any, words: str, tmp_path: Path) -> None:
+    model, file = tiny(), tmp_path / "document.safetensors"
+    with shared_prefix(model, DOCUMENT) as prefix:
+        prefix.save(file)
+    with safe_open(file, framework="pt") as opened:
+        about = json.loads(opened.metadata()[FORMAT])
+    about = {**about, **changed} if isinstance(changed, dict) else changed
+    told = "{broken" if changed is None else json.dumps(about)
+    save_file(load_file(file), file, metadata={FORMAT: told})
+    with pytest.raises(ValueError, match=words), load_prefix(model, file):
+        raise AssertionError("it was not refused")
+    assert applied(model) == []
+
+
+def test_places_that_take_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, file = tiny(), tmp_path / "document.safetensors"
+    with shared_prefix(model, DOCUMENT) as prefix:
+        with pytest.raises(IsADirectoryError, match="is a folder: expected the name of a file"):
+            prefix.save(tmp_path)
+        prefix.save(file)
+        with pytest.raises(FileExistsError, match="a folder for prefixes cannot be made here"):
+            prefix.save(file / "document.safetensors")
+
+        def full(*args: Any, **more: Any) -> None:
+            raise SafetensorError("No space left on device")
+
+        monkeypatch.setattr("hf_longctx.cache.prefix_file.save_file", full)
+        with pytest.raises(OSError, match=r"could not be written to .*No space left on device"):
+            prefix.save(file)
+    with pytest.raises(IsADirectoryError, match="is a folder"), load_prefix(model, tmp_path):
+        pass
+
+    def denied(path: Path, *args: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(PermissionError, match=file.name), load_prefix(model, file):
+        pass
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -151,12 +207,15 @@ def test_models_that_cannot_be_exact_are_refused() -> None:
     assert applied(model) == []
 
 
-def test_what_an_old_transformers_reads_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anatomy, "_RELEASE", (5, 17))
+def test_what_transformers_reads_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with shared_prefix(tiny(), DOCUMENT) as prefix:
-        for setting in ("prefill_chunk_size", "prompt_lookup_num_tokens"):
-            with pytest.raises(ValueError, match=f"{setting}=3: transformers .* Leave it out, or install"):
-                prefix.generate(IDS[:1, -5:], **{setting: 3}, **GREEDY)
+        never: dict[str, Any] = {"prompt_lookup_num_tokens": 3, "assistant_early_exit": 1, "assistant_model": tiny()}
+        for setting, value in never.items():
+            with pytest.raises(ValueError, match=rf"{setting}=\w+: transformers .* Leave it out\.$"):
+                prefix.generate(IDS[:1, -5:], **{setting: value}, **GREEDY)
+        monkeypatch.setattr(anatomy, "_RELEASE", (5, 17))
+        with pytest.raises(ValueError, match=r"prefill_chunk_size=3: transformers .* Leave it out, or install"):
+            prefix.generate(IDS[:1, -5:], prefill_chunk_size=3, **GREEDY)
         config = copy.copy(prefix.model.generation_config)
         config.prefill_chunk_size = 3
         with pytest.raises(ValueError, match="prefill_chunk_size=3"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 pytest.importorskip("gguf")
 from hf_longctx.checkpoints import convert, load
@@ -67,10 +68,30 @@ def test_a_document_is_read_once(
     assert run(*arguments).stdout == first.stdout
 
 
+def test_answers_come_though_nothing_can_be_kept(
+    model: str,
+    files: list[str | Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    arguments = ["ask", model, *files, *SHORT, "--prefix-cache", tmp_path / "kept"]
+    monkeypatch.setattr("hf_longctx.cache.prefix_file.save_file", full)
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert f"> {QUESTIONS[-1]}\n" in result.stdout
+    assert "not kept for the next time" in caplog.text
+
+
 def test_wrong_input_is_one_line(model: str, files: list[str | Path], tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     assert "empty" in complaint(run("ask", model, *files[:2], "--questions", tmp_path / "empty.txt"))
     assert "No text file" in complaint(run("ask", model, *files[:2], "--questions", tmp_path / "none.txt"))
+    kept = "--prefix-cache", tmp_path / "questions.txt"
+    assert "expected a folder" in complaint(run("ask", tmp_path / "no model", *files, *kept))  # before it is loaded
     assert "--out" in complaint(run("ask", model, *files, "--out", tmp_path / "no" / "answers.jsonl"))
 
 
