@@ -1,7 +1,7 @@
 """XL3M: facts found in texts of 16k to 20M tokens, and the time it takes.
 
-python -m recipes.benchmarks.documents DOCS                                    # fetches the texts
-python -m recipes.benchmarks.xl3m find time scores settings compare --documents DOCS  # or some of these, in one process
+python -m recipes.benchmarks.documents DOCS  # fetches the texts
+python -m recipes.benchmarks.xl3m find time scores settings compare own kept --documents DOCS  # or some of these
 
 `--lengths`, `--trials` and `--longest-trials` make it smaller; `--seconds` stops a part in time, with what it has.
 """
@@ -299,10 +299,13 @@ def words(length: int) -> str:
 def main() -> None:
     """Run the parts one after the other; each writes its own result file."""
     from .xl3m_compare import TASKS as COMPARED
-    from .xl3m_compare import compare
+    from .xl3m_compare import compare, kept, own
     from .xl3m_settings import scores, settings
 
-    parts = {"scores": scores, "find": find, "time": times, "settings": settings, "compare": compare}
+    parts = {
+        "scores": scores, "find": find, "time": times, "settings": settings, "compare": compare, "own": own,
+        "kept": kept,
+    }  # fmt: skip
     parser = arguments(__doc__)
     parser.add_argument("parts", nargs="+", choices=list(parts))
     parser.add_argument("--lengths", type=_numbers, default=LENGTHS)
@@ -325,6 +328,8 @@ def main() -> None:
         "scores": {"heading": "worst with the fact over best without"},
         "settings": {"heading": "mean accuracy"},
         "compare": {"heading": "XL3M"},
+        "own": {"heading": "stock"},
+        "kept": {"heading": "answers in the key context"},
     }
     for part in args.parts:
         start = time.perf_counter()

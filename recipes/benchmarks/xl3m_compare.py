@@ -22,6 +22,7 @@ from hf_longctx.segments.prompt import Parts
 
 from .haystacks import put
 from .reading import TRAINED, K
+from .xl3m import OWN
 
 if TYPE_CHECKING:
     from .xl3m import Bench
@@ -100,6 +101,27 @@ READERS: dict[str, tuple[list[LongContextMethod], int | None, int]] = {  # metho
 }
 
 
+def own(bench: Bench) -> Iterator[dict[str, Any]]:
+    """What the model itself answers to the same questions about 2k tokens: how much of a loss is the reader's."""
+    for name in bench.args.compare_tasks or TASKS:
+        asked = TASKS[name](bench, OWN, bench.args.questions)
+        text = asked.text.tolist()
+        rows = [[*asked.head, *text, *question] for question in asked.questions]
+        share = _recall(bench.answers(rows, asked.new_tokens), asked.answers)
+        yield row(f"{name}, {OWN // K}k tokens, {len(rows)} questions: the model's own", share, "")
+
+
+def kept(bench: Bench) -> Iterator[dict[str, Any]]:
+    """The share of the answers that is in what XL3M has the model read: the search without the reader."""
+    length = bench.args.compare_lengths[0]
+    for name in bench.args.compare_tasks or TASKS:
+        asked = TASKS[name](bench, length, bench.args.questions)
+        rows = [context for context, _ in _searched(bench, asked)]
+        share = _recall([bench.tokenizer.decode(context) for context in rows], asked.answers)
+        of = sum(map(len, rows)) / len(rows) / length
+        yield row(f"{name}, {length // K}k tokens, {len(rows)} questions", share, "", beside={"of the text": of})
+
+
 def compare(bench: Bench) -> Iterator[dict[str, Any]]:
     """The mean share of the answers that is in what is written, for every task, length and method."""
     end = time.monotonic() + bench.args.seconds
@@ -146,12 +168,16 @@ def _methods() -> dict[str, Callable[[Bench, Asked], list[str]]]:
 
 
 def _xl3m(bench: Bench, asked: Asked) -> list[str]:
+    rows = [[*asked.head, *context, *question] for context, question in _searched(bench, asked)]
+    return bench.answers(rows, asked.new_tokens)
+
+
+def _searched(bench: Bench, asked: Asked) -> Iterator[tuple[list[int], list[int]]]:
+    """The key context of each question, and the question."""
     frame = Frame(bench.model, XL3M(), asked.new_tokens)
-    rows = []
     for question in asked.questions:
         context, _ = frame.find(Parts(asked.head, asked.text, question), None, compile=bench.args.compile)
-        rows.append([*asked.head, *context, *question])
-    return bench.answers(rows, asked.new_tokens)
+        yield list(context), question
 
 
 def _truncated(bench: Bench, asked: Asked) -> list[str]:
