@@ -145,7 +145,9 @@ def evaluate_tasks(
         "tokenizer": tokenizer_digest(tokenizer),
     }  # fmt: skip
     here = environment(model.device)
-    fingerprint = {**settings, "model": model_name(model), "weights": weights_digest(model), **here}
+    # the digest of the samples tells all of these apart, but not to a reader
+    asked = {"lengths": sorted(set(lengths)), "n": n, "depths": depths}
+    fingerprint = {**asked, **settings, "model": model_name(model), "weights": weights_digest(model), **here}
     store = CellStore(Path(out) / "cells.jsonl", fingerprint)
     if batch_tokens is None:
         batch_tokens = 2**18 if model.device.type == "cuda" else 1
