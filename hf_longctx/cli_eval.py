@@ -56,6 +56,8 @@ def evaluate(
     length_list = [int(n) for n in numbers("lengths", lengths, whole=True)]
     depth_list = None if depths is None else numbers("depths", depths)
     console = Console()
+    from hf_longctx.checkpoints.resolve import load_tokenizer
+
     if task in GRIDS:
         if method == "xl3m":
             raise ValueError(
@@ -67,13 +69,16 @@ def evaluate(
                 f"--samples, --alone, --batch-tokens, --batch-rows and --prefill-tokens are of suites, not of {task}."
             )
         from hf_longctx.evaluation.results import check_out
-        from hf_longctx.evaluation.run import DEPTHS, checked_grid
+        from hf_longctx.evaluation.run import DEPTHS, check_texts, checked_grid
         from hf_longctx.evaluation.run import evaluate as run
 
         # before the model is loaded
         check_out(out)
         depth_list = depth_list or list(DEPTHS)
         checked_grid(task, length_list, depth_list, haystack=haystack, trials=trials, n_targets=n_targets)
+        check_texts(
+            load_tokenizer(model), task, length_list, depth_list, text=text, haystack=haystack, documents=documents
+        )
         loaded, tokenizer = load_model(model, dtype, device)
         run(
             loaded, tokenizer, task=task, lengths=length_list, method=chosen, out=out, text=text, seed=seed,
@@ -85,7 +90,7 @@ def evaluate(
         return
     counts = _counts(samples, length_list)
     from hf_longctx.checkpoints.gguf import cache_home
-    from hf_longctx.evaluation.suite import check_run, evaluate_tasks
+    from hf_longctx.evaluation.suite import check_run, check_samples, evaluate_tasks
     from hf_longctx.evaluation.tasks.collect import check_names
 
     names = [name.strip() for name in task.split(",") if name.strip()]
@@ -95,6 +100,7 @@ def evaluate(
         length_list, counts, out, depth_list, batch_tokens=batch_tokens, batch_rows=batch_rows,
         prefill_tokens=prefill_tokens,
     )  # fmt: skip
+    check_samples(load_tokenizer(model), names, length_list, seed=seed, depths=depth_list, text=text)
     loaded, tokenizer = load_model(model, dtype, device)
     evaluate_tasks(
         loaded, tokenizer, tasks=names, lengths=length_list, method=chosen, out=out, n=counts, seed=seed, text=text,

@@ -41,9 +41,13 @@ def lm_eval(
     extra = _object(metadata)
     if include is not None and not include.is_dir():
         raise ValueError(f"--include {include}: expected a folder with task YAMLs.")
-    from hf_longctx.evaluation.harness import harness_model, run
+    from hf_longctx.evaluation.harness import CUTS, check_installed, harness_model, run
     from hf_longctx.evaluation.results import results, row, write_results
 
+    # before the model is loaded
+    if truncate not in CUTS:
+        raise ValueError(f"--truncate {truncate}: expected one of {', '.join(CUTS)}.")
+    check_installed()
     loaded, tokenizer = load_model(model, dtype, device)
     name = str(loaded.config._name_or_path)
     if chosen is not None:

@@ -48,32 +48,41 @@ def answer(
 
     head, tail = around_text(tokenizer, asked)
     columns = SpinnerColumn(), TextColumn("{task.fields[tokens]:,} tokens read"), TimeElapsedColumn()
-    with Progress(*columns, console=notes(), transient=True) as shown:
-        bar = shown.add_task("", total=None, tokens=0)
+    shown = Progress(*columns, console=notes(), transient=True)
+    bar = shown.add_task("", total=None, tokens=0)
 
-        class Answer(TextStreamer):
-            """Begins to write when there is nothing more to read."""
+    def end() -> None:
+        if shown.live.is_started:
+            shown.stop()
 
-            def put(self, value: torch.Tensor) -> None:
-                if not self.next_tokens_are_prompt:
-                    shown.stop()
-                super().put(value)
+    class Answer(TextStreamer):
+        """Begins to write when there is nothing more to read."""
 
-        try:
-            _, (found,) = loaded.generate(
-                torch.tensor([[*head, *tail]], device=loaded.device),
-                custom_generate=chosen or xl3m,
-                document=encode_pieces(tokenizer, pieces, bos=False),
-                head=len(head),
-                question=len(tail),
-                scores_file=scores,
-                read_progress=lambda tokens: shown.update(bar, tokens=tokens),
-                return_segments=True,
-                streamer=Answer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-                max_new_tokens=max_new_tokens,
-                **sampling(sample),
-            )
-        except SourceError as error:
-            # the file's own error says more to who named the file
-            raise error.__cause__ or error from None
+        def put(self, value: torch.Tensor) -> None:
+            if not self.next_tokens_are_prompt:
+                end()
+            super().put(value)
+
+    # in a log it would leave nothing but empty lines
+    if shown.console.is_interactive:
+        shown.start()
+    try:
+        _, (found,) = loaded.generate(
+            torch.tensor([[*head, *tail]], device=loaded.device),
+            custom_generate=chosen or xl3m,
+            document=encode_pieces(tokenizer, pieces, bos=False),
+            head=len(head),
+            question=len(tail),
+            scores_file=scores,
+            read_progress=lambda tokens: shown.update(bar, tokens=tokens),
+            return_segments=True,
+            streamer=Answer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            max_new_tokens=max_new_tokens,
+            **sampling(sample),
+        )
+    except SourceError as error:
+        # the file's own error says more to who named the file
+        raise error.__cause__ or error from None
+    finally:
+        end()
     notes().print(str(found), style="dim", highlight=False)

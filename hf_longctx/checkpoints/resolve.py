@@ -63,7 +63,7 @@ def load(
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     kwargs = dict(from_pretrained_kwargs)
     own_dtype = dtype == "checkpoint"
@@ -76,25 +76,7 @@ def load(
             dtype = torch.float32
 
     location = locate(model).location
-    # from_pretrained tries an unreachable Hub for a minute before it says so.
-    if not Path(location).is_dir() and not kwargs.keys() & {"cache_dir", "local_files_only"}:
-        problem = _hub_problem(location, token=kwargs.get("token"))
-        if problem:
-            raise OSError(_not_found(location, problem))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            location, **{key: value for key, value in kwargs.items() if key in _SHARED_KWARGS}
-        )
-    except ValueError as error:
-        reason = _first_line(error).rstrip(" :")
-        raise ValueError(
-            f"{str(model)!r}: its tokenizer could not be loaded ({reason}). Save one beside the model: "
-            f"tokenizer.save_pretrained(folder)."
-        ) from error
-    except OSError as error:
-        if Path(location).is_dir():
-            raise
-        raise OSError(_not_found(location, _first_line(error))) from error
+    tokenizer = _tokenizer(model, location, kwargs)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **kwargs)
     except SafetensorError as error:
@@ -116,6 +98,36 @@ def load(
     if "device_map" not in kwargs:
         loaded = loaded.to(device)
     return loaded.eval(), tokenizer
+
+
+def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer that `load` returns, without the weights."""
+    return _tokenizer(model, locate(model).location, {})
+
+
+def _tokenizer(model: str | os.PathLike[str], location: str, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    # from_pretrained tries an unreachable Hub for a minute before it says so.
+    if not Path(location).is_dir() and not kwargs.keys() & {"cache_dir", "local_files_only"}:
+        problem = _hub_problem(location, token=kwargs.get("token"))
+        if problem:
+            raise OSError(_not_found(location, problem))
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            location, **{key: value for key, value in kwargs.items() if key in _SHARED_KWARGS}
+        )
+    except ValueError as error:
+        reason = _first_line(error).rstrip(" :")
+        raise ValueError(
+            f"{str(model)!r}: its tokenizer could not be loaded ({reason}). Save one beside the model: "
+            f"tokenizer.save_pretrained(folder)."
+        ) from error
+    except OSError as error:
+        if Path(location).is_dir():
+            raise
+        raise OSError(_not_found(location, _first_line(error))) from error
+    return tokenizer
 
 
 def locate(model: str | os.PathLike[str]) -> Checkpoint:

@@ -18,24 +18,25 @@ class CellStore:
     Args:
         path: The `.jsonl` file; made, with its folder, if it isn't there.
         fingerprint: JSON values that tell this run from others; cells of another fingerprint are never mixed in.
+        other: What errors tell the user to choose instead.
 
     Raises:
         ValueError: The file belongs to a run with another fingerprint, or isn't a cell store.
         OSError: It can't be written.
     """
 
-    def __init__(self, path: str | Path, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, fingerprint: Mapping[str, Any], *, other: str = "another --out") -> None:
         self.path = Path(path)
         self._cells: dict[str, Any] = {}
         given = json.loads(json.dumps(fingerprint))
-        lines = self._whole_lines()
+        lines = self._whole_lines(other)
         if not lines:
             self._append({"fingerprint": given})
             return
         kept = lines[0].get("fingerprint")
         if kept != given:
             raise ValueError(f"{self.path} holds cells of another run: {_difference(kept, given)}. "
-                             "Choose another --out, or delete that file to start over.")  # fmt: skip
+                             f"Choose {other}, or delete that file to start over.")  # fmt: skip
         self._cells = {_name(line["key"]): line["value"] for line in lines[1:]}
 
     def __contains__(self, key: Sequence[Any]) -> bool:
@@ -79,7 +80,7 @@ class CellStore:
                 "Free some space and run the same command again",
             ) from error
 
-    def _whole_lines(self) -> list[dict[str, Any]]:
+    def _whole_lines(self, other: str) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
         data = self.path.read_bytes()
@@ -91,7 +92,7 @@ class CellStore:
         except (ValueError, TypeError):
             intact = False
         if not intact:
-            raise ValueError(f"{self.path} isn't a store of finished cells. Choose another --out, or delete it.")
+            raise ValueError(f"{self.path} isn't a store of finished cells. Choose {other}, or delete it.")
         if len(whole) < len(data):
             # Otherwise the next cell would be glued to the half line.
             os.truncate(self.path, len(whole))

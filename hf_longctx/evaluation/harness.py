@@ -25,6 +25,11 @@ ENDLESS = 2**20  # max_length for methods that read without an end; lm-eval want
 CUTS = ("auto", "left", "middle", "error")
 
 
+def check_installed() -> None:
+    """ImportError, which says what to install, where lm-eval isn't."""
+    _lm_eval()
+
+
 def reads(model: Any) -> int:
     """Tokens that a model reads with what is applied to it: for `max_length`.
 

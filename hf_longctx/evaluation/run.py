@@ -147,8 +147,7 @@ def evaluate(
         )  # fmt: skip
     else:
         hay = haystack_ids(tokenizer, "filler" if haystack == "filler" else load_text(text))
-        for depth in depths:  # a length that holds no prompt is refused before anything is written
-            passkey_prompts(tokenizer, lengths[0], depth, trials=trials, seed=seed, haystack=hay)
+        _check_prompts(tokenizer, lengths, depths, hay, trials=trials, seed=seed)
         settings |= {"text": "filler" if haystack == "filler" else Path(text).name, "trials": trials}
         settings |= {"prefill_chunk_size": prefill_chunk_size, "token_ids": _sha(json.dumps(hay).encode())}
         jobs = _passkey_jobs(
@@ -281,6 +280,35 @@ def checked_grid(
         for depth in depths:
             check_cell(depth, trials)
     return sorted(set(lengths)), sorted({float(depth) for depth in depths})
+
+
+def check_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    *,
+    text: str = "python-docs",
+    haystack: str = "filler",
+    documents: int = 4,
+) -> None:
+    """ValueError or OSError for a text that is too short for perplexity, or a length for passkeys, without a model.
+
+    Arguments as in `evaluate`.
+    """
+    if task == "ppl":
+        tokenize_documents(tokenizer, load_text(text), max(lengths), documents)
+    else:
+        hay = haystack_ids(tokenizer, "filler" if haystack == "filler" else load_text(text))
+        _check_prompts(tokenizer, lengths, depths, hay, trials=1, seed=0)
+
+
+def _check_prompts(
+    tokenizer: Any, lengths: Sequence[int], depths: Sequence[float], hay: Sequence[int], *, trials: int, seed: int
+) -> None:
+    """ValueError for a length that holds no prompt, before anything is written."""
+    for depth in depths:
+        passkey_prompts(tokenizer, min(lengths), depth, trials=trials, seed=seed, haystack=hay)
 
 
 def checked_window(config: Any, window: int | None, at_least: int) -> int:

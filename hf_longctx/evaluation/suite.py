@@ -93,7 +93,8 @@ def evaluate_tasks(
             it, each as its benchmark says.
         method: Compared with the model as it is: anything with `on(model)`, as every method has; or a procedure for
             `generate(custom_generate=...)`, which is given `head` and `question`, the tokens of a prompt that stand
-            before and behind its document, and reads prompts one by one.
+            before and behind its document, and reads prompts one by one. Its `check_room(model)`, if it
+            has one, is called before anything is measured if there are prompts beyond the window.
         out: Folder of the results; the same arguments and folder resume an interrupted run.
         n: Samples a cell: a number, or one for each length; by default 25 that are made, and all of a file.
         seed: Of the generated samples.
@@ -128,6 +129,8 @@ def evaluate_tasks(
         # a method that refuses this model should do so before the stock model has run for an hour
         with _on(method, model):
             pass
+        if hasattr(method, "check_room") and max(lengths) > window:
+            method.check_room(model)
     began = time.perf_counter()
     samples = collect(tokenizer, tasks, lengths, n=n, seed=seed, depths=depths, text=text, cache=cache)
     for (_, length, _), some in samples.items():
@@ -142,7 +145,9 @@ def evaluate_tasks(
         "tokenizer": tokenizer_digest(tokenizer),
     }  # fmt: skip
     here = environment(model.device)
-    fingerprint = {**settings, "model": model_name(model), "weights": weights_digest(model), **here}
+    # the digest of the samples tells all of these apart, but not to a reader
+    asked = {"lengths": sorted(set(lengths)), "n": n, "depths": depths}
+    fingerprint = {**asked, **settings, "model": model_name(model), "weights": weights_digest(model), **here}
     store = CellStore(Path(out) / "cells.jsonl", fingerprint)
     if batch_tokens is None:
         batch_tokens = 2**18 if model.device.type == "cuda" else 1
@@ -161,6 +166,26 @@ def evaluate_tasks(
     return data
 
 
+def check_samples(
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    lengths: Sequence[int],
+    *,
+    seed: int = 0,
+    depths: Sequence[float] | None = None,
+    text: str = "python-docs",
+) -> None:
+    """ValueError or OSError for tasks that cannot be made so short and files that are wrong, without a model.
+
+    Arguments as in `evaluate_tasks`. One sample of each task is made, at the smallest length.
+    """
+    length = min(lengths)
+    for some in collect(tokenizer, tasks, [length], n=1, seed=seed, depths=depths, text=text).values():
+        check(some)
+        for sample in some:
+            _check_room(tokenizer, sample, length, window=None)
+
+
 def _check_room(tokenizer: Any, sample: Sample, length: int, window: int | None) -> None:
     """ValueError now for what would not fit after an hour of generating."""
     cuts = [length] if sample.length is None else []
@@ -168,9 +193,10 @@ def _check_room(tokenizer: Any, sample: Sample, length: int, window: int | None)
     for room in cuts:
         name = "length" if room == length else "window"
         if room <= sample.max_new_tokens:
+            other = ", or alone=True to leave the stock model out" if name == "window" else ""
             raise ValueError(
                 f"{name}={room}: the answer to a sample of {sample.task} takes {sample.max_new_tokens} tokens of it. "
-                f"Use a larger {name}, or alone=True to leave the stock model out."
+                f"Use a larger {name}{other}."
             )
         encode(tokenizer, sample, room - sample.max_new_tokens)
 

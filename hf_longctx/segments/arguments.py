@@ -49,6 +49,11 @@ def opened(
     document: Iterable[Any] | Path | None, tokenizer: PreTrainedTokenizerBase | None
 ) -> Iterable[Sequence[int]] | Any:
     """Token ids of a document: those of a file come as it is read."""
+    if isinstance(document, str):
+        raise ValueError(
+            f"document={document[:60]!r} is a str. Name a file by its Path, document=Path(...), or give token ids: "
+            f"tokenizer(text)['input_ids']."
+        )
     if not isinstance(document, Path):
         return document
     if tokenizer is None:

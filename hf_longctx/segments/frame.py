@@ -33,6 +33,10 @@ class Frame:
             )
         self.window = int(window)
 
+    def check_room(self) -> None:
+        """ValueError for segments that fit with no prompt at all."""
+        self._room(Parts([], torch.empty(0, dtype=torch.long), []), self.window - self.new_tokens)
+
     def find(self, parts: Parts, document: Iterable[Any] | None, **options: Any) -> tuple[list[int], Selection]:
         """The ids of the text that are read between `parts.head` and `parts.question`, and how they were chosen.
 
@@ -60,8 +64,9 @@ class Frame:
     def _check(self, parts: Parts) -> None:
         if len(parts.question) >= self.window:
             raise ValueError(
-                f"the question has {len(parts.question):,} tokens, and the model reads {self.window:,}. Say what the "
-                f"question is: its words, its ids, or how many tokens at the end of the prompt (question=...)."
+                f"the question has {len(parts.question):,} tokens, and the model reads {self.window:,}. Give a shorter "
+                f"question; if only a part of this is the question, say which: its words, its ids, or how many tokens "
+                f"at the end of the prompt (question=...)."
             )
         if not parts.question:
             raise ValueError("the question is empty: nothing stands behind the text. Give at least 1 token.")
@@ -75,9 +80,10 @@ class Frame:
         room = min(self.settings.key_context or self.window // 4, fits)
         if room < self.settings.segment:
             raise ValueError(
-                f"a segment of {self.settings.segment:,} tokens does not fit the {room:,} that are left for the text: "
-                f"the model reads {self.window:,}, the head has {len(parts.head):,}, the question "
-                f"{len(parts.question):,}, and {self.new_tokens:,} are to be written. Make something smaller."
+                f"a segment of {self.settings.segment:,} tokens does not fit the {max(room, 0):,} that are left for "
+                f"the text: the model reads {self.window:,}, the head has {len(parts.head):,}, the question "
+                f"{len(parts.question):,}, and {self.new_tokens:,} are to be written. Make one of them smaller "
+                f"(segment, head, question, max_new_tokens)."
             )
         return room
 

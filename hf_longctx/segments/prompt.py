@@ -83,6 +83,8 @@ def _question_length(
         return _length("question", question, len(ids_L))
     if isinstance(question, str):
         return _words(ids_L, question, tokenizer, window)
+    if isinstance(question, float):
+        raise ValueError(f"question={question}: expected a whole number of tokens, words or ids.")
     wanted = torch.as_tensor(question, dtype=torch.long, device=ids_L.device).flatten()
     start = _last(ids_L, wanted) if len(wanted) else None
     if start is None:

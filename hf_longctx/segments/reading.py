@@ -79,8 +79,9 @@ def _batch(ids: Tensor, segment: int, stride: int, first: int, offset: int) -> B
 
 
 def _failed(error: Exception, taken: int, dropped: int) -> SourceError:
+    said = str(error).removesuffix(".")
     return SourceError(
-        f"the source of token ids raised {type(error).__name__} after {taken:,} ids: {error}. With a file of scores, "
+        f"the source of token ids raised {type(error).__name__} after {taken:,} ids: {said}. With a file of scores, "
         f"the same call goes on behind the segments that were scored."
     )
 

@@ -156,6 +156,7 @@ class Search:
                 "model": model_digest(model), "dtype": str(model.dtype), "head": head, "question": question,
                 "segment": s.segment, "overlap": s.overlap, "compiled": self._compile,
             },
+            other="another file of scores",
         )  # fmt: skip
 
 

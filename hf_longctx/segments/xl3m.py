@@ -96,6 +96,10 @@ class XL3M(Settings):
         # else loading leaves out what transformers does not know
         config._from_model_config = False
 
+    def check_room(self, model: PreTrainedModel) -> None:
+        """ValueError if this model has no room for a segment, even without head, question and answer."""
+        Frame(model, self, new_tokens=0).check_room()
+
     def __call__(
         self,
         model: PreTrainedModel,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,28 @@ def test_eval_refuses_before_it_loads_a_model(tmp_path: Path, options: list[str]
     assert message in complaint(run("eval", tmp_path / "none", "--out", tmp_path / "out", *options))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "kv", "--lengths", "30,900"], "length=30: kv takes more tokens"),
+        (["--task", "passkey", "--lengths", "30,900"], "length=30: "),
+        (["--task", "ppl", "--lengths", "9000000"], "documents of 9,000,000 need"),
+        (["--task", "niah", "--lengths", "900", "--text", "nowhere.txt"], "No text file at nowhere.txt"),
+        (["--task", "jsonl:FILE", "--lengths", "900"], "line 2: the key 'context' is missing"),
+    ],
+)
+def test_what_no_task_can_do_is_said_without_the_weights(
+    model: str, tmp_path: Path, options: list[str], message: str
+) -> None:
+    light = tmp_path / "light"
+    shutil.copytree(model, light, ignore=shutil.ignore_patterns("*.safetensors"))
+    line = '{"task": "t", %s "question": "?", "answers": [], "max_new_tokens": 2, "metric": "exact"}\n'
+    (tmp_path / "mine.jsonl").write_text(line % '"context": "a",' + line % "")
+    given = [option.replace("FILE", str(tmp_path / "mine.jsonl")) for option in options]
+    assert message in complaint(run("eval", light, "--out", tmp_path / "out", *given))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("task", ["passkey", "kv"])
 def test_a_length_that_holds_no_prompt_writes_nothing(model: str, tmp_path: Path, task: str) -> None:
     options = "--task", task, "--lengths", "30,5000", "--out", tmp_path / "out"
@@ -127,10 +151,26 @@ def test_lm_eval_runs_a_task_of_ones_own(model: str, tmp_path: Path, monkeypatch
         (["--metadata", "[1]"], "expected a JSON object"),
         (["--include", "nowhere"], "expected a folder with task YAMLs"),
         (["--set", "n_local=4"], "Add --method NAME"),
+        (["--truncate", "right"], "--truncate right: expected one of auto, left, middle, error"),
     ],
 )
 def test_lm_eval_says_what_is_wrong(model: str, options: list[str], message: str) -> None:
     assert message in complaint(run("lm-eval", model, "--tasks", "mine", *options))
+
+
+def test_lm_eval_that_is_not_installed_is_said_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    said = complaint(run("lm-eval", tmp_path / "none", "--tasks", "mine"))
+    assert 'lm-eval is not installed. Install it: pip install "hf-longctx[lm-eval]"' in said
+
+
+def test_segments_beyond_the_window_are_refused_before_anything_is_measured(model: str, tmp_path: Path) -> None:
+    options = ["--task", "kv", "--lengths", "1200", "--samples", "1", "--out", tmp_path / "out"]
+    result = run("eval", model, *options, "--method", "xl3m", "--set", "segment=9000", "--set", "window=600")
+    assert "a segment of 9,000 tokens does not fit" in complaint(result)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_suite_reads_in_segments(model: str, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def test_the_answer_is_on_stdout_and_what_was_read_beside_it(asked: list[str], t
     assert result.exit_code == 0, result.output
     assert result.stdout.strip()
     assert " segments (" in result.stderr
+    assert "\n\n" not in result.stderr  # a progress bar in a log would be empty lines
     again = run(*asked, "--scores", tmp_path / "scores")
     assert again.stdout == result.stdout
 

@@ -117,6 +117,18 @@ def test_a_file_in_the_official_format_is_read(name: str, tmp_path: Path) -> Non
     assert scores([right], [first])[0] == pytest.approx(1)
 
 
+def test_a_record_of_a_list_is_counted_as_an_item(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([CHOICE, {**CHOICE, "answer": 3}], indent=2))
+    with pytest.raises(ValueError, match=r"data\.json, item 2: the key 'answer' is 3; expected a text"):
+        list(read("longbench2", path))
+
+
+def test_a_test_case_of_neither_kind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"line 1: neither 'expected_number' \(lines\) nor 'topics' is there"):
+        list(read("longchat", write(tmp_path / "lines.jsonl", {"prompt": "a"})))
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_missing_key_is_named_with_its_line(name: str, tmp_path: Path) -> None:
     file, record, _, _ = EXAMPLES[name]
@@ -130,7 +142,8 @@ def test_a_missing_key_is_named_with_its_line(name: str, tmp_path: Path) -> None
     for key in needed:
         path = write(tmp_path / file, record, {k: v for k, v in record.items() if k != key})
         named = {"chat_prompt": "instruction", "answer": "answers" if name == "jsonl" else "answer"}.get(key, key)
-        with pytest.raises(ValueError, match=rf"{file}, line 2: the key '{named}' is missing. There are: "):
+        counted = "item" if file.endswith(".json") else "line"
+        with pytest.raises(ValueError, match=rf"{file}, {counted} 2: the key '{named}' is missing. There are: "):
             list(read(name, path))
 
 
@@ -210,7 +223,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         (b"3\n", "line 1: expected a JSON object, found '3'"),
         (b"", "is empty"),
         (b'[{"a": 1},\n', "line 2: not JSON"),
-        (b"[1]", "line 1: expected a JSON object"),
+        (b"[1]", "item 1: expected a JSON object"),
     ]:
         path.write_bytes(data)
         with pytest.raises(ValueError, match=message):
@@ -228,7 +241,16 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"metric": "nope"}, "line 1: metric 'nope': no such metric"), ({"context": 5}, "line 1: context=5: expected a")],
+    [
+        ({"metric": "nope"}, "line 1: metric 'nope': no such metric"),
+        ({"context": 5}, "line 1: context=5: expected a"),
+        ({"max_new_tokens": "8"}, "line 1: max_new_tokens='8': expected a whole number"),
+        ({"max_new_tokens": True}, "line 1: max_new_tokens=True: expected a whole number"),
+        ({"answers": None}, "line 1: answers=None: expected a string or a list of strings"),
+        ({"stop": "x"}, "line 1: stop='x': expected a list of strings"),
+        ({"chat": "no"}, "line 1: chat='no': expected true or false"),
+        ({"meta": "x"}, "line 1: meta='x': expected an object"),
+    ],
 )
 def test_our_own_schema_names_the_line(tmp_path: Path, change: dict[str, object], message: str) -> None:
     sample = {"task": "t", "context": "a", "question": "q", "answers": ["7"], "max_new_tokens": 8}

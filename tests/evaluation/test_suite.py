@@ -138,6 +138,12 @@ def test_an_interrupted_run_resumes_with_the_same_result(
     assert same(resumed) == same(whole)
     with pytest.raises(ValueError, match="holds cells of another run: seed was 0 and is 1"):
         evaluate_tasks(llama, tokenizer, method=Louder(), out=tmp_path / "part", console=console, seed=1, **TASKS)
+    # where only the samples differ, why they do
+    with pytest.raises(
+        ValueError, match=r"another run: lengths was \[700, 800\] and is \[700\], n was 2 and is 1, sam"
+    ):
+        evaluate_tasks(llama, tokenizer, out=tmp_path / "part", method=Louder(), console=console,
+                       **{**TASKS, "lengths": [700], "n": 1})  # fmt: skip
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_a_prompt_that_does_not_is_reported(

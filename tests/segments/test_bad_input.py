@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,12 @@ def test_a_misspelt_or_positional_setting() -> None:
         ({"question": 250}, "the question has 250 tokens"),
         ({"settings": XL3M(segment=90, overlap=0)}, "a segment of 90 tokens does not fit the 24 that are left"),
         ({"head": 75}, "does not fit the 11 that are left for the text: the model reads 96, the head has 75"),
-        ({"max_new_tokens": 90}, "90 are to be written"),
+        ({"max_new_tokens": 90}, "does not fit the 0 that are left.* 90 are to be written.*max_new_tokens"),
         ({"question": 300}, "the question has 300 tokens"),
         ({"question": 80, "head": 220}, "the text is empty"),
         ({"document": []}, "the text is empty"),
-        ({"document": "words"}, "tokenise the text first"),
+        ({"document": "words"}, r"Name a file by its Path, document=Path\(...\), or give token ids"),
+        ({"question": 1.5}, "question=1.5: expected a whole number of tokens, words or ids"),
         ({"document": [61]}, "outside the model's vocabulary"),
         ({"document": Path("nowhere.txt")}, "needs the tokenizer"),
         ({"question": "w3 w4"}, "needs the tokenizer"),
@@ -74,6 +76,22 @@ def test_a_misspelt_or_positional_setting() -> None:
 def test_calls_that_cannot_be(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ask(**given)
+
+
+def test_a_segment_beyond_the_window_is_refused_without_a_prompt() -> None:
+    model = tiny(max_position_embeddings=WINDOW)
+    XL3M(segment=WINDOW // 4, overlap=0).check_room(model)
+    with pytest.raises(ValueError, match="a segment of 25 tokens does not fit the 24 that are left"):
+        XL3M(segment=WINDOW // 4 + 1, overlap=0).check_room(model)
+
+
+def test_an_error_of_a_source_ends_in_one_full_stop() -> None:
+    def source() -> Iterator[int]:
+        yield 3
+        raise OSError("The disk is gone.")
+
+    with pytest.raises(RuntimeError, match=r"raised OSError after 1 ids: The disk is gone\. With a file"):
+        ask(document=source())
 
 
 def test_a_cache_that_has_read_is_refused() -> None:

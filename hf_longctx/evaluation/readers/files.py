@@ -19,17 +19,18 @@ def whole_text(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """A JSON object and where it stands."""
+    """A JSON object and where it stands: on a line of JSON lines, or as an item of a list."""
 
     path: Path
     line: int
     data: dict[str, Any]
+    counted: str = "line"
 
     def __getitem__(self, key: str) -> Any:
         """The value of a key that has to be there."""
         if key not in self.data:
             there = ", ".join(map(repr, self.data)) or "none"
-            raise ValueError(f"{self.path}, line {self.line}: the key {key!r} is missing. There are: {there}.")
+            raise self.wrong(f"the key {key!r} is missing. There are: {there}.")
         return self.data[key]
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -54,7 +55,7 @@ class Record:
 
     def wrong(self, what: str) -> ValueError:
         """An error that says where the record stands."""
-        return ValueError(f"{self.path}, line {self.line}: {what}")
+        return ValueError(f"{self.path}, {self.counted} {self.line}: {what}")
 
     def _typed(self, key: str, kind: type, words: str) -> Any:
         value = self[key]
@@ -72,7 +73,9 @@ def records(path: str | Path, keys: Sequence[str] = ()) -> Iterator[Record]:
     """
     path = Path(path)
     text = whole_text(path)
+    counted = "line"
     if text.lstrip().startswith("["):
+        counted = "item"  # whose line is not known any more
         try:
             found = list(enumerate(json.loads(text), 1))
         except json.JSONDecodeError as error:
@@ -89,8 +92,8 @@ def records(path: str | Path, keys: Sequence[str] = ()) -> Iterator[Record]:
                 raise ValueError(f"{path}, line {line}: not JSON ({error.msg}). Expected one object a line.") from None
     for line, data in found:
         if not isinstance(data, dict):
-            raise ValueError(f"{path}, line {line}: expected a JSON object, found {str(data)[:60]!r}.")
-        record = Record(path, line, data)
+            raise ValueError(f"{path}, {counted} {line}: expected a JSON object, found {str(data)[:60]!r}.")
+        record = Record(path, line, data, counted)
         for key in keys:
             record[key]
         yield record

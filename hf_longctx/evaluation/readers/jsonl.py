@@ -9,7 +9,15 @@ from hf_longctx.evaluation.metrics.table import NAMES
 from hf_longctx.evaluation.readers.files import records
 from hf_longctx.evaluation.tasks.sample import Sample
 
-STRINGS = ("task", "context", "question", "metric", "instruction", "answer_prefix")
+STRINGS = ("task", "context", "question", "metric", "instruction", "answer_prefix", "cut")
+# other keys whose values are not turned into what they should be
+TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "answers": ((str, list), "a string or a list of strings"),
+    "max_new_tokens": (int, "a whole number"),
+    "chat": (bool, "true or false"),
+    "stop": (list, "a list of strings"),
+    "meta": (dict, "an object"),
+}
 
 
 def read(path: str | Path) -> Iterator[Sample]:
@@ -22,6 +30,10 @@ def read(path: str | Path) -> Iterator[Sample]:
         for key in STRINGS:
             if not isinstance(data.get(key, ""), str):
                 raise record.wrong(f"{key}={data[key]!r:.60}: expected a string.")
+        for key, (kind, words) in TYPES.items():
+            # a truth value is an int, too
+            if key in data and (not isinstance(data[key], kind) or (kind is int and isinstance(data[key], bool))):
+                raise record.wrong(f"{key}={data[key]!r:.60}: expected {words}.")
         try:
             sample = Sample.from_dict(data)
         except KeyError as error:

@@ -14,6 +14,8 @@ _LAST = "\nNow the record is over."
 def read(path: str | Path) -> Iterator[Sample]:
     """Samples of `lines` and `topics` test cases; ValueError names the line and key of what is wrong."""
     for record in records(path, ["prompt"]):
+        if not record.data.keys() & {"expected_number", "topics"}:
+            raise record.wrong("neither 'expected_number' (lines) nor 'topics' is there; expected one of them.")
         yield lines(record) if "expected_number" in record.data else _topics(record)
 
 
