@@ -22,8 +22,8 @@ _LINE, _WORD = re.compile(r"(?<=\S)\n(?=\S)"), re.compile(r"(?<=\S)(?= \S)")
 def read_pieces(path_or_name: str | Path) -> Iterator[str]:
     """A UTF-8 text in pieces: a file, `-` for standard input, or `python-docs` as in `evaluation.texts.load_text`.
 
-    White space at both ends is left out. FileNotFoundError and ValueError as in `load_text`; what is wrong inside a
-    file is found when it is read.
+    White space at both ends is left out. FileNotFoundError and ValueError as in `load_text`; a file that is empty or
+    no text is refused at once, what is wrong further on is found when it is read.
     """
     if path_or_name == "python-docs":
         from .evaluation.texts import load_text
@@ -36,7 +36,10 @@ def read_pieces(path_or_name: str | Path) -> Iterator[str]:
         raise ValueError(f"{path} is a folder: give one text file, '-' for standard input, or 'python-docs'.")
     if not path.exists():
         raise FileNotFoundError(f"No text file at {path}. Give a UTF-8 file, '-' for standard input, or 'python-docs'.")
-    return _stripped(_from_file(path), str(path))
+    pieces = _stripped(_from_file(path), str(path))
+    if not path.is_file():  # a pipe may not have been written to yet
+        return pieces
+    return chain([next(pieces)], pieces)
 
 
 def encode_pieces(

@@ -83,6 +83,8 @@ class CellStore:
     def _whole_lines(self, other: str) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
+        if self.path.is_dir():
+            raise ValueError(f"{self.path} is a folder, where a file was expected. Choose {other}.")
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         try:

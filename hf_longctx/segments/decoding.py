@@ -41,6 +41,7 @@ def decode(
     config.max_new_tokens, config.max_length = generation_config.max_length - length, None
     config.min_new_tokens = max(0, (generation_config.min_length or 0) - length) or None
     config.min_length = None
+    config.max_time = None  # its criterion is in `stopping_criteria`, and counts from the call on
     ids_BL, mask_BL = _left_padded(rows, config, prompt_BL.device)
     processors, criteria = _defaults(model, prompt_BL, generation_config, given.get("tokenizer"))
     if given.get("streamer") is not None:

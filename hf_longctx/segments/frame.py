@@ -77,15 +77,20 @@ class Frame:
             )
 
     def _room(self, parts: Parts, fits: int) -> int:
-        room = min(self.settings.key_context or self.window // 4, fits)
-        if room < self.settings.segment:
+        segment, most = self.settings.segment, self.settings.key_context or self.window // 4
+        if fits < segment:
             raise ValueError(
-                f"a segment of {self.settings.segment:,} tokens does not fit the {max(room, 0):,} that are left for "
+                f"a segment of {segment:,} tokens does not fit the {max(fits, 0):,} that are left for "
                 f"the text: the model reads {self.window:,}, the head has {len(parts.head):,}, the question "
                 f"{len(parts.question):,}, and {self.new_tokens:,} are to be written. Make one of them smaller "
                 f"(segment, head, question, max_new_tokens)."
             )
-        return room
+        if most < segment:
+            raise ValueError(
+                f"a segment of {segment:,} tokens does not fit the {most:,} that are read again, a quarter of the "
+                f"{self.window:,} that the model reads. Use a shorter segment, or a larger key_context."
+            )
+        return min(most, fits)
 
 
 def _look_ahead(blocks: Iterator[Tensor], most: int) -> tuple[Iterator[Tensor], list[Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -190,4 +190,10 @@ xl3m = XL3M()
 def stored(generation_config: Any) -> XL3M:
     """The settings in a generation config, or the defaults."""
     spec = getattr(generation_config, XL3M.name, None)
-    return xl3m if spec is None else XL3M.from_fields({k: v for k, v in dict(spec).items() if k != "name"})
+    if spec is None:
+        return xl3m
+    if not isinstance(spec, Mapping):
+        raise ValueError(
+            f"generation_config.xl3m is {spec!r:.60}; expected the object that XL3M(...).store_(model) writes."
+        )
+    return XL3M.from_fields({k: v for k, v in spec.items() if k != "name"})

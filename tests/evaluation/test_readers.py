@@ -168,6 +168,8 @@ def test_longbench_prompts_and_buckets(tmp_path: Path) -> None:
 
 def test_formats_in_detail(tmp_path: Path) -> None:
     (choice,) = read("longbench2", write(tmp_path / "data.json", CHOICE))
+    with pytest.raises(ValueError, match="item 1: the key 'answer' is 'E'; expected A, B, C or D"):
+        list(read("longbench2", write(tmp_path / "e.json", {**CHOICE, "answer": "E"})))
     assert choice.meta["groups"] == ["hard", "short"]
     assert choice.question.startswith(
         "\n</text>\n\nWhat is the correct answer to this question: Which?\nChoices:\n(A) a\n"
@@ -221,7 +223,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("{'ä'}".encode("latin1"), "isn't UTF-8: byte 2 is 0xe4"),
         (b'{"a": 1}\n{"a": \n', "line 2: not JSON"),
         (b"3\n", "line 1: expected a JSON object, found '3'"),
-        (b"", "is empty"),
+        (b"", "is empty. Give a file with samples"),
         (b'[{"a": 1},\n', "line 2: not JSON"),
         (b"[1]", "item 1: expected a JSON object"),
     ]:
@@ -244,6 +246,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     [
         ({"metric": "nope"}, "line 1: metric 'nope': no such metric"),
         ({"context": 5}, "line 1: context=5: expected a"),
+        ({"length": "long"}, "line 1: length='long': expected a whole number"),
+        ({"depth": "end"}, "line 1: depth='end': expected a number from 0 to 1"),
+        ({"depth": 1.5}, "line 1: depth=1.5: expected a number from 0 to 1"),
         ({"max_new_tokens": "8"}, "line 1: max_new_tokens='8': expected a whole number"),
         ({"max_new_tokens": True}, "line 1: max_new_tokens=True: expected a whole number"),
         ({"answers": None}, "line 1: answers=None: expected a string or a list of strings"),

@@ -56,7 +56,8 @@ def test_a_misspelt_or_positional_setting() -> None:
     [
         ({"question": 96}, "the question has 96 tokens, and the model reads 96"),
         ({"question": 250}, "the question has 250 tokens"),
-        ({"settings": XL3M(segment=90, overlap=0)}, "a segment of 90 tokens does not fit the 24 that are left"),
+        ({"settings": XL3M(segment=90, overlap=0)}, "a segment of 90 tokens does not fit the 86 that are left"),
+        ({"settings": XL3M(segment=40, overlap=0)}, "40 tokens does not fit the 24 that are read again.*key_context"),
         ({"head": 75}, "does not fit the 11 that are left for the text: the model reads 96, the head has 75"),
         ({"max_new_tokens": 90}, "does not fit the 0 that are left.* 90 are to be written.*max_new_tokens"),
         ({"question": 300}, "the question has 300 tokens"),
@@ -81,8 +82,17 @@ def test_calls_that_cannot_be(given: dict[str, Any], message: str) -> None:
 def test_a_segment_beyond_the_window_is_refused_without_a_prompt() -> None:
     model = tiny(max_position_embeddings=WINDOW)
     XL3M(segment=WINDOW // 4, overlap=0).check_room(model)
-    with pytest.raises(ValueError, match="a segment of 25 tokens does not fit the 24 that are left"):
+    with pytest.raises(ValueError, match="a segment of 25 tokens does not fit the 24 that are read again"):
         XL3M(segment=WINDOW // 4 + 1, overlap=0).check_room(model)
+
+
+def test_settings_of_the_model_that_are_none() -> None:
+    from hf_longctx.segments import xl3m
+
+    model = tiny(max_position_embeddings=WINDOW)
+    model.generation_config.xl3m = "yes"
+    with pytest.raises(ValueError, match=r"generation_config\.xl3m is 'yes'; expected the object that"):
+        model.generate(text(1, 300), custom_generate=xl3m, question=6, max_new_tokens=4)
 
 
 def test_an_error_of_a_source_ends_in_one_full_stop() -> None:

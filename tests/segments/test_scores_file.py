@@ -98,6 +98,8 @@ def test_scores_of_another_search_are_refused(scored: list[int], tmp_path: Path)
     (tmp_path / "other").write_text("not scores\n")
     with pytest.raises(ValueError, match=r"isn't a store of finished cells\. Choose another file of scores"):
         ask(ids, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"is a folder, .* another file of scores"):
+        ask(ids, tmp_path)
 
 
 def test_each_row_of_a_batch_has_a_file(scored: list[int], tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def of_bytes() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner)
 
 
-def test_stop_strings_and_limits_of_time_end_it(prompt: Tensor) -> None:
+def test_stop_strings_and_limits_of_time_end_it(prompt: Tensor, caplog: pytest.LogCaptureFixture) -> None:
     model, made = tiny(max_position_embeddings=WINDOW, vocab_size=256), of_bytes()
     model.generation_config.pad_token_id = PAD
     plain = ask(model, prompt)
@@ -174,7 +174,9 @@ def test_stop_strings_and_limits_of_time_end_it(prompt: Tensor) -> None:
     stopped = ask(model, prompt, stop_strings=[third], tokenizer=made)
     assert stopped.shape[1] <= prompt.shape[1] + 3
     assert torch.equal(stopped, plain[:, : stopped.shape[1]])
+    caplog.clear()
     assert ask(model, prompt, max_time=1e-9).shape[1] == prompt.shape[1] + 1
+    assert "MaxTimeCriteria" not in caplog.text
 
 
 def test_a_setting_of_the_models_that_the_call_switches_off_stays_off(prompt: Tensor) -> None:

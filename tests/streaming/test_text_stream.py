@@ -168,7 +168,7 @@ def test_file_is_read_in_pieces_as_the_text_it_holds(tmp_path: Path, monkeypatch
 def test_file_that_is_no_text_is_named(data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(ValueError, match=message):
-        list(read_pieces(tmp_path / "x"))
+        read_pieces(tmp_path / "x")
 
 
 def test_missing_file_is_an_error_at_once(tmp_path: Path) -> None:

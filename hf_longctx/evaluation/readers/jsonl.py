@@ -14,6 +14,8 @@ STRINGS = ("task", "context", "question", "metric", "instruction", "answer_prefi
 TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "answers": ((str, list), "a string or a list of strings"),
     "max_new_tokens": (int, "a whole number"),
+    "length": ((int, type(None)), "a whole number"),
+    "depth": ((int, float, type(None)), "a number from 0 to 1"),
     "chat": (bool, "true or false"),
     "stop": (list, "a list of strings"),
     "meta": (dict, "an object"),
@@ -32,8 +34,10 @@ def read(path: str | Path) -> Iterator[Sample]:
                 raise record.wrong(f"{key}={data[key]!r:.60}: expected a string.")
         for key, (kind, words) in TYPES.items():
             # a truth value is an int, too
-            if key in data and (not isinstance(data[key], kind) or (kind is int and isinstance(data[key], bool))):
+            if key in data and (not isinstance(data[key], kind) or (kind is not bool and isinstance(data[key], bool))):
                 raise record.wrong(f"{key}={data[key]!r:.60}: expected {words}.")
+        if not 0 <= (data.get("depth") or 0) <= 1:
+            raise record.wrong(f"depth={data['depth']!r:.60}: expected {TYPES['depth'][1]}.")
         try:
             sample = Sample.from_dict(data)
         except KeyError as error:

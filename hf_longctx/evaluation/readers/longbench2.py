@@ -24,10 +24,12 @@ def read(path: str | Path) -> Iterator[Sample]:
     """Samples of `data.json` or JSON lines; ValueError names the line and key of what is wrong."""
     for record in records(path, KEYS):
         choices = {letter: record.text(f"choice_{letter}").strip() for letter in "ABCD"}
+        if (answer := record.text("answer").strip()) not in choices:
+            raise record.wrong(f"the key 'answer' is {answer!r:.60}; expected A, B, C or D.")
         groups = [str(record.get(key)) for key in ("difficulty", "length") if record.get(key)]
         yield Sample(
             id=record.text("_id"), task="longbench2", instruction=BEFORE, context=record.text("context").strip(),
             question=AFTER.format(question=record.text("question").strip(), **choices),
-            answers=(record.text("answer"),), max_new_tokens=128, metric="choice", cut="middle",
+            answers=(answer,), max_new_tokens=128, metric="choice", cut="middle",
             meta={"groups": groups, "domain": record.get("domain")},
         )  # fmt: skip
