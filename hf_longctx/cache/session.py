@@ -26,9 +26,9 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 }
 # what the session gives `generate` itself, and what would change what comes back
 _OWN = (
-    *("past_key_values", "cache_implementation", "inputs", "input_ids", "inputs_embeds", "attention_mask"),
-    *("position_ids", "return_dict_in_generate", "custom_generate"),
-)
+    "past_key_values", "cache_implementation", "inputs", "input_ids", "inputs_embeds", "attention_mask",
+    "position_ids", "return_dict_in_generate", "custom_generate",
+)  # fmt: skip
 
 
 class EditSession:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +80,8 @@ def load(
     location = locate(model).location
     tokenizer = _tokenizer(model, location, kwargs)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **kwargs)
+        with _found_at(location):
+            loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **kwargs)
     except SafetensorError as error:
         raise OSError(
             f"{str(model)!r}: a weights file is cut short or damaged ({error}). Download or save the model again."
@@ -91,10 +94,6 @@ def load(
             f"{str(model)!r} is no causal language model ({_first_line(error)}). Give one with RoPE, such as Llama, "
             f"Qwen or Gemma."
         ) from error
-    except OSError as error:
-        if Path(location).is_dir():
-            raise
-        raise OSError(_not_found(location, _first_line(error))) from error
     if "device_map" not in kwargs:
         loaded = loaded.to(device)
     return loaded.eval(), tokenizer
@@ -114,20 +113,28 @@ def _tokenizer(model: str | os.PathLike[str], location: str, kwargs: dict[str, A
         if problem:
             raise OSError(_not_found(location, problem))
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            location, **{key: value for key, value in kwargs.items() if key in _SHARED_KWARGS}
-        )
+        with _found_at(location):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                location, **{key: value for key, value in kwargs.items() if key in _SHARED_KWARGS}
+            )
     except ValueError as error:
         reason = _first_line(error).rstrip(" :")
         raise ValueError(
             f"{str(model)!r}: its tokenizer could not be loaded ({reason}). Save one beside the model: "
             f"tokenizer.save_pretrained(folder)."
         ) from error
+    return tokenizer
+
+
+@contextmanager
+def _found_at(location: str) -> Iterator[None]:
+    """An OSError about what is no folder says where it was looked for; one about a folder's files says enough."""
+    try:
+        yield
     except OSError as error:
         if Path(location).is_dir():
             raise
         raise OSError(_not_found(location, _first_line(error))) from error
-    return tokenizer
 
 
 def locate(model: str | os.PathLike[str]) -> Checkpoint:

@@ -146,7 +146,7 @@ def evaluate(
             chunk=chunk, score_chunk=score_chunk,
         )  # fmt: skip
     else:
-        hay = haystack_ids(tokenizer, "filler" if haystack == "filler" else load_text(text))
+        hay = _hay(tokenizer, haystack, text)
         _check_prompts(tokenizer, lengths, depths, hay, trials=trials, seed=seed)
         settings |= {"text": "filler" if haystack == "filler" else Path(text).name, "trials": trials}
         settings |= {"prefill_chunk_size": prefill_chunk_size, "token_ids": _sha(json.dumps(hay).encode())}
@@ -299,8 +299,11 @@ def check_texts(
     if task == "ppl":
         tokenize_documents(tokenizer, load_text(text), max(lengths), documents)
     else:
-        hay = haystack_ids(tokenizer, "filler" if haystack == "filler" else load_text(text))
-        _check_prompts(tokenizer, lengths, depths, hay, trials=1, seed=0)
+        _check_prompts(tokenizer, lengths, depths, _hay(tokenizer, haystack, text), trials=1, seed=0)
+
+
+def _hay(tokenizer: Any, haystack: str, text: str) -> list[int]:
+    return haystack_ids(tokenizer, "filler" if haystack == "filler" else load_text(text))
 
 
 def _check_prompts(

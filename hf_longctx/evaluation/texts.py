@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_text(path_or_name: str | Path) -> str:
+def load_text(path_or_name: str | Path, *, holds: str = "text in it, or 'python-docs'") -> str:
     """A text by name, or the contents of a UTF-8 file.
 
     Args:
         path_or_name: "python-docs" for the language reference that comes with CPython (`pydoc_data.topics`, about
             465,000 characters; it differs a little between Python versions), otherwise a path.
+        holds: What a file that is empty should have had, as its error says.
 
     Raises:
         FileNotFoundError: There is no such file or name.
@@ -42,7 +43,7 @@ def load_text(path_or_name: str | Path) -> str:
             "Convert it first, for example with `iconv -f latin1 -t utf-8`."
         ) from error
     if not text.strip():
-        raise ValueError(f"{path} is empty. Give a file with text in it, or 'python-docs'.")
+        raise ValueError(f"{path} is empty. Give a file with {holds}.")
     return text
 
 

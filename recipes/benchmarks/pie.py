@@ -27,7 +27,7 @@ from hf_longctx.checkpoints import load
 from hf_longctx.evaluation.results import row
 
 from .pie_methods import METHODS, OURS, RULES, Result, measure, view
-from .pie_texts import KINDS, MOST, edits
+from .pie_texts import KINDS, MOST, PLACES, edits
 from .reading import TRAINED, K, arguments, finish
 
 BARS = {2 * K: "<= 5e-4", 8 * K: "<= 2e-4"}
@@ -121,9 +121,6 @@ def timed(args: Any) -> Iterator[dict[str, Any]]:
         for places in (1, PLACES):
             yield _timed(model, tower, old, before, read, places, args)
         edit_graph.forget(tower)
-
-
-PLACES = 3  # of an edit that changes several
 
 
 def _timed(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 KINDS = ("insert", "delete", "replace", "several places")
 MOST = 64  # tokens of one edit
+PLACES = 3  # of an edit that changes several
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def edits(tokenizer: Any, length: int, count: int, per_text: int, seed: int) -> 
 
 
 def _edit(source: random.Random, text: int, old: Tensor, donor: Tensor, kind: str) -> Edit:
-    places = 1 if kind != "several places" else 3
+    places = 1 if kind != "several places" else PLACES
     kinds = [kind] if places == 1 else source.choices(KINDS[:3], k=places)
     # from the last place to the first, so that earlier ones stay where they are
     at = sorted(source.sample(range(1, len(old) - MOST), places), reverse=True)

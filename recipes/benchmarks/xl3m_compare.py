@@ -101,10 +101,15 @@ READERS: dict[str, tuple[list[LongContextMethod], int | None, int]] = {  # metho
 }
 
 
+def _tasks(bench: Bench) -> dict[str, Callable[[Bench, int, int], Asked]]:
+    """All of them, or those that were asked for."""
+    return {name: TASKS[name] for name in bench.args.compare_tasks or TASKS}
+
+
 def own(bench: Bench) -> Iterator[dict[str, Any]]:
     """What the model itself answers to the same questions about 2k tokens: how much of a loss is the reader's."""
-    for name in bench.args.compare_tasks or TASKS:
-        asked = TASKS[name](bench, OWN, bench.args.questions)
+    for name, make in _tasks(bench).items():
+        asked = make(bench, OWN, bench.args.questions)
         text = asked.text.tolist()
         rows = [[*asked.head, *text, *question] for question in asked.questions]
         share = _recall(bench.answers(rows, asked.new_tokens), asked.answers)
@@ -114,8 +119,8 @@ def own(bench: Bench) -> Iterator[dict[str, Any]]:
 def kept(bench: Bench) -> Iterator[dict[str, Any]]:
     """The share of the answers that is in what XL3M has the model read: the search without the reader."""
     length = bench.args.compare_lengths[0]
-    for name in bench.args.compare_tasks or TASKS:
-        asked = TASKS[name](bench, length, bench.args.questions)
+    for name, make in _tasks(bench).items():
+        asked = make(bench, length, bench.args.questions)
         rows = [context for context, _ in _searched(bench, asked)]
         share = _recall([bench.tokenizer.decode(context) for context in rows], asked.answers)
         of = sum(map(len, rows)) / len(rows) / length
@@ -132,10 +137,10 @@ def compare(bench: Bench) -> Iterator[dict[str, Any]]:
             for name, (_, _, longest) in READERS.items()
             if length > longest
         }
-        for name in bench.args.compare_tasks or TASKS:
+        for name, make in _tasks(bench).items():
             if time.monotonic() > end:
                 return
-            asked = TASKS[name](bench, length, bench.args.questions)
+            asked = make(bench, length, bench.args.questions)
             found: dict[str, float | None] = {}
             seconds: dict[str, float] = {}
             for method, work in _methods().items():

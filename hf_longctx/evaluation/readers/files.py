@@ -13,10 +13,7 @@ from hf_longctx.evaluation.texts import load_text
 
 def whole_text(path: str | Path) -> str:
     """A UTF-8 file. FileNotFoundError and ValueError as in `load_text`; a name it knows is not meant here."""
-    path = Path(path).expanduser().absolute()
-    if path.is_file() and path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty. Give a file with samples in it.")
-    return load_text(path)
+    return load_text(Path(path).expanduser().absolute(), holds="samples in it")
 
 
 @dataclass(frozen=True)
