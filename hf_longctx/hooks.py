@@ -28,6 +28,7 @@ from .attention import interface
 from .attention.base import AttentionMethod, refuse_moving_frequencies
 from .attention.positions import STATE, adopt_all
 from .attention.shared import is_shared
+from .attention.turns import read_again_if_needed
 from .cache.shared_layers import SharedCache
 from .generation.graphs import can_replay, decoder, forget
 from .method import KEY, LongContextMethod, read_key, write_key
@@ -55,6 +56,7 @@ class _Key:
 WRAPPED: tuple[tuple[Any, str], ...] = (
     (PreTrainedModel, "post_init"),
     (GenerationMixin, "_prepare_cache_for_generation"),
+    (GenerationMixin, "_prefill"),
     (GenerationMixin, "_valid_auto_compile_criteria"),
     (PreTrainedModel, "get_compiled_call"),
     (GenerationMixin, "_extract_generation_mode_kwargs"),
@@ -97,6 +99,18 @@ def install() -> None:
             forget(cache)
         return result
 
+    prefill = GenerationMixin._prefill
+
+    @functools.wraps(prefill)
+    def keyed_prefill(
+        self: Any, input_ids: Any, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if _attention_methods(self):
+            tower = find_tower(self)
+            cache, mask = cache_in(model_kwargs), model_kwargs.get("attention_mask")
+            read_again_if_needed(vars(tower)[STATE], tower, cache, input_ids, mask)
+        return prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs)
+
     criteria, compiled_call = GenerationMixin._valid_auto_compile_criteria, PreTrainedModel.get_compiled_call
 
     @functools.wraps(criteria)
@@ -127,7 +141,14 @@ def install() -> None:
     setattr(PreTrainedConfig, KEY, _Key())
     for (owner, name), ours in zip(
         WRAPPED,
-        (keyed_post_init, keyed_prepare_cache, keyed_criteria, keyed_compiled_call, keyed_mode_kwargs),
+        (
+            keyed_post_init,
+            keyed_prepare_cache,
+            keyed_prefill,
+            keyed_criteria,
+            keyed_compiled_call,
+            keyed_mode_kwargs,
+        ),
         strict=True,
     ):
         _stock[name], _ours[name] = getattr(owner, name), ours

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .layers import Rows
 from .ring import Ring
+from .slots import Rows
 
 ROOM = 128  # columns that a full buffer grows by at the least; half of what it holds, if that is more
 
@@ -111,8 +111,8 @@ class SharedLayer(Rows, DynamicLayer):
             )
         if self.ring is None:
             return super().update(key_states, value_states)
-        self.keys.index_copy_(2, self.ring.column, key_states.to(self.keys.dtype))
-        self.values.index_copy_(2, self.ring.column, value_states.to(self.values.dtype))
+        self.ring.write(self.keys, key_states)
+        self.ring.write(self.values, value_states)
         n = self.ring.readable
         return self.keys[:, :, :n], self.values[:, :, :n]
 
@@ -263,10 +263,9 @@ class SharedCache(Cache):
         for layer in self.layers:
             where = layer.keys.device
             if where not in new:
-                ring = new[where] = Ring(batch, size, where)
+                # a mask's columns and the buffers' are the same, so padding takes its place too
+                ring = new[where] = Ring(batch, size, where, start=filled, read=filled, waiting_moves=True)
                 ring.pos_BN[:, :filled] = pos
-                ring.column.fill_(filled)
-                ring.filled = filled
                 # a graph reads all columns; kernels compiled for that number now need not be while it is recorded
                 ring.whole = where.type == "cuda"
             layer.to_ring(new[where])
