@@ -124,7 +124,9 @@ class AttentionMethod(LongContextMethod):
         """Give layers that stay stock a config that names `inner`: flash attention reads there which library it is."""
         named: dict[int, Any] = {}
         for module in modules:
-            own: Any = module.config
+            own: Any = getattr(module, "config", None)
+            if own is None:
+                continue
             if id(own) not in named:
                 named[id(own)] = copy.copy(own)
                 vars(named[id(own)])["_attn_implementation_internal"] = inner

@@ -8,11 +8,9 @@ instead of decoding wrongly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from ..anatomy import layer_type
 from ..upstream.caches import given_cache
@@ -20,11 +18,15 @@ from ..upstream.versions import SAY_VERSION
 from .positions import Step, Tower, after_forward, before_forward, has_rope, stock_class
 from .watch import evaluating
 
-PIECES = (3, 2, 1)
+PIECES = 3, 2, 1
 
 
 class _Enough(Exception):
-    """Every kind of layer has been seen."""
+    """Every kind of layer has been seen; `cache` is what they have read into."""
+
+    def __init__(self, cache: Any) -> None:
+        super().__init__()
+        self.cache = cache
 
 
 @torch.no_grad()
@@ -34,41 +36,34 @@ def follow(tower: Any, state: Tower) -> None:
     Once for a model. Only the layers up to the last new kind are run. A model that is spread over processes is left to
     its first forwards, which raise where a cache is not found.
     """
-    where = tower.get_input_embeddings().weight.device
     if (torch.distributed.is_available() and torch.distributed.is_initialized()) or not state.rotary_is_ready():
         return
     kinds = {(type(m), layer_type(m), has_rope(m)): m for m in reversed(state.layers)}
     last = max(kinds.values(), key=lambda module: module.layer_idx)  # type: ignore[arg-type, return-value]
-    cache, start = DynamicCache(config=tower.config), 0
-    device = "cpu" if where.type == "meta" else where  # offloaded: accelerate moves them on
+    cache, start = None, 0  # a model makes its first cache itself
     for length in PIECES:
-        ids = torch.arange(start, start + length, device=device)[None] % tower.config.vocab_size
-        kwargs = {"input_ids": ids, "use_cache": True, **given_cache(tower, cache)}
-        state.following = _watch(start, length, last)
         try:
-            with evaluating(tower):
-                before_forward(tower, (), kwargs)
-                try:
-                    tower.forward(**kwargs)
-                finally:
-                    after_forward(tower, (), None)
-        except _Enough:
-            pass
+            cache = _read(tower, state, cache, start, length, last)
         except Exception as error:
             raise ValueError(
                 f"{type(tower).__name__}: refused by the self-check, which reads a few tokens in pieces through the "
                 f"model's cache: {type(error).__name__}: {error}"
             ) from error
-        finally:
-            state.following = None
         start += length
     state.followed = True
 
 
-def _watch(start: int, length: int, last: Any) -> Callable[..., None]:
+def _read(tower: Any, state: Tower, cache: Any, start: int, length: int, last: Any) -> Any:
+    """Read tokens from `start` on through the layers up to `last`; the cache that they found."""
+    where = tower.get_input_embeddings().weight.device
+    device = "cpu" if where.type == "meta" else where  # offloaded: accelerate moves them on
     expected = list(range(start, start + length))
+    pos = torch.tensor([expected], device=device)  # given, as `generate` does: some hybrids do not count by themselves
+    kwargs = {"input_ids": pos % tower.config.vocab_size, "position_ids": pos, "use_cache": True}
+    if cache is not None:
+        kwargs |= given_cache(tower, cache)
 
-    def see(module: Any, step: Step, layer: Any) -> None:
+    def see(module: Any, step: Step, layer: Any, cache: Any) -> None:
         found = step.q_pos_BL[0].tolist()
         if layer is None or found != expected or layer.seen != start + length:
             held = "no cache" if layer is None else f"a cache, of {layer.seen} tokens by now,"
@@ -77,6 +72,18 @@ def _watch(start: int, length: int, last: Any) -> Callable[..., None]:
                 f"{SAY_VERSION}"
             )
         if module is last:
-            raise _Enough
+            raise _Enough(cache)
 
-    return see
+    state.following = see
+    try:
+        with evaluating(tower):
+            before_forward(tower, (), kwargs)
+            try:
+                tower.forward(**kwargs)
+            finally:
+                after_forward(tower, (), None)
+    except _Enough as enough:
+        return enough.cache
+    finally:
+        state.following = None
+    raise RuntimeError(f"{stock_class(last).__name__} was not called. {SAY_VERSION}")

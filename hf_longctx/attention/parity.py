@@ -139,15 +139,16 @@ def _compare(module: Any, tower: Tower, hidden_1LX: Tensor) -> None:
         raise _refusal(module, tower, hidden_1LX, error) from error
     device = hidden_1LX.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_1LX.dtype
-    for out, words, reason in (
-        (ours, "With keys kept un-rotated", "it normalises them after rotating, for example"),
-        (pieces, "Through a cache of first tokens and a window", "it mixes the keys of several tokens, for example"),
-    ):
+    for out, words in (
+        (ours, "With keys kept un-rotated {}, so it does more with rotated keys than attend: it normalises them after "
+         "rotating, for example"),
+        (pieces, "Through a cache of first tokens and a window {}, so it does more with cached keys than attend"),
+    ):  # fmt: skip
         off = float((out.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
         if not off <= TOLERANCE.get(dtype, 6e-2):
+            why = words.format(f"its attention is off by {off:.1e} (relative)")
             raise ValueError(
-                f"{stock.__name__}: refused by the self-check. {words} its attention is off by {off:.1e} (relative), "
-                f"so it does more with keys than attend: {reason}. hf_longctx does not support this model."
+                f"{stock.__name__}: refused by the self-check. {why}. hf_longctx does not support this model."
             )
 
 

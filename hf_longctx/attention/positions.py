@@ -212,7 +212,7 @@ def _forward(
     forward = stock.forward if torch.compiler.is_compiling() else unrotated(stock.forward)
     out = forward(module, hidden_states, position_embeddings=step.identity, longctx=(tower, step, layer), **kwargs)
     if tower.following is not None:
-        tower.following(module, step, layer)
+        tower.following(module, step, layer, cache)
     return out
 
 
