@@ -10,6 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .detokenizer import Detokenizer as Detokenizer
+from .detokenizer import written as written
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -93,51 +96,6 @@ def render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> st
     """A chat as the text that the model goes on from."""
     text: Any = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     return str(text)
-
-
-class Detokenizer:
-    """Text from tokens as they come; looks back a few tokens only. A character of several tokens comes when whole."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = 0  # of these ids, which are kept because what follows may be spaced by them
-
-    def add(self, token: int) -> str:
-        """The text that this token completes, perhaps none."""
-        self._ids.append(token)
-        before, text = self._decode(self._ids[: self._shown]), self._decode(self._ids)
-        waiting = len(self._ids) - self._shown
-        # a lone part of a character; four bytes are the longest, and what is no character at all must come out too
-        if text.endswith("\ufffd") and waiting < 4:
-            return ""
-        # a special token has no text, and is no context for the next one's
-        if text == before and waiting < 16:
-            return ""
-        self._ids = self._ids[self._shown :]
-        self._shown = len(self._ids)
-        return text[len(before) :]
-
-    def end(self) -> str:
-        """What is left, if the last character never became whole."""
-        text = self._decode(self._ids)[len(self._decode(self._ids[: self._shown])) :]
-        self._ids, self._shown = [], 0
-        return text
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def written(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of `tokens`, piece by piece as they come."""
-    detokenizer = Detokenizer(tokenizer)
-    for token in tokens:
-        text = detokenizer.add(token)
-        if text:
-            yield text
-    rest = detokenizer.end()
-    if rest:
-        yield rest
 
 
 def _cut(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
