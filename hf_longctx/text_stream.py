@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from .detokenizer import Detokenizer as Detokenizer
 from .detokenizer import written as written
+from .joins import ids_after, ids_before, ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PIECE = 2**15  # characters that are tokenised at once
 MARK = "\ue000-hf-longctx-\ue000"  # stands for a text in a chat template; private-use characters are in no text
-# tokenizers split between a line's last word and the next line's first, whatever stands before and behind
+# tokenizers split between a line's last word and the next line's first, whatever stands around them
 _LINE, _WORD = re.compile(r"(?<=\S)\n(?=\S)"), re.compile(r"(?<=\S)(?= \S)")
+
+_AFTER_LINE, _AFTER_WORD = "a\n", "a"  # stand-ins for what was cut off there
 
 
 def read_pieces(path_or_name: str | Path) -> Iterator[str]:
@@ -46,7 +49,7 @@ def read_pieces(path_or_name: str | Path) -> Iterator[str]:
 
 
 def encode_pieces(
-    tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], *, bos: bool = True
+    tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], *, bos: bool = True, after: str = ""
 ) -> Iterator[list[int]]:
     """The token ids of the text that `pieces` make up, a list for about every 32,000 characters.
 
@@ -60,20 +63,48 @@ def encode_pieces(
         pieces: The text, cut anywhere.
         bos: Begin with the beginning-of-text token, where the tokenizer adds one by itself. False for a text that goes
             on, or a chat template that has it.
+        after: The text that this one goes on from, if there is one. Its own ids are those of `joins.ids_before`.
     """
     if bos:
         from .evaluation.passkey import bos_prefix
 
         yield bos_prefix(tokenizer)
-    for before, text in _cut(pieces):
-        # behind a stand-in for what was cut off, else some tokenizers take it for a beginning and put a space there
-        known, ids = _ids(tokenizer, before), _ids(tokenizer, before + text)
+    for _, _, ids in encoded(tokenizer, pieces, after):
+        yield ids
+
+
+def encoded(
+    tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], after: str = ""
+) -> Iterator[tuple[str, str, list[int]]]:
+    """The parts in which `encode_pieces` tokenises a text: a stand-in for what each goes on from, the text, its ids."""
+    for number, (before, text) in enumerate(_cut(pieces)):
+        if number == 0:
+            yield after, text, ids_after(tokenizer, after, text, ids_before(tokenizer, after))
+            continue
+        if before not in (_AFTER_LINE, _AFTER_WORD):
+            yield before, text, ids_after(tokenizer, before, text)
+            continue
+        # after a stand-in for what was cut off, else some tokenizers take it for a beginning and put a space there
+        known, ids = ids_of(tokenizer, before), ids_of(tokenizer, before + text)
         if ids[: len(known)] != known:
             raise ValueError(
                 f"{type(tokenizer).__name__}: {before!r} and {text[:20]!r}... share a token of this tokenizer, so a "
                 f"text cannot be tokenised in pieces. Tokenise it whole and stream the ids."
             )
-        yield ids[len(known) :]
+        yield before, text, ids[len(known) :]
+
+
+def lines_of(text: str) -> list[str]:
+    """They end at a line feed, with or without a carriage return before it. `str.splitlines` cuts at eight more
+    characters (U+2028, U+0085, form feed ...), which texts have inside of their lines."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def last_line(text: str) -> tuple[str, str]:
+    """The last line that is tokenised as it would be alone, and a stand-in for what it follows; "" if that is all."""
+    at = max((match.start() + 1 for match in _LINE.finditer(text)), default=0)
+    return (_AFTER_LINE if at else ""), text[at:]
 
 
 def with_question(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], question: str) -> Iterator[str]:
@@ -110,7 +141,7 @@ def _cut(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
                 break  # one long line: wait for its end
             at = line + 1 if line else word or PIECE
             yield before, text[:at]
-            before, text = "a\n" if line else "a" if word else "", text[at:]
+            before, text = _AFTER_LINE if line else _AFTER_WORD if word else text[at - 8 : at], text[at:]
     if text:
         yield before, text
 
@@ -118,10 +149,6 @@ def _cut(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
 def _last(pattern: re.Pattern[str], text: str) -> int:
     """Where `pattern` is last in the first part of `text`; 0: nowhere."""
     return max((match.start() for match in pattern.finditer(text, 0, 2 * PIECE)), default=0)
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _from_file(path: Path) -> Iterator[str]:

@@ -24,6 +24,7 @@ TEXTS = (
 SPECIAL = ["<s>", "</s>", "<unk>", "<|think|>"]
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
 TOLD = " ".join(TEXTS[:4]) + " ok it 's so , is it n't ? yes ! '"
+ALPHABET = " ".join(map(chr, range(33, 127))) + "\n" + "".join(map(chr, range(33, 127))) + "¿é。"
 
 
 def made(inner: Any, **settings: Any) -> PreTrainedTokenizerFast:
@@ -73,9 +74,11 @@ def no_strip() -> PreTrainedTokenizerFast:  # as Gemma
 
 def unigram(**settings: Any) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.Unigram())
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    lines = pre_tokenizers.Split("\n", "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), lines])
+    inner.decoder = decoders.Metaspace()
     inner.train_from_iterator(
-        [TOLD, HARD], trainers.UnigramTrainer(vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>")
+        [TOLD, HARD, ALPHABET], trainers.UnigramTrainer(vocab_size=400, special_tokens=SPECIAL, unk_token="<unk>")
     )
     return made(inner, **settings)
 
@@ -83,7 +86,7 @@ def unigram(**settings: Any) -> PreTrainedTokenizerFast:
 def word_piece(cleanup: bool, **settings: Any) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordPiece(unk_token="<unk>"))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(cleanup=cleanup)
-    inner.train_from_iterator([TOLD, HARD], trainers.WordPieceTrainer(vocab_size=300, special_tokens=SPECIAL))
+    inner.train_from_iterator([TOLD, HARD, ALPHABET], trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL))
     return made(inner, **settings)
 
 
