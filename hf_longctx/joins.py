@@ -8,7 +8,7 @@ that is far away or not text any more), and the ids of that are taken off again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,6 +62,6 @@ def ids_of_parts(tokenizer: PreTrainedTokenizerBase, *parts: str) -> list[list[i
     return [whole[start:end] for start, end in zip(ends, [*ends[1:], len(whole)], strict=True)]
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids both begin with."""
+def common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many ids (or characters) both begin with."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

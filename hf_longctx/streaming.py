@@ -190,6 +190,13 @@ class Reader:
         )
         return self._write(config, processors)
 
+    def take_back(self) -> int | None:
+        """The token written last, which is then no part of the text; None if the model has read it already."""
+        token, self._pending = self._pending, None
+        if token is not None:
+            self._recent.pop()
+        return token
+
     def _write(self, config: Any, processors: Any) -> Iterator[int]:
         end = set() if config._eos_token_tensor is None else set(config._eos_token_tensor.tolist())
         written = 0
