@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from .copies import deep_copy
 from .joins import common, ids_after, ids_of
 from .text_stream import MARK, render, written
 
@@ -50,6 +51,10 @@ class Chat:
         self._last: deque[int] = deque(maxlen=16)  # tokens written last
         self._end: set[int] = set()  # tokens that end an answer
         self.tokens, self.seconds = 0, 0.0  # of the last answer
+
+    def __deepcopy__(self, memo: Any) -> Chat:
+        """The conversation so far, which goes on by itself from here, with the same model."""
+        return deep_copy(self, memo, self.tokenizer)
 
     def answer(self, text: str, **settings: Any) -> Iterator[str]:
         """Read a turn of the user and write the answer, as text that comes piece by piece. Settings: `Reader.generate`.

@@ -20,6 +20,7 @@ from torch import Tensor
 from .attention.positions import STATE, adopt_all
 from .cache.layers import UnrotatedLayer
 from .cache.rebase import Rebase
+from .copies import deep_copy
 from .generation.graphs import can_replay, decoder, forget
 from .patch import applied, unwrap
 from .token_source import pieces
@@ -125,6 +126,12 @@ class Reader:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self._base).__name__}, position={self.position:,}, nbytes={self.nbytes:,})"
+
+    def __deepcopy__(self, memo: Any) -> Reader:
+        """A reader that goes on from here by itself, on the same model."""
+        twin = deep_copy(self, memo, self.model, self._base, *self._patches, self._progress, self._step)
+        twin._step = None  # a graph belongs to one cache
+        return twin
 
     @property
     def position(self) -> int:

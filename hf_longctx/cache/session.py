@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..anatomy import find_tower
 from ..attention.positions import STATE, adopt_all
+from ..copies import deep_copy
 from ..patch import unwrap
 from .edit import CHUNK, EditReport, edit
 from .edit_plan import repair_of
@@ -69,6 +70,10 @@ class EditSession:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.text):,} characters, {len(self._held):,} tokens)"
+
+    def __deepcopy__(self, memo: Any) -> EditSession:
+        """The same text, edited by itself from here on, with the same model."""
+        return deep_copy(self, memo, self.model, self.tokenizer)
 
     @property
     def cache(self) -> DynamicCache:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from ..copies import deep_copy
 from .layers import Rows
 from .ring import Ring
 
@@ -176,6 +177,17 @@ class SharedCache(Cache):
         self.current, self.owner, self.padded = Current(), owner, False
         self.most: int | None = None
         super().__init__(layers=[SharedLayer(levels, index, self.current) for index in range(n_layers)])
+
+    def __deepcopy__(self, memo: Any) -> SharedCache:
+        """Suffixes of its own after the same prefix, which holds the model."""
+        return deep_copy(self, memo, self.owner)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a cache of a shared prefix cannot be pickled: its prefix belongs to a model. Save the prefix "
+            "(prefix.save(path)), use load_prefix(model, path) where it is needed, and read the turns again, from "
+            "prefix.cache() on. For a second cache of the same turns, copy.deepcopy(cache)."
+        )
 
     @property
     def prefix_length(self) -> int:
