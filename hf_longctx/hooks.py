@@ -32,6 +32,7 @@ from .cache.shared_layers import SharedCache
 from .generation.graphs import can_replay, decoder, forget
 from .method import KEY, LongContextMethod, read_key, write_key
 from .patch import applied
+from .upstream.caches import cache_in
 
 
 class _Key:
@@ -89,7 +90,7 @@ def install() -> None:
         if methods:
             _check_generation(methods[0], generation_config, generation_mode)
         result = prepare_cache(self, generation_config, model_kwargs, generation_mode, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
+        cache = cache_in(model_kwargs)
         if methods and cache is not None:
             adopt_all(vars(find_tower(self))[STATE], cache)
         if methods or isinstance(cache, SharedCache):
@@ -100,7 +101,7 @@ def install() -> None:
 
     @functools.wraps(criteria)
     def keyed_criteria(self: Any, model_kwargs: Any, generation_config: Any) -> bool:
-        cache = model_kwargs.get("past_key_values")
+        cache = cache_in(model_kwargs)
         if not _attention_methods(self) and not isinstance(cache, SharedCache):
             return criteria(self, model_kwargs, generation_config)
         return not generation_config.disable_compile and can_replay(self, cache)
