@@ -119,6 +119,9 @@ class EditSession:
             wanted = settings.get(name, getattr(config, name, None))
             if wanted not in off:
                 raise ValueError(f"{name}={wanted!r}: a session has one text and one cache. Leave it out.")
+        asked = getattr(config, "cache_implementation", None)
+        if asked not in (None, self.model.generation_config.cache_implementation):
+            raise ValueError(f"cache_implementation={asked!r}: a session has a cache of its own. Leave it out.")
         for name in _OWN:
             if name in settings:
                 raise ValueError(f"{name}: a session keeps its own cache and tokens, and returns text. Leave it out.")
@@ -127,7 +130,10 @@ class EditSession:
         cache, self._cache = self.cache, None  # it is the text's again once generate has come to its end
         held = torch.tensor([self._held], device=self.model.device)
         # also where the model's own generation_config has something else
-        one_row = {name: off[-1] for name, off in _REFUSED.items()} | {"return_dict_in_generate": False}
+        one_row = {name: off[-1] for name, off in _REFUSED.items()} | {
+            "return_dict_in_generate": False,
+            "cache_implementation": None,
+        }
         written = self.model.generate(
             held,
             attention_mask=torch.ones_like(held),
