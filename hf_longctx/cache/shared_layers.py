@@ -221,7 +221,7 @@ class SharedCache(Cache):
                 f"tokens it must be (batch, {self.prefix_length + own}), ones for the prefix and ones and zeros for "
                 f"the suffixes."
             )
-        if new == 1 and own > 1:
+        if new == 1 and own > 1 and not torch.is_grad_enabled():  # gradients need the keys as they were, no buffers
             step = self._turn(mask_BP, batch, device, pos_BL)
         else:
             for layer in self.layers:

@@ -15,6 +15,7 @@ from hf_longctx import LMInfinite, PositionFree, StreamingLLM, stream
 from hf_longctx.cache.session import EditSession
 from hf_longctx.cache.shared_prefix import shared_prefix
 from hf_longctx.chat import Chat
+from hf_longctx.upstream.caches import generate_cache
 from tests.cache.prefixes import DOCUMENT, GREEDY, IDS, MASK
 from tests.contract.registry import same
 from tests.tiny import text, tiny, tokenizer
@@ -75,13 +76,13 @@ def test_what_cannot_be_pickled_says_what_to_do() -> None:
 def test_cache_under_a_method(method: str, family: str) -> None:
     model, cache = tiny(family), DynamicCache()
     with METHODS[method].on(model):
-        ids = model.generate(text(2, 30), past_key_values=cache, **GREEDY)
+        ids = model.generate(text(2, 30), **generate_cache(cache), **GREEDY)
         twin, pickled = copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))
         more = torch.cat([ids, text(2, 3, seed=3)], 1)
-        expected = model.generate(more, past_key_values=cache, **GREEDY)
+        expected = model.generate(more, **generate_cache(cache), **GREEDY)
         for other in (twin, pickled):
             assert other.get_seq_length() == ids.shape[1] - 1
-            same(model.generate(more, past_key_values=other, **GREEDY), expected)
+            same(model.generate(more, **generate_cache(other), **GREEDY), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,6 +15,7 @@ from hf_longctx.cache.share_beginning import share_beginning
 from hf_longctx.cache.shared_prefix import shared_prefix
 from hf_longctx.evaluation.answer import answer
 from hf_longctx.segments import XL3M
+from hf_longctx.upstream.caches import generate_cache
 from tests.cache.prefixes import DOCUMENT, IDS, MASK
 from tests.contract.registry import same
 from tests.tiny import text, tiny, tokenizer
@@ -45,8 +46,8 @@ def method(model: Any) -> Any:
     for one in (METHOD, StreamingLLM(n_sink=2, window=14), PositionFree()):
         with one.on(model):
             cache = DynamicCache()
-            ids = model.generate(text(2, 30), past_key_values=cache, **GREEDY)
-            found += [ids, model.generate(torch.cat([ids, text(2, 3)], 1), past_key_values=cache, **GREEDY)]
+            ids = model.generate(text(2, 30), **generate_cache(cache), **GREEDY)
+            found += [ids, model.generate(torch.cat([ids, text(2, 3)], 1), **generate_cache(cache), **GREEDY)]
             found.append(model.generate(text(2, 30), num_beams=2, **GREEDY))
             found.append(model.generate(text(1, 90), custom_generate=SEGMENTS, question=6, **GREEDY))
             found.append(answer(model, tokenizer(), text(2, 9).tolist(), 4))
