@@ -189,10 +189,14 @@ class EditSession:
 
     def _text_of(self, ids: Tensor) -> str:
         """The text that these tokens add to the text so far."""
-        before = self.tokenizer.decode(self._held, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        both = [*self._held, *ids.tolist()]
-        after = self.tokenizer.decode(both, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(after[len(before) :]).rstrip("\ufffd")  # of bytes that are not a whole character yet
+        new = ids.tolist()
+        before, *after = (
+            self.tokenizer.decode([*self._held, *some], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            # without its last bytes, if they are not a whole character yet: some tokenizers break all bytes before them
+            for some in ([], *(new[: len(new) - n] for n in range(min(len(new) + 1, 4))))
+        )
+        whole = next((text for text in after if not text.endswith("\ufffd")), after[0])
+        return str(whole[len(before) :]).rstrip("\ufffd")
 
 
 def _string(text: Any) -> str:
