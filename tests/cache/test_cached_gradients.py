@@ -1,4 +1,4 @@
-"""Gradients through single tokens behind a cache are those of one forward over the whole text."""
+"""Gradients through single tokens after cached ones are those of one forward over the whole text."""
 
 from __future__ import annotations
 
