@@ -89,6 +89,8 @@ def install() -> None:
         self: Any, generation_config: Any, model_kwargs: Any, generation_mode: Any, *args: Any, **kwargs: Any
     ) -> Any:
         methods = _attention_methods(self)
+        if methods or isinstance(cache_in(model_kwargs), SharedCache):
+            _replace_cache(self, generation_config)
         if methods:
             _check_generation(methods[0], generation_config, generation_mode)
         result = prepare_cache(self, generation_config, model_kwargs, generation_mode, *args, **kwargs)
@@ -243,14 +245,20 @@ def _share_config(model: Any) -> None:
         patch.method.surround(patch, model)
 
 
+def _replace_cache(model: Any, generation_config: Any) -> None:
+    """What a checkpoint says of its cache (Gemma's "hybrid", "static") gives way to ours; what a call says does not."""
+    asked = generation_config.cache_implementation
+    if asked not in (None, "dynamic", model.generation_config.cache_implementation):
+        raise ValueError(
+            f"cache_implementation={asked!r}: a model with a method of hf_longctx, or with a shared prefix, keeps a "
+            f"cache of its own. Leave it out."
+        )
+    generation_config.cache_implementation = None
+
+
 def _check_generation(method: AttentionMethod, generation_config: Any, mode: Any) -> None:
     if mode == GenerationMode.ASSISTED_GENERATION:
         raise ValueError(
             f"assisted decoding (an assistant model or prompt_lookup_num_tokens) must take tokens back out of the "
             f"cache, which the one of {method.name} cannot do. Generate without it."
-        )
-    if generation_config.cache_implementation not in (None, "dynamic"):
-        raise ValueError(
-            f"cache_implementation={generation_config.cache_implementation!r}: {method.name} keeps a cache of its own. "
-            f"Leave it out."
         )

@@ -388,11 +388,20 @@ def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -
     open_cache(tower_module, args, kwargs)
     bounded = list(dict.fromkeys(layer for layer in state.opened if isinstance(layer, BoundedLayer)))
     tokens = next((x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None), None)
-    if bounded and not torch.compiler.is_compiling() and isinstance(tokens, Tensor) and tokens.shape[1:2] == (1,):
+    single = not torch.compiler.is_compiling() and isinstance(tokens, Tensor) and tokens.shape[1:2] == (1,)
+    if bounded and single and not _learns(tower_module, tokens, bounded):
         roll(bounded)
     else:
         for layer in bounded:
             layer.to_order()
+
+
+def _learns(tower_module: nn.Module, tokens: Any, layers: list[BoundedLayer]) -> bool:
+    """Will there be gradients? They need the keys of every step as they were, and a ring writes over them."""
+    if not torch.is_grad_enabled():
+        return False
+    kept = (layer.keys for layer in layers if layer.keys is not None)
+    return any(tensor.requires_grad for tensor in (tokens, *kept, *tower_module.parameters()))
 
 
 def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

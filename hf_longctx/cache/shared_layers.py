@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from ..copies import deep_copy
 from .ring import Ring
 from .slots import Rows
 
@@ -177,6 +178,17 @@ class SharedCache(Cache):
         self.most: int | None = None
         super().__init__(layers=[SharedLayer(levels, index, self.current) for index in range(n_layers)])
 
+    def __deepcopy__(self, memo: Any) -> SharedCache:
+        """Suffixes of its own after the same prefix, which holds the model."""
+        return deep_copy(self, memo, self.owner)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a cache of a shared prefix cannot be pickled: its prefix belongs to a model. Save the prefix "
+            "(prefix.save(path)), use load_prefix(model, path) where it is needed, and read the turns again, from "
+            "prefix.cache() on. For a second cache of the same turns, copy.deepcopy(cache)."
+        )
+
     @property
     def prefix_length(self) -> int:
         return self.layers[0].prefix_length
@@ -209,7 +221,7 @@ class SharedCache(Cache):
                 f"tokens it must be (batch, {self.prefix_length + own}), ones for the prefix and ones and zeros for "
                 f"the suffixes."
             )
-        if new == 1 and own > 1:
+        if new == 1 and own > 1 and not torch.is_grad_enabled():  # gradients need the keys as they were, no buffers
             step = self._turn(mask_BP, batch, device, pos_BL)
         else:
             for layer in self.layers:
