@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -52,10 +53,13 @@ class _Commands(TyperGroup):
     """Turns what the user can mend into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        from hf_longctx.progress import bars_as_lines
+
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            complain("interrupted")
+            with bars_as_lines():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            complain(str(stop) or "interrupted")
             raise typer.Exit(130) from None
         except Exception as raised:
             # a document that cannot be read is told as its reader tells it, without the stream around it
@@ -67,6 +71,7 @@ class _Commands(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             told = " ".join(str(error).split()) or type(error).__name__
+            told = re.sub(r"^\[Errno \d+\] ", "", told)
             if isinstance(error, RuntimeError) and "hf-longctx plan" not in told:  # out of memory
                 told += " Take a smaller window, chunk or batch; `hf-longctx plan` says what fits."
             complain(told)

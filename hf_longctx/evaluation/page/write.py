@@ -10,7 +10,7 @@ from hf_longctx.evaluation import plots
 from hf_longctx.evaluation.page.files import collect
 from hf_longctx.evaluation.page.render import page, terminal
 from hf_longctx.evaluation.page.sections import sections
-from hf_longctx.evaluation.results import write_whole
+from hf_longctx.outputs import write_whole
 
 PAGE = "report.html"
 
