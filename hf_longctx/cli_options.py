@@ -141,9 +141,9 @@ def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
 
 
 @contextmanager
-def resumes(out: Path, *, file: bool = False) -> Iterator[None]:
+def resumes(out: Path, name: str = "--out", *, file: bool = False) -> Iterator[None]:
     """A run that alone writes there (`outputs.claimed`, before a model is loaded), and whose command continues it."""
-    with claimed(out, "--out", file=file):
+    with claimed(out, name, file=file):
         try:
             yield
         except KeyboardInterrupt:

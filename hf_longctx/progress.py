@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -89,6 +89,13 @@ class Progress:
         if self._total and 0 < self.done < self._total:
             line += f", about {show_seconds(seconds * (self._total - self.done) / self.done)} left"
         print(line, file=sys.stderr, flush=True)
+
+
+def counted(pieces: Iterable[Any], progress: Progress) -> Iterator[Any]:
+    """The same pieces; each counts when the next one is asked for, so when it has been used."""
+    for piece in pieces:
+        yield piece
+        progress.advance(len(piece))
 
 
 def on_terminal(console: Console) -> bool:
