@@ -101,7 +101,8 @@ def evaluate(
         lengths: Context lengths in tokens.
         method: Compared with the model as it is; applied while its cells run and taken off again.
         out: Folder of the results; the same arguments and folder resume an interrupted run.
-        text: See `load_text`. The passkey task reads it when `haystack` is "text".
+        text: See `load_text`. The passkey task reads it when `haystack` is "text". Of a file of more than a mebibyte no
+            more is read than the lengths need: documents spread over it, or its beginning for passkeys.
         seed: Of the passkey prompts.
         window: Trained length in tokens; the config's `max_position_embeddings` by default.
         n_targets, documents, chunk, score_chunk: Of the task "ppl".

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import torch
 from torch import Tensor
 
+from hf_longctx.progress import Progress
 from hf_longctx.text_stream import CutError, _decoded, encode_pieces
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def read_documents(tokenizer: PreTrainedTokenizerBase, path: str | Path, length:
                 rows.append(torch.tensor(ids))
             else:
                 return torch.stack(rows)
-            ids = _ids(tokenizer, _Part(file, 0, size), path)
+            with Progress("tokens of the text") as progress:
+                ids = _ids(tokenizer, _Part(file, 0, size), path, progress=progress)
     except CutError:
         return tokenize_documents(tokenizer, load_text(path), length, n)
     return _spread(torch.tensor(ids), length, n)
@@ -150,11 +152,19 @@ class _Part:
         return data
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, part: _Part, path: Path, most: int | None = None) -> array[int]:
+def _ids(
+    tokenizer: PreTrainedTokenizerBase,
+    part: _Part,
+    path: Path,
+    most: int | None = None,
+    progress: Progress | None = None,
+) -> array[int]:
     """The tokens of a part, at most so many; four bytes each, and none of the text is kept."""
     ids = array("i")
     for some in encode_pieces(tokenizer, _decoded(part, str(path)), bos=False):
         ids.extend(some)
+        if progress is not None:
+            progress.advance(len(some))
         if most is not None and len(ids) >= most:
             return ids[:most]
     return ids
