@@ -80,7 +80,9 @@ def answers(
 def run_digest(model: Any, tokenizer: Any, prompt: Prompt, settings: Mapping[str, Any]) -> str:
     """A short hash of all that decides the answers to questions: whether answers may stand beside each other."""
     what = f"{model_digest(model)} {model.dtype} {tokenizer_digest(tokenizer)} {json.dumps(settings, sort_keys=True)}"
-    return hashlib.sha256(what.encode() + prompt.document_ids.numpy().tobytes()).hexdigest()[:16]
+    end = prompt.question("?")  # what stands around a question counts, and what of the document it may change
+    ids = torch.cat([prompt.document_ids, torch.tensor(end)])
+    return hashlib.sha256(what.encode() + ids.numpy().tobytes()).hexdigest()[:16]
 
 
 @contextmanager
