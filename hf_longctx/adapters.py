@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .anatomy import find_tower
 from .method import KEY, SCHEMA_VERSION, LongContextMethod, from_spec, read_key
+from .outputs import write_whole
 from .patch import Patch, applied, unwrap
 
 if TYPE_CHECKING:
@@ -179,8 +180,7 @@ def _write(stock: Any, config: Any, save_directory: Any, **kwargs: Any) -> None:
     path = os.path.join(save_directory, "adapter_config.json")
     with open(path, encoding="utf-8") as file:
         fields = json.load(file)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(json.dumps({**fields, KEY: entry}, indent=2, sort_keys=True))
+    write_whole(path, json.dumps({**fields, KEY: entry}, indent=2, sort_keys=True).encode())
 
 
 def _stamp(stock: Any, model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import json
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar, get_type_hints
+
+from .near import did_you_mean
 
 LARGEST = 2**53 - 1  # beyond it JSON readers round, and sums of positions overflow
 GUIDANCE = ("Use when", "Cannot", "Costs")
@@ -85,8 +86,7 @@ def _unknown(cls: type[Settings], fields: Iterable[str]) -> str | None:
     known = [field.name for field in dataclasses.fields(cls)]
     for key in fields:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(key, known)
             return f"{cls.name}: no setting {key!r}. {hint}There are: {', '.join(known) or 'none'}."
     return None
 

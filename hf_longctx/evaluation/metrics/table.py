@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_longctx.evaluation.metrics import choice, leval, longbench, m4le, ruler, writing
 from hf_longctx.evaluation.tasks.sample import Sample
+from hf_longctx.near import did_you_mean
 
 Metric = Callable[[str, Sample], float]
 JUDGED = "judge"  # a metric in name only: what the model wrote is kept for a judge, and no score is made up
@@ -95,8 +96,9 @@ def score(prediction: str, sample: Sample) -> float:
         ImportError: The metric needs a package that isn't installed.
     """
     if sample.metric not in METRICS:
+        near = did_you_mean(sample.metric, METRICS)
         more = " It is one of all samples together: see scores()." if sample.metric in CORPUS else ""
-        raise ValueError(f"metric {sample.metric!r}: no such metric.{more} There are: {', '.join(METRICS)}.")
+        raise ValueError(f"metric {sample.metric!r}: no such metric.{more} {near}There are: {', '.join(METRICS)}.")
     return float(METRICS[sample.metric](trimmed(prediction, sample), sample))
 
 
@@ -127,7 +129,8 @@ def check(samples: Sequence[Sample]) -> None:
     """ValueError or ImportError now for a metric that could not be computed after an hour of generating."""
     for sample in {sample.metric: sample for sample in samples}.values():
         if sample.metric not in NAMES:
-            raise ValueError(f"metric {sample.metric!r}: no such metric. There are: {', '.join(NAMES)}.")
+            near = did_you_mean(sample.metric, NAMES)
+            raise ValueError(f"metric {sample.metric!r}: no such metric. {near}There are: {', '.join(NAMES)}.")
         scores(["a"], [sample])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from hf_longctx.evaluation.metrics.table import NAMES
 from hf_longctx.evaluation.readers.files import records
 from hf_longctx.evaluation.tasks.sample import Sample
+from hf_longctx.near import did_you_mean
 
 STRINGS = ("task", "context", "question", "metric", "instruction", "answer_prefix", "cut")
 # other keys whose values are not turned into what they should be
@@ -45,5 +46,6 @@ def read(path: str | Path) -> Iterator[Sample]:
         except (TypeError, ValueError) as error:
             raise record.wrong(str(error)) from None
         if sample.metric not in NAMES:
-            raise record.wrong(f"metric {sample.metric!r}: no such metric. There are: {', '.join(NAMES)}.")
+            near = did_you_mean(sample.metric, NAMES)
+            raise record.wrong(f"metric {sample.metric!r}: no such metric. {near}There are: {', '.join(NAMES)}.")
         yield sample
