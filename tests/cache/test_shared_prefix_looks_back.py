@@ -167,7 +167,9 @@ def test_turns_with_padding_between_them_look_back_as_rows_alone() -> None:
         second = prefix.generate(said, attention_mask=both, past_key_values=cache, pad_token_id=pad, **settings)
     for i in range(4):
         row = torch.cat([DOCUMENT, said[i][both[i].bool()]])[None]
-        alone = model.generate(row, pad_token_id=pad, **settings)[0, row.shape[1] :]
+        alone = model.generate(row, attention_mask=torch.ones_like(row), pad_token_id=pad, **settings)[
+            0, row.shape[1] :
+        ]
         same(second[i, said.shape[1] :], alone, f"row {i}")
 
 
