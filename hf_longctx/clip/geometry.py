@@ -90,13 +90,13 @@ def heads_of(sizes: Sizes, given: tuple[int, int] | None, told: Told | None) -> 
                 "image": (image, sizes.vision_width, sizes.vision_layers),
             }
             unknown = [
-                f"{n} tower of {width} channels and {layers} layers"
+                f"{n} tower of {width} channels in {layers} layers"
                 for n, (heads, width, layers) in towers.items()
                 if heads is None
             ]
             raise ValueError(
-                f"no published CLIP has a {' and a '.join(unknown)}, and weights do not say how many heads there are. "
-                f"Give them, text and image: heads=(16, 16) (--heads 16,16), or put the model's {OPENCLIP_CONFIG} "
+                f"no published CLIP has this: {' and '.join(unknown)}; and no weight says how many heads it has. "
+                f"Give the heads, text and image: heads=(16, 16) (--heads 16,16), or put the model's {OPENCLIP_CONFIG} "
                 f"beside the weights."
             )
         chosen = Heads(text, image)

@@ -73,7 +73,7 @@ def test_heads_that_cannot_be_known_are_asked_for(size: str, tmp_path: Path) -> 
     torch.save(long_clip_weights(model(size)), tmp_path / "a.pt")
     width, _, text_width, _ = TOWERS[size]
     says = (
-        f"text tower of {text_width} channels and 2 layers and a image tower of {width} channels.*--heads 16,16.*"
+        f"text tower of {text_width} channels in 2 layers and image tower of {width} channels.*--heads 16,16.*"
         f"open_clip_config.json beside"
     )
     with pytest.raises(ValueError, match=says):
