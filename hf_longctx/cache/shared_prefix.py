@@ -28,6 +28,7 @@ from ..upstream.caches import generate_cache, given_cache
 from .edit import EditReport
 from .edit_prefix import edit_level
 from .editable import check_vocabulary
+from .in_front import padding_in_front
 from .prefix_file import Fingerprint, read_levels, write_levels
 from .shared_layers import Level, SharedCache
 
@@ -121,7 +122,8 @@ class Prefix:
     ) -> Any:
         """What `model.generate` returns for the prefix and `input_ids` behind it, without the prefix's own tokens.
 
-        Logits processors, stopping criteria, streamers and `max_length` see the prefix too.
+        Logits processors, stopping criteria, streamers and `max_length` see the prefix too; processors and criteria see
+        the padding of shorter questions in front of it, as in a batch that is padded on the left.
 
         Args:
             input_ids: (B, Q): a question a row. None: go on from the prefix itself, with `num_return_sequences` rows.
@@ -160,7 +162,8 @@ class Prefix:
             mask = torch.cat([torch.ones_like(before), real.to(device)], 1)
             cache = self.cache() if turns is None else turns
         cache.most = _most(settings, config, ids.shape[1], self.length)
-        out = self.model.generate(ids, attention_mask=mask, **generate_cache(cache), **settings)
+        with padding_in_front(unwrap(self.model), mask):
+            out = self.model.generate(ids, attention_mask=mask, **generate_cache(cache), **settings)
         if isinstance(out, Tensor):
             return out[:, self.length :].clone()  # a slice would keep the prefix of every row alive
         out.sequences = out.sequences[:, self.length :].clone()
