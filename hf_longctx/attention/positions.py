@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..anatomy import layer_type
 from ..cache.layers import BoundedLayer, UnrotatedLayer
+from ..cache.recurrent import broke_off, check_whole
 from ..cache.ring import roll
 from ..method import KEY
 from .identity import identity, unrotated
@@ -76,6 +77,7 @@ class Tower:
     thread: int | None = None  # whose forward it is
     step: Step | None = None
     opened: list[UnrotatedLayer] = field(default_factory=list, repr=False)  # the cache layers of the running forward
+    reading: Cache | None = field(default=None, repr=False)  # their cache, from when the first layer may write it
 
     @property
     def kernel(self) -> str:
@@ -316,7 +318,9 @@ def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -
                 f"{state.method.name} serves one thread at a time. Use a lock, or one copy of the model a thread."
             )
         state.thread = threading.get_ident()
-    state.step, state.running = None, True
+        if state.reading is not None:  # Ctrl-C, after which no hook is called
+            broke_off(state.reading)
+    state.step, state.running, state.reading = None, True, None
     check_implementation(state.layers[0])
     if kwargs.get("output_attentions") or getattr(tower_module.config, "output_attentions", False):
         raise ValueError(f"output_attentions=True: {state.method.name} never forms the attention matrix. Leave it out.")
@@ -328,13 +332,20 @@ def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -
     else:
         for layer in bounded:
             layer.to_order()
+    if not torch.compiler.is_compiling():
+        state.reading = _cache_of(args, kwargs)
+
+
+def _cache_of(args: Any, kwargs: dict[str, Any]) -> Cache | None:
+    return next((c for c in (kwargs.get("past_key_values"), *args) if isinstance(c, Cache)), None)
 
 
 def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Let `model`, which carries a method, read the cache that it is called with."""
-    cache = next((c for c in (kwargs.get("past_key_values"), *args) if isinstance(c, Cache)), None)
+    cache = _cache_of(args, kwargs)
     if cache is not None:
         state: Tower = next(vars(m)[STATE] for m in model.modules() if STATE in vars(m))
+        check_whole(cache)
         for layer in adopt_all(state, cache):
             layer.open()
             state.opened.append(layer)
@@ -345,7 +356,9 @@ def after_forward(tower_module: nn.Module, args: Any, output: Any) -> None:
     state: Tower = vars(tower_module)[STATE]
     if not torch.compiler.is_compiling() and state.thread not in (None, threading.get_ident()):
         return  # this thread's forward was refused; the other's goes on
-    state.step, state.running = None, False
+    if output is None and state.reading is not None:  # it raised
+        broke_off(state.reading)
+    state.step, state.running, state.reading = None, False, None
     for layer in state.opened:
         layer.close()
     state.opened = []
