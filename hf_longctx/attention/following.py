@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from ..anatomy import layer_type
+from ..cache.recurrent import takes_positions
 from ..upstream.caches import given_cache
 from ..upstream.versions import SAY_VERSION
 from .positions import Step, Tower, after_forward, before_forward, has_rope, stock_class
@@ -44,6 +45,8 @@ def follow(tower: Any, state: Tower) -> None:
     for length in PIECES:
         ids = torch.arange(start, start + length, device=device)[None] % tower.config.vocab_size
         kwargs = {"input_ids": ids, "use_cache": True, **given_cache(tower, cache)}
+        if takes_positions(tower):  # as `generate` gives them
+            kwargs["position_ids"] = torch.arange(start, start + length, device=device)[None]
         state.following = _watch(start, length, last)
         try:
             with evaluating(tower):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hf_longctx.evaluation.metrics.table import NAMES
-from hf_longctx.evaluation.readers.files import records
+from hf_longctx.evaluation.readers.files import is_text, records
 from hf_longctx.evaluation.tasks.sample import Sample
 
 STRINGS = ("task", "context", "question", "metric", "instruction", "answer_prefix", "cut")
@@ -28,7 +28,7 @@ def read(path: str | Path) -> Iterator[Sample]:
         data = dict(record.data)
         if "answers" not in data and "answer" in data:
             data["answers"] = data.pop("answer")
-        data.setdefault("id", str(record.line))
+        data["id"] = record.name("id")
         for key in STRINGS:
             if not isinstance(data.get(key, ""), str):
                 raise record.wrong(f"{key}={data[key]!r:.60}: expected a string.")
@@ -36,6 +36,10 @@ def read(path: str | Path) -> Iterator[Sample]:
             # a truth value is an int, too
             if key in data and (not isinstance(data[key], kind) or (kind is not bool and isinstance(data[key], bool))):
                 raise record.wrong(f"{key}={data[key]!r:.60}: expected {words}.")
+        for key, some in (("answers", data.get("answers")), ("stop", data.get("stop"))):
+            wrong = [item for item in some if not is_text(item)] if isinstance(some, list) else []
+            if wrong:
+                raise record.wrong(f"{key} has {wrong[0]!r:.60} in it: expected {TYPES[key][1]}.")
         if not 0 <= (data.get("depth") or 0) <= 1:
             raise record.wrong(f"depth={data['depth']!r:.60}: expected {TYPES['depth'][1]}.")
         try:
@@ -46,4 +50,4 @@ def read(path: str | Path) -> Iterator[Sample]:
             raise record.wrong(str(error)) from None
         if sample.metric not in NAMES:
             raise record.wrong(f"metric {sample.metric!r}: no such metric. There are: {', '.join(NAMES)}.")
-        yield sample
+        yield record.checked(sample)
