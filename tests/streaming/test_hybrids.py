@@ -140,7 +140,7 @@ def test_a_cache_of_ones_own_is_refused_after_half_a_forward(name: str, error: t
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("when", ["reading", "writing"])
-def test_a_turn_behind_a_prefix_is_refused_after_half_a_forward(error: type[BaseException], when: str) -> None:
+def test_a_turn_after_a_prefix_is_refused_after_half_a_forward(error: type[BaseException], when: str) -> None:
     model, question = tiny(), text(1, 5, seed=1)
     with shared_prefix(model, text(1, 20)[0]) as prefix:
         cache = prefix.cache()

@@ -26,7 +26,7 @@ def exact(prediction: str, answer: str) -> float:
 
 
 def last_number(prediction: str, answers: Sequence[str]) -> float:
-    """1 if the number behind "The answer is", or else the last of the first paragraph, is a reference's (gsm100)."""
+    """1 if the number after "The answer is", or else the last of the first paragraph, is a reference's (gsm100)."""
     given = _value(prediction)
     return float(given is not None and any(given == _value(answer) for answer in answers))
 
@@ -45,7 +45,7 @@ def first_line(prediction: str, answer: str) -> float:
 
 
 def code_output(prediction: str, answer: str) -> float:
-    """1 if the printed value is among the last words, or those behind "the final output" (codeU)."""
+    """1 if the printed value is among the last words, or those after "the final output" (codeU)."""
     text, most = _code(prediction), len(answer.split()) + 3
     for around in _AROUND:
         text = text.replace(around, "")
