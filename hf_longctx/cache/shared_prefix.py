@@ -228,6 +228,9 @@ class Prefix:
         if cache is not None:
             if not isinstance(cache, SharedCache) or cache.owner is not self:
                 raise ValueError("this is no cache of this prefix. Make one with prefix.cache().")
+            if cache.current.step is not None:  # Ctrl-C, after which no hook is called
+                cache.end(whole=False)
+            cache.check_whole()
             if cache.rows not in (None, len(ids)):
                 raise ValueError(f"the cache has {cache.rows} rows and input_ids {len(ids)}: they must be the same.")
             if self.length + ids.shape[1] <= cache.get_seq_length():
