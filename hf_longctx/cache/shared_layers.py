@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from ..copies import deep_copy
+from ..copies import deep_copy, shallow_copy
 from .ring import Ring
 from .slots import Rows
 
@@ -178,6 +178,8 @@ class SharedCache(Cache):
         self.most: int | None = None
         self.broken = False  # a forward broke off between two layers
         super().__init__(layers=[SharedLayer(levels, index, self.current) for index in range(n_layers)])
+
+    __copy__ = shallow_copy
 
     def __deepcopy__(self, memo: Any) -> SharedCache:
         """Suffixes of its own after the same prefix, which holds the model."""

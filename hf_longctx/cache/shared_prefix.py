@@ -22,6 +22,7 @@ from transformers import DynamicCache
 
 from ..anatomy import attention_layers, check_behind_a_cache, find_tower
 from ..attention.shared import Sharing, install, window_of
+from ..copies import shallow_copy
 from ..fingerprint import model_digest
 from ..patch import Patch, applied, unwrap
 from ..upstream.caches import generate_cache, given_cache
@@ -83,6 +84,8 @@ class Prefix:
     def __init__(self, model: Any, patch: Patch, fingerprint: Fingerprint, levels: tuple[Level, ...]) -> None:
         self.model, self.levels = model, levels
         self._patch, self._fingerprint = patch, fingerprint
+
+    __copy__ = shallow_copy
 
     def __deepcopy__(self, memo: Any) -> Prefix:
         return self  # it never changes, and belongs to its model
