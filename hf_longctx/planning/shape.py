@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from ..anatomy import FULL, attention_layers, find_tower, layer_type
 from ..attention.parity import head_dim_of
-from ..checkpoints.resolve import EXAMPLE_MODEL, _first_line, _hub_problem, _not_found, locate
+from ..checkpoints.gguf import read_gguf_config
+from ..checkpoints.resolve import EXAMPLE_MODEL, _first_line, _hub_problem, _not_found, find, is_gguf
 from ..rope.parameters import readable_length
 from .held import Held, held_by
 
@@ -91,8 +92,12 @@ def read_config(model: str | os.PathLike[str] | PreTrainedConfig) -> tuple[PreTr
     if path.suffix.lower() == ".json" and path.is_file():
         location, source = str(path), path.name
     else:
-        checkpoint = locate(model)
+        checkpoint = find(model)
         location, source = checkpoint.location, checkpoint.source
+        if is_gguf(location):  # its header has all that is needed; its weights are not converted for a plan
+            config, raw = read_gguf_config(location)
+            _check_fields(name, raw, config)
+            return config, source
         # as in `load`: an unreachable Hub is tried for a minute before it is told
         problem = None if Path(location).is_dir() else _hub_problem(location)
         if problem:

@@ -276,6 +276,37 @@ def test_wrong_places_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "the Hub did not give a model" in complaint("owner/name", "--length", "1M")
 
 
+def test_a_gguf_file_s_header_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf")
+    from hf_longctx.checkpoints import convert, gguf, resolve
+    from tests.checkpoints.tiny import write_gguf
+
+    file = write_gguf(tmp_path / "tiny.gguf")
+    wanted = plan(str(convert(file, cache_dir=tmp_path / "kept")), "1k", "1GiB")
+    monkeypatch.setattr(gguf, "cache_home", lambda: tmp_path / "home")
+    monkeypatch.setattr(gguf, "_dequantise", lambda *_: pytest.fail("weights were read"))
+    found = plan(file, "1k", "1GiB")
+    assert found.model == "tiny.gguf, dequantised"
+    assert found.options[0].prediction == wanted.options[0].prediction
+    assert not (tmp_path / "home").exists()
+    # the examples' model where the Hub cannot be reached
+    monkeypatch.setattr(resolve, "_hub_problem", lambda *_: "offline")
+    monkeypatch.setattr(resolve, "_gguf_from_wheel", lambda: file)
+    assert plan("smollm2-135m-instruct", "1k", "1GiB").parameters == wanted.parameters
+
+
+def test_wrong_gguf_files_are_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from tests.checkpoints.tiny import write_gguf
+
+    assert "no such file" in complaint(tmp_path / "none.gguf", "--length", "1k")
+    (tmp_path / "text.gguf").write_text("text")
+    assert "starts with b'text'" in complaint(tmp_path / "text.gguf", "--length", "1k")
+    file = write_gguf(tmp_path / "cut.gguf")
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert "cut short or damaged" in complaint(file, "--length", "1k")
+
+
 def test_planning_logs_no_changes_to_a_model(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         plan(str(folder), "1M", "24GiB")
