@@ -7,20 +7,19 @@ documentation, its `repr` is its log line. Subclassing registers it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .anatomy import find_tower
+from .method_table import unknown
 from .patch import Patch, applied, unwrap
-from .settings import Settings, read_settings
+from .settings import KEY, Settings, read_settings
 
 if TYPE_CHECKING:
     from torch import nn
 
-KEY = "hf_longctx"
 SCHEMA_VERSION = 1
 
 logger = logging.getLogger("hf_longctx")
@@ -123,11 +122,7 @@ def get(name: str) -> type[LongContextMethod]:
     known = methods()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    if str(name).lower().startswith("xl3"):
-        hint = "XL3M is a way to generate, not a change of the model: `hf-longctx generate --method xl3m`. "
-    raise ValueError(f"name={name!r}: no such method. {hint}There are: {', '.join(known)}.")
+    raise ValueError(unknown(name, known))
 
 
 def from_spec(spec: dict[str, Any]) -> LongContextMethod:
