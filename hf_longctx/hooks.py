@@ -30,6 +30,7 @@ from .cache.shared_layers import SharedCache
 from .generation.graphs import can_replay, decoder, forget
 from .method import KEY, LongContextMethod, read_key, write_key
 from .patch import applied
+from .upstream.caches import cache_in
 
 TAKES_ALL = "takes_all_of_generate"  # marks a decoding method of ours
 
@@ -50,7 +51,7 @@ def keyed_prepare_cache(
     if methods:
         _check_generation(methods[0], generation_config, generation_mode)
     result = stock(self, generation_config, model_kwargs, generation_mode, *args, **kwargs)
-    cache = model_kwargs.get("past_key_values")
+    cache = cache_in(model_kwargs)
     if methods and cache is not None:
         adopt_all(vars(find_tower(self))[STATE], cache)
     if methods or isinstance(cache, SharedCache):
@@ -59,7 +60,7 @@ def keyed_prepare_cache(
 
 
 def keyed_criteria(stock: Any, self: Any, model_kwargs: Any, generation_config: Any) -> bool:
-    cache = model_kwargs.get("past_key_values")
+    cache = cache_in(model_kwargs)
     if not _attention_methods(self) and not isinstance(cache, SharedCache):
         return stock(self, model_kwargs, generation_config)
     return not generation_config.disable_compile and can_replay(self, cache)

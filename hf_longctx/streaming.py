@@ -23,6 +23,7 @@ from .cache.rebase import Rebase
 from .generation.graphs import can_replay, decoder, forget
 from .patch import applied, unwrap
 from .token_source import pieces
+from .upstream.caches import given_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -250,9 +251,8 @@ class Reader:
 
     def _forward_many(self, ids_1L: Tensor, model: Any = None) -> Tensor:
         pos_1L = torch.arange(self._place, self._place + ids_1L.shape[1], device=ids_1L.device)[None]
-        output = (model or self.model)(
-            input_ids=ids_1L, position_ids=pos_1L, past_key_values=self.cache, use_cache=True, logits_to_keep=1
-        )
+        given = given_cache(self.model, self.cache)
+        output = (model or self.model)(input_ids=ids_1L, position_ids=pos_1L, **given, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1]
 
     @torch.no_grad()

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..upstream.signatures import renamed
+
 ROTATION = "apply_rotary_pos_emb"
 
 SAME = {"unsqueeze", "__getitem__", "to", "float", "type_as", "contiguous", "expand", "view", "reshape"}
@@ -95,6 +97,7 @@ def unrotated(forward: Callable[..., Any]) -> Callable[..., Any]:
     The very same code over the very same globals but for that one name; nothing of the model's module is changed.
     Forwards that find their rotation otherwise are returned as they are.
     """
+    forward = renamed(forward)
     if not isinstance(forward, types.FunctionType) or ROTATION not in forward.__code__.co_names:
         return forward
     rotate = forward.__globals__.get(ROTATION)

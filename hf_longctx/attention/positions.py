@@ -25,6 +25,7 @@ from ..anatomy import layer_type
 from ..cache.layers import BoundedLayer, UnrotatedLayer
 from ..cache.ring import roll
 from ..method import KEY
+from ..upstream.caches import cache_in, given_cache, without_cache
 from .identity import identity, unrotated
 from .rotation import Rotation
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from .base import AttentionMethod
 
 STATE = "_hf_longctx"  # in the __dict__ of a tower and of its patched attention modules: their Tower
-CACHE_NAMES = ("past_key_values", "layer_past")
 
 
 class Named(str):
@@ -186,7 +186,7 @@ def _forward(
         from .parity import check_parity, probe
 
         check_parity(module, tower, probe(hidden_states.shape[-1], hidden_states.device, hidden_states.dtype))
-    cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+    cache = cache_in(kwargs)
     step = tower.step
     if step is None or step.embeddings[0] is not embeddings[0]:
         step = _begin(tower, module, hidden_states, embeddings, cache, kwargs)
@@ -197,6 +197,8 @@ def _forward(
         layer.open()
         tower.opened.append(layer)
         layer.push(step.q_pos_BL, step.padded)
+    if cache is not None:
+        kwargs = {**without_cache(kwargs), **given_cache(stock.forward, cache)}
     # a compiler drops the rotation by itself
     forward = stock.forward if torch.compiler.is_compiling() else unrotated(stock.forward)
     return forward(module, hidden_states, position_embeddings=step.identity, longctx=(tower, step, layer), **kwargs)
@@ -292,7 +294,7 @@ def adopt(method: AttentionMethod, cache: Cache, module: nn.Module) -> Unrotated
     if type(layer) is not DynamicLayer:
         raise ValueError(
             f"{type(layer).__name__}: {method.name} keeps its own cache and can replace an empty DynamicCache "
-            f"only. Leave past_key_values and cache_implementation out."
+            f"only. Leave the cache and cache_implementation out."
         )
     if layer.get_seq_length():
         raise ValueError(
@@ -334,7 +336,7 @@ def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -
 
 def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Let `model`, which carries a method, read the cache that it is called with."""
-    cache = next((c for c in (kwargs.get("past_key_values"), *args) if isinstance(c, Cache)), None)
+    cache = cache_in(kwargs, args)
     if cache is not None:
         state: Tower = next(vars(m)[STATE] for m in model.modules() if STATE in vars(m))
         for layer in adopt_all(state, cache):

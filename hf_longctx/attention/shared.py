@@ -18,10 +18,11 @@ from ..cache.shared_layers import SharedCache, SharedLayer
 from ..method import KEY, LongContextMethod
 from ..patch import Patch, applied
 from ..rope.parameters import moving_types
+from ..upstream.caches import cache_in
 from .base import AttentionMethod
 from .folded import Own, Query, Shared, attend
 from .inner import KERNEL_OF, PLAIN, checked
-from .positions import CACHE_NAMES, Named, function_named, subclass
+from .positions import Named, function_named, subclass
 
 NAME = f"{KEY}_shared_prefix"
 STATE = "_hf_longctx_shared"  # in the __dict__ of the tower and of the models around it: their State
@@ -154,7 +155,7 @@ def sharing(stock: Any) -> type[nn.Module]:
                 f"attn_implementation was changed to {self.config._attn_implementation!r} "  # type: ignore[union-attr]
                 f"inside `with shared_prefix(...)`. Leave the block first."
             )
-        cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+        cache = cache_in(kwargs)
         if isinstance(cache, SharedCache):
             kwargs["shared"] = cache.layers[self.layer_idx]
         return stock.forward(self, *args, **kwargs)
@@ -164,7 +165,7 @@ def sharing(stock: Any) -> type[nn.Module]:
 
 def before_forward(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """Work out a forward's positions, and keep transformers from making a mask over the whole prefix."""
-    cache = kwargs.get("past_key_values")
+    cache = cache_in(kwargs)
     if not isinstance(cache, SharedCache):
         return None
     mask, step = kwargs.get("attention_mask"), cache.current.step

@@ -17,6 +17,7 @@ import torch
 from transformers import Cache
 
 from ..patch import unwrap
+from ..upstream.caches import given_cache
 from . import edit_graph
 from .difference import Ids
 from .edit_plan import REPAIR, Difference, Plan, compare, make_plan, repair_of
@@ -72,8 +73,9 @@ def edit(
     """Make a cache that holds `old_ids` hold `new_ids`, by reading little more than what is new.
 
     The cache is changed in place, all of it or (after an error) nothing, and then covers `new_ids[:-1]`: `generate`
-    wants a last token to read, so `model.generate(new_ids, past_key_values=cache)` goes on. This is approximate: what
-    is behind an edit keeps the values that were computed before it. With `repair` as long as the text it is exact.
+    wants a last token to read, so `model.generate(new_ids, cache=cache)` goes on (`past_key_values=cache` before
+    transformers 5.24). This is approximate: what is behind an edit keeps the values that were computed before it. With
+    `repair` as long as the text it is exact.
 
     Sliding-window layers that have evicted keys cannot be edited in the middle as they are: before each edit their
     window is read again, (sliding layers) x (window - 1) tokens, which makes it exact and costs as much.
@@ -189,7 +191,7 @@ def _forward(
         tower(
             input_ids=torch.from_numpy(ids[None, chunk.start : chunk.end]).to(device),
             position_ids=torch.arange(chunk.start, chunk.end, device=device)[None],
-            past_key_values=Cache(layers=list(works)),
+            **given_cache(tower, Cache(layers=list(works))),
             use_cache=True,
         )
         if not all(work.written for work in works):

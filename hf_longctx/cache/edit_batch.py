@@ -15,6 +15,7 @@ from transformers import Cache
 
 from ..anatomy import attention_layers, find_tower
 from ..patch import unwrap
+from ..upstream.caches import generate_cache
 from .difference import Ids
 from .edit import CHUNK, EditReport, device_of, report
 from .edit_plan import compare, make_plan, repair_of
@@ -45,7 +46,7 @@ class EditedBatch:
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
-            "past_key_values": self.cache,
+            **generate_cache(self.cache),
         }
 
 

@@ -24,6 +24,7 @@ from transformers.cache_utils import CacheLayerMixin
 from ..attention.available import TRITON
 from ..attention.few_queries import Places, using
 from ..attention.parity import TOLERANCE
+from ..upstream.caches import given_cache
 from . import move
 from .editable import SAMPLE, keys_of, not_these
 from .parts import Parts
@@ -263,7 +264,7 @@ class EditGraph:
             tower(
                 input_ids=inputs.ids_L[None],
                 position_ids=inputs.places.pos_L[None],
-                past_key_values=Cache(layers=[self.slots[i] for i in in_order]),
+                **given_cache(tower, Cache(layers=[self.slots[i] for i in in_order])),
                 use_cache=True,
             )
 

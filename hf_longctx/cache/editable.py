@@ -15,6 +15,7 @@ from ..anatomy import layer_types
 from ..attention.parity import TOLERANCE, check_rotary_function
 from ..attention.positions import STATE, rotary_function, stock_class
 from ..rope.parameters import moving_types
+from ..upstream.caches import given_cache
 from .difference import Ids
 from .layers import BoundedLayer, GrowingLayer, Slots, UnrotatedLayer
 from .workspace import first_kept
@@ -98,7 +99,7 @@ def check_cache(tower: Any, modules: Sequence[Any], cache: Any, n_old: int, rows
     With several rows, `n_old` is the longest one's: shorter ones are padded on the left.
     """
     if not isinstance(cache, Cache):
-        raise ValueError(f"{type(cache).__name__}: expected the Cache (past_key_values) that the model has filled.")
+        raise ValueError(f"{type(cache).__name__}: expected the Cache that the model has filled.")
     if getattr(cache, "offloading", False):
         raise ValueError(f"an offloaded cache cannot be edited: its layers are elsewhere. {_ANEW}")
     layers = getattr(cache, "layers", None)
@@ -220,7 +221,7 @@ def keys_of(tower: Any, ids: Tensor, pos: Tensor, probes: Sequence[CacheLayerMix
         tower(
             input_ids=ids.to(device),
             position_ids=pos.to(device),
-            past_key_values=Cache(layers=layers),
+            **given_cache(tower, Cache(layers=layers)),
             use_cache=True,
         )
     except _Seen as seen:

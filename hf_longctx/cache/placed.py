@@ -19,6 +19,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..anatomy import FULL, layer_types
+from ..upstream.caches import given_cache
 from .difference import Ids, Match
 from .editable import caches_nothing
 from .workspace import Span
@@ -153,7 +154,7 @@ def read_placed(tower: Any, works: Sequence[PlacedWork], rows: Sequence[Row], de
             input_ids=ids,
             position_ids=pos,
             attention_mask=mask,
-            past_key_values=Cache(layers=list(works)),
+            **given_cache(tower, Cache(layers=list(works))),
             use_cache=True,
         )
         if not all(work.written for work in works):

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from ..anatomy import layer_type
 from ..attention.parity import TOLERANCE, probe
-from ..attention.positions import CACHE_NAMES, Tower, rotary_function, stock_class
+from ..attention.positions import Tower, rotary_function, stock_class
 from ..attention.rotation import Rotation
 from ..attention.watch import evaluating
+from ..upstream.caches import given_cache
 
 _SHIFT = 20  # positions by which the self-check moves
 _checked: WeakKeyDictionary[nn.Module, bool] = (
@@ -96,8 +97,7 @@ class Mover:
         """The keys that this layer would cache for `hidden` at these positions."""
         rope = self._rotary.rotation(module, hidden, pos)
         cache = _Capture()
-        takes = inspect.signature(stock_class(module).forward).parameters
-        kwargs: dict[str, Any] = {name: cache for name in CACHE_NAMES if name in takes}
+        kwargs = given_cache(stock_class(module).forward, cache)
         failed: Exception | None = None
         with evaluating(module):
             try:

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from ..anatomy import find_tower
 from ..attention.positions import STATE, adopt_all
 from ..patch import unwrap
+from ..upstream.caches import CACHE_NAMES, generate_cache, given_cache
 from .edit import CHUNK, EditReport, edit
 from .edit_plan import repair_of
 
@@ -26,7 +27,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 }
 # what the session gives `generate` itself, and what would change what comes back
 _OWN = (
-    "past_key_values", "cache_implementation", "inputs", "input_ids", "inputs_embeds", "attention_mask",
+    *CACHE_NAMES, "cache_implementation", "inputs", "input_ids", "inputs_embeds", "attention_mask",
     "position_ids", "return_dict_in_generate", "custom_generate",
 )  # fmt: skip
 
@@ -125,7 +126,7 @@ class EditSession:
         written = self.model.generate(
             held,
             attention_mask=torch.ones_like(held),
-            past_key_values=cache,
+            **generate_cache(cache),
             max_new_tokens=max_new_tokens,
             **{**settings, **one_row},
         )[0]
@@ -156,7 +157,7 @@ class EditSession:
         # at least one token, even if generate then has to have it taken away: an empty cache has no keys to move
         whole = torch.tensor([ids[:-1] or ids], device=self.model.device)
         for start in range(0, whole.shape[1], CHUNK):
-            tower(input_ids=whole[:, start : start + CHUNK], past_key_values=cache, use_cache=True)
+            tower(input_ids=whole[:, start : start + CHUNK], **given_cache(tower, cache), use_cache=True)
         self._cache, self._held = cache, ids
         if len(ids) == 1:
             edit(self.model, cache, ids, ids, 0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 
+from ..upstream.caches import cache_in, generate_cache, without_cache
 from .shared_prefix import shared_prefix
 
 DECODING = {
@@ -40,10 +41,10 @@ def share_beginning(
     mode = generation_config.get_generation_mode()
     if mode not in DECODING:
         raise ValueError(f"share_beginning does greedy decoding, sampling and beams, not {mode}. Leave it out.")
-    given = model_kwargs.get("past_key_values")
+    given = cache_in(model_kwargs)
     if (given is not None and given.get_seq_length()) or model_kwargs.get("inputs_embeds") is not None:
         raise ValueError(
-            "share_beginning reads prompts of token ids from their start: leave past_key_values and inputs_embeds "
+            "share_beginning reads prompts of token ids from their start: leave the cache and inputs_embeds "
             "out. For several turns, share a prefix: shared_prefix(model, ids) and prefix.cache()."
         )
     if not generation_config.use_cache:
@@ -68,7 +69,8 @@ def share_beginning(
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             generation_config=generation_config,
-            **{**model_kwargs, "past_key_values": cache},
+            **without_cache(model_kwargs),
+            **generate_cache(cache),
         )
 
 

@@ -24,6 +24,7 @@ from ..anatomy import attention_layers, check_behind_a_cache, find_tower
 from ..attention.shared import Sharing, install, window_of
 from ..fingerprint import model_digest
 from ..patch import Patch, applied, unwrap
+from ..upstream.caches import generate_cache, given_cache
 from .edit import EditReport
 from .edit_prefix import edit_level
 from .editable import check_vocabulary
@@ -105,6 +106,7 @@ class Prefix:
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        cache: SharedCache | None = None,
         past_key_values: SharedCache | None = None,
         **settings: Any,
     ) -> Any:
@@ -115,11 +117,15 @@ class Prefix:
         Args:
             input_ids: (B, Q): a question a row. None: go on from the prefix itself, with `num_return_sequences` rows.
             attention_mask: (B, Q): 0 where a shorter question is padded, on the left.
-            past_key_values: from `cache()`, for a conversation of several turns; `input_ids` are then everything
-                behind the prefix so far, as in stock `generate`.
+            cache: from `Prefix.cache()`, for a conversation of several turns; `input_ids` are then everything after
+                the prefix so far, as in stock `generate`.
+            past_key_values: the same, by its name in transformers before 5.24.
             **settings: for `model.generate`.
         """
         self._check_active()
+        if cache is not None and past_key_values is not None:
+            raise ValueError("cache and past_key_values are two names of one argument. Give one of them.")
+        turns = past_key_values if cache is None else cache
         for name in RESERVED:
             if settings.get(name) is not None:
                 raise ValueError(f"{name}: a shared prefix works with token ids and a cache of its own. Leave it out.")
@@ -132,27 +138,27 @@ class Prefix:
         device = self.levels[0].keys[0].device  # that of the first layer, also of an offloaded model
         prefix_P = self.ids.to(device)
         if input_ids is None:
-            if attention_mask is not None or past_key_values is not None:
-                raise ValueError("attention_mask and past_key_values belong to input_ids, and there are none.")
+            if attention_mask is not None or turns is not None:
+                raise ValueError("attention_mask and cache belong to input_ids, and there are none.")
             ids = prefix_P[None]
             mask = torch.ones_like(ids)
             # its last token is read again, once for every row: nobody kept what it says comes next
             cache = self._cache((*self.levels[:-1], self.levels[-1].without_last()))
         else:
-            questions, real = self._questions(input_ids, attention_mask, past_key_values)
+            questions, real = self._questions(input_ids, attention_mask, turns)
             before = prefix_P.expand(len(questions), -1)
             ids = torch.cat([before, questions.to(device)], 1)
             mask = torch.cat([torch.ones_like(before), real.to(device)], 1)
-            cache = self.cache() if past_key_values is None else past_key_values
+            cache = self.cache() if turns is None else turns
         cache.most = _most(settings, config, ids.shape[1], self.length)
-        out = self.model.generate(ids, attention_mask=mask, past_key_values=cache, **settings)
+        out = self.model.generate(ids, attention_mask=mask, **generate_cache(cache), **settings)
         if isinstance(out, Tensor):
             return out[:, self.length :].clone()  # a slice would keep the prefix of every row alive
         out.sequences = out.sequences[:, self.length :].clone()
         return out
 
     def cache(self) -> SharedCache:
-        """An empty cache behind this prefix, for `generate(..., past_key_values=)`: turns of a conversation."""
+        """An empty cache behind this prefix, for `generate(..., cache=)`: turns of a conversation."""
         return self._cache(self.levels)
 
     @torch.no_grad()
@@ -209,11 +215,9 @@ class Prefix:
             raise ValueError("attention_mask: a row ends in padding, or is all padding. Pad on the left.")
         if cache is not None:
             if not isinstance(cache, SharedCache) or cache.owner is not self:
-                raise ValueError("past_key_values is no cache of this prefix. Make one with prefix.cache().")
+                raise ValueError("this is no cache of this prefix. Make one with prefix.cache().")
             if cache.rows not in (None, len(ids)):
-                raise ValueError(
-                    f"past_key_values has {cache.rows} rows and input_ids {len(ids)}: they must be the same."
-                )
+                raise ValueError(f"the cache has {cache.rows} rows and input_ids {len(ids)}: they must be the same.")
             if self.length + ids.shape[1] <= cache.get_seq_length():
                 raise ValueError(
                     f"input_ids of {ids.shape[1]} tokens: the cache has read {cache.get_seq_length() - self.length} "
@@ -278,7 +282,7 @@ def _read(tower: Any, cache: Any, ids_P: Tensor, start: int, chunk: int | None) 
     for part in ids_P.split(chunk or len(ids_P)):
         seen = cache.get_seq_length()
         position = torch.arange(seen, seen + len(part), device=device)[None]
-        tower(input_ids=part.to(device)[None], position_ids=position, past_key_values=cache, use_cache=True)
+        tower(input_ids=part.to(device)[None], position_ids=position, **given_cache(tower, cache), use_cache=True)
     layers: Any = attention_layers(tower)
     keys, values = zip(*(_kept(cache.layers[m.layer_idx], window_of(m)) for m in layers), strict=True)
     return Level(ids_P.cpu(), start, keys, values)

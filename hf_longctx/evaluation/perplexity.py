@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..upstream.caches import cache_out, given_cache
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -47,7 +49,7 @@ def read(
 
     Raises:
         ValueError: `input_ids` isn't (B, L), `n_targets` or a chunk is out of range, the model is in train mode, or it
-            returns no `past_key_values`.
+            returns no cache.
     """
     _check(model, input_ids, n_targets=n_targets, chunk=chunk, score_chunk=score_chunk)
     length = input_ids.shape[1]
@@ -57,11 +59,11 @@ def read(
     for start, stop in _pieces(first, length - 1, chunk, score_chunk):
         scored = start >= first
         ids_BP = input_ids[:, start:stop].to(model.device)
-        output = model(input_ids=ids_BP, past_key_values=cache, use_cache=True, logits_to_keep=0 if scored else 1)
-        cache = getattr(output, "past_key_values", None)
+        output = model(input_ids=ids_BP, **given_cache(model, cache), use_cache=True, logits_to_keep=0 if scored else 1)
+        cache = cache_out(output)
         if cache is None:
             raise ValueError(
-                f"{type(model).__name__} returned no past_key_values, and reading in chunks needs them. "
+                f"{type(model).__name__} returned no cache, and reading in chunks needs one. "
                 "Use a causal language model with a KV cache."
             )
         if scored:

@@ -25,9 +25,9 @@ from ..attention.parity import TOLERANCE
 from ..cache.layers import BoundedLayer
 from ..cache.ring import Ring
 from ..cache.shared_layers import SharedLayer
+from ..upstream.caches import CACHE_NAMES, cache_in, given_cache
 
 logger = logging.getLogger("hf_longctx")
-CACHE = "past_key_values"
 Layers = Sequence[BoundedLayer | SharedLayer]
 # what a one-token forward may be given besides tensors of its own; anything else is for the model itself
 HARMLESS = {"attention_mask", "use_cache", "return_dict", "logits_to_keep", "cache_position"}
@@ -90,9 +90,9 @@ def decoder(model: Any) -> Callable[..., Any]:
     """
 
     def forward(**inputs: Any) -> Any:
-        ids, cache = inputs.get("input_ids"), inputs.get(CACHE)
+        ids, cache = inputs.get("input_ids"), cache_in(inputs)
         plain = {key for key, value in inputs.items() if value is not None and value is not False}
-        known = plain <= HARMLESS | {"input_ids", "position_ids", CACHE}
+        known = plain <= HARMLESS | {"input_ids", "position_ids", *CACHE_NAMES}
         layers = _layers(cache)
         if not known or ids is None or ids.shape[1] != 1 or layers is None or torch.is_grad_enabled():
             return model(**inputs)
@@ -109,7 +109,7 @@ def decoder(model: Any) -> Callable[..., Any]:
 
 
 def _step(model: Any, inputs: dict[str, Any], layers: Layers, rings: list[Ring]) -> Any:
-    ids, cache, pos = inputs["input_ids"], inputs[CACHE], inputs.get("position_ids")
+    ids, cache, pos = inputs["input_ids"], cache_in(inputs), inputs.get("position_ids")
     if pos is None:
         pos = torch.full_like(ids, cache.get_seq_length())
     recorded = _RECORDED[rings[0]]
@@ -127,7 +127,8 @@ def _step(model: Any, inputs: dict[str, Any], layers: Layers, rings: list[Ring])
     for ring in {id(ring): ring for ring in rings}.values():
         ring.filled = min(ring.filled + 1, ring.size)
     # the next replay writes over these logits
-    return type(recorded.output)(logits=recorded.output.logits.clone(), past_key_values=cache)
+    of = type(recorded.output)
+    return of(logits=recorded.output.logits.clone(), **given_cache(of, cache))
 
 
 def _check(model: Any, inputs: dict[str, Any], recorded: Recorded, layers: Layers, rings: list[Ring]) -> Any:
@@ -164,7 +165,7 @@ def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, ri
             output = model(
                 input_ids=recorded.ids_B1,
                 position_ids=recorded.pos_B1,
-                past_key_values=cache,
+                **given_cache(model, cache),
                 use_cache=True,
                 logits_to_keep=1,
                 return_dict=True,

@@ -10,15 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..text_stream import encode_pieces, read_pieces
+from ..upstream.caches import cache_in
 from .decoding import repeats
 
 
 def prompts(prompt_BL: Tensor, model_kwargs: dict[str, Any], generation_config: Any) -> list[Tensor]:
     """Each prompt once and without its padding."""
-    cache = model_kwargs.get("past_key_values")
+    cache = cache_in(model_kwargs)
     if cache is not None and cache.get_seq_length():
         raise ValueError(
-            f"past_key_values holds {cache.get_seq_length():,} tokens. Segments are read on their own, so there is "
+            f"the cache holds {cache.get_seq_length():,} tokens. Segments are read on their own, so there is "
             f"nothing to go on from: pass the whole prompt without a cache."
         )
     if "inputs_embeds" in model_kwargs:

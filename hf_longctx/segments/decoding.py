@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
-HERE = ("attention_mask", "position_ids", "past_key_values", "cache_position", "logits_to_keep", "use_cache")
+from ..upstream.caches import CACHE_NAMES
+
+HERE = (*CACHE_NAMES, "attention_mask", "position_ids", "cache_position", "logits_to_keep", "use_cache")
 
 
 def decode(

@@ -20,6 +20,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 from hf_longctx import LMInfinite
 from hf_longctx.evaluation.results import row
 from hf_longctx.generation.graphs import decoder
+from hf_longctx.upstream.caches import given_cache
 
 from .reading import TRAINED, K, arguments, finish, subject
 from .timing import milliseconds, peak_gib
@@ -41,7 +42,7 @@ def tokens_ms(step: Callable[..., Any], cache: Any, at: int, count: int = 40, wa
         start = time.perf_counter()
         pos = torch.full((1, 1), at + i, device=DEVICE)
         # a graph's output is overwritten by the next replay
-        logits = step(input_ids=ids, position_ids=pos, past_key_values=cache, use_cache=True).logits
+        logits = step(input_ids=ids, position_ids=pos, **given_cache(step, cache), use_cache=True).logits
         ids = logits[:, -1:].argmax(-1)
         torch.cuda.synchronize()
         times.append((time.perf_counter() - start) * 1e3)
@@ -61,7 +62,7 @@ def compiled_ms(model: Any, context: int) -> tuple[float, float]:
     """Stock, with a static cache and torch.compile(mode="reduce-overhead"); and the seconds until its first tokens."""
     cache = StaticCache(config=model.config, max_cache_len=context + 64)
     with torch.no_grad():
-        model(torch.full((1, 2), 50, device=DEVICE), past_key_values=cache, use_cache=True)
+        model(torch.full((1, 2), 50, device=DEVICE), **given_cache(model, cache), use_cache=True)
     for layer in cache.layers:
         layer.keys.normal_()
         layer.values.normal_()
@@ -86,7 +87,7 @@ def ours_ms(model: Any, ids: Tensor, chunk: int = 32 * K) -> tuple[float, float]
     """A model that carries a method, after reading `ids`; and the seconds that recording its graph took."""
     cache = DynamicCache(config=model.config)
     for piece in ids[None].split(chunk, dim=1):
-        model(piece.to(DEVICE), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(piece.to(DEVICE), **given_cache(model, cache), use_cache=True, logits_to_keep=1)
     step = decoder(model)
     tokens_ms(step, cache, len(ids), count=1, warm=0)
     start = time.perf_counter()
@@ -126,7 +127,7 @@ def prefill(model: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     def run(n: int, chunk: int) -> None:
         cache = DynamicCache(config=model.config)
         for piece in ids[None, :n].split(chunk, dim=1):
-            model(piece.to(DEVICE), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(piece.to(DEVICE), **given_cache(model, cache), use_cache=True, logits_to_keep=1)
 
     with LMInfinite(n_local=4 * K).on(model):
         ours = {n: milliseconds(lambda n=n: run(n, 32 * K), runs=3, warm_up=1) / 1e3 for n in (128 * K, MILLION)}

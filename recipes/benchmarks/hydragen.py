@@ -27,6 +27,7 @@ from hf_longctx import shared_prefix
 from hf_longctx.evaluation.results import row
 from hf_longctx.evaluation.texts import load_text
 from hf_longctx.generation.graphs import can_replay, decoder
+from hf_longctx.upstream.caches import given_cache
 
 from . import hydragen_attention
 from .reading import K, arguments, finish, subject
@@ -168,7 +169,7 @@ def ours(model: Any, document: Tensor, questions: Tensor, new: int) -> dict[str,
         cache = prefix.cache()
         settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
         prefix.generate(
-            questions, attention_mask=torch.ones_like(questions), past_key_values=cache,
+            questions, attention_mask=torch.ones_like(questions), cache=cache,
             stopping_criteria=StoppingCriteriaList([clock]), **settings,
         )  # fmt: skip
         seconds = _now() - start
@@ -187,13 +188,13 @@ def _forward_ms(model: Any, prefix: Any, questions: Tensor, new: int, count: int
     """Median milliseconds of a one-token forward of all rows, from a graph where there can be one."""
     cache = prefix.cache()
     cache.most = questions.shape[1] + new
-    model(input_ids=questions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(input_ids=questions, **given_cache(model, cache), use_cache=True, logits_to_keep=1)
     step = decoder(model) if can_replay(model, cache) else model
     times = []
     for i in range(min(count, new)):
         pos = torch.full_like(questions[:, :1], prefix.length + questions.shape[1] + i)
         start = _now()
-        step(input_ids=questions[:, :1], position_ids=pos, past_key_values=cache, use_cache=True)
+        step(input_ids=questions[:, :1], position_ids=pos, **given_cache(model, cache), use_cache=True)
         times.append((_now() - start) * 1e3)
     return median(times[len(times) // 2 :])
 

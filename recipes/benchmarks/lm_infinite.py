@@ -23,6 +23,7 @@ from hf_longctx.attention.rotation import Rotation
 from hf_longctx.evaluation.passkey import passkey_grid
 from hf_longctx.evaluation.perplexity import fixed_targets
 from hf_longctx.evaluation.results import row
+from hf_longctx.upstream.caches import given_cache
 
 from .reading import TRAINED, K, arguments, cache_bytes, finish, nll_detail, ratios, spans, subject
 from .timing import milliseconds, peak_gib
@@ -66,7 +67,7 @@ def prefill(model: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     def run(chunk: int) -> None:
         cache = DynamicCache(config=model.config)
         for piece in ids.split(chunk, dim=1):
-            model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(piece, **given_cache(model, cache), use_cache=True, logits_to_keep=1)
 
     beside: dict[str, float] = {}
     stock_ms, stock_peak = milliseconds(lambda: run(128 * K), runs=3, warm_up=1), peak_gib(lambda: run(128 * K))

@@ -25,6 +25,7 @@ from hf_longctx.cache.edit import edit
 from hf_longctx.cache.edit_plan import REPAIR
 from hf_longctx.checkpoints import load
 from hf_longctx.evaluation.results import row
+from hf_longctx.upstream.caches import given_cache
 
 from .pie_methods import METHODS, OURS, RULES, Result, measure, view
 from .pie_texts import KINDS, MOST, PLACES, edits
@@ -115,7 +116,7 @@ def timed(args: Any) -> Iterator[dict[str, Any]]:
     for length in args.lengths or SPEED:
         old = torch.randint(0, config.vocab_size, (length,))
         before = DynamicCache(config=config)
-        tower(input_ids=old[None].to(device), past_key_values=before, use_cache=True)
+        tower(input_ids=old[None].to(device), **given_cache(tower, before), use_cache=True)
         whole = {"input_ids": old[None].to(device), "use_cache": True}
         read = [_seconds(partial(tower, **whole))[0] for _ in range(args.runs + 2)][2:]
         for places in (1, PLACES):
@@ -216,7 +217,7 @@ def _apart(ours: DynamicCache, truth: DynamicCache) -> float:
 
 def _read(model: Any, ids: Tensor) -> DynamicCache:
     cache = DynamicCache()
-    model(ids[None].to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(ids[None].to(model.device), **given_cache(model, cache), use_cache=True, logits_to_keep=1)
     return cache
 
 

@@ -20,6 +20,7 @@ from hf_longctx.cache.edit_plan import REPAIR, compare, make_plan
 from hf_longctx.cache.placed import PlacedWork, Row, read_placed
 from hf_longctx.cache.rotate import Mover
 from hf_longctx.cache.workspace import Span
+from hf_longctx.upstream.caches import given_cache
 
 from .pie_texts import Edit
 
@@ -73,7 +74,7 @@ def _measure(model: Any, group: list[Edit], methods: dict[str, Any], attended: b
     for name, method in methods.items():
         cache, again = method(model, view(old), group, known)
         mask, pos = _where(lengths, cache.get_seq_length() + FOLLOWING, FOLLOWING)
-        ours = model(fed_BT, attention_mask=mask, position_ids=pos, past_key_values=cache, use_cache=True).logits
+        ours = model(fed_BT, attention_mask=mask, position_ids=pos, **given_cache(model, cache), use_cache=True).logits
         del cache
         for b, e in enumerate(group):
             p, q = logp_BTV[b], ours[b].float().log_softmax(-1)
@@ -92,7 +93,7 @@ def _old(model: Any, group: list[Edit]) -> DynamicCache:
     for e in group:
         if e.text not in read:
             read[e.text] = DynamicCache()
-            model(e.old[None].to(model.device), past_key_values=read[e.text], use_cache=True, logits_to_keep=1)
+            model(e.old[None].to(model.device), **given_cache(model, read[e.text]), use_cache=True, logits_to_keep=1)
     return _stacked([read[e.text] for e in group])
 
 
@@ -106,7 +107,7 @@ def _anew(model: Any, group: list[Edit], attended: bool) -> tuple[DynamicCache, 
         caches.append(DynamicCache())
         ids = e.new[None, :-1].to(model.device)
         if not attended:
-            model(ids, past_key_values=caches[-1], use_cache=True, logits_to_keep=1)
+            model(ids, **given_cache(model, caches[-1]), use_cache=True, logits_to_keep=1)
             known.append(Known())
             continue
         weights: Tensor = torch.zeros(ids.shape[1], device=model.device)
@@ -116,7 +117,7 @@ def _anew(model: Any, group: list[Edit], attended: bool) -> tuple[DynamicCache, 
                 weights.add_(output[1][0, :, :, max(start - 1, 0) : max(end, start + 1)].sum((0, 2)))
 
         hooks = [module.register_forward_hook(add) for module in attention_layers(find_tower(model))]
-        model(ids, past_key_values=caches[-1], use_cache=True, logits_to_keep=1)
+        model(ids, **given_cache(model, caches[-1]), use_cache=True, logits_to_keep=1)
         for hook in hooks:
             hook.remove()
         known.append(Known(attends=weights.cpu()))
@@ -162,9 +163,9 @@ def _greedy(model: Any, cache: DynamicCache, group: list[Edit], lengths: Tensor)
     for t in range(FOLLOWING):
         fed.append(token)
         mask, pos = _where(lengths + t, cache.get_seq_length() + 1, 1)
-        logits = model(token, attention_mask=mask, position_ids=pos, past_key_values=cache, use_cache=True).logits[
-            :, -1
-        ]
+        logits = model(
+            token, attention_mask=mask, position_ids=pos, **given_cache(model, cache), use_cache=True
+        ).logits[:, -1]
         out.append(logits.float().log_softmax(-1))
         token = logits.argmax(-1, keepdim=True)
     return torch.stack(out, 1), torch.cat(fed, 1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_longctx.checkpoints import load
 from hf_longctx.evaluation.perplexity import LengthScore
 from hf_longctx.evaluation.results import results, write_results
+from hf_longctx.upstream.caches import given_cache
 
 K = 1024
 TRAINED = 8 * K  # of SmolLM2
@@ -100,5 +101,5 @@ def cache_bytes(model: Any, ids: Tensor, chunk: int = 32 * K) -> int:
 
     cache = DynamicCache(config=model.config)
     for piece in ids[None].split(chunk, dim=1):
-        model(piece.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(piece.to(model.device), **given_cache(model, cache), use_cache=True, logits_to_keep=1)
     return sum(layer.nbytes() for layer in cache.layers)

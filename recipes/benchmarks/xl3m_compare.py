@@ -19,6 +19,7 @@ from hf_longctx.evaluation.results import row
 from hf_longctx.segments import XL3M
 from hf_longctx.segments.frame import Frame
 from hf_longctx.segments.prompt import Parts
+from hf_longctx.upstream.caches import generate_cache, given_cache
 
 from .haystacks import put
 from .reading import TRAINED, K
@@ -203,7 +204,7 @@ def _read_once(bench: Bench, asked: Asked, methods: list[LongContextMethod], chu
             stack.enter_context(method.on(model))
         cache = DynamicCache(config=model.config)
         for piece in read.split(chunk or read.shape[1], dim=1):
-            model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(piece, **given_cache(model, cache), use_cache=True, logits_to_keep=1)
         held = sum(t.nbytes for layer in cache.layers for t in vars(layer).values() if isinstance(t, Tensor))
         at_once = max(1, min(len(questions), int(CACHE // max(held, 1))))
         written: list[str] = []
@@ -212,7 +213,7 @@ def _read_once(bench: Bench, asked: Asked, methods: list[LongContextMethod], chu
             own.batch_repeat_interleave(len(some))
             ids = torch.cat([read.expand(len(some), -1), some], 1)
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), past_key_values=own, max_new_tokens=asked.new_tokens,
+                ids, attention_mask=torch.ones_like(ids), **generate_cache(own), max_new_tokens=asked.new_tokens,
                 do_sample=False, temperature=None, top_p=None, top_k=None, pad_token_id=0, disable_compile=True,
             )  # fmt: skip
             written += bench.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)

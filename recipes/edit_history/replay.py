@@ -18,6 +18,7 @@ from torch import Tensor
 from hf_longctx.cache.session import EditSession
 from hf_longctx.checkpoints import load
 from hf_longctx.evaluation.results import results, row, write_results
+from hf_longctx.upstream.caches import given_cache
 
 from .versions import from_git, from_two
 
@@ -69,7 +70,7 @@ def _after(model: Any, session: EditSession) -> Tensor:
     ids = session.ids
     pos = torch.tensor([[len(ids) - 1]], device=model.device)
     token = torch.tensor([ids[-1:]], device=model.device)
-    logits = model(token, position_ids=pos, past_key_values=session.cache, use_cache=True).logits[0, -1]
+    logits = model(token, position_ids=pos, **given_cache(model, session.cache), use_cache=True).logits[0, -1]
     session.cache.crop(-1)
     return logits.float().log_softmax(-1)
 
