@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .anatomy import find_tower
+from .installing import UPGRADE
 from .method_table import unknown
 from .patch import Patch, applied, unwrap
 from .settings import KEY, Settings, read_settings
@@ -155,7 +156,7 @@ def read_key(value: Any) -> list[LongContextMethod]:
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"{KEY}.version={version}: this release reads up to version {SCHEMA_VERSION}. The model was saved by a "
-            f"newer hf_longctx: pip install --upgrade hf-longctx."
+            f"newer hf_longctx. To upgrade: {UPGRADE}."
         )
     if set(value) != {"version", "methods"} or not isinstance(value["methods"], list):
         raise ValueError(shape)
@@ -166,8 +167,8 @@ def read_key(value: Any) -> list[LongContextMethod]:
                 get(name)
             except ValueError as error:
                 raise ValueError(
-                    f"{KEY}: {error} If the name is right, the model was saved by a newer hf_longctx: "
-                    f"pip install --upgrade hf-longctx."
+                    f"{KEY}: {error} If the name is right, the model was saved by a newer hf_longctx. To "
+                    f"upgrade: {UPGRADE}."
                 ) from None
     try:
         found = [from_spec(spec) for spec in value["methods"]]

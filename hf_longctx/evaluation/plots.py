@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hf_longctx.evaluation.results import write_whole
+from hf_longctx.installing import install_extra
 
 Curve = Mapping[int, float | None]
 # The needle-in-a-haystack colours that readers of such grids know.
@@ -237,7 +238,7 @@ def require_matplotlib() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Drawing needs matplotlib: pip install 'hf-longctx[evaluation]'") from error
+        raise ImportError(f"Drawing needs matplotlib: {install_extra('evaluation')}.") from error
     return Figure
 
 
