@@ -214,6 +214,23 @@ def test_what_runs_on_the_floor_installs_the_floors_of_pyproject() -> None:
             assert f"{name}=={floor[1]}.*" in (ROOT / file).read_text(), f"{file} installs another {name}"
 
 
+def test_readme_names_the_versions_of_transformers_from_the_floor_to_the_pinned_one_or_newer() -> None:
+    (sentence,) = re.findall(r"^Tested with transformers (.*)\.$", README, re.MULTILINE)
+    named = [tuple(map(int, version.split("."))) for version in re.findall(r"\d+\.\d+", sentence)]
+    floor = re.search(r'"transformers>=(\d+)\.(\d+)', (ROOT / "pyproject.toml").read_text())
+    (pinned,) = [line for line in _lines("constraints.txt") if line.startswith("transformers==")]
+    assert floor
+    assert named == sorted(named)
+    assert named[0] == (int(floor[1]), int(floor[2]))
+    assert tuple(map(int, pinned.removeprefix("transformers==").split(".")[:2])) in named
+
+
+def test_readme_offers_a_reproducible_installation_and_the_tested_torch() -> None:
+    (torch_pin,) = [line for line in _lines("constraints.txt") if line.startswith("torch==")]
+    assert "`pip install . -c constraints.txt`" in README
+    assert f"`pip install . {torch_pin}`" in README
+
+
 def test_pre_commit_runs_the_tested_ruff() -> None:
     (ruff,) = [line for line in _lines("constraints.txt") if line.startswith("ruff==")]
     assert f"rev: v{ruff.removeprefix('ruff==')}\n" in (ROOT / ".pre-commit-config.yaml").read_text()
