@@ -3,8 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 FLOOR := .venv-floor
+NEWEST := .venv-newest
+TORCH ?= 2.13.0
+# one process a core; each loads torch, so no more than that
+EACH_CORE := -n logical --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short test test-lm-eval test-floor lint types format tables ci clean
+.PHONY: help venv demo demo-short test test-lm-eval test-floor test-newest test-newest-all lint types format tables ci clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,19 +29,32 @@ demo-short: $(READY)  ## The same with tiny lengths, about a minute
 	$(BIN)/hf-longctx demo --short --out demo-out/short
 
 test: $(READY)  ## All tests; those for GPUs are skipped without one
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(EACH_CORE)
 
 test-lm-eval: $(READY)  ## The tests that need lm-eval, which brings some fifty packages
 	$(BIN)/python -m pip install --quiet -e ".[lm-eval]" -c constraints.txt
 	$(BIN)/python -m pytest tests/evaluation/test_harness.py tests/cli/test_eval_tasks.py
 
-test-floor: $(FLOOR)/.installed  ## The short form of the contract on the oldest supported transformers and torch
-	$(FLOOR)/bin/python -m pytest -m floor
+test-floor: $(FLOOR)/.installed  ## The short form of the contract on the oldest supported transformers
+	$(FLOOR)/bin/python -m pytest $(EACH_CORE) -m floor
+
+test-newest: newest  ## The same on the newest transformers that the registry serves, and the newest of all else but torch
+	$(NEWEST)/bin/python -m pytest $(EACH_CORE) -m floor
+
+test-newest-all: newest  ## All tests on the newest transformers
+	$(NEWEST)/bin/python -m pytest $(EACH_CORE)
+
+# Resolved every time, since what is newest changes; torch stays, as the newest brings gigabytes of CUDA.
+.PHONY: newest
+newest:
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[dev]" transformers torch==$(TORCH)
+	$(NEWEST)/bin/python -c "import transformers; print('transformers', transformers.__version__)"
 
 $(FLOOR)/.installed: pyproject.toml
 	rm -rf $(FLOOR)
 	$(PYTHON) -m venv $(FLOOR)
-	$(FLOOR)/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.17.*" "torch==2.11.*"
+	$(FLOOR)/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.17.*" "torch==$(TORCH)"
 	touch $@
 
 lint: $(READY)  ## ruff, rules and layout
@@ -57,8 +74,8 @@ tables: $(READY)  ## Render README's and the cards' tables, docs/composition.md,
 	$(BIN)/python -m tests.composition
 	$(BIN)/python -m tests.families
 
-ci: lint types demo-short test  ## What CI runs
+ci: lint types demo-short test-newest test  ## What CI runs
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf .venv $(FLOOR) build dist demo-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(FLOOR) $(NEWEST) build dist demo-out .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 
 FULL = "full_attention"
+APART = "apart"  # the kind of a module without a config, which names the attention function
 _RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
 # before 5.21 such a model raises UnboundLocalError in the second forward past its trained length
 LONGROPE_PER_LAYER = _RELEASE >= (5, 21)
@@ -87,6 +88,12 @@ def full_attention_layers(tower: nn.Module) -> list[nn.Module]:
     """
     layers = attention_layers(tower)
     full = [m for m in layers if layer_type(m) == FULL]
+    apart = {type(m).__name__ for m in layers if layer_type(m) == APART}
+    if not full and apart:
+        raise ValueError(
+            f"{type(tower).__name__}: {', '.join(sorted(apart))} attends without transformers' attention interface, so "
+            f"hf_longctx cannot reach its attention and does not support it."
+        )
     if not full:
         kinds = sorted({layer_type(m) for m in layers})
         raise ValueError(
@@ -116,12 +123,13 @@ def layer_type(module: Any) -> str:
 
 def layer_types(modules: Sequence[Any]) -> list[str]:
     """`layer_type` of each. A config that several share is asked once: its attributes are slow to look up."""
-    kinds: dict[int, Any] = {}
-    for module in modules:
-        if id(module.config) not in kinds:
-            types = getattr(module.config, "layer_types", None)
-            kinds[id(module.config)] = _implied(module.config) if types is None else types
-    found = ((kinds[id(module.config)], module) for module in modules)
+    kinds: dict[int, Any] = {id(None): APART}
+    configs = [getattr(module, "config", None) for module in modules]
+    for config in configs:
+        if id(config) not in kinds:
+            types = getattr(config, "layer_types", None)
+            kinds[id(config)] = _implied(config) if types is None else types
+    found = ((kinds[id(config)], module) for config, module in zip(configs, modules, strict=True))
     return [kind if isinstance(kind, str) else str(kind[module.layer_idx]) for kind, module in found]
 
 

@@ -7,9 +7,12 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from .copies import deep_copy
+from .joins import common, ids_after, ids_of
 from .text_stream import MARK, render, written
 
 if TYPE_CHECKING:
@@ -24,10 +27,11 @@ COMMANDS = "/stats shows how far the conversation is, /exit (or Ctrl-D) leaves; 
 class Chat:
     """Turns of a conversation on a `Reader`.
 
-    The chat template is never rendered for the whole conversation, which is not kept. One exchange with stand-ins for
-    its words takes the place of what was said: what a template writes after an answer and before the next one does not
-    depend on them. Templates that rewrite earlier turns (dropping the thoughts of a reasoning model) have no effect on
-    what the model has read already.
+    The model reads what the template renders for the whole conversation. It is never rendered whole, and not kept: one
+    exchange with stand-ins for its words takes the place of what was said, since what a template writes after an answer
+    and before the next one does not depend on them. What the model wrote to end its answer (an end token, line ends) is
+    not read twice, and what the template has there instead is read. Templates that rewrite earlier turns (dropping the
+    thoughts of a reasoning model) have no effect on what the model has read already.
 
     Args:
         reader: Where the conversation is read and written.
@@ -44,36 +48,66 @@ class Chat:
         self.reader, self.tokenizer = reader, tokenizer
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self._begun = False
-        self._last: int | None = None  # the last token written
+        self._last: deque[int] = deque(maxlen=16)  # tokens written last
+        self._end: set[int] = set()  # tokens that end an answer
         self.tokens, self.seconds = 0, 0.0  # of the last answer
+
+    def __deepcopy__(self, memo: Any) -> Chat:
+        """The conversation so far, which goes on by itself from here, with the same model."""
+        return deep_copy(self, memo, self.tokenizer)
 
     def answer(self, text: str, **settings: Any) -> Iterator[str]:
         """Read a turn of the user and write the answer, as text that comes piece by piece. Settings: `Reader.generate`.
 
         Whoever leaves the loop early has stopped the answer; the conversation goes on from what was written.
         """
-        ids = list(self.tokenizer(self._turn(text), add_special_tokens=False, verbose=False)["input_ids"])
-        if self._begun and ids[:1] == [self._last]:
-            ids = ids[1:]  # the model ended its answer by itself
-        self.reader.read(ids)
-        self._begun, self._last, self.tokens, self.seconds = True, None, 0, 0.0
+        self.reader.read(self._next(text) if self._begun else self._first(text))
+        self._begun, self.tokens, self.seconds = True, 0, 0.0
+        self._last.clear()
+        self._end = self._ends(settings)
         yield from written(self.tokenizer, self._tokens(settings))
 
-    def _turn(self, text: str) -> str:
-        """What the template writes from the end of the last answer to the beginning of the next."""
-        turn = {"role": "user", "content": text}
-        if not self._begun:
-            return render(self.tokenizer, [*self._system, turn])
-        past = [{"role": "user", "content": "..."}, {"role": "assistant", "content": MARK}]
-        _, found, new = render(self.tokenizer, [*self._system, *past, turn]).partition(MARK)
-        if not found:
-            raise ValueError("the chat template leaves earlier answers out, so a conversation cannot go on with it.")
-        return new
+    def _first(self, text: str) -> list[int]:
+        return ids_of(self.tokenizer, render(self.tokenizer, [*self._system, {"role": "user", "content": text}]))
+
+    def _next(self, text: str) -> list[int]:
+        """What the template writes from the end of the last answer to the beginning of the next, as ids."""
+        last = list(self._last)
+        ended = last.pop() if last and last[-1] in self._end else None
+        answer = self.tokenizer.decode(last, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        blank = answer[len(answer.rstrip()) :]  # which a template may strip
+        past = [{"role": "user", "content": "..."}, {"role": "assistant", "content": f"{MARK}{blank}"}]
+
+        def after(words: str) -> str:
+            chat = [*self._system, *past, {"role": "user", "content": words}]
+            _, found, new = render(self.tokenizer, chat).partition(MARK)
+            if not found:
+                raise ValueError(
+                    "the chat template leaves earlier answers out, so a conversation cannot go on with it."
+                )
+            return new[common(new, blank) :]
+
+        new = after(text)
+        # the template's own end of an answer takes the place of the model's, which the model has not read yet
+        if ended is not None and self.reader.take_back() is not None:
+            self._last.pop()
+        elif ended is not None:
+            mark = str(self.tokenizer.decode([ended], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+            at = after(MARK).partition(MARK)[0].find(mark)
+            if at >= 0:
+                return ids_after(self.tokenizer, mark, new[at + len(mark) :])
+        return ids_after(self.tokenizer, f"a{blank}", new)
+
+    def _ends(self, settings: dict[str, Any]) -> set[int]:
+        config = settings.get("generation_config") or self.reader.model.generation_config
+        end = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
+        end = self.reader.model.generation_config.eos_token_id if end is None else end
+        return set(end) if isinstance(end, list | tuple) else {end}
 
     def _tokens(self, settings: dict[str, Any]) -> Iterator[int]:
         began = time.perf_counter()
         for token in self.reader.generate(**settings):
-            self._last = token
+            self._last.append(token)
             self.tokens += 1
             self.seconds = time.perf_counter() - began
             yield token

@@ -74,8 +74,8 @@ def ask(
 
 
 def _lines(path: Path) -> list[str]:
-    from hf_longctx.text_stream import read_pieces
+    from hf_longctx.text_stream import lines_of, read_pieces
 
     if str(path) == "-":
         raise ValueError("--questions -: expected a file with a question a line.")
-    return [line.strip() for line in "".join(read_pieces(path)).splitlines() if line.strip()]
+    return [line.strip() for line in lines_of("".join(read_pieces(path))) if line.strip()]

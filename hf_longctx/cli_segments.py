@@ -42,7 +42,7 @@ def answer(
     from transformers import TextStreamer
 
     from hf_longctx.segments import xl3m
-    from hf_longctx.segments.prompt import around_text
+    from hf_longctx.segments.prompt import around_text, text_before
     from hf_longctx.segments.reading import SourceError
     from hf_longctx.text_stream import encode_pieces
 
@@ -70,7 +70,7 @@ def answer(
         _, (found,) = loaded.generate(
             torch.tensor([[*head, *tail]], device=loaded.device),
             custom_generate=chosen or xl3m,
-            document=encode_pieces(tokenizer, pieces, bos=False),
+            document=encode_pieces(tokenizer, pieces, bos=False, after=text_before(tokenizer, head)),
             head=len(head),
             question=len(tail),
             scores_file=scores,

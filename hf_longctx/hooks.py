@@ -26,6 +26,7 @@ from .anatomy import find_tower
 from .attention.base import AttentionMethod, refuse_moving_frequencies
 from .attention.positions import STATE, adopt_all
 from .attention.shared import is_shared
+from .attention.turns import read_again_if_needed
 from .cache.shared_layers import SharedCache
 from .generation.graphs import can_replay, decoder, forget
 from .method import KEY, LongContextMethod, read_key, write_key
@@ -48,6 +49,8 @@ def keyed_prepare_cache(
     stock: Any, self: Any, generation_config: Any, model_kwargs: Any, generation_mode: Any, *args: Any, **kwargs: Any
 ) -> Any:
     methods = _attention_methods(self)
+    if methods or isinstance(cache_in(model_kwargs), SharedCache):
+        _replace_cache(self, generation_config)
     if methods:
         _check_generation(methods[0], generation_config, generation_mode)
     result = stock(self, generation_config, model_kwargs, generation_mode, *args, **kwargs)
@@ -57,6 +60,16 @@ def keyed_prepare_cache(
     if methods or isinstance(cache, SharedCache):
         forget(cache)
     return result
+
+
+def keyed_prefill(
+    stock: Any, self: Any, input_ids: Any, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if _attention_methods(self):
+        tower = find_tower(self)
+        cache, mask = cache_in(model_kwargs), model_kwargs.get("attention_mask")
+        read_again_if_needed(vars(tower)[STATE], tower, cache, input_ids, mask)
+    return stock(self, input_ids, generation_config, model_kwargs, *args, **kwargs)
 
 
 def keyed_criteria(stock: Any, self: Any, model_kwargs: Any, generation_config: Any) -> bool:
@@ -159,14 +172,20 @@ def _share_config(model: Any) -> None:
         patch.method.surround(patch, model)
 
 
+def _replace_cache(model: Any, generation_config: Any) -> None:
+    """What a checkpoint says of its cache (Gemma's "hybrid", "static") gives way to ours; what a call says does not."""
+    asked = generation_config.cache_implementation
+    if asked not in (None, "dynamic", model.generation_config.cache_implementation):
+        raise ValueError(
+            f"cache_implementation={asked!r}: a model with a method of hf_longctx, or with a shared prefix, keeps a "
+            f"cache of its own. Leave it out."
+        )
+    generation_config.cache_implementation = None
+
+
 def _check_generation(method: AttentionMethod, generation_config: Any, mode: Any) -> None:
     if mode == GenerationMode.ASSISTED_GENERATION:
         raise ValueError(
             f"assisted decoding (an assistant model or prompt_lookup_num_tokens) must take tokens back out of the "
             f"cache, which the one of {method.name} cannot do. Generate without it."
-        )
-    if generation_config.cache_implementation not in (None, "dynamic"):
-        raise ValueError(
-            f"cache_implementation={generation_config.cache_implementation!r}: {method.name} keeps a cache of its own. "
-            f"Leave it out."
         )

@@ -17,27 +17,47 @@ from transformers import PreTrainedTokenizerBase
 from .cache.prefix_file import make_folder
 from .cache.shared_prefix import Prefix, load_prefix, shared_prefix
 from .fingerprint import model_digest
-from .text_stream import around, encode_pieces
+from .joins import common, ids_after, ids_before, ids_of
+from .text_stream import around, encoded, last_line
 
+BREAK = "\n\n"  # between a text and a question about it
 logger = logging.getLogger("hf_longctx")
 
 
 class Prompt:
     """A text and a question about it, in the tokenizer's chat template if it has one, in two parts.
 
-    The text and what stands before it are tokenised without the question, as a prefix must be.
+    Put together, the ids of both are those of the whole prompt tokenised at once. The text is tokenised without the
+    question, as a prefix must be: tokens at its end that a question may change are left to the questions.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str]) -> None:
+        from .evaluation.passkey import bos_prefix
+
         self.tokenizer = tokenizer
         head, self._tail = around(tokenizer)
-        ids = encode_pieces(tokenizer, chain([head], pieces), bos=not tokenizer.chat_template)
-        self.document_ids = torch.tensor([token for some in ids for token in some])
+        ids = [] if tokenizer.chat_template else bos_prefix(tokenizer)
+        last: list[int] = []
+        for self._before, self._end, last in encoded(tokenizer, chain([head], pieces)):
+            ids += last
+        # the last line is tokenised again with every question, and no more than that
+        before, end = last_line(self._end)
+        near = ids_after(tokenizer, before, end)
+        if before and last[-len(near) :] == near:
+            self._before, self._end, last = before, end, near
+        stays = common(last, ids_before(tokenizer, f"{self._end}{BREAK}", self._before))
+        stays = stays or len(last) * (len(ids) == len(last))  # a prefix has one token at least
+        self._known, self._rest = last[:stays], last[stays:]
+        self.document_ids = torch.tensor(ids[: len(ids) - len(self._rest)])
 
     def question(self, text: str) -> list[int]:
         """The ids that follow those of the document."""
-        text = f"\n\n{text}{self._tail}"
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        text = f"{BREAK}{text}{self._tail}"
+        known = ids_of(self.tokenizer, self._before) + self._known
+        whole = ids_of(self.tokenizer, f"{self._before}{self._end}{text}")
+        if whole[: len(known)] == known:
+            return whole[len(known) :]
+        return self._rest + ids_after(self.tokenizer, "a", text)  # it changes more than is left to it
 
 
 def answers(

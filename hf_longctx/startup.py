@@ -21,6 +21,7 @@ GENERATION, MASKS = "transformers.generation.utils", "transformers.masking_utils
 HOOKS = {
     (MODELS, "PreTrainedModel", "post_init"): "keyed_post_init",
     (GENERATION, "GenerationMixin", "_prepare_cache_for_generation"): "keyed_prepare_cache",
+    (GENERATION, "GenerationMixin", "_prefill"): "keyed_prefill",
     (GENERATION, "GenerationMixin", "_valid_auto_compile_criteria"): "keyed_criteria",
     (MODELS, "PreTrainedModel", "get_compiled_call"): "keyed_compiled_call",
     (GENERATION, "GenerationMixin", "_extract_generation_mode_kwargs"): "keyed_mode_kwargs",

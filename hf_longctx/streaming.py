@@ -20,6 +20,7 @@ from torch import Tensor
 from .attention.positions import STATE, adopt_all
 from .cache.layers import UnrotatedLayer
 from .cache.rebase import Rebase
+from .copies import deep_copy
 from .generation.graphs import can_replay, decoder, forget
 from .patch import applied, unwrap
 from .token_source import pieces
@@ -127,6 +128,12 @@ class Reader:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self._base).__name__}, position={self.position:,}, nbytes={self.nbytes:,})"
 
+    def __deepcopy__(self, memo: Any) -> Reader:
+        """A reader that goes on from here by itself, on the same model."""
+        twin = deep_copy(self, memo, self.model, self._base, *self._patches, self._progress, self._step)
+        twin._step = None  # a graph belongs to one cache
+        return twin
+
     @property
     def position(self) -> int:
         """Tokens read and written so far."""
@@ -190,6 +197,13 @@ class Reader:
             config, input_ids_seq_length=len(self._recent), logits_processor=logits_processor, device=self.model.device
         )
         return self._write(config, processors)
+
+    def take_back(self) -> int | None:
+        """The token written last, which is then no part of the text; None if the model has read it already."""
+        token, self._pending = self._pending, None
+        if token is not None:
+            self._recent.pop()
+        return token
 
     def _write(self, config: Any, processors: Any) -> Iterator[int]:
         end = set() if config._eos_token_tensor is None else set(config._eos_token_tensor.tolist())

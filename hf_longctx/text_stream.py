@@ -10,13 +10,19 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .detokenizer import Detokenizer as Detokenizer
+from .detokenizer import written as written
+from .joins import ids_after, ids_before, ids_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PIECE = 2**15  # characters that are tokenised at once
 MARK = "\ue000-hf-longctx-\ue000"  # stands for a text in a chat template; private-use characters are in no text
-# tokenizers split between a line's last word and the next line's first, whatever stands before and behind
+# tokenizers split between a line's last word and the next line's first, whatever stands around them
 _LINE, _WORD = re.compile(r"(?<=\S)\n(?=\S)"), re.compile(r"(?<=\S)(?= \S)")
+
+_AFTER_LINE, _AFTER_WORD = "a\n", "a"  # stand-ins for what was cut off there
 
 
 def read_pieces(path_or_name: str | Path) -> Iterator[str]:
@@ -43,7 +49,7 @@ def read_pieces(path_or_name: str | Path) -> Iterator[str]:
 
 
 def encode_pieces(
-    tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], *, bos: bool = True
+    tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], *, bos: bool = True, after: str = ""
 ) -> Iterator[list[int]]:
     """The token ids of the text that `pieces` make up, a list for about every 32,000 characters.
 
@@ -57,20 +63,48 @@ def encode_pieces(
         pieces: The text, cut anywhere.
         bos: Begin with the beginning-of-text token, where the tokenizer adds one by itself. False for a text that goes
             on, or a chat template that has it.
+        after: The text that this one goes on from, if there is one. Its own ids are those of `joins.ids_before`.
     """
     if bos:
         from .evaluation.passkey import bos_prefix
 
         yield bos_prefix(tokenizer)
-    for before, text in _cut(pieces):
-        # behind a stand-in for what was cut off, else some tokenizers take it for a beginning and put a space there
-        known, ids = _ids(tokenizer, before), _ids(tokenizer, before + text)
+    for _, _, ids in encoded(tokenizer, pieces, after):
+        yield ids
+
+
+def encoded(
+    tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], after: str = ""
+) -> Iterator[tuple[str, str, list[int]]]:
+    """The parts in which `encode_pieces` tokenises a text: a stand-in for what each goes on from, the text, its ids."""
+    for number, (before, text) in enumerate(_cut(pieces)):
+        if number == 0:
+            yield after, text, ids_after(tokenizer, after, text, ids_before(tokenizer, after))
+            continue
+        if before not in (_AFTER_LINE, _AFTER_WORD):
+            yield before, text, ids_after(tokenizer, before, text)
+            continue
+        # after a stand-in for what was cut off, else some tokenizers take it for a beginning and put a space there
+        known, ids = ids_of(tokenizer, before), ids_of(tokenizer, before + text)
         if ids[: len(known)] != known:
             raise ValueError(
                 f"{type(tokenizer).__name__}: {before!r} and {text[:20]!r}... share a token of this tokenizer, so a "
                 f"text cannot be tokenised in pieces. Tokenise it whole and stream the ids."
             )
-        yield ids[len(known) :]
+        yield before, text, ids[len(known) :]
+
+
+def lines_of(text: str) -> list[str]:
+    """They end at a line feed, with or without a carriage return before it. `str.splitlines` cuts at eight more
+    characters (U+2028, U+0085, form feed ...), which texts have inside of their lines."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def last_line(text: str) -> tuple[str, str]:
+    """The last line that is tokenised as it would be alone, and a stand-in for what it follows; "" if that is all."""
+    at = max((match.start() + 1 for match in _LINE.finditer(text)), default=0)
+    return (_AFTER_LINE if at else ""), text[at:]
 
 
 def with_question(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], question: str) -> Iterator[str]:
@@ -95,51 +129,6 @@ def render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> st
     return str(text)
 
 
-class Detokenizer:
-    """Text from tokens as they come; looks back a few tokens only. A character of several tokens comes when whole."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = 0  # of these ids, which are kept because what follows may be spaced by them
-
-    def add(self, token: int) -> str:
-        """The text that this token completes, perhaps none."""
-        self._ids.append(token)
-        before, text = self._decode(self._ids[: self._shown]), self._decode(self._ids)
-        waiting = len(self._ids) - self._shown
-        # a lone part of a character; four bytes are the longest, and what is no character at all must come out too
-        if text.endswith("\ufffd") and waiting < 4:
-            return ""
-        # a special token has no text, and is no context for the next one's
-        if text == before and waiting < 16:
-            return ""
-        self._ids = self._ids[self._shown :]
-        self._shown = len(self._ids)
-        return text[len(before) :]
-
-    def end(self) -> str:
-        """What is left, if the last character never became whole."""
-        text = self._decode(self._ids)[len(self._decode(self._ids[: self._shown])) :]
-        self._ids, self._shown = [], 0
-        return text
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def written(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of `tokens`, piece by piece as they come."""
-    detokenizer = Detokenizer(tokenizer)
-    for token in tokens:
-        text = detokenizer.add(token)
-        if text:
-            yield text
-    rest = detokenizer.end()
-    if rest:
-        yield rest
-
-
 def _cut(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
     """The text in parts that can be tokenised alone, each with a stand-in for what it follows."""
     text = before = ""
@@ -152,7 +141,7 @@ def _cut(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
                 break  # one long line: wait for its end
             at = line + 1 if line else word or PIECE
             yield before, text[:at]
-            before, text = "a\n" if line else "a" if word else "", text[at:]
+            before, text = _AFTER_LINE if line else _AFTER_WORD if word else text[at - 8 : at], text[at:]
     if text:
         yield before, text
 
@@ -160,10 +149,6 @@ def _cut(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
 def _last(pattern: re.Pattern[str], text: str) -> int:
     """Where `pattern` is last in the first part of `text`; 0: nowhere."""
     return max((match.start() for match in pattern.finditer(text, 0, 2 * PIECE)), default=0)
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _from_file(path: Path) -> Iterator[str]:

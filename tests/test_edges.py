@@ -32,7 +32,7 @@ def test_a_forward_that_fails_half_way_closes_the_cache_and_keeps_nothing(monkey
             with pytest.raises(RuntimeError, match="pulled the plug"):
                 model(ids[:, 16:], past_key_values=cache)
         assert vars(model.model)[STATE].step is None
-        assert all(layer.readable is None for layer in cache.layers)
+        assert all(layer.readable_pos is None for layer in cache.layers)
     with pytest.raises(RuntimeError, match="un-rotated keys"):
         model(ids[:, 16:], past_key_values=cache)
 

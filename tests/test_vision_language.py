@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from transformers import AutoModel, DynamicCache, Gemma3Config, Gemma3ForConditi
 
 import hf_longctx
 from hf_longctx import LMInfinite, PositionFree
+from hf_longctx.upstream.caches import given_cache
 from tests.contract.registry import close, differs, fingerprint, same
-from tests.tiny import build, config_of, greedy_uncached, left_padded, logits_of, text
+from tests.tiny import SIZES, build, config_of, greedy_uncached, left_padded, logits_of, text
 
 IDS = text(2, 24)
 METHOD = LMInfinite(n_global=2, n_local=6)
@@ -84,3 +86,66 @@ def test_a_keyed_config_is_active_saved_and_undone(where: str, tmp_path: Any) ->
     with torch.no_grad():
         parts = [inner(c, past_key_values=cache).last_hidden_state for c in IDS.split(7, 1)]
         close(torch.cat(parts, 1), inner(IDS).last_hidden_state)
+
+
+SEVERAL = {
+    "Qwen2VLTextModel": ("qwen2_vl", [1, 2, 1]),
+    "Qwen2_5_VLTextModel": ("qwen2_5_vl", [1, 2, 1]),
+    "Qwen3VLTextModel": ("qwen3_vl", [2, 1, 1]),
+    "Qwen3VLMoeTextModel": ("qwen3_vl_moe", [2, 1, 1]),
+    "Qwen3_5TextModel": ("qwen3_5", [2, 1, 1]),
+    "Glm4vTextModel": ("glm4v", [2, 1, 1]),
+    "Glm4vMoeTextModel": ("glm4v_moe", [2, 1, 1]),
+}
+
+
+def several(name: str) -> Any:
+    """A tiny text tower whose tokens have a position in time, height and width each."""
+    family, section = SEVERAL[name]
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": section, "partial_rotary_factor": 1.0}
+    more: dict[str, Any] = {"rope_parameters": rope, "head_dim": 8}
+    if "moe" in family:
+        more |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_routed_experts": 4}
+        more |= {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+    if family == "qwen3_5":
+        more |= {"layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 2}
+        more |= {"linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    cls = getattr(module, name)
+    return build(cls, cls.config_class(**{**SIZES, **more}))
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("method", [PositionFree(), LMInfinite(n_global=2, n_local=32)], ids=lambda m: m.name)
+def test_tokens_with_three_positions_are_served_as_text_and_refused_as_images(name: str, method: Any) -> None:
+    tower, ids = several(name), text(2, 24)
+    flat = torch.arange(24)[None].expand(2, -1)
+    image = flat.expand(3, -1, -1).clone()  # a picture of 3 x 3 tokens: one time, rows and columns
+    image[0, :, 6:15] = 6
+    image[1, :, 6:15] = 6 + torch.arange(9) // 3
+    image[2, :, 6:15] = 6 + torch.arange(9) % 3
+    image[:, :, 15:] -= 6
+
+    def out(pos: Any = None, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            start = 0 if pos is None else kwargs.pop("start", 0)
+            part = ids[:, start : None if pos is None else start + pos.shape[-1]]
+            return tower(input_ids=part, position_ids=pos, **kwargs).last_hidden_state
+
+    plain = {"none": None, "one": flat, "three": flat.expand(3, -1, -1)}
+    stock = {words: out(pos) for words, pos in plain.items()}
+    differs(out(image), stock["one"])
+    with method.on(tower):
+        for words, pos in plain.items():
+            close(out(pos), stock[words], f"{words} position a token")
+        cache = DynamicCache(config=tower.config)
+        read = given_cache(tower, cache)
+        parts = [out(flat.expand(3, -1, -1)[..., i : i + n], start=i, **read) for i, n in ((0, 20), (20, 3), (23, 1))]
+        close(torch.cat(parts, 1), stock["one"], "in pieces")
+        for pos in (image, torch.cat([flat[None], image])):
+            with pytest.raises(ValueError, match=r"one position a token.* supported for text alone"):
+                out(pos)
+        cache = DynamicCache(config=tower.config)
+        out(image[..., :6], start=0, **given_cache(tower, cache))  # the text before the picture
+        with pytest.raises(ValueError, match=r"one position a token"):
+            out(image[..., 6:], start=6, **given_cache(tower, cache))

@@ -16,8 +16,10 @@ from ..cache.layers import UnrotatedLayer
 from ..method import LongContextMethod
 from ..patch import Patch, applied
 from ..rope.parameters import moving_types
+from ..upstream.versions import warn_of_untested
 from .available import TRITON
 from .branches import Branch, attend
+from .following import follow
 from .inner import check_device, check_name
 from .parity import check_parity, check_rotary_function, head_dim_of, probe
 from .positions import (
@@ -114,12 +116,17 @@ class AttentionMethod(LongContextMethod):
                 continue
             if device.type == "meta" or state.rotary_is_ready():
                 check_parity(module, state, probe(config.hidden_size, device, dtype))
+        if state.checked:  # else the first forward does
+            follow(tower, state)
+            warn_of_untested()
 
     def _leave_alone(self, patch: Patch, modules: list[nn.Module], inner: str) -> None:
         """Give layers that stay stock a config that names `inner`: flash attention reads there which library it is."""
         named: dict[int, Any] = {}
         for module in modules:
-            own: Any = module.config
+            own: Any = getattr(module, "config", None)
+            if own is None:
+                continue
             if id(own) not in named:
                 named[id(own)] = copy.copy(own)
                 vars(named[id(own)])["_attn_implementation_internal"] = inner

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
 
+from ..cache.slots import Slots
 from ..method import KEY
 from . import few_queries, shared  # noqa: F401  (they register their own)
 from .inner import checked
@@ -35,7 +36,10 @@ def attention(
         )
     tower, step, layer = longctx
     query, scale = checked(module, query, scaling, dropout, kwargs)
-    seen = None if layer is None else layer.readable
+    head, pos = (None, None) if layer is None else (layer.head, layer.readable_pos)
+    if layer is not None and layer.joined and head is not None:
+        # what the model made of the first tokens, which came before all others
+        key, value, head = key[:, :, len(head) :], value[:, :, len(head) :], _head(head, key, value)
     read = Read(
         module=module,
         tower=tower,
@@ -43,21 +47,25 @@ def attention(
         q_BHLD=query,
         k_BGSD=key,
         v_BGSD=value,
-        k_pos_BS=step.q_pos_BL if seen is None else seen.pos,
-        head=None if layer is None else layer.head,
+        k_pos_BS=step.q_pos_BL if pos is None else pos,
+        head=head,
         padded=step.padded or (layer is not None and layer.padded),
         layout=type(layer).__name__,
         fresh=key.shape[2] == query.shape[2],
         scale=scale,
     )
-    out = tower.method.attention(read)
-    if layer is not None:
-        layer.readable = None
-    return out, None
+    return tower.method.attention(read).contiguous(), None
+
+
+def _head(head: Slots, key: Tensor, value: Tensor) -> Slots:
+    return Slots(key[:, :, : len(head)], value[:, :, : len(head)], head.pos)
 
 
 def mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """Which new tokens are real: (B, 1, 1, L) bool, or None if all are. Everything else follows from positions.
+    """Which tokens are real, cached ones too: (B, 1, 1, S + L) bool, or None if all are.
+
+    Everything else follows from positions. A mask may be longer than what has been read: that of a whole prompt comes
+    with each of its chunks.
 
     Masks of sliding-window layers are made by the inner implementation, as without us.
     """
@@ -77,7 +85,8 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
         )
     if padding is None or (not _tracing() and bool(padding.all())):
         return None
-    return padding[:, -kwargs["q_length"] :][:, None, None, :].bool()
+    length = kwargs.get("kv_length") or padding.shape[-1]
+    return padding[:, None, None, :length].bool()
 
 
 def inner_function(module: nn.Module) -> Any:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import attention_layers
-from ..cache.layers import BoundedLayer, GrowingLayer, Slots, UnrotatedLayer
+from ..cache.layers import BoundedLayer, GrowingLayer, UnrotatedLayer
+from ..cache.slots import Slots
 from ..rope.parameters import readable_length
 from .base import AttentionMethod
 from .branches import Branch, Outside, Selected, Window, pairs

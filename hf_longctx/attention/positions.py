@@ -25,7 +25,8 @@ from ..anatomy import layer_type
 from ..cache.layers import BoundedLayer, UnrotatedLayer
 from ..cache.ring import roll
 from ..method import KEY
-from ..upstream.caches import cache_in, given_cache, without_cache
+from ..upstream.caches import CACHE_NAMES, cache_in, given_cache, without_cache
+from ..upstream.versions import SAY_VERSION
 from .identity import identity, unrotated
 from .rotation import Rotation
 
@@ -74,9 +75,13 @@ class Tower:
     layers: list[nn.Module] = field(default_factory=list, repr=False)
     rope: dict[int, bool] = field(default_factory=dict)  # does the layer of this index rotate? As far as is known
     checked: set[bool] = field(default_factory=set)  # of which `rope` a layer has passed the self-check
+    joined: bool = False  # the model changes what the cache returns, so first tokens must come with it
+    followed: bool = False  # a text has been followed through the cache of the whole model
+    following: Callable[..., None] | None = field(default=None, repr=False)  # called by each layer meanwhile
     running: bool = False  # inside the tower's forward; a layer may also be called alone, by gradient checkpointing
     thread: int | None = None  # whose forward it is
     step: Step | None = None
+    pos: Tensor | None = None  # the position ids that the tower was called with
     opened: list[UnrotatedLayer] = field(default_factory=list, repr=False)  # the cache layers of the running forward
 
     @property
@@ -194,14 +199,23 @@ def _forward(
     layer = None
     if cache is not None:
         layer = adopt(tower.method, cache, module)
+        layer.joined = tower.joined
         layer.open()
         tower.opened.append(layer)
         layer.push(step.q_pos_BL, step.padded)
+    elif kwargs.get("use_cache") and tower.running and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{stock.__name__} was called with use_cache=True and without a cache under a name that hf_longctx knows "
+            f"({', '.join(CACHE_NAMES)}): the text read before would be lost. {SAY_VERSION}"
+        )
     if cache is not None:
         kwargs = {**without_cache(kwargs), **given_cache(stock.forward, cache)}
     # a compiler drops the rotation by itself
     forward = stock.forward if torch.compiler.is_compiling() else unrotated(stock.forward)
-    return forward(module, hidden_states, position_embeddings=step.identity, longctx=(tower, step, layer), **kwargs)
+    out = forward(module, hidden_states, position_embeddings=step.identity, longctx=(tower, step, layer), **kwargs)
+    if tower.following is not None:
+        tower.following(module, step, layer, cache)
+    return out
 
 
 def _begin(
@@ -209,25 +223,54 @@ def _begin(
 ) -> Step:
     B, L = hidden.shape[:2]
     pos = kwargs.get("position_ids")
+    pos = tower.pos if pos is None else pos
     if pos is None:
         start = cache.get_seq_length(module.layer_idx) if cache is not None else 0
         pos = torch.arange(start, start + L, device=hidden.device)[None]
-    if pos.ndim != 2:
-        raise ValueError(
-            f"position_ids of shape {tuple(pos.shape)}: {tower.method.name} works with one position a token, (batch, "
-            f"tokens). Models whose tokens have several (mrope) are not supported."
-        )
-    pos = pos.to(hidden.device).expand(B, L)
+    # a row for each of the positions of a token (mrope), the text's first: served where all are the same
+    pos = (pos[0] if pos.ndim == 3 else pos).to(hidden.device).expand(B, L)
+    _check_embeddings(tower, module, embeddings, pos)
     mask = kwargs.get("attention_mask")
     if mask is None:
         return _step(tower, module, embeddings, pos, None, cache)
-    if mask.dtype != torch.bool or tuple(mask.shape[-3:]) != (1, 1, L):
+    seen = cache.get_seq_length(module.layer_idx) if cache is not None else 0
+    if mask.dtype != torch.bool or tuple(mask.shape[-3:]) != (1, 1, seen + L):
         raise ValueError(
             f"attention_mask of shape {tuple(mask.shape)}: {tower.method.name} builds its own mask from positions and "
             f"takes the padding only. Pass a 2D mask (batch, tokens read so far) of ones and zeros."
         )
-    real = mask[:, 0, 0].to(hidden.device).expand(B, L)
+    real = mask[:, 0, 0].expand(B, -1)
+    if seen and cache is not None:
+        _show(tower.opened or [adopt(tower.method, cache, module)], real[:, :seen])
+    real = real[:, seen:].to(hidden.device)
     return _step(tower, module, embeddings, torch.where(real, pos, -1), real, cache)
+
+
+def _check_embeddings(tower: Tower, module: Any, embeddings: tuple[Tensor, Tensor], pos_BL: Tensor) -> None:
+    """ValueError where the model rotates by something other than these positions, as it does tokens of images."""
+    compiling = torch.compiler.is_compiling()
+    if not has_rope(module) or (pos_BL.is_cuda and pos_BL.shape[1] == 1 and not compiling):
+        return  # asking costs a sync, too much for every token
+    ours = tower.rotation(module, embeddings[0], pos_BL)
+    close = 4 * torch.finfo(ours.cos.dtype).eps
+    right = ((ours.cos - embeddings[0]).abs().amax() <= close) & ((ours.sin - embeddings[1]).abs().amax() <= close)
+    wrong = (
+        f"{stock_class(module).__name__} rotates tokens by something other than their positions in the text: "
+        f"{tower.method.name} works with one position a token. Models that give the tokens of images several (mrope) "
+        f"are supported for text alone."
+    )
+    if compiling:
+        torch._assert_async(right, wrong)
+    elif not bool(right):
+        raise ValueError(wrong)
+
+
+def _show(layers: list[UnrotatedLayer], mask_BS: Tensor) -> None:
+    """Hide and show cached tokens as a mask says. Layers of one kind hold the same tokens: one of each is asked."""
+    kinds = {(type(layer), len(layer.slots)): layer for layer in layers if layer.is_initialized}
+    if torch.compiler.is_compiling() or not all(bool(layer.shows(mask_BS)) for layer in kinds.values()):
+        for layer in layers:
+            layer.show(mask_BS)
 
 
 def _step(tower: Tower, module: Any, embeddings: Any, pos: Tensor, real: Tensor | None, cache: Cache | None) -> Step:
@@ -238,6 +281,8 @@ def _step(tower: Tower, module: Any, embeddings: Any, pos: Tensor, real: Tensor 
     layer = None if cache is None else adopt(tower.method, cache, module)
     kept = None if layer is None or layer.pos is None else layer.pos.to(pos.device)
     rising = _rises(pos, kept)
+    if layer is not None and layer.padded:
+        rising = rising & ~_missing(layer, pos).any()
     wrong = (
         f"position_ids that start again or do not rise within a row: {tower.method.name} takes one document a row. "
         f"Pass packed documents as rows of a padded batch, with an attention_mask; to generate, pad on the left."
@@ -246,6 +291,13 @@ def _step(tower: Tower, module: Any, embeddings: Any, pos: Tensor, real: Tensor 
         torch._assert_async(rising, wrong)  # nothing can be asked while a graph is traced
         return Step(embeddings, pos, padded, False)
     if not bool(rising):
+        if layer is not None and bool(_rises(pos, kept)):
+            raise ValueError(
+                f"row {int(_missing(layer, pos).long().argmax())} goes on at a position before some that it has read, "
+                f"and tokens that it would see there have left the window, or the first tokens, of {tower.method.name} "
+                f"for others that attention_mask now hides. Read its text again with a new cache (generate does so by "
+                f"itself, given the ids of the whole text and a mask as long)."
+            )
         raise ValueError(wrong)
     # only the GPU's window kernels want to know
     regular = pos.is_cuda and _is_regular(pos if kept is None else torch.cat([kept, pos], 1))
@@ -259,6 +311,12 @@ def _rises(pos: Tensor, kept: Tensor | None) -> Tensor:
     if kept is not None and kept.shape[1]:
         falls = falls | ((pos >= 0) & (pos <= kept.amax(1, keepdim=True))).any()
     return ~falls
+
+
+def _missing(layer: UnrotatedLayer, pos: Tensor) -> Tensor:
+    """(B,): rows that go on where their cache has dropped what they would see."""
+    last = torch.iinfo(torch.long).max
+    return layer.misses(torch.where(pos < 0, last, pos).amin(1)).to(pos.device)
 
 
 def _is_regular(pos: Tensor) -> bool:
@@ -312,6 +370,8 @@ def adopt_all(state: Tower, cache: Cache) -> list[UnrotatedLayer]:
 
 def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Checks everything that can be wrong before the first layer runs, so that a cache is never left half-updated."""
+    from .following import follow
+
     state: Tower = vars(tower_module)[STATE]
     if not torch.compiler.is_compiling():
         if state.running and state.thread not in (None, threading.get_ident()):
@@ -320,18 +380,30 @@ def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -
                 f"{state.method.name} serves one thread at a time. Use a lock, or one copy of the model a thread."
             )
         state.thread = threading.get_ident()
-    state.step, state.running = None, True
+    if not (state.followed or state.following or torch.compiler.is_compiling()):
+        follow(tower_module, state)
+    given = kwargs.get("position_ids")
+    state.step, state.running, state.pos = None, True, given if isinstance(given, Tensor) else None
     check_implementation(state.layers[0])
     if kwargs.get("output_attentions") or getattr(tower_module.config, "output_attentions", False):
         raise ValueError(f"output_attentions=True: {state.method.name} never forms the attention matrix. Leave it out.")
     open_cache(tower_module, args, kwargs)
     bounded = list(dict.fromkeys(layer for layer in state.opened if isinstance(layer, BoundedLayer)))
     tokens = next((x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None), None)
-    if bounded and not torch.compiler.is_compiling() and isinstance(tokens, Tensor) and tokens.shape[1:2] == (1,):
+    single = not torch.compiler.is_compiling() and isinstance(tokens, Tensor) and tokens.shape[1:2] == (1,)
+    if bounded and single and not _learns(tower_module, tokens, bounded):
         roll(bounded)
     else:
         for layer in bounded:
             layer.to_order()
+
+
+def _learns(tower_module: nn.Module, tokens: Any, layers: list[BoundedLayer]) -> bool:
+    """Will there be gradients? They need the keys of every step as they were, and a ring writes over them."""
+    if not torch.is_grad_enabled():
+        return False
+    kept = (layer.keys for layer in layers if layer.keys is not None)
+    return any(tensor.requires_grad for tensor in (tokens, *kept, *tower_module.parameters()))
 
 
 def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -349,7 +421,7 @@ def after_forward(tower_module: nn.Module, args: Any, output: Any) -> None:
     state: Tower = vars(tower_module)[STATE]
     if not torch.compiler.is_compiling() and state.thread not in (None, threading.get_ident()):
         return  # this thread's forward was refused; the other's goes on
-    state.step, state.running = None, False
+    state.step, state.running, state.pos = None, False, None
     for layer in state.opened:
         layer.close()
     state.opened = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import layer_type
-from ..cache.layers import Slots
+from ..cache.slots import Slots
 from .branches import Branch, Visible
 from .positions import Step, Tower, has_rope
 from .rotation import Rotation

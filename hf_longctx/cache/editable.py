@@ -17,7 +17,8 @@ from ..attention.positions import STATE, rotary_function, stock_class
 from ..rope.parameters import moving_types
 from ..upstream.caches import given_cache
 from .difference import Ids
-from .layers import BoundedLayer, GrowingLayer, Slots, UnrotatedLayer
+from .layers import BoundedLayer, GrowingLayer, UnrotatedLayer
+from .slots import Slots
 from .workspace import first_kept
 
 _KINDS = (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer, BoundedLayer)

@@ -1,85 +1,24 @@
 """Cache layers that hold keys un-rotated, with the position of every slot.
 
 They stand in for transformers' `DynamicLayer` in a `DynamicCache`. What is stored has no position baked in: a method
-decides where each key is read. Positions are per row and slot, -1 where a slot is padding.
+decides where each key is read. Positions are per row and slot, negative where nothing is seen (see `Slots`).
 """
 
 # B batch, G key/value heads, S stored slots, L new tokens, D head dim
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from .slots import Rows, Slots, show
+
 if TYPE_CHECKING:
     from ..method import LongContextMethod
     from .ring import Ring
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Some keys and values (B, G, S, D) and their positions (B, S); -1 is an empty slot."""
-
-    k: Tensor
-    v: Tensor
-    pos: Tensor
-
-    def __len__(self) -> int:
-        return self.pos.shape[1]
-
-    def then(self, newer: Slots) -> Slots:
-        return Slots(
-            torch.cat([self.k, newer.k], 2), torch.cat([self.v, newer.v], 2), torch.cat([self.pos, newer.pos], 1)
-        )
-
-    def first(self, n: int, padded: bool) -> Slots:
-        """The first n real slots of every row (fewer if there are fewer, then with empty slots behind)."""
-        if not padded:
-            return self._columns(slice(0, n))
-        return self._gather(torch.argsort((self.pos < 0).byte(), dim=1, stable=True)[:, :n])
-
-    def last(self, n: int, padded: bool) -> Slots:
-        """The last n real slots of every row (fewer if there are fewer, then with empty slots before)."""
-        if not padded:
-            return self._columns(slice(max(len(self) - n, 0), len(self)))
-        return self._gather(torch.argsort((self.pos >= 0).byte(), dim=1, stable=True)[:, max(len(self) - n, 0) :])
-
-    def _columns(self, columns: slice) -> Slots:
-        return Slots(self.k[:, :, columns], self.v[:, :, columns], self.pos[:, columns])
-
-    def _gather(self, index_BN: Tensor) -> Slots:
-        wide = index_BN[:, None, :, None]
-        k = self.k.gather(2, wide.expand(-1, self.k.shape[1], -1, self.k.shape[3]))
-        v = self.v.gather(2, wide.expand(-1, self.v.shape[1], -1, self.v.shape[3]))
-        return Slots(k, v, self.pos.gather(1, index_BN))
-
-    def map(self, f: Any) -> Slots:
-        return Slots(f(self.k), f(self.v), f(self.pos))
-
-    def own(self) -> Slots:
-        """Copies, so that a slice does not keep the tensor alive that it was cut from."""
-        return self.map(lambda t: t.clone(memory_format=torch.contiguous_format))
-
-
-class Rows:
-    """What transformers does to the batch dimension of a layer, through its `_map`."""
-
-    def _map(self, f: Callable[[Tensor], Tensor]) -> None:
-        """Replace every tensor that has a row for each of the batch by `f` of it."""
-        raise NotImplementedError
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._map(lambda t: t.index_select(0, beam_idx.to(t.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._map(lambda t: t.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._map(lambda t: t[indices.to(t.device)])
 
 
 class UnrotatedLayer(Rows, CacheLayerMixin):
@@ -102,12 +41,14 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self.pos: Tensor | None = None
+        self.column: Tensor | None = None  # of the text, for each slot; None: slot i is column i
         self.seen = 0  # tokens read, padding included: what transformers calls the sequence length
         self.padded = False
         self.is_initialized = False
         self._new_pos: Tensor | None = None
-        self.readable: Slots | None = None  # everything the current forward may see
+        self.readable_pos: Tensor | None = None  # (B, S): of everything that the current forward may see
         self.head: Slots | None = None  # the first tokens, where a subclass keeps them apart
+        self.evicted_B: Tensor | None = None  # the highest position that was dropped; None: nothing was
 
     def open(self) -> None:
         """Called by our attention before a forward; a stock model does not, and is stopped by `_check_open`."""
@@ -115,14 +56,31 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
 
     def close(self) -> None:
         """Called after a forward, also one that failed."""
-        self._open, self._new_pos, self.readable = False, None, None
+        self._open, self._new_pos, self.readable_pos = False, None, None
 
     _open = False
+    joined = False  # does `update` return the head too, before all else? For attention that changes what it gets
 
     def push(self, pos_BL: Tensor, padded: bool) -> None:
         """The positions of the tokens that the next `update` brings, -1 for padding."""
         self._new_pos = pos_BL
         self.padded = self.padded or padded
+
+    def show(self, mask_BT: Tensor) -> None:
+        """Hide and show stored tokens as an attention mask over everything read so far says."""
+        if self.is_initialized:
+            kept = self.slots
+            self._store(replace(kept, pos=show(kept.pos, kept.column, mask_BT.to(kept.pos.device))))
+            self.padded = True
+
+    def shows(self, mask_BT: Tensor) -> Tensor:
+        """Is a mask what is shown already? A tensor, so that who asks chooses when to wait for it."""
+        kept = self.slots
+        return (show(kept.pos, kept.column, mask_BT.to(kept.pos.device)) == kept.pos).all()
+
+    def misses(self, first_B: Tensor) -> Tensor:
+        """(B,): have rows that go on at these positions lost tokens that they would see?"""
+        return torch.zeros_like(first_B, dtype=torch.bool)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -131,15 +89,21 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Take L new un-rotated keys; return everything the new queries may see, kept and new, (B, G, S + L, D)."""
+        """Take L new un-rotated keys; return everything the new queries may see, kept and new, (B, G, S + L, D).
+
+        A `joined` layer returns its first tokens too, before the others; `readable_pos` is without them.
+        """
         self._check_open()
         assert self._new_pos is not None
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.readable = self._keep(Slots(key_states, value_states, self._new_pos.to(key_states.device)))
+        readable = self._keep(Slots(key_states, value_states, self._new_pos.to(key_states.device)))
+        self.readable_pos = readable.pos
         self.seen += key_states.shape[2]
         self._new_pos, self._open = None, False
-        return self.readable.k, self.readable.v
+        if self.joined and self.head is not None and len(self.head):
+            return torch.cat([self.head.k, readable.k], 2), torch.cat([self.head.v, readable.v], 2)
+        return readable.k, readable.v
 
     def _keep(self, new: Slots) -> Slots:
         """Store what later tokens need of `new` and return what the new tokens may see."""
@@ -150,14 +114,14 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
         assert self.keys is not None
         assert self.values is not None
         assert self.pos is not None
-        return Slots(self.keys, self.values, self.pos)
+        return Slots(self.keys, self.values, self.pos, self.column)
 
     def in_order(self) -> Slots:
         """What is kept, oldest first."""
         return self.slots
 
     def _store(self, slots: Slots) -> None:
-        self.keys, self.values, self.pos = slots.k, slots.v, slots.pos
+        self.keys, self.values, self.pos, self.column = slots.k, slots.v, slots.pos, slots.column
 
     def _check_open(self) -> None:
         if not self._open:
@@ -178,9 +142,9 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
         return -1
 
     def nbytes(self) -> int:
-        """Bytes of keys, values and positions stored."""
-        tensors = [t for slots in self._all() for t in (slots.k, slots.v, slots.pos)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        """Bytes of keys, values, positions and columns stored."""
+        tensors = [t for slots in self._all() for t in (slots.k, slots.v, slots.pos, slots.column)]
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
@@ -193,6 +157,7 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
         if self.is_initialized:
             self._store(self.slots.map(f))
             self.head = None if self.head is None else self.head.map(f)
+            self.evicted_B = None if self.evicted_B is None else f(self.evicted_B)
 
 
 class BoundedLayer(UnrotatedLayer):
@@ -212,23 +177,38 @@ class BoundedLayer(UnrotatedLayer):
         super().reset()
         self.ring: Ring | None = None
 
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.column = self.pos
+
     def _keep(self, new: Slots) -> Slots:
         if self.ring is not None and len(new) == 1:
             return self._turn(self.ring, new)
         self.to_order()
+        columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
+        new = replace(new, column=columns.expand_as(new.pos))
         readable = self.slots.then(new)
         if self.head is None or self.padded or len(self.head) < self.n_first:
             candidates = new if self.head is None else self.head.then(new)
             self.head = candidates.first(self.n_first, self.padded).own()
-        self._store(readable.last(self.n_last, self.padded).own())
+        self.keep_last(readable)
         return readable
 
+    def keep_last(self, slots: Slots) -> None:
+        """Keep the last `n_last` of `slots`, in order, and remember how far what is dropped reached."""
+        kept = slots.last(self.n_last, self.padded)
+        if len(kept) < len(slots):
+            far = torch.iinfo(torch.long).max
+            first_kept = torch.where(kept.pos < 0, far, kept.pos).amin(1, keepdim=True) if len(kept) else far
+            dropped_B = torch.where(slots.pos < first_kept, slots.pos, -1).amax(1)
+            self.evicted_B = dropped_B if self.evicted_B is None else torch.maximum(self.evicted_B, dropped_B)
+        self._store(kept.own())
+
     def _turn(self, ring: Ring, new: Slots) -> Slots:
-        k, v, pos = self.slots.k, self.slots.v, self.slots.pos
-        k.index_copy_(2, ring.column, new.k.to(k.dtype))
-        v.index_copy_(2, ring.column, new.v.to(v.dtype))
-        n = ring.readable
-        return Slots(k[:, :, :n], v[:, :, :n], pos[:, :n])
+        k, v, n = self.slots.k, self.slots.v, ring.readable
+        ring.write(k, new.k)
+        ring.write(v, new.v)
+        return Slots(k[:, :, :n], v[:, :, :n], ring.pos_BN[:, :n])
 
     def push(self, pos_BL: Tensor, padded: bool) -> None:
         super().push(pos_BL, padded)
@@ -246,30 +226,27 @@ class BoundedLayer(UnrotatedLayer):
         B, G, n, D = kept.k.shape
         k, v = kept.k.new_zeros(B, G, ring.size, D), kept.v.new_zeros(B, G, ring.size, kept.v.shape[-1])
         k[:, :, :n], v[:, :, :n] = kept.k, kept.v
-        self._store(Slots(k, v, ring.pos_BN))
+        self._store(Slots(k, v, ring.pos_BN, ring.column_BN))
         self.ring = ring
 
     def in_order(self) -> Slots:
         kept = self.slots
-        if self.ring is None:
-            return kept
-        at = self.ring.in_order()
-        return Slots(kept.k.index_select(2, at), kept.v.index_select(2, at), kept.pos.index_select(1, at))
+        return kept if self.ring is None else kept.gather(self.ring.in_order())
 
     def to_order(self) -> None:
         """Back from a ring to what is kept, in order."""
         if self.ring is None:
             return
-        ordered = self.in_order()
+        ordered, self.evicted_B = self.in_order(), self.ring.evicted_B.clone()
         self.ring = None
-        self._store(ordered.last(self.n_last, self.padded).own())
+        self.keep_last(ordered)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.ring is None:
             super().reorder_cache(beam_idx)
             return
         for slots in self._all():
-            for tensor in (slots.k, slots.v, *(() if slots.pos is self.ring.pos_BN else (slots.pos,))):
+            for tensor in (slots.k, slots.v, *(() if slots.pos is self.ring.pos_BN else (slots.pos, slots.column))):
                 tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
         self.ring.reorder(self, beam_idx)
 
@@ -292,7 +269,27 @@ class BoundedLayer(UnrotatedLayer):
         if self.is_initialized:
             self.to_order()
             slots = self.slots
-            self._store(Slots(slots.k, slots.v, torch.where(slots.pos < 0, slots.pos, slots.pos - delta)))
+            pos = torch.where(slots.pos < 0, slots.pos, slots.pos - delta)
+            self._store(replace(slots, pos=torch.where(pos < -1, pos + delta, pos)))
+            if self.evicted_B is not None:
+                self.evicted_B = (self.evicted_B - delta).clamp(min=-1)
+
+    def show(self, mask_BT: Tensor) -> None:
+        self.to_order()
+        super().show(mask_BT)
+        if self.head is not None:
+            pos = show(self.head.pos, self.head.column, mask_BT.to(self.head.pos.device))
+            self.head = replace(self.head, pos=pos)
+
+    def misses(self, first_B: Tensor) -> Tensor:
+        evicted = self.evicted_B if self.ring is None else self.ring.evicted_B
+        if evicted is None:
+            return super().misses(first_B)
+        evicted = evicted.to(first_B.device)
+        missing = evicted > first_B - (self.n_last + 1)
+        if self.head is not None:  # the tokens that come after a first one that is hidden are gone
+            missing |= (self.head.pos < -1).any(1).to(first_B.device)
+        return missing & (evicted >= 0)
 
 
 class GrowingLayer(UnrotatedLayer):

@@ -20,6 +20,7 @@ from ..anatomy import attention_layers, find_tower
 from ..attention.parity import probe
 from ..attention.positions import stock_class
 from ..attention.watch import rotates
+from ..copies import deep_copy
 from .layers import BoundedLayer, UnrotatedLayer
 from .rotate import rotary_of, turn
 
@@ -46,6 +47,10 @@ class Rebase:
             index: Any = module.layer_idx
             if index in sliding and _rotates(module):
                 self._sliding.append((module, cache.layers[index]))
+
+    def __deepcopy__(self, memo: Any) -> Rebase:
+        modules = [module for module, _ in self._sliding]
+        return deep_copy(self, memo, *modules, getattr(self, "_rotary", None))
 
     def move_back(self, place: int, length: int) -> int:
         """Move what the cache keeps back, if `length` more tokens from `place` on would go too far; by how much."""

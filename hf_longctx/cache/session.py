@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from ..anatomy import find_tower
 from ..attention.positions import STATE, adopt_all
+from ..copies import deep_copy
 from ..patch import unwrap
 from ..upstream.caches import CACHE_NAMES, generate_cache, given_cache
 from .edit import CHUNK, EditReport, edit
@@ -71,6 +72,10 @@ class EditSession:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.text):,} characters, {len(self._held):,} tokens)"
 
+    def __deepcopy__(self, memo: Any) -> EditSession:
+        """The same text, edited by itself from here on, with the same model."""
+        return deep_copy(self, memo, self.model, self.tokenizer)
+
     @property
     def cache(self) -> DynamicCache:
         """The model's cache, which holds all tokens of the text but the last."""
@@ -114,6 +119,9 @@ class EditSession:
             wanted = settings.get(name, getattr(config, name, None))
             if wanted not in off:
                 raise ValueError(f"{name}={wanted!r}: a session has one text and one cache. Leave it out.")
+        asked = getattr(config, "cache_implementation", None)
+        if asked not in (None, self.model.generation_config.cache_implementation):
+            raise ValueError(f"cache_implementation={asked!r}: a session has a cache of its own. Leave it out.")
         for name in _OWN:
             if name in settings:
                 raise ValueError(f"{name}: a session keeps its own cache and tokens, and returns text. Leave it out.")
@@ -122,7 +130,10 @@ class EditSession:
         cache, self._cache = self.cache, None  # it is the text's again once generate has come to its end
         held = torch.tensor([self._held], device=self.model.device)
         # also where the model's own generation_config has something else
-        one_row = {name: off[-1] for name, off in _REFUSED.items()} | {"return_dict_in_generate": False}
+        one_row = {name: off[-1] for name, off in _REFUSED.items()} | {
+            "return_dict_in_generate": False,
+            "cache_implementation": None,
+        }
         written = self.model.generate(
             held,
             attention_mask=torch.ones_like(held),
@@ -178,10 +189,14 @@ class EditSession:
 
     def _text_of(self, ids: Tensor) -> str:
         """The text that these tokens add to the text so far."""
-        before = self.tokenizer.decode(self._held, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        both = [*self._held, *ids.tolist()]
-        after = self.tokenizer.decode(both, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(after[len(before) :]).rstrip("\ufffd")  # of bytes that are not a whole character yet
+        new = ids.tolist()
+        before, *after = (
+            self.tokenizer.decode([*self._held, *some], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            # without its last bytes, if they are not a whole character yet: some tokenizers break all bytes before them
+            for some in ([], *(new[: len(new) - n] for n in range(min(len(new) + 1, 4))))
+        )
+        whole = next((text for text in after if not text.endswith("\ufffd")), after[0])
+        return str(whole[len(before) :]).rstrip("\ufffd")
 
 
 def _string(text: Any) -> str:

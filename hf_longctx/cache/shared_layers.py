@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .layers import Rows
+from ..copies import deep_copy
 from .ring import Ring
+from .slots import Rows
 
 ROOM = 128  # columns that a full buffer grows by at the least; half of what it holds, if that is more
 
@@ -111,8 +112,8 @@ class SharedLayer(Rows, DynamicLayer):
             )
         if self.ring is None:
             return super().update(key_states, value_states)
-        self.keys.index_copy_(2, self.ring.column, key_states.to(self.keys.dtype))
-        self.values.index_copy_(2, self.ring.column, value_states.to(self.values.dtype))
+        self.ring.write(self.keys, key_states)
+        self.ring.write(self.values, value_states)
         n = self.ring.readable
         return self.keys[:, :, :n], self.values[:, :, :n]
 
@@ -177,6 +178,17 @@ class SharedCache(Cache):
         self.most: int | None = None
         super().__init__(layers=[SharedLayer(levels, index, self.current) for index in range(n_layers)])
 
+    def __deepcopy__(self, memo: Any) -> SharedCache:
+        """Suffixes of its own after the same prefix, which holds the model."""
+        return deep_copy(self, memo, self.owner)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a cache of a shared prefix cannot be pickled: its prefix belongs to a model. Save the prefix "
+            "(prefix.save(path)), use load_prefix(model, path) where it is needed, and read the turns again, from "
+            "prefix.cache() on. For a second cache of the same turns, copy.deepcopy(cache)."
+        )
+
     @property
     def prefix_length(self) -> int:
         return self.layers[0].prefix_length
@@ -209,7 +221,7 @@ class SharedCache(Cache):
                 f"tokens it must be (batch, {self.prefix_length + own}), ones for the prefix and ones and zeros for "
                 f"the suffixes."
             )
-        if new == 1 and own > 1:
+        if new == 1 and own > 1 and not torch.is_grad_enabled():  # gradients need the keys as they were, no buffers
             step = self._turn(mask_BP, batch, device, pos_BL)
         else:
             for layer in self.layers:
@@ -263,10 +275,9 @@ class SharedCache(Cache):
         for layer in self.layers:
             where = layer.keys.device
             if where not in new:
-                ring = new[where] = Ring(batch, size, where)
+                # a mask's columns and the buffers' are the same, so padding takes its place too
+                ring = new[where] = Ring(batch, size, where, start=filled, read=filled, waiting_moves=True)
                 ring.pos_BN[:, :filled] = pos
-                ring.column.fill_(filled)
-                ring.filled = filled
                 # a graph reads all columns; kernels compiled for that number now need not be while it is recorded
                 ring.whole = where.type == "cuda"
             layer.to_ring(new[where])

@@ -83,6 +83,15 @@ class Prefix:
         self.model, self.levels = model, levels
         self._patch, self._fingerprint = patch, fingerprint
 
+    def __deepcopy__(self, memo: Any) -> Prefix:
+        return self  # it never changes, and belongs to its model
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a prefix cannot be pickled: it belongs to a model. Save it, prefix.save(path), and use "
+            "load_prefix(model, path) where it is needed."
+        )
+
     @property
     def ids(self) -> Tensor:
         """The tokens of all levels, (P,), on the CPU."""

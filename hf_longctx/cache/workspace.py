@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from .difference import Match
-from .layers import BoundedLayer, Slots, UnrotatedLayer
+from .layers import BoundedLayer, UnrotatedLayer
+from .slots import Slots
 
 Move = Callable[[Tensor, int, int], Tensor]  # keys, the position of the first one, by how much
 
@@ -188,12 +189,14 @@ class UnrotatedWork(UnrotatedLayer):
     def commit(self, layer: UnrotatedLayer) -> None:
         length = self.all_pos.shape[1]
         everything = Slots(self.buffer.k, self.buffer.v, self.all_pos)
-        if isinstance(layer, BoundedLayer):
-            layer.ring = None
-            layer.head = everything.first(layer.n_first, False).own()
-            everything = everything.last(layer.n_last, False).own() if length > layer.n_last else everything
-        layer._store(everything)
         layer.seen = length
+        if isinstance(layer, BoundedLayer):
+            layer.ring, layer.evicted_B = None, None
+            everything = replace(everything, column=self.all_pos)
+            layer.head = everything.first(layer.n_first, False).own()
+            layer.keep_last(everything)
+        else:
+            layer._store(everything)
 
 
 Work = FullWork | WindowWork | UnrotatedWork

@@ -27,6 +27,7 @@ from hf_longctx.clip.loss import long_clip_loss
 from hf_longctx.clip.pairs import Pair
 from hf_longctx.clip.stretch import _text_embeddings, text_length
 from hf_longctx.evaluation.results import write_whole
+from hf_longctx.text_stream import lines_of
 
 _LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _STATE, _PROGRESS, _LOG = "state", "progress.json", "log.jsonl"
@@ -267,7 +268,7 @@ def _load(folder: Path, accelerator: Any, identity: dict[str, Any]) -> int:
     step = int(progress["step"])
     log = folder / _LOG
     if log.is_file() and accelerator.is_main_process:  # steps after the saved one will be taken again
-        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        kept = [line for line in lines_of(log.read_text(encoding="utf-8")) if json.loads(line)["step"] <= step]
         write_whole(log, "".join(line + "\n" for line in kept).encode())
     return step
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..text_stream import lines_of
+
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -85,7 +87,7 @@ def sharegpt4v_rows(data: Any, file: Path) -> list[tuple[str, str]]:
 def _jsonl(path: Path, base: Path) -> list[Pair]:
     pairs: list[Pair] = []
     without: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines_of(path.read_bytes().decode()), 1):
         if not line.strip():
             continue
         try:
@@ -111,7 +113,7 @@ def _folder(path: Path) -> list[Pair]:
     without: list[str] = []
     for image in sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES):
         text = image.with_suffix(".txt")
-        lines = text.read_text(encoding="utf-8").splitlines() if text.is_file() else []
+        lines = lines_of(text.read_bytes().decode()) if text.is_file() else []
         _add(pairs, without, str(image), image, *[*lines, None, None][:2])
     return _complete(pairs, without, path)
 

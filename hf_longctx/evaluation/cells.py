@@ -88,7 +88,7 @@ class CellStore:
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         try:
-            lines = [json.loads(line) for line in whole.splitlines()]
+            lines = [json.loads(line) for line in whole.split(b"\n")[:-1]]
             intact = all(isinstance(line, dict) and {"key", "value"} <= line.keys() for line in lines[1:])
             intact = intact and (not lines or "fingerprint" in lines[0])
         except (ValueError, TypeError):

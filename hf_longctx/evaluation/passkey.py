@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.evaluation.answer import greedy
+from hf_longctx.joins import ids_after, ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,13 +96,13 @@ def passkey_prompts(
     """
     check_cell(depth, trials)
     hay = haystack_ids(tokenizer, haystack)
-    head = bos_prefix(tokenizer) + _encode(tokenizer, TASK + "\n")
-    question = _encode(tokenizer, "\n" + QUESTION)
+    head = bos_prefix(tokenizer) + ids_of(tokenizer, TASK + "\n")
+    question = ids_after(tokenizer, "a", "\n" + QUESTION)
     rows, keys = [], []
     for trial in range(trials):
         rng = random.Random(f"{seed}/{length}/{float(depth)}/{trial}")
         key = str(rng.randrange(10_000, 100_000))
-        info = _encode(tokenizer, "\n" + INFO.format(key=key) + "\n")
+        info = ids_after(tokenizer, "a", "\n" + INFO.format(key=key) + "\n")
         space = length - len(head) - len(info) - len(question)
         if space < 0:
             raise ValueError(
@@ -217,7 +218,7 @@ def haystack_ids(tokenizer: PreTrainedTokenizerBase, haystack: str | Sequence[in
     else:
         text = " ".join([FILLER] * 32) if haystack == "filler" else haystack.strip()
         # The line break is what the seam of two repetitions shows.
-        ids = _encode(tokenizer, text + "\n") if text else []
+        ids = ids_after(tokenizer, "a\n", text + "\n") if text else []
     if not ids:
         raise ValueError('haystack is empty: expected "filler", a text, or its token ids.')
     return ids
@@ -242,8 +243,3 @@ def _ask(
     answers = tokenizer.batch_decode(output[:, ids_BL.shape[1] :], skip_special_tokens=True)
     found = [re.search(r"\d+", answer) for answer in answers]
     return [hit is not None and hit.group() == key for hit, key in zip(found, keys, strict=True)]
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # verbose=False: a text longer than the model's own window is what this is about, not worth a warning.
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..text_stream import encode_pieces, read_pieces
 from ..upstream.caches import cache_in
 from .decoding import repeats
+from .prompt import text_before
 
 
 def prompts(prompt_BL: Tensor, model_kwargs: dict[str, Any], generation_config: Any) -> list[Tensor]:
@@ -47,9 +48,9 @@ def files(scores_file: str | Path | None, rows: int) -> list[Path | None]:
 
 
 def opened(
-    document: Iterable[Any] | Path | None, tokenizer: PreTrainedTokenizerBase | None
+    document: Iterable[Any] | Path | None, tokenizer: PreTrainedTokenizerBase | None, head: Sequence[int] = ()
 ) -> Iterable[Sequence[int]] | Any:
-    """Token ids of a document: those of a file come as it is read."""
+    """Token ids of a document that stands after `head`: those of a file come as it is read."""
     if isinstance(document, str):
         raise ValueError(
             f"document={document[:60]!r} is a str. Name a file by its Path, document=Path(...), or give token ids: "
@@ -61,4 +62,4 @@ def opened(
         raise ValueError(
             f"document={str(document)!r} is a file, which needs the tokenizer: generate(..., tokenizer=...)."
         )
-    return encode_pieces(tokenizer, read_pieces(document), bos=False)
+    return encode_pieces(tokenizer, read_pieces(document), bos=False, after=text_before(tokenizer, head))

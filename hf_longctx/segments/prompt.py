@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..joins import ids_after, ids_before
 from ..text_stream import MARK, around, render
 
 
@@ -59,12 +60,27 @@ def split(
 
 
 def around_text(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[list[int], list[int]]:
-    """Head and question for a text that comes from elsewhere, in the tokenizer's chat template if it has one."""
+    """Head and question for a text that comes from elsewhere, in the tokenizer's chat template if it has one.
+
+    With the text's own ids between them (`encode_pieces(..., bos=False, after=text_before(tokenizer, head))`) they are
+    those of the whole prompt, but for a token that the text's last word and the line end after it may share.
+    """
     from ..evaluation.passkey import bos_prefix
 
-    before, behind = around(tokenizer, f"\n\n{question}")
-    head = _encode(tokenizer, before) if tokenizer.chat_template else bos_prefix(tokenizer)
-    return head, _encode(tokenizer, behind)
+    before, after = around(tokenizer, f"\n\n{question}")
+    head = ids_before(tokenizer, before) if tokenizer.chat_template else bos_prefix(tokenizer)
+    return head, ids_after(tokenizer, "a", after)
+
+
+def text_before(tokenizer: PreTrainedTokenizerBase, head: Sequence[int]) -> str:
+    """What the ids of a prompt's head say, as what a text goes on from; "" if that is no more than its first token."""
+    if tokenizer.chat_template:
+        usual = around(tokenizer)[0]
+        if ids_before(tokenizer, usual) == list(head):
+            return usual
+    if all(token == tokenizer.bos_token_id for token in head):
+        return ""
+    return str(tokenizer.decode(list(head)[-16:], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _question_length(
@@ -129,7 +145,7 @@ def _last_turn(end_L: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> int 
 def _head_length(ids_L: Tensor, tokenizer: PreTrainedTokenizerBase | None, bos: int | None, window: int) -> int:
     begins = ids_L[: window // 2]
     if tokenizer is not None and tokenizer.chat_template:
-        usual = _encode(tokenizer, around(tokenizer)[0])
+        usual = ids_before(tokenizer, around(tokenizer)[0])
         if begins[: len(usual)].tolist() == usual:
             return len(usual)
         marker = torch.tensor(_marker(tokenizer), dtype=torch.long, device=ids_L.device)
@@ -146,7 +162,7 @@ def _marker(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     before = f"{MARK}a"
     chat = [{"role": role, "content": text} for role, text in (("user", "q"), ("assistant", before), ("user", MARK))]
     text = render(tokenizer, chat)
-    return _encode(tokenizer, text[text.find(before) + len(before) : text.rfind(MARK)])
+    return ids_before(tokenizer, text[text.find(before) + len(before) : text.rfind(MARK)], after="a")
 
 
 def _last(ids_L: Tensor, wanted_W: Tensor) -> int | None:
@@ -158,7 +174,3 @@ def _places(ids_L: Tensor, wanted_W: Tensor) -> Tensor:
     if len(wanted_W) > len(ids_L):
         return torch.empty(0, dtype=torch.long)
     return (ids_L.unfold(0, len(wanted_W), 1) == wanted_W).all(-1).nonzero()[:, 0] if len(wanted_W) else wanted_W
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -163,7 +163,7 @@ class XL3M(Settings):
             )  # fmt: skip
             context, selection = frame.find(
                 parts,
-                opened(document, tokenizer),
+                opened(document, tokenizer, parts.head),
                 scores_file=file,
                 accelerator=accelerator,
                 compile=compile,

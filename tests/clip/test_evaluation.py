@@ -120,6 +120,17 @@ def test_urban1k_reads_first_lines_in_order_of_number(tmp_path: Path) -> None:
         read_protocol("urban1k", tmp_path)
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\x85", "\x0b", "\x0c", "\r"])
+def test_lines_of_captions_end_at_line_feeds_only(inside: str, tmp_path: Path) -> None:
+    picture(tmp_path / "image/1.jpg")
+    (tmp_path / "caption").mkdir()
+    (tmp_path / "caption/1.txt").write_bytes(f"street{inside}1\r\nmore".encode())
+    assert read_protocol("urban1k", tmp_path).captions == [f"street{inside}1"]
+    rows = "".join(f"a.jpg#{i}\ta{inside}{i}\r\n" for i in range(5))
+    (tmp_path / "results_20130124.token").write_bytes(rows.encode())
+    assert read_protocol("flickr30k", tmp_path).captions == [f"a{inside}{i}" for i in range(5)]
+
+
 def test_sharegpt4v_takes_the_first_thousand(tmp_path: Path) -> None:
     row = {"image": "a.jpg", "conversations": [{}, {"value": "A field."}]}
     (tmp_path / "share-captioner_coco_lcs_sam_1246k_1107.json").write_text(json.dumps([row] * 1003))

@@ -60,6 +60,17 @@ def test_folder(tmp_path: Path) -> None:
         read_pairs(tmp_path)
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
+def test_lines_end_at_line_feeds_only(inside: str, tmp_path: Path) -> None:
+    picture(tmp_path / "b.png")
+    long = f"A field.{inside}It is red."
+    (tmp_path / "b.txt").write_bytes(f"{long}\r\nRed\r\n".encode())
+    assert [(p.long, p.short) for p in read_pairs(tmp_path)] == [(long, "Red")]
+    row = json.dumps({"image": "b.png", "caption": long, "short": "Red"}, ensure_ascii=False)
+    (tmp_path / "x.jsonl").write_bytes(f"{row}\r\n".encode())
+    assert [(p.long, p.short) for p in read_pairs(tmp_path / "x.jsonl")] == [(long, "Red")]
+
+
 def test_first_sentence() -> None:
     assert first_sentence(" It is 3.5 m long. It is red. ") == "It is 3.5 m long."
     assert first_sentence("no stop") == "no stop"

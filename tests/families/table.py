@@ -43,12 +43,19 @@ FAMILIES: dict[str, Family] = {
     "arcee": Family(),
     "cohere": Family({"logit_scale": 1.0}),
     "cohere2": Family({**MIXED, "logit_scale": 1.0}, note="its full-attention layers have no rotary embedding"),
+    "diffllama": Family(note="attends twice a layer, to halves of its values"),
     "ernie4_5": Family({"head_dim": 8}),
     "exaone4": Family(MIXED, note="its full-attention layers have no rotary embedding where others slide"),
     "gemma": Family({"head_dim": 8}),
     "glm": Family({"head_dim": 8}),
     "glm4": Family({"head_dim": 8}),
     "granite": Family(),
+    "jetmoe": Family({"num_local_experts": 4, "num_experts_per_tok": 2}, note="repeats cached keys for its experts"),
+    "minimax": Family(
+        {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 8}
+        | {"layer_types": ["linear_attention", "full_attention"]},
+        note="its linear-attention layers stay as they are",
+    ),
     "ministral3": Family({"head_dim": 8}),
     "mixtral": Family({"num_local_experts": 4, "sliding_window": None}),
     "nemotron": Family(),
@@ -81,6 +88,7 @@ FAMILIES: dict[str, Family] = {
         refused="keys are rotated by apply_rotary_pos_emb(x, cos, sin, unsqueeze_dim), not by one that takes "
         "(q, k, cos, sin)",
     ),
+    "gpt_neox_japanese": Family(refused="attends without transformers' attention interface"),
     "gpt_oss": Family(
         {**MIXED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
         refused="learned attention sinks (a logit per head) are not supported",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longctx.clip.pairs import read_json, sharegpt4v_rows
+from hf_longctx.text_stream import lines_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def _coco(root: Path) -> Retrieval:
 def _flickr30k(root: Path) -> Retrieval:
     file = _file(root, "results_20130124.token", "results.csv")
     told: dict[str, list[str]] = {}
-    with open(file, encoding="utf-8", newline="") as lines:
+    # a carriage return ends a line of the one only with a line feed after it; csv reads both by itself
+    with open(file, encoding="utf-8", newline="\n" if file.suffix == ".token" else "") as lines:
         if file.suffix == ".token":
             rows = (line.rstrip("\n").split("\t", 1) for line in lines if line.strip())
             for row in rows:
@@ -96,7 +98,7 @@ def _urban1k(root: Path) -> Retrieval:
     images, captions = [], []
     for file in files:
         images.append(_file(root / "image", *(file.stem + ending for ending in (".jpg", ".png", ".jpeg"))))
-        text = file.read_text(encoding="utf-8").splitlines()
+        text = lines_of(file.read_bytes().decode())
         captions.append(_told(file, text[0] if text else ""))
     return Retrieval("urban1k", images, captions, list(range(len(images))), truncate=True)
 

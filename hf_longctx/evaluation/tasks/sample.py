@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.evaluation.passkey import bos_prefix
+from hf_longctx.joins import ids_of_parts
 from hf_longctx.text_stream import around
 
 if TYPE_CHECKING:
@@ -108,14 +109,12 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[str
 
 
 def encode_parts(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[list[int], list[int], list[int]]:
-    """Token ids of what stands before the document, of the document, and of all that follows it, each made alone.
+    """Token ids of what stands before the document, of the document, and of all that follows it.
 
-    For methods that take a prompt apart. Put together they may differ from `encode` by a token at the two seams.
+    For methods that take a prompt apart. Put together they are `encode`'s; a token across a seam is the later part's.
     """
     head, _, tail = prompt_text(tokenizer, sample)
-    bos = [] if head else bos_prefix(tokenizer)
-    before = bos + _ids(tokenizer, head + sample.instruction)
-    return before, _ids(tokenizer, sample.context), _ids(tokenizer, sample.question + tail)
+    return _parts(tokenizer, sample, head + sample.instruction, sample.context, sample.question + tail)
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], most: int | None = None) -> list[Tensor]:
@@ -129,12 +128,11 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], mo
     Raises:
         ValueError: The parts of a prompt that cannot be cut are longer than `most`.
     """
-    parts = [prompt_text(tokenizer, sample) for sample in samples]
-    texts = ["".join(part) for part in parts]
+    texts = ["".join(prompt_text(tokenizer, sample)) for sample in samples]
     rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     found = []
-    for sample, (head, _, _), row in zip(samples, parts, rows, strict=True):
-        ids = [*([] if head else bos_prefix(tokenizer)), *row]
+    for sample, row in zip(samples, rows, strict=True):
+        ids = [*_bos(tokenizer, sample), *row]
         fits = most is None or len(ids) <= most
         found.append(torch.tensor(ids if fits else _cut(tokenizer, sample, int(most or 0)), dtype=torch.int32))
     return found
@@ -148,11 +146,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, sample: Sample, most: int | None 
 def _cut(tokenizer: PreTrainedTokenizerBase, sample: Sample, most: int) -> list[int]:
     """The ids of a prompt that is longer than `most`."""
     head, user, tail = prompt_text(tokenizer, sample)
-    bos = [] if head else bos_prefix(tokenizer)
     if sample.cut == "document":
         before, middle, after = encode_parts(tokenizer, sample)
     else:
-        before, middle, after = bos + _ids(tokenizer, head), _ids(tokenizer, user), _ids(tokenizer, tail)
+        before, middle, after = _parts(tokenizer, sample, head, user, tail)
     room = most - len(before) - len(after)
     if room < 1:
         raise ValueError(
@@ -173,5 +170,11 @@ def shorten(ids: list[int], most: int, cut: str) -> list[int]:
     return ids[:first] + ids[len(ids) - (most - first) :]
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+def _parts(tokenizer: PreTrainedTokenizerBase, sample: Sample, *texts: str) -> tuple[list[int], list[int], list[int]]:
+    before, middle, after = ids_of_parts(tokenizer, *texts)
+    return _bos(tokenizer, sample) + before, middle, after
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> list[int]:
+    """A chat template writes the beginning-of-text token itself, if there is to be one."""
+    return [] if tokenizer.chat_template and sample.chat else bos_prefix(tokenizer)

@@ -1,0 +1,97 @@
+"""Keys and values with the position of each, and what transformers does to their batch dimension."""
+
+# B batch, G key/value heads, S slots, D head dim
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Some keys and values (B, G, S, D) and their positions (B, S).
+
+    Below 0 nothing is seen: -1 is an empty slot, or padding; -2 - p a token at position p that an attention mask hides
+    (see `show`). `column` is where in the text each slot's token was read, padding counted, which is what the columns
+    of an attention mask stand for; None: slot i is column i.
+    """
+
+    k: Tensor
+    v: Tensor
+    pos: Tensor
+    column: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.pos.shape[1]
+
+    def then(self, newer: Slots) -> Slots:
+        column = None
+        if self.column is not None and newer.column is not None:
+            column = torch.cat([self.column, newer.column], 1)
+        k, v = torch.cat([self.k, newer.k], 2), torch.cat([self.v, newer.v], 2)
+        return Slots(k, v, torch.cat([self.pos, newer.pos], 1), column)
+
+    def first(self, n: int, padded: bool) -> Slots:
+        """The first n real slots of every row (fewer if there are fewer, then with empty slots behind)."""
+        if not padded:
+            return self._columns(slice(0, n))
+        return self.gather(torch.argsort((self.pos < 0).byte(), dim=1, stable=True)[:, :n])
+
+    def last(self, n: int, padded: bool) -> Slots:
+        """The last n real slots of every row (fewer if there are fewer, then with empty slots before)."""
+        if not padded:
+            return self._columns(slice(max(len(self) - n, 0), len(self)))
+        return self.gather(torch.argsort((self.pos >= 0).byte(), dim=1, stable=True)[:, max(len(self) - n, 0) :])
+
+    def _columns(self, columns: slice) -> Slots:
+        column = None if self.column is None else self.column[:, columns]
+        return Slots(self.k[:, :, columns], self.v[:, :, columns], self.pos[:, columns], column)
+
+    def gather(self, index_BN: Tensor) -> Slots:
+        """The slots of these numbers, for each row its own."""
+        wide = index_BN[:, None, :, None]
+        k = self.k.gather(2, wide.expand(-1, self.k.shape[1], -1, self.k.shape[3]))
+        v = self.v.gather(2, wide.expand(-1, self.v.shape[1], -1, self.v.shape[3]))
+        column = None if self.column is None else self.column.gather(1, index_BN)
+        return Slots(k, v, self.pos.gather(1, index_BN), column)
+
+    def map(self, f: Any) -> Slots:
+        return Slots(f(self.k), f(self.v), f(self.pos), None if self.column is None else f(self.column))
+
+    def own(self) -> Slots:
+        """Copies, so that a slice does not keep the tensor alive that it was cut from."""
+        return self.map(lambda t: t.clone(memory_format=torch.contiguous_format))
+
+
+def show(pos_BS: Tensor, column_BS: Tensor | None, mask_BT: Tensor) -> Tensor:
+    """Positions (B, S) with the tokens hidden, and those shown again, that an attention mask (B, T) of bool says.
+
+    Padding that was never given a position stays what it is.
+    """
+    if column_BS is None:
+        real = mask_BT[:, : pos_BS.shape[1]]
+    else:
+        real = mask_BT.gather(1, column_BS.clamp(min=0, max=mask_BT.shape[1] - 1))
+    there = torch.where(pos_BS < -1, -2 - pos_BS, pos_BS)
+    return torch.where(real | (there < 0), there, -2 - there)
+
+
+class Rows:
+    """What transformers does to the batch dimension of a layer, through its `_map`."""
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> None:
+        """Replace every tensor that has a row for each of the batch by `f` of it."""
+        raise NotImplementedError
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._map(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map(lambda t: t.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map(lambda t: t[indices.to(t.device)])
