@@ -37,7 +37,7 @@ def test_lines_of_the_guide(
     monkeypatch.setattr("hf_longctx.evaluation.texts.load_text", lambda name: words)
     more = {
         "What is the access code of the archive in Rotterdam?": "w55 w56 w57",
-        "{text[:10_000]}\\n\\nNote: {fact}\\n\\n{text[10_000:]}": "{text}",
+        "{text[:10_000]}\\n\\n{fact}\\n\\n{text[10_000:]}": "{text}",
         "key_context=1024": "key_context=100, segment=64",
         "custom_generate=xl3m": "custom_generate=XL3M(segment=64)",
     }
