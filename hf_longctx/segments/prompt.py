@@ -39,8 +39,8 @@ def split(
     Args:
         ids_L: the prompt.
         question: how many tokens at the end are the question; or its words or ids, which are looked for from the end
-            and are the question with all that follows them, as is white space before words. None: the last turn of the user, if `tokenizer` has a chat
-            template and that turn fits in half the window, else the last `tail` tokens.
+            and are the question with all that follows them, as is white space before words. None: the last turn of the
+            user, if `tokenizer` has a chat template and that turn fits in half the window, else the last `tail` tokens.
         head: how many tokens stand before the text. None: what the chat template puts before the user's first words,
             or the beginning-of-text token `bos` if the prompt begins with it.
         tokenizer: the model's; needed for words and for chat templates.
