@@ -83,8 +83,8 @@ def load(statement):
         exec(statement)
     except BaseException as error:
         failed.append((statement, error))
-statements = "import hf_longctx", "import transformers.modeling_utils", "import transformers.generation.utils", \\
-    "from transformers import LlamaForCausalLM", "from hf_longctx import Reader"
+# one of them imports transformers: 5.24 fails where two begin to import it at once, without us as well
+statements = "from transformers import LlamaForCausalLM", "import hf_longctx", "import hf_longctx, hf_longctx.cli"
 threads = [threading.Thread(target=load, args=(statement,)) for statement in statements]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]

@@ -137,6 +137,35 @@ def test_readme_lines_run_as_pasted() -> None:
     assert result.stdout.strip() == code.strip().splitlines()[-1].removeprefix("# ")
 
 
+def test_readme_lines_on_keeping_a_method_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hf_longctx
+    from tests.tiny import tiny
+
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "save_pretrained" in block]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"model": tiny()}
+    exec(code, names)
+    assert [p.method for p in hf_longctx.applied(names["model"])] == [names["patch"].method]
+
+
+def test_every_block_of_a_document_is_run_by_a_test() -> None:
+    """A new one goes into this list together with a test that runs it."""
+    # here: README, editing, report, sharing, streaming; tests/segments; tests/evaluation/test_guide.py; tests/clip has
+    # one in test_stretch.py, two in test_pipelines.py and three in test_guide.py
+    run = {
+        "README": 2,
+        "clip": 6,
+        "editing": 1,
+        "evaluation": 2,
+        "report": 2,
+        "segments": 1,
+        "sharing": 1,
+        "streaming": 1,
+    }
+    found = {name: len(re.findall(r"```python\n", text)) for name, text in {"README": README, **GUIDES}.items()}
+    assert {name: blocks for name, blocks in found.items() if blocks} == run
+
+
 @pytest.fixture
 def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What the lines of a guide print, on a tiny model and a text file of its words."""
