@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +39,7 @@ from hf_longctx.cli_options import (
     sampling,
 )
 from hf_longctx.cli_report import report
+from hf_longctx.outputs import claimed
 
 if TYPE_CHECKING:
     pass
@@ -51,10 +53,13 @@ class _Commands(TyperGroup):
     """Turns what the user can mend into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        from hf_longctx.progress import bars_as_lines
+
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            complain("interrupted")
+            with bars_as_lines():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            complain(str(stop) or "interrupted")
             raise typer.Exit(130) from None
         except Exception as raised:
             # a document that cannot be read is told as its reader tells it, without the stream around it
@@ -66,6 +71,7 @@ class _Commands(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             told = " ".join(str(error).split()) or type(error).__name__
+            told = re.sub(r"^\[Errno \d+\] ", "", told)
             if isinstance(error, RuntimeError) and "hf-longctx plan" not in told:  # out of memory
                 told += " Take a smaller window, chunk or batch; `hf-longctx plan` says what fits."
             complain(told)
@@ -211,10 +217,13 @@ def generate(
     if stream:
         pieces, asked = document_pieces(prompt, document, question)
         loaded, tokenizer = load_model(model, dtype, device)
+        from hf_longctx.progress import Progress, counted
         from hf_longctx.text_stream import encode_pieces, with_question, written
 
         reader = reader_on(loaded, chosen, prefill_chunk_size)
-        reader.read(encode_pieces(tokenizer, with_question(tokenizer, pieces, asked), bos=not tokenizer.chat_template))
+        ids = encode_pieces(tokenizer, with_question(tokenizer, pieces, asked), bos=not tokenizer.chat_template)
+        with Progress("tokens read") as progress:
+            reader.read(counted(ids, progress))
         notes().print(f"{reader.position:,} tokens read", style="dim", highlight=False)
         for text in written(tokenizer, reader.generate(max_new_tokens=max_new_tokens, **sampling(sample))):
             print(text, end="", flush=True)
@@ -295,6 +304,10 @@ def plan(
 ) -> None:
     """Predict memory and time of a length from the config alone, and recommend a method. Exit code 1: none fits."""
     chosen = method_of(method, settings)
+    if out is not None:
+        from hf_longctx.checkpoints.save import check_target
+
+        check_target(out, overwrite=False)
     from hf_longctx.planning.plan import plan as run
     from hf_longctx.planning.render import show, write_config
 
@@ -321,9 +334,10 @@ def demo(
     short: Annotated[bool, typer.Option("--short", help="Tiny lengths, under a minute: does it run at all?")] = False,
 ) -> None:
     """The main job on a real, small model: measure, draw, save, load again and ask about a long document."""
-    from hf_longctx.demo import run
+    with claimed(out, "--out"):
+        from hf_longctx.demo import run
 
-    run(out, short=short, console=_out)
+        run(out, short=short, console=_out)
 
 
 if __name__ == "__main__":

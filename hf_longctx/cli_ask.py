@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from hf_longctx.answer_file import AnswerFile
 from hf_longctx.cli_options import (
     ChunkSize,
     Device,
@@ -21,15 +21,20 @@ from hf_longctx.cli_options import (
     load_model,
     method_of,
     notes,
+    resumes,
     sampling,
 )
+from hf_longctx.outputs import check_folder
+from hf_longctx.progress import Progress
 
 
 def ask(
     model: Model,
     document: Annotated[str, typer.Option(help="A text file, -, or python-docs.", show_default=False)],
     questions: Annotated[Path, typer.Option(help="A text file, a question a line.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="File for questions and answers, a JSON object a line.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for answers, a JSON object a line; the same command adds those missing.")
+    ] = None,
     prefix_cache: Annotated[Path | None, typer.Option(help="Folder that keeps what was read for next time.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions that are answered at once.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
@@ -47,30 +52,53 @@ def ask(
         raise ValueError(f"--out {out}: expected a file in a folder that exists.")
     if prefix_cache is not None and prefix_cache.exists() and not prefix_cache.is_dir():
         raise ValueError(f"--prefix-cache {prefix_cache}: expected a folder, and it is a file.")
-    from hf_longctx.anatomy import find_tower
-    from hf_longctx.attention.shared import check, check_method
-    from hf_longctx.questions import Prompt, answers
+    from hf_longctx.attention.shared import check_method
     from hf_longctx.text_stream import read_pieces
 
     if chosen is not None:
         check_method(chosen)  # before the model is loaded
-    pieces = read_pieces(document)
-    loaded, tokenizer = load_model(model, dtype, device)
-    if chosen is not None:
-        chosen.apply(loaded)
-    check(find_tower(loaded))  # before the document is read
-    prompt = Prompt(tokenizer, pieces)
+    if prefix_cache is not None:
+        check_folder(prefix_cache, "--prefix-cache")
+    with nullcontext() if out is None else resumes(out, file=True):
+        kept = None if out is None else AnswerFile(out)
+        pieces = read_pieces(document)
+        loaded, tokenizer = load_model(model, dtype, device)
+        if chosen is not None:
+            chosen.apply(loaded)
+        _answer(
+            loaded, tokenizer, pieces, asked, kept, batch_size=batch_size, prefix_cache=prefix_cache,
+            chunk=prefill_chunk_size, max_new_tokens=max_new_tokens, **sampling(sample),
+        )  # fmt: skip
+
+
+def _answer(
+    model: Any, tokenizer: Any, document: Iterable[str], asked: list[str], kept: AnswerFile | None, **how: Any
+) -> None:
+    """Print the answers as they come, or put those that are missing into a file."""
+    from hf_longctx.anatomy import find_tower
+    from hf_longctx.attention.shared import check
+    from hf_longctx.questions import Prompt, answers, run_digest
+
+    check(find_tower(model))  # before the document is read
+    prompt = Prompt(tokenizer, document)
     notes().print(f"{len(prompt.document_ids):,} tokens to share", style="dim", highlight=False)
-    found = answers(
-        loaded, prompt, asked, batch_size=batch_size, prefix_cache=prefix_cache, chunk=prefill_chunk_size,
-        max_new_tokens=max_new_tokens, **sampling(sample),
-    )  # fmt: skip
-    with nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8") as file:
-        for question, answer in zip(asked, found, strict=True):
-            line = json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
-            print(f"> {question}\n{answer}\n" if out is None else line, file=file, flush=True)
-    if out is not None:
-        notes().print(f"Wrote {len(asked):,} answers to {out}.", markup=False, highlight=False, soft_wrap=True)
+    if kept is None:
+        for question, answer in zip(asked, answers(model, prompt, asked, **how), strict=True):
+            print(f"> {question}\n{answer}\n", flush=True)
+        return
+    free = ("batch_size", "chunk", "prefix_cache")  # what an answer does not depend on
+    digest = run_digest(model, tokenizer, prompt, {key: value for key, value in how.items() if key not in free})
+    missing = kept.of(digest).missing(asked)
+    if len(missing) < len(asked):
+        note = f"{len(asked) - len(missing):,} of {len(asked):,} answers are in {kept.path} already"
+        notes().print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+    if missing:
+        with Progress("answers", len(missing)) as progress:
+            for question, answer in zip(missing, answers(model, prompt, missing, **how), strict=True):
+                kept.add(question, answer)
+                progress.advance(1)
+    told = f"Wrote {len(missing):,} answers to {kept.path}."
+    notes().print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _lines(path: Path) -> list[str]:

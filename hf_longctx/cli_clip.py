@@ -49,7 +49,13 @@ def convert(
     tokenizer: Annotated[
         str | None, typer.Option(help="A folder or Hub id with CLIP's tokenizer, to save with the model.")
     ] = None,
-    activation: Annotated[str, typer.Option(help="quick_gelu or gelu.")] = "quick_gelu",
+    activation: Annotated[
+        str | None, typer.Option(help="quick_gelu or gelu; by default what a config says, or OpenAI's, quick_gelu.")
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(help="Attention heads, text and image: 16,16. By default what a config or the model's size says."),
+    ] = None,
     allow_interpolated: Annotated[
         bool, typer.Option("--allow-interpolated", help="Take a table whose trained rows were lost.")
     ] = False,
@@ -59,7 +65,16 @@ def convert(
     from hf_longctx.clip import convert as run
 
     folder = run(
-        file, out, keep=keep, tokenizer=tokenizer, activation=activation, allow_interpolated=allow_interpolated,
-        overwrite=force,
+        file, out, keep=keep, tokenizer=tokenizer, activation=activation, heads=_heads(heads),
+        allow_interpolated=allow_interpolated, overwrite=force,
     )  # fmt: skip
     typer.echo(f"Saved the converted model to {folder}.")
+
+
+def _heads(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--heads {text}: expected two whole numbers, those of the text and the image tower: 16,16.")
+    return int(parts[0]), int(parts[1])

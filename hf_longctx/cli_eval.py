@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hf_longctx.cli_options import Device, Dtype, MethodName, Model, Settings, load_model, method_of, numbers
+from hf_longctx.cli_options import Device, Dtype, MethodName, Model, Settings, load_model, method_of, numbers, resumes
 from hf_longctx.cli_segments import settings_of
+from hf_longctx.planning.units import parse_lengths
 
 GRIDS = ("ppl", "passkey")
 
@@ -23,7 +24,9 @@ def evaluate(
             show_default=False,
         ),
     ],
-    lengths: Annotated[str, typer.Option(help="Tokens to read: 4096,8192,16384.", show_default=False)],
+    lengths: Annotated[
+        str, typer.Option(help="Tokens to read: 4096,8k,1M (k is 1,024, M 1,000,000).", show_default=False)
+    ],
     out: Annotated[
         Path, typer.Option(help="Folder for results.json, figure.png and finished cells.", show_default=False)
     ],
@@ -53,62 +56,62 @@ def evaluate(
 ) -> None:
     """Measure the stock model, its last window, and a method. An interrupted run goes on where it stopped."""
     chosen: Any = method_of(method, settings) if method != "xl3m" else settings_of(settings)
-    length_list = [int(n) for n in numbers("lengths", lengths, whole=True)]
+    length_list = parse_lengths(lengths, "--lengths")
     depth_list = None if depths is None else numbers("depths", depths)
     console = Console()
     from hf_longctx.checkpoints.resolve import load_tokenizer
 
-    if task in GRIDS:
-        if method == "xl3m":
-            raise ValueError(
-                f"--method xl3m answers questions from segments, and {task} is measured on the model itself. Take a "
-                f"suite instead, such as --task niah or --task ruler."
-            )
-        if samples or alone or batch_tokens or batch_rows or prefill_tokens:
-            raise ValueError(
-                f"--samples, --alone, --batch-tokens, --batch-rows and --prefill-tokens are of suites, not of {task}."
-            )
-        from hf_longctx.evaluation.results import check_out
-        from hf_longctx.evaluation.run import DEPTHS, check_texts, checked_grid
-        from hf_longctx.evaluation.run import evaluate as run
+    with resumes(out):
+        if task in GRIDS:
+            if method == "xl3m":
+                raise ValueError(
+                    f"--method xl3m answers questions from segments, and {task} is measured on the model itself. Take "
+                    f"a suite instead, such as --task niah or --task ruler."
+                )
+            if samples or alone or batch_tokens or batch_rows or prefill_tokens:
+                raise ValueError(
+                    f"--samples, --alone, --batch-tokens, --batch-rows and --prefill-tokens are of suites, not of "
+                    f"{task}."
+                )
+            from hf_longctx.evaluation.run import DEPTHS, check_texts, checked_grid
+            from hf_longctx.evaluation.run import evaluate as run
 
+            # before the model is loaded
+            depth_list = depth_list or list(DEPTHS)
+            checked_grid(task, length_list, depth_list, haystack=haystack, trials=trials, n_targets=n_targets)
+            check_texts(
+                load_tokenizer(model), task, length_list, depth_list, text=text, haystack=haystack, documents=documents
+            )
+            loaded, tokenizer = load_model(model, dtype, device)
+            run(
+                loaded, tokenizer, task=task, lengths=length_list, method=chosen, out=out, text=text, seed=seed,
+                window=window, documents=documents, n_targets=n_targets, trials=trials, haystack=haystack,
+                prefill_chunk_size=prefill_chunk_size, console=console,
+                depths=depth_list,
+            )  # fmt: skip
+            console.print(f"Results and figure: {out}", highlight=False)
+            return
+        counts = _counts(samples, length_list)
+        from hf_longctx.checkpoints.gguf import cache_home
+        from hf_longctx.evaluation.suite import check_run, check_samples, evaluate_tasks
+        from hf_longctx.evaluation.tasks.collect import check_names
+
+        names = [name.strip() for name in task.split(",") if name.strip()]
         # before the model is loaded
-        check_out(out)
-        depth_list = depth_list or list(DEPTHS)
-        checked_grid(task, length_list, depth_list, haystack=haystack, trials=trials, n_targets=n_targets)
-        check_texts(
-            load_tokenizer(model), task, length_list, depth_list, text=text, haystack=haystack, documents=documents
-        )
-        loaded, tokenizer = load_model(model, dtype, device)
-        run(
-            loaded, tokenizer, task=task, lengths=length_list, method=chosen, out=out, text=text, seed=seed,
-            window=window, documents=documents, n_targets=n_targets, trials=trials, haystack=haystack,
-            prefill_chunk_size=prefill_chunk_size, console=console,
-            depths=depth_list,
+        check_names(names)
+        check_run(
+            length_list, counts, out, depth_list, batch_tokens=batch_tokens, batch_rows=batch_rows,
+            prefill_tokens=prefill_tokens,
         )  # fmt: skip
-        console.print(f"Results and figure: {out}", highlight=False)
-        return
-    counts = _counts(samples, length_list)
-    from hf_longctx.checkpoints.gguf import cache_home
-    from hf_longctx.evaluation.suite import check_run, check_samples, evaluate_tasks
-    from hf_longctx.evaluation.tasks.collect import check_names
-
-    names = [name.strip() for name in task.split(",") if name.strip()]
-    # before the model is loaded
-    check_names(names)
-    check_run(
-        length_list, counts, out, depth_list, batch_tokens=batch_tokens, batch_rows=batch_rows,
-        prefill_tokens=prefill_tokens,
-    )  # fmt: skip
-    check_samples(load_tokenizer(model), names, length_list, seed=seed, depths=depth_list, text=text)
-    loaded, tokenizer = load_model(model, dtype, device)
-    evaluate_tasks(
-        loaded, tokenizer, tasks=names, lengths=length_list, method=chosen, out=out, n=counts, seed=seed, text=text,
-        depths=depth_list, window=window, alone=alone, batch_tokens=batch_tokens, batch_rows=batch_rows,
-        prefill_tokens=prefill_tokens,
-        cache=cache_home() / "samples", console=console,
-    )  # fmt: skip
-    console.print(f"Results: {out}", highlight=False)
+        check_samples(load_tokenizer(model), names, length_list, seed=seed, depths=depth_list, text=text)
+        loaded, tokenizer = load_model(model, dtype, device)
+        evaluate_tasks(
+            loaded, tokenizer, tasks=names, lengths=length_list, method=chosen, out=out, n=counts, seed=seed, text=text,
+            depths=depth_list, window=window, alone=alone, batch_tokens=batch_tokens, batch_rows=batch_rows,
+            prefill_tokens=prefill_tokens,
+            cache=cache_home() / "samples", console=console,
+        )  # fmt: skip
+        console.print(f"Results: {out}", highlight=False)
 
 
 def _counts(samples: str | None, lengths: list[int]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hf_longctx.cli_options import Device, Dtype, MethodName, Model, Settings, load_model, method_of, notes
+from hf_longctx.outputs import claimed
 
 
 def lm_eval(
@@ -48,38 +50,39 @@ def lm_eval(
     if truncate not in CUTS:
         raise ValueError(f"--truncate {truncate}: expected one of {', '.join(CUTS)}.")
     check_installed()
-    loaded, tokenizer = load_model(model, dtype, device)
-    name = str(loaded.config._name_or_path)
-    if chosen is not None:
-        chosen.apply(loaded)
-    harness = harness_model(loaded, tokenizer, max_length=max_length, truncate=truncate, batch_size=batch_size)
-    notes().print(f"max_length={harness.max_length:,}", style="dim", highlight=False)
-    found = run(
-        harness, [task.strip() for task in tasks.split(",")], include=None if include is None else str(include),
-        metadata={"pretrained": tokenizer.name_or_path, **extra}, num_fewshot=num_fewshot, limit=limit,
-        apply_chat_template=chat_template,
-    )  # fmt: skip
-    rows = []
-    drawn = Table(title=f"{name}: lm-eval")
-    for column in ("task", "metric", "value", "± (standard error)"):
-        drawn.add_column(column, justify="left" if column in ("task", "metric") else "right")
-    for task, values in found["results"].items():
-        for key, value in values.items():
-            metric, _, filtered = key.partition(",")
-            if not isinstance(value, int | float) or metric.endswith("_stderr") or metric == "sample_len":
-                continue
-            error = values.get(f"{metric}_stderr,{filtered}")
-            rows.append(row(f"{task}, {metric}", float(value), metric, detail={"task": task, "filter": filtered,
-                                                                               "stderr": _number(error)}))  # fmt: skip
-            drawn.add_row(task, metric, f"{value:.4f}", "–" if _number(error) is None else f"{error:.4f}")
-    Console().print(drawn)
-    if out is not None:
-        what: dict[str, Any] = {
-            "task": "lm-eval", "tasks": tasks, "max_length": harness.max_length, "truncate": truncate, "limit": limit,
-            "method": None if chosen is None else chosen.spec(),
-        }  # fmt: skip
-        write_results(out / "results.json", results(rows, model=name, device=loaded.device, settings=what))
-        notes().print(f"Results: {out}", highlight=False)
+    with nullcontext() if out is None else claimed(out, "--out"):
+        loaded, tokenizer = load_model(model, dtype, device)
+        name = str(loaded.config._name_or_path)
+        if chosen is not None:
+            chosen.apply(loaded)
+        harness = harness_model(loaded, tokenizer, max_length=max_length, truncate=truncate, batch_size=batch_size)
+        notes().print(f"max_length={harness.max_length:,}", style="dim", highlight=False)
+        found = run(
+            harness, [task.strip() for task in tasks.split(",")], include=None if include is None else str(include),
+            metadata={"pretrained": tokenizer.name_or_path, **extra}, num_fewshot=num_fewshot, limit=limit,
+            apply_chat_template=chat_template,
+        )  # fmt: skip
+        rows = []
+        drawn = Table(title=f"{name}: lm-eval")
+        for column in ("task", "metric", "value", "± (standard error)"):
+            drawn.add_column(column, justify="left" if column in ("task", "metric") else "right")
+        for task, values in found["results"].items():
+            for key, value in values.items():
+                metric, _, filtered = key.partition(",")
+                if not isinstance(value, int | float) or metric.endswith("_stderr") or metric == "sample_len":
+                    continue
+                error = values.get(f"{metric}_stderr,{filtered}")
+                detail = {"task": task, "filter": filtered, "stderr": _number(error)}
+                rows.append(row(f"{task}, {metric}", float(value), metric, detail=detail))
+                drawn.add_row(task, metric, f"{value:.4f}", "–" if _number(error) is None else f"{error:.4f}")
+        Console().print(drawn)
+        if out is not None:
+            what: dict[str, Any] = {
+                "task": "lm-eval", "tasks": tasks, "max_length": harness.max_length, "truncate": truncate,
+                "limit": limit, "method": None if chosen is None else chosen.spec(),
+            }  # fmt: skip
+            write_results(out / "results.json", results(rows, model=name, device=loaded.device, settings=what))
+            notes().print(f"Results: {out}", highlight=False)
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+from hf_longctx.outputs import claimed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -131,6 +135,18 @@ def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
     except ValueError:
         kind = "whole numbers" if whole else "numbers"
         raise ValueError(f"--{option} {text}: expected {kind} separated by commas.") from None
+
+
+@contextmanager
+def resumes(out: Path, name: str = "--out", *, file: bool = False) -> Iterator[None]:
+    """A run that alone writes there (`outputs.claimed`, before a model is loaded), and whose command continues it."""
+    with claimed(out, name, file=file):
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted. What is finished is kept in {out}: the same command continues from there."
+            ) from None
 
 
 def notes() -> Console:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hf_longctx.cli_options import document_pieces, load_model, notes, sampling
+from hf_longctx.cli_options import document_pieces, load_model, notes, resumes, sampling
 
 if TYPE_CHECKING:
     from hf_longctx.segments import XL3M
@@ -36,53 +38,49 @@ def answer(
     if document is None or prompt is not None:
         raise ValueError("--method xl3m reads a document: give --document FILE (or -) and --question TEXT.")
     pieces, asked = document_pieces(prompt, document, question)
-    loaded, tokenizer = load_model(model, dtype, device)
+    with nullcontext() if scores is None else resumes(scores, "--scores", file=True):
+        loaded, tokenizer = load_model(model, dtype, device)
+        _answer(loaded, tokenizer, chosen, pieces, asked, scores, max_new_tokens=max_new_tokens, **sampling(sample))
+
+
+def _answer(
+    loaded: Any, tokenizer: Any, chosen: XL3M | None, pieces: Iterator[str], asked: str, scores: Path | None, **how: Any
+) -> None:
     import torch
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
     from transformers import TextStreamer
 
+    from hf_longctx.progress import Progress
     from hf_longctx.segments import xl3m
     from hf_longctx.segments.prompt import around_text, text_before
     from hf_longctx.segments.reading import SourceError
     from hf_longctx.text_stream import encode_pieces
 
     head, tail = around_text(tokenizer, asked)
-    columns = SpinnerColumn(), TextColumn("{task.fields[tokens]:,} tokens read"), TimeElapsedColumn()
-    shown = Progress(*columns, console=notes(), transient=True)
-    bar = shown.add_task("", total=None, tokens=0)
-
-    def end() -> None:
-        if shown.live.is_started:
-            shown.stop()
+    progress = Progress("tokens read", console=notes())
 
     class Answer(TextStreamer):
         """Begins to write when there is nothing more to read."""
 
         def put(self, value: torch.Tensor) -> None:
             if not self.next_tokens_are_prompt:
-                end()
+                progress.stop()
             super().put(value)
 
-    # in a log it would leave nothing but empty lines
-    if shown.console.is_interactive:
-        shown.start()
     try:
-        _, (found,) = loaded.generate(
-            torch.tensor([[*head, *tail]], device=loaded.device),
-            custom_generate=chosen or xl3m,
-            document=encode_pieces(tokenizer, pieces, bos=False, after=text_before(tokenizer, head)),
-            head=len(head),
-            question=len(tail),
-            scores_file=scores,
-            read_progress=lambda tokens: shown.update(bar, tokens=tokens),
-            return_segments=True,
-            streamer=Answer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-            max_new_tokens=max_new_tokens,
-            **sampling(sample),
-        )
+        with progress:
+            _, (found,) = loaded.generate(
+                torch.tensor([[*head, *tail]], device=loaded.device),
+                custom_generate=chosen or xl3m,
+                document=encode_pieces(tokenizer, pieces, bos=False, after=text_before(tokenizer, head)),
+                head=len(head),
+                question=len(tail),
+                scores_file=scores,
+                read_progress=progress.reach,
+                return_segments=True,
+                streamer=Answer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+                **how,
+            )
     except SourceError as error:
         # the file's own error says more to who named the file
         raise error.__cause__ or error from None
-    finally:
-        end()
     notes().print(str(found), style="dim", highlight=False)

@@ -1,4 +1,4 @@
-"""Deep copies of what reads through a model: all of its own state, and the model itself is shared."""
+"""Copies of what reads through a model: deep ones have all of its own state, and share the model."""
 
 from __future__ import annotations
 
@@ -19,4 +19,11 @@ def deep_copy(thing: T, memo: dict[int, Any], *shared: Any) -> T:
     memo[id(thing)] = twin
     for name, value in vars(thing).items():
         setattr(twin, name, copy.deepcopy(value, memo))
+    return twin
+
+
+def shallow_copy(thing: T) -> T:
+    """For `__copy__` of what cannot be pickled, which copy.copy would ask for."""
+    twin = type(thing).__new__(type(thing))
+    vars(twin).update(vars(thing))
     return twin

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -106,9 +107,13 @@ def _measure(
 ) -> dict[str, Any]:
     from hf_longctx.evaluation.run import evaluate
 
-    # A demo shows what this code does now, not what an earlier run left.
-    (out / "cells.jsonl").unlink(missing_ok=True)
-    return evaluate(model, tokenizer, out=out, console=console, command="hf-longctx demo", **what)
+    # A demo shows what this code does now, not what an earlier run left; that stays until the new numbers are there.
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".measuring-", dir=out) as draft:
+        found = evaluate(model, tokenizer, out=draft, console=console, command="hf-longctx demo", **what)
+        for file in Path(draft).iterdir():
+            os.replace(file, out / file.name)
+    return found
 
 
 def _draw(perplexity: dict[str, Any], passkey: dict[str, Any], sizes: _Sizes, trained: int, path: Path) -> Path:

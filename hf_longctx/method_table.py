@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .near import did_you_mean
 
 if TYPE_CHECKING:
     from .method import LongContextMethod
@@ -45,8 +46,7 @@ def text() -> str:
 
 def unknown(name: str, known: Iterable[str]) -> str:
     """What to say about a name that no method has, with the nearest one."""
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), list(known), n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(name, known)
     if str(name).lower().startswith("xl3"):
         hint = "XL3M is a way to generate, not a change of the model: `hf-longctx generate --method xl3m`. "
     return f"name={name!r}: no such method. {hint}There are: {', '.join(known)}."

@@ -72,6 +72,7 @@ class Patch:
     model: nn.Module = field(repr=False)
     changes: list[Change] = field(default_factory=list, repr=False)
     active: bool = False
+    adapter: str | None = None  # the PEFT adapter that brought the method; None where the user or the config did
 
     # -- making changes ----------------------------------------------------------------------------------------------
     def set(self, target: Any, name: str, value: Any) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .cache.prefix_file import make_folder
 from .cache.shared_prefix import Prefix, load_prefix, shared_prefix
-from .fingerprint import model_digest
+from .fingerprint import model_digest, tokenizer_digest
 from .joins import common, ids_after, ids_before, ids_of
 from .text_stream import around, encoded, last_line
 
@@ -94,6 +95,14 @@ def answers(
             out = prefix.generate(ids, attention_mask=mask, pad_token_id=pad, **settings)
             for row in out[:, ids.shape[1] :]:
                 yield str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+
+
+def run_digest(model: Any, tokenizer: Any, prompt: Prompt, settings: Mapping[str, Any]) -> str:
+    """A short hash of all that decides the answers to questions: whether answers may stand beside each other."""
+    what = f"{model_digest(model)} {model.dtype} {tokenizer_digest(tokenizer)} {json.dumps(settings, sort_keys=True)}"
+    end = prompt.question("?")  # what stands around a question counts, and what of the document it may change
+    ids = torch.cat([prompt.document_ids, torch.tensor(end)])
+    return hashlib.sha256(what.encode() + ids.numpy().tobytes()).hexdigest()[:16]
 
 
 @contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import json
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar, get_type_hints
+
+from .near import did_you_mean
 
 KEY = "hf_longctx"  # of the entry in a model's config
 LARGEST = 2**53 - 1  # beyond it JSON readers round, and sums of positions overflow
@@ -85,8 +86,7 @@ def unknown_setting(name: str, known: list[str], fields: Iterable[str]) -> str |
     """What to say about a setting that `name` does not have, if there is one among `fields`. It has those `known`."""
     for key in fields:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(key, known)
             return f"{name}: no setting {key!r}. {hint}There are: {', '.join(known) or 'none'}."
     return None
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from .attention.positions import STATE, adopt_all
 from .cache.layers import UnrotatedLayer
 from .cache.rebase import Rebase
+from .cache.recurrent import nbytes, starts_anew, states, takes_positions
 from .copies import deep_copy
 from .generation.graphs import can_replay, decoder, forget
 from .patch import applied, unwrap
@@ -123,7 +124,14 @@ class Reader:
         self._broken = False
         self._compile = compile
         self._step: Any = None
+        self._told = takes_positions(model)
         self._check_model()
+        lost = starts_anew(model, chunk)
+        if lost is not None:
+            raise ValueError(
+                f"chunk={chunk}: {type(self._base).__name__} cannot read a text in pieces of so many tokens, since "
+                f"{lost}. Pass chunk=1, which is slow, or read the text in one forward pass of the model."
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self._base).__name__}, position={self.position:,}, nbytes={self.nbytes:,})"
@@ -141,14 +149,8 @@ class Reader:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the cache keeps."""
-        total = 0
-        for layer in self.cache.layers:
-            if isinstance(layer, UnrotatedLayer):
-                total += layer.nbytes()
-            elif isinstance(getattr(layer, "keys", None), Tensor):
-                total += layer.keys.nbytes + layer.values.nbytes
-        return total
+        """Bytes that the cache keeps, recurrent and convolution states included."""
+        return nbytes(self.cache)
 
     @property
     def logits(self) -> Tensor:
@@ -160,7 +162,11 @@ class Reader:
 
     # -- reading -----------------------------------------------------------------------------------------------------
     def read(self, ids: Iterable[Any]) -> None:
-        """Read on: `ids` as in `stream`. After an error the reader holds all chunks before it, and can go on."""
+        """Read on: `ids` as in `stream`. After an error the reader holds all chunks before it, and can go on.
+
+        Unless a forward pass broke off between two layers (Ctrl-C, no memory): RuntimeError then, for all that follows.
+        Of a model with recurrent or convolution states any error of a forward pass counts, since they do not show it.
+        """
         self._check_model()
         self._flush()
         vocabulary = self._base.get_input_embeddings().weight.shape[0]
@@ -265,8 +271,8 @@ class Reader:
 
     def _forward_many(self, ids_1L: Tensor, model: Any = None) -> Tensor:
         pos_1L = torch.arange(self._place, self._place + ids_1L.shape[1], device=ids_1L.device)[None]
-        given = given_cache(self.model, self.cache)
-        output = (model or self.model)(input_ids=ids_1L, position_ids=pos_1L, **given, use_cache=True, logits_to_keep=1)
+        given = {**given_cache(self.model, self.cache), **({"position_ids": pos_1L} if self._told else {})}
+        output = (model or self.model)(input_ids=ids_1L, **given, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1]
 
     @torch.no_grad()
@@ -282,7 +288,8 @@ class Reader:
         try:
             logits_1V = forward(ids_1L)
         except BaseException as error:
-            self._broken = any(n != self._position - self._start for n in self._lengths())
+            # states have no length: a forward of which they may have seen a part is not to be gone on from
+            self._broken = bool(states(self.cache)) or any(n != self._position - self._start for n in self._lengths())
             if isinstance(error, torch.OutOfMemoryError):
                 raise torch.OutOfMemoryError(self._out_of_memory(ids_1L.shape[1])) from error
             raise

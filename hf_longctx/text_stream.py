@@ -25,6 +25,10 @@ _LINE, _WORD = re.compile(r"(?<=\S)\n(?=\S)"), re.compile(r"(?<=\S)(?= \S)")
 _AFTER_LINE, _AFTER_WORD = "a\n", "a"  # stand-ins for what was cut off there
 
 
+class CutError(ValueError):
+    """A tokenizer makes other tokens of a text's parts than of the text."""
+
+
 def read_pieces(path_or_name: str | Path) -> Iterator[str]:
     """A UTF-8 text in pieces: a file, `-` for standard input, or `python-docs` as in `evaluation.texts.load_text`.
 
@@ -87,7 +91,7 @@ def encoded(
         # after a stand-in for what was cut off, else some tokenizers take it for a beginning and put a space there
         known, ids = ids_of(tokenizer, before), ids_of(tokenizer, before + text)
         if ids[: len(known)] != known:
-            raise ValueError(
+            raise CutError(
                 f"{type(tokenizer).__name__}: {before!r} and {text[:20]!r}... share a token of this tokenizer, so a "
                 f"text cannot be tokenised in pieces. Tokenise it whole and stream the ids."
             )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..anatomy import layer_type
+from ..cache.recurrent import takes_positions
 from ..upstream.caches import given_cache
 from ..upstream.versions import SAY_VERSION
 from .positions import Step, Tower, after_forward, before_forward, has_rope, stock_class
@@ -58,8 +59,10 @@ def _read(tower: Any, state: Tower, cache: Any, start: int, length: int, last: A
     where = tower.get_input_embeddings().weight.device
     device = "cpu" if where.type == "meta" else where  # offloaded: accelerate moves them on
     expected = list(range(start, start + length))
-    pos = torch.tensor([expected], device=device)  # given, as `generate` does: some hybrids do not count by themselves
-    kwargs = {"input_ids": pos % tower.config.vocab_size, "position_ids": pos, "use_cache": True}
+    pos = torch.tensor([expected], device=device)
+    kwargs = {"input_ids": pos % tower.config.vocab_size, "use_cache": True}
+    if takes_positions(tower):  # as `generate` gives them
+        kwargs["position_ids"] = pos
     if cache is not None:
         kwargs |= given_cache(tower, cache)
 

@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..anatomy import layer_type
 from ..cache.layers import BoundedLayer, UnrotatedLayer
+from ..cache.recurrent import broke_off, check_whole
 from ..cache.ring import roll
 from ..method import KEY
 from ..upstream.caches import CACHE_NAMES, cache_in, given_cache, without_cache
@@ -83,6 +84,7 @@ class Tower:
     step: Step | None = None
     pos: Tensor | None = None  # the position ids that the tower was called with
     opened: list[UnrotatedLayer] = field(default_factory=list, repr=False)  # the cache layers of the running forward
+    reading: Cache | None = field(default=None, repr=False)  # their cache, from when the first layer may write it
 
     @property
     def kernel(self) -> str:
@@ -380,6 +382,9 @@ def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -
                 f"{state.method.name} serves one thread at a time. Use a lock, or one copy of the model a thread."
             )
         state.thread = threading.get_ident()
+        if state.reading is not None:  # Ctrl-C, after which no hook is called
+            broke_off(state.reading)
+            state.reading = None
     if not (state.followed or state.following or torch.compiler.is_compiling()):
         follow(tower_module, state)
     given = kwargs.get("position_ids")
@@ -396,6 +401,8 @@ def before_forward(tower_module: nn.Module, args: Any, kwargs: dict[str, Any]) -
     else:
         for layer in bounded:
             layer.to_order()
+    if not torch.compiler.is_compiling():
+        state.reading = cache_in(kwargs, args)
 
 
 def _learns(tower_module: nn.Module, tokens: Any, layers: list[BoundedLayer]) -> bool:
@@ -411,6 +418,7 @@ def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     cache = cache_in(kwargs, args)
     if cache is not None:
         state: Tower = next(vars(m)[STATE] for m in model.modules() if STATE in vars(m))
+        check_whole(cache)
         for layer in adopt_all(state, cache):
             layer.open()
             state.opened.append(layer)
@@ -421,7 +429,9 @@ def after_forward(tower_module: nn.Module, args: Any, output: Any) -> None:
     state: Tower = vars(tower_module)[STATE]
     if not torch.compiler.is_compiling() and state.thread not in (None, threading.get_ident()):
         return  # this thread's forward was refused; the other's goes on
-    state.step, state.running, state.pos = None, False, None
+    if output is None and state.reading is not None and state.following is None:  # it raised
+        broke_off(state.reading)
+    state.step, state.running, state.pos, state.reading = None, False, None, None
     for layer in state.opened:
         layer.close()
     state.opened = []

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 from ..anatomy import FULL, attention_layers, layer_type
+from ..cache.recurrent import has_states
 from ..cache.shared_layers import SharedCache, SharedLayer
 from ..method import KEY, LongContextMethod
 from ..patch import Patch, applied
@@ -106,7 +107,8 @@ def check(tower: Any) -> None:
     if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
         raise ValueError(f"{name}: its tokens have several positions each (mrope), which is not supported.")
     layers: list[Any] = attention_layers(tower)
-    if [m.layer_idx for m in layers] != list(range(len(tower.layers))) or getattr(config, "num_kv_shared_layers", None):
+    own = [m.layer_idx for m in layers] == list(range(len(tower.layers)))
+    if not own or getattr(config, "num_kv_shared_layers", None) or has_states(DynamicCache(config=config)):
         raise ValueError(
             f"{name}: {len(layers)} attention modules in {len(tower.layers)} layers. Layers that keep something other "
             f"than keys of their own (recurrent states, another layer's keys) cannot share a prefix."
@@ -175,7 +177,10 @@ def before_forward(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     if kwargs.get("output_attentions"):
         raise ValueError("output_attentions=True: behind a shared prefix there is no attention matrix. Leave it out.")
     tokens = next(x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None)
-    vars(module)[STATE].cache = cache
+    state: State = vars(module)[STATE]
+    if state.cache is not None:  # Ctrl-C, after which no hook is called
+        state.cache.end(whole=False)
+    state.cache = cache
     step = cache.begin(mask, tokens.shape[0], tokens.shape[1], tokens.device, kwargs.get("position_ids"))
     kwargs["attention_mask"] = step.mask
     if kwargs.get("position_ids") is None:
@@ -187,7 +192,7 @@ def after_forward(module: nn.Module, args: Any, output: Any) -> None:
     """Close the cache to models without our forward, also after an exception."""
     state: State = vars(module)[STATE]
     if state.cache is not None:
-        state.cache.end()
+        state.cache.end(whole=output is not None)
         state.cache = None
 
 

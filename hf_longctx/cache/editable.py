@@ -103,13 +103,8 @@ def check_cache(tower: Any, modules: Sequence[Any], cache: Any, n_old: int, rows
         raise ValueError(f"{type(cache).__name__}: expected the Cache that the model has filled.")
     if getattr(cache, "offloading", False):
         raise ValueError(f"an offloaded cache cannot be edited: its layers are elsewhere. {_ANEW}")
-    layers = getattr(cache, "layers", None)
-    other = next((layer for layer in layers or () if type(layer) not in _KINDS), None)
-    if layers is None or other is not None:
-        raise ValueError(
-            f"{type(cache if layers is None else other).__name__}: only dynamic caches can be edited, not static, "
-            f"quantised or recurrent ones. {_ANEW}"
-        )
+    check_kinds(cache)
+    layers = cache.layers
     if sorted(int(module.layer_idx) for module in modules) != list(range(len(layers))):
         raise ValueError(
             f"the cache has {len(layers)} layers and {type(tower).__name__} {len(modules)} that attend: it is another "
@@ -128,6 +123,17 @@ def check_cache(tower: Any, modules: Sequence[Any], cache: Any, n_old: int, rows
             f"those and the one that generate wrote last."
         )
     return length
+
+
+def check_kinds(cache: Any) -> None:
+    """ValueError unless all layers of a cache are of a kind that can be edited."""
+    layers = getattr(cache, "layers", None)
+    other = next((layer for layer in layers or () if type(layer) not in _KINDS), None)
+    if layers is None or other is not None:
+        raise ValueError(
+            f"{type(cache if layers is None else other).__name__}: only dynamic caches can be edited, not static, "
+            f"quantised or recurrent ones. {_ANEW}"
+        )
 
 
 def _check_layer(module: Any, layer: Any, rows: int, kind_of_layer: str) -> int:

@@ -15,6 +15,7 @@ from ..patch import unwrap
 from ..upstream.caches import CACHE_NAMES, generate_cache, given_cache
 from .edit import CHUNK, EditReport, edit
 from .edit_plan import repair_of
+from .editable import check_kinds
 
 # what turns the one row of the cache into several, leaves the cache out, or leaves it with other tokens than the text's
 _REFUSED: dict[str, tuple[Any, ...]] = {
@@ -163,12 +164,15 @@ class EditSession:
         tower: Any = find_tower(base)
         ids = self.ids
         cache = DynamicCache(config=tower.config)
+        check_kinds(cache)
         if STATE in vars(tower):
             adopt_all(vars(tower)[STATE], cache)
         # at least one token, even if generate then has to have it taken away: an empty cache has no keys to move
         whole = torch.tensor([ids[:-1] or ids], device=self.model.device)
+        pos = torch.arange(whole.shape[1], device=whole.device)[None]
         for start in range(0, whole.shape[1], CHUNK):
-            tower(input_ids=whole[:, start : start + CHUNK], **given_cache(tower, cache), use_cache=True)
+            part = slice(start, start + CHUNK)
+            tower(input_ids=whole[:, part], position_ids=pos[:, part], **given_cache(tower, cache), use_cache=True)
         self._cache, self._held = cache, ids
         if len(ids) == 1:
             edit(self.model, cache, ids, ids, 0)

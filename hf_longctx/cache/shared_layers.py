@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from ..copies import deep_copy
+from ..copies import deep_copy, shallow_copy
 from .ring import Ring
 from .slots import Rows
 
@@ -176,7 +176,10 @@ class SharedCache(Cache):
     def __init__(self, levels: tuple[Level, ...], n_layers: int, owner: Any = None) -> None:
         self.current, self.owner, self.padded = Current(), owner, False
         self.most: int | None = None
+        self.broken = False  # a forward broke off between two layers
         super().__init__(layers=[SharedLayer(levels, index, self.current) for index in range(n_layers)])
+
+    __copy__ = shallow_copy
 
     def __deepcopy__(self, memo: Any) -> SharedCache:
         """Suffixes of its own after the same prefix, which holds the model."""
@@ -214,6 +217,7 @@ class SharedCache(Cache):
             batch, new, device: of the new tokens.
             pos_BL: their positions, where the caller knows them. Only a single token's are made use of.
         """
+        self.check_whole()
         own = self.layers[0].own_length + new
         if mask_BP is not None and (mask_BP.ndim != 2 or mask_BP.shape[1] != self.prefix_length + own):
             raise ValueError(
@@ -232,7 +236,17 @@ class SharedCache(Cache):
         self.current.step = step
         return step
 
-    def end(self) -> None:
+    def check_whole(self) -> None:
+        """RuntimeError if some layers have read on and others have not."""
+        if self.broken:
+            raise RuntimeError(
+                "a forward pass through this cache broke off half-way: some layers have read on and others have not. "
+                "Start with a new one, prefix.cache(); the prefix itself is whole."
+            )
+
+    def end(self, whole: bool = True) -> None:
+        """After a forward, also one that failed: it is not `whole` then."""
+        self.broken = self.broken or (not whole and self.current.step is not None)
         self.current.step = None
         for ring in self._rings():
             ring.end()

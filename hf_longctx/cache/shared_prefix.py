@@ -22,12 +22,14 @@ from transformers import DynamicCache
 
 from ..anatomy import attention_layers, check_behind_a_cache, find_tower
 from ..attention.shared import Sharing, install, window_of
+from ..copies import shallow_copy
 from ..fingerprint import model_digest
 from ..patch import Patch, applied, unwrap
 from ..upstream.caches import generate_cache, given_cache
 from .edit import EditReport
 from .edit_prefix import edit_level
 from .editable import check_vocabulary
+from .in_front import padding_in_front
 from .prefix_file import Fingerprint, read_levels, write_levels
 from .shared_layers import Level, SharedCache
 
@@ -83,6 +85,8 @@ class Prefix:
         self.model, self.levels = model, levels
         self._patch, self._fingerprint = patch, fingerprint
 
+    __copy__ = shallow_copy
+
     def __deepcopy__(self, memo: Any) -> Prefix:
         return self  # it never changes, and belongs to its model
 
@@ -121,7 +125,8 @@ class Prefix:
     ) -> Any:
         """What `model.generate` returns for the prefix and `input_ids` behind it, without the prefix's own tokens.
 
-        Logits processors, stopping criteria, streamers and `max_length` see the prefix too.
+        Logits processors, stopping criteria, streamers and `max_length` see the prefix too; processors and criteria see
+        the padding of shorter questions in front of it, as in a batch that is padded on the left.
 
         Args:
             input_ids: (B, Q): a question a row. None: go on from the prefix itself, with `num_return_sequences` rows.
@@ -160,7 +165,8 @@ class Prefix:
             mask = torch.cat([torch.ones_like(before), real.to(device)], 1)
             cache = self.cache() if turns is None else turns
         cache.most = _most(settings, config, ids.shape[1], self.length)
-        out = self.model.generate(ids, attention_mask=mask, **generate_cache(cache), **settings)
+        with padding_in_front(unwrap(self.model), mask):
+            out = self.model.generate(ids, attention_mask=mask, **generate_cache(cache), **settings)
         if isinstance(out, Tensor):
             return out[:, self.length :].clone()  # a slice would keep the prefix of every row alive
         out.sequences = out.sequences[:, self.length :].clone()
@@ -225,6 +231,9 @@ class Prefix:
         if cache is not None:
             if not isinstance(cache, SharedCache) or cache.owner is not self:
                 raise ValueError("this is no cache of this prefix. Make one with prefix.cache().")
+            if cache.current.step is not None:  # Ctrl-C, after which no hook is called
+                cache.end(whole=False)
+            cache.check_whole()
             if cache.rows not in (None, len(ids)):
                 raise ValueError(f"the cache has {cache.rows} rows and input_ids {len(ids)}: they must be the same.")
             if self.length + ids.shape[1] <= cache.get_seq_length():

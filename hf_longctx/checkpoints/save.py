@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_longctx.outputs import advice, check_folder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# what save_pretrained calls weights: one file, or parts with an index
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 def save(
@@ -22,7 +29,7 @@ def save(
 ) -> Path:
     """Save both into `folder`, which appears complete or not at all.
 
-    With `overwrite`, a folder that holds something is written into, and a crash may leave a mixture.
+    With `overwrite`, files of a folder that holds something are replaced when all new ones are on disk.
 
     Raises:
         ValueError: `folder` is a file, or holds something and `overwrite` is not set.
@@ -47,20 +54,22 @@ def save_with(
     occupied = target.is_dir() and any(target.iterdir())
     draft: Path | None = None
     try:
-        if occupied:
-            write(target)
-            return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.parent / f".saving-{uuid.uuid4().hex}"
+        # beside a new folder, so that it becomes it; in one that is there, which its owner may have on another disk
+        draft = (target if occupied else target.parent) / f".saving-{uuid.uuid4().hex}"
         draft.mkdir()
         write(draft)
-        draft.rename(target)
+        if occupied:
+            _move(draft, target)
+        else:
+            draft.rename(target)
     except (OSError, SafetensorError) as error:
         number = getattr(error, "errno", None)
+        todo = advice(error) if isinstance(error, OSError) else "Make room or choose another folder"
         raise OSError(
             *([] if number is None else [number]),
             f"the checkpoint could not be written to {str(target)!r} ({error}); it needs about "
-            f"{nbytes / 2**20:,.0f} MiB. Make room or choose another folder",
+            f"{nbytes / 2**20:,.0f} MiB. {todo}",
         ) from error
     finally:
         if draft is not None:
@@ -68,8 +77,20 @@ def save_with(
     return target
 
 
+def _move(draft: Path, target: Path) -> None:
+    """Put the files of a draft into the place of others, and take away weights that would be loaded beside them."""
+    new = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
+    for name in new:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(draft / name, target / name)
+    if any(_WEIGHTS.fullmatch(name.name) for name in new):
+        for file in target.iterdir():
+            if _WEIGHTS.fullmatch(file.name) and Path(file.name) not in new:
+                file.unlink()
+
+
 def check_target(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """ValueError if `save` would refuse to write into `folder`."""
+    """ValueError if `save` would refuse to write into `folder`, OSError if nothing can be written there."""
     target = Path(folder).expanduser()
     if target.exists() and not target.is_dir():
         raise ValueError(f"{str(target)!r} is a file; expected the name of a folder to write the model into.")
@@ -77,3 +98,5 @@ def check_target(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise ValueError(
             f"{str(target)!r} is not empty. Choose another folder, or overwrite it (--force, overwrite=True)."
         )
+    # where it will be made: for a moment, others might take the folder itself for a checkpoint
+    check_folder(target if target.is_dir() else target.parent)

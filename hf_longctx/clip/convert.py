@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.checkpoints.save import check_target
-from hf_longctx.clip import openai
+from hf_longctx.clip import geometry, openai
 from hf_longctx.clip.checkpoint import local_folder, save_clip
 from hf_longctx.clip.files import WEIGHTS, read_state
 from hf_longctx.clip.stretch import MARK
@@ -36,7 +36,8 @@ def convert(
     *,
     keep: int = KEEP,
     tokenizer: str | os.PathLike[str] | None = None,
-    activation: str = "quick_gelu",
+    activation: str | None = None,
+    heads: tuple[int, int] | None = None,
     allow_interpolated: bool = False,
     overwrite: bool = False,
 ) -> Path:
@@ -47,14 +48,20 @@ def convert(
 
     Args:
         file: Long-CLIP's .pt or .safetensors file in OpenAI's names, or the folder or Hub id of a conversion with
-            transformers' names, with one table or both.
+            transformers' names, with one table or both, or of OpenCLIP.
         out: Appears complete or not at all.
         keep: Rows read from the first table: 20 in all that is published.
         tokenizer: A folder or Hub id with CLIP's tokenizer, whose vocabulary is Long-CLIP's too; by default that of a
             conversion's folder.
-        activation: `quick_gelu`, OpenAI's, or `gelu`. Not looked at where a config says it.
+        activation: `quick_gelu` or `gelu`. By default what a config beside the weights says, else `quick_gelu`, that of
+            OpenAI's models; for sizes that OpenCLIP alone has (H, g, bigG, ...) it must be given.
+        heads: Attention heads of the text and the image tower. By default what a config beside the weights says
+            (`open_clip_config.json`, or the folder's `config.json`), else those of the published model of this size.
         allow_interpolated: Take a table whose trained rows were lost, too.
         overwrite: Write into a folder that holds something.
+
+    Raises:
+        ValueError: no whole CLIP, a lost table, heads that cannot be known, or that a config says otherwise.
     """
     check_target(out, overwrite=overwrite)
     path = Path(file).expanduser()
@@ -65,35 +72,63 @@ def convert(
         folder = local_folder(file, "file or folder")
         state = _weights(folder)
     if not any(name.startswith("text_model.") for name in state):
-        model = from_openai(state, keep=keep, activation=activation, allow_interpolated=allow_interpolated)
+        weights = openai.tidy(state)
+        found = openai.sizes(weights)
+        told = geometry.told_by_openclip(folder, found)
+        if told is None and not single:
+            told = geometry.told_by_transformers(folder, found)
+        model = _from_openai(weights, keep, activation, heads, told, allow_interpolated)
         return save_clip(model, tokenizer, out, overwrite=overwrite, images=_image_settings(model))
-    model = _from_transformers(state, folder, keep=keep, allow_interpolated=allow_interpolated)
+    model = _from_transformers(state, folder, keep=keep, heads=heads, allow_interpolated=allow_interpolated)
+    acts = {model.config.text_config.hidden_act, model.config.vision_config.hidden_act}
+    if activation is not None and acts != {activation}:
+        raise ValueError(f"activation={activation!r}: config.json says {' and '.join(sorted(acts))}. Leave it out.")
     return save_clip(model, tokenizer or folder, out, overwrite=overwrite)
 
 
 def from_openai(
-    state: Mapping[str, Tensor], *, keep: int = KEEP, activation: str = "quick_gelu", allow_interpolated: bool = False
+    state: Mapping[str, Tensor],
+    *,
+    keep: int = KEEP,
+    activation: str | None = None,
+    heads: tuple[int, int] | None = None,
+    allow_interpolated: bool = False,
 ) -> Any:
-    """A CLIPModel from a state dict in OpenAI's names, with one table of positions or Long-CLIP's two."""
+    """A CLIPModel from a state dict in OpenAI's names, with one table of positions or Long-CLIP's two; as `convert`."""
+    return _from_openai(openai.tidy(state), keep, activation, heads, None, allow_interpolated)
+
+
+def _from_openai(
+    weights: Mapping[str, Tensor],
+    keep: int,
+    activation: str | None,
+    heads: tuple[int, int] | None,
+    told: geometry.Told | None,
+    allow_interpolated: bool,
+) -> Any:
     from transformers import CLIPModel
 
-    if activation not in ("quick_gelu", "gelu"):
-        raise ValueError(
-            f"activation={activation!r}: expected quick_gelu (OpenAI's, Long-CLIP's) or gelu (most of OpenCLIP's)."
-        )
-    weights = openai.tidy(state)
     found = openai.sizes(weights)
+    chosen = geometry.heads_of(found, heads, told)
+    act = geometry.activation_of(found, activation, told)
     table = _merged(weights[openai.TABLE], weights.get(openai.TRAINED_TABLE), keep, allow_interpolated)
     renamed = openai.to_transformers(
         {**{name: tensor for name, tensor in weights.items() if name != openai.TRAINED_TABLE}, openai.TABLE: table}
     )
-    model = _filled(CLIPModel(found.config(activation)), renamed)
-    _check(model, weights, keep)
+    model = _filled(CLIPModel(found.config(act, *chosen)), renamed)
+    _check(model, weights, keep, chosen)
     _mark(model, keep)
     return model.to(_widest(weights))
 
 
-def _from_transformers(state: Mapping[str, Tensor], folder: Path, *, keep: int, allow_interpolated: bool) -> Any:
+def _from_transformers(
+    state: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    keep: int,
+    heads: tuple[int, int] | None,
+    allow_interpolated: bool,
+) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     names = {"text_model.text_model.": "text_model.", "vision_model.vision_model.": "vision_model."}
@@ -132,9 +167,23 @@ def _from_transformers(state: Mapping[str, Tensor], folder: Path, *, keep: int, 
         tower["projection_dim"] = given.get("projection_dim", 512)
     model = _filled(CLIPModel(CLIPConfig(**known, **towers)), weights)
     tables = {openai.TABLE: first} if trained is None else {openai.TABLE: first, openai.TRAINED_TABLE: trained}
-    _check(model, openai.from_transformers(weights) | tables, keep)
+    original = openai.from_transformers(weights) | tables
+    _check(model, original, keep, _said(model.config, towers, openai.sizes(original), heads))
     _mark(model, keep)
     return model.to(_widest(weights))
+
+
+def _said(config: Any, towers: dict[str, Any], sizes: openai.Sizes, given: tuple[int, int] | None) -> geometry.Heads:
+    """The heads by a conversion's config, which must be those of the published model where it leaves them out."""
+    read = geometry.Heads(config.text_config.num_attention_heads, config.vision_config.num_attention_heads)
+    parts = zip(towers.items(), read, geometry.known(sizes), strict=True)
+    for (part, fields), heads, published in parts:
+        if "num_attention_heads" not in fields and published not in (None, heads):
+            raise ValueError(
+                f"config.json does not say num_attention_heads in {part}, for which transformers takes {heads}; the "
+                f"published model of this size has {published}. Write what is right into it."
+            )
+    return geometry.heads_of(sizes, given, geometry.Told(read, None, "config.json"))
 
 
 def _merged(table: Tensor, trained: Tensor | None, keep: int, allow_interpolated: bool) -> Tensor:
@@ -177,8 +226,11 @@ def _filled(model: Any, weights: Mapping[str, Tensor]) -> Any:
 
 
 @torch.no_grad()
-def _check(model: Any, weights: Mapping[str, Tensor], keep: int) -> None:
-    """What the converted model says of random texts and images must be what the weights, as OpenAI names them, say."""
+def _check(model: Any, weights: Mapping[str, Tensor], keep: int, heads: geometry.Heads) -> None:
+    """What the converted model says of random texts and images must be what the weights, as OpenAI names them, say.
+
+    `heads` are those of the weights' own model, wherever the converted one has its from.
+    """
     text, vision = model.config.text_config, model.config.vision_config
     if not {text.hidden_act, vision.hidden_act} <= {"quick_gelu", "gelu"}:
         acts = {text.hidden_act, vision.hidden_act}
@@ -196,11 +248,11 @@ def _check(model: Any, weights: Mapping[str, Tensor], keep: int) -> None:
     pairs = {
         "text": (
             model.get_text_features(input_ids=ids).pooler_output,
-            openai.encode_text(exact, ids, keep, text.hidden_act, text.num_attention_heads),
+            openai.encode_text(exact, ids, keep, text.hidden_act, heads.text),
         ),
         "image": (
             model.get_image_features(pixel_values=pixels).pooler_output,
-            openai.encode_image(exact, pixels, vision.hidden_act, vision.num_attention_heads),
+            openai.encode_image(exact, pixels, vision.hidden_act, heads.image),
         ),
     }
     for kind, (ours, theirs) in pairs.items():
@@ -229,7 +281,7 @@ def _widest(weights: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+    for pattern in ("model*.safetensors", "pytorch_model*.bin", "open_clip*.safetensors", "open_clip*.bin"):
         if files := sorted(folder.glob(pattern)):
             return {name: tensor for file in files for name, tensor in read_state(file).items()}
     raise FileNotFoundError(

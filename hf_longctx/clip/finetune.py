@@ -26,7 +26,7 @@ from hf_longctx.clip.freeze import FrozenRows
 from hf_longctx.clip.loss import long_clip_loss
 from hf_longctx.clip.pairs import Pair
 from hf_longctx.clip.stretch import _text_embeddings, text_length
-from hf_longctx.evaluation.results import write_whole
+from hf_longctx.outputs import check_folder, write_whole
 from hf_longctx.text_stream import lines_of
 
 _LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -235,11 +235,23 @@ def _identity(settings: FineTuning, pairs: Sequence[Pair], processes: int) -> di
     return {**kept, "pairs": len(pairs), "processes": processes}
 
 
-def _fresh(folder: Path, resume: bool, accelerator: Any) -> None:
+def check_fresh(folder: Path, resume: bool) -> None:
+    """Refuse to train into a folder that holds a training, to resume where there is none, or where nothing is written.
+
+    Raises:
+        ValueError: It holds a training, or is a file.
+        FileNotFoundError: nothing to resume from.
+        OSError: it cannot be written, and why.
+    """
     if not resume and (folder / _PROGRESS).exists():
         raise ValueError(f"{str(folder)!r} holds a training. Resume it (resume=True), or choose another folder.")
     if resume and not (folder / _PROGRESS).exists():
         raise FileNotFoundError(f"{str(folder)!r} has no {_PROGRESS} to resume from. Start without resuming.")
+    check_folder(folder)
+
+
+def _fresh(folder: Path, resume: bool, accelerator: Any) -> None:
+    check_fresh(folder, resume)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()

@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_longctx.clip.encoders import Encoded, text_encoders
+from hf_longctx.clip.encoders import Encoded, TextEncoder, text_encoders
 from hf_longctx.clip.sentences import Splitter, segments
 
 MAX_TOKENS = 240  # the paper's
@@ -61,7 +61,8 @@ def encode_long_prompt(
             function from a text to a list of sentences. A sentence longer than the encoders read is split again and
             not cut.
         merge: Let neighbouring sentences that fit the encoders together be one segment, with fewer start tokens.
-        clip_skip: As in diffusers: how many more layers from the last are left out.
+        clip_skip: As in diffusers: how many more layers from the last are left out for the prompts, and none for the
+            negative prompts; the vector that fills a prompt up is of the prompt's layer.
 
     Returns:
         `prompt_embeds` and `negative_prompt_embeds`, [P, max_tokens, C]; for SDXL also `pooled_prompt_embeds` and
@@ -94,30 +95,62 @@ def encode_long_prompt(
         segments(_inverted(text, pipeline_or_encoders, first.tokenizer), first.count, limit, splitter, merge=merge)
         for text in texts + negative
     ]
+    # as in diffusers, layers are skipped for prompts only
+    groups = (
+        [(encoders, parts)]
+        if not clip_skip
+        else list(
+            zip(
+                (encoders, text_encoders(pipeline_or_encoders)), (parts[: len(texts)], parts[len(texts) :]), strict=True
+            )
+        )
+    )
+    read = [one for group in groups for one in _read(*group)]
+    length = max(len(row) for row, *_ in read) if max_tokens is None else max_tokens
+    longest = max(range(len(read)), key=lambda i: len(read[i].states))
+    if len(read[longest].states) > length and not truncate:
+        which = f"prompt {longest}" if longest < len(texts) else f"negative prompt {longest - len(texts)}"
+        raise ValueError(
+            f"{which} has {len(read[longest].states)} tokens in {len(parts[longest])} segments, more than max_tokens="
+            f"{length}. Give a larger max_tokens, None for what is needed, or truncate=True to cut it."
+        )
+    embeds = torch.stack(
+        [torch.cat([row.states[:length], row.filling.expand(max(0, length - len(row.states)), -1)]) for row in read]
+    )
+    out = dict(zip(("prompt_embeds", "negative_prompt_embeds"), embeds.chunk(2), strict=True))
+    if pooled := [row.pooled for row in read if row.pooled is not None]:
+        names = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        out |= zip(names, torch.stack(pooled).chunk(2), strict=True)
+    config = getattr(pipeline_or_encoders, "config", None)
+    if negative_prompts is None and getattr(config, "force_zeros_for_empty_prompt", False):
+        out |= {name: torch.zeros_like(tensor) for name, tensor in out.items() if name.startswith("negative")}
+    return out
+
+
+class _Row(NamedTuple):
+    """A prompt by all encoders: its states, [tokens, C], what fills it up, [1, C], and its pooled embedding."""
+
+    states: Tensor
+    filling: Tensor
+    pooled: Tensor | None
+
+
+def _read(encoders: list[TextEncoder], parts: list[list[str]]) -> list[_Row]:
+    """Prompts that were cut into segments. A segment of several prompts is read once."""
     every = list(dict.fromkeys(part for each in parts for part in each))
     read = [encoder.encode(every) for encoder in encoders]
     _check_lengths(read)
     states = [_joined([one.states[i] for one in read]) for i in range(len(every))]
     where = {part: i for i, part in enumerate(every)}
-    rows = [torch.cat([states[where[part]] for part in each]) for each in parts]
-    length = max(map(len, rows)) if max_tokens is None else max_tokens
-    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-    if len(rows[longest]) > length and not truncate:
-        which = f"prompt {longest}" if longest < len(texts) else f"negative prompt {longest - len(texts)}"
-        raise ValueError(
-            f"{which} has {len(rows[longest])} tokens in {len(parts[longest])} segments, more than max_tokens="
-            f"{length}. Give a larger max_tokens, None for what is needed, or truncate=True to cut it."
+    filling, pooled = _joined([one.filling for one in read]), read[-1].pooled
+    return [
+        _Row(
+            torch.cat([states[where[part]] for part in each]),
+            filling,
+            None if pooled is None else pooled[[where[part] for part in each]].mean(0),
         )
-    filling = _joined([one.filling for one in read])
-    embeds = torch.stack([torch.cat([row[:length], filling.expand(max(0, length - len(row)), -1)]) for row in rows])
-    out = dict(zip(("prompt_embeds", "negative_prompt_embeds"), embeds.chunk(2), strict=True))
-    if (pooled := read[-1].pooled) is not None:
-        means = torch.stack([pooled[[where[part] for part in each]].mean(0) for each in parts])
-        out |= zip(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), means.chunk(2), strict=True)
-    config = getattr(pipeline_or_encoders, "config", None)
-    if negative_prompts is None and getattr(config, "force_zeros_for_empty_prompt", False):
-        out |= {name: torch.zeros_like(tensor) for name, tensor in out.items() if name.startswith("negative")}
-    return out
+        for each in parts
+    ]
 
 
 def _texts(what: str, given: str | Sequence[str]) -> list[str]:

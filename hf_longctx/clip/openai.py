@@ -17,7 +17,6 @@ from torch.nn import functional as F
 TABLE, TRAINED_TABLE = "positional_embedding", "positional_embedding_res"
 # numbers about the model that OpenAI's files hold as tensors
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
-_HEAD_DIM = 64  # of every CLIP of this format; no tensor says it
 _SINGLE = {
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     TABLE: "text_model.embeddings.position_embedding.weight",
@@ -50,7 +49,7 @@ _IN_LAYER = {
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the shapes of a state dict say about its model."""
+    """What the shapes of a state dict say about its model: not how many heads there are (`geometry.py`)."""
 
     vocab: int
     positions: int
@@ -64,7 +63,7 @@ class Sizes:
     vision_inner: int
     vision_layers: int
 
-    def config(self, activation: str) -> Any:
+    def config(self, activation: str, text_heads: int, image_heads: int) -> Any:
         from transformers import CLIPConfig
 
         both = {"hidden_act": activation, "projection_dim": self.projection}
@@ -77,7 +76,7 @@ class Sizes:
                 "hidden_size": self.text_width,
                 "intermediate_size": self.text_inner,
                 "num_hidden_layers": self.text_layers,
-                "num_attention_heads": self.text_width // _HEAD_DIM,
+                "num_attention_heads": text_heads,
                 "bos_token_id": self.vocab - 2,
                 "eos_token_id": self.vocab - 1,  # the largest id, which this format pools at
             },
@@ -88,7 +87,7 @@ class Sizes:
                 "hidden_size": self.vision_width,
                 "intermediate_size": self.vision_inner,
                 "num_hidden_layers": self.vision_layers,
-                "num_attention_heads": self.vision_width // _HEAD_DIM,
+                "num_attention_heads": image_heads,
             },
         )
 
@@ -120,7 +119,7 @@ def sizes(state: Mapping[str, Tensor]) -> Sizes:
         )
     grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
     patch = state["visual.conv1.weight"].shape[-1]
-    found = Sizes(
+    return Sizes(
         vocab=state["token_embedding.weight"].shape[0],
         positions=state[TABLE].shape[0],
         projection=state["text_projection"].shape[1],
@@ -133,12 +132,6 @@ def sizes(state: Mapping[str, Tensor]) -> Sizes:
         vision_inner=state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
         vision_layers=layers["visual.transformer.resblocks"],
     )
-    for width in (found.text_width, found.vision_width):
-        if width % _HEAD_DIM:
-            raise ValueError(
-                f"a tower is {width} wide; expected a multiple of {_HEAD_DIM}, the width of a head in this format."
-            )
-    return found
 
 
 def names(layers: Mapping[str, int]) -> list[str]:
@@ -180,9 +173,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def encode_text(
-    state: Mapping[str, Tensor], ids: Tensor, keep: int, activation: str, heads: int | None = None
-) -> Tensor:
+def encode_text(state: Mapping[str, Tensor], ids: Tensor, keep: int, activation: str, heads: int) -> Tensor:
     """Text embeddings of [batch, length] ids, before normalisation; both tables are read as Long-CLIP reads them."""
     length = ids.shape[1]
     first = (torch.arange(length) < keep)[:, None].float()
@@ -194,7 +185,7 @@ def encode_text(
     return x[torch.arange(len(ids)), ids.argmax(-1)] @ state["text_projection"]
 
 
-def encode_image(state: Mapping[str, Tensor], pixels: Tensor, activation: str, heads: int | None = None) -> Tensor:
+def encode_image(state: Mapping[str, Tensor], pixels: Tensor, activation: str, heads: int) -> Tensor:
     """Image embeddings of [batch, 3, height, width] pixels, before normalisation."""
     weight = state["visual.conv1.weight"]
     x = F.conv2d(pixels, weight, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
@@ -204,9 +195,8 @@ def encode_image(state: Mapping[str, Tensor], pixels: Tensor, activation: str, h
 
 
 def _blocks(
-    state: Mapping[str, Tensor], tower: str, x: Tensor, mask: Tensor | None, activation: str, heads: int | None
+    state: Mapping[str, Tensor], tower: str, x: Tensor, mask: Tensor | None, activation: str, heads: int
 ) -> Tensor:
-    heads = heads or x.shape[-1] // _HEAD_DIM
     dim = x.shape[-1] // heads
     for i in range(1 + max(_numbers(state, tower))):
         at = f"{tower}.{i}"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hf_longctx.cache.recurrent import starts_anew
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -18,9 +20,19 @@ _FEW = 4  # prompts of one length that are worth a batch of their own
 def greedy(
     model: Any, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, prefill_chunk_size: int | None = None
 ) -> Any:
-    """A GenerationConfig for greedy decoding, whatever a chat checkpoint's own settings are."""
+    """A GenerationConfig for greedy decoding, whatever a chat checkpoint's own settings are.
+
+    Raises:
+        ValueError: The model cannot read a prompt in chunks.
+    """
     from transformers import GenerationConfig
 
+    lost = None if prefill_chunk_size is None else starts_anew(model, prefill_chunk_size)
+    if lost is not None:
+        raise ValueError(
+            f"{type(model).__name__} cannot read a prompt in chunks of {prefill_chunk_size} tokens, since {lost}. "
+            "Leave the limit on the tokens of a forward pass out."
+        )
     end = model.generation_config.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end[0] if isinstance(end, list) else end)
     # What isn't set here is taken from the model, sampling settings of a chat checkpoint included.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from hf_longctx.outputs import append_line, whole_lines
 
 
 class CellStore:
@@ -63,41 +64,24 @@ class CellStore:
         return self[key]
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        # NaN stays as Python writes it: the store is ours to read, and a cell that broke down is still finished.
-        data = json.dumps(line) + "\n"
-        size = self.path.stat().st_size if self.path.exists() else 0
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(data)
-        except OSError as error:
-            # A full disk may have taken half of the line.
-            with contextlib.suppress(OSError):
-                os.truncate(self.path, size)
-            raise OSError(
-                error.errno,
-                f"could not add a cell to {self.path} ({error.strerror or error}); the cells before it are kept. "
-                "Free some space and run the same command again",
-            ) from error
+        append_line(self.path, line, "cells")
 
     def _whole_lines(self, other: str) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
         if self.path.is_dir():
             raise ValueError(f"{self.path} is a folder, where a file was expected. Choose {other}.")
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
         try:
-            lines = [json.loads(line) for line in whole.split(b"\n")[:-1]]
+            lines, size = whole_lines(self.path, '{"key": ', '{"fingerprint": ')
             intact = all(isinstance(line, dict) and {"key", "value"} <= line.keys() for line in lines[1:])
             intact = intact and (not lines or "fingerprint" in lines[0])
         except (ValueError, TypeError):
             intact = False
         if not intact:
             raise ValueError(f"{self.path} isn't a store of finished cells. Choose {other}, or delete it.")
-        if len(whole) < len(data):
+        if size < self.path.stat().st_size:
             # Otherwise the next cell would be glued to the half line.
-            os.truncate(self.path, len(whole))
+            os.truncate(self.path, size)
         return lines
 
 

@@ -7,7 +7,7 @@ What it lacks is here: a `max_length` in step with the method, and LongBench's t
 # L prompt length
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,7 +64,9 @@ def harness_model(
         tokenizer: Its tokenizer.
         max_length: Tokens of prompt and answer; `reads(model)` by default.
         truncate: "left" is lm-eval's own way, "middle" LongBench's, "auto" the middle for tasks called longbench and
-            the left for others, and "error" refuses prompts that do not fit.
+            the left for others, and "error" refuses prompts that do not fit. Of a request for the likelihood of an
+            answer, the context is cut. A text whose own likelihood is asked for (perplexity) is read in windows by
+            "left" and "auto", and refused by "middle" and "error" where one window does not hold it.
         batch_size: Prompts read at once.
         settings: Further ones of HFLM.
 
@@ -133,6 +135,7 @@ def _subclass() -> type[Any]:
     """HFLM is only known where lm-eval is installed."""
     _lm_eval()
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import normalize_gen_kwargs as generated
 
     class LongContextLM(HFLM):
         """HFLM whose over-long prompts are cut as their task asks."""
@@ -146,20 +149,79 @@ def _subclass() -> type[Any]:
             self._truncate, self._middle = truncate, False
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            needed: list[tuple[int, int]] = []
+            for request in requests:  # before the first of them is generated
+                context, settings = request.args
+                asked = generated(dict(settings), self.max_gen_toks)["max_gen_toks"]
+                if asked >= self.max_length:
+                    raise ValueError(
+                        f"an answer may take {asked:,} tokens, and prompt and answer {self.max_length:,} together. "
+                        "Raise max_length, or lower the task's max_gen_toks."
+                    )
+                if self._truncate == "error":
+                    needed.append((len(self.tok_encode(context)), self.max_length - asked))
+            self._check_fits(needed)
+            found = super().generate_until
+            return list(self._each_its_way(requests, lambda some: found(some, disable_tqdm=disable_tqdm)))
+
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+            found = super().loglikelihood
+            return list(self._each_its_way(requests, lambda some: found(some, disable_tqdm=disable_tqdm)))
+
+        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+            if self._truncate in ("middle", "error"):
+                for request in requests:
+                    length = len(self.tok_encode(request.args[0]))
+                    if length > self.max_length:
+                        raise ValueError(
+                            f"a text has {length:,} tokens and there is room for {self.max_length:,}: of a text whose "
+                            f"own likelihood is asked for, nothing can be cut, so truncate={self._truncate!r} refuses "
+                            'it. Raise max_length, or let it be read in windows: truncate="left" or "auto".'
+                        )
+            return list(super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm))
+
+        def _loglikelihood_tokens(self, requests: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+            cut = [self._cut(*request) for request in requests]
+            if self._truncate == "error":
+                self._check_fits([(len(context), self.max_length + 1 - len(answer)) for _, context, answer in cut])
+            return super()._loglikelihood_tokens(cut, *args, **kwargs)
+
+        def _cut(self, texts: Any, context: list[int], answer: list[int]) -> tuple[Any, list[int], list[int]]:
+            """A request for the likelihood of an answer, its context cut; the last token is never read."""
+            room = self.max_length + 1 - len(answer)
+            if room < 1:
+                raise ValueError(
+                    f"an answer whose likelihood is asked for has {len(answer):,} tokens, and the model reads "
+                    f"{self.max_length:,}. Raise max_length, or leave the task out."
+                )
+            # lm-eval cuts on the left by itself, and says so
+            return texts, shorten(context, room, "middle") if self._middle else context, answer
+
+        def _each_its_way(self, requests: list[Any], work: Callable[[list[Any]], Sequence[Any]]) -> list[Any]:
+            """What `work` gives for requests whose middle is cut, and for the others."""
             middle = [self._truncate == "middle" or self._asks(request) for request in requests]
-            said: list[str | None] = [None] * len(requests)
+            given: list[Any] = [None] * len(requests)
             for wanted in (False, True):
                 own = [i for i, is_middle in enumerate(middle) if is_middle == wanted]
                 if not own:
                     continue
                 self._middle = wanted
                 try:
-                    answers = super().generate_until([requests[i] for i in own], disable_tqdm=disable_tqdm)
+                    found = work([requests[i] for i in own])
                 finally:
                     self._middle = False
-                for i, answer in zip(own, answers, strict=True):
-                    said[i] = answer
-            return [text or "" for text in said]
+                for i, one in zip(own, found, strict=True):
+                    given[i] = one
+            return given
+
+        def _check_fits(self, needed: Sequence[tuple[int, int]]) -> None:
+            """ValueError for the prompt that fits the least, given each one's length and room."""
+            length, room = max(needed, key=lambda pair: pair[0] - pair[1], default=(0, 0))
+            if length > room:
+                raise ValueError(
+                    f"a prompt has {length:,} tokens and there is room for {room:,}. Raise max_length, or choose how "
+                    'to cut it: truncate="middle" or "left".'
+                )
 
         def tok_batch_encode(
             self, strings: Iterable[str], padding_side: str = "left", left_truncate_len: int | None = None,
@@ -169,12 +231,8 @@ def _subclass() -> type[Any]:
             if left_truncate_len is None or not (self._middle or self._truncate == "error"):
                 return super().tok_batch_encode(texts, padding_side, left_truncate_len, truncation)
             rows = [self.tok_encode(text) for text in texts]
-            longest = max(map(len, rows))
-            if self._truncate == "error" and longest > left_truncate_len:
-                raise ValueError(
-                    f"a prompt has {longest:,} tokens and there is room for {left_truncate_len:,}. Raise max_length, "
-                    'or choose how to cut it: truncate="middle" or "left".'
-                )
+            if self._truncate == "error":
+                self._check_fits([(len(row), left_truncate_len) for row in rows])
             rows = [shorten(row, left_truncate_len, "middle") for row in rows]
             width = max(map(len, rows))
             pad = self.tokenizer.pad_token_id

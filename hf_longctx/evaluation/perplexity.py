@@ -1,7 +1,8 @@
 """Perplexity of texts longer than one forward pass can hold.
 
 A text is read through the model's own KV cache in chunks, and logits exist only for the piece being scored. So memory
-is the cache plus `score_chunk * V` floats; on a model whose cache is bounded it doesn't grow with the text.
+is the cache plus `score_chunk * V` floats; on a model whose cache is bounded it doesn't grow with the text. A model
+that cannot go on from its cache (Jamba's recurrent layers begin anew with every chunk) reads the text in one forward.
 """
 
 # B batch, L text length, N targets, P tokens of a piece, V vocabulary
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..cache.recurrent import starts_anew, takes_positions
 from ..upstream.caches import cache_out, given_cache
 
 if TYPE_CHECKING:
@@ -56,10 +58,16 @@ def read(
     # The token before the first target predicts it; the last token predicts nothing and is never read.
     first = length - n_targets - 1
     cache, nll = None, []
-    for start, stop in _pieces(first, length - 1, chunk, score_chunk):
+    pieces = list(_pieces(first, length - 1, chunk, score_chunk))
+    if len(pieces) > 1 and starts_anew(model, max(stop - start for start, stop in pieces)):
+        return _at_once(model, input_ids, n_targets, progress)
+    told = takes_positions(model)
+    for start, stop in pieces:
         scored = start >= first
         ids_BP = input_ids[:, start:stop].to(model.device)
-        output = model(input_ids=ids_BP, **given_cache(model, cache), use_cache=True, logits_to_keep=0 if scored else 1)
+        place = {"position_ids": torch.arange(start, stop, device=model.device).expand_as(ids_BP)} if told else {}
+        given = {**given_cache(model, cache), **place}
+        output = model(input_ids=ids_BP, **given, use_cache=True, logits_to_keep=0 if scored else 1)
         cache = cache_out(output)
         if cache is None:
             raise ValueError(
@@ -67,14 +75,26 @@ def read(
                 "Use a causal language model with a KV cache."
             )
         if scored:
-            target_BP = input_ids[:, start + 1 : stop + 1].to(output.logits.device)
-            nll_P = F.cross_entropy(output.logits.float().flatten(0, 1), target_BP.flatten(), reduction="none")
-            nll.append(nll_P.view(target_BP.shape).cpu())
+            nll.append(_nll(output.logits, input_ids[:, start + 1 : stop + 1]))
         # Without this the piece's logits live on beside the next piece's.
         del output
         if progress is not None:
             progress(ids_BP.numel())
     return torch.cat(nll, dim=1)
+
+
+def _at_once(model: PreTrainedModel, input_ids: Tensor, n_targets: int, progress: Progress | None) -> Tensor:
+    ids_BL = input_ids[:, :-1].to(model.device)
+    logits_BNV = model(input_ids=ids_BL, use_cache=False, logits_to_keep=n_targets).logits
+    if progress is not None:
+        progress(ids_BL.numel())
+    return _nll(logits_BNV, input_ids[:, -n_targets:])
+
+
+def _nll(logits_BPV: Tensor, target_BP: Tensor) -> Tensor:
+    target_BP = target_BP.to(logits_BPV.device)
+    nll_P = F.cross_entropy(logits_BPV.float().flatten(0, 1), target_BP.flatten(), reduction="none")
+    return nll_P.view(target_BP.shape).cpu()
 
 
 def nll_by_position(

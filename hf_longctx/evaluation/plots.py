@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from hf_longctx.evaluation.results import write_whole
 from hf_longctx.installing import install_extra
+from hf_longctx.outputs import write_whole
 
 Curve = Mapping[int, float | None]
 # The needle-in-a-haystack colours that readers of such grids know.

@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from hf_longctx.outputs import check_folder, write_whole
+
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 
 
@@ -91,42 +93,14 @@ def results(
 
 
 def check_out(out: str | Path) -> None:
-    """ValueError if results cannot be written into a folder of this name."""
-    if Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f"out={str(out)!r} is a file; expected the name of a folder to write the results into.")
+    """ValueError or OSError, which says why, if results cannot be written into a folder of this name."""
+    check_folder(out)
 
 
 def write_results(path: str | Path, data: Mapping[str, Any]) -> None:
     """Write a result file so that a reader sees the old one or the new one, never half of it. See `write_whole`."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path, text.encode())
-
-
-def write_whole(path: str | Path, data: bytes) -> None:
-    """Write a file through a temporary one beside it.
-
-    Raises:
-        OSError: The disk is full or the folder can't be written; what was at `path` is still there, whole.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"could not write {path} ({error.strerror or error}); what was there before is unchanged. "
-            "Free some space or choose another folder, then run again",
-        ) from error
-    finally:
-        # Still there only if something failed.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def package_version() -> str:

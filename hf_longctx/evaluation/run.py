@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from hf_longctx.evaluation import plots, report
@@ -31,8 +30,11 @@ from hf_longctx.evaluation.passkey import (
 )
 from hf_longctx.evaluation.perplexity import check_lengths, fixed_targets
 from hf_longctx.evaluation.results import check_out, environment, results, write_results
-from hf_longctx.evaluation.texts import load_text, tokenize_documents
+from hf_longctx.evaluation.texts import beginning_ids, is_large, load_text, read_documents, tokenize_documents
 from hf_longctx.fingerprint import weights_digest
+from hf_longctx.near import did_you_mean
+from hf_longctx.outputs import claimed
+from hf_longctx.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,20 +101,21 @@ def evaluate(
         lengths: Context lengths in tokens.
         method: Compared with the model as it is; applied while its cells run and taken off again.
         out: Folder of the results; the same arguments and folder resume an interrupted run.
-        text: See `load_text`. The passkey task reads it when `haystack` is "text".
+        text: See `load_text`. The passkey task reads it when `haystack` is "text". Of a file of more than a mebibyte no
+            more is read than the lengths need: documents spread over it, or its beginning for passkeys.
         seed: Of the passkey prompts.
         window: Trained length in tokens; the config's `max_position_embeddings` by default.
         n_targets, documents, chunk, score_chunk: Of the task "ppl".
         depths, trials, batch_size, prefill_chunk_size: Of the task "passkey".
         haystack: "filler", or "text" to hide the key in `text`.
         command: What to record as the command; this process's own by default.
-        console: Where the progress bar and the table go.
+        console: Where the table goes, and the progress bar if that is a terminal (see `progress.Progress`).
 
     Raises:
         ImportError: matplotlib isn't installed.
         ValueError: An argument is out of range, the text is too short, `out` holds another run, or the model already
             carries a method.
-        OSError: `out` can't be written; finished cells are kept.
+        OSError: `out` can't be written, or another run writes there now; finished cells are kept.
     """
     plots.require_matplotlib()
     check_out(out)
@@ -132,7 +135,7 @@ def evaluate(
     names += [type(method).__name__] if method is not None else []
     settings: dict[str, Any] = {"task": task, "seed": seed, "method": None if method is None else method.spec()}
     if task == "ppl":
-        ids_NL = tokenize_documents(tokenizer, load_text(text), max(lengths), documents)
+        ids_NL = _documents(tokenizer, text, max(lengths), documents)
         bos = bos_prefix(tokenizer)
         settings |= {"text": Path(text).name, "n_targets": n_targets, "documents": documents}
         settings |= {
@@ -146,7 +149,8 @@ def evaluate(
             chunk=chunk, score_chunk=score_chunk,
         )  # fmt: skip
     else:
-        hay = _hay(tokenizer, haystack, text)
+        # of a large file, enough for prompts that have nothing in common
+        hay = _hay(tokenizer, haystack, text, max(lengths) * trials)
         _check_prompts(tokenizer, lengths, depths, hay, trials=trials, seed=seed)
         settings |= {"text": "filler" if haystack == "filler" else Path(text).name, "trials": trials}
         settings |= {"prefill_chunk_size": prefill_chunk_size, "token_ids": _sha(json.dumps(hay).encode())}
@@ -157,22 +161,23 @@ def evaluate(
     here = environment(model.device)
     # cells of older code or other hardware do not belong beside new ones
     fingerprint = {**settings, "model": model_name(model), "weights": weights_digest(model), **here}
-    store = CellStore(Path(out) / "cells.jsonl", fingerprint)
     console = console or Console()
-    cells = _measure_all(jobs, store, model, method, console)
+    with claimed(out):
+        store = CellStore(Path(out) / "cells.jsonl", fingerprint)
+        cells = _measure_all(jobs, store, model, method, console)
 
-    if task == "ppl":
-        rows = report.perplexity_rows(cells, lengths, documents, n_targets=n_targets)
-    else:
-        rows = report.passkey_rows(cells, lengths, depths)
-    settings |= {"window": window, "configurations": names, "method_repr": None if method is None else repr(method)}
-    found = results(rows, model=model_name(model), command=command, device=model.device, settings=settings)
-    write_results(Path(out) / "results.json", found)
-    console.print(report.table(found))
-    # Nothing to draw if nothing fitted into memory or came out finite.
-    if any(value is not None for line in rows for value in (line["value"], *line["beside"].values())):
-        plots.save(report.figure(found), Path(out) / "figure.png")
-    return found
+        if task == "ppl":
+            rows = report.perplexity_rows(cells, lengths, documents, n_targets=n_targets)
+        else:
+            rows = report.passkey_rows(cells, lengths, depths)
+        settings |= {"window": window, "configurations": names, "method_repr": None if method is None else repr(method)}
+        found = results(rows, model=model_name(model), command=command, device=model.device, settings=settings)
+        write_results(Path(out) / "results.json", found)
+        console.print(report.table(found))
+        # Nothing to draw if nothing fitted into memory or came out finite.
+        if any(value is not None for line in rows for value in (line["value"], *line["beside"].values())):
+            plots.save(report.figure(found), Path(out) / "figure.png")
+        return found
 
 
 def _perplexity_jobs(
@@ -218,22 +223,14 @@ def _passkey_jobs(
 def _measure_all(jobs: _Jobs, store: CellStore, model: Any, method: Method | None, console: Console) -> report.Cells:
     todo = {job.key: job for cells in jobs.values() for job in cells.values() if job.key not in store}
     by_kind = {kind: [job for job in todo.values() if job.key[0] == kind] for kind in ("stock", "method")}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tokens"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("stock", total=sum(job.tokens for job in todo.values()))
+    with Progress("tokens", sum(job.tokens for job in todo.values()), console) as progress:
         for kind, waiting in by_kind.items():
             if not waiting:
                 continue
             with method.on(model) if kind == "method" and method is not None else nullcontext():
                 for job in waiting:
-                    progress.update(bar, description=f"{kind} {job.key[1]:,}")
-                    value = _measured(job, model.device, lambda n: progress.advance(bar, n))
+                    progress.describe(f"{kind} {job.key[1]:,}")
+                    value = _measured(job, model.device, progress.advance)
                     if value is not None:
                         store.put(job.key, value)
     return {name: {at: store.get(job.key) for at, job in cells.items()} for name, cells in jobs.items()}
@@ -269,7 +266,7 @@ def checked_grid(
 ) -> tuple[list[int], list[float]]:
     """Lengths and depths in order, each once; ValueError for what no tokenizer could make of them."""
     if task not in TASKS:
-        raise ValueError(f'task="{task}": expected one of {", ".join(TASKS)}.')
+        raise ValueError(f'task="{task}": {did_you_mean(task, TASKS)}expected one of {", ".join(TASKS)}.')
     if haystack not in ("filler", "text"):
         raise ValueError(f'haystack="{haystack}": expected "filler", or "text" to hide the key in text=.')
     if not lengths or min(lengths) < 1 or not depths:
@@ -297,13 +294,22 @@ def check_texts(
     Arguments as in `evaluate`.
     """
     if task == "ppl":
-        tokenize_documents(tokenizer, load_text(text), max(lengths), documents)
+        _documents(tokenizer, text, max(lengths), documents)
     else:
-        _check_prompts(tokenizer, lengths, depths, _hay(tokenizer, haystack, text), trials=1, seed=0)
+        _check_prompts(tokenizer, lengths, depths, _hay(tokenizer, haystack, text, max(lengths)), trials=1, seed=0)
 
 
-def _hay(tokenizer: Any, haystack: str, text: str) -> list[int]:
-    return haystack_ids(tokenizer, "filler" if haystack == "filler" else load_text(text))
+def _documents(tokenizer: Any, text: str, length: int, n: int) -> Tensor:
+    if is_large(text):
+        return read_documents(tokenizer, text, length, n)
+    return tokenize_documents(tokenizer, load_text(text), length, n)
+
+
+def _hay(tokenizer: Any, haystack: str, text: str, most: int) -> list[int]:
+    """What a passkey is hidden in: the whole text, or as many tokens of a large file."""
+    if haystack == "filler":
+        return haystack_ids(tokenizer, "filler")
+    return haystack_ids(tokenizer, beginning_ids(tokenizer, text, most) if is_large(text) else load_text(text))
 
 
 def _check_prompts(

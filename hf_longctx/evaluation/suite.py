@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from hf_longctx.evaluation import suite_report
@@ -29,6 +28,8 @@ from hf_longctx.evaluation.run import checked_window, model_name
 from hf_longctx.evaluation.tasks.collect import collect, digest
 from hf_longctx.evaluation.tasks.sample import Sample, encode, encode_all, encode_parts, shorten
 from hf_longctx.fingerprint import tokenizer_digest, weights_digest
+from hf_longctx.outputs import claimed
+from hf_longctx.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,12 +109,12 @@ def evaluate_tasks(
         prefill_tokens: Tokens of the batch that one forward pass reads; None: prompts in one piece.
         cache: Folder that keeps generated samples; None: they are made anew.
         command: What to record as the command; this process's own by default.
-        console: Where the progress bar and the table go.
+        console: Where the table goes, and the progress bar if that is a terminal (see `progress.Progress`).
 
     Raises:
         ValueError: An argument is out of range, a task does not exist or cannot be made that short, a file is not what
             its reader reads, `out` holds another run, or the model already carries a method.
-        OSError: A file can't be read, or `out` can't be written; finished cells are kept.
+        OSError: A file can't be read, `out` can't be written, or another run writes there now; finished cells are kept.
         ImportError: A task or metric needs a package that isn't installed.
     """
     console = console or Console()
@@ -148,22 +149,23 @@ def evaluate_tasks(
     # the digest of the samples tells all of these apart, but not to a reader
     asked = {"lengths": sorted(set(lengths)), "n": n, "depths": depths}
     fingerprint = {**asked, **settings, "model": model_name(model), "weights": weights_digest(model), **here}
-    store = CellStore(Path(out) / "cells.jsonl", fingerprint)
     if batch_tokens is None:
         batch_tokens = 2**18 if model.device.type == "cuda" else 1
     keys = {name: {at: _key(kind, at, some, window) for at, some in samples.items()} for name, kind in names.items()}
-    _measure(model, tokenizer, method, samples, keys, store, (batch_tokens, batch_rows), prefill_tokens, console)
-    cells = {name: {at: store.get(key) for at, key in many.items()} for name, many in keys.items()}
-    settings |= {"configurations": list(names), "method_repr": None if method is None else repr(method)}
-    settings |= {"seconds_making_samples": making}
-    data = results(
-        suite_report.rows(cells, window), model=model_name(model), command=command, device=model.device,
-        settings=settings,
-    )  # fmt: skip
-    write_results(Path(out) / "results.json", data)
-    suite_report.write_predictions(Path(out) / "predictions.jsonl", samples, cells)
-    console.print(suite_report.table(data))
-    return data
+    with claimed(out):
+        store = CellStore(Path(out) / "cells.jsonl", fingerprint)
+        _measure(model, tokenizer, method, samples, keys, store, (batch_tokens, batch_rows), prefill_tokens, console)
+        cells = {name: {at: store.get(key) for at, key in many.items()} for name, many in keys.items()}
+        settings |= {"configurations": list(names), "method_repr": None if method is None else repr(method)}
+        settings |= {"seconds_making_samples": making}
+        data = results(
+            suite_report.rows(cells, window), model=model_name(model), command=command, device=model.device,
+            settings=settings,
+        )  # fmt: skip
+        write_results(Path(out) / "results.json", data)
+        suite_report.write_predictions(Path(out) / "predictions.jsonl", samples, cells)
+        console.print(suite_report.table(data))
+        return data
 
 
 def check_samples(
@@ -224,20 +226,18 @@ def _measure(
         for at, key in many.items():
             if key not in store:
                 waiting[key] = _Open(key, samples[at], key[-1], [None] * len(samples[at]))
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("prompts")
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        bar = progress.add_task("", total=sum(len(cell.samples) for cell in waiting.values()))
+    with Progress("prompts", sum(len(cell.samples) for cell in waiting.values()), console) as progress:
         for kind in ("stock", "method"):
             some = [cell for key, cell in waiting.items() if key[0] == kind]
             with _on(method, model) if kind == "method" and some else nullcontext():
                 # all tasks of a length share batches
                 for length in sorted({cell.key[2] for cell in some}):
-                    progress.update(bar, description=f"{kind} {length:,}")
+                    progress.describe(f"{kind} {length:,}")
                     cells = [cell for cell in some if cell.key[2] == length]
                     said = _said(model, tokenizer, method if kind == "method" else None, cells, limits,
                                  prefill_tokens)  # fmt: skip
                     for done in said:
-                        progress.advance(bar, done)
+                        progress.advance(done)
                         for cell in [cell for cell in cells if None not in cell.said or cell.failed]:
                             cells.remove(cell)
                             if not cell.failed:

@@ -10,8 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from hf_longctx.evaluation.effective import RULER_BAR, SHARE, effective_length, own_score, weighted_averages
-from hf_longctx.evaluation.results import row, write_whole
+from hf_longctx.evaluation.results import row
 from hf_longctx.evaluation.tasks.sample import Sample
+from hf_longctx.outputs import write_whole
 
 At = tuple[str, int, float | None]  # task, length, depth
 # {configuration: {at: cell}}; a cell that ran out of memory is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from ..near import did_you_mean
 from .units import GIB
 
 
@@ -78,8 +79,8 @@ def find_machine(gpu: str, tflops: float | None = None, bandwidth_gb_s: float | 
     """The machine called `gpu`, with other peak numbers where given. ValueError lists what there is."""
     if gpu.lower() not in MACHINES:
         raise ValueError(
-            f"gpu={gpu!r}: not known here. There are: {', '.join(MACHINES)}. For another one take the nearest and give "
-            f"its numbers with --tflops and --bandwidth."
+            f"gpu={gpu!r}: not known here. {did_you_mean(gpu, MACHINES)}There are: {', '.join(MACHINES)}. For "
+            f"another one take the nearest and give its numbers with --tflops and --bandwidth."
         )
     machine = MACHINES[gpu.lower()]
     for name, value in (("tflops", tflops), ("bandwidth", bandwidth_gb_s)):

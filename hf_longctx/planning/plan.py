@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..hooks import extend_config
 from ..method import LongContextMethod
+from ..near import did_you_mean
 from .hardware import Machine, find_machine
 from .options import Option, as_read, assess, candidates
 from .predict import Job, fits
@@ -95,7 +96,7 @@ def plan(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: expected a whole number, at least 1.")
     if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}.")
+        raise ValueError(f"dtype={dtype!r}: {did_you_mean(dtype, DTYPES)}expected one of {', '.join(DTYPES)}.")
     config, source = read_config(model)
     config = extend_config(config)  # what it may carry is not asked for
     meta = build(config)

@@ -23,6 +23,21 @@ def parse_tokens(text: int | str, name: str = "length") -> int:
     return int(tokens)
 
 
+def parse_lengths(text: str, name: str = "lengths") -> list[int]:
+    """`"4096,8k,1M"` as a list, each part as `parse_tokens` reads it. Whether 0 is a length is left to the caller."""
+    found = []
+    for part in text.split(","):
+        whole = re.fullmatch(r"\s*([+-]?\d+)\s*", part)
+        try:
+            found.append(int(whole[1]) if whole else parse_tokens(part))
+        except ValueError:
+            raise ValueError(
+                f"{name} {text}: expected whole numbers of tokens separated by commas, such as 4096,8k,1M (k is 1,024, "
+                f"M is 1,000,000)."
+            ) from None
+    return found
+
+
 def parse_bytes(text: int | str, name: str = "memory") -> int:
     """`"24GiB"` is 24 * 2^30, `"24GB"` and `"24G"` are 24 * 10^9. A number alone is refused on the command line."""
     if isinstance(text, int) and not isinstance(text, bool) and text > 0:

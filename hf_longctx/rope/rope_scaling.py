@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+from ..near import did_you_mean
 from .base import RopeMethod
 from .parameters import FIELDS, is_nested, rotary_dim
 
@@ -71,7 +72,8 @@ class RopeScaling(RopeMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.type not in FIELDS:
-            raise ValueError(f"type={self.type!r}: no such RoPE scaling. There are: {', '.join(FIELDS)}.")
+            near = did_you_mean(self.type, FIELDS)
+            raise ValueError(f"type={self.type!r}: no such RoPE scaling. {near}There are: {', '.join(FIELDS)}.")
         if self.factor is None:
             raise ValueError(f"factor=None: {self.type} needs to know how many times longer, for example factor=4.")
         if not 1 <= self.factor < math.inf:

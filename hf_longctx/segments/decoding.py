@@ -45,7 +45,7 @@ def decode(
     config.min_length = None
     config.max_time = None  # its criterion is in `stopping_criteria`, and counts from the call on
     ids_BL, mask_BL = _left_padded(rows, config, prompt_BL.device)
-    processors, criteria = _defaults(model, prompt_BL, generation_config, given.get("tokenizer"))
+    processors, criteria = _defaults(model, prompt_BL, generation_config, given.get("tokenizer"), model_kwargs)
     if given.get("streamer") is not None:
         given = {**given, "streamer": _WithoutPrompt(given["streamer"])}
     with _settings_are_complete(model):
@@ -111,11 +111,13 @@ def _settings_are_complete(model: Any) -> Iterator[None]:
         model.generation_config = before
 
 
-def _defaults(model: Any, prompt_BL: Tensor, config: Any, tokenizer: Any) -> tuple[Any, Any]:
+def _defaults(
+    model: Any, prompt_BL: Tensor, config: Any, tokenizer: Any, model_kwargs: dict[str, Any]
+) -> tuple[Any, Any]:
     """What `generate` made of its settings for the long prompt. It makes it again for the short one."""
     processors = model._get_logits_processor(
         generation_config=config, input_ids_seq_length=prompt_BL.shape[1], encoder_input_ids=prompt_BL,
-        logits_processor=LogitsProcessorList(), device=prompt_BL.device, model_kwargs={},
+        logits_processor=LogitsProcessorList(), device=prompt_BL.device, model_kwargs=model_kwargs,
     )  # fmt: skip
     criteria = model._get_stopping_criteria(
         generation_config=config, stopping_criteria=StoppingCriteriaList(), tokenizer=tokenizer

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from ..near import did_you_mean
 from ..patch import unwrap
 from ..settings import Settings
 from .arguments import files, opened, per_row, prompts
@@ -76,7 +77,9 @@ class XL3M(Settings):
                 f"overlap from 0 to less than the segment."
             )
         if self.score not in SCORES:
-            raise ValueError(f"xl3m: score={self.score!r}: expected one of {', '.join(SCORES)}.")
+            raise ValueError(
+                f"xl3m: score={self.score!r}: {did_you_mean(self.score, SCORES)}expected one of {', '.join(SCORES)}."
+            )
         if not 0 <= self.keep <= 1:
             raise ValueError(f"xl3m: keep={self.keep}: expected 0 (whatever there is room for) to 1 (the best only).")
         for name in ("key_context", "window", "question_tokens"):

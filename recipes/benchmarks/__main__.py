@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from hf_longctx.outputs import write_whole
 from recipes.benchmarks.tables import documents, misses, render
 
 
@@ -12,7 +13,7 @@ def main(arguments: list[str]) -> int:
         case ["tables"]:
             for path in documents():
                 text = path.read_text(encoding="utf-8")
-                path.write_text(render(text), encoding="utf-8")
+                write_whole(path, render(text).encode())
             return 0
         case ["check"]:
             missed = list(misses())

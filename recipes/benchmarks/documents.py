@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from hf_longctx.outputs import write_whole
+
 
 def main(out: Path) -> None:
     """Fetch every document that is not in `out` yet."""
@@ -25,7 +27,7 @@ def main(out: Path) -> None:
             continue
         with TemporaryDirectory() as folder:
             for name, text in fetch(Path(folder)).items():
-                (out / f"{name}.txt").write_text(text, encoding="utf-8")
+                write_whole(out / f"{name}.txt", text.encode())  # half a text would be taken for all of it
                 print(f"{name}: {len(text):,} characters")
 
 

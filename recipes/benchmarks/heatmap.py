@@ -23,7 +23,7 @@ from hf_longctx.evaluation.page.files import collect
 from hf_longctx.evaluation.page.measured import measured, settings_of
 from hf_longctx.evaluation.results import row
 
-from .reading import RESULTS, TRAINED, K, arguments, finish
+from .reading import RESULTS, TRAINED, K, arguments, finish, lengths
 
 NAME = "xl3m_needle"
 FIGURE = RESULTS.parents[2] / "docs/figures/xl3m.png"
@@ -106,7 +106,7 @@ def main() -> None:
     """Measure, or draw what was measured."""
     parser = arguments(__doc__)
     parser.add_argument("part", choices=["measure", "draw"])
-    parser.add_argument("--lengths", type=lambda text: [int(n) for n in text.split(",")], default=LENGTHS)
+    parser.add_argument("--lengths", type=lengths, default=LENGTHS)
     parser.add_argument("--depths", type=int, default=10)
     parser.add_argument("--trials", type=int, default=2, help="needles a cell")
     parser.add_argument("--stock-most", type=int, default=64 * K, help="the longest text the stock model reads whole")

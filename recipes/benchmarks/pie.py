@@ -29,7 +29,7 @@ from hf_longctx.upstream.caches import given_cache
 
 from .pie_methods import METHODS, OURS, RULES, Result, measure, view
 from .pie_texts import KINDS, MOST, PLACES, edits
-from .reading import TRAINED, K, arguments, finish
+from .reading import TRAINED, K, arguments, finish, lengths
 
 BARS = {2 * K: "<= 5e-4", 8 * K: "<= 2e-4"}
 # the geometry of Llama 3.2 1B
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=200, help="edits of a cell")
     parser.add_argument("--per-text", type=int, default=5, help="edits of one text")
     parser.add_argument("--batch", type=int, default=40, help="edits read together at 8k; twice as many at 2k")
-    parser.add_argument("--lengths", type=lambda text: [int(n) for n in text.split(",")], default=None)
+    parser.add_argument("--lengths", type=lengths, default=None)
     parser.add_argument("--runs", type=int, default=15, help="timed edits of a length")
     parser.add_argument("--many", type=int, default=1000, help="edits upon each other, part rotation")
     parser.add_argument("--smoke", action="store_true", help="part time: two layers")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hf_longctx.checkpoints import load
 from hf_longctx.evaluation.perplexity import LengthScore
-from hf_longctx.evaluation.results import results, write_results
+from hf_longctx.evaluation.results import check_out, results, write_results
+from hf_longctx.planning.units import parse_lengths
 from hf_longctx.upstream.caches import given_cache
 
 K = 1024
@@ -30,6 +31,14 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, help="the result file or folder; results/ here by default")
     return parser
+
+
+def lengths(text: str) -> list[int]:
+    """A list of lengths as `hf-longctx` takes it: 4096,8k,1M."""
+    try:
+        return parse_lengths(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def subject(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Tensor]]:
@@ -50,16 +59,24 @@ def finish(
     label: str | None = None,
     **more: Any,
 ) -> None:
-    """Print every row as it comes and keep the result file `name` up to date, so an interrupted run leaves some."""
+    """Print every row as it comes, and write the result file `name` when all are there.
+
+    Until then they are in NAME.json.partial beside it: an interrupted run leaves those, and what an earlier run wrote.
+    """
     label = label or f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(model.dtype).removeprefix('torch.')}"
     out = args.out or RESULTS
+    file = out if out.suffix == ".json" else out / f"{name}.json"
+    partial = file.with_name(f"{file.name}.partial")
+    check_out(file.parent)
     done: list[dict[str, Any]] = []
     for found in rows:
         print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)
         done.append(found)
         data = results(done, model=label, device=model.device, **more) | {"command": _command(args)}
         data |= {"commit": args.commit} if args.commit else {}
-        write_results(out if out.suffix == ".json" else out / f"{name}.json", data)
+        write_results(partial, data)
+    if done:
+        partial.replace(file)
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -22,7 +22,7 @@ from hf_longctx.evaluation.suite import evaluate_tasks
 from hf_longctx.evaluation.tasks import RULER
 from hf_longctx.method import parse
 
-from .reading import K, arguments, finish, subject
+from .reading import K, arguments, finish, lengths, subject
 
 LENGTHS = [4 * K, 8 * K, 16 * K, 32 * K, 64 * K]
 SAMPLES = [25, 25, 25, 25, 10]
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--method", default="lm_infinite", help="a method's name, or stock")
     parser.add_argument("--set", action="append", default=[], help="a setting of the method")
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(RULER))
-    parser.add_argument("--lengths", type=_whole, default=LENGTHS)
+    parser.add_argument("--lengths", type=lengths, default=LENGTHS)
     parser.add_argument("--samples", type=_whole, default=SAMPLES, help="one number, or one for each length")
     parser.add_argument(
         "--batch-rows", type=int, default=100, help="prompts of a batch; one that is too large is halved"

@@ -28,7 +28,7 @@ from hf_longctx.segments.frame import Frame
 from hf_longctx.segments.prompt import Parts
 
 from .haystacks import Haystacks, put
-from .reading import K, arguments, finish, subject
+from .reading import K, arguments, finish, lengths, subject
 
 M = 1_000_000
 LENGTHS = [16 * K, 64 * K, 256 * K, 1024 * K]
@@ -310,13 +310,13 @@ def main() -> None:
     }  # fmt: skip
     parser = arguments(__doc__)
     parser.add_argument("parts", nargs="+", choices=list(parts))
-    parser.add_argument("--lengths", type=_numbers, default=LENGTHS)
+    parser.add_argument("--lengths", type=lengths, default=LENGTHS)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--longest", type=int, default=LONGEST)
     parser.add_argument("--longest-trials", type=int, default=5, help="0: leave the longest length out")
     parser.add_argument("--setting-trials", type=int, default=10)
-    parser.add_argument("--stock-lengths", type=_numbers, default=[32 * K, 64 * K, 128 * K])
-    parser.add_argument("--compare-lengths", type=_numbers, default=[64 * K, 256 * K])
+    parser.add_argument("--stock-lengths", type=lengths, default=[32 * K, 64 * K, 128 * K])
+    parser.add_argument("--compare-lengths", type=lengths, default=[64 * K, 256 * K])
     parser.add_argument("--compare-tasks", nargs="*", choices=list(COMPARED), help="all of them by default")
     parser.add_argument("--questions", type=int, default=10, help="compare: asked about each text")
     parser.add_argument("--patience", type=float, default=25.0, help="compare: seconds a text of a method that goes on")
@@ -342,10 +342,6 @@ def main() -> None:
         except Exception:  # the other parts are still worth their time
             traceback.print_exc()
         print(f"{part}: {time.perf_counter() - start:.0f} s", flush=True)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(n) for n in text.split(",")]
 
 
 if __name__ == "__main__":

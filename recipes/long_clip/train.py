@@ -22,6 +22,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 from hf_longctx.clip import FineTuning, finetune, read_pairs, stretch_positions, stretch_tokenizer
 from hf_longctx.clip.checkpoint import save_clip
 from hf_longctx.clip.evaluation import evaluate_pairs, evaluate_retrieval, evaluate_zero_shot, read_protocol
+from hf_longctx.clip.finetune import check_fresh
 from hf_longctx.clip.stretch import MARK, text_length
 from hf_longctx.evaluation.results import write_results
 
@@ -40,6 +41,7 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     held = config.get("held_out", 1000)
     if not 1 < held < len(pairs):
         raise ValueError(f"held_out: {held} of {len(pairs)} pairs; expected at least 2, and some left to train on.")
+    check_fresh(out / "run", resume)
     model = CLIPModel.from_pretrained(config["model"])
     tokenizer = AutoTokenizer.from_pretrained(config["model"])
     processor = AutoImageProcessor.from_pretrained(config["model"])

@@ -72,7 +72,7 @@ def test_what_cannot_share_is_refused() -> None:
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(DOCUMENT[None, :5], past_key_values=cache)
-    refused("leave past_key_values", DOCUMENT[None], past_key_values=cache)
+    refused("leave the cache and inputs_embeds out", DOCUMENT[None], past_key_values=cache)
     refused("greedy decoding, sampling and beams", DOCUMENT[None], prompt_lookup_num_tokens=2)
     assert fingerprint(model) == before
     patch = LMInfinite(n_local=8).apply(model)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from transformers import LlamaForCausalLM, T5Config
 pytest.importorskip("gguf")
 import hf_longctx
 from hf_longctx import LMInfinite
-from hf_longctx.checkpoints import load, locate, resolve
+from hf_longctx.checkpoints import extend, load, locate, resolve
 from hf_longctx.checkpoints.gguf import cache_home
+from hf_longctx.segments import XL3M
 from tests.checkpoints.tiny import write_gguf
 from tests.tiny import VOCAB, logits_of, text, tiny, tokenizer
 
@@ -106,20 +109,64 @@ def test_what_is_no_causal_language_model_is_refused_in_a_line(tmp_path: Path) -
     assert len(str(caught.value)) < 500, "without the list of every class there is"
 
 
-def test_an_adapter_loads_with_its_base_and_its_method(tmp_path: Path) -> None:
+def adapter(folder: Path, *methods: Any, config: Any = None) -> Any:
+    """A trained adapter and its tokenizer in `folder`/adapter, of a model in `folder`/base."""
     peft = pytest.importorskip("peft")
-    base, method = tmp_path / "base", LMInfinite(n_global=2, n_local=6)
-    tiny().save_pretrained(base)
-    model = peft.get_peft_model(
-        LlamaForCausalLM.from_pretrained(base), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-    )
-    method.apply(model)
-    model.save_pretrained(tmp_path / "adapter")
-    tokenizer().save_pretrained(tmp_path / "adapter")
+    tiny().save_pretrained(folder / "base")
+    config = config or peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(LlamaForCausalLM.from_pretrained(folder / "base"), config)
+    for method in methods:
+        method.apply(model)
+    model.save_pretrained(folder / "adapter")
+    tokenizer().save_pretrained(folder / "adapter")
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompts"])
+def test_an_adapter_loads_with_its_base_and_its_method(kind: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    method = LMInfinite(n_global=2, n_local=6)
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3) if kind == "prompts" else None
+    model = adapter(tmp_path, method, config=config)
     loaded, _ = load(tmp_path / "adapter", device="cpu")
     assert [patch.method for patch in hf_longctx.applied(loaded)] == [method]
     ids = text(1, 24)
-    assert torch.equal(logits_of(loaded, ids), logits_of(model.eval(), ids))
+    assert torch.equal(logits_of(loaded, ids), logits_of(model, ids))
+    assert not loaded.training
+
+
+def test_an_adapter_is_used_and_saved_as_any_model_is(tmp_path: Path) -> None:
+    model = adapter(tmp_path)
+    loaded, _ = load(tmp_path / "adapter", device="cpu")
+    settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
+    ids = text(1, 24)
+    assert torch.equal(loaded.generate(input_ids=ids, **settings), model.generate(input_ids=ids, **settings))
+    with hf_longctx.shared_prefix(loaded, ids) as prefix:
+        assert torch.equal(prefix.generate(**settings), model.generate(input_ids=ids, **settings)[:, 24:])
+    xl3m = XL3M(segment=12, overlap=4)
+    said = [one.generate(input_ids=ids, custom_generate=xl3m, question=4, **settings) for one in (loaded, model)]
+    assert torch.equal(*said)
+    method = LMInfinite(n_global=2, n_local=6)
+    extended, _ = load(extend(tmp_path / "adapter", method, tmp_path / "extended"), device="cpu")
+    method.apply(model)
+    assert [patch.method for patch in hf_longctx.applied(extended)] == [method]
+    assert torch.equal(logits_of(extended, ids), logits_of(model, ids))
+
+
+def test_an_adapter_whose_base_cannot_be_had_says_so(tmp_path: Path) -> None:
+    adapter(tmp_path)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    for base, says in (
+        ("owner/name", r"is an adapter of 'owner/name', which is no folder here.*HF_HUB_OFFLINE.*Correct base_model"),
+        (None, "does not say of which model it is an adapter"),
+    ):
+        path.write_text(json.dumps({**fields, "base_model_name_or_path": base}))
+        with pytest.raises((OSError, ValueError), match=says):
+            load(tmp_path / "adapter", device="cpu")
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"adapter_config\.json is no JSON"):
+        load(tmp_path / "adapter", device="cpu")
 
 
 def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:

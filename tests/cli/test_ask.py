@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ pytest.importorskip("gguf")
 from hf_longctx.checkpoints import convert, load
 from tests.checkpoints.tiny import write_gguf
 from tests.cli.test_cli import complaint, run
+from tests.test_outputs import held
 
 QUESTIONS = ["Who asks?", "What is the answer to the second, somewhat longer question?", "Why?"]
 DOCUMENT = "One line of the document.\nAnother line, and then it ends.\n"
@@ -92,6 +94,85 @@ def test_questions_end_at_line_feeds_only(inside: str, tmp_path: Path) -> None:
 
     (tmp_path / "x").write_bytes(f"Who{inside}asks?\r\n\r\nWhy?\nHow?".encode())
     assert _lines(tmp_path / "x") == [f"Who{inside}asks?", "Why?", "How?"]
+
+
+def interrupted_after(n: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ctrl-C while the batch after the first `n` questions is answered; the questions that were asked."""
+    from hf_longctx import questions
+
+    stock, asked = questions.answers, []
+
+    def breaking(model: Any, prompt: Any, rows: Any, **how: Any) -> Any:
+        for question, answer in zip(rows, stock(model, prompt, rows, **how), strict=True):
+            if len(asked) == n:
+                raise KeyboardInterrupt
+            asked.append(question)
+            yield answer
+
+    monkeypatch.setattr(questions, "answers", breaking)
+    return asked
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_an_interrupted_run_keeps_its_answers_and_the_same_command_adds_the_rest(
+    model: str, files: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    arguments = ["ask", model, *files, *SHORT, "--batch-size", "1", "--out"]
+    assert run(*arguments, tmp_path / "whole").exit_code == 0
+    whole = (tmp_path / "whole").read_text(encoding="utf-8").splitlines()
+    out = tmp_path / "part"
+    with monkeypatch.context() as patch:
+        interrupted_after(stop, patch)
+        result = run(*arguments, out)
+    assert result.exit_code == 130
+    assert "the same command continues" in " ".join(result.stderr.split())
+    assert out.exists() == bool(stop), "nothing is made for nothing"
+    if stop:
+        assert out.read_text(encoding="utf-8").splitlines() == whole[:stop]
+        with out.open("ab") as file:  # the power failed in the middle of a line
+            file.write(whole[stop][:20].encode())
+    with monkeypatch.context() as patch:
+        asked = interrupted_after(-1, patch)
+        assert run(*arguments, out).exit_code == 0
+    assert asked == QUESTIONS[stop:]
+    assert out.read_text(encoding="utf-8").splitlines() == whole
+
+    # once more, and with another question: what is there is not asked again
+    (tmp_path / "questions.txt").write_text("\n".join([*QUESTIONS, "And then?", "And then?"]))
+    with monkeypatch.context() as patch:
+        asked = interrupted_after(-1, patch)
+        assert run(*arguments, out).exit_code == 0
+    assert asked == ["And then?"] * 2
+    assert out.read_text(encoding="utf-8").splitlines()[:3] == whole
+
+
+def test_what_was_there_outlives_every_other_run(model: str, files: list[str | Path], tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    arguments = ["ask", model, *files, "--out", out]
+    assert run(*arguments, *SHORT).exit_code == 0
+    kept = out.read_bytes()
+    scaled = "--method", "rope_scaling", "--set", "factor=2"
+    assert "answers of another run" in complaint(run(*arguments, "--max-new-tokens", "3"))
+    assert "answers of another run" in complaint(run(*arguments, *SHORT, *scaled))
+    (tmp_path / "document.txt").write_text("Another document.")
+    assert "answers of another run" in complaint(run(*arguments, *SHORT))
+    assert out.read_bytes() == kept
+    for text in ("my notes", '{"question": "q", "answer": "of an older release"}\n', "[1]\n"):
+        out.write_text(text)
+        # there is no such model: who looks for it first says so
+        assert "something else" in complaint(run("ask", tmp_path / "none", *files, "--out", out))
+        assert out.read_text() == text
+
+
+def test_a_second_run_into_the_same_file_says_so(files: list[str | Path], tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    process = held(tmp_path / "out", "file")
+    try:
+        said = complaint(run("ask", tmp_path / "none", *files, "--out", tmp_path / "out"))
+        assert "another run is writing there now" in said
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_wrong_input_is_one_line(model: str, files: list[str | Path], tmp_path: Path) -> None:

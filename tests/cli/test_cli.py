@@ -212,9 +212,12 @@ def test_eval_writes_numbers_and_a_figure(model: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--lengths", "4k", "--lengths 4k: expected whole numbers"),
+        ("--lengths", "4x", "--lengths 4x: expected whole numbers"),
+        ("--lengths", "1k,,2k", "expected whole numbers of tokens"),
         ("--depths", "a", "--depths a: expected numbers"),
         ("--task", "bleu", "no such task"),
+        ("--task", "pppl", "Did you mean ppl?"),
+        ("--task", "pasky", "Did you mean passkey?"),
     ],
 )
 def test_eval_says_what_is_wrong(model: str, tmp_path: Path, option: str, value: str, message: str) -> None:

@@ -60,6 +60,7 @@ def test_a_suite_of_tasks_and_files(model: str, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--task", "niah_singel_1"], "Did you mean niah_single_1?"),
+        (["--task", "Ruller"], "Did you mean ruler?"),
         (["--task", "ruller"], "There are: passkey"),
         (["--task", "longbnch:file.jsonl"], "Did you mean longbench?"),
         (["--task", "kv,other:file.jsonl"], "READER is one of jsonl, longbench, longbench2, leval"),

@@ -19,11 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel
 
-from hf_longctx.clip import convert, openai, stretch_positions, stretch_table
-from tests.clip.tiny import clip, long_clip_weights, openai_names, projected, saved, texts, tokenizer
+import hf_longctx.clip
+from hf_longctx.clip import openai, stretch_positions, stretch_table
+from tests.clip.tiny import HEADS, clip, long_clip_weights, openai_names, projected, saved, texts, tokenizer
 
 convert_module = importlib.import_module("hf_longctx.clip.convert")  # the function has the module's name
 HF_RES = "text_model.embeddings.position_embedding_res"
+
+
+def convert(file: Any, out: Path, **settings: Any) -> Path:
+    told = {} if Path(file).is_dir() else {"heads": HEADS}  # a folder has a config
+    return hf_longctx.clip.convert(file, out, **told, **settings)
 
 
 @pytest.fixture
@@ -99,8 +105,8 @@ def test_reference_forward_is_the_models() -> None:
         fresh.load_state_dict(model.state_dict())
         with torch.no_grad():
             text, image = fresh.get_text_features(ids).pooler_output, fresh.get_image_features(pixels).pooler_output
-        torch.testing.assert_close(openai.encode_text(state, ids, 20, activation), text, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(openai.encode_image(state, pixels, activation), image, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(openai.encode_text(state, ids, 20, activation, 1), text, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(openai.encode_image(state, pixels, activation, 2), image, rtol=1e-4, atol=1e-4)
 
 
 def test_a_conversion_that_differs_is_not_saved(
@@ -268,7 +274,7 @@ def test_commands(model: CLIPModel, tmp_path: Path) -> None:
         return CliRunner().invoke(cli.app, ["clip", *map(str, arguments)])
 
     torch.save(long_clip_weights(model), tmp_path / "a.pt")
-    done = run("convert", tmp_path / "a.pt", "--out", tmp_path / "converted")
+    done = run("convert", tmp_path / "a.pt", "--out", tmp_path / "converted", "--heads", "1,2")
     assert done.exit_code == 0, done.output
     assert reloaded(tmp_path / "converted").config.text_config.max_position_embeddings == 248
     source = saved(clip(), tmp_path / "source")

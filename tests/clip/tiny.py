@@ -23,6 +23,7 @@ from transformers import (
 )
 
 VOCAB, BOS, EOS = 98, 96, 97
+HEADS = (1, 2)  # of text and images, which no tensor says
 TEXT: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,

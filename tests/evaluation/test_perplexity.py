@@ -144,7 +144,7 @@ def test_read_refuses_wrong_shapes_and_train_mode(llama: Any) -> None:
 
 def test_read_refuses_a_model_without_a_cache(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama, "forward", lambda **_: SimpleNamespace(logits=torch.zeros(1, 1, 4)))
-    with pytest.raises(ValueError, match="past_key_values"):
+    with pytest.raises(ValueError, match="returned no cache"):
         read(llama, ids(1, 10), n_targets=2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_longctx.planning.units import parse_bytes, parse_tokens, show_bytes, show_seconds
+from hf_longctx.planning.units import parse_bytes, parse_lengths, parse_tokens, show_bytes, show_seconds
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,14 @@ from hf_longctx.planning.units import parse_bytes, parse_tokens, show_bytes, sho
 )  # fmt: skip
 def test_lengths(text: str | int, tokens: int) -> None:
     assert parse_tokens(text) == tokens
+
+
+def test_lists_of_lengths() -> None:
+    assert parse_lengths("4096, 8k,1M,1.5k") == [4096, 8192, 1_000_000, 1536]
+    assert parse_lengths("0,-5") == [0, -5], "the caller says what its lengths may be"
+    for text in ("", "8k,", "4x", "1e6", "8k;16k"):
+        with pytest.raises(ValueError, match=r"--lengths .*expected whole numbers of tokens separated by commas"):
+            parse_lengths(text, "--lengths")
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "-4k", "1.5", "1G", "k", "ten", "1e6", "nan"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,24 @@ def test_rows_of_a_padded_batch_equal_rows_alone(model: Any) -> None:
     assert [selection.whole for selection in found] == [False, False, True]
     for row, written in zip(rows, together[:, ids.shape[1] :], strict=True):
         assert torch.equal(ask(model, row[None])[0, len(row) :], written)
+
+
+@pytest.mark.parametrize("pad", [PAD, 11, 30])
+@pytest.mark.parametrize("how", [{}, {"num_beams": 2}])
+def test_processors_tell_the_padding_of_the_prompt_that_is_read(model: Any, how: dict[str, Any], pad: int) -> None:
+    """And not that of the prompts as they were given, which are longer and padded otherwise."""
+    rows = [text(1, n, seed=n)[0] for n in (300, 180, 60)]
+    ids, mask = left_padded(rows)
+    ids[mask == 0] = pad
+    settings = {"repetition_penalty": 1.7, "pad_token_id": pad, **how}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        together = ask(model, ids, attention_mask=mask, **settings)
+    for row, written in zip(rows, together[:, ids.shape[1] :], strict=True):
+        _, (found,) = ask(model, row[None], return_segments=True)
+        short = key_context(row[None], found) if not found.whole else row[None]
+        stock = model.generate(short, attention_mask=torch.ones_like(short), **{**GREEDY, **settings})
+        assert torch.equal(stock[0, short.shape[1] :], written)
 
 
 def test_settings_are_saved_with_the_model(model: Any, prompt: Tensor, tmp_path: Path) -> None:

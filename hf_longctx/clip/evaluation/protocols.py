@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longctx.clip.pairs import read_json, sharegpt4v_rows
+from hf_longctx.near import did_you_mean
 from hf_longctx.text_stream import lines_of
 
 
@@ -50,7 +51,7 @@ def read_protocol(name: str, folder: str | os.PathLike[str]) -> Retrieval:
         FileNotFoundError: a file of the protocol is not there.
     """
     if name not in PROTOCOLS:
-        raise ValueError(f"{name!r}: expected one of {', '.join(PROTOCOLS)}.")
+        raise ValueError(f"{name!r}: {did_you_mean(name, PROTOCOLS)}expected one of {', '.join(PROTOCOLS)}.")
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{str(folder)!r}: there is no such folder. Give that with {name}'s files.")

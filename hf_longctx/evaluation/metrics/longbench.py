@@ -81,10 +81,16 @@ def count(prediction: str, answer: str) -> float:
 
 def retrieval(prediction: str, answer: str) -> float:
     """The same for the number in "Paragraph N" or "段落N"."""
-    found = re.search(r"(?:Paragraph |段落)(\d+)", answer)
-    if found is None:
+    number = paragraph(answer)
+    if number is None:
         raise ValueError(f'the reference {answer!r:.60} is not "Paragraph N" or "段落N".')
-    return _share(prediction, found.group(1))
+    return _share(prediction, number)
+
+
+def paragraph(answer: str) -> str | None:
+    """N of "Paragraph N" or "段落N"; None for anything else."""
+    found = re.search(r"(?:Paragraph |段落)(\d+)", answer)
+    return None if found is None else found.group(1)
 
 
 def code_similarity(prediction: str, answer: str) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_longctx.evaluation.metrics import choice, leval, longbench, m4le, ruler, writing
-from hf_longctx.evaluation.tasks.sample import Sample
+from hf_longctx.evaluation.metrics.needs import JUDGED, meta, needs
+from hf_longctx.near import did_you_mean
 
-Metric = Callable[[str, Sample], float]
-JUDGED = "judge"  # a metric in name only: what the model wrote is kept for a judge, and no score is made up
+if TYPE_CHECKING:
+    from hf_longctx.evaluation.tasks.sample import Sample
+
+Metric = Callable[[str, "Sample"], float]
 
 
 def _all(score: Callable[[str, tuple[str, ...]], float]) -> Metric:
@@ -23,14 +26,14 @@ def _best(score: Callable[[str, str], float]) -> Metric:
 
 
 def _classification(prediction: str, sample: Sample) -> float:
-    classes = _meta(sample, "all_classes")
+    classes = meta(sample, "all_classes")
     return max(longbench.classification(prediction, answer, classes) for answer in sample.answers)
 
 
 def _sgt(prediction: str, sample: Sample) -> float:
     """SGT's weighted average, CR x STIC-2, with the proxy of the latter."""
-    kind, number = _meta(sample, "type"), _meta(sample, "number")
-    checks = {int(i): text for i, text in _meta(sample, "checks").items()}
+    kind, number = meta(sample, "type"), meta(sample, "number")
+    checks = {int(i): text for i, text in meta(sample, "checks").items()}
     followed = writing.instructions_followed(prediction, kind, checks)[1]
     return writing.completion_rate(prediction, kind, number) * followed
 
@@ -54,6 +57,9 @@ METRICS: dict[str, Metric] = {
     "letters_partial": _all(choice.letters_partial),
     "exact": _best(leval.exact),
     "last_number": _all(leval.last_number),
+    "first_line": _best(leval.first_line),
+    "code_output": _best(leval.code_output),
+    "loyal_and_true": _best(leval.loyal_and_true),
     "rouge_overall": _best(leval.rouge_overall),
     "contains": _all(m4le.contains),
     "same": _all(m4le.same),
@@ -62,16 +68,17 @@ METRICS: dict[str, Metric] = {
     "squad_f1": _best(m4le.squad_f1),
     "set_f1": lambda prediction, sample: m4le.set_f1(prediction, sample.answers, ",", "."),
     "set_f1_zh": lambda prediction, sample: m4le.set_f1(prediction, sample.answers, "，", "。"),
-    "length_score": lambda prediction, sample: writing.length_score(prediction, _meta(sample, "required")),
-    "long_enough": lambda prediction, sample: writing.long_enough(prediction, _meta(sample, "required")),
+    "length_score": lambda prediction, sample: writing.length_score(prediction, meta(sample, "required")),
+    "long_enough": lambda prediction, sample: writing.long_enough(prediction, meta(sample, "required")),
     "sgt": _sgt,
 }
 # of all samples of a task together, not of each
 CORPUS: dict[str, Callable[[Sequence[str], Sequence[Sample]], float]] = {
     "bleu": lambda predictions, samples: m4le.bleu(predictions, [s.answers for s in samples]),
     "bleu_zh": lambda predictions, samples: m4le.bleu(predictions, [s.answers for s in samples], "zh"),
+    "rouge_overall": lambda predictions, samples: leval.rouge_overall_mean(predictions, [s.answers for s in samples]),
 }
-NAMES = (*METRICS, *CORPUS, JUDGED)
+NAMES = tuple(dict.fromkeys((*METRICS, *CORPUS, JUDGED)))
 
 
 def trimmed(prediction: str, sample: Sample) -> str:
@@ -95,43 +102,53 @@ def score(prediction: str, sample: Sample) -> float:
         ImportError: The metric needs a package that isn't installed.
     """
     if sample.metric not in METRICS:
+        near = did_you_mean(sample.metric, METRICS)
         more = " It is one of all samples together: see scores()." if sample.metric in CORPUS else ""
-        raise ValueError(f"metric {sample.metric!r}: no such metric.{more} There are: {', '.join(METRICS)}.")
+        raise ValueError(f"metric {sample.metric!r}: no such metric.{more} {near}There are: {', '.join(METRICS)}.")
     return float(METRICS[sample.metric](trimmed(prediction, sample), sample))
 
 
 def scores(predictions: Sequence[str], samples: Sequence[Sample]) -> tuple[float | None, list[float | None]]:
     """The score of a task, 0 to 1, and that of each sample; None where a judge has to give it.
 
+    Each sample is scored by its own metric. A task's score is the mean over its samples, those for a judge left out;
+    of a metric that is of all samples together (BLEU), each of its samples counts with what they have together.
+
     Args:
         predictions: What the model wrote for each sample.
-        samples: Of one task, with one metric.
+        samples: Of one task, at least one.
 
     Raises:
-        ValueError: As in `score`, or there are no samples, or they have several metrics.
+        ValueError: As in `score`, or there are no samples.
     """
-    metrics = {sample.metric for sample in samples}
-    if len(metrics) != 1:
-        raise ValueError(f"{len(samples)} samples with the metrics {sorted(metrics)}: expected some, of one metric.")
-    (metric,) = metrics
-    if metric == JUDGED:
-        return None, [None] * len(samples)
+    if not samples:
+        raise ValueError("0 samples: expected at least one.")
     texts = [trimmed(prediction, sample) for prediction, sample in zip(predictions, samples, strict=True)]
-    if metric in CORPUS:
-        return CORPUS[metric](texts, samples), [CORPUS[metric]([t], [s]) for t, s in zip(texts, samples, strict=True)]
-    found = [score(prediction, sample) for prediction, sample in zip(predictions, samples, strict=True)]
-    return sum(found) / len(found), list(found)
+    each: list[float | None] = [None] * len(samples)
+    total, counted = 0.0, 0
+    for metric in dict.fromkeys(sample.metric for sample in samples if sample.metric != JUDGED):
+        own = [i for i, sample in enumerate(samples) if sample.metric == metric]
+        for i in own:
+            one = CORPUS[metric]([texts[i]], [samples[i]]) if metric in CORPUS else score(predictions[i], samples[i])
+            each[i] = one
+        if metric in CORPUS:
+            total += len(own) * CORPUS[metric]([texts[i] for i in own], [samples[i] for i in own])
+        else:
+            total += sum(float(each[i] or 0) for i in own)
+        counted += len(own)
+    return (total / counted if counted else None), each
 
 
 def check(samples: Sequence[Sample]) -> None:
     """ValueError or ImportError now for a metric that could not be computed after an hour of generating."""
+    for sample in samples:
+        if sample.metric in NAMES:
+            try:
+                needs(sample)
+            except ValueError as error:
+                raise ValueError(f"sample {sample.id!r} of {sample.task}: {error}") from None
     for sample in {sample.metric: sample for sample in samples}.values():
         if sample.metric not in NAMES:
-            raise ValueError(f"metric {sample.metric!r}: no such metric. There are: {', '.join(NAMES)}.")
+            near = did_you_mean(sample.metric, NAMES)
+            raise ValueError(f"metric {sample.metric!r}: no such metric. {near}There are: {', '.join(NAMES)}.")
         scores(["a"], [sample])
-
-
-def _meta(sample: Sample, key: str) -> Any:
-    if key not in sample.meta:
-        raise ValueError(f"sample {sample.id!r} of {sample.task}: {sample.metric} needs meta[{key!r}].")
-    return sample.meta[key]

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2409.02076). HelloBench and the quality scores of the othe
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hf_longctx.evaluation.metrics.longbench import normalise
 
@@ -55,16 +55,17 @@ def completion_rate(text: str, kind: str, number: int) -> float:
     return len([i for i in sections(text, kind) if 1 <= i <= number]) / number
 
 
-def instructions_followed(text: str, kind: str, checks: Mapping[int, str]) -> tuple[float, float]:
+def instructions_followed(text: str, kind: str, checks: Mapping[int, str | Sequence[str]]) -> tuple[float, float]:
     """Proxies of SGT's STIC-1 and STIC-2: checks that hold, over those whose section is there and over all of them.
 
     The official judge is an LLM that is asked whether a section includes a check; here the words of the check have to
-    be in it.
+    be in it. A section may have several.
     """
     there = sections(text, kind)
-    present = [i for i in checks if i in there]
-    held = sum(_includes(there[i], checks[i]) for i in present)
-    return (held / len(present) if present else 0.0), (held / len(checks) if checks else 0.0)
+    every = [(i, one) for i, some in checks.items() for one in ([some] if isinstance(some, str) else some)]
+    present = [(i, one) for i, one in every if i in there]
+    held = sum(_includes(there[i], one) for i, one in present)
+    return (held / len(present) if present else 0.0), (held / len(every) if every else 0.0)
 
 
 def _includes(text: str, check: str) -> bool:

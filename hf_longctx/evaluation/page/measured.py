@@ -259,7 +259,9 @@ def _length(value: Any) -> bool:
 def _counts(detail: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
     """Trials and how many were right, as told or from each sample's score, if these are all 0 or 1."""
     scores = detail["scores"].get(name) if isinstance(detail.get("scores"), dict) else None
-    if isinstance(scores, list) and scores and all(is_number(score) and score in (0, 1) for score in scores):
+    if isinstance(scores, list):
+        scores = [score for score in scores if score is not None]  # those for a judge
+    if scores and all(is_number(score) and score in (0, 1) for score in scores):
         return float(len(scores)), float(sum(scores))
     return _of(detail.get("trials"), name), _of(detail.get("correct"), name)
 

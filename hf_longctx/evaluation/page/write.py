@@ -10,7 +10,7 @@ from hf_longctx.evaluation import plots
 from hf_longctx.evaluation.page.files import collect
 from hf_longctx.evaluation.page.render import page, terminal
 from hf_longctx.evaluation.page.sections import sections
-from hf_longctx.evaluation.results import write_whole
+from hf_longctx.outputs import check_folder, write_whole
 
 PAGE = "report.html"
 
@@ -33,8 +33,8 @@ def report(
         OSError: The page can't be written.
     """
     source = Path(folder)
-    if out is not None and Path(out).exists() and not Path(out).is_dir():
-        raise ValueError(f"out={str(out)!r} is a file; expected the name of a folder to write the page into.")
+    if out is not None:
+        check_folder(out)
     files, left = collect(source)
     found = sections(files)
     home = Path(out) if out is not None else source if source.is_dir() else source.parent

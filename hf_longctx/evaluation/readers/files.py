@@ -6,9 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hf_longctx.evaluation.metrics.needs import needs
 from hf_longctx.evaluation.texts import load_text
+
+if TYPE_CHECKING:
+    from hf_longctx.evaluation.tasks.sample import Sample
 
 
 def whole_text(path: str | Path) -> str:
@@ -48,9 +52,31 @@ class Record:
         return list(self._typed(key, list, "a list"))
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """The value of a key that has to be a list of texts; one text is a list of one."""
+        """The value of a key that has to be a list of texts or numbers; one of them is a list of one."""
         value = self[key]
-        return (value,) if isinstance(value, str) else tuple(map(str, self.many(key)))
+        if not is_text(value) and not isinstance(value, list):
+            raise self.wrong(f"the key {key!r} is {value!r:.60}; expected a text or a list of texts.")
+        some = value if isinstance(value, list) else [value]
+        for i, item in enumerate(some):
+            if not is_text(item):
+                raise self.wrong(f"the key {key!r} has {item!r:.60} at {i}; expected texts.")
+        return tuple(map(str, some))
+
+    def name(self, key: str) -> str:
+        """What the record calls itself under a key; where it stands if it does not."""
+        return str(self.line if self.get(key) is None else self[key])
+
+    def optional(self, key: str, default: str = "") -> str:
+        """The value of a key that has to be a text if it is there."""
+        return self.text(key) if key in self.data else default
+
+    def checked(self, sample: Sample) -> Sample:
+        """The sample, if it has what its metric needs; else an error that says where it stands."""
+        try:
+            needs(sample)
+        except ValueError as error:
+            raise self.wrong(str(error)) from None
+        return sample
 
     def wrong(self, what: str) -> ValueError:
         """An error that says where the record stands."""
@@ -61,6 +87,11 @@ class Record:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise self.wrong(f"the key {key!r} is {value!r:.60}; expected {words}.")
         return value
+
+
+def is_text(value: Any) -> bool:
+    """A text, or a number, which is one in digits."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def records(path: str | Path, keys: Sequence[str] = ()) -> Iterator[Record]:

@@ -23,8 +23,8 @@ def read(path: str | Path) -> Iterator[Sample]:
         turns = record.many("conversations")
         if len(turns) < 2 or not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
             raise record.wrong("'conversations' has to be a prompt and an answer, each with a text 'value'.")
-        yield Sample(
-            id=str(record.get("id", record.line)), task=Path(path).stem, context=turns[0]["value"], question="",
+        yield record.checked(Sample(
+            id=record.name("id"), task=Path(path).stem, context=turns[0]["value"], question="",
             answers=(turns[1]["value"],), max_new_tokens=64, metric="presence",
             meta={"tok_len": record.get("tok_len")},
-        )  # fmt: skip
+        ))  # fmt: skip

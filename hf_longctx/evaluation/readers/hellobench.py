@@ -21,12 +21,12 @@ _WORDS = re.compile(r"no (?:shorter|less) than (\d[\d,]*) words")
 def read(path: str | Path) -> Iterator[Sample]:
     """Samples of a file, whose stem is the task; ValueError names the line and key of what is wrong."""
     for record in records(path, ["id"]):
-        prompt = record.text("chat_prompt" if "chat_prompt" in record.data else "instruction")
+        prompt = record.text("instruction" if record.get("chat_prompt") is None else "chat_prompt")
         found = _WORDS.search(prompt)
         required = int(found.group(1).replace(",", "")) if found else None
-        yield Sample(
-            id=str(record["id"]), task=Path(path).stem, context=prompt, question="", answers=(), max_new_tokens=16384,
+        yield record.checked(Sample(
+            id=record.name("id"), task=Path(path).stem, context=prompt, question="", answers=(), max_new_tokens=16384,
             metric=JUDGED if required is None else "long_enough",
             meta={"required": required, "checklists": record.get("checklists", []),
                   "groups": [str(record.get("category"))] if record.get("category") else []},
-        )  # fmt: skip
+        ))  # fmt: skip

@@ -146,13 +146,13 @@ def read(path: str | Path) -> Iterator[Sample]:
         classes = record.get("all_classes")
         if metric == "classification" and not classes:
             raise record.wrong(f"{task} needs 'all_classes', the names of the classes.")
-        yield Sample(
+        yield record.checked(Sample(
             id=record.text("_id"), task=task, instruction=before, context=record.text("context"),
             question=after.replace("{input}", record.text("input")), answers=record.texts("answers"),
             max_new_tokens=tokens, metric=metric, chat=task not in NO_CHAT, cut="middle",
             stop=("\n",) if task in FIRST_LINE else (),
             meta={"all_classes": classes, "first_line": task in FIRST_LINE, "groups": _bucket(record.get("length"))},
-        )  # fmt: skip
+        ))  # fmt: skip
 
 
 def _bucket(length: object) -> list[str]:

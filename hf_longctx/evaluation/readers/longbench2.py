@@ -27,9 +27,9 @@ def read(path: str | Path) -> Iterator[Sample]:
         if (answer := record.text("answer").strip()) not in choices:
             raise record.wrong(f"the key 'answer' is {answer!r:.60}; expected A, B, C or D.")
         groups = [str(record.get(key)) for key in ("difficulty", "length") if record.get(key)]
-        yield Sample(
+        yield record.checked(Sample(
             id=record.text("_id"), task="longbench2", instruction=BEFORE, context=record.text("context").strip(),
             question=AFTER.format(question=record.text("question").strip(), **choices),
             answers=(answer,), max_new_tokens=128, metric="choice", cut="middle",
             meta={"groups": groups, "domain": record.get("domain")},
-        )  # fmt: skip
+        ))  # fmt: skip

@@ -24,11 +24,11 @@ def lines(record: Record, task: str = "longchat_lines") -> Sample:
     document, mark, question = record.text("prompt").rpartition(_LAST)
     if not mark:
         document, question = question, ""
-    return Sample(
-        id=str(record.get("random_idx", record.line)), task=task, context=document, question=mark + question,
-        answers=(str(record["expected_number"]),), max_new_tokens=35, metric="first_integer",
-        meta={"groups": [f"{record['num_lines']} lines"] if "num_lines" in record.data else []},
-    )  # fmt: skip
+    return record.checked(Sample(
+        id=record.name("random_idx"), task=task, context=document, question=mark + question,
+        answers=record.texts("expected_number"), max_new_tokens=35, metric="first_integer",
+        meta={"groups": [f"{record['num_lines']} lines"] if record.get("num_lines") is not None else []},
+    ))  # fmt: skip
 
 
 def _topics(record: Record) -> Sample:
@@ -36,7 +36,7 @@ def _topics(record: Record) -> Sample:
     topics = record.texts("topics")
     if not topics:
         raise record.wrong("'topics' is empty; expected the topics of the conversation.")
-    return Sample(
-        id=str(record.get("test_id", record.line)), task="longchat_topics", context=record.text("prompt"), question="",
+    return record.checked(Sample(
+        id=record.name("test_id"), task="longchat_topics", context=record.text("prompt"), question="",
         answers=topics[:1], max_new_tokens=50, metric="contains", meta={"groups": [f"{len(topics)} topics"]},
-    )  # fmt: skip
+    ))  # fmt: skip

@@ -21,11 +21,11 @@ def read(path: str | Path) -> Iterator[Sample]:
         if required < 1:
             raise record.wrong(f"'length' is {required}; expected a number of words, at least 1.")
         groups = [str(record.get("type"))] if record.get("type") else []
-        yield Sample(
+        yield record.checked(Sample(
             id=str(record.line), task=Path(path).stem, context=record.text("prompt"), question="", answers=(),
             max_new_tokens=32768, metric="length_score",
             meta={"required": required, "groups": [_bin(required), *groups]},
-        )  # fmt: skip
+        ))  # fmt: skip
 
 
 def _bin(words: int) -> str:

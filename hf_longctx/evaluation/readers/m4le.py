@@ -53,9 +53,9 @@ def read(path: str | Path) -> Iterator[Sample]:
         if task.endswith("multiple_cls+cnt"):
             answers = tuple(answer.split(stop[0])[0] for answer in answers)
         bucket = record.get("length_bucket")
-        yield Sample(
-            id=str(record.get("id", record.line)), task=task, instruction=record.text("instruction") + "\n",
+        yield record.checked(Sample(
+            id=record.name("id"), task=task, instruction=record.text("instruction") + "\n",
             context=record.text("input"), question="", answers=answers, metric=metric, stop=stop,
             max_new_tokens=512 if metric.startswith(("rouge", "bleu")) else 64,
             meta={"groups": [] if bucket is None else [str(bucket)], "quoted": task == "news2016"},
-        )  # fmt: skip
+        ))  # fmt: skip

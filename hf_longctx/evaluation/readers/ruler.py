@@ -34,8 +34,8 @@ def read(path: str | Path) -> Iterator[Sample]:
         if task.startswith("qa"):  # whose question begins one mark earlier
             at = text.rfind(MARKS[-1]) if MARKS[-1] in text else at
         at = len(text) if at < 0 else at
-        yield Sample(
-            id=str(record.get("index", record.line)), task=task, context=text[:at], question=text[at:],
-            answers=record.texts("outputs"), answer_prefix=str(record.get("answer_prefix", "")), max_new_tokens=tokens,
+        yield record.checked(Sample(
+            id=record.name("index"), task=task, context=text[:at], question=text[at:],
+            answers=record.texts("outputs"), answer_prefix=record.optional("answer_prefix"), max_new_tokens=tokens,
             metric="string_match_part" if task.startswith("qa") else "string_match_all",
-        )  # fmt: skip
+        ))  # fmt: skip

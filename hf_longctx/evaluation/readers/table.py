@@ -19,6 +19,7 @@ from hf_longctx.evaluation.readers import (
     sgt,
 )
 from hf_longctx.evaluation.tasks.sample import Sample
+from hf_longctx.near import did_you_mean
 
 READERS: dict[str, Callable[[str | Path], Iterator[Sample]]] = {
     "jsonl": jsonl.read,
@@ -47,5 +48,7 @@ def read(name: str, path: str | Path) -> Iterator[Sample]:
         ValueError: There is no such reader, or the file is not in its format; the error says where.
     """
     if name not in READERS:
-        raise ValueError(f"reader {name!r}: no such reader. There are: {', '.join(READERS)}.")
+        raise ValueError(
+            f"reader {name!r}: no such reader. {did_you_mean(name, READERS)}There are: {', '.join(READERS)}."
+        )
     return READERS[name](path)

@@ -14,7 +14,7 @@ from hf_longctx.evaluation.readers.table import READERS, read
 from hf_longctx.evaluation.tasks.haystack import Haystack
 from hf_longctx.evaluation.tasks.sample import Sample
 from hf_longctx.evaluation.tasks.table import FILES, RULER, known_task, make_task, samples
-from hf_longctx.evaluation.texts import load_text
+from hf_longctx.evaluation.texts import LARGE, beginning, is_large, load_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +41,9 @@ def collect(
     """
     check_names(tasks)
     found: dict[tuple[str, int, float | None], list[Sample]] = {}
-    haystack = Haystack.of(load_text(text), Path(text).name)
+    # of a large file, several times what the longest prompt takes
+    most = max(LARGE, 32 * max(lengths))
+    haystack = Haystack.of(beginning(text, most) if is_large(text) else load_text(text), Path(text).name)
     for name in _named(tasks):
         kind, _, path = name.partition(":")
         counts = {length: n[length] if isinstance(n, Mapping) else n for length in sorted(set(lengths))}

@@ -56,6 +56,9 @@ class Questions(Task):
             raise ValueError(f"{path}: {name} reads {FILES[name]}, and this is not it ({error!r}).") from error
         if not items:
             raise ValueError(f"{path} holds no question that has an answer. {name} reads {FILES[name]}.")
+        for i, item in enumerate(items, 1):
+            if not all(isinstance(answer, str) and answer.strip() for answer in item.answers):
+                raise ValueError(f"{path}, question {i}: its answers are {item.answers!r:.60}; expected texts.")
         return cls(name=name, documents=tuple(documents), items=tuple(items))
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:

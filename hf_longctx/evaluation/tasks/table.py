@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_longctx.evaluation.results import write_whole
 from hf_longctx.evaluation.tasks.counting import CommonWords, FrequentWords
 from hf_longctx.evaluation.tasks.haystack import Haystack
 from hf_longctx.evaluation.tasks.hidden import Needle, Number, PassKey
@@ -20,6 +18,8 @@ from hf_longctx.evaluation.tasks.sample import Sample
 from hf_longctx.evaluation.tasks.task import Task
 from hf_longctx.evaluation.tasks.tracking import VariableTracking
 from hf_longctx.fingerprint import tokenizer_digest
+from hf_longctx.near import did_you_mean
+from hf_longctx.outputs import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,8 +75,7 @@ def known_task(name: str) -> None:
     if name not in _MADE:
         from hf_longctx.evaluation.readers.table import READERS  # which imports samples from here
 
-        near = difflib.get_close_matches(kind, (*NAMES, *READERS, "ruler"), n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(kind, (*NAMES, *READERS, "ruler", "ppl"), quoted=False)
         raise ValueError(
             f"task {name!r}: no such task. {hint}There are: {', '.join(NAMES)}; ruler, ppl; and READER:FILE, where "
             f"READER is one of {', '.join(READERS)}."

@@ -1,0 +1,118 @@
+"""What the layers of hybrid models keep beside keys or in place of them: recurrent and convolution states.
+
+A state is of one size however much is read, has no length, and is written in place: nothing shows afterwards how far it
+has read. Some models use the states for single tokens only, and begin anew with every longer piece of a text.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..patch import unwrap
+from ..upstream.caches import given_cache
+from .layers import UnrotatedLayer
+
+KINDS = ("recurrent_states", "conv_states")
+BROKEN = "_hf_longctx_broken"  # in the __dict__ of a cache
+FEW = 4  # tokens of a piece that is read to find something out
+
+
+def states(cache: Any, kinds: tuple[str, ...] = KINDS) -> list[Tensor]:
+    """The recurrent and convolution states of a cache, without those that are not made yet."""
+    found = (getattr(layer, kind, None) or {} for layer in getattr(cache, "layers", ()) for kind in kinds)
+    return [state for some in found if isinstance(some, dict) for state in some.values() if isinstance(state, Tensor)]
+
+
+def has_states(cache: Any) -> bool:
+    """Does a layer of this cache keep recurrent or convolution states, made yet or not?"""
+    return any(hasattr(layer, kind) for layer in getattr(cache, "layers", ()) for kind in KINDS)
+
+
+def broke_off(cache: Any) -> None:
+    """A forward through this cache raised: what is half-read is not to be gone on from.
+
+    States show nothing, so any state counts as one that has read on.
+    """
+    lengths = {layer.seen for layer in cache.layers if isinstance(layer, UnrotatedLayer)}
+    vars(cache)[BROKEN] = len(lengths) > 1 or bool(states(cache))
+
+
+def check_whole(cache: Any) -> None:
+    """RuntimeError for a cache that a forward has left half-read."""
+    if vars(cache).get(BROKEN):
+        raise RuntimeError(
+            "a forward pass through this cache broke off half-way: some layers have read on and others have not. Start "
+            "with a new cache."
+        )
+
+
+def nbytes(cache: Any) -> int:
+    """Bytes of all that a cache keeps: keys, values, positions, states, and whatever else its layers hold."""
+    return sum(
+        layer.nbytes() if isinstance(layer, UnrotatedLayer) else sum(tensor.nbytes for tensor in _tensors(vars(layer)))
+        for layer in cache.layers
+    )
+
+
+def _tensors(values: dict[Any, Any]) -> Iterator[Tensor]:
+    for value in values.values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from _tensors(value)
+
+
+def takes_positions(model: Any) -> bool:
+    """Is a forward through a cache to be told its `position_ids`? A Bamba that is not counts from 0 again in each.
+
+    Models that take none count by themselves, and so have those to whose learned positions padding belongs (RoBERTa's
+    tokens begin at 2).
+    """
+    base: Any = unwrap(model) if isinstance(model, nn.Module) else model
+    if "position_ids" not in inspect.signature(getattr(base, "forward", base)).parameters:
+        return False
+    learned = (m for name, m in base.named_modules() if name.endswith("position_embeddings"))
+    return not any(getattr(m, "padding_idx", None) is not None for m in learned)
+
+
+@torch.no_grad()
+def starts_anew(model: Any, piece: int) -> str | None:
+    """What is lost where a text is read in pieces of so many tokens through a cache, in words; None if nothing is.
+
+    Only models with states are asked, by three forwards of a few tokens: whatever reads a state comes out as NaN once
+    the state is NaN.
+    """
+    from transformers import DynamicCache
+
+    base: Any = unwrap(model) if isinstance(model, nn.Module) else model
+    if not hasattr(base, "config") or not has_states(DynamicCache(config=base.config)):
+        return None
+    size = min(piece, FEW)
+    pos = torch.arange(2 * size, device=model.device)[None]
+    ids = pos % base.config.get_text_config().vocab_size
+
+    def read(cache: Any, start: int) -> Any:
+        part = slice(start, start + size)
+        place = {"position_ids": pos[:, part]} if takes_positions(model) else {}
+        return model(input_ids=ids[:, part], **given_cache(model, cache), use_cache=True, **place).logits
+
+    for kind in KINDS:
+        cache = DynamicCache(config=base.config)
+        try:
+            read(cache, 0)
+        except ValueError:  # MiniMax
+            return "it takes no cache but one of its own kind"
+        kept = states(cache, (kind,))
+        for state in kept:
+            state.fill_(float("nan"))
+        if kept and not bool(read(cache, size).isnan().any()):
+            words = kind.removesuffix("_states").replace("conv", "convolution")
+            return f"its {words} layers begin anew with every piece of {'several tokens' if size > 1 else 'a text'}"
+        if not states(cache):
+            return "it keeps nothing of what it has read in the cache that it is given"
+    return None

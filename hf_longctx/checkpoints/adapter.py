@@ -1,0 +1,58 @@
+"""A model from a PEFT adapter: the base that its config names, and the adapter on it.
+
+transformers can do this by itself, each release of it from another release of PEFT on; through PEFT it is one way for
+all, and for every kind of adapter.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_CONFIG = "adapter_config.json"
+# of the adapter, not of its base
+_DOWNLOAD = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+
+
+def adapter_settings(location: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """What an adapter's config says; None for a model, also for one that has an adapter lying beside its weights."""
+    from transformers.utils import find_adapter_config_file
+
+    if Path(location).is_dir() and (Path(location) / "config.json").is_file():
+        return None
+    download = {key: kwargs[key] for key in _DOWNLOAD if kwargs.get(key) is not None}
+    found = find_adapter_config_file(location, **download)
+    if found is None:
+        return None
+    try:
+        settings: Any = json.loads(Path(found).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{location!r}: its {_CONFIG} is no JSON ({error}). Save the adapter again.") from error
+    if not isinstance(settings, dict) or not settings.get("base_model_name_or_path"):
+        raise ValueError(
+            f"{location!r}: its {_CONFIG} does not say of which model it is an adapter. Write the folder or Hub id of "
+            f"its base there, as base_model_name_or_path."
+        )
+    return settings
+
+
+def load_adapted(location: str, settings: dict[str, Any], **kwargs: Any) -> Any:
+    """The adapter on its base, which is loaded with what of `kwargs` is not about the adapter's own files.
+
+    ImportError if PEFT is not installed.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError(f"{location!r} is a PEFT adapter, which needs PEFT: pip install peft") from error
+    own = {key: kwargs.pop(key) for key in ("revision", "subfolder") if key in kwargs}
+    download = {key: kwargs[key] for key in _DOWNLOAD if kwargs.get(key) is not None}
+    base = settings["base_model_name_or_path"]
+    if settings.get("revision"):
+        kwargs["revision"] = settings["revision"]
+    loaded = AutoModelForCausalLM.from_pretrained(base, **kwargs)
+    more = {key: kwargs[key] for key in ("device_map", "offload_folder", "max_memory") if key in kwargs}
+    return PeftModel.from_pretrained(loaded, location, **own, **download, **more)

@@ -1,0 +1,242 @@
+"""Files that a run writes: checked before it begins, appended line by line or moved into place whole, by one run."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger("hf_longctx")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_held: dict[str, int] = {}  # what this process has claimed, and by which thread
+
+
+def advice(error: OSError) -> str:
+    """What to do about a place that cannot be written: what is in the way is said, not guessed."""
+    if error.errno in _FULL:
+        return "Free some space or choose another folder, then run again"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "You may not write there: choose another folder, or change its permissions"
+    if error.errno == errno.EROFS:
+        return "That file system can only be read: choose another folder"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return "There is a file in the way: choose another folder"
+    return "Choose another folder"
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file through a temporary one beside it.
+
+    Raises:
+        OSError: The disk is full or the folder can't be written; what was at `path` is still there, whole.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not write {path} ({error.strerror or error}); what was there before is unchanged. {advice(error)}",
+        ) from error
+    finally:
+        # Still there only if something failed.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def append_line(path: Path, line: Mapping[str, Any], what: str, *, escaped: bool = True) -> None:
+    """Add a JSON object to a file of one a line, whole or not at all; `what` they are called in an error.
+
+    Characters beyond ASCII are `escaped`, which keeps even half a one, or written as they are.
+
+    Raises:
+        OSError: It can't be written; the lines before it are as they were.
+    """
+    # NaN stays as Python writes it: the file is ours to read.
+    data = json.dumps(line, ensure_ascii=escaped).encode("utf-8", "replace") + b"\n"
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            file.write(data)
+    except OSError as error:
+        # A full disk may have taken half of the line.
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise OSError(
+            error.errno,
+            f"could not add to {path} ({error.strerror or error}); the {what} before it are kept. {advice(error)}",
+        ) from error
+
+
+def whole_lines(path: Path, *begins: str) -> tuple[list[Any], int]:
+    """The JSON values of a file's lines, and its size in bytes without a last line that was cut off in the middle.
+
+    Raises:
+        ValueError: A line is no JSON, or the last one, half or not, does not begin as ours do.
+    """
+    data = path.read_bytes()
+    size = data.rfind(b"\n") + 1
+    half = data[size:]
+    if half and not any(half.startswith(one[: len(half)]) for one in map(str.encode, begins)):
+        raise ValueError("its last line has no end and is none of ours")
+    return [json.loads(line) for line in data.split(b"\n")[:-1]], size
+
+
+def check_folder(folder: str | os.PathLike[str], name: str = "out") -> None:
+    """Can this folder be made and written into? It is tried, and nothing is left.
+
+    Raises:
+        ValueError: It is a file.
+        OSError: It can't, and why.
+    """
+    _remove(_make(Path(folder), name))
+
+
+@contextlib.contextmanager
+def claimed(path: str | os.PathLike[str], name: str = "out", *, file: bool = False) -> Iterator[None]:
+    """For the length of the block, no other process that asks writes into this folder (or file).
+
+    The lock is the operating system's: a process that is killed leaves none. Claiming again in the block is allowed.
+    What was made for it, and is still empty at the end, is removed.
+
+    Raises:
+        ValueError: The folder is a file.
+        OSError: It can't be written, and why; or another run has claimed it.
+    """
+    place = Path(path)
+    key = os.path.realpath(place)
+    if _held.get(key) == threading.get_ident():
+        yield
+        return
+    made = [] if file else _make(place, name)
+    new = file and not place.exists()
+    handle = None
+    try:
+        handle = _locked(place, key, name, file)
+        yield
+    finally:
+        if _held.get(key) == threading.get_ident():
+            del _held[key]
+            if new and place.is_file() and not place.stat().st_size:
+                place.unlink()
+        # before the lock is given back: who waits for it must not get what is removed
+        _remove(made)
+        if handle is not None:
+            os.close(handle)
+
+
+def _locked(place: Path, key: str, name: str, file: bool) -> int | None:
+    """An open handle that holds the lock, None where the system has no such locks."""
+    taken = BlockingIOError(
+        errno.EWOULDBLOCK,
+        f"{_named(place, name)}: another run is writing there now. Wait until it ends, or choose another place",
+    )
+    if key in _held:  # another thread
+        raise taken
+    while True:
+        if fcntl is None and not file:
+            return _unlocked(place, key, "this system has no such locks")
+        try:
+            # a folder itself can be locked: no file is left in it
+            handle = os.open(place, os.O_RDWR | os.O_CREAT if file else os.O_RDONLY, 0o666)
+        except OSError as error:
+            raise _cannot(place, name, error) from error
+        why = _lock(handle)
+        if why is None and _is_at(handle, place):
+            _held[key] = threading.get_ident()
+            if file:
+                _check_room(handle, place, name)
+            return handle
+        os.close(handle)
+        if why in _TAKEN:
+            raise taken
+        if why is not None:  # a network's file system, or Windows
+            return _unlocked(place, key, os.strerror(why))
+        if not file:  # its last owner has removed it in the meantime
+            _make(place, name)
+
+
+def _lock(handle: int) -> int | None:
+    """Why the lock cannot be had; None where it is ours now."""
+    if fcntl is None:
+        return errno.ENOSYS
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return None
+
+
+def _is_at(handle: int, place: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), os.stat(place))
+    return False
+
+
+def _check_room(handle: int, place: Path, name: str) -> None:
+    """Try to write into a file that is empty, as a folder is tried."""
+    if not stat.S_ISREG(os.fstat(handle).st_mode) or os.fstat(handle).st_size:
+        return
+    try:
+        os.write(handle, bytes(4096))
+    except OSError as error:
+        raise _cannot(place, name, error) from error
+    finally:
+        os.ftruncate(handle, 0)
+
+
+def _unlocked(place: Path, key: str, why: str) -> int | None:
+    logger.warning("%s cannot be locked (%s): start no second run that writes there.", place, why)
+    _held[key] = threading.get_ident()
+    return None
+
+
+def _make(folder: Path, name: str) -> list[Path]:
+    """Make a folder and try to write into it; the folders that were made, the innermost first."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{_named(folder, name)} is a file; expected the name of a folder to write into.")
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        _remove(missing)
+        raise _cannot(folder, name, error) from error
+    return missing
+
+
+def _remove(made: list[Path]) -> None:
+    for one in made:
+        with contextlib.suppress(OSError):
+            one.rmdir()  # not if something is in it
+
+
+def _named(place: Path, name: str) -> str:
+    return f"{name} {place}" if name.startswith("-") else f"{name}={str(place)!r}"
+
+
+def _cannot(place: Path, name: str, error: OSError) -> OSError:
+    return OSError(error.errno, f"{_named(place, name)} cannot be written ({error.strerror or error}). {advice(error)}")
