@@ -68,8 +68,9 @@ format: $(READY)  ## Lay out the code and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(READY)  ## Render README's and the cards' tables, docs/composition.md and docs/families.md
+tables: $(READY)  ## Render README's and the cards' tables, docs/composition.md, docs/families.md and methods.json
 	$(BIN)/python -m recipes.benchmarks tables
+	$(BIN)/python -m hf_longctx.method_table
 	$(BIN)/python -m tests.composition
 	$(BIN)/python -m tests.families
 

@@ -5,15 +5,16 @@
     model.generate(...)                             # ... reads on for ever
     patch.undo()                                    # bit for bit as before
 
-Importing registers names with transformers and installs hooks that are inert for models without our key.
+Importing imports neither torch nor transformers. Our names are registered with transformers, and hooks that are inert
+for models without our key installed, when transformers is imported, or at once if it is (`startup.py`).
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from . import hooks
+from .startup import install, uninstall
 
 if TYPE_CHECKING:
     from .attention.branches import Branch, attend
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .attention.streaming_llm import StreamingLLM
     from .cache.share_beginning import share_beginning
     from .cache.shared_prefix import load_prefix, shared_prefix
-    from .hooks import extend_config, install, uninstall
+    from .hooks import extend_config
     from .method import LongContextMethod, methods
     from .patch import Patch, applied, undo
     from .planning.plan import plan
@@ -48,7 +49,7 @@ _NAMES = {
     "applied": "patch",
     "attend": "attention.branches",
     "extend_config": "hooks",
-    "install": "hooks",
+    "install": "startup",
     "load_prefix": "cache.shared_prefix",
     "methods": "method",
     "plan": "planning.plan",
@@ -56,16 +57,18 @@ _NAMES = {
     "shared_prefix": "cache.shared_prefix",
     "stream": "streaming",
     "undo": "patch",
-    "uninstall": "hooks",
+    "uninstall": "startup",
     **_METHODS,
 }
 __all__ = sorted([*_NAMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    if name.startswith("_") or importlib.util.find_spec(f".{name}", __name__) is None:
         raise AttributeError(f"module 'hf_longctx' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    return importlib.import_module(f".{name}", __name__)
 
 
 def __dir__() -> list[str]:
@@ -78,4 +81,4 @@ def load_methods() -> None:
         importlib.import_module(f".{module}", __name__)
 
 
-hooks.install()
+install()

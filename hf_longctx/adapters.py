@@ -10,11 +10,9 @@ is taken back by `uninstall`. Without hf_longctx peft ignores the entry, and war
 from __future__ import annotations
 
 import functools
-import importlib.abc
 import inspect
 import json
 import os
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .adapter_methods import adopt, as_before_on_failure, check_swap, entry_of, read_entry, undone_on_failure
 from .method import KEY
 from .outputs import write_whole
+from .startup import peft_watch as _watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,49 +30,22 @@ _wrapped: list[tuple[Any, str, Any, Any]] = []  # owner, name, what it was, ours
 
 
 # -- the hook ----------------------------------------------------------------------------------------------------------
-class _WhenImported(importlib.abc.MetaPathFinder):
-    """Puts the hook in place once peft is imported: we do not import it ourselves, since many never need it."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "peft":
-            return None
-        finders = [finder for finder in sys.meta_path if finder is not self]
-        spec = next((spec for finder in finders if (spec := finder.find_spec(name, path, target))), None)
-        if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            run = loader.exec_module
-
-            def exec_module(module: Any) -> None:
-                run(module)
-                if self in sys.meta_path:  # else uninstalled meanwhile
-                    _wrap()
-
-            loader.exec_module = exec_module
-        return spec
-
-
-_watch = _WhenImported()
-
-
 def install() -> None:
-    """Put the hook in place, now or when peft is imported."""
-    if _watch not in sys.meta_path:
-        sys.meta_path.insert(0, _watch)
-    if "peft" in sys.modules:
-        _wrap()
+    """Put the hook in place, now or when peft is imported: we do not import it ourselves, since many never need it."""
+    _watch.start()
 
 
 def uninstall() -> None:
     """Take the hook back. Models keep what adapters have brought until its undo."""
-    if _watch in sys.meta_path:
-        sys.meta_path.remove(_watch)
+    _watch.stop()
     for owner, name, was, ours in _wrapped:
         if vars(owner).get(name) is ours:  # else it lies under somebody else's wrap, and passes through
             setattr(owner, name, was)
     _wrapped.clear()
 
 
-def _wrap() -> None:
+def hook() -> None:
+    """Put the wraps around an imported peft; those that are there stay."""
     from peft import PeftMixedModel, PeftModel
     from peft.config import PeftConfigMixin
     from peft.tuners.adaption_prompt import AdaptionPromptModel

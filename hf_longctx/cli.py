@@ -28,7 +28,6 @@ from hf_longctx.cli_options import (
     Sample,
     Settings,
     complain,
-    describe,
     document_pieces,
     dtype_of,
     encode,
@@ -113,14 +112,13 @@ def list_methods(
     as_json: Annotated[bool, typer.Option("--json", help="Everything about them, for programs.")] = False,
 ) -> None:
     """List the methods there are: when to use each, what it cannot do, what it costs."""
-    import hf_longctx
+    from hf_longctx.method_table import entries
 
-    found = hf_longctx.methods()
+    found = entries().values()
     if as_json:
-        typer.echo(json.dumps([describe(cls) for cls in found.values()], indent=2))
+        typer.echo(json.dumps(list(found), indent=2))
         return
-    for cls in found.values():
-        entry = describe(cls)
+    for entry in found:
         given = {key: value["default"] for key, value in entry["settings"].items()}
         settings = ", ".join(key if default is None else f"{key}={default}" for key, default in given.items())
         lines = {"Does": entry["summary"], **entry["guidance"], "Settings": settings, "Paper": entry["paper"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,21 +34,19 @@ def method_of(name: str | None, settings: list[str] | None) -> LongContextMethod
         if settings:
             raise ValueError(f"--set {settings[0]}: settings belong to a method. Add --method NAME.")
         return None
+    from hf_longctx.method_table import entries, unknown
+    from hf_longctx.settings import read_settings, unknown_setting
+
+    # what is misspelt is told before torch is imported
+    known = entries()
+    if name not in known:
+        raise ValueError(unknown(name, known))
+    wrong = unknown_setting(name, list(known[name]["settings"]), read_settings(settings or []))
+    if wrong:
+        raise ValueError(wrong)
     from hf_longctx.method import parse
 
     return parse(name, settings or [])
-
-
-def describe(cls: type[LongContextMethod]) -> dict[str, Any]:
-    settings = {
-        field.name: {
-            "type": str(field.type),
-            "default": None if field.default is dataclasses.MISSING else field.default,
-        }
-        for field in dataclasses.fields(cls)
-    }
-    about = {"name": cls.name, "class": cls.__name__, "summary": cls.summary, "guidance": cls.guidance()}
-    return {**about, "paper": cls.paper, "settings": settings}
 
 
 def load_model(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

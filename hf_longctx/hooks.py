@@ -10,21 +10,19 @@
 6. once peft is imported, wraps around its saving and loading: an adapter carries its base's methods (`adapters.py`).
 
 All of them do nothing for a config without the key and a model without a method, and `uninstall` takes them back.
+`startup.py` puts them in place when transformers is imported; this module is imported by the first of their calls.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import os
 from typing import Any
 
-from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.generation.configuration_utils import GenerationMode
 
-from . import adapters
 from .anatomy import find_tower
-from .attention import interface
 from .attention.base import AttentionMethod, refuse_moving_frequencies
 from .attention.positions import STATE, adopt_all
 from .attention.shared import is_shared
@@ -35,140 +33,69 @@ from .method import KEY, LongContextMethod, read_key, write_key
 from .patch import applied
 from .upstream.caches import cache_in
 
-
-class _Key:
-    """`config.hf_longctx`, stored in the config's own `__dict__`, so that only keyed configs save it."""
-
-    def __get__(self, config: Any, owner: Any = None) -> Any:
-        return None if config is None else vars(config).get(KEY)
-
-    def __set__(self, config: Any, value: Any) -> None:
-        if value is None:
-            vars(config).pop(KEY, None)
-            return
-        read_key(value)  # raises here, before any weight is read
-        vars(config)[KEY] = value
-
-    def __delete__(self, config: Any) -> None:
-        vars(config).pop(KEY, None)
-
-
-WRAPPED: tuple[tuple[Any, str], ...] = (
-    (PreTrainedModel, "post_init"),
-    (GenerationMixin, "_prepare_cache_for_generation"),
-    (GenerationMixin, "_prefill"),
-    (GenerationMixin, "_valid_auto_compile_criteria"),
-    (PreTrainedModel, "get_compiled_call"),
-    (GenerationMixin, "_extract_generation_mode_kwargs"),
-)
 TAKES_ALL = "takes_all_of_generate"  # marks a decoding method of ours
-_stock: dict[str, Any] = {}
-_ours: dict[str, Any] = {}
 
 
-def install() -> None:
-    """Put the hooks in place. Importing `hf_longctx` does; calling it again changes nothing."""
-    interface.register()
-    adapters.install()
-    if _stock:
-        return
-    post_init, prepare_cache = PreTrainedModel.post_init, GenerationMixin._prepare_cache_for_generation
-
-    @functools.wraps(post_init)
-    def keyed_post_init(self: Any) -> None:
-        post_init(self)
-        if not _stock:
-            return  # uninstalled, under a wrap of somebody else's
-        if applied(self):
-            _share_config(self)  # an inner model, built before, has the method already
-        elif getattr(self.config, KEY, None):
-            _apply_key(self)
-
-    @functools.wraps(prepare_cache)
-    def keyed_prepare_cache(
-        self: Any, generation_config: Any, model_kwargs: Any, generation_mode: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        methods = _attention_methods(self)
-        if methods or isinstance(cache_in(model_kwargs), SharedCache):
-            _replace_cache(self, generation_config)
-        if methods:
-            _check_generation(methods[0], generation_config, generation_mode)
-        result = prepare_cache(self, generation_config, model_kwargs, generation_mode, *args, **kwargs)
-        cache = cache_in(model_kwargs)
-        if methods and cache is not None:
-            adopt_all(vars(find_tower(self))[STATE], cache)
-        if methods or isinstance(cache, SharedCache):
-            forget(cache)
-        return result
-
-    prefill = GenerationMixin._prefill
-
-    @functools.wraps(prefill)
-    def keyed_prefill(
-        self: Any, input_ids: Any, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        if _attention_methods(self):
-            tower = find_tower(self)
-            cache, mask = cache_in(model_kwargs), model_kwargs.get("attention_mask")
-            read_again_if_needed(vars(tower)[STATE], tower, cache, input_ids, mask)
-        return prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs)
-
-    criteria, compiled_call = GenerationMixin._valid_auto_compile_criteria, PreTrainedModel.get_compiled_call
-
-    @functools.wraps(criteria)
-    def keyed_criteria(self: Any, model_kwargs: Any, generation_config: Any) -> bool:
-        cache = cache_in(model_kwargs)
-        if not _attention_methods(self) and not isinstance(cache, SharedCache):
-            return criteria(self, model_kwargs, generation_config)
-        return not generation_config.disable_compile and can_replay(self, cache)
-
-    @functools.wraps(compiled_call)
-    def keyed_compiled_call(self: Any, compile_config: Any) -> Any:
-        ours = _attention_methods(self) or is_shared(self)
-        return decoder(self) if ours else compiled_call(self, compile_config)
-
-    mode_kwargs = GenerationMixin._extract_generation_mode_kwargs
-
-    @functools.wraps(mode_kwargs)
-    def keyed_mode_kwargs(
-        self: Any, custom_generate: Any, kwargs: Any, synced_gpus: Any, assistant_model: Any, streamer: Any
-    ) -> Any:
-        if not getattr(custom_generate, TAKES_ALL, False):
-            return mode_kwargs(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
-        given = {name: kwargs.get(name) for name in ("tokenizer", "assistant_tokenizer")}
-        given |= {"assistant_model": assistant_model, "streamer": streamer}
-        found = mode_kwargs(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
-        return found | {name: value for name, value in given.items() if value is not None}
-
-    setattr(PreTrainedConfig, KEY, _Key())
-    for (owner, name), ours in zip(
-        WRAPPED,
-        (
-            keyed_post_init,
-            keyed_prepare_cache,
-            keyed_prefill,
-            keyed_criteria,
-            keyed_compiled_call,
-            keyed_mode_kwargs,
-        ),
-        strict=True,
-    ):
-        _stock[name], _ours[name] = getattr(owner, name), ours
-        setattr(owner, name, ours)
+# -- called in the place of transformers' methods, which come first: `startup.HOOKS` says which is whose ---------------
+def keyed_post_init(stock: Any, self: Any) -> None:
+    stock(self)
+    if applied(self):
+        _share_config(self)  # an inner model, built before, has the method already
+    elif getattr(self.config, KEY, None):
+        _apply_key(self)
 
 
-def uninstall() -> None:
-    """Take the hooks back: from now on a config's key is ignored. Models that carry a method keep it until its undo."""
-    adapters.uninstall()
-    if not _stock:
-        return
-    delattr(PreTrainedConfig, KEY)
-    for owner, name in WRAPPED:
-        if getattr(owner, name) is _ours[name]:  # else it lies under somebody else's wrap, and passes through
-            setattr(owner, name, _stock[name])
-    _stock.clear()
+def keyed_prepare_cache(
+    stock: Any, self: Any, generation_config: Any, model_kwargs: Any, generation_mode: Any, *args: Any, **kwargs: Any
+) -> Any:
+    methods = _attention_methods(self)
+    if methods or isinstance(cache_in(model_kwargs), SharedCache):
+        _replace_cache(self, generation_config)
+    if methods:
+        _check_generation(methods[0], generation_config, generation_mode)
+    result = stock(self, generation_config, model_kwargs, generation_mode, *args, **kwargs)
+    cache = cache_in(model_kwargs)
+    if methods and cache is not None:
+        adopt_all(vars(find_tower(self))[STATE], cache)
+    if methods or isinstance(cache, SharedCache):
+        forget(cache)
+    return result
 
 
+def keyed_prefill(
+    stock: Any, self: Any, input_ids: Any, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if _attention_methods(self):
+        tower = find_tower(self)
+        cache, mask = cache_in(model_kwargs), model_kwargs.get("attention_mask")
+        read_again_if_needed(vars(tower)[STATE], tower, cache, input_ids, mask)
+    return stock(self, input_ids, generation_config, model_kwargs, *args, **kwargs)
+
+
+def keyed_criteria(stock: Any, self: Any, model_kwargs: Any, generation_config: Any) -> bool:
+    cache = cache_in(model_kwargs)
+    if not _attention_methods(self) and not isinstance(cache, SharedCache):
+        return stock(self, model_kwargs, generation_config)
+    return not generation_config.disable_compile and can_replay(self, cache)
+
+
+def keyed_compiled_call(stock: Any, self: Any, compile_config: Any) -> Any:
+    ours = _attention_methods(self) or is_shared(self)
+    return decoder(self) if ours else stock(self, compile_config)
+
+
+def keyed_mode_kwargs(
+    stock: Any, self: Any, custom_generate: Any, kwargs: Any, synced_gpus: Any, assistant_model: Any, streamer: Any
+) -> Any:
+    if not getattr(custom_generate, TAKES_ALL, False):
+        return stock(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
+    given = {name: kwargs.get(name) for name in ("tokenizer", "assistant_tokenizer")}
+    given |= {"assistant_model": assistant_model, "streamer": streamer}
+    found = stock(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
+    return found | {name: value for name, value in given.items() if value is not None}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: LongContextMethod) -> PreTrainedConfig:
     """A config that carries methods, for `from_pretrained(path, config=...)` or to be saved.
 

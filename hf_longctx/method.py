@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .anatomy import find_tower
-from .near import did_you_mean
+from .installing import UPGRADE
+from .method_table import unknown
 from .patch import Patch, applied, unwrap
-from .settings import Settings, read_settings
+from .settings import KEY, Settings, read_settings
 
 if TYPE_CHECKING:
     from torch import nn
 
-KEY = "hf_longctx"
 SCHEMA_VERSION = 1
 
 logger = logging.getLogger("hf_longctx")
@@ -123,10 +123,7 @@ def get(name: str) -> type[LongContextMethod]:
     known = methods()
     if name in known:
         return known[name]
-    hint = did_you_mean(name, known)
-    if str(name).lower().startswith("xl3"):
-        hint = "XL3M is a way to generate, not a change of the model: `hf-longctx generate --method xl3m`. "
-    raise ValueError(f"name={name!r}: no such method. {hint}There are: {', '.join(known)}.")
+    raise ValueError(unknown(name, known))
 
 
 def from_spec(spec: dict[str, Any]) -> LongContextMethod:
@@ -159,7 +156,7 @@ def read_key(value: Any) -> list[LongContextMethod]:
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"{KEY}.version={version}: this release reads up to version {SCHEMA_VERSION}. The model was saved by a "
-            f"newer hf_longctx: pip install --upgrade hf-longctx."
+            f"newer hf_longctx. To upgrade: {UPGRADE}."
         )
     if set(value) != {"version", "methods"} or not isinstance(value["methods"], list):
         raise ValueError(shape)
@@ -170,8 +167,8 @@ def read_key(value: Any) -> list[LongContextMethod]:
                 get(name)
             except ValueError as error:
                 raise ValueError(
-                    f"{KEY}: {error} If the name is right, the model was saved by a newer hf_longctx: "
-                    f"pip install --upgrade hf-longctx."
+                    f"{KEY}: {error} If the name is right, the model was saved by a newer hf_longctx. To "
+                    f"upgrade: {UPGRADE}."
                 ) from None
     try:
         found = [from_spec(spec) for spec in value["methods"]]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from .near import did_you_mean
 
+KEY = "hf_longctx"  # of the entry in a model's config
 LARGEST = 2**53 - 1  # beyond it JSON readers round, and sums of positions overflow
 GUIDANCE = ("Use when", "Cannot", "Costs")
 
@@ -81,14 +82,17 @@ def _example(cls: type[Settings]) -> str:
     return f"{cls.__name__}({f'{first.name}={first.default!r}' if first else ''})"
 
 
-def _unknown(cls: type[Settings], fields: Iterable[str]) -> str | None:
-    """What to say about a setting that the method does not have, if there is one among `fields`."""
-    known = [field.name for field in dataclasses.fields(cls)]
+def unknown_setting(name: str, known: list[str], fields: Iterable[str]) -> str | None:
+    """What to say about a setting that `name` does not have, if there is one among `fields`. It has those `known`."""
     for key in fields:
         if key not in known:
             hint = did_you_mean(key, known)
-            return f"{cls.name}: no setting {key!r}. {hint}There are: {', '.join(known) or 'none'}."
+            return f"{name}: no setting {key!r}. {hint}There are: {', '.join(known) or 'none'}."
     return None
+
+
+def _unknown(cls: type[Settings], fields: Iterable[str]) -> str | None:
+    return unknown_setting(cls.name, [field.name for field in dataclasses.fields(cls)], fields)
 
 
 def _check_fields(cls: type[Settings], fields: dict[str, Any]) -> None:

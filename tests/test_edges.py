@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 import hf_longctx
-from hf_longctx import LMInfinite, PositionFree, StreamingLLM, hooks
+from hf_longctx import LMInfinite, PositionFree, StreamingLLM, startup
 from hf_longctx.attention.positions import STATE, _is_regular
 from hf_longctx.cache.layers import BoundedLayer, GrowingLayer
 from hf_longctx.method import parse
@@ -84,16 +85,20 @@ def test_uninstall_leaves_a_later_wrap_of_somebody_else_in_place(monkeypatch: py
         ours(self)
 
     # whatever uninstall changes is put back when the test ends
-    monkeypatch.setattr(hooks, "_stock", dict(hooks._stock))
     monkeypatch.setattr(PreTrainedConfig, "hf_longctx", vars(PreTrainedConfig)["hf_longctx"])
     prepare = GenerationMixin._prepare_cache_for_generation
-    for owner, name in hooks.WRAPPED:
+    for module, at, name in startup.HOOKS:
+        owner = getattr(sys.modules[module], at)
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(PreTrainedModel, "post_init", theirs)
-    hf_longctx.uninstall()
-    assert PreTrainedModel.post_init is theirs
-    assert GenerationMixin._prepare_cache_for_generation is not prepare
-    tiny("llama")  # our wrap, under theirs, passes through
+    try:
+        hf_longctx.uninstall()
+        assert PreTrainedModel.post_init is theirs
+        assert GenerationMixin._prepare_cache_for_generation is not prepare
+        tiny("llama")  # our wrap, under theirs, passes through
+    finally:
+        monkeypatch.undo()
+        hf_longctx.install()  # peft's hooks
 
 
 def test_extending_a_config_keeps_the_implementation_that_was_chosen() -> None:

@@ -7,6 +7,8 @@ import importlib.util
 
 from packaging.version import Version
 
+from ..installing import install_extra
+
 # the first release whose low-level functions give the log-sum-exp in the form that our kernel reads
 FLASH_ATTN_FLOOR = Version("2.7")
 
@@ -15,7 +17,7 @@ def _flash_attn_lacks() -> str | None:
     try:
         version = importlib.metadata.version("flash-attn")
     except importlib.metadata.PackageNotFoundError:
-        return "the package flash-attn is not installed (pip install 'hf-longctx[flash-attn]')"
+        return f"the package flash-attn is not installed ({install_extra('flash-attn')})"
     if Version(version) < FLASH_ATTN_FLOOR:
         return f"flash-attn {version} is older than {FLASH_ATTN_FLOOR} and gives no log-sum-exp to merge branches by"
     return None

@@ -78,6 +78,5 @@ def attention(
     return attend(query[0], key[0], value[0], _places[-1], scaling)[None], None
 
 
-def register() -> None:
-    """A name of ours, and no mask of that name: transformers then makes none."""
-    AttentionInterface.register(NAME, attention)
+# and no mask of that name: transformers then makes none
+AttentionInterface.register(NAME, attention)

@@ -12,7 +12,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 
 from ..cache.slots import Slots
 from ..method import KEY
-from . import few_queries, shared
+from . import few_queries, shared  # noqa: F401  (they register their own)
 from .inner import checked
 from .positions import Implementation, function_named
 from .read import Read
@@ -89,14 +89,6 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
     return padding[:, None, None, :length].bool()
 
 
-def register() -> None:
-    """Add our name to transformers' registries. Names that were there stay what they were."""
-    AttentionInterface.register(KEY, attention)
-    AttentionMaskInterface.register(KEY, mask)
-    shared.register()
-    few_queries.register()
-
-
 def inner_function(module: nn.Module) -> Any:
     return function_named(_inner_name(module.config), module)
 
@@ -117,3 +109,8 @@ def _inner_name(config: Any) -> str:
 
 def _tracing() -> bool:
     return torch.compiler.is_compiling()
+
+
+# in the place of the stand-ins of startup.py; `few_queries` and `shared` do so as well
+AttentionInterface.register(KEY, attention)
+AttentionMaskInterface.register(KEY, mask)

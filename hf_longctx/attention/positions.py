@@ -9,6 +9,7 @@ function, which asks the method what is read where. No model code is copied.
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import threading
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class Named(str):
     inner: str
 
     def __new__(cls, inner: str) -> Self:
+        importlib.import_module(f"{__package__}.interface")  # which registers the function of that name
         name = super().__new__(cls, cls.NAME)
         name.inner = inner
         return name

@@ -229,6 +229,5 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
     return ALL_MASK_ATTENTION_FUNCTIONS[kwargs["config"]._attn_implementation.inner](*args, **kwargs)
 
 
-def register() -> None:
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, mask)
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, mask)

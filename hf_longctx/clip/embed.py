@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..installing import install_extra
+
 
 def encode_captions(tokenizer: Any, captions: Sequence[str], limit: int, *, truncate: bool = False) -> Tensor:
     """Token ids, [C, T], start and end included, padded on the right to the longest.
@@ -41,8 +43,10 @@ def encode_captions(tokenizer: Any, captions: Sequence[str], limit: int, *, trun
 
 def read_image(path: str | os.PathLike[str]) -> Any:
     """An RGB picture; an error that names the file where it cannot be read."""
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(f"Reading images needs pillow: {install_extra('clip')}.") from error
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")

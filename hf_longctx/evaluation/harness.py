@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_longctx.attention.position_free import PositionFree
 from hf_longctx.evaluation.tasks.sample import shorten
+from hf_longctx.installing import install_extra
 from hf_longctx.patch import applied
 from hf_longctx.rope.parameters import readable_length
 
@@ -126,7 +127,7 @@ def _lm_eval() -> tuple[Any, Any]:
         from lm_eval import evaluator
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise ImportError('lm-eval is not installed. Install it: pip install "hf-longctx[lm-eval]".') from None
+        raise ImportError(f"lm-eval is not installed. Install it: {install_extra('lm-eval')}.") from None
     return evaluator, TaskManager
 
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from hf_longctx.installing import install_extra
 from hf_longctx.outputs import write_whole
 
 Curve = Mapping[int, float | None]
@@ -184,15 +185,16 @@ def two_curves_figure(
     titles: tuple[str, str],
     title: str = "",
     subtitle: str = "",
+    size: tuple[float, float] = (11.0, 5.6),
 ) -> Any:
     """Perplexity on the left, a share found (0 to 1) on the right, by context length, with one legend for both.
 
     Args:
         left, right: Label to {context length in tokens: value}, the same labels in the same order.
         titles: Of the two panels.
-        window, title, subtitle: As in `perplexity_figure`.
+        window, title, subtitle, size: As in `perplexity_figure`.
     """
-    figure = _figure(11.0, 5.6)
+    figure = _figure(*size)
     panels = figure.subplots(1, 2)
     for axes, curves, name in zip(panels, (left, right), titles, strict=True):
         _draw_curves(axes, curves, window, share=curves is right)
@@ -205,10 +207,14 @@ def two_curves_figure(
     return figure
 
 
-def save(figure: Any, path: str | Path, *, dpi: int = 160) -> None:
-    """Write a figure in the format of the file's ending, whole or not at all (see `results.write_whole`)."""
+def save(figure: Any, path: str | Path, *, dpi: int = 160, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a figure in the format of the file's ending, whole or not at all (see `results.write_whole`).
+
+    `metadata` is kept in the file, under names that its format knows (of a PNG: any).
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=dpi, facecolor="white")
+    kind = Path(path).suffix.lstrip(".") or "png"
+    figure.savefig(buffer, format=kind, dpi=dpi, facecolor="white", metadata=dict(metadata or {}))
     write_whole(path, buffer.getvalue())
 
 
@@ -237,7 +243,7 @@ def require_matplotlib() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Drawing needs matplotlib: pip install 'hf-longctx[evaluation]'") from error
+        raise ImportError(f"Drawing needs matplotlib: {install_extra('evaluation')}.") from error
     return Figure
 
 

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from ..joins import ids_after, ids_before
 from ..text_stream import MARK, around, render
 
+SPACES = 4  # tokens, at most, of white space before a question that belong to it
+
 
 class Parts(NamedTuple):
     """A prompt cut into three: `head` before the text, the `text` itself, the `question` behind it."""
@@ -37,8 +39,8 @@ def split(
     Args:
         ids_L: the prompt.
         question: how many tokens at the end are the question; or its words or ids, which are looked for from the end
-            and are the question with all that follows them. None: the last turn of the user, if `tokenizer` has a chat
-            template and that turn fits in half the window, else the last `tail` tokens.
+            and are the question with all that follows them, as is white space before words. None: the last turn of the
+            user, if `tokenizer` has a chat template and that turn fits in half the window, else the last `tail` tokens.
         head: how many tokens stand before the text. None: what the chat template puts before the user's first words,
             or the beginning-of-text token `bos` if the prompt begins with it.
         tokenizer: the model's; needed for words and for chat templates.
@@ -132,7 +134,12 @@ def _words(ids_L: Tensor, words: str, tokenizer: PreTrainedTokenizerBase | None,
             f"question={words[:60]!r} is not in the last {len(end):,} tokens of the prompt. Give it as it stands there."
         )
     # the last place at which all of the words are still ahead
-    return len(end) - bisect_right(range(len(end)), False, key=lost) + 1
+    start = bisect_right(range(len(end)), False, key=lost) - 1
+    # the empty line before them keeps them apart from whichever segment comes to stand there
+    for _ in range(SPACES):
+        if start and not tokenizer.decode(end[start - 1 : start], clean_up_tokenization_spaces=False).strip():
+            start -= 1
+    return len(end) - start
 
 
 def _last_turn(end_L: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> int | None:

@@ -67,7 +67,7 @@ def test_nothing_to_draw_is_refused() -> None:
 
 def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install 'hf-longctx\[evaluation\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[evaluation\]'"):
         plots.perplexity_figure(CURVES)
 
 

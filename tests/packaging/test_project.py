@@ -137,6 +137,35 @@ def test_readme_lines_run_as_pasted() -> None:
     assert result.stdout.strip() == code.strip().splitlines()[-1].removeprefix("# ")
 
 
+def test_readme_lines_on_keeping_a_method_run_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hf_longctx
+    from tests.tiny import tiny
+
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "save_pretrained" in block]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"model": tiny()}
+    exec(code, names)
+    assert [p.method for p in hf_longctx.applied(names["model"])] == [names["patch"].method]
+
+
+def test_every_block_of_a_document_is_run_by_a_test() -> None:
+    """A new one goes into this list together with a test that runs it."""
+    # here: README, editing, report, sharing, streaming; tests/segments; tests/evaluation/test_guide.py; tests/clip has
+    # one in test_stretch.py, two in test_pipelines.py and three in test_guide.py
+    run = {
+        "README": 2,
+        "clip": 6,
+        "editing": 1,
+        "evaluation": 2,
+        "report": 2,
+        "segments": 1,
+        "sharing": 1,
+        "streaming": 1,
+    }
+    found = {name: len(re.findall(r"```python\n", text)) for name, text in {"README": README, **GUIDES}.items()}
+    assert {name: blocks for name, blocks in found.items() if blocks} == run
+
+
 @pytest.fixture
 def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What the lines of a guide print, on a tiny model and a text file of its words."""
@@ -212,6 +241,23 @@ def test_what_runs_on_the_floor_installs_the_floors_of_pyproject() -> None:
         assert floor
         for file in ("Makefile", ".github/workflows/ci.yml"):
             assert f"{name}=={floor[1]}.*" in (ROOT / file).read_text(), f"{file} installs another {name}"
+
+
+def test_readme_names_the_versions_of_transformers_from_the_floor_to_the_pinned_one_or_newer() -> None:
+    (sentence,) = re.findall(r"^Tested with transformers (.*)\.$", README, re.MULTILINE)
+    named = [tuple(map(int, version.split("."))) for version in re.findall(r"\d+\.\d+", sentence)]
+    floor = re.search(r'"transformers>=(\d+)\.(\d+)', (ROOT / "pyproject.toml").read_text())
+    (pinned,) = [line for line in _lines("constraints.txt") if line.startswith("transformers==")]
+    assert floor
+    assert named == sorted(named)
+    assert named[0] == (int(floor[1]), int(floor[2]))
+    assert tuple(map(int, pinned.removeprefix("transformers==").split(".")[:2])) in named
+
+
+def test_readme_offers_a_reproducible_installation_and_the_tested_torch() -> None:
+    (torch_pin,) = [line for line in _lines("constraints.txt") if line.startswith("torch==")]
+    assert "`pip install . -c constraints.txt`" in README
+    assert f"`pip install . {torch_pin}`" in README
 
 
 def test_pre_commit_runs_the_tested_ruff() -> None:

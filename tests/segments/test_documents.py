@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hf_longctx.segments.xl3m import stored
-from tests.tiny import tiny, tokenizer
+from tests.segments.test_prompt import chatting
+from tests.tiny import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +23,7 @@ def run(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **instead: s
     for old, new in instead.items():  # the tiny tokenizer knows only its own words
         assert old in code
         code = code.replace(old, new)
-    monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
+    monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), chatting()))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)
@@ -29,15 +33,37 @@ def run(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **instead: s
 def test_lines_of_the_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "book.txt").write_text(" ".join(f"w{3 + i * 7 % 50}" for i in range(900)))
+    words = " ".join(f"w{3 + i * 7 % 50}" for i in range(900))
+    monkeypatch.setattr("hf_longctx.evaluation.texts.load_text", lambda name: words)
     more = {
+        "What is the access code of the archive in Rotterdam?": "w55 w56 w57",
+        "{text[:10_000]}\\n\\n{fact}\\n\\n{text[10_000:]}": "{text}",
         "key_context=1024": "key_context=100, segment=64",
         "custom_generate=xl3m": "custom_generate=XL3M(segment=64)",
     }
-    names = run("docs/segments.md", tmp_path, monkeypatch, **{"Who is the captain?": "w55 w56 w57", **more})
+    names = run("docs/segments.md", tmp_path, monkeypatch, **more)
     assert "segments (900 tokens):" in capsys.readouterr().out
-    assert names["output"].shape == (1, 3 + 40)
+    assert names["output"].shape == (1, 2 + 6 + 40), "w3 w4; w55 w56 w57 w7 w3 w5; what is new"
     assert (tmp_path / "scores.jsonl").is_file()
+
+
+@pytest.mark.real_model
+def test_the_guide_shows_what_the_model_answers(tmp_path: Path) -> None:
+    """On a text that fits, which is short: that a segment is found in a long one is measured on the card."""
+    from hf_longctx.checkpoints import locate
+
+    try:
+        locate("smollm2-135m-instruct")
+    except OSError as error:
+        pytest.skip(f"the model cannot be had: {error}")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/segments.md").read_text(encoding="utf-8"), re.DOTALL)
+    shown = [line.removeprefix("# ") for line in code.splitlines() if line.startswith("# The ")]
+    short = code.replace("40_000", "2_000").replace("10_000", "1_000")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", short], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    assert [printed[0], printed[-1]] == shown == [shown[0]] * 2
 
 
 def test_lines_of_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

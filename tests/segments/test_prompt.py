@@ -50,6 +50,22 @@ def test_without_a_word_the_question_is_the_tail() -> None:
     assert (len(short.text), short.question) == (0, text(1, 6)[0].tolist())
 
 
+@pytest.mark.parametrize("spaces", [0, 1, 2])
+def test_the_empty_line_before_words_is_the_questions(spaces: int) -> None:
+    """Else it goes with the text's last segment, and the question follows another one's last word at once."""
+
+    class Tokens:
+        chat_template = None
+
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return "".join("\n" if i == 3 else f" w{i}" for i in ids)
+
+    ids = torch.tensor([*range(20, 40), *[3] * spaces, 8, 9, 10])
+    parts = cut(ids, question="w8 w9", tokenizer=Tokens())
+    assert parts.question == [*[3] * spaces, 8, 9, 10]
+    assert parts.text.tolist() == [*range(20, 40)]
+
+
 def test_words_are_found_from_the_end() -> None:
     made = tokenizer()
     body = "w8 w9 w10 w11 w12 " * 8

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from hf_longctx.installing import install_extra
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ZH_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"
@@ -111,7 +113,7 @@ def rouge(prediction: str, answer: str, kind: str, part: str) -> float:
         from rouge import Rouge
     except ImportError:
         raise ImportError(
-            'this score is that of the package rouge. Install it: pip install "hf-longctx[evaluation]".'
+            f"this score is that of the package rouge. Install it: {install_extra('evaluation')}."
         ) from None
     try:
         scores: Any = Rouge().get_scores([prediction], [answer])

@@ -15,6 +15,7 @@ from hf_longctx.evaluation.page.files import LeftOut, ResultFile
 from hf_longctx.evaluation.page.sections import Grid, Section, Table, Text, glance
 from hf_longctx.evaluation.page.svg import inline_svg
 from hf_longctx.evaluation.results import package_version
+from hf_longctx.installing import install_extra
 
 _SHOWN = ("anchor", "title", "model", "about", "tables", "grids", "more", "notes")
 TEMPLATE = Path(__file__).with_name("page.html.j2")
@@ -31,7 +32,7 @@ def page(found: Sequence[Section], left: Sequence[LeftOut], title: str) -> str:
         from jinja2 import Environment, StrictUndefined
         from markupsafe import Markup
     except ImportError as error:
-        raise ImportError("The page needs jinja2: pip install 'hf-longctx[evaluation]'") from error
+        raise ImportError(f"The page needs jinja2: {install_extra('evaluation')}.") from error
     # Everything that comes from a file is escaped; the figures are ours, and matplotlib escapes their labels.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     drawn = [

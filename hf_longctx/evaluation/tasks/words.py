@@ -11,6 +11,8 @@ import uuid
 from functools import cache
 from importlib import resources
 
+from hf_longctx.installing import install_extra
+
 
 @cache
 def word_list(kind: str) -> tuple[str, ...]:
@@ -23,7 +25,7 @@ def word_list(kind: str) -> tuple[str, ...]:
         assets = resources.files("wonderwords") / "assets"
     except ModuleNotFoundError:
         raise ImportError(
-            'this task makes its needles of the words in wonderwords. Install it: pip install "hf-longctx[evaluation]".'
+            f"this task makes its needles of the words in wonderwords. Install it: {install_extra('evaluation')}."
         ) from None
     return tuple(word.strip() for word in (assets / f"{kind}list.txt").read_text("utf-8").split("\n") if word.strip())
 
