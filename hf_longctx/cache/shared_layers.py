@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ..copies import deep_copy, shallow_copy
 from .ring import Ring
-from .slots import Rows
+from .slots import Rows, show
 
 ROOM = 128  # columns that a full buffer grows by at the least; half of what it holds, if that is more
 
@@ -262,6 +262,11 @@ class SharedCache(Cache):
         """A single token a row: its place in the buffers."""
         self._roll(mask_BP, batch, device)
         rings = self._rings()
+        if mask_BP is not None:  # it may hide tokens of suffixes, those after a row's end among them
+            own_BS = mask_BP[:, self.prefix_length : -1] != 0
+            for ring in rings:
+                kept = ring.pos_BN[:, : own_BS.shape[1]]
+                kept.copy_(show(kept, None, own_BS.to(kept.device)))
         if pos_BL is None:
             pos = rings[0].pos_BN.amax(1, keepdim=True).clamp(min=self.prefix_length - 1).to(device) + 1
         else:

@@ -112,6 +112,8 @@ def _step(model: Any, inputs: dict[str, Any], layers: Layers, rings: list[Ring])
     ids, cache, pos = inputs["input_ids"], cache_in(inputs), inputs.get("position_ids")
     if pos is None:
         pos = torch.full_like(ids, cache.get_seq_length())
+    if inputs.get("attention_mask") is not None:
+        pos = torch.where(inputs["attention_mask"][:, -1:] != 0, pos, -1)  # a row that waits
     recorded = _RECORDED[rings[0]]
     if recorded is None or not recorded.fits(rings, ids):
         recorded = _RECORDED[rings[0]] = _record(model, cache, ids, pos, layers, rings)
