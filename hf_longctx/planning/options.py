@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ..anatomy import attention_layers, find_tower, full_attention_layers
+from ..anatomy import find_tower, full_attention_layers
 from ..attention.base import AttentionMethod
 from ..attention.lm_infinite import LMInfinite
 from ..attention.streaming_llm import StreamingLLM
@@ -17,7 +17,7 @@ from ..patch import Patch
 from ..rope.giraffe import Giraffe
 from ..rope.rope_scaling import RopeScaling
 from .predict import Job, Prediction, fits, predict
-from .shape import Layer, Shape, stock_layer
+from .shape import Layer, Shape, keyed_layers
 
 REACH = 4  # times the trained length: as far as scaled frequencies are worth it (README, methods)
 UNTRAINED = "meant for fine-tuning on long text, weak without"
@@ -123,8 +123,7 @@ def as_read(method: LongContextMethod, model: Any, stock: Shape) -> tuple[LongCo
     if not isinstance(method, AttentionMethod):
         return method, stock
     full, layers = full_attention_layers(tower), Counter[Layer]()
-    for module in attention_layers(tower):
-        layer = stock_layer(module)
+    for module, layer in zip(keyed_layers(tower), stock.each, strict=True):
         if any(module is other for other in full):
             cache: Any = method.cache_layer(module)
             grows = getattr(cache, "n_last", None) is None

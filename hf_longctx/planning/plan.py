@@ -74,7 +74,8 @@ def plan(
 ) -> Plan:
     """Predict bytes and seconds of reading `length` tokens, for stock and for each method, and recommend one.
 
-    From the config alone: the model is built on the meta device. Bytes were within 5 % and seconds within 15 % of what
+    From the config alone: the model is built on the meta device, where it fills its cache without memory; `notes` say
+    so where that cannot be and the cache is a guess. Bytes were within 5 % and seconds within 15 % of what
     was measured with SmolLM2-135M on one H100; other machines and top_k look-ups are not calibrated.
 
     Args:
@@ -107,7 +108,7 @@ def plan(
     if method is not None and options[1].shape is None:
         raise ValueError(options[1].obstacle)
     chosen = _choose(options, asked=method is not None)
-    notes = []
+    notes = [stock.caveat] if stock.caveat else []
     if getattr(config, "quantization_config", None) is not None:
         notes.append(f"The config's quantization is not counted: weights are those of {dtype}.")
     if machine != find_machine("h100"):

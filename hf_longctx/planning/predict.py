@@ -101,11 +101,19 @@ def kv_bytes(shape: Shape, job: Job) -> int:
     """The cache on the device after reading, of all rows. Of layers on the host, the one that is visiting."""
     on_device = [layer_kv_bytes(layer, job) * n for layer, n in shape.layers if not layer.on_host]
     visiting = [layer_kv_bytes(layer, job) for layer, _ in shape.layers if layer.on_host]
-    return sum(on_device) + max(visiting, default=0)
+    states = account.state_bytes(shape.state_elements, shape.state_bytes, job.dtype_bytes)
+    loose = shape.loose_elements * job.dtype_bytes * job.tokens
+    return sum(on_device) + max(visiting, default=0) + job.batch * (states + loose)
 
 
-def layer_kv_bytes(layer: Layer, job: Job, tokens: int | None = None) -> int:
-    """One layer's cache after `tokens` (None: all); un-rotated ones hold their slots' positions as well."""
+def layer_kv_bytes(layer: Layer, job: Job) -> int:
+    """One layer's cache after all tokens; un-rotated ones hold their slots' positions as well."""
+    each = layer.kv_elements * job.dtype_bytes + (account.POSITION_BYTES if layer.ours else 0)
+    return job.batch * each * account.kept_tokens(job.tokens, layer.kept)
+
+
+def read_kv_bytes(layer: Layer, job: Job, tokens: int | None = None) -> int:
+    """What one layer reads after `tokens` (None: all), be it its own cache or another layer's."""
     each = account.kv_token_bytes(layer.kv_heads, layer.head_dim, job.dtype_bytes)
     each += account.POSITION_BYTES if layer.ours else 0
     return job.batch * each * account.kept_tokens(job.tokens if tokens is None else tokens, layer.kept)
@@ -206,7 +214,7 @@ def attention_seconds(shape: Shape, layer: Layer, job: Job, before: int, size: i
         scoring = account.attention_flops(scored, layer.heads, layer.head_dim) / 2 / (of.matmul * peak)
         seconds += scoring + _moved(job, scored * account.lookup_pair_bytes(layer.heads, job.dtype_bytes))
     # what is cached is copied, and rotated anew under a method, once a chunk
-    return seconds + _moved(job, layer_kv_bytes(layer, job, before) * _passes(layer, graph=False))
+    return seconds + _moved(job, read_kv_bytes(layer, job, before) * _passes(layer, graph=False))
 
 
 def decode_seconds(shape: Shape, job: Job) -> tuple[float, float | None]:
@@ -220,7 +228,7 @@ def decode_seconds(shape: Shape, job: Job) -> tuple[float, float | None]:
     weights = _moved(job, (shape.active + shape.head) * job.dtype_bytes)
     eager = graph = 0.0
     for layer, n in shape.layers:
-        each = _moved(job, n * layer_kv_bytes(layer, job))
+        each = _moved(job, n * read_kv_bytes(layer, job))
         eager += each * _passes(layer, graph=False)
         graph += each * _passes(layer, graph=True)
     eager = max(shape.n_layers * of.decode_eager_s, weights + eager)

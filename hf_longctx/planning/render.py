@@ -1,4 +1,4 @@
-"""A plan as a page for a terminal of 80 columns, and as a config.json."""
+"""A plan as a page for a terminal, a table where one fits and lines where not, and as a config.json."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ def show(plan: Plan, console: Console) -> None:
     say(f"{plan.model}: {plan.parameters:,} parameters, trained to {trained} tokens")
     where = f"{show_bytes(plan.memory_bytes)} on {plan.machine.name}"
     say(f"{plan.tokens:,} tokens x {plan.batch}, {plan.dtype}, {where}\n")
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("method")
-    for name in ("GiB", "fits", "reads in", "a token", "(graph)", "most tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for option in plan.options:
-        table.add_row(*_row(option), style="green" if option is plan.chosen else "")
-    console.print(table)
+    table = _table(plan)
+    # on a page narrower than its columns a table is cut, names first; rich measures no wider than the page it is given
+    if console.measure(table, options=console.options.update(width=1000)).minimum <= console.width:
+        console.print(table)
+    else:
+        for option in plan.options:
+            style = "green" if option is plan.chosen else ""
+            say(option.name, style)
+            for line in _lines(option):
+                say(f"  {line}", style)
     say("(graph): replayed from a CUDA graph; stock with a static cache and torch.compile\n", "dim")
     for option in plan.options:
         remark = f"; {option.remark}" if option.remark else ""
@@ -59,6 +62,29 @@ def write_config(plan: Plan, folder: str | os.PathLike[str]) -> Path:
     target = Path(folder).expanduser()
     plan.extended_config().save_pretrained(target)
     return target / "config.json"
+
+
+def _table(plan: Plan) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("method")
+    for name in ("GiB", "fits", "reads in", "a token", "(graph)", "most tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for option in plan.options:
+        table.add_row(*_row(option), style="green" if option is plan.chosen else "")
+    return table
+
+
+def _lines(option: Option) -> list[str]:
+    """A row in lines of at most 38 columns."""
+    _, size, fit, reads, token, graph, most = _row(option)
+    if option.prediction is None:
+        return ["refuses this model"]
+    return [
+        f"{size} GiB: {'fits' if fit == 'yes' else 'does not fit'}",
+        f"reads in {reads}",
+        f"a token {token} (graph {graph})",
+        f"most tokens {most}",
+    ]
 
 
 def _row(option: Option) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -13,8 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from ..anatomy import FULL, attention_layers, find_tower, layer_type
 from ..attention.parity import head_dim_of
-from ..checkpoints.resolve import EXAMPLE_MODEL, _hub_problem, _not_found, locate
+from ..checkpoints.gguf import read_gguf_config
+from ..checkpoints.resolve import EXAMPLE_MODEL, _first_line, _hub_problem, _not_found, find, is_gguf
 from ..rope.parameters import readable_length
+from .held import Held, held_by
 
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 COMPOSITE = ("hidden_size", "num_hidden_layers")  # nested text configs leave out what is their class's default
@@ -26,6 +29,7 @@ class Layer:
 
     Args:
         heads, kv_heads, head_dim: of its queries, and of its keys and values.
+        kv_elements: of a token's key and value in its cache; 0 where it reads another layer's.
         kept: the tokens its cache keeps at most. None: all.
         span: the keys a query attends to at most, its own included. None: all before it.
         ours: whether a method of hf_longctx reads it: keys un-rotated, no mask; else it is stock.
@@ -36,6 +40,7 @@ class Layer:
     heads: int
     kv_heads: int
     head_dim: int
+    kv_elements: int
     kept: int | None = None
     span: int | None = None
     ours: bool = False
@@ -45,18 +50,33 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes. `active` counts the parameters that one token's matmuls in the layers use, experts by share."""
+    """A model's sizes.
+
+    Args:
+        active: the parameters that one token's matmuls in the layers use, experts by share.
+        head: parameters of the output projection, tied or not.
+        layers: attention layers of one kind, and how many there are.
+        each: all attention layers in order.
+        loose_elements: what each token adds to caches beside the keys and values of `layers`.
+        state_elements, state_bytes: of a row's recurrent and convolution states, in the model's dtype and in their own.
+        caveat: what is not known of the cache; "" if all of it is.
+    """
 
     parameters: int
     active: float
-    head: int  # parameters of the output projection, tied or not
+    head: int
     hidden: int
     mlp: int
     vocab: int
     n_layers: int
     trained: int | None
     implementation: str
-    layers: tuple[tuple[Layer, int], ...]  # attention layers of one kind, and how many there are
+    layers: tuple[tuple[Layer, int], ...]
+    each: tuple[Layer, ...]
+    loose_elements: int = 0
+    state_elements: int = 0
+    state_bytes: int = 0
+    caveat: str = ""
 
     @property
     def widest(self) -> Layer:
@@ -72,8 +92,12 @@ def read_config(model: str | os.PathLike[str] | PreTrainedConfig) -> tuple[PreTr
     if path.suffix.lower() == ".json" and path.is_file():
         location, source = str(path), path.name
     else:
-        checkpoint = locate(model)
+        checkpoint = find(model)
         location, source = checkpoint.location, checkpoint.source
+        if is_gguf(location):  # its header has all that is needed; its weights are not converted for a plan
+            config, raw = read_gguf_config(location)
+            _check_fields(name, raw, config)
+            return config, source
         # as in `load`: an unreachable Hub is tried for a minute before it is told
         problem = None if Path(location).is_dir() else _hub_problem(location)
         if problem:
@@ -117,7 +141,18 @@ def measure(model: Any) -> Shape:
     """The sizes of a model built by `build`, as the stock model reads."""
     tower: Any = find_tower(model)
     config = tower.config
-    layers = Counter(stock_layer(module) for module in attention_layers(tower))
+    modules = keyed_layers(tower)
+    layers = [stock_layer(module) for module in modules]
+    more: dict[str, Any] = {}
+    try:
+        held = held_by(tower)
+    except Exception as error:  # a forward on the meta device stops wherever a model looks at values
+        more["caveat"] = (
+            f"What {type(model).__name__} caches could not be found out without its weights "
+            f"({_first_line(error)}): {_guess(tower)}."
+        )
+    else:
+        layers, more = _as_held(modules, layers, held)
     share, mlp = _experts(config)
     active = sum(
         p.numel() * (share if ".experts." in f".{name}." else 1.0)
@@ -134,8 +169,40 @@ def measure(model: Any) -> Shape:
         n_layers=len(tower.layers),
         trained=readable_length(config),
         implementation=str(config._attn_implementation),
-        layers=tuple(layers.items()),
+        layers=tuple(Counter(layers).items()),
+        each=tuple(layers),
+        **more,
     )
+
+
+def keyed_layers(tower: Any) -> list[Any]:
+    """The attention modules that keep keys; linear attention (MiniMax) takes the same arguments, and no config."""
+    return [module for module in attention_layers(tower) if hasattr(module, "config")]
+
+
+def _as_held(modules: list[Any], layers: list[Layer], held: list[Held]) -> tuple[list[Layer], dict[str, int]]:
+    """The layers with what their caches hold, and the sums of what lies elsewhere. A cache is counted once."""
+    found, owned = [], set[int]()
+    for module, layer in zip(modules, layers, strict=True):
+        index = module.layer_idx
+        own = index not in owned and index < len(held) - 1
+        owned.add(index)
+        size = held[index].token_elements if own else 0
+        window = layer.kept if not size else held[index].kept
+        found.append(dataclasses.replace(layer, kv_elements=size, kept=window))
+    loose = sum(one.grows for one in held)
+    loose += sum(one.token_elements for index, one in enumerate(held) if index not in owned)
+    elements, n_bytes = sum(one.elements for one in held), sum(one.n_bytes for one in held)
+    return found, {"loose_elements": loose, "state_elements": elements, "state_bytes": n_bytes}
+
+
+def _guess(tower: Any) -> str:
+    """What is counted where a cache could not be asked."""
+    others = len(tower.layers) - len(keyed_layers(tower))
+    plain = "the keys and values of its attention layers are counted as their projections have them"
+    if others <= 0:
+        return f"{plain}, and nothing else"
+    return f"{plain}; the states of {others} other layers are not counted, so it needs more than is said here"
 
 
 def stock_layer(module: Any) -> Layer:
@@ -152,10 +219,16 @@ def stock_layer(module: Any) -> Layer:
     keys = getattr(module, "k_proj", None)
     if keys is not None:  # layers of one model may differ (Gemma 4)
         kv_heads = keys.out_features // head_dim
+    size = 2 * kv_heads * head_dim
+    values = getattr(module, "v_proj", None)
+    if keys is not None and values is not None:
+        size = keys.out_features + values.out_features
+    if getattr(module, "is_kv_shared_layer", False):
+        size = 0
     window = None
     if layer_type(module) != FULL:
         window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    return Layer(heads, kv_heads, head_dim, kept=None if window is None else window - 1, span=window)
+    return Layer(heads, kv_heads, head_dim, size, kept=None if window is None else window - 1, span=window)
 
 
 def _experts(config: Any) -> tuple[float, int]:

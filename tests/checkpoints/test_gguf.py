@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from gguf import GGUFReader, dequantize
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_longctx.checkpoints import convert
+from hf_longctx.checkpoints.gguf import _fingerprint
 from tests.checkpoints.tiny import TEMPLATE, TRAINED, write_gguf
 
 
@@ -96,6 +98,58 @@ def test_files_with_the_same_name_and_size_are_told_apart(tmp_path: Path, cache:
     two = write_gguf(tmp_path / "b" / "model.gguf", seed=2)
     assert one.stat().st_size == two.stat().st_size
     assert convert(one, cache_dir=cache) != convert(two, cache_dir=cache)
+
+
+def test_a_file_of_the_same_name_in_the_current_folder_is_not_taken(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    write_gguf(tmp_path / "here" / "model.gguf", seed=1, pre="martian")  # even reading its tokenizer would be refused
+    there = write_gguf(tmp_path / "there" / "model.gguf", seed=2)
+    stored = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(there).tensors}
+    monkeypatch.chdir(tmp_path / "here")
+    for named in (there, Path("../there/model.gguf")):
+        folder = convert(named, cache_dir=cache)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        wanted = torch.tensor(stored["token_embd.weight"])
+        torch.testing.assert_close(model.model.embed_tokens.weight.detach(), wanted, rtol=2**-8, atol=0)
+        assert AutoTokenizer.from_pretrained(folder).tokenize("007") == ["0", "0", "7"]
+        for file in folder.glob("*.json"):
+            assert str(tmp_path) not in file.read_text(), f"{file.name} tells where the file lay"
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_copy_that_an_older_version_kept_is_made_again_and_named(
+    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = convert(tiny, cache_dir=cache)
+    first = kept.rename(cache / f"{tiny.stem}-0123456789abcdef")  # as the first version named them
+    (first / "config.json").write_text("{}")
+    made = convert(tiny, cache_dir=cache)
+    assert made != first
+    assert json.loads((made / "config.json").read_text())["rope_parameters"]["rope_type"] == "default"
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith(f"{first} was converted by an older version")
+    monkeypatch.setattr("hf_longctx.checkpoints.gguf._CONVERSION", 99)
+    assert convert(tiny, cache_dir=cache) not in (first, made)
+
+
+def test_a_setting_changed_in_place_is_noticed_wherever_in_the_head_it_is(tmp_path: Path) -> None:
+    content = bytearray(32 << 20)
+    (tmp_path / "a.gguf").write_bytes(content)
+    before = _fingerprint(tmp_path / "a.gguf")
+    for place in (10, 100_000, 3_333_333, 14_999_999):
+        changed = content.copy()
+        changed[place] = 1
+        (tmp_path / "a.gguf").write_bytes(changed)
+        assert _fingerprint(tmp_path / "a.gguf") != before, place
+
+
+def test_without_the_gguf_package_a_command_is_named_that_works(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ImportError, match=r"pip install '\.\[gguf\]' in a checkout of hf_longctx, or pip install gguf"):
+        convert(tiny)
 
 
 @pytest.mark.parametrize("share", [0.0005, 0.3, 0.9, 0.9999], ids=lambda share: f"{share:.2%} of the file")

@@ -191,6 +191,37 @@ def test_command_prints_the_table_within_80_columns(folder: Path, monkeypatch: p
     assert all(len(line.split()) >= 8 for line in rows), rows
 
 
+@pytest.mark.parametrize("columns", [30, 40, 60, 80, 120])
+@pytest.mark.parametrize("length", ["32k", "1M"])
+def test_command_shows_every_name_and_number_whole_at_any_width(
+    folder: Path, columns: int, length: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    found = plan(str(folder), length, "24GiB")
+    lines = run(folder, "--length", length, "--memory", "24GiB").stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert not any("\u2026" in line for line in lines), lines
+    whole = " ".join(" ".join(lines).split())  # a name of several words may go on in the next line
+    for one in found.options:
+        assert one.name in whole
+        assert one.prediction is not None
+        assert f"{one.prediction.peak_bytes / 2**30:.1f}" in whole
+        assert one.longest_tokens is None or f"{one.longest_tokens:,}" in whole
+    if columns <= 40:
+        starts = [line for line in lines if line in {one.name for one in found.options}]
+        assert len(starts) >= len(found.options) - 1, "each name on a line of its own, but for one wider than the page"
+
+
+def test_command_names_a_method_that_refuses_the_model_at_40_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    Gemma2Config().save_pretrained(tmp_path)
+    result = run(tmp_path, "--length", "128k", "--memory", "80GB")
+    assert result.exit_code == 1
+    assert "LMInfinite()\n  refuses this model\n" in result.stdout
+
+
 def test_command_json_can_be_read_by_a_program(folder: Path) -> None:
     found = json.loads(run(folder / "config.json", "--length", "128k", "--json", "--gpu", "h200").stdout)
     assert found["tokens"] == 131072
@@ -274,6 +305,37 @@ def test_wrong_places_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(shape, "_hub_problem", lambda repo: "offline")
     assert "the Hub did not give a model" in complaint("owner/name", "--length", "1M")
+
+
+def test_a_gguf_file_s_header_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf")
+    from hf_longctx.checkpoints import convert, gguf, resolve
+    from tests.checkpoints.tiny import write_gguf
+
+    file = write_gguf(tmp_path / "tiny.gguf")
+    wanted = plan(str(convert(file, cache_dir=tmp_path / "kept")), "1k", "1GiB")
+    monkeypatch.setattr(gguf, "cache_home", lambda: tmp_path / "home")
+    monkeypatch.setattr(gguf, "_dequantise", lambda *_: pytest.fail("weights were read"))
+    found = plan(file, "1k", "1GiB")
+    assert found.model == "tiny.gguf, dequantised"
+    assert found.options[0].prediction == wanted.options[0].prediction
+    assert not (tmp_path / "home").exists()
+    # the examples' model where the Hub cannot be reached
+    monkeypatch.setattr(resolve, "_hub_problem", lambda *_: "offline")
+    monkeypatch.setattr(resolve, "_gguf_from_wheel", lambda: file)
+    assert plan("smollm2-135m-instruct", "1k", "1GiB").parameters == wanted.parameters
+
+
+def test_wrong_gguf_files_are_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from tests.checkpoints.tiny import write_gguf
+
+    assert "no such file" in complaint(tmp_path / "none.gguf", "--length", "1k")
+    (tmp_path / "text.gguf").write_text("text")
+    assert "starts with b'text'" in complaint(tmp_path / "text.gguf", "--length", "1k")
+    file = write_gguf(tmp_path / "cut.gguf")
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert "cut short or damaged" in complaint(file, "--length", "1k")
 
 
 def test_planning_logs_no_changes_to_a_model(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
