@@ -165,7 +165,7 @@ def _read_header(path: Path) -> _Header:
         from gguf import GGUFReader
     except ImportError as error:
         raise ImportError(
-            f"Reading a GGUF file needs the gguf package: {install_extra('gguf')}, or `pip install gguf`."
+            f"Reading a GGUF file needs the gguf package: {install_extra('gguf')}, or pip install gguf."
         ) from error
     from hf_longctx.checkpoints.gguf_rope import TENSORS, FileRope
 
