@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 CHECKOUT = "in a checkout of hf_longctx"
-UPGRADE = f"`git pull && pip install .` {CHECKOUT}"
+UPGRADE = f"git pull && pip install . {CHECKOUT}"
 
 
 def install_extra(name: str) -> str:
     """The command that brings one of pyproject.toml's optional dependencies, for the end of a sentence."""
-    return f"`pip install '.[{name}]'` {CHECKOUT}"
+    return f"pip install '.[{name}]' {CHECKOUT}"

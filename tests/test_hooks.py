@@ -175,7 +175,7 @@ def test_extend_config_leaves_its_argument_alone_and_keeps_all_else() -> None:
 
 BAD_KEYS: dict[str, tuple[Any, str]] = {
     "unknown method": ({"version": 1, "methods": [{"name": "lm_infinit"}]}, "(?s)Did you mean 'lm_infinite'.*upgrade"),
-    "newer schema": ({"version": 2, "methods": []}, "upgrade: `git pull && pip install .`"),
+    "newer schema": ({"version": 2, "methods": []}, r"upgrade: git pull && pip install \."),
     "not a dict": ("lm_infinite", "expected {"),
     "a list": ([], "expected {"),
     "empty dict": ({}, "expected {"),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_longctx.checkpoints.save import save
+from hf_longctx.installing import install_extra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -164,8 +165,7 @@ def _read_header(path: Path) -> _Header:
         from gguf import GGUFReader
     except ImportError as error:
         raise ImportError(
-            "Reading a GGUF file needs the gguf package: pip install '.[gguf]' in a checkout of hf_longctx, or "
-            "pip install gguf."
+            f"Reading a GGUF file needs the gguf package: {install_extra('gguf')}, or pip install gguf."
         ) from error
     from hf_longctx.checkpoints.gguf_rope import TENSORS, FileRope
 

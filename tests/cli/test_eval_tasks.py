@@ -164,7 +164,7 @@ def test_lm_eval_that_is_not_installed_is_said_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     said = complaint(run("lm-eval", tmp_path / "none", "--tasks", "mine"))
-    assert "lm-eval is not installed. Install it: `pip install '.[lm-eval]'` in a checkout" in said
+    assert "lm-eval is not installed. Install it: pip install '.[lm-eval]' in a checkout" in said
 
 
 def test_segments_beyond_the_window_are_refused_before_anything_is_measured(model: str, tmp_path: Path) -> None:

@@ -362,7 +362,7 @@ def test_the_hook_is_taken_back_whole() -> None:
 
 BAD: dict[str, tuple[Any, str]] = {
     "unknown method": ({"version": 1, "methods": [{"name": "lm_infinit"}]}, "Did you mean 'lm_infinite'"),
-    "newer schema": ({"version": 2, "methods": []}, "upgrade: `git pull && pip install .`"),
+    "newer schema": ({"version": 2, "methods": []}, r"upgrade: git pull && pip install \."),
     "no list": ({"version": 1}, "expected {"),
     "bad native": ({"version": 1, "methods": [{"name": "rope_scaling", "factr": 2, "native": True}]}, "'factor'"),
 }
