@@ -5,6 +5,7 @@ READY := .venv/.installed
 FLOOR := .venv-floor
 NEWEST := .venv-newest
 TORCH ?= 2.13.0
+FLOOR_TORCH ?= torch==2.11.*
 # one process a core; each loads torch, so no more than that
 EACH_CORE := -n logical --dist worksteal
 .DEFAULT_GOAL := help
@@ -54,7 +55,7 @@ newest:
 $(FLOOR)/.installed: pyproject.toml
 	rm -rf $(FLOOR)
 	$(PYTHON) -m venv $(FLOOR)
-	$(FLOOR)/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.17.*" "torch==$(TORCH)"
+	$(FLOOR)/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.17.*" "$(FLOOR_TORCH)"
 	touch $@
 
 lint: $(READY)  ## ruff, rules and layout

@@ -288,3 +288,26 @@ def test_offloaded_models(tmp_path: Path) -> None:
         prefix.save(tmp_path / "document")
     with load_prefix(model, tmp_path / "document") as prefix:
         agree(prefix, stock, DOCUMENT, QUESTIONS)
+
+
+@pytest.mark.parametrize("asked", [1, 4])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "smollm3"])
+def test_rows_that_ended_early_go_on_after_a_shared_prefix(family: str, asked: int) -> None:
+    model = tiny(family)
+    settings = {"do_sample": False, "pad_token_id": 0}
+    with shared_prefix(model, DOCUMENT) as prefix:
+        width = IDS.shape[1]
+        free = prefix.generate(IDS, attention_mask=MASK, max_new_tokens=12, **settings)
+        end = free[0, width + 1].item()
+        cache = prefix.cache()
+        turn = prefix.generate(IDS, attention_mask=MASK, max_new_tokens=12, eos_token_id=end, cache=cache, **settings)
+        new = turn[:, width:]
+        ended = (new == end).long().cumsum(1) - (new == end).long()
+        assert (ended[0] > 0).sum() > 2
+        question = text(len(IDS), asked, seed=9)
+        history = torch.cat([turn, question], 1)
+        mask = torch.cat([MASK, (ended == 0).long(), torch.ones_like(question)], 1)
+        together = prefix.generate(history, attention_mask=mask, max_new_tokens=5, cache=cache, **settings)
+        for row, kept, said in zip(history, mask.bool(), together, strict=True):
+            alone = prefix.generate(row[kept][None], max_new_tokens=5, **settings)
+            same(said[-5:], alone[0, -5:])
