@@ -57,6 +57,7 @@ def steps(model: Any, cache: Any, mask: Tensor, columns: Tensor, real: Tensor) -
     return torch.cat(out, 1), mask
 
 
+@pytest.mark.floor
 @every
 @each
 def test_a_row_that_waits_while_others_read_single_tokens_gives_what_it_gives_alone(method: Any, family: str) -> None:

@@ -236,6 +236,12 @@ def _begin(
     if mask is None:
         return _step(tower, module, embeddings, pos, None, cache)
     seen = cache.get_seq_length(module.layer_idx) if cache is not None else 0
+    if mask.dtype == torch.bool and tuple(mask.shape[-3:-1]) == (1, 1) and L <= mask.shape[-1] < seen + L:
+        raise ValueError(
+            f"attention_mask: {type(module).__name__} was handed one of {mask.shape[-1]} tokens where {seen + L} were "
+            f"read: this model counts what its cache holds by a layer that keeps no keys, so padding is lost, also "
+            f"without {tower.method.name}. Give it rows of one length, or one row at a time."
+        )
     if mask.dtype != torch.bool or tuple(mask.shape[-3:]) != (1, 1, seen + L):
         raise ValueError(
             f"attention_mask of shape {tuple(mask.shape)}: {tower.method.name} builds its own mask from positions and "

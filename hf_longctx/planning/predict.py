@@ -107,8 +107,9 @@ def kv_bytes(shape: Shape, job: Job) -> int:
 
 
 def layer_kv_bytes(layer: Layer, job: Job) -> int:
-    """One layer's cache after all tokens; un-rotated ones hold their slots' positions as well."""
-    each = layer.kv_elements * job.dtype_bytes + (account.POSITION_BYTES if layer.ours else 0)
+    """One layer's cache after all tokens; un-rotated ones hold their slots' positions, bounded ones columns too."""
+    numbers = (1 if layer.kept is None else 2) if layer.ours else 0
+    each = layer.kv_elements * job.dtype_bytes + numbers * account.POSITION_BYTES
     return job.batch * each * account.kept_tokens(job.tokens, layer.kept)
 
 

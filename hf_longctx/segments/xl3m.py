@@ -77,9 +77,8 @@ class XL3M(Settings):
                 f"overlap from 0 to less than the segment."
             )
         if self.score not in SCORES:
-            raise ValueError(
-                f"xl3m: score={self.score!r}: {did_you_mean(self.score, SCORES)}expected one of {', '.join(SCORES)}."
-            )
+            near = did_you_mean(self.score, SCORES).strip()
+            raise ValueError(f"xl3m: score={self.score!r}: expected one of {', '.join(SCORES)}. {near}".rstrip())
         if not 0 <= self.keep <= 1:
             raise ValueError(f"xl3m: keep={self.keep}: expected 0 (whatever there is room for) to 1 (the best only).")
         for name in ("key_context", "window", "question_tokens"):

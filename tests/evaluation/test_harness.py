@@ -53,7 +53,7 @@ def test_wrong_settings_are_refused(llama: Any, tokenizer: Any) -> None:
 
 def test_without_lm_eval_the_extra_is_named(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ImportError, match=r"hf-longctx\[lm-eval\]"):
+    with pytest.raises(ImportError, match=r"pip install .\.\[lm-eval\]. in a checkout"):
         harness_model(llama, tokenizer)
 
 

@@ -51,11 +51,6 @@ FAMILIES: dict[str, Family] = {
     "glm4": Family({"head_dim": 8}),
     "granite": Family(),
     "jetmoe": Family({"num_local_experts": 4, "num_experts_per_tok": 2}, note="repeats cached keys for its experts"),
-    "minimax": Family(
-        {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 8}
-        | {"layer_types": ["linear_attention", "full_attention"]},
-        note="its linear-attention layers stay as they are",
-    ),
     "ministral3": Family({"head_dim": 8}),
     "mixtral": Family({"num_local_experts": 4, "sliding_window": None}),
     "nemotron": Family(),

@@ -109,7 +109,7 @@ def test_a_cache_that_has_read_is_refused() -> None:
 
     model, cache = tiny(max_position_embeddings=WINDOW), DynamicCache()
     model(text(1, 10), past_key_values=cache)
-    with pytest.raises(ValueError, match="past_key_values holds 10 tokens"):
+    with pytest.raises(ValueError, match="the cache holds 10 tokens"):
         ask(past_key_values=cache)
 
 
