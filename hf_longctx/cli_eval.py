@@ -57,6 +57,8 @@ def evaluate(
     """Measure the stock model, its last window, and a method. An interrupted run goes on where it stopped."""
     chosen: Any = method_of(method, settings) if method != "xl3m" else settings_of(settings)
     length_list = parse_lengths(lengths, "--lengths")
+    if min(length_list) < 1:
+        raise ValueError(f"--lengths {lengths}: expected at least 1 token, such as 4096,8k,1M.")
     depth_list = None if depths is None else numbers("depths", depths)
     console = Console()
     from hf_longctx.checkpoints.resolve import load_tokenizer
@@ -89,7 +91,7 @@ def evaluate(
                 prefill_chunk_size=prefill_chunk_size, console=console,
                 depths=depth_list,
             )  # fmt: skip
-            console.print(f"Results and figure: {out}", highlight=False)
+            console.print(f"Results and figure: {out}", markup=False, highlight=False, soft_wrap=True)
             return
         counts = _counts(samples, length_list)
         from hf_longctx.checkpoints.gguf import cache_home
@@ -97,6 +99,8 @@ def evaluate(
         from hf_longctx.evaluation.tasks.collect import check_names
 
         names = [name.strip() for name in task.split(",") if name.strip()]
+        if not names:
+            raise ValueError(f"--task {task}: expected a task or several, such as ruler or vt,kv.")
         # before the model is loaded
         check_names(names)
         check_run(
@@ -111,7 +115,7 @@ def evaluate(
             prefill_tokens=prefill_tokens,
             cache=cache_home() / "samples", console=console,
         )  # fmt: skip
-        console.print(f"Results: {out}", highlight=False)
+        console.print(f"Results: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _counts(samples: str | None, lengths: list[int]) -> Any:
