@@ -141,19 +141,21 @@ def kernels(
     """Show which attention kernel does which work on this machine, timed here."""
     from hf_longctx.attention.kernels.table import table
     from hf_longctx.checkpoints.resolve import default_device, usable_device
+    from hf_longctx.progress import Progress
 
     where = default_device() if device is None else usable_device(device)
     shown = Table(title=f"{where}: milliseconds; the kernel that is used is marked")
     for name in ("work", "kernel", "ms"):
         shown.add_column(name, justify="right" if name == "ms" else "left", overflow="fold")
     half = where.type == "cuda" and dtype == "auto"
-    for row in table(where, dtype_of("bfloat16" if half else "float32" if dtype == "auto" else dtype),
-                     chunk=chunk, head_dim=head_dim):  # fmt: skip
-        if row.refused is None:
-            taken = (
-                "by name" if row.kernel == "flex" else "–" if row.milliseconds is None else f"{row.milliseconds:.2f}"
-            )
-            shown.add_row(row.work, row.kernel + (" *" if row.chosen else ""), taken)
+    kind = dtype_of("bfloat16" if half else "float32" if dtype == "auto" else dtype)
+    with Progress("kernels timed", console=_out) as progress:
+        for row in table(where, kind, chunk=chunk, head_dim=head_dim):
+            progress.advance(row.milliseconds is not None)
+            if row.refused is None:
+                text = "–" if row.milliseconds is None else f"{row.milliseconds:.2f}"
+                taken = "by name" if row.kernel == "flex" else text
+                shown.add_row(row.work, row.kernel + (" *" if row.chosen else ""), taken)
     _out.print(shown)
 
 

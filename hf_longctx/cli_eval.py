@@ -11,6 +11,7 @@ from rich.console import Console
 from hf_longctx.cli_options import Device, Dtype, MethodName, Model, Settings, load_model, method_of, numbers, resumes
 from hf_longctx.cli_segments import settings_of
 from hf_longctx.planning.units import parse_lengths
+from hf_longctx.progress import beyond_on_purpose
 
 GRIDS = ("ppl", "passkey")
 
@@ -63,7 +64,7 @@ def evaluate(
     console = Console()
     from hf_longctx.checkpoints.resolve import load_tokenizer
 
-    with resumes(out):
+    with resumes(out), beyond_on_purpose():
         if task in GRIDS:
             if method == "xl3m":
                 raise ValueError(

@@ -78,6 +78,9 @@ def test_a_file_without_a_question_is_told_as_such(model: str, tmp_path: Path, c
     result = run("ask", model, "--document", document, "--questions", questions)
     assert result.exit_code == 2
     assert f"--questions {questions}: there is no question in it; expected one a line." in result.stderr
+    questions.unlink()
+    result = run("ask", model, "--document", document, "--questions", questions)
+    assert f"--questions {questions}: there is no such file; expected a text file" in result.stderr
 
 
 def test_what_extend_says_can_be_copied_whole(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,3 +138,33 @@ def test_the_trained_length_is_warned_of_where_it_counts(
         method.apply(model)
     model.generate(text(length=40), max_new_tokens=3)
     assert ("friendly reminder" in caplog.text) == reminded
+
+
+def test_eval_is_not_warned_of_the_lengths_that_it_measures(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.generation import stopping_criteria
+
+    monkeypatch.setattr(stopping_criteria.logger, "warning_once", stopping_criteria.logger.warning)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    options = ["--task", "passkey", "--lengths", "600", "--depths", "0", "--trials", "1", "--device", "cpu"]
+    result = run("eval", model, *options, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "friendly reminder" not in caplog.text
+    assert not stopping_criteria.logger.filters
+
+
+def test_an_empty_gguf_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty.gguf").touch()
+    result = run("plan", tmp_path / "empty.gguf", "--length", "8k")
+    assert result.exit_code == 2
+    assert "is empty, a GGUF file starts with" in result.stderr
+
+
+def test_kernels_are_timed_and_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_out", Console(width=40))
+    result = run("kernels", "--chunk", "16", "--head-dim", "8", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "reference" in result.stdout
+    assert "…" not in result.stdout
+    assert not result.stderr
