@@ -7,7 +7,7 @@ import re
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,6 +27,7 @@ from hf_longctx.cli_options import (
     Model,
     Sample,
     Settings,
+    as_options,
     complain,
     document_pieces,
     dtype_of,
@@ -40,9 +41,6 @@ from hf_longctx.cli_options import (
 )
 from hf_longctx.cli_report import report
 from hf_longctx.outputs import claimed
-
-if TYPE_CHECKING:
-    pass
 
 _out = Console()
 # What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
@@ -71,7 +69,7 @@ class _Commands(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             told = " ".join(str(error).split()) or type(error).__name__
-            told = re.sub(r"^\[Errno \d+\] ", "", told)
+            told = as_options(re.sub(r"^\[Errno \d+\] ", "", told), self.commands.get(ctx.invoked_subcommand or ""))
             if isinstance(error, RuntimeError) and "hf-longctx plan" not in told:  # out of memory
                 told += " Take a smaller window, chunk or batch; `hf-longctx plan` says what fits."
             complain(told)
@@ -123,6 +121,8 @@ def list_methods(
         settings = ", ".join(key if default is None else f"{key}={default}" for key, default in given.items())
         lines = {"Does": entry["summary"], **entry["guidance"], "Settings": settings, "Paper": entry["paper"]}
         table = Table(box=None, show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")  # an address is not cut on a narrow terminal
         for label, text in lines.items():
             if text:
                 table.add_row(label, Text(text))
@@ -141,19 +141,21 @@ def kernels(
     """Show which attention kernel does which work on this machine, timed here."""
     from hf_longctx.attention.kernels.table import table
     from hf_longctx.checkpoints.resolve import default_device, usable_device
+    from hf_longctx.progress import Progress
 
     where = default_device() if device is None else usable_device(device)
     shown = Table(title=f"{where}: milliseconds; the kernel that is used is marked")
     for name in ("work", "kernel", "ms"):
-        shown.add_column(name, justify="right" if name == "ms" else "left")
+        shown.add_column(name, justify="right" if name == "ms" else "left", overflow="fold")
     half = where.type == "cuda" and dtype == "auto"
-    for row in table(where, dtype_of("bfloat16" if half else "float32" if dtype == "auto" else dtype),
-                     chunk=chunk, head_dim=head_dim):  # fmt: skip
-        if row.refused is None:
-            taken = (
-                "by name" if row.kernel == "flex" else "–" if row.milliseconds is None else f"{row.milliseconds:.2f}"
-            )
-            shown.add_row(row.work, row.kernel + (" *" if row.chosen else ""), taken)
+    kind = dtype_of("bfloat16" if half else "float32" if dtype == "auto" else dtype)
+    with Progress("kernels timed", console=_out) as progress:
+        for row in table(where, kind, chunk=chunk, head_dim=head_dim):
+            progress.advance(row.milliseconds is not None)
+            if row.refused is None:
+                text = "–" if row.milliseconds is None else f"{row.milliseconds:.2f}"
+                taken = "by name" if row.kernel == "flex" else text
+                shown.add_row(row.work, row.kernel + (" *" if row.chosen else ""), taken)
     _out.print(shown)
 
 
@@ -173,11 +175,12 @@ def extend(
     assert chosen is not None
 
     folder = run(model, chosen, out, overwrite=force)
-    _out.print(f"Saved the model with {chosen!r} to {folder}.", markup=False, highlight=False)
+    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}  # to be copied, paths whole
+    _out.print(f"Saved the model with {chosen!r} to {folder}.", **plain)
     configs = [file.read_text(encoding="utf-8") for file in folder.glob("*config.json")]  # or an adapter's
     keyed = any('"hf_longctx"' in text for text in configs)
     needed = "import hf_longctx; " if keyed else ""
-    _out.print(f'Load it with: {needed}AutoModelForCausalLM.from_pretrained("{folder}")', highlight=False)
+    _out.print(f'Load it with: {needed}AutoModelForCausalLM.from_pretrained("{folder}")', **plain)
 
 
 @app.command()

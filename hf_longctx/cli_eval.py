@@ -11,6 +11,7 @@ from rich.console import Console
 from hf_longctx.cli_options import Device, Dtype, MethodName, Model, Settings, load_model, method_of, numbers, resumes
 from hf_longctx.cli_segments import settings_of
 from hf_longctx.planning.units import parse_lengths
+from hf_longctx.progress import beyond_on_purpose
 
 GRIDS = ("ppl", "passkey")
 
@@ -57,11 +58,13 @@ def evaluate(
     """Measure the stock model, its last window, and a method. An interrupted run goes on where it stopped."""
     chosen: Any = method_of(method, settings) if method != "xl3m" else settings_of(settings)
     length_list = parse_lengths(lengths, "--lengths")
+    if min(length_list) < 1:
+        raise ValueError(f"--lengths {lengths}: expected at least 1 token, such as 4096,8k,1M.")
     depth_list = None if depths is None else numbers("depths", depths)
     console = Console()
     from hf_longctx.checkpoints.resolve import load_tokenizer
 
-    with resumes(out):
+    with resumes(out), beyond_on_purpose():
         if task in GRIDS:
             if method == "xl3m":
                 raise ValueError(
@@ -89,7 +92,7 @@ def evaluate(
                 prefill_chunk_size=prefill_chunk_size, console=console,
                 depths=depth_list,
             )  # fmt: skip
-            console.print(f"Results and figure: {out}", highlight=False)
+            console.print(f"Results and figure: {out}", markup=False, highlight=False, soft_wrap=True)
             return
         counts = _counts(samples, length_list)
         from hf_longctx.checkpoints.gguf import cache_home
@@ -97,6 +100,8 @@ def evaluate(
         from hf_longctx.evaluation.tasks.collect import check_names
 
         names = [name.strip() for name in task.split(",") if name.strip()]
+        if not names:
+            raise ValueError(f"--task {task}: expected a task or several, such as ruler or vt,kv.")
         # before the model is loaded
         check_names(names)
         check_run(
@@ -111,7 +116,7 @@ def evaluate(
             prefill_tokens=prefill_tokens,
             cache=cache_home() / "samples", console=console,
         )  # fmt: skip
-        console.print(f"Results: {out}", highlight=False)
+        console.print(f"Results: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _counts(samples: str | None, lengths: list[int]) -> Any:

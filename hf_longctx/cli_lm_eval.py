@@ -65,7 +65,7 @@ def lm_eval(
         rows = []
         drawn = Table(title=f"{name}: lm-eval")
         for column in ("task", "metric", "value", "± (standard error)"):
-            drawn.add_column(column, justify="left" if column in ("task", "metric") else "right")
+            drawn.add_column(column, justify="left" if column in ("task", "metric") else "right", overflow="fold")
         for task, values in found["results"].items():
             for key, value in values.items():
                 metric, _, filtered = key.partition(",")

@@ -7,7 +7,8 @@
    from a CUDA graph instead;
 5. a wrap of `_extract_generation_mode_kwargs`: our own decoding methods get the streamer and the tokenizer, which
    `generate` takes away from every other `custom_generate` callable;
-6. once peft is imported, wraps around its saving and loading: an adapter carries its base's methods (`adapters.py`).
+6. a wrap of `_get_stopping_criteria`: no warning of the trained length where a method reads beyond it;
+7. once peft is imported, wraps around its saving and loading: an adapter carries its base's methods (`adapters.py`).
 
 All of them do nothing for a config without the key and a model without a method, and `uninstall` takes them back.
 `startup.py` puts them in place when transformers is imported; this module is imported by the first of their calls.
@@ -21,6 +22,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.stopping_criteria import MaxLengthCriteria
 
 from .anatomy import find_tower
 from .attention.base import AttentionMethod, refuse_moving_frequencies
@@ -70,6 +72,15 @@ def keyed_prefill(
         cache, mask = cache_in(model_kwargs), model_kwargs.get("attention_mask")
         read_again_if_needed(vars(tower)[STATE], tower, cache, input_ids, mask)
     return stock(self, input_ids, generation_config, model_kwargs, *args, **kwargs)
+
+
+def keyed_stopping(stock: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    found = stock(self, *args, **kwargs)
+    if any(method.endless for method in _attention_methods(self)):
+        for criterion in found:  # it warns of "performance degradation" beyond the trained length
+            if isinstance(criterion, MaxLengthCriteria):
+                criterion.max_position_embeddings = None
+    return found
 
 
 def keyed_criteria(stock: Any, self: Any, model_kwargs: Any, generation_config: Any) -> bool:

@@ -40,6 +40,7 @@ class LongContextMethod(Settings):
     paper: ClassVar[str] = ""
     native: ClassVar[bool] = False  # transformers expresses it by itself: it stays out of the key
     decides_positions: ClassVar[bool] = False  # a model has room for one such method
+    endless: ClassVar[bool] = False  # reads on beyond any trained length
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -123,6 +124,21 @@ def bars_as_lines() -> Iterator[None]:
         yield
     finally:
         tqdm.__init__ = stock
+
+
+@contextmanager
+def beyond_on_purpose() -> Iterator[None]:
+    """Without the warning of transformers that `generate` has left the trained length, which is what is measured."""
+    logger = logging.getLogger("transformers.generation.stopping_criteria")
+
+    def kept(record: logging.LogRecord) -> bool:
+        return "exceeded the model's predefined maximum length" not in record.getMessage()
+
+    logger.addFilter(kept)
+    try:
+        yield
+    finally:
+        logger.removeFilter(kept)
 
 
 class _Lines:

@@ -22,6 +22,7 @@ HOOKS = {
     (MODELS, "PreTrainedModel", "post_init"): "keyed_post_init",
     (GENERATION, "GenerationMixin", "_prepare_cache_for_generation"): "keyed_prepare_cache",
     (GENERATION, "GenerationMixin", "_prefill"): "keyed_prefill",
+    (GENERATION, "GenerationMixin", "_get_stopping_criteria"): "keyed_stopping",
     (GENERATION, "GenerationMixin", "_valid_auto_compile_criteria"): "keyed_criteria",
     (MODELS, "PreTrainedModel", "get_compiled_call"): "keyed_compiled_call",
     (GENERATION, "GenerationMixin", "_extract_generation_mode_kwargs"): "keyed_mode_kwargs",

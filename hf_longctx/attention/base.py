@@ -44,6 +44,7 @@ class AttentionMethod(LongContextMethod):
     """
 
     decides_positions: ClassVar[bool] = True
+    endless: ClassVar[bool] = True
 
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         """The empty cache layer of one attention module."""

@@ -33,6 +33,7 @@ class PositionFree(AttentionMethod):
     name: ClassVar[str] = "position_free"
     summary: ClassVar[str] = "nothing changed but un-rotated keys in the cache: for checking a model"
     paper: ClassVar[str] = ""
+    endless: ClassVar[bool] = False
 
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         return GrowingLayer(self)

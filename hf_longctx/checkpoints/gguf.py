@@ -146,9 +146,8 @@ def _check_start(path: Path) -> None:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
-        raise ValueError(
-            f"{str(path)!r} starts with {magic!r}, a GGUF file starts with b'GGUF'. Give a file in GGUF format."
-        )
+        found = f"starts with {magic!r}" if magic else "is empty"
+        raise ValueError(f"{str(path)!r} {found}, a GGUF file starts with b'GGUF'. Give a file in GGUF format.")
 
 
 @dataclass(frozen=True)

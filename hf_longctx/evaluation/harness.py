@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_longctx.attention.position_free import PositionFree
 from hf_longctx.evaluation.tasks.sample import shorten
 from hf_longctx.installing import install_extra
 from hf_longctx.patch import applied
@@ -39,8 +38,7 @@ def reads(model: Any) -> int:
     Raises:
         ValueError: The config names no trained length.
     """
-    methods = [patch.method for patch in applied(model)]
-    if any(method.decides_positions and not isinstance(method, PositionFree) for method in methods):
+    if any(patch.method.endless for patch in applied(model)):
         return ENDLESS
     length = readable_length(model.config.get_text_config())
     if length is None:

@@ -107,7 +107,7 @@ def table(results: Mapping[str, Any]) -> Table:
     drawn = Table(title=f"{results['model']}: {unit}", caption=f"{results['hardware']}, {settings['text']}")
     drawn.add_column("tokens", justify="right")
     for name in settings["configurations"]:
-        drawn.add_column(name, justify="right")
+        drawn.add_column(name, justify="right", overflow="fold")
     by_length: dict[int, list[Mapping[str, Any]]] = {}
     for line in results["rows"]:
         by_length.setdefault(line["detail"]["length"], []).append(line["detail"])

@@ -78,7 +78,7 @@ def table(results: Mapping[str, Any]) -> Table:
     main = names[-1]
     drawn = Table(title=f"{results['model']}: score of 100", caption=f"{results['hardware']}")
     for column in ("task", "tokens", *names):
-        drawn.add_column(column, justify="left" if column == "task" else "right")
+        drawn.add_column(column, justify="left" if column == "task" else "right", overflow="fold")
     task = None
     for line in results["rows"]:
         detail = line["detail"]

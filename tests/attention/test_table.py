@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from hf_longctx.attention.kernels import KERNELS
@@ -17,3 +18,23 @@ def test_one_kernel_is_chosen_for_each_kind_of_work_and_refusals_have_reasons() 
         assert chosen.refused is None
         assert chosen.milliseconds is not None
         assert all(row.refused or row.milliseconds is not None or row.kernel == "flex" for row in mine)
+
+
+def test_a_slow_kernel_is_not_tried_five_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    import itertools
+    from types import SimpleNamespace
+    from typing import Any
+
+    from hf_longctx.attention.kernels import table as module
+
+    def tries(seconds: float) -> int:
+        clock = itertools.count(step=seconds)
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        calls: list[Any] = []
+        kernel: Any = SimpleNamespace(forward=lambda *given: calls.append(given))
+        empty: Any = torch.empty(0)
+        assert module._time(kernel, empty, empty, empty, empty) == pytest.approx(1e3 * seconds)
+        return len(calls) - 1  # the first is no measurement
+
+    assert tries(0.001) == 5
+    assert tries(2.0) == 1

@@ -97,7 +97,7 @@ def _rich(table: Table) -> RichTable:
     # Text, not strings: a name with brackets would be read as markup.
     drawn = RichTable(title=RichText(table.caption), title_justify="left")
     for index, name in enumerate(table.head):
-        drawn.add_column(RichText(name), justify="right" if index else "left")
+        drawn.add_column(RichText(name), justify="right" if index else "left", overflow="fold")
     for line in table.lines:
         drawn.add_row(*(RichText.assemble(cell.text, ("\n" + cell.note if cell.note else "", "dim")) for cell in line))
     return drawn
