@@ -43,11 +43,7 @@ from hf_longctx.cli_report import report
 from hf_longctx.outputs import claimed
 
 
-def _out() -> Console:
-    """Standard output, as wide as it is now."""
-    return Console()
-
-
+_out = Console()
 # What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
 _USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 
@@ -131,9 +127,9 @@ def list_methods(
         for label, text in lines.items():
             if text:
                 table.add_row(label, Text(text))
-        _out().print(f"[bold]{entry['name']}[/bold]  hf_longctx.{entry['class']}", highlight=False)
-        _out().print(table)
-        _out().print()
+        _out.print(f"[bold]{entry['name']}[/bold]  hf_longctx.{entry['class']}", highlight=False)
+        _out.print(table)
+        _out.print()
 
 
 @app.command()
@@ -154,14 +150,14 @@ def kernels(
         shown.add_column(name, justify="right" if name == "ms" else "left", overflow="fold")
     half = where.type == "cuda" and dtype == "auto"
     kind = dtype_of("bfloat16" if half else "float32" if dtype == "auto" else dtype)
-    with Progress("kernels timed", console=_out()) as progress:
+    with Progress("kernels timed", console=_out) as progress:
         for row in table(where, kind, chunk=chunk, head_dim=head_dim):
             progress.advance(row.milliseconds is not None)
             if row.refused is None:
                 text = "–" if row.milliseconds is None else f"{row.milliseconds:.2f}"
                 taken = "by name" if row.kernel == "flex" else text
                 shown.add_row(row.work, row.kernel + (" *" if row.chosen else ""), taken)
-    _out().print(shown)
+    _out.print(shown)
 
 
 @app.command()
@@ -181,11 +177,11 @@ def extend(
 
     folder = run(model, chosen, out, overwrite=force)
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}  # to be copied, paths whole
-    _out().print(f"Saved the model with {chosen!r} to {folder}.", **plain)
+    _out.print(f"Saved the model with {chosen!r} to {folder}.", **plain)
     configs = [file.read_text(encoding="utf-8") for file in folder.glob("*config.json")]  # or an adapter's
     keyed = any('"hf_longctx"' in text for text in configs)
     needed = "import hf_longctx; " if keyed else ""
-    _out().print(f'Load it with: {needed}AutoModelForCausalLM.from_pretrained("{folder}")', **plain)
+    _out.print(f'Load it with: {needed}AutoModelForCausalLM.from_pretrained("{folder}")', **plain)
 
 
 @app.command()
@@ -328,7 +324,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
-        show(found, _out())
+        show(found, Console())
     if found.chosen is None:
         raise typer.Exit(1)
     if out is not None:
@@ -347,7 +343,7 @@ def demo(
     with claimed(out, "--out"):
         from hf_longctx.demo import run
 
-        run(out, short=short, console=_out())
+        run(out, short=short, console=_out)
 
 
 if __name__ == "__main__":
