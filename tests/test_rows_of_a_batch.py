@@ -258,3 +258,15 @@ def test_a_wide_window_keeps_its_oldest_where_a_row_goes_on_earlier(method: Any)
     alone = model.generate(torch.cat([ids[:8], ids[16:17]])[None], **settings)
     same(turn.sequences[0, -20:], alone.sequences[0, -20:])
     close(torch.stack(turn.logits), torch.stack(alone.logits))
+
+
+@pytest.mark.parametrize("method", [LMInfinite(n_global=2, n_local=1), StreamingLLM(n_sink=2, window=1)], ids=repr)
+def test_a_window_of_one_token_misses_nothing_where_a_row_goes_on_earlier(method: Any) -> None:
+    model, ids = tiny("llama"), text(1, 20)
+    method.apply(model)
+    cache, mask = DynamicCache(config=model.config), torch.ones(1, 15, dtype=torch.long)
+    logits_of(model, ids[:, :12], **given_cache(model, cache))
+    mask[0, 8:12] = 0
+    pos = (mask.cumsum(1) - 1)[:, 12:]
+    got = logits_of(model, ids[:, 12:15], attention_mask=mask, position_ids=pos, **given_cache(model, cache))
+    close(got, logits_of(model, ids[:, :15][mask.bool()][None], use_cache=False)[:, -3:])

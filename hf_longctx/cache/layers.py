@@ -297,6 +297,7 @@ class BoundedLayer(UnrotatedLayer):
             return super().misses(first_B)
         evicted = evicted.to(first_B.device)
         missing = evicted > first_B - (self.n_last + 1)
+        missing &= (first_B > 0) & (self.n_last > 0)  # else a token sees none before its own in the window
         if self.head is not None:  # the tokens that come after a first one that is hidden are gone
             missing |= (self.head.pos < -1).any(1).to(first_B.device)
         return missing & (evicted >= 0)
