@@ -189,3 +189,85 @@ def test_a_window_that_lost_what_a_row_needs_again_says_so_in_a_plain_forward(me
         logits_of(model, ids[:, 30:34], attention_mask=both, position_ids=pos, **given_cache(model, cache))
     with pytest.raises(ValueError, match="Give the ids of the whole text"):
         model.generate(ids[:, 30:34], attention_mask=both, **generate_cache(cache), max_new_tokens=2)
+
+
+@every
+@pytest.mark.parametrize("method", [PositionFree(), LMInfinite(n_local=512), StreamingLLM(window=500)], ids=repr)
+@pytest.mark.parametrize("given", ["ones", None])
+def test_tokens_that_a_mask_hid_are_seen_again_without_it(method: Any, family: str, given: str | None) -> None:
+    model, ids = model_of(family), text(2, 30)
+
+    def run() -> Tensor:
+        cache, out = DynamicCache(config=model.config), []
+        for start, stop in ((0, 20), (20, 21), (21, 22), (22, 26), (26, 30)):
+            mask = torch.ones(2, stop, dtype=torch.long)
+            mask[:, 3:9] = int(start not in (20, 22))  # hidden, seen, hidden, seen
+            asked = {"attention_mask": mask} if given or not mask.all() else {}
+            out.append(logits_of(model, ids[:, start:stop], **asked, **given_cache(model, cache)))
+        return torch.cat(out, 1)
+
+    wanted = run()
+    with method.on(model):
+        close(run(), wanted)
+
+
+@pytest.mark.parametrize("room", [4, 1024])
+def test_a_window_keeps_tokens_that_a_mask_hides_for_a_while(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_longctx.cache.ring.ROOM", room)
+    stock, model, ids = tiny("mistral", sliding_window=6), tiny("mistral"), text(2, 60)  # the same weights
+    LMInfinite(n_global=0, n_local=6).apply(model)
+    lengths = (5, 1, 1, 9, 1, 1, 1, 1, 2, 1, 1, 7, 1, 1, 1, 1, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(4):
+        theirs, ours, start = DynamicCache(), DynamicCache(config=model.config), 0
+        for i, length in enumerate(lengths):
+            stop = start + length
+            mask = (torch.rand(2, stop, generator=generator) < (0.7 if (i + seed) % 3 else 1.0)).long()
+            mask[:, start:] = 1
+            new = ids[:, start:stop]
+            wanted = logits_of(stock, new, attention_mask=mask, **given_cache(stock, theirs))
+            close(logits_of(model, new, attention_mask=mask, **given_cache(model, ours)), wanted, f"{start} to {stop}")
+            start = stop
+
+
+@each
+def test_a_row_goes_on_earlier_by_single_tokens_from_the_first(method: Any) -> None:
+    """What is hidden by then stands in the middle of a ring's columns, where it would cost the window its oldest."""
+    model, ids = tiny("llama"), text(1, 60)[0]
+    method.apply(model)
+    cache, mask = DynamicCache(config=model.config), torch.ones(1, 12, dtype=torch.long)
+    logits_of(model, ids[None, :12], **given_cache(model, cache))
+    mask[0, 8:] = 0  # ended after 8 tokens; a window of 6 has 6 to 11
+    history, seen = ids[None, :13], torch.cat([mask, torch.ones(1, 1, dtype=torch.long)], 1)
+    settings = {**SETTINGS, "max_new_tokens": 12}
+    turn = model.generate(history, attention_mask=seen, **generate_cache(cache), **settings)
+    alone = model.generate(history[seen.bool()][None], **settings)
+    same(turn.sequences[0, -12:], alone.sequences[0, -12:])
+    close(torch.stack(turn.logits), torch.stack(alone.logits))
+
+
+@pytest.mark.parametrize("method", [LMInfinite(n_global=2, n_local=20), StreamingLLM(n_sink=2, window=20)], ids=repr)
+def test_a_wide_window_keeps_its_oldest_where_a_row_goes_on_earlier(method: Any) -> None:
+    model, ids = tiny("llama"), text(1, 60)[0]
+    method.apply(model)
+    cache, mask = DynamicCache(config=model.config), torch.ones(1, 16, dtype=torch.long)
+    logits_of(model, ids[None, :16], **given_cache(model, cache))
+    mask[0, 8:] = 0
+    seen = torch.cat([mask, torch.ones(1, 1, dtype=torch.long)], 1)
+    settings = {**SETTINGS, "max_new_tokens": 20}
+    turn = model.generate(ids[None, :17], attention_mask=seen, **generate_cache(cache), **settings)
+    alone = model.generate(torch.cat([ids[:8], ids[16:17]])[None], **settings)
+    same(turn.sequences[0, -20:], alone.sequences[0, -20:])
+    close(torch.stack(turn.logits), torch.stack(alone.logits))
+
+
+@pytest.mark.parametrize("method", [LMInfinite(n_global=2, n_local=1), StreamingLLM(n_sink=2, window=1)], ids=repr)
+def test_a_window_of_one_token_misses_nothing_where_a_row_goes_on_earlier(method: Any) -> None:
+    model, ids = tiny("llama"), text(1, 20)
+    method.apply(model)
+    cache, mask = DynamicCache(config=model.config), torch.ones(1, 15, dtype=torch.long)
+    logits_of(model, ids[:, :12], **given_cache(model, cache))
+    mask[0, 8:12] = 0
+    pos = (mask.cumsum(1) - 1)[:, 12:]
+    got = logits_of(model, ids[:, 12:15], attention_mask=mask, position_ids=pos, **given_cache(model, cache))
+    close(got, logits_of(model, ids[:, :15][mask.bool()][None], use_cache=False)[:, -3:])

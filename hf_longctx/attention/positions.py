@@ -233,7 +233,9 @@ def _begin(
     pos = (pos[0] if pos.ndim == 3 else pos).to(hidden.device).expand(B, L)
     _check_embeddings(tower, module, embeddings, pos)
     mask = kwargs.get("attention_mask")
-    if mask is None:
+    if mask is None:  # none, or nothing but ones
+        for layer in tower.opened or ([] if cache is None else [adopt(tower.method, cache, module)]):
+            layer.show_all()
         return _step(tower, module, embeddings, pos, None, cache)
     seen = cache.get_seq_length(module.layer_idx) if cache is not None else 0
     if mask.dtype == torch.bool and tuple(mask.shape[-3:-1]) == (1, 1) and L <= mask.shape[-1] < seen + L:

@@ -44,6 +44,7 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
         self.column: Tensor | None = None  # of the text, for each slot; None: slot i is column i
         self.seen = 0  # tokens read, padding included: what transformers calls the sequence length
         self.padded = False
+        self.masked = False  # may some of the tokens kept be hidden, which a later mask, or none, shows again?
         self.is_initialized = False
         self._new_pos: Tensor | None = None
         self.readable_pos: Tensor | None = None  # (B, S): of everything that the current forward may see
@@ -71,7 +72,14 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
         if self.is_initialized:
             kept = self.slots
             self._store(replace(kept, pos=show(kept.pos, kept.column, mask_BT.to(kept.pos.device))))
-            self.padded = True
+            self.padded = self.masked = True
+
+    def show_all(self) -> None:
+        """Show what masks have hidden: without one, or with ones alone, all that was read is seen."""
+        if self.masked:
+            assert self.pos is not None
+            self.show(torch.ones(len(self.pos), max(self.seen, 1), dtype=torch.bool, device=self.pos.device))
+            self.masked = False
 
     def shows(self, mask_BT: Tensor) -> Tensor:
         """Is a mask what is shown already? A tensor, so that who asks chooses when to wait for it."""
@@ -277,7 +285,9 @@ class BoundedLayer(UnrotatedLayer):
     def show(self, mask_BT: Tensor) -> None:
         self.to_order()
         super().show(mask_BT)
-        if self.head is not None:
+        if self.head is not None and self.evicted_B is None:  # all that was read is there to choose from
+            self.head = self.slots.first(self.n_first, True).own()
+        elif self.head is not None:
             pos = show(self.head.pos, self.head.column, mask_BT.to(self.head.pos.device))
             self.head = replace(self.head, pos=pos)
 
@@ -287,6 +297,7 @@ class BoundedLayer(UnrotatedLayer):
             return super().misses(first_B)
         evicted = evicted.to(first_B.device)
         missing = evicted > first_B - (self.n_last + 1)
+        missing &= (first_B > 0) & (self.n_last > 0)  # else a token sees none before its own in the window
         if self.head is not None:  # the tokens that come after a first one that is hidden are gone
             missing |= (self.head.pos < -1).any(1).to(first_B.device)
         return missing & (evicted >= 0)

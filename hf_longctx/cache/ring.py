@@ -116,8 +116,9 @@ class Ring:
 def roll(layers: Sequence[BoundedLayer]) -> bool:
     """Turn ordered layers of one cache into rings that share their positions. False where that cannot be (yet).
 
-    The first tokens must be complete in every row: a ring never adds to them. A text shorter than the window gets
-    columns for twice its length, and more when these are full.
+    The first tokens must be complete in every row: a ring never adds to them. Nor does it tell a hidden token that a
+    mask may show again from one whose position was read anew: the one keeps its place, the other gives it up. A text
+    shorter than the window gets columns for twice its length, and more when these are full.
     """
     rings = [layer.ring for layer in layers if layer.ring is not None]
     if len(rings) == len(layers):
@@ -131,6 +132,9 @@ def roll(layers: Sequence[BoundedLayer]) -> bool:
         return False
     heads = {layer.head.pos.device: layer.head for layer in layers if layer.n_first and layer.head is not None}
     if any(layer.padded for layer in layers) and any(bool((head.pos < 0).any()) for head in heads.values()):
+        return False
+    masked = {(layer.pos.device, len(layer.slots)): layer.slots for layer in layers if layer.masked}  # type: ignore[union-attr]
+    if any(bool((slots.alive() & (slots.pos < 0)).any()) for slots in masked.values()):
         return False
     shared: dict[tuple[torch.device, int], Ring] = {}
     for layer in layers:

@@ -42,10 +42,20 @@ class Slots:
         return self.gather(torch.argsort((self.pos < 0).byte(), dim=1, stable=True)[:, :n])
 
     def last(self, n: int, padded: bool) -> Slots:
-        """The last n real slots of every row (fewer if there are fewer, then with empty slots before)."""
+        """The last n slots of every row whose tokens are seen, or may be seen again (fewer: with others before)."""
         if not padded:
             return self._columns(slice(max(len(self) - n, 0), len(self)))
-        return self.gather(torch.argsort((self.pos >= 0).byte(), dim=1, stable=True)[:, max(len(self) - n, 0) :])
+        return self.gather(torch.argsort(self.alive().byte(), dim=1, stable=True)[:, max(len(self) - n, 0) :])
+
+    def alive(self) -> Tensor:
+        """(B, S): which tokens are seen, or may be once a mask shows them again. For slots in order.
+
+        A hidden token whose position, or one before it, was read anew by a row that went on there is not shown again.
+        """
+        far = torch.iinfo(torch.long).max
+        seen = torch.where(self.pos < 0, far, self.pos)
+        lowest_after = seen.flip(1).cummin(1).values.flip(1) if len(self) else seen
+        return (self.pos >= 0) | ((self.pos < -1) & (lowest_after > -2 - self.pos))
 
     def _columns(self, columns: slice) -> Slots:
         column = None if self.column is None else self.column[:, columns]
