@@ -42,7 +42,6 @@ from hf_longctx.cli_options import (
 from hf_longctx.cli_report import report
 from hf_longctx.outputs import claimed
 
-
 _out = Console()
 # What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
 _USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
