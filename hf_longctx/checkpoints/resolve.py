@@ -90,6 +90,12 @@ def load(
             if adapter is None:
                 loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **kwargs)
             else:
+                folder = Path(location)
+                if folder.is_dir() and not any(folder.rglob("adapter_model.*")):  # peft would ask the Hub for them
+                    raise FileNotFoundError(
+                        f"{str(model)!r} has an adapter_config.json and no adapter_model.safetensors beside it. Give a "
+                        f"folder that PeftModel.save_pretrained wrote."
+                    )
                 base = adapter["base_model_name_or_path"]
                 if problem := _unreachable(base, kwargs):
                     raise OSError(

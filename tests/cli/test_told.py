@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 from rich.console import Console
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM, cli
@@ -168,3 +170,12 @@ def test_kernels_are_timed_and_shown_whole(monkeypatch: pytest.MonkeyPatch) -> N
     assert "reference" in result.stdout
     assert "…" not in result.stdout
     assert not result.stderr
+
+
+def test_an_adapter_without_weights_is_one_line(model: str, tmp_path: Path) -> None:
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path)
+    config = {"peft_type": "LORA", "base_model_name_or_path": model, "r": 2, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    result = run("generate", tmp_path, "--prompt", "w3")
+    assert result.exit_code == 2
+    assert "no adapter_model.safetensors beside it" in result.stderr
