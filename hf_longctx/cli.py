@@ -27,7 +27,6 @@ from hf_longctx.cli_options import (
     Model,
     Sample,
     Settings,
-    as_options,
     complain,
     document_pieces,
     dtype_of,
@@ -69,7 +68,7 @@ class _Commands(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             told = " ".join(str(error).split()) or type(error).__name__
-            told = as_options(re.sub(r"^\[Errno \d+\] ", "", told), self.commands.get(ctx.invoked_subcommand or ""))
+            told = re.sub(r"^\[Errno \d+\] ", "", told)
             if isinstance(error, RuntimeError) and "hf-longctx plan" not in told:  # out of memory
                 told += " Take a smaller window, chunk or batch; `hf-longctx plan` says what fits."
             complain(told)

@@ -107,7 +107,7 @@ def _lines(path: Path) -> list[str]:
     if str(path) == "-":
         raise ValueError("--questions -: expected a file with a question a line.")
     if not path.exists():
-        raise FileNotFoundError(f"--questions {path}: there is no such file; expected a text file, a question a line.")
+        raise FileNotFoundError(f"No text file at --questions {path}: expected one with a question a line.")
     if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").strip():
-        raise ValueError(f"--questions {path}: there is no question in it; expected one a line.")
+        raise ValueError(f"--questions {path}: it is empty; expected a question a line.")
     return [line.strip() for line in lines_of("".join(read_pieces(path))) if line.strip()]

@@ -58,8 +58,6 @@ def evaluate(
     """Measure the stock model, its last window, and a method. An interrupted run goes on where it stopped."""
     chosen: Any = method_of(method, settings) if method != "xl3m" else settings_of(settings)
     length_list = parse_lengths(lengths, "--lengths")
-    if min(length_list) < 1:
-        raise ValueError(f"--lengths {lengths}: expected at least 1 token, such as 4096,8k,1M.")
     depth_list = None if depths is None else numbers("depths", depths)
     console = Console()
     from hf_longctx.checkpoints.resolve import load_tokenizer

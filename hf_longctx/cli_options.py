@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,30 +147,6 @@ def resumes(out: Path, name: str = "--out", *, file: bool = False) -> Iterator[N
             raise KeyboardInterrupt(
                 f"interrupted. What is finished is kept in {out}: the same command continues from there."
             ) from None
-
-
-def as_options(told: str, command: Any) -> str:
-    """A message of the library's in the words of a command: `n_targets=9` is `--n-targets 9` where that is an option.
-
-    A name that is also a setting of a method (`window`) stays as it is: it may be that which is meant.
-    """
-    from hf_longctx.method_table import entries
-
-    options: dict[str, str] = {}
-    waiting = [command]
-    for one in waiting:
-        waiting += getattr(one, "commands", {}).values()  # of a group such as `clip`
-        found = (p for p in getattr(one, "params", ()) if p.param_type_name == "option")
-        options |= {str(p.name): p.opts[0] for p in found}
-    for entry in entries().values():
-        for setting in entry["settings"]:
-            options.pop(setting, None)
-
-    def spelt(match: re.Match[str]) -> str:
-        option = options.get(match[1])
-        return match[0] if option is None else f"{option} " if match[2] else option
-
-    return re.sub(r"""(?<![\w.'"-])(\w+)=(?!=)(?=([\w"'\[/~-])?)""", spelt, told)
 
 
 def notes() -> Console:
