@@ -271,3 +271,16 @@ def test_a_window_of_one_token_misses_nothing_where_a_row_goes_on_earlier(method
     pos = (mask.cumsum(1) - 1)[:, 12:]
     got = logits_of(model, ids[:, 12:15], attention_mask=mask, position_ids=pos, **given_cache(model, cache))
     close(got, logits_of(model, ids[:, :15][mask.bool()][None], use_cache=False)[:, -3:])
+
+
+@pytest.mark.parametrize("method", [METHODS["lm_infinite"], METHODS["streaming_llm"]], ids=repr)
+@pytest.mark.parametrize("new", [1, 3])
+def test_a_mask_that_hides_first_tokens_alone_is_not_passed_over(method: Any, new: int) -> None:
+    """They have left the window, whose tokens are all shown: those that would be first instead are gone."""
+    model, ids = tiny("llama"), text(2, 33)
+    method.apply(model)
+    cache, mask = DynamicCache(config=model.config), torch.ones(2, 30 + new, dtype=torch.long)
+    logits_of(model, ids[:, :30], **given_cache(model, cache))
+    mask[1, 0] = 0
+    with pytest.raises(ValueError, match=r"or the first tokens, of .* for others that attention_mask now hides"):
+        logits_of(model, ids[:, 30 : 30 + new], attention_mask=mask, **given_cache(model, cache))

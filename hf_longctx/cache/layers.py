@@ -83,8 +83,8 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
 
     def shows(self, mask_BT: Tensor) -> Tensor:
         """Is a mask what is shown already? A tensor, so that who asks chooses when to wait for it."""
-        kept = self.slots
-        return (show(kept.pos, kept.column, mask_BT.to(kept.pos.device)) == kept.pos).all()
+        each = [(show(s.pos, s.column, mask_BT.to(s.pos.device)) == s.pos).all() for s in self._all()]
+        return torch.stack(each).all()
 
     def misses(self, first_B: Tensor) -> Tensor:
         """(B,): have rows that go on at these positions lost tokens that they would see?"""
