@@ -13,7 +13,8 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTra
 
 import hf_longctx
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM, startup
-from hf_longctx.attention.positions import STATE, _is_regular
+from hf_longctx.attention.order import is_regular
+from hf_longctx.attention.positions import STATE
 from hf_longctx.cache.layers import BoundedLayer, GrowingLayer
 from hf_longctx.method import parse
 from tests.tiny import logits_of, text, tiny
@@ -42,8 +43,8 @@ def _fails(*args: Any, **kwargs: Any) -> None:
 
 
 def test_positions_with_a_gap_in_the_cache_are_not_taken_for_consecutive() -> None:
-    assert _is_regular(torch.tensor([[-1, -1, 3, 4], [0, 1, 2, 3]]))
-    assert not _is_regular(torch.tensor([[0, 1, 5, 6, 7]]))
+    assert is_regular(torch.tensor([[-1, -1, 3, 4], [0, 1, 2, 3]]))
+    assert not is_regular(torch.tensor([[0, 1, 5, 6, 7]]))
 
 
 def test_packed_rows_are_refused_in_a_compiled_graph_too() -> None:

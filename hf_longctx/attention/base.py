@@ -21,10 +21,10 @@ from .available import TRITON
 from .branches import Branch, attend
 from .following import follow
 from .inner import check_device, check_name
+from .names import Implementation
 from .parity import check_parity, check_rotary_function, head_dim_of, probe
 from .positions import (
     STATE,
-    Implementation,
     Tower,
     after_forward,
     before_forward,

@@ -14,7 +14,8 @@ from ..cache.slots import Slots
 from ..method import KEY
 from . import few_queries, shared  # noqa: F401  (they register their own)
 from .inner import checked
-from .positions import Implementation, function_named
+from .names import Implementation
+from .positions import function_named
 from .read import Read
 
 

@@ -232,7 +232,7 @@ def head_dim_of(module: Any) -> int:
 @contextlib.contextmanager
 def _plain_inner(module: Any, tower: Tower) -> Iterator[None]:
     """Compare through sdpa where the inner implementation wants a mask or a dtype of its own: rotation is checked."""
-    from .positions import Implementation
+    from .names import Implementation
 
     config = vars(module.config)
     before = config["_attn_implementation_internal"]

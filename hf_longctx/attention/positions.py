@@ -9,12 +9,11 @@ function, which asks the method what is read where. No model code is copied.
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,44 +24,17 @@ from ..anatomy import layer_type
 from ..cache.layers import BoundedLayer, UnrotatedLayer
 from ..cache.recurrent import broke_off, check_whole
 from ..cache.ring import roll
-from ..method import KEY
 from ..upstream.caches import CACHE_NAMES, cache_in, given_cache, without_cache
 from ..upstream.versions import SAY_VERSION
 from .identity import identity, unrotated
+from .names import Implementation
+from .order import is_regular, missing, rises, show_cached
 from .rotation import Rotation
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from .base import AttentionMethod
 
 STATE = "_hf_longctx"  # in the __dict__ of a tower and of its patched attention modules: their Tower
-
-
-class Named(str):
-    """The name of an attention function of ours, and which of transformers' it stands before.
-
-    A str, so that it is found in transformers' registries; `inner` rides along because a config serialises every other
-    attribute that is put on it.
-    """
-
-    NAME: ClassVar[str]
-    inner: str
-
-    def __new__(cls, inner: str) -> Self:
-        importlib.import_module(f"{__package__}.interface")  # which registers the function of that name
-        name = super().__new__(cls, cls.NAME)
-        name.inner = inner
-        return name
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.inner,)
-
-
-class Implementation(Named):
-    """Of layers whose keys are un-rotated."""
-
-    NAME = KEY
 
 
 @dataclass
@@ -251,7 +223,7 @@ def _begin(
         )
     real = mask[:, 0, 0].expand(B, -1)
     if seen and cache is not None:
-        _show(tower.opened or [adopt(tower.method, cache, module)], real[:, :seen])
+        show_cached(tower.opened or [adopt(tower.method, cache, module)], real[:, :seen])
     real = real[:, seen:].to(hidden.device)
     return _step(tower, module, embeddings, torch.where(real, pos, -1), real, cache)
 
@@ -275,14 +247,6 @@ def _check_embeddings(tower: Tower, module: Any, embeddings: tuple[Tensor, Tenso
         raise ValueError(wrong)
 
 
-def _show(layers: list[UnrotatedLayer], mask_BS: Tensor) -> None:
-    """Hide and show cached tokens as a mask says. Layers of one kind hold the same tokens: one of each is asked."""
-    kinds = {(type(layer), len(layer.slots)): layer for layer in layers if layer.is_initialized}
-    if torch.compiler.is_compiling() or not all(bool(layer.shows(mask_BS)) for layer in kinds.values()):
-        for layer in layers:
-            layer.show(mask_BS)
-
-
 def _step(tower: Tower, module: Any, embeddings: Any, pos: Tensor, real: Tensor | None, cache: Cache | None) -> Step:
     padded = real is not None
     compiling = torch.compiler.is_compiling()
@@ -290,9 +254,9 @@ def _step(tower: Tower, module: Any, embeddings: Any, pos: Tensor, real: Tensor 
         return Step(embeddings, pos, padded, False)  # asking costs a sync, too much for every token
     layer = None if cache is None else adopt(tower.method, cache, module)
     kept = None if layer is None or layer.pos is None else layer.pos.to(pos.device)
-    rising = _rises(pos, kept)
+    rising = rises(pos, kept)
     if layer is not None and layer.padded:
-        rising = rising & ~_missing(layer, pos).any()
+        rising = rising & ~missing(layer, pos).any()
     wrong = (
         f"position_ids that start again or do not rise within a row: {tower.method.name} takes one document a row. "
         f"Pass packed documents as rows of a padded batch, with an attention_mask; to generate, pad on the left."
@@ -301,40 +265,17 @@ def _step(tower: Tower, module: Any, embeddings: Any, pos: Tensor, real: Tensor 
         torch._assert_async(rising, wrong)  # nothing can be asked while a graph is traced
         return Step(embeddings, pos, padded, False)
     if not bool(rising):
-        if layer is not None and bool(_rises(pos, kept)):
+        if layer is not None and bool(rises(pos, kept)):
             raise ValueError(
-                f"row {int(_missing(layer, pos).long().argmax())} goes on at a position before some that it has read, "
+                f"row {int(missing(layer, pos).long().argmax())} goes on at a position before some that it has read, "
                 f"and tokens that it would see there have left the window, or the first tokens, of {tower.method.name} "
                 f"for others that attention_mask now hides. Read its text again with a new cache (generate does so by "
                 f"itself, given the ids of the whole text and a mask as long)."
             )
         raise ValueError(wrong)
     # only the GPU's window kernels want to know
-    regular = pos.is_cuda and _is_regular(pos if kept is None else torch.cat([kept, pos], 1))
+    regular = pos.is_cuda and is_regular(pos if kept is None else torch.cat([kept, pos], 1))
     return Step(embeddings, pos, padded, regular)
-
-
-def _rises(pos: Tensor, kept: Tensor | None) -> Tensor:
-    """Positions decide who sees whom: two tokens of a row at one position, or out of order, would see the future."""
-    before = pos.cummax(1).values[:, :-1]
-    falls = ((pos[:, 1:] >= 0) & (pos[:, 1:] <= before)).any()
-    if kept is not None and kept.shape[1]:
-        falls = falls | ((pos >= 0) & (pos <= kept.amax(1, keepdim=True))).any()
-    return ~falls
-
-
-def _missing(layer: UnrotatedLayer, pos: Tensor) -> Tensor:
-    """(B,): rows that go on where their cache has dropped what they would see."""
-    last = torch.iinfo(torch.long).max
-    return layer.misses(torch.where(pos < 0, last, pos).amin(1)).to(pos.device)
-
-
-def _is_regular(pos: Tensor) -> bool:
-    """Are the real positions of every row consecutive? Index windows, what GPU kernels have, then mean what we mean."""
-    real = pos >= 0
-    rank = real.long().cumsum(1) - 1
-    start = torch.where(real, pos - rank, -1).amax(1, keepdim=True)
-    return bool(((pos == start + rank) | ~real).all())
 
 
 def check_implementation(module: nn.Module) -> None:

@@ -23,7 +23,8 @@ from ..upstream.caches import cache_in
 from .base import AttentionMethod
 from .folded import Own, Query, Shared, attend
 from .inner import KERNEL_OF, PLAIN, checked
-from .positions import Named, function_named, subclass
+from .names import Named
+from .positions import function_named, subclass
 
 NAME = f"{KEY}_shared_prefix"
 STATE = "_hf_longctx_shared"  # in the __dict__ of the tower and of the models around it: their State

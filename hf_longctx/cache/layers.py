@@ -184,6 +184,9 @@ class BoundedLayer(UnrotatedLayer):
     def reset(self) -> None:
         super().reset()
         self.ring: Ring | None = None
+        self.skipped_BN: Tensor | None = (
+            None  # columns of hidden tokens before the first ones that were dropped; -1: none
+        )
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -210,7 +213,23 @@ class BoundedLayer(UnrotatedLayer):
             first_kept = torch.where(kept.pos < 0, far, kept.pos).amin(1, keepdim=True) if len(kept) else far
             dropped_B = torch.where(slots.pos < first_kept, slots.pos, -1).amax(1)
             self.evicted_B = dropped_B if self.evicted_B is None else torch.maximum(self.evicted_B, dropped_B)
+            if self.masked and self.head is not None and len(self.head):
+                self._skip(slots, kept, self.head)
         self._store(kept.own())
+
+    def _skip(self, slots: Slots, kept: Slots, head: Slots) -> None:
+        """Remember the hidden tokens among what is dropped that would be first ones if a mask showed them again."""
+        assert slots.column is not None
+        far = torch.iinfo(torch.long).max
+        first: Any = far
+        if len(kept):
+            assert kept.column is not None
+            first = torch.where(kept.pos == -1, far, kept.column).amin(1, keepdim=True)
+        before = (slots.pos < -1) & (-2 - slots.pos < head.pos.amax(1, keepdim=True)) & (slots.column < first)
+        count = int(before.sum(1).max())
+        if count:
+            new = torch.where(before, slots.column, -1).topk(min(count, len(slots)), dim=1).values
+            self.skipped_BN = new if self.skipped_BN is None else torch.cat([self.skipped_BN, new], 1)
 
     def _turn(self, ring: Ring, new: Slots) -> Slots:
         k, v, n = self.slots.k, self.slots.v, ring.readable
@@ -256,11 +275,14 @@ class BoundedLayer(UnrotatedLayer):
         for slots in self._all():
             for tensor in (slots.k, slots.v, *(() if slots.pos is self.ring.pos_BN else (slots.pos, slots.column))):
                 tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
+        if self.skipped_BN is not None:
+            self.skipped_BN = self.skipped_BN.index_select(0, beam_idx.to(self.skipped_BN.device))
         self.ring.reorder(self, beam_idx)
 
     def _map(self, f: Any) -> None:
         self.to_order()
         super()._map(f)
+        self.skipped_BN = None if self.skipped_BN is None else f(self.skipped_BN)
 
     @property
     def full(self) -> bool:
@@ -283,13 +305,45 @@ class BoundedLayer(UnrotatedLayer):
                 self.evicted_B = (self.evicted_B - delta).clamp(min=-1)
 
     def show(self, mask_BT: Tensor) -> None:
+        if self._shows_skipped(mask_BT):
+            raise ValueError(
+                f"attention_mask shows tokens again that it had hidden: {self.owner.name} has dropped them meanwhile, "
+                f"and they would be first tokens. Read the text again with a new cache."
+            )
         self.to_order()
         super().show(mask_BT)
-        if self.head is not None and self.evicted_B is None:  # all that was read is there to choose from
-            self.head = self.slots.first(self.n_first, True).own()
-        elif self.head is not None:
-            pos = show(self.head.pos, self.head.column, mask_BT.to(self.head.pos.device))
-            self.head = replace(self.head, pos=pos)
+        if self.head is None:
+            return
+        # where nothing was dropped, all that was read is there to choose from
+        fresh = self.slots.first(self.n_first, True).own()
+        if self.evicted_B is None or len(fresh) != len(self.head):
+            self.head = fresh if self.evicted_B is None else self._hide(self.head, mask_BT)
+            return
+        held, whole_B = self._hide(self.head, mask_BT), self.evicted_B < 0
+        wide = whole_B[:, None, None, None]
+        assert fresh.column is not None
+        assert held.column is not None
+        column = torch.where(whole_B[:, None], fresh.column, held.column)
+        pos = torch.where(whole_B[:, None], fresh.pos, held.pos)
+        self.head = Slots(torch.where(wide, fresh.k, held.k), torch.where(wide, fresh.v, held.v), pos, column)
+
+    @staticmethod
+    def _hide(slots: Slots, mask_BT: Tensor) -> Slots:
+        return replace(slots, pos=show(slots.pos, slots.column, mask_BT.to(slots.pos.device)))
+
+    def show_all(self) -> None:
+        if self.ring is None or not self.ring.whole:  # a recorded step is given no mask, and sees what was seen before
+            super().show_all()
+
+    def shows(self, mask_BT: Tensor) -> Tensor:
+        skipped = self._shows_skipped(mask_BT)
+        return super().shows(mask_BT) if skipped is False else super().shows(mask_BT) & ~skipped
+
+    def _shows_skipped(self, mask_BT: Tensor) -> Any:
+        if self.skipped_BN is None:
+            return False
+        mask = mask_BT.to(self.skipped_BN.device)
+        return (mask.gather(1, self.skipped_BN.clamp(min=0)) & (self.skipped_BN >= 0)).any()
 
     def misses(self, first_B: Tensor) -> Tensor:
         evicted = self.evicted_B if self.ring is None else self.ring.evicted_B

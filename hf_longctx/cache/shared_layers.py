@@ -175,6 +175,7 @@ class SharedCache(Cache):
 
     def __init__(self, levels: tuple[Level, ...], n_layers: int, owner: Any = None) -> None:
         self.current, self.owner, self.padded = Current(), owner, False
+        self.masked = False  # may single tokens have found some hidden?
         self.most: int | None = None
         self.broken = False  # a forward broke off between two layers
         super().__init__(layers=[SharedLayer(levels, index, self.current) for index in range(n_layers)])
@@ -262,11 +263,12 @@ class SharedCache(Cache):
         """A single token a row: its place in the buffers."""
         self._roll(mask_BP, batch, device)
         rings = self._rings()
-        if mask_BP is not None:  # it may hide tokens of suffixes, those after a row's end among them
-            own_BS = mask_BP[:, self.prefix_length : -1] != 0
+        if mask_BP is not None or self.masked:  # it may hide tokens of suffixes, those after a row's end among them
+            self.masked = mask_BP is not None
             for ring in rings:
-                kept = ring.pos_BN[:, : own_BS.shape[1]]
-                kept.copy_(show(kept, None, own_BS.to(kept.device)))
+                kept = ring.pos_BN[:, : ring.filled]
+                own_BS = kept.new_ones(kept.shape) if mask_BP is None else mask_BP[:, self.prefix_length : -1]
+                kept.copy_(show(kept, None, (own_BS != 0).to(kept.device)))
         if pos_BL is None:
             pos = rings[0].pos_BN.amax(1, keepdim=True).clamp(min=self.prefix_length - 1).to(device) + 1
         else:

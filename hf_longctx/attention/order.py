@@ -1,0 +1,40 @@
+"""What is asked of the positions of a forward: their order, what of them the cache still has, what a mask says."""
+
+# B batch, L queries, S cached tokens
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..cache.layers import UnrotatedLayer
+
+
+def show_cached(layers: list[UnrotatedLayer], mask_BS: Tensor) -> None:
+    """Hide and show cached tokens as a mask says. Layers of one kind hold the same tokens: one of each is asked."""
+    kinds = {(type(layer), len(layer.slots)): layer for layer in layers if layer.is_initialized}
+    if torch.compiler.is_compiling() or not all(bool(layer.shows(mask_BS)) for layer in kinds.values()):
+        for layer in layers:
+            layer.show(mask_BS)
+
+
+def rises(pos: Tensor, kept: Tensor | None) -> Tensor:
+    """Positions decide who sees whom: two tokens of a row at one position, or out of order, would see the future."""
+    before = pos.cummax(1).values[:, :-1]
+    falls = ((pos[:, 1:] >= 0) & (pos[:, 1:] <= before)).any()
+    if kept is not None and kept.shape[1]:
+        falls = falls | ((pos >= 0) & (pos <= kept.amax(1, keepdim=True))).any()
+    return ~falls
+
+
+def missing(layer: UnrotatedLayer, pos: Tensor) -> Tensor:
+    """(B,): rows that go on where their cache has dropped what they would see."""
+    last = torch.iinfo(torch.long).max
+    return layer.misses(torch.where(pos < 0, last, pos).amin(1)).to(pos.device)
+
+
+def is_regular(pos: Tensor) -> bool:
+    """Are the real positions of every row consecutive? Index windows, what GPU kernels have, then mean what we mean."""
+    real = pos >= 0
+    rank = real.long().cumsum(1) - 1
+    start = torch.where(real, pos - rank, -1).amax(1, keepdim=True)
+    return bool(((pos == start + rank) | ~real).all())
