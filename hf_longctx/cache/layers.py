@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from .slots import Rows, Slots, show
+from .slots import Rows, Slots
 
 if TYPE_CHECKING:
     from ..method import LongContextMethod
@@ -70,8 +70,7 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
     def show(self, mask_BT: Tensor) -> None:
         """Hide and show stored tokens as an attention mask over everything read so far says."""
         if self.is_initialized:
-            kept = self.slots
-            self._store(replace(kept, pos=show(kept.pos, kept.column, mask_BT.to(kept.pos.device))))
+            self._store(self.slots.shown(mask_BT))
             self.padded = self.masked = True
 
     def show_all(self) -> None:
@@ -83,7 +82,7 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
 
     def shows(self, mask_BT: Tensor) -> Tensor:
         """Is a mask what is shown already? A tensor, so that who asks chooses when to wait for it."""
-        each = [(show(s.pos, s.column, mask_BT.to(s.pos.device)) == s.pos).all() for s in self._all()]
+        each = [(slots.shown(mask_BT).pos == slots.pos).all() for slots in self._all()]
         return torch.stack(each).all()
 
     def misses(self, first_B: Tensor) -> Tensor:
@@ -317,19 +316,15 @@ class BoundedLayer(UnrotatedLayer):
         # where nothing was dropped, all that was read is there to choose from
         fresh = self.slots.first(self.n_first, True).own()
         if self.evicted_B is None or len(fresh) != len(self.head):
-            self.head = fresh if self.evicted_B is None else self._hide(self.head, mask_BT)
+            self.head = fresh if self.evicted_B is None else self.head.shown(mask_BT)
             return
-        held, whole_B = self._hide(self.head, mask_BT), self.evicted_B < 0
+        held, whole_B = self.head.shown(mask_BT), self.evicted_B < 0
         wide = whole_B[:, None, None, None]
         assert fresh.column is not None
         assert held.column is not None
         column = torch.where(whole_B[:, None], fresh.column, held.column)
         pos = torch.where(whole_B[:, None], fresh.pos, held.pos)
         self.head = Slots(torch.where(wide, fresh.k, held.k), torch.where(wide, fresh.v, held.v), pos, column)
-
-    @staticmethod
-    def _hide(slots: Slots, mask_BT: Tensor) -> Slots:
-        return replace(slots, pos=show(slots.pos, slots.column, mask_BT.to(slots.pos.device)))
 
     def show_all(self) -> None:
         if self.ring is None or not self.ring.whole:  # a recorded step is given no mask, and sees what was seen before

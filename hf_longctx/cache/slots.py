@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,10 @@ class Slots:
 
     def map(self, f: Any) -> Slots:
         return Slots(f(self.k), f(self.v), f(self.pos), None if self.column is None else f(self.column))
+
+    def shown(self, mask_BT: Tensor) -> Slots:
+        """With the tokens hidden, and those shown again, that an attention mask says (see `show`)."""
+        return replace(self, pos=show(self.pos, self.column, mask_BT.to(self.pos.device)))
 
     def own(self) -> Slots:
         """Copies, so that a slice does not keep the tensor alive that it was cut from."""

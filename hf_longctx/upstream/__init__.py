@@ -1,1 +1,1 @@
-"""What differs between the versions of transformers, in one place: nothing else in the package asks for a version."""
+"""What differs between the versions of transformers, in one place. `anatomy` alone asks for a release too."""
