@@ -71,7 +71,7 @@ format: $(READY)  ## Lay out the code and fix what ruff can
 
 tables: $(READY)  ## Render README's and the cards' tables, docs/composition.md, docs/families.md and methods.json
 	$(BIN)/python -m recipes.benchmarks tables
-	$(BIN)/python -m hf_longctx.method_table
+	$(BIN)/python -m hf_longctx.registry
 	$(BIN)/python -m tests.composition
 	$(BIN)/python -m tests.families
 

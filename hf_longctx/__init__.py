@@ -14,50 +14,51 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from .startup import install, uninstall
+from .hooks.startup import install, uninstall
 
 if TYPE_CHECKING:
-    from .attention.branches import Branch, attend
-    from .attention.lm_infinite import LMInfinite
-    from .attention.position_free import PositionFree
-    from .attention.streaming_llm import StreamingLLM
-    from .cache.share_beginning import share_beginning
-    from .cache.shared_prefix import load_prefix, shared_prefix
-    from .hooks import extend_config
-    from .method import LongContextMethod, methods
+    from .generation.share_beginning import share_beginning
+    from .hub.configs import extend_config
+    from .method import LongContextMethod, list_methods
+    from .methods.giraffe import Giraffe
+    from .methods.lm_infinite import LMInfinite
+    from .methods.position_free import PositionFree
+    from .methods.rope_scaling import RopeScaling
+    from .methods.streaming_llm import StreamingLLM
+    from .ops.attend import attend
+    from .ops.branch import Branch
     from .patch import Patch, applied, undo
     from .planning.plan import plan
-    from .rope.giraffe import Giraffe
-    from .rope.rope_scaling import RopeScaling
-    from .streaming import Reader, stream
+    from .sharing.prefix import load_prefix, shared_prefix
+    from .streaming.reader import Reader, stream
 
 __version__ = "0.1.0.dev0"
 
 # public name -> the module that defines it; methods are the ones that register themselves when imported
 _METHODS = {
-    "Giraffe": "rope.giraffe",
-    "LMInfinite": "attention.lm_infinite",
-    "PositionFree": "attention.position_free",
-    "RopeScaling": "rope.rope_scaling",
-    "StreamingLLM": "attention.streaming_llm",
+    "Giraffe": "methods.giraffe",
+    "LMInfinite": "methods.lm_infinite",
+    "PositionFree": "methods.position_free",
+    "RopeScaling": "methods.rope_scaling",
+    "StreamingLLM": "methods.streaming_llm",
 }
 _NAMES = {
-    "Branch": "attention.branches",
+    "Branch": "ops.branch",
     "LongContextMethod": "method",
     "Patch": "patch",
-    "Reader": "streaming",
+    "Reader": "streaming.reader",
     "applied": "patch",
-    "attend": "attention.branches",
-    "extend_config": "hooks",
-    "install": "startup",
-    "load_prefix": "cache.shared_prefix",
-    "methods": "method",
+    "attend": "ops.attend",
+    "extend_config": "hub.configs",
+    "install": "hooks.startup",
+    "load_prefix": "sharing.prefix",
+    "list_methods": "method",
     "plan": "planning.plan",
-    "share_beginning": "cache.share_beginning",
-    "shared_prefix": "cache.shared_prefix",
-    "stream": "streaming",
+    "share_beginning": "generation.share_beginning",
+    "shared_prefix": "sharing.prefix",
+    "stream": "streaming.reader",
     "undo": "patch",
-    "uninstall": "startup",
+    "uninstall": "hooks.startup",
     **_METHODS,
 }
 __all__ = sorted([*_NAMES, "__version__"])

@@ -1,7 +1,7 @@
-"""Finds a model's parts by structure: the text tower, its attention layers, its rotary embedding.
+"""Finds a model's parts by structure: the text decoder, its attention layers, its rotary embedding.
 
 No model type is asked for: whatever has `layers`, a `rotary_emb` and attention modules that take
-`position_embeddings` is a decoder that we can work on, if the parity check of `attention/parity.py` agrees.
+`position_embeddings` is a decoder that we can work on, if the parity check of `attention/selfcheck.py` agrees.
 """
 
 from __future__ import annotations
@@ -41,64 +41,64 @@ def check_behind_a_cache(asked: Any) -> None:
             )
 
 
-def find_tower(model: Any) -> nn.Module:
+def find_decoder(model: Any) -> nn.Module:
     """The module that owns the decoder layers and the rotary embedding, e.g. `model.model` of a Llama.
 
-    Of a vision-language model it is the text tower. ValueError says what was looked for and what was there.
+    Of a vision-language model it is the text decoder. ValueError says what was looked for and what was there.
     """
-    towers = [m for m in model.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList) and _has_rotary(m)]
-    towers = [m for m in towers if attention_layers(m)]
-    if len(towers) > 1 and hasattr(model, "config"):
+    decoders = [m for m in model.modules() if isinstance(getattr(m, "layers", None), nn.ModuleList) and _has_rotary(m)]
+    decoders = [m for m in decoders if attention_layers(m)]
+    if len(decoders) > 1 and hasattr(model, "config"):
         text = model.config.get_text_config(decoder=True)
-        towers = [m for m in towers if m.config is text] or towers
-    if not towers:
+        decoders = [m for m in decoders if m.config is text] or decoders
+    if not decoders:
         raise ValueError(
             f"{type(model).__name__}: no decoder with rotary position embeddings was found. Looked for a module with "
             f"`layers`, `rotary_emb` and attention that takes `position_embeddings`; the model has {_census(model)}. "
             f"Methods of hf_longctx work on causal language models with RoPE, such as Llama, Qwen or Gemma."
         )
-    tower = towers[0]
-    config: Any = tower.config
+    decoder = decoders[0]
+    config: Any = decoder.config
     if getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_causal", True):
         raise ValueError(
             f"{type(model).__name__}: an encoder, or an encoder-decoder, reads in both directions. Methods of "
             f"hf_longctx work on causal language models."
         )
-    if any(getattr(m, "is_causal", True) is False for m in attention_layers(tower)):
+    if any(getattr(m, "is_causal", True) is False for m in attention_layers(decoder)):
         raise ValueError(
             f"{type(model).__name__}: its attention is bidirectional (is_causal=False). Methods of hf_longctx work on "
             f"causal language models."
         )
-    return tower
+    return decoder
 
 
-def attention_layers(tower: Any) -> list[nn.Module]:
-    """The attention modules of a tower's layers, in order: innermost modules with `layer_idx` and rotary arguments."""
+def attention_layers(decoder: Any) -> list[nn.Module]:
+    """The attention modules of a decoder's layers, in order: the innermost with `layer_idx` and rotary arguments."""
     found = []
-    for layer in tower.layers:
+    for layer in decoder.layers:
         inner = [m for m in layer.modules() if _is_attention(m)]
         found += [m for m in inner if not any(c is not m and _is_attention(c) for c in m.modules())]
     return found
 
 
-def full_attention_layers(tower: nn.Module) -> list[nn.Module]:
+def full_attention_layers(decoder: nn.Module) -> list[nn.Module]:
     """Those attention modules that see the whole past; sliding and chunked layers are left out.
 
     ValueError if there is none, or if the attention is of a kind that keeps no plain keys (MLA).
     """
-    layers = attention_layers(tower)
+    layers = attention_layers(decoder)
     full = [m for m in layers if layer_type(m) == FULL]
     apart = {type(m).__name__ for m in layers if layer_type(m) == APART}
     if not full and apart:
         raise ValueError(
-            f"{type(tower).__name__}: {', '.join(sorted(apart))} attends without transformers' attention interface, so "
-            f"hf_longctx cannot reach its attention and does not support it."
+            f"{type(decoder).__name__}: {', '.join(sorted(apart))} attends without transformers' attention interface, "
+            f"so hf_longctx cannot reach its attention and does not support it."
         )
     if not full:
         kinds = sorted({layer_type(m) for m in layers})
         raise ValueError(
-            f"{type(tower).__name__}: none of its {len(layers)} attention layers is a full-attention layer (they are: "
-            f"{', '.join(kinds)}), so their memory and distances are bounded already."
+            f"{type(decoder).__name__}: none of its {len(layers)} attention layers is a full-attention layer (they "
+            f"are: {', '.join(kinds)}), so their memory and distances are bounded already."
         )
     for module in full:
         if hasattr(module, "kv_lora_rank") or hasattr(module, "kv_a_proj_with_mqa"):

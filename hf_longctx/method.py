@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from .anatomy import find_tower
-from .installing import UPGRADE
-from .method_table import unknown
+from .anatomy import find_decoder
 from .patch import Patch, applied, unwrap
+from .registry import unknown
 from .settings import KEY, Settings, read_settings
+from .upstream.installing import UPGRADE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,15 +59,15 @@ class LongContextMethod(Settings):
         """The method with every None that depends on the model filled in from `config`. The default changes nothing."""
         return self
 
-    def install(self, patch: Patch, tower: nn.Module) -> None:
-        """Change `tower`, the module with the decoder layers and the rotary embedding, through `patch` only.
+    def install(self, patch: Patch, decoder: nn.Module) -> None:
+        """Change `decoder`, the module with the decoder layers and the rotary embedding, through `patch` only.
 
         Whatever cannot work raises before the first change.
         """
         raise NotImplementedError(f"{type(self).__name__} changes nothing: a method is a subclass with an `install`.")
 
     def surround(self, patch: Patch, outer: nn.Module) -> None:
-        """Change `outer`, a model around the tower, through `patch`; of a vision-language model there are several."""
+        """Change `outer`, a model around the decoder, through `patch`; of a vision-language model there are several."""
 
     def apply(self, model: nn.Module) -> Patch:
         """Change a model in memory, and return the `Patch` that takes the change back.
@@ -79,21 +79,21 @@ class LongContextMethod(Settings):
         models are changed as they are. If anything raises, the model is as it was before.
         """
         root = unwrap(model)
-        return self._apply(find_tower(root), root, own_configs=True)
+        return self._apply(find_decoder(root), root, own_configs=True)
 
-    def _apply(self, tower: nn.Module, root: nn.Module, own_configs: bool) -> Patch:
-        patch = Patch(method=self, model=tower)
+    def _apply(self, decoder: nn.Module, root: nn.Module, own_configs: bool) -> Patch:
+        patch = Patch(method=self, model=decoder)
         with patch.recording():
-            earlier = [p.method for p in applied(tower)]
+            earlier = [p.method for p in applied(decoder)]
             if own_configs:
                 patch.own_configs(root)
-            self.install(patch, tower)
+            self.install(patch, decoder)
             for outer in root.modules():
-                if outer is not tower and any(module is tower for module in outer.modules()):
+                if outer is not decoder and any(module is decoder for module in outer.modules()):
                     self.surround(patch, outer)
             if not self.native:
-                patch.set(tower.config, KEY, write_key([*earlier, self]))
-        logger.info("applied %r to %s: %s", self, type(tower).__name__, patch.describe())
+                patch.set(decoder.config, KEY, write_key([*earlier, self]))
+        logger.info("applied %r to %s: %s", self, type(decoder).__name__, patch.describe())
         return patch
 
     def configure(self, config: Any) -> Any:
@@ -111,7 +111,7 @@ class LongContextMethod(Settings):
                 patch.undo()
 
 
-def methods() -> dict[str, type[LongContextMethod]]:
+def list_methods() -> dict[str, type[LongContextMethod]]:
     """Every registered method by name, sorted."""
     from . import load_methods
 
@@ -121,7 +121,7 @@ def methods() -> dict[str, type[LongContextMethod]]:
 
 def get(name: str) -> type[LongContextMethod]:
     """The method class called `name`. ValueError with the nearest name if there is none."""
-    known = methods()
+    known = list_methods()
     if name in known:
         return known[name]
     raise ValueError(unknown(name, known))
@@ -163,7 +163,7 @@ def read_key(value: Any) -> list[LongContextMethod]:
         raise ValueError(shape)
     for spec in value["methods"]:
         name = spec.get("name") if isinstance(spec, dict) else None
-        if isinstance(name, str) and name not in methods():
+        if isinstance(name, str) and name not in list_methods():
             try:
                 get(name)
             except ValueError as error:

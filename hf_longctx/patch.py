@@ -20,7 +20,6 @@ from transformers import PreTrainedConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .method import LongContextMethod
 
 STACK = "_hf_longctx_patches"  # where an anchor module keeps its patches, in its __dict__
 
@@ -68,7 +67,7 @@ class Change:
 class Patch:
     """What one method changed in one model. `undo()` takes it back, bit for bit."""
 
-    method: LongContextMethod
+    method: Any
     model: nn.Module = field(repr=False)
     changes: list[Change] = field(default_factory=list, repr=False)
     active: bool = False

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
-from hf_longctx.cache.layers import BoundedLayer
+from hf_longctx.cache.layers import SinkWindowLayer
 from hf_longctx.upstream.caches import cache_out, generate_cache, given_cache
 from tests.contract.registry import close, differs, same
 from tests.tiny import FAMILIES, MORE_FAMILIES, left_padded, logits_of, text, tiny
@@ -70,7 +70,7 @@ def test_a_row_that_waits_while_others_read_single_tokens_gives_what_it_gives_al
     real[1, ::2] = 0
     real[2, 20:] = 0  # has ended
     got, mask = steps(model, cache, mask, new, real)
-    bounded = [layer for layer in cache.layers if isinstance(layer, BoundedLayer)]
+    bounded = [layer for layer in cache.layers if isinstance(layer, SinkWindowLayer)]
     assert all(layer.ring is not None for layer in bounded)
     for b, row in enumerate(rows()):
         alone = logits_of(model, torch.cat([row, new[b][real[b].bool()]])[None], use_cache=False)[0, len(row) :]

@@ -1,4 +1,4 @@
-"""The text tower of a vision-language model: the method reaches it, whoever loads, saves or calls the model."""
+"""The text decoder of a vision-language model: the method reaches it, whoever loads, saves or calls the model."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ SEVERAL = {
 
 
 def several(name: str) -> Any:
-    """A tiny text tower whose tokens have a position in time, height and width each."""
+    """A tiny text decoder whose tokens have a position in time, height and width each."""
     family, section = SEVERAL[name]
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": section, "partial_rotary_factor": 1.0}
@@ -118,7 +118,7 @@ def several(name: str) -> Any:
 @pytest.mark.parametrize("name", SEVERAL)
 @pytest.mark.parametrize("method", [PositionFree(), LMInfinite(n_global=2, n_local=32)], ids=lambda m: m.name)
 def test_tokens_with_three_positions_are_served_as_text_and_refused_as_images(name: str, method: Any) -> None:
-    tower, ids = several(name), text(2, 24)
+    decoder, ids = several(name), text(2, 24)
     flat = torch.arange(24)[None].expand(2, -1)
     image = flat.expand(3, -1, -1).clone()  # a picture of 3 x 3 tokens: one time, rows and columns
     image[0, :, 6:15] = 6
@@ -130,22 +130,22 @@ def test_tokens_with_three_positions_are_served_as_text_and_refused_as_images(na
         with torch.no_grad():
             start = 0 if pos is None else kwargs.pop("start", 0)
             part = ids[:, start : None if pos is None else start + pos.shape[-1]]
-            return tower(input_ids=part, position_ids=pos, **kwargs).last_hidden_state
+            return decoder(input_ids=part, position_ids=pos, **kwargs).last_hidden_state
 
     plain = {"none": None, "one": flat, "three": flat.expand(3, -1, -1)}
     stock = {words: out(pos) for words, pos in plain.items()}
     differs(out(image), stock["one"])
-    with method.on(tower):
+    with method.on(decoder):
         for words, pos in plain.items():
             close(out(pos), stock[words], f"{words} position a token")
-        cache = DynamicCache(config=tower.config)
-        read = given_cache(tower, cache)
+        cache = DynamicCache(config=decoder.config)
+        read = given_cache(decoder, cache)
         parts = [out(flat.expand(3, -1, -1)[..., i : i + n], start=i, **read) for i, n in ((0, 20), (20, 3), (23, 1))]
         close(torch.cat(parts, 1), stock["one"], "in pieces")
         for pos in (image, torch.cat([flat[None], image])):
             with pytest.raises(ValueError, match=r"one position a token.* supported for text alone"):
                 out(pos)
-        cache = DynamicCache(config=tower.config)
-        out(image[..., :6], start=0, **given_cache(tower, cache))  # the text before the picture
+        cache = DynamicCache(config=decoder.config)
+        out(image[..., :6], start=0, **given_cache(decoder, cache))  # the text before the picture
         with pytest.raises(ValueError, match=r"one position a token"):
-            out(image[..., 6:], start=6, **given_cache(tower, cache))
+            out(image[..., 6:], start=6, **given_cache(decoder, cache))

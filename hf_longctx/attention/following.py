@@ -16,7 +16,9 @@ from ..anatomy import layer_type
 from ..cache.recurrent import takes_positions
 from ..upstream.caches import given_cache
 from ..upstream.versions import SAY_VERSION
-from .positions import Step, Tower, after_forward, before_forward, has_rope, stock_class
+from .around import after_forward, begin, claim
+from .state import STATE, DecoderState, Step, has_rope
+from .subclass import stock_class
 from .watch import evaluating
 
 PIECES = 3, 2, 1
@@ -31,8 +33,8 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def follow(tower: Any, state: Tower) -> None:
-    """ValueError, with the reason, unless a text in pieces reaches the patched layers of `tower` as it should.
+def follow(decoder: Any, state: DecoderState) -> None:
+    """ValueError, with the reason, unless a text in pieces reaches the patched layers of `decoder` as it should.
 
     Once for a model. Only the layers up to the last new kind are run. A model that is spread over processes is left to
     its first forwards, which raise where a cache is not found.
@@ -44,27 +46,27 @@ def follow(tower: Any, state: Tower) -> None:
     cache, start = None, 0  # a model makes its first cache itself
     for length in PIECES:
         try:
-            cache = _read(tower, state, cache, start, length, last)
+            cache = _read(decoder, state, cache, start, length, last)
         except Exception as error:
             raise ValueError(
-                f"{type(tower).__name__}: refused by the self-check, which reads a few tokens in pieces through the "
+                f"{type(decoder).__name__}: refused by the self-check, which reads a few tokens in pieces through the "
                 f"model's cache: {type(error).__name__}: {error}"
             ) from error
         start += length
     state.followed = True
 
 
-def _read(tower: Any, state: Tower, cache: Any, start: int, length: int, last: Any) -> Any:
+def _read(decoder: Any, state: DecoderState, cache: Any, start: int, length: int, last: Any) -> Any:
     """Read tokens from `start` on through the layers up to `last`; the cache that they found."""
-    where = tower.get_input_embeddings().weight.device
+    where = decoder.get_input_embeddings().weight.device
     device = "cpu" if where.type == "meta" else where  # offloaded: accelerate moves them on
     expected = list(range(start, start + length))
     pos = torch.tensor([expected], device=device)
-    kwargs = {"input_ids": pos % tower.config.vocab_size, "use_cache": True}
-    if takes_positions(tower):  # as `generate` gives them
+    kwargs = {"input_ids": pos % decoder.config.vocab_size, "use_cache": True}
+    if takes_positions(decoder):  # as `generate` gives them
         kwargs["position_ids"] = pos
     if cache is not None:
-        kwargs |= given_cache(tower, cache)
+        kwargs |= given_cache(decoder, cache)
 
     def see(module: Any, step: Step, layer: Any, cache: Any) -> None:
         found = step.q_pos_BL[0].tolist()
@@ -79,14 +81,23 @@ def _read(tower: Any, state: Tower, cache: Any, start: int, length: int, last: A
 
     state.following = see
     try:
-        with evaluating(tower):
-            before_forward(tower, (), kwargs)
+        with evaluating(decoder):
+            begin(decoder, (), kwargs)
             try:
-                tower.forward(**kwargs)
+                decoder.forward(**kwargs)
             finally:
-                after_forward(tower, (), None)
+                after_forward(decoder, (), None)
     except _Enough as enough:
         return enough.cache
     finally:
         state.following = None
     raise RuntimeError(f"{stock_class(last).__name__} was not called. {SAY_VERSION}")
+
+
+def before_forward(decoder_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """The hook before a decoder's forward. Its first one follows a text through the cache."""
+    state: DecoderState = vars(decoder_module)[STATE]
+    claim(decoder_module, state)
+    if not (state.followed or state.following or torch.compiler.is_compiling()):
+        follow(decoder_module, state)
+    begin(decoder_module, args, kwargs)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..method import KEY
+from ..settings import KEY
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,7 +21,6 @@ class Named(str):
     inner: str
 
     def __new__(cls, inner: str) -> Self:
-        importlib.import_module(f"{__package__}.interface")  # which registers the function of that name
         name = super().__new__(cls, cls.NAME)
         name.inner = inner
         return name

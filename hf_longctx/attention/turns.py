@@ -16,12 +16,15 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from ..cache.layers import UnrotatedLayer
-from .positions import Tower, adopt_all
+from .caches import adopt_all
+from .state import DecoderState
 
 logger = logging.getLogger("hf_longctx")
 
 
-def read_again_if_needed(state: Tower, tower: Any, cache: Any, input_ids: Tensor, mask_BT: Tensor | None) -> None:
+def read_again_if_needed(
+    state: DecoderState, decoder: Any, cache: Any, input_ids: Tensor, mask_BT: Tensor | None
+) -> None:
     """Empty a cache that misses what the next tokens of `generate` see; it then reads all of `input_ids`.
 
     ValueError where `input_ids` are only the new tokens, so that there is nothing to read again.
@@ -44,6 +47,6 @@ def read_again_if_needed(state: Tower, tower: Any, cache: Any, input_ids: Tensor
             f"of the whole text, as many as the mask has columns, and it is read again."
         )
     logger.info("reading %d tokens again: a row that ended early goes on, and has lost what it would see", seen)
-    fresh = DynamicCache(config=tower.config)
+    fresh = DynamicCache(config=decoder.config)
     adopt_all(state, fresh)
     cache.layers[:] = fresh.layers

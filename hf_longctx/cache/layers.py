@@ -1,7 +1,7 @@
 """Cache layers that hold keys un-rotated, with the position of every slot.
 
 They stand in for transformers' `DynamicLayer` in a `DynamicCache`. What is stored has no position baked in: a method
-decides where each key is read. Positions are per row and slot, negative where nothing is seen (see `Slots`).
+decides where each key is read. Positions are per row and slot, negative where nothing is seen (see `KeyValues`).
 """
 
 # B batch, G key/value heads, S stored slots, L new tokens, D head dim
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from .slots import Rows, Slots
+from .slots import KeyValues, Rows
 
 if TYPE_CHECKING:
     from ..method import LongContextMethod
@@ -48,7 +48,7 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
         self.is_initialized = False
         self._new_pos: Tensor | None = None
         self.readable_pos: Tensor | None = None  # (B, S): of everything that the current forward may see
-        self.head: Slots | None = None  # the first tokens, where a subclass keeps them apart
+        self.head: KeyValues | None = None  # the first tokens, where a subclass keeps them apart
         self.evicted_B: Tensor | None = None  # the highest position that was dropped; None: nothing was
 
     def open(self) -> None:
@@ -104,7 +104,7 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
         assert self._new_pos is not None
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        readable = self._keep(Slots(key_states, value_states, self._new_pos.to(key_states.device)))
+        readable = self._keep(KeyValues(key_states, value_states, self._new_pos.to(key_states.device)))
         self.readable_pos = readable.pos
         self.seen += key_states.shape[2]
         self._new_pos, self._open = None, False
@@ -112,22 +112,22 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
             return torch.cat([self.head.k, readable.k], 2), torch.cat([self.head.v, readable.v], 2)
         return readable.k, readable.v
 
-    def _keep(self, new: Slots) -> Slots:
+    def _keep(self, new: KeyValues) -> KeyValues:
         """Store what later tokens need of `new` and return what the new tokens may see."""
         raise NotImplementedError
 
     @property
-    def slots(self) -> Slots:
+    def slots(self) -> KeyValues:
         assert self.keys is not None
         assert self.values is not None
         assert self.pos is not None
-        return Slots(self.keys, self.values, self.pos, self.column)
+        return KeyValues(self.keys, self.values, self.pos, self.column)
 
-    def in_order(self) -> Slots:
+    def in_order(self) -> KeyValues:
         """What is kept, oldest first."""
         return self.slots
 
-    def _store(self, slots: Slots) -> None:
+    def _store(self, slots: KeyValues) -> None:
         self.keys, self.values, self.pos, self.column = slots.k, slots.v, slots.pos, slots.column
 
     def _check_open(self) -> None:
@@ -157,7 +157,7 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
         if tokens_to_remove:
             raise RuntimeError(f"{self.owner!r}: its cache cannot be cropped; assisted decoding needs that.")
 
-    def _all(self) -> list[Slots]:
+    def _all(self) -> list[KeyValues]:
         return [s for s in (self.slots if self.is_initialized else None, self.head) if s is not None]
 
     def _map(self, f: Any) -> None:
@@ -167,7 +167,7 @@ class UnrotatedLayer(Rows, CacheLayerMixin):
             self.evicted_B = None if self.evicted_B is None else f(self.evicted_B)
 
 
-class BoundedLayer(UnrotatedLayer):
+class SinkWindowLayer(UnrotatedLayer):
     """Keeps the first `n_first` real tokens and the last `n_last`: constant memory however much is read.
 
     `head` holds the first tokens (whether or not they are still among the last). What is kept stands in order while
@@ -191,7 +191,7 @@ class BoundedLayer(UnrotatedLayer):
         super().lazy_initialization(key_states, value_states)
         self.column = self.pos
 
-    def _keep(self, new: Slots) -> Slots:
+    def _keep(self, new: KeyValues) -> KeyValues:
         if self.ring is not None and len(new) == 1:
             return self._turn(self.ring, new)
         self.to_order()
@@ -204,7 +204,7 @@ class BoundedLayer(UnrotatedLayer):
         self.keep_last(readable)
         return readable
 
-    def keep_last(self, slots: Slots) -> None:
+    def keep_last(self, slots: KeyValues) -> None:
         """Keep the last `n_last` of `slots`, in order, and remember how far what is dropped reached."""
         kept = slots.last(self.n_last, self.padded)
         if len(kept) < len(slots):
@@ -216,7 +216,7 @@ class BoundedLayer(UnrotatedLayer):
                 self._skip(slots, kept, self.head)
         self._store(kept.own())
 
-    def _skip(self, slots: Slots, kept: Slots, head: Slots) -> None:
+    def _skip(self, slots: KeyValues, kept: KeyValues, head: KeyValues) -> None:
         """Remember the hidden tokens among what is dropped that would be first ones if a mask showed them again."""
         assert slots.column is not None
         far = torch.iinfo(torch.long).max
@@ -230,11 +230,11 @@ class BoundedLayer(UnrotatedLayer):
             new = torch.where(before, slots.column, -1).topk(min(count, len(slots)), dim=1).values
             self.skipped_BN = new if self.skipped_BN is None else torch.cat([self.skipped_BN, new], 1)
 
-    def _turn(self, ring: Ring, new: Slots) -> Slots:
+    def _turn(self, ring: Ring, new: KeyValues) -> KeyValues:
         k, v, n = self.slots.k, self.slots.v, ring.readable
         ring.write(k, new.k)
         ring.write(v, new.v)
-        return Slots(k[:, :, :n], v[:, :, :n], ring.pos_BN[:, :n])
+        return KeyValues(k[:, :, :n], v[:, :, :n], ring.pos_BN[:, :n])
 
     def push(self, pos_BL: Tensor, padded: bool) -> None:
         super().push(pos_BL, padded)
@@ -252,10 +252,10 @@ class BoundedLayer(UnrotatedLayer):
         B, G, n, D = kept.k.shape
         k, v = kept.k.new_zeros(B, G, ring.size, D), kept.v.new_zeros(B, G, ring.size, kept.v.shape[-1])
         k[:, :, :n], v[:, :, :n] = kept.k, kept.v
-        self._store(Slots(k, v, ring.pos_BN, ring.column_BN))
+        self._store(KeyValues(k, v, ring.pos_BN, ring.column_BN))
         self.ring = ring
 
-    def in_order(self) -> Slots:
+    def in_order(self) -> KeyValues:
         kept = self.slots
         return kept if self.ring is None else kept.gather(self.ring.in_order())
 
@@ -324,7 +324,7 @@ class BoundedLayer(UnrotatedLayer):
         assert held.column is not None
         column = torch.where(whole_B[:, None], fresh.column, held.column)
         pos = torch.where(whole_B[:, None], fresh.pos, held.pos)
-        self.head = Slots(torch.where(wide, fresh.k, held.k), torch.where(wide, fresh.v, held.v), pos, column)
+        self.head = KeyValues(torch.where(wide, fresh.k, held.k), torch.where(wide, fresh.v, held.v), pos, column)
 
     def show_all(self) -> None:
         if self.ring is None or not self.ring.whole:  # a recorded step is given no mask, and sees what was seen before
@@ -352,14 +352,14 @@ class BoundedLayer(UnrotatedLayer):
         return missing & (evicted >= 0)
 
 
-class GrowingLayer(UnrotatedLayer):
+class FullLayer(UnrotatedLayer):
     """Keeps every key. With `on_host` they live in host memory and visit the device one layer at a time."""
 
     def __init__(self, owner: LongContextMethod, on_host: bool = False) -> None:
         self.on_host = on_host
         super().__init__(owner)
 
-    def _keep(self, new: Slots) -> Slots:
+    def _keep(self, new: KeyValues) -> KeyValues:
         if not self.on_host:
             readable = self.slots.then(new)
             self._store(readable)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .layers import BoundedLayer
+    from .layers import SinkWindowLayer
 
 
 ROOM = 1024  # columns of the smallest ring
@@ -113,7 +113,7 @@ class Ring:
         return (columns + self.next_B1) % self.size
 
 
-def roll(layers: Sequence[BoundedLayer]) -> bool:
+def roll(layers: Sequence[SinkWindowLayer]) -> bool:
     """Turn ordered layers of one cache into rings that share their positions. False where that cannot be (yet).
 
     The first tokens must be complete in every row: a ring never adds to them. Nor does it tell a hidden token that a

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Slots:
+class KeyValues:
     """Some keys and values (B, G, S, D) and their positions (B, S).
 
     Below 0 nothing is seen: -1 is an empty slot, or padding; -2 - p a token at position p that an attention mask hides
@@ -28,20 +28,20 @@ class Slots:
     def __len__(self) -> int:
         return self.pos.shape[1]
 
-    def then(self, newer: Slots) -> Slots:
+    def then(self, newer: KeyValues) -> KeyValues:
         column = None
         if self.column is not None and newer.column is not None:
             column = torch.cat([self.column, newer.column], 1)
         k, v = torch.cat([self.k, newer.k], 2), torch.cat([self.v, newer.v], 2)
-        return Slots(k, v, torch.cat([self.pos, newer.pos], 1), column)
+        return KeyValues(k, v, torch.cat([self.pos, newer.pos], 1), column)
 
-    def first(self, n: int, padded: bool) -> Slots:
+    def first(self, n: int, padded: bool) -> KeyValues:
         """The first n real slots of every row (fewer if there are fewer, then with empty slots behind)."""
         if not padded:
             return self._columns(slice(0, n))
         return self.gather(torch.argsort((self.pos < 0).byte(), dim=1, stable=True)[:, :n])
 
-    def last(self, n: int, padded: bool) -> Slots:
+    def last(self, n: int, padded: bool) -> KeyValues:
         """The last n slots of every row whose tokens are seen, or may be seen again (fewer: with others before)."""
         if not padded:
             return self._columns(slice(max(len(self) - n, 0), len(self)))
@@ -57,26 +57,26 @@ class Slots:
         lowest_after = seen.flip(1).cummin(1).values.flip(1) if len(self) else seen
         return (self.pos >= 0) | ((self.pos < -1) & (lowest_after > -2 - self.pos))
 
-    def _columns(self, columns: slice) -> Slots:
+    def _columns(self, columns: slice) -> KeyValues:
         column = None if self.column is None else self.column[:, columns]
-        return Slots(self.k[:, :, columns], self.v[:, :, columns], self.pos[:, columns], column)
+        return KeyValues(self.k[:, :, columns], self.v[:, :, columns], self.pos[:, columns], column)
 
-    def gather(self, index_BN: Tensor) -> Slots:
+    def gather(self, index_BN: Tensor) -> KeyValues:
         """The slots of these numbers, for each row its own."""
         wide = index_BN[:, None, :, None]
         k = self.k.gather(2, wide.expand(-1, self.k.shape[1], -1, self.k.shape[3]))
         v = self.v.gather(2, wide.expand(-1, self.v.shape[1], -1, self.v.shape[3]))
         column = None if self.column is None else self.column.gather(1, index_BN)
-        return Slots(k, v, self.pos.gather(1, index_BN), column)
+        return KeyValues(k, v, self.pos.gather(1, index_BN), column)
 
-    def map(self, f: Any) -> Slots:
-        return Slots(f(self.k), f(self.v), f(self.pos), None if self.column is None else f(self.column))
+    def map(self, f: Any) -> KeyValues:
+        return KeyValues(f(self.k), f(self.v), f(self.pos), None if self.column is None else f(self.column))
 
-    def shown(self, mask_BT: Tensor) -> Slots:
+    def shown(self, mask_BT: Tensor) -> KeyValues:
         """With the tokens hidden, and those shown again, that an attention mask says (see `show`)."""
         return replace(self, pos=show(self.pos, self.column, mask_BT.to(self.pos.device)))
 
-    def own(self) -> Slots:
+    def own(self) -> KeyValues:
         """Copies, so that a slice does not keep the tensor alive that it was cut from."""
         return self.map(lambda t: t.clone(memory_format=torch.contiguous_format))
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hf_longctx.clip.embed import encode_captions, pixels_of, read_image
-from hf_longctx.clip.pairs import Pair
+from .embed import encode_captions, pixels_of, read_image
+from .pairs import Pair
 
 _AT_ONCE = 10_000
 

@@ -10,18 +10,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from hf_longctx.checkpoints.save import check_target, save_with
-from hf_longctx.clip.files import read_state, write_state
-from hf_longctx.clip.stretch import (
-    MARK,
-    NEEDS_TRAINING,
-    load_whole,
-    stretch_positions,
-    stretch_state_dict_,
-    text_length,
-)
-from hf_longctx.clip.table import KEEP, RATIO
-from hf_longctx.clip.tokens import has_default_length, stretch_tokenizer
+from ..hub.save import check_target, save_with
+from .files import read_state, write_state
+from .stretch import MARK, NEEDS_TRAINING, load_whole, stretch_positions, stretch_state_dict_, text_length
+from .table import KEEP, RATIO
+from .tokens import has_default_length, stretch_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longctx.checkpoints.save import check_target
-from hf_longctx.clip import geometry, openai
-from hf_longctx.clip.checkpoint import local_folder, save_clip
-from hf_longctx.clip.files import WEIGHTS, read_state
-from hf_longctx.clip.stretch import MARK
-from hf_longctx.clip.table import KEEP, is_interpolated
+from ..hub.save import check_target
+from . import geometry, openai
+from .checkpoint import local_folder, save_clip
+from .files import WEIGHTS, read_state
+from .stretch import MARK
+from .table import KEEP, is_interpolated
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..installing import install_extra
+from ..upstream.installing import install_extra
 
 
 def encode_captions(tokenizer: Any, captions: Sequence[str], limit: int, *, truncate: bool = False) -> Tensor:

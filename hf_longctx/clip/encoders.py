@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_longctx.clip.stretch import text_length
+from .stretch import text_length
 
 _FILLING = 60  # the paper's filling is the mean of so many last states of an empty prompt
 _BATCH = 64  # segments in one forward

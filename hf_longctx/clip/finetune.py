@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_longctx.clip.batches import check_captions, loader
-from hf_longctx.clip.components import COMPONENTS
-from hf_longctx.clip.embed import image_embeddings, text_embeddings
-from hf_longctx.clip.freeze import FrozenRows
-from hf_longctx.clip.loss import long_clip_loss
-from hf_longctx.clip.pairs import Pair
-from hf_longctx.clip.stretch import _text_embeddings, text_length
-from hf_longctx.outputs import check_folder, write_whole
-from hf_longctx.text_stream import lines_of
+from ..storage.files import check_folder, write_whole
+from ..text.pieces import lines_of
+from .batches import check_captions, loader
+from .components import COMPONENTS
+from .embed import image_embeddings, text_embeddings
+from .freeze import FrozenRows
+from .loss import long_clip_loss
+from .pairs import Pair
+from .stretch import _text_embeddings, text_length
 
 _LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _STATE, _PROGRESS, _LOG = "state", "progress.json", "log.jsonl"

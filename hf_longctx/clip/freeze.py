@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_longctx.clip.stretch import MARK, _text_configs, _text_embeddings
-from hf_longctx.clip.table import KEEP
+from .stretch import MARK, _text_configs, _text_embeddings
+from .table import KEEP
 
 
 class FrozenRows:

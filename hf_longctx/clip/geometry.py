@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_longctx.clip.openai import Sizes
+from .openai import Sizes
 
 OPENCLIP_CONFIG = "open_clip_config.json"
 ACTIVATIONS = ("quick_gelu", "gelu")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_longctx.clip.encoders import Encoded, TextEncoder, text_encoders
-from hf_longctx.clip.sentences import Splitter, segments
+from .encoders import Encoded, TextEncoder, text_encoders
+from .sentences import Splitter, segments
 
 MAX_TOKENS = 240  # the paper's
 # `(word:1.3)` and `[word:0.5]`, which user interfaces take as weights

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_longctx.clip.components import COMPONENTS, primary_components
-from hf_longctx.clip.gather import gather_rows, own_rows
+from .components import COMPONENTS, primary_components
+from .gather import gather_rows, own_rows
 
 
 @dataclass(frozen=True)

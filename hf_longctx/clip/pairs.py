@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..text_stream import lines_of
+from ..text.pieces import lines_of
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 

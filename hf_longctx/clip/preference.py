@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_longctx.clip.encoders import TextEncoder
-from hf_longctx.clip.sentences import Splitter, segments
+from .encoders import TextEncoder
+from .sentences import Splitter, segments
 
 OMEGA = 0.3  # the paper's weight of the common part
 _LEVEL = 0.09  # the published code's: keeps the loss near one level for every omega

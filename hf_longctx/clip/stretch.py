@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_longctx.clip.table import KEEP, RATIO, is_interpolated, stretch_table, stretched_length
+from .table import KEEP, RATIO, is_interpolated, stretch_table, stretched_length
 
 logger = logging.getLogger(__name__)
 

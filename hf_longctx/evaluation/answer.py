@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_longctx.cache.recurrent import starts_anew
+from ..cache.recurrent import starts_anew
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_longctx.evaluation.tasks.sample import shorten
-from hf_longctx.installing import install_extra
-from hf_longctx.patch import applied
-from hf_longctx.rope.parameters import readable_length
+from ..patch import applied
+from ..rope.parameters import readable_length
+from ..upstream.installing import install_extra
+from .tasks.sample import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_longctx.evaluation.answer import greedy
-from hf_longctx.joins import ids_after, ids_of
+from ..text.joins import ids_after, ids_of
+from ..text.tokens import bos_prefix
+from .answer import greedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -222,12 +223,6 @@ def haystack_ids(tokenizer: PreTrainedTokenizerBase, haystack: str | Sequence[in
     if not ids:
         raise ValueError('haystack is empty: expected "filler", a text, or its token ids.')
     return ids
-
-
-def bos_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-text token as a list, or an empty one for a tokenizer that doesn't add it by itself."""
-    ids = list(tokenizer("x")["input_ids"])
-    return ids[:1] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
 
 
 def _ask(

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from hf_longctx.outputs import check_folder, write_whole
+from ..storage.files import check_folder, write_whole
 
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 

@@ -18,23 +18,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from hf_longctx.evaluation import plots, report
-from hf_longctx.evaluation.cells import CellStore
-from hf_longctx.evaluation.passkey import (
-    MAX_NEW_TOKENS,
-    bos_prefix,
-    check_cell,
-    haystack_ids,
-    passkey_cell,
-    passkey_prompts,
-)
-from hf_longctx.evaluation.perplexity import check_lengths, fixed_targets
-from hf_longctx.evaluation.results import check_out, environment, results, write_results
-from hf_longctx.evaluation.texts import beginning_ids, is_large, load_text, read_documents, tokenize_documents
-from hf_longctx.fingerprint import weights_digest
-from hf_longctx.near import did_you_mean
-from hf_longctx.outputs import claimed
-from hf_longctx.progress import Progress
+from ..console.progress import Progress
+from ..near import did_you_mean
+from ..storage.cells import CellStore
+from ..storage.files import claimed
+from ..storage.fingerprint import weights_digest
+from ..text.corpora import beginning_ids, is_large, load_text, read_documents, tokenize_documents
+from ..text.tokens import bos_prefix
+from .passkey import MAX_NEW_TOKENS, check_cell, haystack_ids, passkey_cell, passkey_prompts
+from .perplexity import check_lengths, fixed_targets
+from .report import plots
+from .report import run as report
+from .results import check_out, environment, results, write_results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,19 +17,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from hf_longctx.evaluation import suite_report
-from hf_longctx.evaluation.answer import answer, batches, greedy
-from hf_longctx.evaluation.cells import CellStore
-from hf_longctx.evaluation.metrics import scores
-from hf_longctx.evaluation.metrics.table import check
-from hf_longctx.evaluation.passkey import check_depth
-from hf_longctx.evaluation.results import check_out, environment, results, write_results
-from hf_longctx.evaluation.run import checked_window, model_name
-from hf_longctx.evaluation.tasks.collect import collect, digest
-from hf_longctx.evaluation.tasks.sample import Sample, encode, encode_all, encode_parts, shorten
-from hf_longctx.fingerprint import tokenizer_digest, weights_digest
-from hf_longctx.outputs import claimed
-from hf_longctx.progress import Progress
+from ..console.progress import Progress
+from ..storage.cells import CellStore
+from ..storage.files import claimed
+from ..storage.fingerprint import tokenizer_digest, weights_digest
+from .answer import answer, batches, greedy
+from .metrics import scores
+from .metrics.table import check
+from .passkey import check_depth
+from .report import suite as suite_report
+from .results import check_out, environment, results, write_results
+from .run import checked_window, model_name
+from .tasks.collect import collect, digest
+from .tasks.sample import Sample, encode, encode_all, encode_parts, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

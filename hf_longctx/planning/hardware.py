@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from ..console.units import GIB
 from ..near import did_you_mean
-from .units import GIB
 
 
 @dataclass(frozen=True, kw_only=True)

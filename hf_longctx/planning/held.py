@@ -41,21 +41,21 @@ class Held:
     n_bytes: int = 0
 
 
-def held_by(tower: Any) -> list[Held]:
-    """What each layer of the cache of `tower`, a text tower on the meta device, holds; last what is in no layer.
+def held_by(decoder: Any) -> list[Held]:
+    """What each layer of the cache of `decoder`, a text decoder on the meta device, holds; last what is in no layer.
 
     Raises whatever the forward raises: a model that looks at values cannot run without them.
     """
-    key = f"{type(tower).__qualname__} {tower.config.to_json_string(use_diff=False)}"
+    key = f"{type(decoder).__qualname__} {decoder.config.to_json_string(use_diff=False)}"
     if key not in _found:
         if len(_found) >= REMEMBERED:
             _found.clear()
-        _found[key] = _ask(tower)
+        _found[key] = _ask(decoder)
     return _found[key]
 
 
-def _ask(tower: nn.Module) -> list[Held]:
-    model = _runnable(copy.deepcopy(tower))
+def _ask(decoder: nn.Module) -> list[Held]:
+    model = _runnable(copy.deepcopy(decoder))
     short, long = (_fill(model, n) for n in LENGTHS)
     if len(short.layers) != len(long.layers):
         raise ValueError(f"{type(short).__name__}: it has more layers after {LENGTHS[1]} tokens than before.")

@@ -8,14 +8,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ..anatomy import find_tower, full_attention_layers
-from ..attention.base import AttentionMethod
-from ..attention.lm_infinite import LMInfinite
-from ..attention.streaming_llm import StreamingLLM
+from ..anatomy import find_decoder, full_attention_layers
+from ..attention.method import AttentionMethod
 from ..method import LongContextMethod
+from ..methods.giraffe import Giraffe
+from ..methods.lm_infinite import LMInfinite
+from ..methods.rope_scaling import RopeScaling
+from ..methods.streaming_llm import StreamingLLM
 from ..patch import Patch
-from ..rope.giraffe import Giraffe
-from ..rope.rope_scaling import RopeScaling
 from .predict import Job, Prediction, fits, predict
 from .shape import Layer, Shape, keyed_layers
 
@@ -109,21 +109,21 @@ def longest(shape: Shape, job: Job, chunk: int | None) -> int | None:
 
 def _try(method: LongContextMethod, model: Any) -> None:
     """Install the method and undo it: it refuses a model that it cannot serve, and says why. Nothing is logged."""
-    tower = find_tower(model)
-    patch = Patch(method=method, model=tower)
+    decoder = find_decoder(model)
+    patch = Patch(method=method, model=decoder)
     with patch.recording():
-        method.install(patch, tower)
+        method.install(patch, decoder)
     patch.undo()
 
 
 def as_read(method: LongContextMethod, model: Any, stock: Shape) -> tuple[LongContextMethod, Shape]:
     """The method with its window filled in, and the model's sizes as it reads: the method's own cache layers say."""
-    tower: Any = find_tower(model)
-    method = method.resolve(tower.config)
+    decoder: Any = find_decoder(model)
+    method = method.resolve(decoder.config)
     if not isinstance(method, AttentionMethod):
         return method, stock
-    full, layers = full_attention_layers(tower), Counter[Layer]()
-    for module, layer in zip(keyed_layers(tower), stock.each, strict=True):
+    full, layers = full_attention_layers(decoder), Counter[Layer]()
+    for module, layer in zip(keyed_layers(decoder), stock.each, strict=True):
         if any(module is other for other in full):
             cache: Any = method.cache_layer(module)
             grows = getattr(cache, "n_last", None) is None

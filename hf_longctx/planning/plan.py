@@ -7,14 +7,14 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..hooks import extend_config
+from ..console.units import parse_bytes, parse_tokens, show_bytes, show_seconds
+from ..hub.configs import extend_config
 from ..method import LongContextMethod
 from ..near import did_you_mean
 from .hardware import Machine, find_machine
 from .options import Option, as_read, assess, candidates
 from .predict import Job, fits
 from .shape import Shape, build, measure, read_config
-from .units import parse_bytes, parse_tokens, show_bytes, show_seconds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

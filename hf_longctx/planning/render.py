@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..checkpoints.save import check_target
+from ..console.units import GIB, show_bytes, show_seconds
+from ..hub.save import check_target
 from .options import LONGEST, Option
 from .plan import Plan
-from .units import GIB, show_bytes, show_seconds
 
 
 def show(plan: Plan, console: Console) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
-from ..anatomy import FULL, attention_layers, find_tower, layer_type
-from ..attention.parity import head_dim_of
-from ..checkpoints.gguf import read_gguf_config
-from ..checkpoints.resolve import EXAMPLE_MODEL, _first_line, _hub_problem, _not_found, find, is_gguf
+from ..anatomy import FULL, attention_layers, find_decoder, layer_type
+from ..attention.selfcheck import head_dim_of
+from ..hub.gguf import read_gguf_config
+from ..hub.resolve import EXAMPLE_MODEL, _first_line, _hub_problem, _not_found, find, is_gguf
 from ..rope.parameters import readable_length
 from .held import Held, held_by
 
@@ -126,7 +126,7 @@ def build(config: PreTrainedConfig) -> Any:
         try:
             with torch.device("meta"):
                 model = auto.from_config(config)
-            find_tower(model)
+            find_decoder(model)
             return model
         except Exception as error:  # wrong sizes fail anywhere in a model's constructor
             problem = problem or error
@@ -139,24 +139,24 @@ def build(config: PreTrainedConfig) -> Any:
 
 def measure(model: Any) -> Shape:
     """The sizes of a model built by `build`, as the stock model reads."""
-    tower: Any = find_tower(model)
-    config = tower.config
-    modules = keyed_layers(tower)
+    decoder: Any = find_decoder(model)
+    config = decoder.config
+    modules = keyed_layers(decoder)
     layers = [stock_layer(module) for module in modules]
     more: dict[str, Any] = {}
     try:
-        held = held_by(tower)
+        held = held_by(decoder)
     except Exception as error:  # a forward on the meta device stops wherever a model looks at values
         more["caveat"] = (
             f"What {type(model).__name__} caches could not be found out without its weights "
-            f"({_first_line(error)}): {_guess(tower)}."
+            f"({_first_line(error)}): {_guess(decoder)}."
         )
     else:
         layers, more = _as_held(modules, layers, held)
     share, mlp = _experts(config)
     active = sum(
         p.numel() * (share if ".experts." in f".{name}." else 1.0)
-        for name, p in tower.layers.named_parameters()
+        for name, p in decoder.layers.named_parameters()
         if p.dim() >= 2
     )
     return Shape(
@@ -166,7 +166,7 @@ def measure(model: Any) -> Shape:
         hidden=config.hidden_size,
         mlp=mlp,
         vocab=config.vocab_size,
-        n_layers=len(tower.layers),
+        n_layers=len(decoder.layers),
         trained=readable_length(config),
         implementation=str(config._attn_implementation),
         layers=tuple(Counter(layers).items()),
@@ -175,9 +175,9 @@ def measure(model: Any) -> Shape:
     )
 
 
-def keyed_layers(tower: Any) -> list[Any]:
+def keyed_layers(decoder: Any) -> list[Any]:
     """The attention modules that keep keys; linear attention (MiniMax) takes the same arguments, and no config."""
-    return [module for module in attention_layers(tower) if hasattr(module, "config")]
+    return [module for module in attention_layers(decoder) if hasattr(module, "config")]
 
 
 def _as_held(modules: list[Any], layers: list[Layer], held: list[Held]) -> tuple[list[Layer], dict[str, int]]:
@@ -196,9 +196,9 @@ def _as_held(modules: list[Any], layers: list[Layer], held: list[Held]) -> tuple
     return found, {"loose_elements": loose, "state_elements": elements, "state_bytes": n_bytes}
 
 
-def _guess(tower: Any) -> str:
+def _guess(decoder: Any) -> str:
     """What is counted where a cache could not be asked."""
-    others = len(tower.layers) - len(keyed_layers(tower))
+    others = len(decoder.layers) - len(keyed_layers(decoder))
     plain = "the keys and values of its attention layers are counted as their projections have them"
     if others <= 0:
         return f"{plain}, and nothing else"

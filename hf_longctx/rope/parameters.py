@@ -119,3 +119,14 @@ def moving_types(parameters: dict[str, Any] | None) -> list[str]:
         if "dynamic" in kind or (kind == "longrope" and entry.get("short_factor") != entry.get("long_factor")):
             found.add(kind)
     return sorted(found)
+
+
+def refuse_moving_frequencies(method: object, rope_parameters: dict[str, Any] | None) -> None:
+    """ValueError for frequencies that change with the length read (dynamic, longrope with two tables)."""
+    moving = moving_types(rope_parameters)
+    if moving:
+        raise ValueError(
+            f"rope_type={moving[0]!r} changes its frequencies with the length read, so positions cannot be decided "
+            f"anew. {type(method).__name__} needs none of it beyond its window: use the model's original "
+            f"rope_parameters."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from hf_longctx.outputs import write_whole
+from hf_longctx.storage.files import write_whole
 from recipes.benchmarks.tables import documents, misses, render
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hf_longctx.outputs import write_whole
+from hf_longctx.storage.files import write_whole
 
 
 def main(out: Path) -> None:

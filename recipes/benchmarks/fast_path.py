@@ -19,7 +19,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 from hf_longctx import LMInfinite
 from hf_longctx.evaluation.results import row
-from hf_longctx.generation.graphs import decoder
+from hf_longctx.generation.cuda_graph import decoder
 from hf_longctx.upstream.caches import given_cache
 
 from .reading import TRAINED, K, arguments, finish, subject
@@ -178,8 +178,10 @@ def kernel() -> Iterator[dict[str, Any]]:
     """One query over 128k un-rotated keys, 8B geometry; bandwidth is of keys and values, read once."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    from hf_longctx.attention.branches import Branch, Causal, attend
-    from hf_longctx.attention.rotation import Rotation
+    from hf_longctx.ops.attend import attend
+    from hf_longctx.ops.branch import Branch
+    from hf_longctx.ops.masks import Causal
+    from hf_longctx.ops.rotation import Rotation
 
     S, H, G, D = 128 * K, 32, 8, 128
     q = torch.randn(1, H, 1, D, device=DEVICE, dtype=torch.bfloat16)

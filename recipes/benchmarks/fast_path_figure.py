@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hf_longctx.evaluation import plots
+from hf_longctx.evaluation.report import plots
 
 from .plan import read
 from .reading import K

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from hf_longctx.evaluation import plots
-from hf_longctx.evaluation.page.files import collect
-from hf_longctx.evaluation.page.measured import measured, settings_of
+from hf_longctx.evaluation.report import plots
+from hf_longctx.evaluation.report.files import collect
+from hf_longctx.evaluation.report.measured import measured, settings_of
 from hf_longctx.evaluation.results import row
 
 from .reading import RESULTS, TRAINED, K, arguments, finish, lengths
@@ -83,8 +83,8 @@ def draw(path: Path) -> Any:
 
 def _short(bench: Any, asked: list[Any], new_tokens: int) -> list[list[int]]:
     """What XL3M reads of each prompt. Of a trial's text, segments without the needle are scored once."""
-    from hf_longctx.segments import XL3M
-    from hf_longctx.segments.frame import Frame
+    from hf_longctx.generation.xl3m import XL3M
+    from hf_longctx.generation.xl3m.frame import Frame
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -25,8 +25,8 @@ from transformers import (
 
 from hf_longctx import shared_prefix
 from hf_longctx.evaluation.results import row
-from hf_longctx.evaluation.texts import load_text
-from hf_longctx.generation.graphs import can_replay, decoder
+from hf_longctx.generation.cuda_graph import can_replay, decoder
+from hf_longctx.text.corpora import load_text
 from hf_longctx.upstream.caches import given_cache
 
 from . import hydragen_attention

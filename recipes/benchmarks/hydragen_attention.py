@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hf_longctx.attention.folded import Own, Query, Shared, attend, cut, folded, fused_refuses, parts_for
 from hf_longctx.evaluation.results import row
+from hf_longctx.ops.prefix import Own, Query, Shared, attend, cut, folded, fused_refuses, parts_for
 
 from .reading import K
 from .timing import milliseconds

@@ -17,12 +17,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, attend
-from hf_longctx.attention.branches import Branch, Causal, Outside, Window
-from hf_longctx.attention.kernels import KERNELS, Call
-from hf_longctx.attention.rotation import Rotation
 from hf_longctx.evaluation.passkey import passkey_grid
 from hf_longctx.evaluation.perplexity import fixed_targets
 from hf_longctx.evaluation.results import row
+from hf_longctx.ops.branch import Branch
+from hf_longctx.ops.kernels import KERNELS, Call
+from hf_longctx.ops.masks import BeyondWindow, Causal, Window
+from hf_longctx.ops.rotation import Rotation
 from hf_longctx.upstream.caches import given_cache
 
 from .reading import TRAINED, K, arguments, cache_bytes, finish, nll_detail, ratios, spans, subject
@@ -44,7 +45,7 @@ def attention(model: Any) -> Iterator[dict[str, Any]]:
 
     def ours() -> Tensor:
         local = Branch(q, k, v, pos, pos, Window(size), rope, rope, regular=True, padded=False)
-        sinks = Branch(q, k[:, :, :10], v[:, :, :10], pos, pos[:, :10], Outside(size), k_rope=far, padded=False)
+        sinks = Branch(q, k[:, :, :10], v[:, :, :10], pos, pos[:, :10], BeyondWindow(size), k_rope=far, padded=False)
         return attend([local, sinks], scale=D**-0.5)
 
     def torch_flash() -> Any:

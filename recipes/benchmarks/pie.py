@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from hf_longctx.anatomy import find_tower
-from hf_longctx.cache import edit_graph
-from hf_longctx.cache.edit import edit
-from hf_longctx.cache.edit_plan import REPAIR
-from hf_longctx.checkpoints import load
+from hf_longctx.anatomy import find_decoder
+from hf_longctx.editing import graph as edit_graph
+from hf_longctx.editing.edit import edit
+from hf_longctx.editing.plan import REPAIR
 from hf_longctx.evaluation.results import row
+from hf_longctx.hub import load
 from hf_longctx.upstream.caches import given_cache
 
 from .pie_methods import METHODS, OURS, RULES, Result, measure, view
@@ -112,20 +112,20 @@ def timed(args: Any) -> Iterator[dict[str, Any]]:
     with torch.device(device):
         model: Any = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
-    tower: Any = find_tower(model)
+    decoder: Any = find_decoder(model)
     for length in args.lengths or SPEED:
         old = torch.randint(0, config.vocab_size, (length,))
         before = DynamicCache(config=config)
-        tower(input_ids=old[None].to(device), **given_cache(tower, before), use_cache=True)
+        decoder(input_ids=old[None].to(device), **given_cache(decoder, before), use_cache=True)
         whole = {"input_ids": old[None].to(device), "use_cache": True}
-        read = [_seconds(partial(tower, **whole))[0] for _ in range(args.runs + 2)][2:]
+        read = [_seconds(partial(decoder, **whole))[0] for _ in range(args.runs + 2)][2:]
         for places in (1, PLACES):
-            yield _timed(model, tower, old, before, read, places, args)
-        edit_graph.forget(tower)
+            yield _timed(model, decoder, old, before, read, places, args)
+        edit_graph.forget(decoder)
 
 
 def _timed(
-    model: Any, tower: Any, old: Tensor, before: DynamicCache, read: list[float], places: int, args: Any
+    model: Any, decoder: Any, old: Tensor, before: DynamicCache, read: list[float], places: int, args: Any
 ) -> dict[str, Any]:
     """Edits at so many places, of up to 64 tokens altogether; reading the text anew takes `read` seconds."""
     modes = {"eager": False} | ({"compiled": True} if torch.cuda.is_available() else {})
@@ -141,7 +141,7 @@ def _timed(
                 seconds[name].append(took)
                 forwarded.append(report.forwarded + report.repaired)
                 parts[name] = {key: getattr(report, key) for key in ("seconds_diff", "seconds_move", "seconds")}
-        if compiled and not edit_graph.is_checked(tower):
+        if compiled and not edit_graph.is_checked(decoder):
             raise SystemExit("the CUDA graph was given up (see the warning above), so there is nothing to time")
     best = "compiled" if "compiled" in seconds else "eager"
     label = f"edit of 1 to 64 tokens in {length // K}k" if length >= K else f"edit in {length}"

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from hf_longctx.anatomy import attention_layers, find_tower
-from hf_longctx.cache.echoes import echoes
-from hf_longctx.cache.edit_batch import edit_batch
-from hf_longctx.cache.edit_plan import REPAIR, compare, make_plan
-from hf_longctx.cache.placed import PlacedWork, Row, read_placed
-from hf_longctx.cache.rotate import Mover
-from hf_longctx.cache.workspace import Span
+from hf_longctx.anatomy import attention_layers, find_decoder
+from hf_longctx.attention.rerotate import Mover
+from hf_longctx.editing.batch import edit_batch
+from hf_longctx.editing.echoes import echoes
+from hf_longctx.editing.placed import PlacedWork, Row, read_placed
+from hf_longctx.editing.plan import REPAIR, compare, make_plan
+from hf_longctx.editing.workspace import Span
 from hf_longctx.upstream.caches import given_cache
 
 from .pie_texts import Edit
@@ -116,7 +116,7 @@ def _anew(model: Any, group: list[Edit], attended: bool) -> tuple[DynamicCache, 
             for start, end in e.spans:
                 weights.add_(output[1][0, :, :, max(start - 1, 0) : max(end, start + 1)].sum((0, 2)))
 
-        hooks = [module.register_forward_hook(add) for module in attention_layers(find_tower(model))]
+        hooks = [module.register_forward_hook(add) for module in attention_layers(find_decoder(model))]
         model(ids, **given_cache(model, caches[-1]), use_cache=True, logits_to_keep=1)
         for hook in hooks:
             hook.remove()
@@ -200,7 +200,7 @@ def _edited(
     model: Any, cache: Any, group: list[Edit], known: list[Known], choose: Choose, move: bool = True
 ) -> tuple[Any, list[int]]:
     """What is new is read, and of what is behind it what `choose` says; keys are moved or (naive) left as they are."""
-    tower: Any = find_tower(model)
+    decoder: Any = find_decoder(model)
     length, rows, again = max(len(e.new) for e in group) - 1, [], []
     for e, about in zip(group, known, strict=True):
         difference = compare(e.old.numpy(), e.new.numpy(), len(e.old))
@@ -211,13 +211,13 @@ def _edited(
         again.append(len(chosen))
         spans = [Span(i, i + 1) for i in sorted({*fresh, *chosen})]
         rows.append(Row(plan.copies, spans, e.new[:-1].numpy(), 0, length - len(e.new) + 1))
-    mover, works = Mover(tower), []
-    for module in attention_layers(tower):
+    mover, works = Mover(decoder), []
+    for module in attention_layers(decoder):
         index: Any = module.layer_idx
         how = partial(mover.move, module) if move else lambda keys, start, by: keys
         works.append(PlacedWork(cache.layers[index], rows, length, how))
-    read_placed(tower, works, rows, model.device, 256)
-    for module, work in zip(attention_layers(tower), works, strict=True):
+    read_placed(decoder, works, rows, model.device, 256)
+    for module, work in zip(attention_layers(decoder), works, strict=True):
         index = module.layer_idx
         work.commit(cache.layers[index])
     return cache, again

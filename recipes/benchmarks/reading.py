@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longctx.checkpoints import load
+from hf_longctx.console.units import parse_lengths
 from hf_longctx.evaluation.perplexity import LengthScore
 from hf_longctx.evaluation.results import check_out, results, write_results
-from hf_longctx.planning.units import parse_lengths
+from hf_longctx.hub import load
 from hf_longctx.upstream.caches import given_cache
 
 K = 1024

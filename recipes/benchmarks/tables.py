@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_longctx.evaluation.page.rows import conditions, number, reasons, row_lines
+from hf_longctx.evaluation.report.rows import conditions, number, reasons, row_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)

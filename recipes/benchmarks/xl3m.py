@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
-from hf_longctx.evaluation.passkey import INFO, QUESTION, TASK, bos_prefix
+from hf_longctx.evaluation.passkey import INFO, QUESTION, TASK
 from hf_longctx.evaluation.results import row
-from hf_longctx.joins import ids_after
-from hf_longctx.segments import XL3M
-from hf_longctx.segments.frame import Frame
-from hf_longctx.segments.prompt import Parts
+from hf_longctx.generation.xl3m import XL3M
+from hf_longctx.generation.xl3m.frame import Frame
+from hf_longctx.generation.xl3m.prompt import Parts
+from hf_longctx.text.joins import ids_after
+from hf_longctx.text.tokens import bos_prefix
 
 from .haystacks import Haystacks, put
 from .reading import K, arguments, finish, lengths, subject

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hf_longctx import LMInfinite, LongContextMethod, RopeScaling
 from hf_longctx.evaluation.results import row
-from hf_longctx.segments import XL3M
-from hf_longctx.segments.frame import Frame
-from hf_longctx.segments.prompt import Parts
+from hf_longctx.generation.xl3m import XL3M
+from hf_longctx.generation.xl3m.frame import Frame
+from hf_longctx.generation.xl3m.prompt import Parts
 from hf_longctx.upstream.caches import generate_cache, given_cache
 
 from .haystacks import put

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_longctx.evaluation.results import row
-from hf_longctx.segments import XL3M
-from hf_longctx.segments.frame import Frame
-from hf_longctx.segments.xl3m import SCORES
+from hf_longctx.generation.xl3m import XL3M
+from hf_longctx.generation.xl3m.frame import Frame
+from hf_longctx.generation.xl3m.xl3m import SCORES
 
 from .haystacks import put
 from .xl3m import CITIES, NEW_TOKENS, TASKS, clock, words

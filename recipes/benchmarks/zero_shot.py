@@ -133,7 +133,7 @@ def curves(names: list[str]) -> dict[str, dict[str, dict[int, float]]]:
 
 def figure(path: Path) -> Any:
     """One of the two pictures: perplexity and passkeys by length."""
-    from hf_longctx.evaluation import plots
+    from hf_longctx.evaluation.report import plots
 
     panels = curves(LINES[path])
     where = json.loads((RESULTS / "zero_shot_perplexity.json").read_text(encoding="utf-8"))
@@ -179,7 +179,7 @@ def main() -> None:
         parser.error("this part reads texts: python -m recipes.benchmarks.documents DIR, then --documents DIR")
     match args.part:
         case "figure" | "summary" as part:
-            from hf_longctx.evaluation import plots
+            from hf_longctx.evaluation.report import plots
 
             path = FIGURE if part == "figure" else SUMMARY
             plots.save(figure(path), args.out or path, metadata={"Source": stamp(path)})

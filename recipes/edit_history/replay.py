@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longctx.cache.session import EditSession
-from hf_longctx.checkpoints import load
+from hf_longctx.editing.session import EditSession
 from hf_longctx.evaluation.results import results, row, write_results
+from hf_longctx.hub import load
 from hf_longctx.upstream.caches import given_cache
 
 from .versions import from_git, from_two

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hf_longctx.evaluation.plots import LINES, require_matplotlib, save
+from hf_longctx.evaluation.report.plots import LINES, require_matplotlib, save
 
 from . import scene_captions as captions
 from .miniature import BASE

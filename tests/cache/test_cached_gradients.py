@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
-from hf_longctx.cache.layers import BoundedLayer
-from hf_longctx.cache.shared_prefix import shared_prefix
+from hf_longctx.cache.layers import SinkWindowLayer
+from hf_longctx.sharing.prefix import shared_prefix
 from hf_longctx.upstream.caches import given_cache
-from tests.cache.prefixes import DOCUMENT
 from tests.contract.registry import close
+from tests.sharing.prefixes import DOCUMENT
 from tests.tiny import left_padded, text, tiny
 
 METHODS: dict[str, Any] = {
@@ -98,7 +98,7 @@ def test_rings_before_and_after(method: str) -> None:
     METHODS[method].apply(model)
 
     def rings() -> set[bool]:
-        return {layer.ring is not None for layer in cache.layers if isinstance(layer, BoundedLayer)}
+        return {layer.ring is not None for layer in cache.layers if isinstance(layer, SinkWindowLayer)}
 
     with torch.no_grad():
         first = in_pieces(model, ids[:, :14], [12, 1, 1], cache)

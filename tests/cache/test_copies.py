@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM, stream
-from hf_longctx.cache.session import EditSession
-from hf_longctx.cache.shared_prefix import shared_prefix
-from hf_longctx.chat import Chat
+from hf_longctx.editing.session import EditSession
+from hf_longctx.sharing.prefix import shared_prefix
+from hf_longctx.streaming.chat import Chat
 from hf_longctx.upstream.caches import generate_cache
-from tests.cache.prefixes import DOCUMENT, GREEDY, IDS, MASK
 from tests.contract.registry import same
+from tests.sharing.prefixes import DOCUMENT, GREEDY, IDS, MASK
 from tests.tiny import text, tiny, tokenizer
 
 METHODS: dict[str, Any] = {

@@ -11,24 +11,24 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, PositionFree
-from hf_longctx.cache.layers import BoundedLayer, GrowingLayer
-from hf_longctx.cache.slots import Slots
+from hf_longctx.cache.layers import FullLayer, SinkWindowLayer
+from hf_longctx.cache.slots import KeyValues
 from tests.contract.registry import close, same
 from tests.tiny import left_padded, logits_of, text, tiny
 
 OWNER = PositionFree()
 
 
-def feed(layer: Any, pos: Tensor) -> Slots:
+def feed(layer: Any, pos: Tensor) -> KeyValues:
     """Push tokens whose keys are their position + 1 (0 for padding) and values the negative of it."""
     key = (pos + 1).float()[:, None, :, None].expand(-1, 2, -1, 4)
     layer.open()
     layer.push(pos, bool((pos < 0).any()))
     k, v = layer.update(key, -key)
-    return Slots(k, v, layer.readable_pos)
+    return KeyValues(k, v, layer.readable_pos)
 
 
-def rows(slots: Slots) -> list[list[int]]:
+def rows(slots: KeyValues) -> list[list[int]]:
     """The real positions of every row, in order; keys and values must agree with them."""
     found = []
     for b, row in enumerate(slots.pos.tolist()):
@@ -40,7 +40,7 @@ def rows(slots: Slots) -> list[list[int]]:
 
 
 def test_bounded_keeps_the_first_and_the_last() -> None:
-    layer = BoundedLayer(OWNER, n_first=2, n_last=3)
+    layer = SinkWindowLayer(OWNER, n_first=2, n_last=3)
     for start, end in ((0, 1), (1, 2), (2, 9), (9, 10), (10, 12)):
         readable = feed(layer, torch.arange(start, end)[None])
         assert rows(readable) == [list(range(max(0, start - 3), end))]
@@ -59,7 +59,7 @@ def test_positions_are_right_under_padding(chunk: int) -> None:
             [-1] * 20,
         ]
     )
-    layer = BoundedLayer(OWNER, n_first=3, n_last=4)
+    layer = SinkWindowLayer(OWNER, n_first=3, n_last=4)
     for part in pos.split(chunk, 1):
         before = rows(layer.slots) if layer.is_initialized else [[], [], []]
         readable = rows(feed(layer, part))
@@ -73,7 +73,7 @@ def test_positions_are_right_under_padding(chunk: int) -> None:
 @pytest.mark.parametrize("n_first", [0, 5])
 @pytest.mark.parametrize("n_last", [0, 1, 8])
 def test_bounded_memory_is_constant(n_first: int, n_last: int) -> None:
-    layer = BoundedLayer(OWNER, n_first, n_last)
+    layer = SinkWindowLayer(OWNER, n_first, n_last)
     sizes = []
     for start in range(0, 200, 20):
         feed(layer, torch.arange(start, start + 20)[None])
@@ -102,7 +102,7 @@ def test_lm_infinite_keeps_constant_bytes_however_long_and_padded() -> None:
 
 @pytest.mark.parametrize("on_host", [False, True])
 def test_growing_keeps_everything(on_host: bool) -> None:
-    layer = GrowingLayer(OWNER, on_host=on_host)
+    layer = FullLayer(OWNER, on_host=on_host)
     for start in (0, 5, 6):
         readable = feed(layer, torch.arange(start, start + (5 if start == 0 else 1))[None])
     assert rows(readable) == rows(layer.slots) == [list(range(7))]
@@ -168,7 +168,7 @@ def test_reset_and_deepcopy(method: str) -> None:
 
 
 def test_cropping_is_an_error() -> None:
-    layer = BoundedLayer(OWNER, 2, 3)
+    layer = SinkWindowLayer(OWNER, 2, 3)
     feed(layer, torch.arange(9)[None])
     layer.crop(0)
     with pytest.raises(RuntimeError, match="cannot be cropped"):

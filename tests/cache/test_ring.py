@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, StreamingLLM
-from hf_longctx.cache.layers import BoundedLayer
+from hf_longctx.cache.layers import SinkWindowLayer
 from tests.tiny import left_padded, logits_of, text, tiny
 
 METHODS = {"lm_infinite": LMInfinite(n_global=2, n_local=6), "streaming_llm": StreamingLLM(n_sink=2, window=6)}
@@ -94,7 +94,7 @@ def test_beams_move_rows_in_place() -> None:
         layer: Any = cache.layers[0]
         address = layer.keys.data_ptr()
         cache.reorder_cache(swap)
-        assert isinstance(layer, BoundedLayer)
+        assert isinstance(layer, SinkWindowLayer)
         assert layer.keys.data_ptr() == address
         more = text(3, 5, seed=7)
         ours = read(model, more, [1] * 5, cache, 12)

@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 
 pytest.importorskip("gguf")
-from hf_longctx.checkpoints import convert, load
-from tests.checkpoints.tiny import write_gguf
+from hf_longctx.hub import convert, load
 from tests.cli.test_cli import complaint, run
-from tests.test_outputs import held
+from tests.hub.tiny import write_gguf
+from tests.storage.test_files import held
 
 QUESTIONS = ["Who asks?", "What is the answer to the second, somewhat longer question?", "Why?"]
 DOCUMENT = "One line of the document.\nAnother line, and then it ends.\n"
@@ -35,7 +35,7 @@ def files(tmp_path: Path) -> list[str | Path]:
 
 
 def test_answers_are_those_of_stock(model: str, files: list[str | Path], tmp_path: Path) -> None:
-    from hf_longctx.questions import Prompt
+    from hf_longctx.sharing.questions import Prompt
 
     result = run("ask", model, *files, *SHORT, "--out", tmp_path / "answers.jsonl", "--batch-size", "2")
     assert result.exit_code == 0, result.output
@@ -66,7 +66,7 @@ def test_a_document_is_read_once(
     def unread(*args: object, **kwargs: object) -> None:
         raise AssertionError("the document was read again")
 
-    monkeypatch.setattr("hf_longctx.questions.shared_prefix", unread)
+    monkeypatch.setattr("hf_longctx.sharing.questions.shared_prefix", unread)
     assert run(*arguments).stdout == first.stdout
 
 
@@ -81,7 +81,7 @@ def test_answers_come_though_nothing_can_be_kept(
         raise SafetensorError("No space left on device")
 
     arguments = ["ask", model, *files, *SHORT, "--prefix-cache", tmp_path / "kept"]
-    monkeypatch.setattr("hf_longctx.cache.prefix_file.save_file", full)
+    monkeypatch.setattr("hf_longctx.sharing.file.save_file", full)
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert f"> {QUESTIONS[-1]}\n" in result.stdout
@@ -90,7 +90,7 @@ def test_answers_come_though_nothing_can_be_kept(
 
 @pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r"])
 def test_questions_end_at_line_feeds_only(inside: str, tmp_path: Path) -> None:
-    from hf_longctx.cli_ask import _lines
+    from hf_longctx.cli.ask import _lines
 
     (tmp_path / "x").write_bytes(f"Who{inside}asks?\r\n\r\nWhy?\nHow?".encode())
     assert _lines(tmp_path / "x") == [f"Who{inside}asks?", "Why?", "How?"]
@@ -98,7 +98,7 @@ def test_questions_end_at_line_feeds_only(inside: str, tmp_path: Path) -> None:
 
 def interrupted_after(n: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ctrl-C while the batch after the first `n` questions is answered; the questions that were asked."""
-    from hf_longctx import questions
+    from hf_longctx.sharing import questions
 
     stock, asked = questions.answers, []
 
@@ -194,6 +194,6 @@ def test_what_cannot_share_a_prefix_is_refused_early(
     def unread(*args: object) -> None:
         raise AssertionError("the document was read")
 
-    monkeypatch.setattr("hf_longctx.questions.Prompt", unread)
+    monkeypatch.setattr("hf_longctx.sharing.questions.Prompt", unread)
     moving = "--method", "rope_scaling", "--set", "type=dynamic", "--set", "factor=2"
     assert "changes its frequencies with the length" in complaint(run("ask", model, *files, *moving))

@@ -15,13 +15,13 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 pytest.importorskip("gguf")
-pytest.importorskip("hf_longctx.attention.lm_infinite")
+pytest.importorskip("hf_longctx.methods.lm_infinite")
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_longctx import cli
-from hf_longctx.checkpoints import convert
+from hf_longctx.cli import main as cli
+from hf_longctx.hub import convert
 from hf_longctx.settings import GUIDANCE
-from tests.checkpoints.tiny import write_gguf
+from tests.hub.tiny import write_gguf
 
 EXTEND = ["--method", "lm_infinite", "--set", "n_local=16"]
 
@@ -60,7 +60,7 @@ def test_methods_say_when_to_use_them_within_80_columns(monkeypatch: pytest.Monk
     printed = run("methods").stdout
     words = " ".join(printed.split())
     assert max(map(len, printed.splitlines())) <= 80
-    for name, cls in hf_longctx.methods().items():
+    for name, cls in hf_longctx.list_methods().items():
         assert f"{name}  hf_longctx.{cls.__name__}\n" in printed
         assert list(cls.guidance()) == list(GUIDANCE), name
         for label, text in cls.guidance().items():
@@ -266,7 +266,7 @@ def test_cli_itself_imports_nothing_slow() -> None:
     # The package registers with transformers when it is imported; the command line must not add to that.
     code = (
         "import sys, types; package = types.ModuleType('hf_longctx'); package.__path__ = ['hf_longctx'];"
-        "sys.modules['hf_longctx'] = package; import hf_longctx.cli;"
+        "sys.modules['hf_longctx'] = package; import hf_longctx.cli.main;"
         "sys.exit(' '.join({'torch', 'transformers', 'matplotlib'} & set(sys.modules)) or None)"
     )
     result = subprocess.run(

@@ -11,10 +11,9 @@ import pytest
 
 pytest.importorskip("gguf")
 pytest.importorskip("wonderwords")
-from hf_longctx.checkpoints import convert
-from tests.checkpoints.tiny import write_gguf
-
-from .test_cli import complaint, run
+from hf_longctx.hub import convert
+from tests.cli.test_cli import complaint, run
+from tests.hub.tiny import write_gguf
 
 EXTEND = ["--method", "lm_infinite", "--set", "n_local=16"]
 
@@ -29,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples go into a folder of the test's own."""
-    monkeypatch.setattr("hf_longctx.checkpoints.gguf.cache_home", lambda: tmp_path / "home")
+    monkeypatch.setattr("hf_longctx.hub.gguf.cache_home", lambda: tmp_path / "home")
 
 
 def test_a_suite_of_tasks_and_files(model: str, tmp_path: Path) -> None:

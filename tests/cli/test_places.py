@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("gguf")
-from hf_longctx.checkpoints import convert
-from tests.checkpoints.tiny import write_gguf
+from hf_longctx.hub import convert
 from tests.cli.test_cli import complaint, run
-from tests.test_outputs import held
+from tests.hub.tiny import write_gguf
+from tests.storage.test_files import held
 
 FILES = ["--document", "python-docs", "--questions", "QUESTIONS"]
 XL3M = ["--method", "xl3m", "--document", "python-docs", "--question", "a"]

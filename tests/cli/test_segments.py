@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("gguf")
-from hf_longctx.checkpoints import convert
-from tests.checkpoints.tiny import write_gguf
+from hf_longctx.hub import convert
 from tests.cli.test_cli import complaint, run
+from tests.hub.tiny import write_gguf
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ COMMANDS = {
 HEAVY = "torch", "transformers", "numpy", "peft", "accelerate", "huggingface_hub", "matplotlib"
 CODE = f"""
 import sys
-from hf_longctx.cli import app
+from hf_longctx.cli.main import app
 try:
     app()
 finally:

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 pytest.importorskip("gguf")
-from hf_longctx import cli
-from hf_longctx.checkpoints import convert
-from tests.checkpoints.tiny import write_gguf
+from hf_longctx.cli import main as cli
+from hf_longctx.hub import convert
 from tests.cli.test_cli import EXTEND, complaint, run
+from tests.hub.tiny import write_gguf
 
 SHORT = ["--max-new-tokens", "4", "--device", "cpu"]
 
@@ -95,7 +95,7 @@ def test_chat_ends_with_its_input(model: str) -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_longctx.streaming import Reader
+    from hf_longctx.streaming.reader import Reader
 
     choose = Reader._choose
 

@@ -13,10 +13,12 @@ from rich.console import Console
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from hf_longctx import LMInfinite, PositionFree, StreamingLLM, cli
-from hf_longctx.evaluation import report, suite_report
-from hf_longctx.evaluation.page.render import _rich
-from hf_longctx.evaluation.page.sections import Table, Text
+from hf_longctx import LMInfinite, PositionFree, StreamingLLM
+from hf_longctx.cli import main as cli
+from hf_longctx.evaluation.report import run as report
+from hf_longctx.evaluation.report import suite as suite_report
+from hf_longctx.evaluation.report.render import _rich
+from hf_longctx.evaluation.report.sections import Table, Text
 from tests.tiny import text, tiny, tokenizer
 
 

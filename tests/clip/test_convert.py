@@ -268,7 +268,7 @@ def test_other_wrong_input_is_named(model: CLIPModel, tmp_path: Path) -> None:
 def test_commands(model: CLIPModel, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from hf_longctx import cli
+    from hf_longctx.cli import main as cli
 
     def run(*arguments: Any) -> Any:
         return CliRunner().invoke(cli.app, ["clip", *map(str, arguments)])
@@ -288,6 +288,6 @@ def test_commands(model: CLIPModel, tmp_path: Path) -> None:
 
 
 def test_importing_the_package_does_not_load_clip() -> None:
-    code = "import sys, hf_longctx, hf_longctx.cli; print('hf_longctx.clip' in sys.modules)"
+    code = "import sys, hf_longctx, hf_longctx.cli.main; print('hf_longctx.clip' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

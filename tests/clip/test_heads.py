@@ -185,7 +185,7 @@ def test_a_conversion_whose_config_leaves_heads_out_is_held_against_the_publishe
 def test_the_command_takes_heads(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from hf_longctx import cli
+    from hf_longctx.cli import main as cli
 
     ours = model()
     torch.save(openai_names(ours), tmp_path / "a.pt")

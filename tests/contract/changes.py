@@ -15,15 +15,7 @@ from transformers import AutoModelForCausalLM
 import hf_longctx
 from hf_longctx import LMInfinite, RopeScaling
 from tests.contract.registry import close, differs, fingerprint, prop, prop_where, same
-from tests.contract.stack import (
-    as_published,
-    decides_positions,
-    identity_of,
-    in_key,
-    is_identity,
-    native_of,
-    parts,
-)
+from tests.contract.stack import as_published, decides_positions, identity_of, in_key, is_identity, native_of, parts
 from tests.tiny import logits_of, text, tiny
 
 IDS = text(2, 24)
@@ -93,7 +85,7 @@ def a_failure_inside_apply_leaves_nothing(method: Any, family: str) -> None:
     for part in below:  # of a stack the newest fails, and the others stay
         part.apply(model)
     stock, before = logits_of(model, IDS), fingerprint(model)
-    late = "hf_longctx.patch.Patch.set_buffer" if last.native else "hf_longctx.attention.base.check_parity"
+    late = "hf_longctx.patch.Patch.set_buffer" if last.native else "hf_longctx.attention.method.check_parity"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(late, _fails)
         with pytest.raises(ValueError, match="half-way"):
@@ -205,11 +197,11 @@ def eager_is_honoured_as_the_inner_implementation(method: Any, family: str) -> N
     patch = method.apply(model)
     kernels = []
     with pytest.MonkeyPatch.context() as monkeypatch:
-        import hf_longctx.attention.branches as branches
+        import hf_longctx.ops.attend as branches
 
         attend = branches.attend
         monkeypatch.setattr(
-            "hf_longctx.attention.base.attend", lambda b, **kw: (kernels.append(kw["kernel"]), attend(b, **kw))[1]
+            "hf_longctx.attention.method.attend", lambda b, **kw: (kernels.append(kw["kernel"]), attend(b, **kw))[1]
         )
         ours = logits_of(model, IDS)
     if not is_identity(method):

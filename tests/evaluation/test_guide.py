@@ -21,7 +21,7 @@ def test_lines_on_evaluation_run_as_pasted(
     llama: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     llama.config.max_position_embeddings = 600
-    monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (llama, tokenizer))
+    monkeypatch.setattr("hf_longctx.hub.load", lambda name: (llama, tokenizer))
     monkeypatch.setattr("hf_longctx.evaluation.tasks.collect.load_text", lambda name: "A text of one sentence. ")
     monkeypatch.chdir(tmp_path)
     code = "\n".join(re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL))

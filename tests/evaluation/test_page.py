@@ -16,13 +16,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from hf_longctx.cli import app
-from hf_longctx.evaluation import report as rows_of
-from hf_longctx.evaluation.page.files import ResultFile, collect
-from hf_longctx.evaluation.page.measured import groups, measured
-from hf_longctx.evaluation.page.render import page, terminal
-from hf_longctx.evaluation.page.sections import Section, glance, sections
-from hf_longctx.evaluation.page.write import report
+from hf_longctx.cli.main import app
+from hf_longctx.evaluation.report import run as rows_of
+from hf_longctx.evaluation.report.files import ResultFile, collect
+from hf_longctx.evaluation.report.measured import groups, measured
+from hf_longctx.evaluation.report.render import page, terminal
+from hf_longctx.evaluation.report.sections import Section, glance, sections
+from hf_longctx.evaluation.report.write import report
 from hf_longctx.evaluation.results import row, write_results
 
 HEAD: dict[str, Any] = {

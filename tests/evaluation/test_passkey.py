@@ -9,8 +9,7 @@ import torch
 from hf_longctx.evaluation import passkey
 from hf_longctx.evaluation.answer import greedy
 from hf_longctx.evaluation.passkey import PasskeyCell, passkey_cell, passkey_grid, passkey_prompts, wilson_interval
-
-from .conftest import Oracle
+from tests.evaluation.conftest import Oracle
 
 
 def recall(text: str) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hf_longctx.evaluation import plots
 from hf_longctx.evaluation.passkey import PasskeyCell
+from hf_longctx.evaluation.report import plots
 
 CURVES: dict[str, Any] = {"stock": {512: 20.0, 1024: 18.0, 2048: 900.0, 4096: None}, "method": {512: 20.0, 4096: 17.0}}
 GRIDS = {

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from hf_longctx.evaluation import results as module
-from hf_longctx.evaluation.cells import CellStore
 from hf_longctx.evaluation.results import environment, results, row, write_results, write_whole
+from hf_longctx.storage.cells import CellStore
 
 
 def no_space(*args: Any, **kwargs: Any) -> Any:

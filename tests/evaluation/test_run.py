@@ -11,12 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from hf_longctx.evaluation import plots, report, run
+from hf_longctx.evaluation import run
 from hf_longctx.evaluation.perplexity import fixed_targets
+from hf_longctx.evaluation.report import plots
+from hf_longctx.evaluation.report import run as report
 from hf_longctx.evaluation.run import evaluate
-from hf_longctx.evaluation.texts import load_text, tokenize_documents
-
-from .conftest import Louder
+from hf_longctx.text.corpora import load_text, tokenize_documents
+from tests.evaluation.conftest import Louder
 
 PPL: dict[str, Any] = {
     "task": "ppl", "lengths": [32, 64, 96], "n_targets": 8, "documents": 2, "chunk": 32, "score_chunk": 8,

@@ -15,8 +15,7 @@ from hf_longctx.evaluation import suite
 from hf_longctx.evaluation.answer import answer, batches
 from hf_longctx.evaluation.suite import evaluate_tasks
 from hf_longctx.evaluation.tasks import collect
-
-from .conftest import Louder
+from tests.evaluation.conftest import Louder
 
 TASKS: dict[str, Any] = {
     "tasks": ["passkey", "lines"], "lengths": [700, 800], "n": 2, "window": 750, "batch_tokens": 1700,

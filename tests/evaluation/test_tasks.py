@@ -11,10 +11,9 @@ import pytest
 
 from hf_longctx.evaluation.tasks import NAMES, RULER, Haystack, Sample, encode, encode_parts, make_task, samples, table
 from hf_longctx.evaluation.tasks.sample import shorten
-from hf_longctx.evaluation.texts import load_text
-from hf_longctx.fingerprint import tokenizer_digest
-
-from .conftest import byte_tokenizer
+from hf_longctx.storage.fingerprint import tokenizer_digest
+from hf_longctx.text.corpora import load_text
+from tests.evaluation.conftest import byte_tokenizer
 
 pytest.importorskip("wonderwords")
 MADE = tuple(name for name in NAMES if not name.startswith("qa_"))

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_longctx
 from hf_longctx import LMInfinite, PositionFree
-from hf_longctx.attention.positions import STATE
+from hf_longctx.attention.state import STATE
 from tests.contract.registry import close, differs, fingerprint, same
 from tests.families.table import DOCUMENT, FAMILIES, REFUSED, SERVED, model_of, render
 from tests.tiny import left_padded, logits_of, text

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longctx.generation import graphs
+from hf_longctx.generation import cuda_graph as graphs
 
 
 class Machine:
@@ -66,7 +66,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(torch.cuda, "graph", context)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: type("Graph", (), {})())
         monkeypatch.setattr(graphs, "_record", machine.graph(graphs._record))
-        for place in ("hf_longctx.hooks", "hf_longctx.streaming"):
+        for place in ("hf_longctx.hooks.transformers", "hf_longctx.streaming.reader"):
             monkeypatch.setattr(f"{place}.can_replay", lambda model, cache: graphs._layers(cache) is not None)
         return machine
 

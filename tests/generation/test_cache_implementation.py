@@ -10,14 +10,14 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM, stream
-from hf_longctx.cache.session import EditSession
-from hf_longctx.cache.share_beginning import share_beginning
-from hf_longctx.cache.shared_prefix import shared_prefix
+from hf_longctx.editing.session import EditSession
 from hf_longctx.evaluation.answer import answer
-from hf_longctx.segments import XL3M
+from hf_longctx.generation.share_beginning import share_beginning
+from hf_longctx.generation.xl3m import XL3M
+from hf_longctx.sharing.prefix import shared_prefix
 from hf_longctx.upstream.caches import generate_cache
-from tests.cache.prefixes import DOCUMENT, IDS, MASK
 from tests.contract.registry import same
+from tests.sharing.prefixes import DOCUMENT, IDS, MASK
 from tests.tiny import text, tiny, tokenizer
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 import hf_longctx
 from hf_longctx import LMInfinite, StreamingLLM
-from hf_longctx.generation import graphs
+from hf_longctx.generation import cuda_graph as graphs
 from tests.tiny import left_padded, text, tiny
 
 METHODS = {"lm_infinite": LMInfinite(n_global=3, n_local=8), "streaming_llm": StreamingLLM(n_sink=3, window=8)}

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from hf_longctx import shared_prefix
-from hf_longctx.generation import graphs
-from tests.cache.prefixes import DOCUMENT, GREEDY, IDS, LOGITS, MASK, agree, stock_batch
+from hf_longctx.generation import cuda_graph as graphs
 from tests.contract.registry import same
+from tests.sharing.prefixes import DOCUMENT, GREEDY, IDS, LOGITS, MASK, agree, stock_batch
 from tests.tiny import FAMILIES, MORE_FAMILIES, text, tiny
 
 
@@ -38,7 +38,7 @@ def test_generate_replays_and_gives_eagers_tokens_in_several_turns(family: str, 
 
 
 def test_buffers_that_grow_are_recorded_anew(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_longctx.cache.shared_layers.ROOM", 8)
+    monkeypatch.setattr("hf_longctx.sharing.layers.ROOM", 8)
     model = tiny()
     truth = stock_batch(model, max_new_tokens=40, do_sample=False)[:, -40:]
     watched = machine(model)
@@ -110,6 +110,6 @@ def test_other_caches_inside_the_block_are_no_business_of_ours(machine: Any) -> 
     watched = machine(model)
     with shared_prefix(model, DOCUMENT):
         same(model.generate(IDS, attention_mask=MASK, cache_implementation="static", **GREEDY), truth)
-        forward = graphs.decoder(model)
+        forward = graphs.graph_forward(model)
         assert forward(input_ids=IDS, attention_mask=MASK).logits.shape[:2] == IDS.shape
     assert watched.recorded == 0

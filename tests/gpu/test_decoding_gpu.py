@@ -11,10 +11,12 @@ from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb 
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as halves
 
 from hf_longctx import LMInfinite, StreamingLLM
-from hf_longctx.attention.branches import Branch, Outside, Window, attend
-from hf_longctx.attention.kernels import decode
-from hf_longctx.attention.rotation import Rotation
-from hf_longctx.generation.graphs import can_replay, decoder
+from hf_longctx.generation.cuda_graph import can_replay, graph_forward
+from hf_longctx.ops.attend import attend
+from hf_longctx.ops.branch import Branch
+from hf_longctx.ops.kernels import decode
+from hf_longctx.ops.masks import BeyondWindow, Window
+from hf_longctx.ops.rotation import Rotation
 from tests.tiny import left_padded, text, tiny
 
 pytestmark = pytest.mark.gpu
@@ -58,7 +60,7 @@ def test_kernel(dtype: Any, heads: tuple[int, int], dim: int, rotary: int, batch
     few = min(keys, 7)
     branches = [
         Branch(q, k, v, q_pos, k_pos, Window(size), *ropes),
-        Branch(q, k[:, :, :few], v[:, :, :few], q_pos, k_pos[:, :few], Outside(size), None, far),
+        Branch(q, k[:, :, :few], v[:, :, :few], q_pos, k_pos[:, :few], BeyondWindow(size), None, far),
     ]
     assert decode.refuses(branches) is None
     with torch.no_grad():
@@ -82,7 +84,7 @@ def test_a_row_without_keys_gets_zeros() -> None:
     q, k = torch.randn(2, 2, 1, 64, device="cuda"), torch.randn(2, 1, 80, 64, device="cuda")
     pos = torch.arange(80, device="cuda").expand(2, -1).clone()
     pos[1] = -1
-    out = attend([Branch(q, k, k, torch.full((2, 1), 90, device="cuda"), pos, Outside(0))], scale=0.1)
+    out = attend([Branch(q, k, k, torch.full((2, 1), 90, device="cuda"), pos, BeyondWindow(0))], scale=0.1)
     assert out[0].abs().sum() > 0
     assert (out[1] == 0).all()
 
@@ -121,7 +123,7 @@ def test_generation_from_a_graph_gives_eagers_tokens(method: Any, family: str) -
 
 
 def test_a_graph_is_recorded_once_a_call_and_sampling_streams_and_beams_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_longctx.generation import graphs
+    from hf_longctx.generation import cuda_graph as graphs
 
     recorded: list[Any] = []
     record = graphs._record
@@ -160,7 +162,7 @@ def test_a_model_that_synchronises_goes_on_without_a_graph(caplog: pytest.LogCap
 def test_other_forwards_pass_through() -> None:
     model, ids = tiny().cuda(), text(1, 30).cuda()
     with METHODS["lm_infinite"].on(model), torch.no_grad():
-        step = decoder(model)
+        step = graph_forward(model)
         assert torch.equal(step(input_ids=ids, use_cache=False).logits, model(ids, use_cache=False).logits)
         cache = DynamicCache(config=model.config)
         step(input_ids=ids, past_key_values=cache)

@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longctx.attention.branches import Branch, Causal, Outside, Rotation, Window, _Attend, attend
-from hf_longctx.attention.kernels import KERNELS, Call
-from hf_longctx.attention.rotation import rotates_halves
-from tests.attention.cases import LONG, Problem, gradients, problem, selected, truth
-from tests.attention.cases import VISIBLE as SMALL_VISIBLE
+from hf_longctx.ops.rotation import Rotation, _Attend, attend
+from hf_longctx.ops.branch import Branch
+from hf_longctx.ops.kernels import KERNELS, Call
+from hf_longctx.ops.masks import BeyondWindow, Causal, Window
+from hf_longctx.ops.rotation import rotates_halves
+from tests.ops.cases import LONG, Problem, gradients, problem, selected, truth
+from tests.ops.cases import VISIBLE as SMALL_VISIBLE
 
 pytestmark = pytest.mark.gpu
 
 SCALE = 0.1
-VISIBLE = {**SMALL_VISIBLE, "window": Window(64), "outside": Outside(70)}
+VISIBLE = {**SMALL_VISIBLE, "window": Window(64), "outside": BeyondWindow(70)}
 FAST = [name for name in KERNELS if name not in ("reference", "blocked", "selected", "flex")]
 # relative to the norm of the whole tensor. bf16 keeps 8 bits, so rounding inputs of the second product and the output
 # costs 2**-9 each; fp16 keeps 11. Gradients go through two more products.
@@ -100,7 +102,7 @@ def test_auto_window_and_first_tokens(shape: str, n_first: int) -> None:
         x.requires_grad_()
     near = p.branch(Window(64))
     slices = p.k[:, :, :n_first], p.v[:, :, :n_first], p.q_pos, p.k_pos[:, :n_first]
-    branches = [near, Branch(p.q, *slices, Outside(64), padded=near.padded)]
+    branches = [near, Branch(p.q, *slices, BeyondWindow(64), padded=near.padded)]
     out, true = attend(branches, scale=SCALE), truth(branches, SCALE)[0]
     assert off(out, true) <= TOLERANCE[torch.bfloat16][0]
     for name, mine, other in zip("qkv", gradients(out, p), gradients(true, p), strict=True):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_longctx import shared_prefix
-from hf_longctx.attention.folded import Own, Query, Shared, attend, fused, fused_refuses, merged
-from tests.cache.prefixes import DOCUMENT, GREEDY, IDS, LOGITS, MASK
+from hf_longctx.ops.prefix import Own, Query, Shared, attend, fused, fused_refuses, merged
+from tests.sharing.prefixes import DOCUMENT, GREEDY, IDS, LOGITS, MASK
 from tests.tiny import left_padded, text, tiny
 
 pytestmark = pytest.mark.gpu
@@ -82,12 +82,12 @@ def test_many_rows_fill_the_card() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
 def test_generation_from_a_graph_gives_stocks_tokens(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_longctx.generation import graphs
+    from hf_longctx.generation import cuda_graph as graphs
 
     recorded: list[Any] = []
     record = graphs._record
     monkeypatch.setattr(graphs, "_record", lambda *a: (recorded.append(record(*a)), recorded[-1])[1])
-    monkeypatch.setattr("hf_longctx.cache.shared_layers.ROOM", 12)  # it grows, and is recorded anew
+    monkeypatch.setattr("hf_longctx.sharing.layers.ROOM", 12)  # it grows, and is recorded anew
     model = tiny(family).cuda()
     settings: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
     rows = [torch.cat([DOCUMENT, row[m.bool()]]) for row, m in zip(IDS, MASK, strict=True)]

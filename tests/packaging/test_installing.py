@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hf_longctx.installing import UPGRADE, install_extra
+from hf_longctx.upstream.installing import UPGRADE, install_extra
 from recipes.benchmarks.tables import ROOT
 
 TEXTS = sorted(

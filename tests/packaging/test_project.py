@@ -78,7 +78,7 @@ def test_readme_lists_every_method() -> None:
     pytest.importorskip("hf_longctx.method")
     import hf_longctx
 
-    for name, cls in hf_longctx.methods().items():
+    for name, cls in hf_longctx.list_methods().items():
         assert f"| `{name}` |" in README, f"README's method table lacks {name}"
         file = cls.__module__.replace(".", "/") + ".py"
         assert f"`{file}`" in README, f"README's row of {name} does not name {file}"
@@ -101,16 +101,16 @@ def test_lines_of_cards_run_as_pasted(path: Path, tmp_path: Path, monkeypatch: p
 
     blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
     assert path.name == "README.md" or blocks, "how is it applied, saved and pushed?"
-    if path.stem not in hf_longctx.methods() and path.name != "README.md":
+    if path.stem not in hf_longctx.list_methods() and path.name != "README.md":
         pytest.skip("not a method's card: its lines are run where its subject is tested")
     pushed: list[str] = []
     monkeypatch.setattr("transformers.PreTrainedModel.push_to_hub", lambda self, name: pushed.append(name))
-    monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
+    monkeypatch.setattr("hf_longctx.hub.load", lambda name: (tiny(), tokenizer()))
     monkeypatch.chdir(tmp_path)
     for code in blocks:
         names: dict[str, Any] = {}
         exec(code, names)
-        if path.stem not in hf_longctx.methods():  # no method: it leaves nothing on the model
+        if path.stem not in hf_longctx.list_methods():  # no method: it leaves nothing on the model
             assert not hf_longctx.applied(names["model"])
             continue
         method = names["patch"].method
@@ -123,8 +123,8 @@ def test_lines_of_cards_run_as_pasted(path: Path, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.real_model
 def test_readme_lines_run_as_pasted() -> None:
-    pytest.importorskip("hf_longctx.attention.lm_infinite")
-    from hf_longctx.checkpoints import locate
+    pytest.importorskip("hf_longctx.methods.lm_infinite")
+    from hf_longctx.hub import locate
 
     try:
         locate("smollm2-135m-instruct")
@@ -173,7 +173,7 @@ def printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def run(guide: str, file: str, words: str, **instead: str) -> str:
         (code,) = re.findall(r"```python\n(.*?)```", GUIDES[guide], re.DOTALL)
-        monkeypatch.setattr("hf_longctx.checkpoints.load", lambda name: (tiny(), tokenizer()))
+        monkeypatch.setattr("hf_longctx.hub.load", lambda name: (tiny(), tokenizer()))
         monkeypatch.chdir(tmp_path)
         Path(file).write_text(words)
         for old, new in instead.items():  # the tiny tokenizer knows only its own words

@@ -128,7 +128,7 @@ def test_states_do_not_grow_and_are_of_their_own_dtype() -> None:
 
 
 def test_where_a_cache_cannot_be_asked_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def looks_at_values(tower: Any) -> Any:
+    def looks_at_values(decoder: Any) -> Any:
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")
 
     config = config_of("short convolutions")

@@ -12,7 +12,8 @@ from transformers import AutoConfig, BertConfig, DeepseekV3Config, Gemma2Config,
 from typer.testing import CliRunner, Result
 
 import hf_longctx
-from hf_longctx import Giraffe, LMInfinite, StreamingLLM, cli, plan
+from hf_longctx import Giraffe, LMInfinite, StreamingLLM, plan
+from hf_longctx.cli import main as cli
 from hf_longctx.planning.plan import Plan
 from tests.planning.test_calibration import SMOLLM2
 from tests.tiny import config_of
@@ -309,8 +310,8 @@ def test_wrong_places_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_gguf_file_s_header_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gguf")
-    from hf_longctx.checkpoints import convert, gguf, resolve
-    from tests.checkpoints.tiny import write_gguf
+    from hf_longctx.hub import convert, gguf, resolve
+    from tests.hub.tiny import write_gguf
 
     file = write_gguf(tmp_path / "tiny.gguf")
     wanted = plan(str(convert(file, cache_dir=tmp_path / "kept")), "1k", "1GiB")
@@ -328,7 +329,7 @@ def test_a_gguf_file_s_header_is_enough(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_wrong_gguf_files_are_one_line(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    from tests.checkpoints.tiny import write_gguf
+    from tests.hub.tiny import write_gguf
 
     assert "no such file" in complaint(tmp_path / "none.gguf", "--length", "1k")
     (tmp_path / "text.gguf").write_text("text")

@@ -85,7 +85,7 @@ def test_a_type_that_the_model_cannot_take(kind: str) -> None:
 
 
 def test_an_old_transformers_with_a_longrope_for_each_kind_of_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_longctx.rope.base.LONGROPE_PER_LAYER", False)
+    monkeypatch.setattr("hf_longctx.rope.method.LONGROPE_PER_LAYER", False)
     for row in ("longrope_static", "giraffe"):
         model, method = tiny("gemma3"), methods("gemma3")[row]
         before = fingerprint(model)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from hf_longctx import LMInfinite, stream
-from hf_longctx.chat import Chat
-from hf_longctx.joins import common, ids_after, ids_of
+from hf_longctx.streaming.chat import Chat
+from hf_longctx.text.joins import common, ids_after, ids_of
 from tests.streaming.test_chat import Recorder
-from tests.streaming.test_detokenizer import bytes_of, llama2, metaspace, no_strip
+from tests.text.test_detokenizer import bytes_of, llama2, metaspace, no_strip
 from tests.tiny import tiny
 
 STYLES: dict[str, Any] = {

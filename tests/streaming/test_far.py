@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-import hf_longctx.cache.rebase as rebase
+import hf_longctx.streaming.rebase as rebase
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
-from hf_longctx.streaming import Reader
+from hf_longctx.streaming.reader import Reader
 from tests.tiny import FAMILIES, MORE_FAMILIES, text, tiny
 
 FAR = 10_000_000

@@ -14,10 +14,10 @@ from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, stream
 from hf_longctx.cache.recurrent import states
-from hf_longctx.cache.session import EditSession
-from hf_longctx.cache.shared_prefix import shared_prefix
+from hf_longctx.editing.session import EditSession
 from hf_longctx.evaluation.answer import answer
 from hf_longctx.evaluation.perplexity import read
+from hf_longctx.sharing.prefix import shared_prefix
 from tests.contract.registry import close
 from tests.hybrids import ANEW, HYBRIDS, hybrid
 from tests.tiny import logits_of, text, tiny, tokenizer

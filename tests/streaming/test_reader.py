@@ -12,7 +12,7 @@ from torch import Tensor
 
 import hf_longctx
 from hf_longctx import Giraffe, LMInfinite, PositionFree, RopeScaling, StreamingLLM, stream
-from hf_longctx.streaming import Reader, SourceError
+from hf_longctx.streaming.reader import Reader, SourceError
 from tests.contract.registry import close
 from tests.tiny import FAMILIES, VOCAB, logits_of, text, tiny
 

@@ -16,9 +16,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 import hf_longctx
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
 from hf_longctx.attention.identity import unrotated
-from hf_longctx.cache.edit import edit
-from hf_longctx.cache.share_beginning import share_beginning
+from hf_longctx.editing.edit import edit
 from hf_longctx.evaluation.perplexity import read
+from hf_longctx.generation.share_beginning import share_beginning
 from hf_longctx.upstream.caches import cache_in, cache_name, cache_out, generate_cache, given_cache, without_cache
 from hf_longctx.upstream.signatures import renamed
 from tests.contract.registry import close, same

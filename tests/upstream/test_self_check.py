@@ -26,7 +26,7 @@ pytestmark = pytest.mark.floor  # what a new release of transformers breaks firs
 
 def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a package would find it that is older than the argument's name."""
-    for module in (caches, hf_longctx.attention.positions):
+    for module in (caches, hf_longctx.attention.forward):
         monkeypatch.setattr(module, "CACHE_NAMES", ("what_it_was_called_before",))
 
 

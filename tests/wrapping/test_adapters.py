@@ -32,7 +32,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.peft import PeftAdapterMixin
 
 import hf_longctx
-from hf_longctx import LMInfinite, RopeScaling, StreamingLLM, adapters
+from hf_longctx import LMInfinite, RopeScaling, StreamingLLM
+from hf_longctx.hooks import peft as adapters
 from tests.contract.registry import close, differs, fingerprint, same
 from tests.tiny import logits_of, text, tiny
 from tests.transformers_peft import needs_transformers_peft
@@ -338,7 +339,7 @@ assert hf_longctx.applied(stock)
 
 
 def test_uninstall_before_peft_is_imported() -> None:
-    run("import hf_longctx\nhf_longctx.uninstall()\nimport peft, sys\nassert not hf_longctx.adapters._wrapped\n")
+    run("import hf_longctx\nhf_longctx.uninstall()\nimport peft, sys\nassert not hf_longctx.hooks.peft._wrapped\n")
 
 
 def test_the_hook_is_taken_back_whole() -> None:

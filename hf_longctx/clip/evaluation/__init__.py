@@ -4,11 +4,11 @@ from hf_longctx.clip.evaluation import evaluate_retrieval, read_protocol
 evaluate_retrieval(model, tokenizer, processor, read_protocol("urban1k", "Urban1k"))
 """
 
-from hf_longctx.clip.evaluation.bins import Bin, by_bins, caption_lengths
-from hf_longctx.clip.evaluation.protocols import PROTOCOLS, Retrieval, read_protocol
-from hf_longctx.clip.evaluation.recall import Recall, found, recall
-from hf_longctx.clip.evaluation.run import PairsReport, evaluate_pairs, evaluate_retrieval, evaluate_zero_shot
-from hf_longctx.clip.evaluation.zero_shot import TEMPLATES, class_embeddings, classify, read_classes
+from .bins import Bin, by_bins, caption_lengths
+from .protocols import PROTOCOLS, Retrieval, read_protocol
+from .recall import Recall, found, recall
+from .run import PairsReport, evaluate_pairs, evaluate_retrieval, evaluate_zero_shot
+from .zero_shot import TEMPLATES, class_embeddings, classify, read_classes
 
 __all__ = [
     "PROTOCOLS",

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_longctx.clip.pairs import read_json, sharegpt4v_rows
-from hf_longctx.near import did_you_mean
-from hf_longctx.text_stream import lines_of
+from ...near import did_you_mean
+from ...text.pieces import lines_of
+from ..pairs import read_json, sharegpt4v_rows
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from hf_longctx.clip.embed import embed_captions, embed_images
-from hf_longctx.clip.evaluation.bins import Bin, by_bins
-from hf_longctx.clip.evaluation.protocols import Retrieval
-from hf_longctx.clip.evaluation.recall import Recall, found, recall
-from hf_longctx.clip.evaluation.zero_shot import TEMPLATES, class_embeddings, classify, read_classes
-from hf_longctx.clip.pairs import Pair
-from hf_longctx.clip.stretch import text_length
+from ..embed import embed_captions, embed_images
+from ..pairs import Pair
+from ..stretch import text_length
+from .bins import Bin, by_bins
+from .protocols import Retrieval
+from .recall import Recall, found, recall
+from .zero_shot import TEMPLATES, class_embeddings, classify, read_classes
 
 _LENGTHS = (21, 78, 128, 192, 249)  # kept positions, CLIP's table, and so on to Long-CLIP's
 

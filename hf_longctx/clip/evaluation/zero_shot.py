@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_longctx.clip.pairs import PICTURES
+from ..pairs import PICTURES
 
 # Few and general; a benchmark's own (ImageNet's 80) are given by the caller.
 TEMPLATES = (

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from hf_longctx.evaluation.metrics.longbench import normalise, rouge
+from .longbench import normalise, rouge
 
 _TOLD = re.compile(r"The answer is (\S+)")
 _JUDGED = re.compile(r"true|false")

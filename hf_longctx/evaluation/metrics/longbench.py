@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from hf_longctx.installing import install_extra
+from ...upstream.installing import install_extra
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ZH_PUNCTUATION = (

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from hf_longctx.evaluation.metrics.longbench import cut_zh, normalise, rouge, token_f1
+from .longbench import cut_zh, normalise, rouge, token_f1
 
 
 def contains(prediction: str, answers: Sequence[str]) -> float:

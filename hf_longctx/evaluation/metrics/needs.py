@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_longctx.evaluation.metrics import choice, leval, longbench
+from . import choice, leval, longbench
 
 if TYPE_CHECKING:
-    from hf_longctx.evaluation.tasks.sample import Sample
+    from ..tasks.sample import Sample
 
 JUDGED = "judge"  # a metric in name only: what the model wrote is kept for a judge, and no score is made up
 # what needs no reference: these look at what was written alone

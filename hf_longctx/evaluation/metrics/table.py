@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from hf_longctx.evaluation.metrics import choice, leval, longbench, m4le, ruler, writing
-from hf_longctx.evaluation.metrics.needs import JUDGED, meta, needs
-from hf_longctx.near import did_you_mean
+from ...near import did_you_mean
+from . import choice, leval, longbench, m4le, ruler, writing
+from .needs import JUDGED, meta, needs
 
 if TYPE_CHECKING:
-    from hf_longctx.evaluation.tasks.sample import Sample
+    from ..tasks.sample import Sample
 
 Metric = Callable[[str, "Sample"], float]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_longctx.evaluation.metrics.needs import needs
-from hf_longctx.evaluation.texts import load_text
+from ...text.corpora import load_text
+from ..metrics.needs import needs
 
 if TYPE_CHECKING:
-    from hf_longctx.evaluation.tasks.sample import Sample
+    from ..tasks.sample import Sample
 
 
 def whole_text(path: str | Path) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_longctx.evaluation.readers import longchat
-from hf_longctx.evaluation.readers.files import records
-from hf_longctx.evaluation.tasks.sample import Sample
+from ..tasks.sample import Sample
+from . import longchat
+from .files import records
 
 
 def read(path: str | Path) -> Iterator[Sample]:

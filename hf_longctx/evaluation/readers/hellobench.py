@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_longctx.evaluation.metrics import JUDGED
-from hf_longctx.evaluation.readers.files import records
-from hf_longctx.evaluation.tasks.sample import Sample
+from ..metrics import JUDGED
+from ..tasks.sample import Sample
+from .files import records
 
 _WORDS = re.compile(r"no (?:shorter|less) than (\d[\d,]*) words")
 

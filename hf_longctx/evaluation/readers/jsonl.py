@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_longctx.evaluation.metrics.table import NAMES
-from hf_longctx.evaluation.readers.files import Record, is_text, records
-from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.near import did_you_mean
+from ...near import did_you_mean
+from ..metrics.table import NAMES
+from ..tasks.sample import Sample
+from .files import Record, is_text, records
 
 STRINGS = ("task", "context", "question", "metric", "instruction", "answer_prefix", "cut")
 # other keys whose values are not turned into what they should be

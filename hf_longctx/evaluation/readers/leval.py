@@ -14,11 +14,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_longctx.evaluation.metrics.choice import right_letters
-from hf_longctx.evaluation.metrics.leval import FACT
-from hf_longctx.evaluation.metrics.needs import JUDGED
-from hf_longctx.evaluation.readers.files import Record, records
-from hf_longctx.evaluation.tasks.sample import Sample
+from ..metrics.choice import right_letters
+from ..metrics.leval import FACT
+from ..metrics.needs import JUDGED
+from ..tasks.sample import Sample
+from .files import Record, records
 
 KEYS = ("instructions", "outputs", "input")
 BY_TASK = {

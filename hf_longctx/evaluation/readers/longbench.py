@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_longctx.evaluation.readers.files import records
-from hf_longctx.evaluation.tasks.sample import Sample
+from ..tasks.sample import Sample
+from .files import records
 
 _BRIEF = "Answer the question as concisely as you can, using a single phrase"
 _ONLY = "Only give me the answer and do not output any other words."

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_longctx.evaluation.readers.files import records
-from hf_longctx.evaluation.tasks.sample import Sample
+from ..tasks.sample import Sample
+from .files import records
 
 KEYS = ("_id", "context", "question", "choice_A", "choice_B", "choice_C", "choice_D", "answer")
 BEFORE = "Please read the following text and answer the question below.\n\n<text>\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_longctx.evaluation.readers.files import Record, records
-from hf_longctx.evaluation.tasks.sample import Sample
+from ..tasks.sample import Sample
+from .files import Record, records
 
 _LAST = "\nNow the record is over."
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_longctx.evaluation.readers.files import records
-from hf_longctx.evaluation.tasks.sample import Sample
+from ..tasks.sample import Sample
+from .files import records
 
 BINS = (500, 2000, 4000)
 

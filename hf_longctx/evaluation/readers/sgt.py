@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hf_longctx.evaluation.readers.files import records
-from hf_longctx.evaluation.tasks.sample import Sample
+from ..tasks.sample import Sample
+from .files import records
 
 CHECKS = ("checks_once", "checks_range", "checks_periodic")
 

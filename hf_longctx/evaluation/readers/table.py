@@ -5,21 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hf_longctx.evaluation.readers import (
-    giraffe,
-    hellobench,
-    jsonl,
-    leval,
-    longbench,
-    longbench2,
-    longchat,
-    longwriter,
-    m4le,
-    ruler,
-    sgt,
-)
-from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.near import did_you_mean
+from ...near import did_you_mean
+from ..tasks.sample import Sample
+from . import giraffe, hellobench, jsonl, leval, longbench, longbench2, longchat, longwriter, m4le, ruler, sgt
 
 READERS: dict[str, Callable[[str | Path], Iterator[Sample]]] = {
     "jsonl": jsonl.read,

@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_longctx.evaluation.readers.table import READERS, read
-from hf_longctx.evaluation.tasks.haystack import Haystack
-from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.evaluation.tasks.table import FILES, RULER, known_task, make_task, samples
-from hf_longctx.evaluation.texts import LARGE, beginning, is_large, load_text
+from ...text.corpora import LARGE, beginning, is_large, load_text
+from ..readers.table import READERS, read
+from .haystack import Haystack
+from .sample import Sample
+from .table import FILES, RULER, known_task, make_task, samples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

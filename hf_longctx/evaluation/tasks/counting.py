@@ -7,9 +7,9 @@ import random
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.evaluation.tasks.task import Task
-from hf_longctx.evaluation.tasks.words import a_word, letters, word_list
+from .sample import Sample
+from .task import Task
+from .words import a_word, letters, word_list
 
 COMMON = (
     "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "

@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hf_longctx.evaluation import passkey
-from hf_longctx.evaluation.tasks.haystack import NOISE, Haystack, insert
-from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.evaluation.tasks.task import Task
+from .. import passkey
+from .haystack import NOISE, Haystack, insert
+from .sample import Sample
+from .task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

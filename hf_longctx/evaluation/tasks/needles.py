@@ -11,10 +11,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_longctx.evaluation.tasks.haystack import NOISE, Haystack, insert
-from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.evaluation.tasks.task import Task
-from hf_longctx.evaluation.tasks.words import MAKERS, distinct
+from .haystack import NOISE, Haystack, insert
+from .sample import Sample
+from .task import Task
+from .words import MAKERS, distinct
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 MANY = (

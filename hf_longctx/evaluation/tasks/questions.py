@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hf_longctx.evaluation.readers.files import whole_text
-from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.evaluation.tasks.task import Task
+from ..readers.files import whole_text
+from .sample import Sample
+from .task import Task
 
 ASK = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 FILES = {

@@ -7,9 +7,9 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.evaluation.tasks.task import Task
-from hf_longctx.evaluation.tasks.words import a_uuid, distinct
+from .sample import Sample
+from .task import Task
+from .words import a_uuid, distinct
 
 
 @dataclass(frozen=True, kw_only=True)

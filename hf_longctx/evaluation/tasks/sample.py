@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_longctx.evaluation.passkey import bos_prefix
-from hf_longctx.joins import ids_of_parts
-from hf_longctx.text_stream import around
+from ...text.joins import ids_of_parts
+from ...text.pieces import around
+from ...text.tokens import bos_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

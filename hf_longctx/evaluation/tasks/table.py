@@ -8,18 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_longctx.evaluation.tasks.counting import CommonWords, FrequentWords
-from hf_longctx.evaluation.tasks.haystack import Haystack
-from hf_longctx.evaluation.tasks.hidden import Needle, Number, PassKey
-from hf_longctx.evaluation.tasks.needles import Needles
-from hf_longctx.evaluation.tasks.questions import FILES, Questions
-from hf_longctx.evaluation.tasks.records import KeyValue, Lines
-from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.evaluation.tasks.task import Task
-from hf_longctx.evaluation.tasks.tracking import VariableTracking
-from hf_longctx.fingerprint import tokenizer_digest
-from hf_longctx.near import did_you_mean
-from hf_longctx.outputs import write_whole
+from ...near import did_you_mean
+from ...storage.files import write_whole
+from ...storage.fingerprint import tokenizer_digest
+from .counting import CommonWords, FrequentWords
+from .haystack import Haystack
+from .hidden import Needle, Number, PassKey
+from .needles import Needles
+from .questions import FILES, Questions
+from .records import KeyValue, Lines
+from .sample import Sample
+from .task import Task
+from .tracking import VariableTracking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ def known_task(name: str) -> None:
     if kind in FILES:
         raise ValueError(f"{kind} is made of a file that you have, {FILES[kind]}. Give it as {kind}:FILE.")
     if name not in _MADE:
-        from hf_longctx.evaluation.readers.table import READERS  # which imports samples from here
+        from ..readers.table import READERS  # which imports samples from here
 
         hint = did_you_mean(kind, (*NAMES, *READERS, "ruler", "ppl"), quoted=False)
         raise ValueError(
@@ -84,7 +84,7 @@ def known_task(name: str) -> None:
 
 def as_haystack(text: Haystack | str | None) -> Haystack:
     """A text as a `Haystack`; None: CPython's language reference."""
-    from hf_longctx.evaluation.texts import load_text
+    from ...text.corpora import load_text
 
     if isinstance(text, Haystack):
         return text
@@ -119,7 +119,7 @@ def samples(
     what = f"{VERSION} {made!r} {tokenizer_digest(tokenizer)} {length} {n} {seed} {depth}"
     path = Path(cache) / f"{made.name}-{length}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.jsonl"
     if path.is_file():
-        from hf_longctx.evaluation.readers.jsonl import read
+        from ..readers.jsonl import read
 
         return list(read(path))
     found = made.samples(tokenizer, length, n, seed=seed, depth=depth)

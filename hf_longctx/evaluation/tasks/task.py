@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
-from hf_longctx.evaluation.passkey import bos_prefix, check_depth
-from hf_longctx.evaluation.tasks.haystack import NOISE
-from hf_longctx.evaluation.tasks.sample import Sample, prompt_text
+from ...text.tokens import bos_prefix
+from ..passkey import check_depth
+from .haystack import NOISE
+from .sample import Sample, prompt_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,10 +7,10 @@ import string
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from hf_longctx.evaluation.tasks.haystack import NOISE, insert
-from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.evaluation.tasks.task import Task
-from hf_longctx.evaluation.tasks.words import letters
+from .haystack import NOISE, insert
+from .sample import Sample
+from .task import Task
+from .words import letters
 
 BEFORE = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 QUESTION = "\nQuestion: Find all variables that are assigned the value {value} in the text above."

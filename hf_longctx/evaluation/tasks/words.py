@@ -11,7 +11,7 @@ import uuid
 from functools import cache
 from importlib import resources
 
-from hf_longctx.installing import install_extra
+from ...upstream.installing import install_extra
 
 
 @cache

@@ -1,0 +1,84 @@
+"""What happens around a forward of the whole decoder: checks before the first layer, and letting go at the end."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..cache.layers import SinkWindowLayer
+from ..cache.recurrent import broke_off, check_whole
+from ..cache.ring import roll
+from ..upstream.caches import cache_in
+from .caches import adopt_all
+from .state import STATE, DecoderState, check_implementation
+
+
+def claim(decoder_module: nn.Module, state: DecoderState) -> None:
+    """One thread at a time: RuntimeError while another's forward runs."""
+    if torch.compiler.is_compiling():
+        return
+    if state.running and state.thread not in (None, threading.get_ident()):
+        raise RuntimeError(
+            f"{type(decoder_module).__name__}: another thread's forward is still running, and a model with "
+            f"{state.method.name} serves one thread at a time. Use a lock, or one copy of the model a thread."
+        )
+    state.thread = threading.get_ident()
+    if state.reading is not None:  # Ctrl-C, after which no hook is called
+        broke_off(state.reading)
+        state.reading = None
+
+
+def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """Checks everything that can be wrong before the first layer runs, so that a cache is never left half-updated."""
+    state: DecoderState = vars(decoder_module)[STATE]
+    given = kwargs.get("position_ids")
+    state.step, state.running, state.pos = None, True, given if isinstance(given, Tensor) else None
+    check_implementation(state.layers[0])
+    if kwargs.get("output_attentions") or getattr(decoder_module.config, "output_attentions", False):
+        raise ValueError(f"output_attentions=True: {state.method.name} never forms the attention matrix. Leave it out.")
+    open_cache(decoder_module, args, kwargs)
+    bounded = list(dict.fromkeys(layer for layer in state.opened if isinstance(layer, SinkWindowLayer)))
+    tokens = next((x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None), None)
+    single = not torch.compiler.is_compiling() and isinstance(tokens, Tensor) and tokens.shape[1:2] == (1,)
+    if bounded and single and not _learns(decoder_module, tokens, bounded):
+        roll(bounded)
+    else:
+        for layer in bounded:
+            layer.to_order()
+    if not torch.compiler.is_compiling():
+        state.reading = cache_in(kwargs, args)
+
+
+def _learns(decoder_module: nn.Module, tokens: Any, layers: list[SinkWindowLayer]) -> bool:
+    """Will there be gradients? They need the keys of every step as they were, and a ring writes over them."""
+    if not torch.is_grad_enabled():
+        return False
+    kept = (layer.keys for layer in layers if layer.keys is not None)
+    return any(tensor.requires_grad for tensor in (tokens, *kept, *decoder_module.parameters()))
+
+
+def open_cache(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """Let `model`, which carries a method, read the cache that it is called with."""
+    cache = cache_in(kwargs, args)
+    if cache is not None:
+        state: DecoderState = next(vars(m)[STATE] for m in model.modules() if STATE in vars(m))
+        check_whole(cache)
+        for layer in adopt_all(state, cache):
+            layer.open()
+            state.opened.append(layer)
+
+
+def after_forward(decoder_module: nn.Module, args: Any, output: Any) -> None:
+    """Let go of the forward's tensors and close the cache to other models, also after an exception."""
+    state: DecoderState = vars(decoder_module)[STATE]
+    if not torch.compiler.is_compiling() and state.thread not in (None, threading.get_ident()):
+        return  # this thread's forward was refused; the other's goes on
+    if output is None and state.reading is not None and state.following is None:  # it raised
+        broke_off(state.reading)
+    state.step, state.running, state.pos, state.reading = None, False, None, None
+    for layer in state.opened:
+        layer.close()
+    state.opened = []

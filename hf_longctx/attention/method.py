@@ -1,0 +1,131 @@
+"""`AttentionMethod`: the base of methods that decide where cached keys are read and which pairs exist."""
+
+# B batch, H query heads, L queries, D head dim
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import attention_layers, full_attention_layers
+from ..cache.layers import UnrotatedLayer
+from ..method import LongContextMethod
+from ..ops.attend import attend
+from ..ops.available import TRITON
+from ..ops.branch import Branch
+from ..patch import Patch, applied
+from ..rope.parameters import refuse_moving_frequencies
+from ..upstream.versions import warn_of_untested
+from . import registry  # noqa: F401  (its functions take their places in transformers)
+from .around import after_forward, open_cache
+from .base_attention import check_device, check_name
+from .following import before_forward, follow
+from .forward import position_free
+from .inputs import AttentionInputs
+from .names import Implementation
+from .selfcheck import check_parity, check_rotary_function, head_dim_of, probe
+from .state import STATE, DecoderState
+from .subclass import rotary_function
+
+logger = logging.getLogger("hf_longctx")
+
+
+class AttentionMethod(LongContextMethod):
+    """A method on the position-free core. Subclasses implement `branches` and `cache_layer`.
+
+    Only full-attention layers are touched; sliding-window layers keep their class, their cache and their mask.
+    """
+
+    decides_positions: ClassVar[bool] = True
+    endless: ClassVar[bool] = True
+
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        """The empty cache layer of one attention module."""
+        raise NotImplementedError
+
+    def branches(self, inputs: AttentionInputs) -> list[Branch]:
+        """The softmax's disjoint parts for the queries of one layer."""
+        raise NotImplementedError
+
+    def attention(self, inputs: AttentionInputs) -> Tensor:
+        """(B, L, H, D)"""
+        return attend(self.branches(inputs), scale=inputs.scale, kernel=inputs.decoder.kernel, strict=False)
+
+    def check(self, decoder: nn.Module) -> None:
+        """Raise ValueError where this method cannot serve this model. Called before the first change."""
+
+    def surround(self, patch: Patch, outer: Any) -> None:
+        if getattr(outer, "config", patch.model.config) is not patch.model.config:
+            patch.add_hook(outer, open_cache, "pre")  # a composite model asks the cache for its size by itself
+
+    def install(self, patch: Patch, decoder: nn.Module) -> None:
+        config: Any = decoder.config
+        layers = full_attention_layers(decoder)
+        refuse_moving_frequencies(self, getattr(config, "rope_parameters", None))
+        other = [p.method for p in applied(decoder) if p.method.decides_positions]
+        if other:
+            raise ValueError(
+                f"{self!r}: the model's attention is already that of {other[0]!r}. Undo it first "
+                f"(hf_longctx.undo(model)), or start from the model without it."
+            )
+        for module in layers:
+            kind: Any = type(module)
+            check_rotary_function(kind, rotary_function(kind))
+            dropout = getattr(module, "attention_dropout", 0.0)
+            rate = getattr(dropout, "p", dropout)  # some models keep a Dropout module
+            if rate:
+                raise ValueError(
+                    f"attention_dropout={rate}: attention in branches has no dropout. Load the model with "
+                    f"from_pretrained(..., attention_dropout=0.0)."
+                )
+        method = self.resolve(config)
+        method.check(decoder)
+        current = config._attn_implementation or "sdpa"
+        inner = current.inner if isinstance(current, Implementation) else current
+        check_name(inner)
+        check_device(inner, layers[0], head_dim_of(layers[0]))
+        if not TRITON and next(layers[0].parameters()).is_cuda:
+            logger.warning("Triton is not installed: attention over un-rotated keys is several times slower without.")
+        rotary: Any = decoder.rotary_emb
+        per_layer_type = "layer_type" in inspect.signature(rotary.forward).parameters
+        state = DecoderState(method, rotary, inner, per_layer_type)
+        state.layers = layers
+        patch.set(decoder, STATE, state)
+        for module in layers:
+            stock: Any = type(module)
+            patch.set_class(module, position_free(stock))
+            patch.set(module, STATE, state)
+        for owned in {id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}.values():
+            patch.set(owned, "_attn_implementation_internal", Implementation(state.inner))
+        self._leave_alone(patch, [m for m in attention_layers(decoder) if m not in layers], inner)
+        patch.add_hook(decoder, before_forward, "pre")
+        patch.add_hook(decoder, after_forward, "post")
+        dtype = next((p.dtype for p in decoder.parameters() if p.is_floating_point()), torch.float32)
+        for module in layers:
+            device = next(module.parameters()).device
+            if device.type == "meta" and any(hasattr(m, "_hf_hook") for m in module.modules()):
+                continue  # offloaded: its first forward checks, as it does what a model that is being loaded could not
+            # bitsandbytes lays 4-bit weights out anew for the CPU in their first forward, and saves those wrong
+            if device.type == "cpu" and any(p.dtype == torch.uint8 for p in module.parameters()):
+                continue
+            if device.type == "meta" or state.rotary_is_ready():
+                check_parity(module, state, probe(config.hidden_size, device, dtype))
+        if state.checked:  # else the first forward does
+            follow(decoder, state)
+            warn_of_untested()
+
+    def _leave_alone(self, patch: Patch, modules: list[nn.Module], inner: str) -> None:
+        """Give layers that stay stock a config that names `inner`: flash attention reads there which library it is."""
+        named: dict[int, Any] = {}
+        for module in modules:
+            own: Any = getattr(module, "config", None)
+            if own is None:
+                continue
+            if id(own) not in named:
+                named[id(own)] = copy.copy(own)
+                vars(named[id(own)])["_attn_implementation_internal"] = inner
+            patch.set(module, "config", named[id(own)])

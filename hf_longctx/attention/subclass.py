@@ -1,0 +1,49 @@
+"""Subclasses of a model's own attention class, and what its module defines beside it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def subclass(factory: Callable[[Any], type[nn.Module]], stock: Any, prefix: str, forward: Any) -> type[nn.Module]:
+    """A subclass of an attention class that differs in its forward; `factory` makes it of the stock class again."""
+
+    def __reduce_ex__(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (factory, stock), self.__dict__  # pickle cannot find a class made by a function
+
+    namespace = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__module__": __name__, "_stock": stock}
+    return type(f"{prefix}{stock.__name__}", (stock,), namespace)
+
+
+def _rebuild(factory: Callable[[Any], type[nn.Module]], stock: Any) -> nn.Module:
+    cls = factory(stock)
+    return cls.__new__(cls)
+
+
+def stock_class(module: Any) -> Any:
+    """The model's own attention class under ours."""
+    return getattr(type(module), "_stock", type(module))
+
+
+def function_named(name: str, module: Any) -> Any:
+    """transformers' attention function of this name; eager is that of the module that defines the attention class."""
+    eager = getattr(sys.modules[stock_class(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+
+
+def rotary_function(stock: type[nn.Module]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The `apply_rotary_pos_emb` of the module that defines an attention class."""
+    function: Callable[..., tuple[Tensor, Tensor]] | None
+    function = getattr(sys.modules[stock.__module__], "apply_rotary_pos_emb", None)
+    if function is None:
+        others = [name for name in vars(sys.modules[stock.__module__]) if name.startswith("apply_rotary")]
+        raise ValueError(
+            f"{stock.__name__}: keys are rotated by {' or '.join(others) or 'a way of its own'}, not by an "
+            f"apply_rotary_pos_emb(q, k, cos, sin), so there is no telling how. hf_longctx does not support this model."
+        )
+    return function

@@ -1,0 +1,158 @@
+"""What the commands share: their common options, and how a model, a method and a prompt are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..storage.files import claimed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..method import LongContextMethod
+    from ..streaming.reader import Reader
+
+Model = Annotated[
+    str, typer.Argument(help="A folder, a Hub id, a .gguf file, or smollm2-135m-instruct.", show_default=False)
+]
+MethodName = Annotated[str | None, typer.Option("--method", help="A name from `hf-longctx methods`.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (float32 on a CPU).")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the accelerator if there is one.")]
+ChunkSize = Annotated[int | None, typer.Option(min=1, help="Read the prompt so many tokens at a time.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Sample as the model's settings say; else greedy.")]
+
+
+def method_of(name: str | None, settings: list[str] | None) -> LongContextMethod | None:
+    if name is None:
+        if settings:
+            raise ValueError(f"--set {settings[0]}: settings belong to a method. Add --method NAME.")
+        return None
+    from ..registry import entries, unknown
+    from ..settings import read_settings, unknown_setting
+
+    # what is misspelt is told before torch is imported
+    known = entries()
+    if name not in known:
+        raise ValueError(unknown(name, known).replace("name=", "--method ", 1))
+    wrong = unknown_setting(name, list(known[name]["settings"]), read_settings(settings or []))
+    if wrong:
+        raise ValueError(wrong)
+    from ..method import parse
+
+    return parse(name, settings or [])
+
+
+def load_model(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from ..hub import load, locate
+    from ..hub.resolve import usable_device
+
+    if device is not None:
+        usable_device(device)  # before a download
+    checkpoint = locate(model)
+    loaded, tokenizer = load(checkpoint.location, dtype=dtype_of(dtype), device=device)
+    # Results are quoted with this name; a folder of our cache would say nothing to their reader.
+    loaded.config._name_or_path = checkpoint.source
+    return loaded, tokenizer
+
+
+def dtype_of(name: str) -> Any:
+    import torch
+
+    known = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ValueError(f"--dtype {name}: expected one of {', '.join(known)}.")
+    return known[name]
+
+
+def reader_on(model: PreTrainedModel, method: LongContextMethod | None, chunk: int | None) -> Reader:
+    """A reader on a model with `method`, else the one it was saved with, else LM-Infinite at its trained length."""
+    import hf_longctx
+
+    if method is None and not hf_longctx.applied(model):
+        method = hf_longctx.LMInfinite()
+        notes().print(f"no --method given: {method!r}", style="dim", highlight=False, markup=False)
+    if method is not None:
+        method.apply(model)
+    return hf_longctx.stream(model) if chunk is None else hf_longctx.stream(model, chunk=chunk)
+
+
+def sampling(sample: bool) -> dict[str, Any]:
+    return {"do_sample": True} if sample else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+def document_pieces(prompt: str | None, document: str | None, question: str | None) -> tuple[Iterator[str], str]:
+    """The document, read when it is asked for, and the question about it."""
+    if document is None or prompt is not None:
+        raise ValueError(
+            "--stream reads a document: give --document FILE (or - for standard input) and --question TEXT."
+        )
+    if not (question or "").strip():
+        raise ValueError("--document needs a --question that is not empty.")
+    from ..text.pieces import read_pieces
+
+    return read_pieces(document), str(question)
+
+
+def prompt_text(prompt: str | None, document: str | None, question: str | None) -> str:
+    if (prompt is None) == (document is None):
+        raise ValueError("Give either --prompt TEXT, or --document FILE with --question TEXT.")
+    if document is None:
+        if question is not None:
+            raise ValueError(
+                "--question belongs to a --document. Put the whole text into --prompt, or name a document."
+            )
+        if not (prompt or "").strip():
+            raise ValueError("--prompt is empty: there is nothing to answer. Give it some text.")
+        return str(prompt)
+    if not (question or "").strip():
+        raise ValueError("--document needs a --question that is not empty.")
+    from ..text.corpora import load_text
+
+    return f"{load_text(document).strip()}\n\n{question}"
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Any:
+    """The prompt in the model's chat template if it has one, as it is otherwise."""
+    if not tokenizer.chat_template:
+        return tokenizer(text, return_tensors="pt", verbose=False)
+    chat = [{"role": "user", "content": text}]
+    quiet = {"verbose": False}  # a prompt longer than the trained length is what we are for
+    return tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_dict=True, return_tensors="pt", tokenizer_kwargs=quiet
+    )
+
+
+def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
+    try:
+        return [int(part) if whole else float(part) for part in text.split(",")]
+    except ValueError:
+        kind = "whole numbers" if whole else "numbers"
+        raise ValueError(f"--{option} {text}: expected {kind} separated by commas.") from None
+
+
+@contextmanager
+def resumes(out: Path, name: str = "--out", *, file: bool = False) -> Iterator[None]:
+    """A run that alone writes there (`outputs.claimed`, before a model is loaded), and whose command continues it."""
+    with claimed(out, name, file=file):
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted. What is finished is kept in {out}: the same command continues from there."
+            ) from None
+
+
+def notes() -> Console:
+    return Console(stderr=True)
+
+
+def complain(message: str) -> None:
+    # Soft-wrapped: one line in a log, however wide.
+    notes().print(f"Error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,162 @@
+"""How far a run is: a bar on a terminal, elsewhere a plain line on standard error now and then."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from rich.console import Console
+
+from .units import show_seconds
+
+EVERY = 30.0  # seconds between two lines at least; a run that is shorter has none
+
+
+class Progress:
+    """Counts what is done of a run; use it as a context manager.
+
+    Args:
+        unit: What is counted, in the plural.
+        total: How many there are; None: that is not known.
+        console: A terminal for the bar; standard error where it is none or not given. If that is none either, there are
+            lines of text, the first after `EVERY` seconds.
+    """
+
+    def __init__(self, unit: str, total: int | None = None, console: Console | None = None) -> None:
+        self.done = 0
+        self._unit, self._total, self._what = unit, total, ""
+        places = [one for one in (console, Console(stderr=True)) if one is not None]
+        self._terminal = next((one for one in places if on_terminal(one)), None)
+        self._bar: Any = None
+        self._began = self._told = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self._began = self._told = time.monotonic()
+        if self._terminal is not None:
+            from rich import progress as bars
+
+            counted = bars.MofNCompleteColumn() if self._total is not None else bars.TextColumn("{task.completed:,}")
+            left = bars.TimeRemainingColumn() if self._total is not None else bars.TimeElapsedColumn()
+            columns = (
+                bars.TextColumn("{task.description}"),
+                bars.BarColumn(),
+                counted,
+                bars.TextColumn(self._unit),
+                left,
+            )
+            self._bar = bars.Progress(*columns, console=self._terminal, transient=self._total is None)
+            self._task = self._bar.add_task(self._what, total=self._total)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away; once is enough, twice does no harm."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def describe(self, what: str) -> None:
+        """What is being done now."""
+        self._what = what
+        self._show()
+
+    def advance(self, n: int) -> None:
+        """So many more are done."""
+        self.reach(self.done + n)
+
+    def reach(self, done: int) -> None:
+        """So many are done in all."""
+        self.done = done
+        self._show()
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=self._what, completed=self.done)
+            return
+        now = time.monotonic()
+        if self._terminal is not None or now - self._told < EVERY:
+            return
+        self._told, seconds = now, now - self._began
+        line = f"{self._what}: " if self._what else ""
+        line += f"{self.done:,}" if self._total is None else f"{self.done:,} of {self._total:,}"
+        line += f" {self._unit}, {show_seconds(seconds)} so far"
+        if self._total and 0 < self.done < self._total:
+            line += f", about {show_seconds(seconds * (self._total - self.done) / self.done)} left"
+        print(line, file=sys.stderr, flush=True)
+
+
+def counted(pieces: Iterable[Any], progress: Progress) -> Iterator[Any]:
+    """The same pieces; each counts when the next one is asked for, so when it has been used."""
+    for piece in pieces:
+        yield piece
+        progress.advance(len(piece))
+
+
+def on_terminal(console: Console) -> bool:
+    """Does somebody look at it? Colour can be forced on a file, and is then no sign of one."""
+    return console.is_interactive and console.file.isatty()
+
+
+@contextmanager
+def bars_as_lines() -> Iterator[None]:
+    """Without a terminal, other libraries' bars (tqdm) are plain lines too, and those of less than `EVERY` none."""
+    if sys.stderr.isatty():
+        yield
+        return
+    from tqdm.std import tqdm
+
+    stock = tqdm.__init__
+
+    def plain(self: Any, *args: Any, **settings: Any) -> None:
+        ours = {"file": _Lines(sys.stderr), "mininterval": EVERY, "maxinterval": EVERY, "delay": EVERY, "leave": False}
+        # what may come by its place without being one of ours: the iterable, a name and a total
+        stock(self, *args[:3], **{**settings, **ours, "bar_format": "{desc}: {n_fmt} of {total_fmt} in {elapsed}"})
+
+    tqdm.__init__ = plain
+    try:
+        yield
+    finally:
+        tqdm.__init__ = stock
+
+
+@contextmanager
+def beyond_on_purpose() -> Iterator[None]:
+    """Without the warning of transformers that `generate` has left the trained length, which is what is measured."""
+    logger = logging.getLogger("transformers.generation.stopping_criteria")
+
+    def kept(record: logging.LogRecord) -> bool:
+        return "exceeded the model's predefined maximum length" not in record.getMessage()
+
+    logger.addFilter(kept)
+    try:
+        yield
+    finally:
+        logger.removeFilter(kept)
+
+
+class _Lines:
+    """A stream that takes what a bar draws over itself, and writes it as lines."""
+
+    encoding = "utf-8"
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        line = text.replace("\x1b[A", "").strip("\r\n ").removeprefix(": ")
+        if line:
+            self._stream.write(f"{line}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return False

@@ -1,0 +1,193 @@
+"""Decoding from a CUDA graph: a cache of fixed buffers keeps its addresses, so one recorded step serves every token.
+
+These are the caches of bounded methods, and those behind a shared prefix (which record anew when their buffers grow).
+
+Launching a small model's kernels one by one takes many times as long as running them. A graph launches them all at
+once; recording it is one forward, and nothing is compiled. A model's first replay is checked against the model itself.
+A graph belongs to one cache, and so to one `generate` call: between calls a model may change (adapters, weights,
+methods), within one it does not.
+"""
+
+# B batch, V vocabulary
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention.selfcheck import TOLERANCE
+from ..cache.layers import SinkWindowLayer
+from ..cache.ring import Ring
+from ..sharing.layers import SharedLayer
+from ..upstream.caches import CACHE_NAMES, cache_in, given_cache
+
+logger = logging.getLogger("hf_longctx")
+Layers = Sequence[SinkWindowLayer | SharedLayer]
+# what a one-token forward may be given besides tensors of its own; anything else is for the model itself
+HARMLESS = {"attention_mask", "use_cache", "return_dict", "logits_to_keep", "cache_position"}
+
+
+@dataclass
+class Recorded:
+    """A one-token forward as a graph, and the tensors it reads and writes."""
+
+    graph: Any  # None: the model does what a graph cannot hold
+    ids_B1: Tensor
+    pos_B1: Tensor
+    output: Any
+    rings: list[weakref.ref[Ring]] = field(default_factory=list)
+
+    def fits(self, rings: list[Ring], ids_B1: Tensor) -> bool:
+        """Was it recorded for these very buffers?"""
+        same = len(self.rings) == len(rings) and all(ref() is ring for ref, ring in zip(self.rings, rings, strict=True))
+        return same and self.ids_B1.shape == ids_B1.shape and self.ids_B1.device == ids_B1.device
+
+
+# models, and the kinds of cache whose graphs gave what the model gives
+_CHECKED: weakref.WeakKeyDictionary[Any, set[type]] = weakref.WeakKeyDictionary()
+# by the ring that every layer of a cache shares: a copied cache has another, and a graph dies with its cache
+_RECORDED: weakref.WeakKeyDictionary[Ring, Recorded | None] = weakref.WeakKeyDictionary()
+
+
+def can_replay(model: Any, cache: Any) -> bool:
+    """Can one-token forwards of `model` over `cache` come from a graph?
+
+    All layers must stand in fixed buffers, all weights on one GPU, and nobody else may want to see the forwards run.
+    """
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) != 1 or next(iter(devices)).type != "cuda" or getattr(model.config, "output_hidden_states", False):
+        return False
+    hooks = (hook for m in model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    if any(not str(getattr(hook, "__module__", "")).startswith(("hf_longctx", "transformers")) for hook in hooks):
+        return False
+    return _layers(cache) is not None
+
+
+def _layers(cache: Any) -> Layers | None:
+    """The layers of a cache, if all of them can stand in fixed buffers."""
+    layers: Any = getattr(cache, "layers", ())
+    fixed = any(all(isinstance(layer, kind) for layer in layers) for kind in (SinkWindowLayer, SharedLayer))
+    return layers if len(layers) and fixed else None
+
+
+def forget(cache: Any) -> None:
+    """Let the next step over `cache` be recorded anew: adapters or weights may have changed since."""
+    for layer in _layers(cache) or ():
+        if layer.ring is not None:
+            _RECORDED.pop(layer.ring, None)
+
+
+def graph_forward(model: Any) -> Callable[..., Any]:
+    """A stand-in for `model(...)` that replays one-token forwards, and runs all others as they are.
+
+    For models and caches that `can_replay`.
+    """
+
+    def forward(**inputs: Any) -> Any:
+        ids, cache = inputs.get("input_ids"), cache_in(inputs)
+        plain = {key for key, value in inputs.items() if value is not None and value is not False}
+        known = plain <= HARMLESS | {"input_ids", "position_ids", *CACHE_NAMES}
+        layers = _layers(cache)
+        if not known or ids is None or ids.shape[1] != 1 or layers is None or torch.is_grad_enabled():
+            return model(**inputs)
+        rings = [layer.ring for layer in layers if layer.ring is not None]
+        ready = len(rings) == len(layers) and rings[0] in _RECORDED
+        if not ready or rings[0].must_grow(layers[0].n_last + 1):
+            output = model(**inputs)  # turns layers into rings (larger ones), and compiles kernels
+            if all(layer.ring is not None for layer in layers):
+                _RECORDED[layers[0].ring] = None  # type: ignore[index]
+            return output
+        return _step(model, inputs, layers, rings)
+
+    return forward
+
+
+def _step(model: Any, inputs: dict[str, Any], layers: Layers, rings: list[Ring]) -> Any:
+    ids, cache, pos = inputs["input_ids"], cache_in(inputs), inputs.get("position_ids")
+    if pos is None:
+        pos = torch.full_like(ids, cache.get_seq_length())
+    if inputs.get("attention_mask") is not None:
+        pos = torch.where(inputs["attention_mask"][:, -1:] != 0, pos, -1)  # a row that waits
+    recorded = _RECORDED[rings[0]]
+    if recorded is None or not recorded.fits(rings, ids):
+        recorded = _RECORDED[rings[0]] = _record(model, cache, ids, pos, layers, rings)
+    if recorded.graph is None:
+        return model(**inputs)
+    recorded.ids_B1.copy_(ids)
+    recorded.pos_B1.copy_(pos.expand_as(ids))
+    recorded.graph.replay()
+    if type(layers[0]) not in _CHECKED.get(model, ()):
+        return _check(model, inputs, recorded, layers, rings)
+    for layer in layers:
+        layer.seen += 1
+    for ring in {id(ring): ring for ring in rings}.values():
+        ring.filled = min(ring.filled + 1, ring.size)
+    # the next replay writes over these logits
+    of = type(recorded.output)
+    return of(logits=recorded.output.logits.clone(), **given_cache(of, cache))
+
+
+def _check(model: Any, inputs: dict[str, Any], recorded: Recorded, layers: Layers, rings: list[Ring]) -> Any:
+    """A model's first replay against the model itself, whose output is returned; they must agree, or it stays eager."""
+    ours = recorded.output.logits[:, -1].float()
+    for ring in {id(ring): ring for ring in rings}.values():
+        ring.take_back()  # the model writes the same columns once more
+    output = model(**inputs)
+    truth = output.logits[:, -1].float()
+    off = float((ours - truth).norm() / truth.norm().clamp(min=1e-9))
+    if off <= TOLERANCE.get(output.logits.dtype, 6e-2):
+        _CHECKED.setdefault(model, set()).add(type(layers[0]))
+    else:
+        recorded.graph = None
+        logger.warning("decoding goes on without a CUDA graph: its first logits are off by %.1e (relative)", off)
+    return output
+
+
+def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, rings: list[Ring]) -> Recorded:
+    """Record one forward without running it. Everything is as before if the model does what a graph cannot hold."""
+    start = time.perf_counter()
+    recorded = Recorded(torch.cuda.CUDAGraph(), ids.clone(), pos.expand_as(ids).clone(), None)
+    recorded.rings = [weakref.ref(ring) for ring in rings]
+    seen, filled = [layer.seen for layer in layers], [ring.filled for ring in rings]
+    padded = [layer.padded for layer in layers]
+    for ring in rings:
+        ring.whole = True
+    random = torch.cuda.default_generators[ids.get_device()] if ids.is_cuda else None
+    before = None if random is None else random.clone_state()
+    failed = True
+    try:
+        with torch.cuda.graph(recorded.graph, capture_error_mode="thread_local"):
+            output = model(
+                input_ids=recorded.ids_B1,
+                position_ids=recorded.pos_B1,
+                **given_cache(model, cache),
+                use_cache=True,
+                logits_to_keep=1,
+                return_dict=True,
+            )
+        recorded.output = type(output)(logits=output.logits)  # not the cache: a graph must not keep it alive
+        failed = False
+    except (RuntimeError, ValueError, TypeError) as error:
+        logger.warning("decoding goes on without a CUDA graph: %s: %s", type(error).__name__, error)
+    finally:
+        # recording ran the bookkeeping on the host, and nothing on the GPU
+        for layer, n, was in zip(layers, seen, padded, strict=True):
+            layer.seen, layer.padded = n, was
+        for ring, n in zip(rings, filled, strict=True):
+            ring.filled = n
+            ring.whole = not failed
+    if failed:
+        recorded.graph = None
+        if (
+            random is not None and before is not None
+        ):  # a capture that broke off leaves the generator in the state of being captured
+            random.graphsafe_set_state(before)
+    else:
+        logger.info("recorded a decoding step as a CUDA graph in %.2f s", time.perf_counter() - start)
+    return recorded

@@ -1,0 +1,183 @@
+"""Where a prompt's head, its text and its question are."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ...text.joins import ids_after, ids_before
+from ...text.pieces import MARK, around, render
+
+SPACES = 4  # tokens, at most, of white space before a question that belong to it
+
+
+class Parts(NamedTuple):
+    """A prompt cut into three: `head` before the text, the `text` itself, the `question` behind it."""
+
+    head: list[int]
+    text: Tensor
+    question: list[int]
+
+
+def split(
+    ids_L: Tensor,
+    *,
+    question: int | str | Sequence[int] | Tensor | None,
+    head: int | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    bos: int | None,
+    window: int,
+    tail: int,
+) -> Parts:
+    """Cut one prompt, given as a 1-D tensor of ids.
+
+    Args:
+        ids_L: the prompt.
+        question: how many tokens at the end are the question; or its words or ids, which are looked for from the end
+            and are the question with all that follows them, as is white space before words. None: the last turn of the
+            user, if `tokenizer` has a chat template and that turn fits in half the window, else the last `tail` tokens.
+        head: how many tokens stand before the text. None: what the chat template puts before the user's first words,
+            or the beginning-of-text token `bos` if the prompt begins with it.
+        tokenizer: the model's; needed for words and for chat templates.
+        window: tokens that the model can read.
+        tail: tokens of a question that nothing is known about.
+
+    Raises:
+        ValueError: The question is not in the prompt, or head and question overlap or leave nothing.
+    """
+    at = len(ids_L) - _question_length(ids_L, question, tokenizer, window, tail)
+    first = _head_length(ids_L, tokenizer, bos, window) if head is None else _length("head", head, len(ids_L))
+    if head is None:
+        first = min(first, at)
+    if first > at:
+        raise ValueError(
+            f"head={head}: the question begins at token {at:,} of {len(ids_L):,}, so head and question overlap."
+        )
+    return Parts(ids_L[:first].tolist(), ids_L[first:at], ids_L[at:].tolist())
+
+
+def around_text(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[list[int], list[int]]:
+    """Head and question for a text that comes from elsewhere, in the tokenizer's chat template if it has one.
+
+    With the text's own ids between them (`encode_pieces(..., bos=False, after=text_before(tokenizer, head))`) they are
+    those of the whole prompt, but for a token that the text's last word and the line end after it may share.
+    """
+    from ...text.tokens import bos_prefix
+
+    before, after = around(tokenizer, f"\n\n{question}")
+    head = ids_before(tokenizer, before) if tokenizer.chat_template else bos_prefix(tokenizer)
+    return head, ids_after(tokenizer, "a", after)
+
+
+def text_before(tokenizer: PreTrainedTokenizerBase, head: Sequence[int]) -> str:
+    """What the ids of a prompt's head say, as what a text goes on from; "" if that is no more than its first token."""
+    if tokenizer.chat_template:
+        usual = around(tokenizer)[0]
+        if ids_before(tokenizer, usual) == list(head):
+            return usual
+    if all(token == tokenizer.bos_token_id for token in head):
+        return ""
+    return str(tokenizer.decode(list(head)[-16:], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _question_length(
+    ids_L: Tensor,
+    question: int | str | Sequence[int] | Tensor | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    window: int,
+    tail: int,
+) -> int:
+    if question is None:
+        turn = _last_turn(ids_L[-(window // 2) :], tokenizer)
+        return turn or min(tail, len(ids_L))
+    if isinstance(question, bool) or (isinstance(question, int) and question < 1):
+        raise ValueError(f"question={question}: expected at least 1 token at the end of the prompt.")
+    if isinstance(question, int):
+        return _length("question", question, len(ids_L))
+    if isinstance(question, str):
+        return _words(ids_L, question, tokenizer, window)
+    if isinstance(question, float):
+        raise ValueError(f"question={question}: expected a whole number of tokens, words or ids.")
+    wanted = torch.as_tensor(question, dtype=torch.long, device=ids_L.device).flatten()
+    start = _last(ids_L, wanted) if len(wanted) else None
+    if start is None:
+        raise ValueError(
+            f"question: these {len(wanted):,} ids are not in the prompt. Give the ids as they stand there, or how many "
+            f"tokens at its end are the question."
+        )
+    return len(ids_L) - start
+
+
+def _length(name: str, value: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError(f"{name}={value!r}: expected a number of tokens, 0 to the prompt's {most:,}.")
+    return value
+
+
+def _words(ids_L: Tensor, words: str, tokenizer: PreTrainedTokenizerBase | None, window: int) -> int:
+    if tokenizer is None:
+        raise ValueError("question is given in words, which needs the tokenizer: generate(..., tokenizer=tokenizer).")
+    if not words.strip():
+        raise ValueError("question is empty. Give its words, its ids, or how many tokens at the prompt's end it has.")
+    end = ids_L[-window:].tolist()
+
+    def lost(start: int) -> bool:
+        return words.strip() not in tokenizer.decode(end[start:], clean_up_tokenization_spaces=False)
+
+    if lost(0):
+        raise ValueError(
+            f"question={words[:60]!r} is not in the last {len(end):,} tokens of the prompt. Give it as it stands there."
+        )
+    # the last place at which all of the words are still ahead
+    start = bisect_right(range(len(end)), False, key=lost) - 1
+    # the empty line before them keeps them apart from whichever segment comes to stand there
+    for _ in range(SPACES):
+        if start and not tokenizer.decode(end[start - 1 : start], clean_up_tokenization_spaces=False).strip():
+            start -= 1
+    return len(end) - start
+
+
+def _last_turn(end_L: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    """Tokens from the beginning of the user's last turn on, if it begins in there."""
+    marker = _marker(tokenizer)
+    start = _last(end_L, torch.tensor(marker, device=end_L.device)) if marker else None
+    return None if start is None else len(end_L) - start
+
+
+def _head_length(ids_L: Tensor, tokenizer: PreTrainedTokenizerBase | None, bos: int | None, window: int) -> int:
+    begins = ids_L[: window // 2]
+    if tokenizer is not None and tokenizer.chat_template:
+        usual = ids_before(tokenizer, around(tokenizer)[0])
+        if begins[: len(usual)].tolist() == usual:
+            return len(usual)
+        marker = torch.tensor(_marker(tokenizer), dtype=torch.long, device=ids_L.device)
+        places = _places(begins, marker)
+        if len(marker) and len(places):
+            return int(places[0]) + len(marker)
+    return int(bos is not None and len(ids_L) > 0 and int(ids_L[0]) == bos)
+
+
+def _marker(tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """What stands between a turn of the assistant and the words of the user's next one; [] where nothing does."""
+    if tokenizer is None or not tokenizer.chat_template:
+        return []
+    before = f"{MARK}a"
+    chat = [{"role": role, "content": text} for role, text in (("user", "q"), ("assistant", before), ("user", MARK))]
+    text = render(tokenizer, chat)
+    return ids_before(tokenizer, text[text.find(before) + len(before) : text.rfind(MARK)], after="a")
+
+
+def _last(ids_L: Tensor, wanted_W: Tensor) -> int | None:
+    places = _places(ids_L, wanted_W)
+    return int(places[-1]) if len(places) else None
+
+
+def _places(ids_L: Tensor, wanted_W: Tensor) -> Tensor:
+    if len(wanted_W) > len(ids_L):
+        return torch.empty(0, dtype=torch.long)
+    return (ids_L.unfold(0, len(wanted_W), 1) == wanted_W).all(-1).nonzero()[:, 0] if len(wanted_W) else wanted_W

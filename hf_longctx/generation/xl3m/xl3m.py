@@ -1,0 +1,201 @@
+"""XL3M: find the segments of a text that matter for a question, read only those, and answer with stock `generate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from ...near import did_you_mean
+from ...patch import unwrap
+from ...settings import Settings
+from .arguments import files, opened, per_row, prompts
+from .decoding import decode
+from .frame import Frame
+from .prompt import split
+from .search import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCORES = ("gain", "question_nll", "entropy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class XL3M(Settings):
+    """Wang et al. 2024 (https://arxiv.org/abs/2405.17755): read `[head; segment; question]` for every segment of a text
+    on its own, put the segments that matter for the question together in the order of the text, and answer from this
+    key context. Any causal language model, no training; time grows with the text, memory does not.
+
+    `model.generate(ids, custom_generate=XL3M(), max_new_tokens=...)`. A prompt that fits the trained length is answered
+    by stock `generate` as it is.
+
+    Use when: the answer is in a few places of a text far longer than the trained length.
+
+    Cannot: answer what needs most of the text (a summary), or find a fact that has nothing to do with the question
+    until another fact is known.
+
+    Costs: one forward over the text, in short pieces, for each question; nothing is kept of it.
+
+    What could be had of the paper names neither sizes nor a stopping rule. Ours are the segment and its overlap, the
+    share of the trained length that is read, `keep`, and two of the scores. `model_cards/xl3m.md` has measurements.
+
+    Args:
+        segment: Tokens of a segment.
+        overlap: How many of them two neighbours share, so that what one cuts in two the other has whole.
+        score: "entropy" is how open the next token is behind a segment and the question, the paper's certainty.
+            "question_nll" is how surprising the question itself is there: it falls where the text speaks of what is
+            asked. "gain" is its difference to what is usual in this text, token by token, where that is a drop
+            (`scoring.gain`): the style of a segment, which is most of the spread of the mean, does not count.
+        keep: How far from the median segment to the best one a segment must be to be kept, 0 to 1. 0 keeps whatever
+            there is room for, 1 the best only.
+        key_context: Tokens of the text that are read again, at most. None: a quarter of the trained length.
+        question_tokens: Tokens at the end of the prompt that are the question, where the call does not say.
+        window: The trained length. None: the config's `max_position_embeddings`.
+    """
+
+    name: ClassVar[str] = "xl3m"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.17755"
+    takes_all_of_generate: ClassVar[bool] = True  # streamer and tokenizer too, see hooks.py
+
+    segment: int = 256
+    overlap: int = 32
+    score: str = "gain"
+    keep: float = 0.5
+    key_context: int | None = None
+    question_tokens: int = 64
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.segment < 1 or not 0 <= self.overlap < self.segment:
+            raise ValueError(
+                f"xl3m: segment={self.segment}, overlap={self.overlap}: expected a segment of at least 1 token, and an "
+                f"overlap from 0 to less than the segment."
+            )
+        if self.score not in SCORES:
+            near = did_you_mean(self.score, SCORES).strip()
+            raise ValueError(f"xl3m: score={self.score!r}: expected one of {', '.join(SCORES)}. {near}".rstrip())
+        if not 0 <= self.keep <= 1:
+            raise ValueError(f"xl3m: keep={self.keep}: expected 0 (whatever there is room for) to 1 (the best only).")
+        for name in ("key_context", "window", "question_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"xl3m: {name}={value}: expected at least 1 token.")
+        if self.key_context is not None and self.key_context < self.segment:
+            raise ValueError(
+                f"xl3m: key_context={self.key_context} has no room for a segment of {self.segment} tokens. Make it "
+                f"larger, or the segment smaller."
+            )
+
+    def store_(self, model: PreTrainedModel) -> None:
+        """Make these the model's own settings: saved with it, and what `custom_generate=xl3m` takes."""
+        config: Any = unwrap(model).generation_config
+        config.xl3m = self.spec()
+        # else loading leaves out what transformers does not know
+        config._from_model_config = False
+
+    def check_room(self, model: PreTrainedModel) -> None:
+        """ValueError if this model has no room for a segment, even without head, question and answer."""
+        Frame(model, self, new_tokens=0).check_room()
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        generation_config: Any = None,
+        question: int | str | Sequence[Any] | Tensor | None = None,
+        head: int | None = None,
+        document: Iterable[Any] | Path | None = None,
+        scores_file: str | Path | None = None,
+        accelerator: Any = None,
+        compile: bool = False,
+        read_progress: Progress | None = None,
+        return_segments: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        streamer: Any = None,
+        assistant_model: Any = None,
+        assistant_tokenizer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Called by `generate`, which hands these on under the same names:
+
+        Args:
+            question: What is asked: how many tokens at the prompt's end it has; or its words (needs `tokenizer`) or
+                ids, which are looked for from the end, and are the question with all that follows; or a list with one
+                of these for every row. None: the user's last turn, if `tokenizer` has a chat template and that turn
+                fits in half the window; else the last `question_tokens`.
+            head: How many tokens stand before the text. None: what the chat template of `tokenizer` puts before the
+                user's first words, or the beginning-of-text token if the prompt begins with it.
+            document: The text, if it is not in the prompt; it stands between head and question. A file of UTF-8 text as
+                a `Path` (needs `tokenizer`), or token ids as `hf_longctx.stream` takes them. It is never whole in
+                memory.
+            scores_file: Scores are kept in this file as they come, and are not computed again by the same call.
+            accelerator: `accelerate.Accelerator()` or `PartialState()`: every process scores its share of the segments.
+                All must be called with the same text, and return the same.
+            compile: Run the decoder layers compiled (`torch.compile`) while scoring. It pays for texts of millions of
+                tokens: the first call of a process compiles. Scores may differ by rounding.
+            read_progress: Called with the number of tokens scored so far.
+            return_segments: Return `(output, [Selection, ...])`, a `Selection` for every row of the prompt.
+            tokenizer, streamer, assistant_model, assistant_tokenizer: As `generate` takes them.
+
+        Returns:
+            What stock `generate` returns. `sequences` begin with the prompt as it was given.
+
+        Raises:
+            ValueError: The question, or head, segment and question, are longer than the window; the text is empty; a
+                cache that is not empty was passed; rows are padded in the middle.
+            SourceError: `document` raised while it was read.
+        """
+        settings = stored(generation_config) if self is xl3m else self
+        frame = Frame(model, settings, new_tokens=generation_config.max_length - input_ids.shape[1])
+        rows = prompts(input_ids, model_kwargs, generation_config)
+        if document is not None and len(rows) > 1:
+            raise ValueError(f"document: one text for {len(rows)} prompts. Give one prompt, or the text in each.")
+        short, selections = [], []
+        for row, asked, file in zip(rows, per_row(question, len(rows)), files(scores_file, len(rows)), strict=True):
+            parts = split(
+                row, question=asked, head=head, tokenizer=tokenizer, bos=generation_config.bos_token_id,
+                window=frame.window, tail=settings.question_tokens,
+            )  # fmt: skip
+            context, selection = frame.find(
+                parts,
+                opened(document, tokenizer, parts.head),
+                scores_file=file,
+                accelerator=accelerator,
+                compile=compile,
+                progress=read_progress,
+            )
+            short.append([*parts.head, *context, *parts.question])
+            selections.append(selection)
+        given = {
+            "tokenizer": tokenizer, "streamer": streamer, "assistant_model": assistant_model,
+            "assistant_tokenizer": assistant_tokenizer,
+        }  # fmt: skip
+        output = decode(
+            model, input_ids, short, logits_processor=logits_processor or [], stopping_criteria=stopping_criteria or [],
+            generation_config=generation_config, given={k: v for k, v in given.items() if v is not None},
+            model_kwargs=model_kwargs,
+        )  # fmt: skip
+        return (output, selections) if return_segments else output
+
+
+xl3m = XL3M()
+"""For `custom_generate=`: the settings that the model carries (`XL3M(...).store_(model)`), or the defaults."""
+
+
+def stored(generation_config: Any) -> XL3M:
+    """The settings in a generation config, or the defaults."""
+    spec = getattr(generation_config, XL3M.name, None)
+    if spec is None:
+        return xl3m
+    if not isinstance(spec, Mapping):
+        raise ValueError(
+            f"generation_config.xl3m is {spec!r:.60}; expected the object that XL3M(...).store_(model) writes."
+        )
+    return XL3M.from_fields({k: v for k, v in spec.items() if k != "name"})

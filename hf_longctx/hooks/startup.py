@@ -1,0 +1,158 @@
+"""What `import hf_longctx` does, without importing torch or transformers: our hooks go in when transformers comes.
+
+Each is put on its class once the module of that class has been executed, and imports what it needs when it is called.
+So there is none too late whichever is imported first, and none that meets a transformers that is half there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import threading
+from typing import Any
+
+from ..settings import KEY
+from .when_imported import WhenImported
+
+CONFIG, MODELS = "transformers.configuration_utils", "transformers.modeling_utils"
+GENERATION, MASKS = "transformers.generation.utils", "transformers.masking_utils"
+# module, class, method -> the function in hooks.py that is called in its place, with the stock one first
+HOOKS = {
+    (MODELS, "PreTrainedModel", "post_init"): "keyed_post_init",
+    (GENERATION, "GenerationMixin", "_prepare_cache_for_generation"): "keyed_prepare_cache",
+    (GENERATION, "GenerationMixin", "_prefill"): "keyed_prefill",
+    (GENERATION, "GenerationMixin", "_get_stopping_criteria"): "keyed_stopping",
+    (GENERATION, "GenerationMixin", "_valid_auto_compile_criteria"): "keyed_criteria",
+    (MODELS, "PreTrainedModel", "get_compiled_call"): "keyed_compiled_call",
+    (GENERATION, "GenerationMixin", "_extract_generation_mode_kwargs"): "keyed_mode_kwargs",
+}
+# the registries of transformers, and the names in them that are ours -> the modules that have the functions
+REGISTRIES = {
+    (MODELS, "ALL_ATTENTION_FUNCTIONS", "attention"): {
+        KEY: "attention.registry",
+        f"{KEY}_shared_prefix": "sharing.model",
+        "longctx_few_queries": "editing.attention",
+    },
+    (MASKS, "ALL_MASK_ATTENTION_FUNCTIONS", "mask"): {
+        KEY: "attention.registry",
+        f"{KEY}_shared_prefix": "sharing.model",
+    },
+}
+_made: dict[tuple[Any, str], tuple[Any, Any]] = {}  # (class, method) -> the stock one and ours
+_lock = threading.RLock()
+
+
+class Key:
+    """`config.hf_longctx`, stored in the config's own `__dict__`, so that only keyed configs save it."""
+
+    def __get__(self, config: Any, owner: Any = None) -> Any:
+        return None if config is None else vars(config).get(KEY)
+
+    def __set__(self, config: Any, value: Any) -> None:
+        if value is None:
+            vars(config).pop(KEY, None)
+            return
+        from ..method import read_key
+
+        read_key(value)  # raises here, before any weight is read
+        vars(config)[KEY] = value
+
+    def __delete__(self, config: Any) -> None:
+        vars(config).pop(KEY, None)
+
+
+def install() -> None:
+    """Put the hooks in place, now or when transformers is imported.
+
+    Importing `hf_longctx` does; calling it again changes nothing.
+    """
+    transformers_watch.start()
+    peft_watch.start()
+
+
+def uninstall() -> None:
+    """Take the hooks back: from now on a config's key is ignored. Models that carry a method keep it until its undo."""
+    peft_watch.stop()
+    if "hf_longctx.hooks.peft" in sys.modules:
+        from . import peft as adapters
+
+        adapters.uninstall()
+    transformers_watch.stop()
+    if not _installed():
+        return
+    delattr(_class(CONFIG, "PreTrainedConfig"), KEY)
+    for (owner, name), (stock, ours) in _made.items():
+        if vars(owner).get(name) is ours:  # else it lies under somebody else's wrap, and passes through
+            setattr(owner, name, stock)
+
+
+def _class(module: str, name: str) -> Any:
+    """What a module of transformers has under a name, if it is there yet."""
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _installed() -> bool:
+    return KEY in getattr(_class(CONFIG, "PreTrainedConfig"), "__dict__", {})
+
+
+def _hook(module: str) -> None:
+    """Put in place what belongs into one module."""
+    with _lock:
+        if module == CONFIG and not _installed():
+            setattr(_class(CONFIG, "PreTrainedConfig"), KEY, Key())
+        for (place, registry, function), names in REGISTRIES.items():
+            if place == module:
+                _register(_class(module, registry), function, names)
+        for (place, owner, name), ours in HOOKS.items():
+            if place == module:
+                _wrap(_class(module, owner), name, ours)
+
+
+def _wrap(owner: Any, name: str, ours: str) -> None:
+    now = getattr(owner, name)
+    stock, wrap = _made.get((owner, name), (None, None))
+    if now is wrap:
+        return
+    if now is not stock:  # never wrapped, or somebody else has wrapped it meanwhile
+        _made[owner, name] = now, _wrapped(now, name, ours)
+    setattr(owner, name, _made[owner, name][1])
+
+
+def _wrapped(stock: Any, name: str, ours: str) -> Any:
+    @functools.wraps(stock)
+    def wrap(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _installed():
+            return stock(self, *args, **kwargs)  # uninstalled, under a wrap of somebody else's
+        in_use = "hf_longctx.patch" in sys.modules or getattr(self.config, KEY, None)
+        if name == "post_init" and not in_use:
+            return stock(self)  # stock models do without our imports
+        from . import transformers as hooks
+
+        return getattr(hooks, ours)(stock, self, *args, **kwargs)
+
+    return wrap
+
+
+def _register(registry: Any, function: str, names: dict[str, str]) -> None:
+    """Stand-ins for our functions: the real ones need more imports, and take these places with them."""
+    for name, home in names.items():
+        if name not in registry:
+            type(registry).register(name, _late(home, function))
+
+
+def _late(home: str, function: str) -> Any:
+    def late(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(f"hf_longctx.{home}"), function)(*args, **kwargs)
+
+    return late
+
+
+def _hook_peft(_: str) -> None:
+    from . import peft as adapters
+
+    adapters.hook()
+
+
+transformers_watch = WhenImported([CONFIG, MODELS, GENERATION, MASKS], _hook)
+peft_watch = WhenImported(["peft"], _hook_peft)

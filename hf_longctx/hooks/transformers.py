@@ -1,0 +1,169 @@
+"""The hooks that make plain `from_pretrained` and `generate` do the right thing for a model that carries our key.
+
+1. a data descriptor `hf_longctx` on `PreTrainedConfig`: the key is kept, checked early, and can be passed as a keyword;
+2. a wrap of `PreTrainedModel.post_init`: a model whose config has the key gets its methods as it is built;
+3. a wrap of `GenerationMixin._prepare_cache_for_generation`: a model with a method gets that method's cache;
+4. wraps of what `generate` asks before it compiles: decoding with a bounded method, or behind a shared prefix, comes
+   from a CUDA graph instead;
+5. a wrap of `_extract_generation_mode_kwargs`: our own decoding methods get the streamer and the tokenizer, which
+   `generate` takes away from every other `custom_generate` callable;
+6. a wrap of `_get_stopping_criteria`: no warning of the trained length where a method reads beyond it;
+7. once peft is imported, wraps around its saving and loading: an adapter carries its base's methods (`adapters.py`).
+
+All of them do nothing for a config without the key and a model without a method, and `uninstall` takes them back.
+`startup.py` puts them in place when transformers is imported; this module is imported by the first of their calls.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.stopping_criteria import MaxLengthCriteria
+
+from ..anatomy import find_decoder
+from ..attention.caches import adopt_all
+from ..attention.method import AttentionMethod
+from ..attention.state import STATE
+from ..attention.turns import read_again_if_needed
+from ..generation.cuda_graph import can_replay, forget, graph_forward
+from ..method import KEY, read_key
+from ..patch import applied
+from ..sharing.layers import SharedCache
+from ..sharing.model import is_shared
+from ..upstream.caches import cache_in
+
+TAKES_ALL = "takes_all_of_generate"  # marks a decoding method of ours
+
+
+# -- called in the place of transformers' methods, which come first: `startup.HOOKS` says which is whose ---------------
+def keyed_post_init(stock: Any, self: Any) -> None:
+    stock(self)
+    if applied(self):
+        _share_config(self)  # an inner model, built before, has the method already
+    elif getattr(self.config, KEY, None):
+        _apply_key(self)
+
+
+def keyed_prepare_cache(
+    stock: Any, self: Any, generation_config: Any, model_kwargs: Any, generation_mode: Any, *args: Any, **kwargs: Any
+) -> Any:
+    methods = _attention_methods(self)
+    if methods or isinstance(cache_in(model_kwargs), SharedCache):
+        _replace_cache(self, generation_config)
+    if methods:
+        _check_generation(methods[0], generation_config, generation_mode)
+    result = stock(self, generation_config, model_kwargs, generation_mode, *args, **kwargs)
+    cache = cache_in(model_kwargs)
+    if methods and cache is not None:
+        adopt_all(vars(find_decoder(self))[STATE], cache)
+    if methods or isinstance(cache, SharedCache):
+        forget(cache)
+    return result
+
+
+def keyed_prefill(
+    stock: Any, self: Any, input_ids: Any, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if _attention_methods(self):
+        decoder = find_decoder(self)
+        cache, mask = cache_in(model_kwargs), model_kwargs.get("attention_mask")
+        read_again_if_needed(vars(decoder)[STATE], decoder, cache, input_ids, mask)
+    return stock(self, input_ids, generation_config, model_kwargs, *args, **kwargs)
+
+
+def keyed_stopping(stock: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    found = stock(self, *args, **kwargs)
+    if any(method.endless for method in _attention_methods(self)):
+        for criterion in found:  # it warns of "performance degradation" beyond the trained length
+            if isinstance(criterion, MaxLengthCriteria):
+                criterion.max_position_embeddings = None
+    return found
+
+
+def keyed_criteria(stock: Any, self: Any, model_kwargs: Any, generation_config: Any) -> bool:
+    cache = cache_in(model_kwargs)
+    if not _attention_methods(self) and not isinstance(cache, SharedCache):
+        return stock(self, model_kwargs, generation_config)
+    return not generation_config.disable_compile and can_replay(self, cache)
+
+
+def keyed_compiled_call(stock: Any, self: Any, compile_config: Any) -> Any:
+    ours = _attention_methods(self) or is_shared(self)
+    return graph_forward(self) if ours else stock(self, compile_config)
+
+
+def keyed_mode_kwargs(
+    stock: Any, self: Any, custom_generate: Any, kwargs: Any, synced_gpus: Any, assistant_model: Any, streamer: Any
+) -> Any:
+    if not getattr(custom_generate, TAKES_ALL, False):
+        return stock(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
+    given = {name: kwargs.get(name) for name in ("tokenizer", "assistant_tokenizer")}
+    given |= {"assistant_model": assistant_model, "streamer": streamer}
+    found = stock(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
+    return found | {name: value for name, value in given.items() if value is not None}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _attention_methods(model: Any) -> list[AttentionMethod]:
+    return [patch.method for patch in applied(model) if isinstance(patch.method, AttentionMethod)]
+
+
+def _apply_key(model: Any) -> None:
+    methods = read_key(getattr(model.config, KEY))
+    decoder = find_decoder(model)
+    copies: dict[int, Any] = {}  # the caller's config may build other models
+    for module in model.modules():
+        if isinstance(vars(module).get("config"), PreTrainedConfig):
+            module.config = copy.deepcopy(module.config, copies)
+    # the entry is the method's own to write, so that undoing the method leaves none behind
+    for config in (model.config, decoder.config):
+        vars(config).pop(KEY, None)
+    for method in methods:
+        method._apply(decoder, model, own_configs=False)
+
+
+def _share_config(model: Any) -> None:
+    """Give an outer model the config that its inner model got of its own in `_apply_key`."""
+    callers, decoder = model.config, applied(model)[0].model
+    if callers is decoder.config:
+        return
+    inner = (vars(module).get("config") for module in model.modules() if module is not model)
+    own = next((config for config in inner if type(config) is type(callers) and config is not callers), None)
+    if own is None:  # a composite config around the text decoder's
+        outer = vars(callers).get(KEY)
+        if outer is not None and read_key(outer) != [patch.method for patch in applied(model)]:
+            raise ValueError(
+                f"the config asks for {read_key(outer)} and its text config for "
+                f"{[patch.method for patch in applied(model)]}. Keep the entry of the text config only."
+            )
+        own = copy.deepcopy(callers, {id(callers.get_text_config(decoder=True)): decoder.config})
+        vars(own).pop(KEY, None)
+    for module in model.modules():
+        if vars(module).get("config") is callers:
+            module.config = own
+    for patch in applied(model):
+        patch.method.surround(patch, model)
+
+
+def _replace_cache(model: Any, generation_config: Any) -> None:
+    """What a checkpoint says of its cache (Gemma's "hybrid", "static") gives way to ours; what a call says does not."""
+    asked = generation_config.cache_implementation
+    if asked not in (None, "dynamic", model.generation_config.cache_implementation):
+        raise ValueError(
+            f"cache_implementation={asked!r}: a model with a method of hf_longctx, or with a shared prefix, keeps a "
+            f"cache of its own. Leave it out."
+        )
+    generation_config.cache_implementation = None
+
+
+def _check_generation(method: AttentionMethod, generation_config: Any, mode: Any) -> None:
+    if mode == GenerationMode.ASSISTED_GENERATION:
+        raise ValueError(
+            f"assisted decoding (an assistant model or prompt_lookup_num_tokens) must take tokens back out of the "
+            f"cache, which the one of {method.name} cannot do. Generate without it."
+        )

@@ -1,0 +1,47 @@
+"""Configs that carry methods."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..method import LongContextMethod, read_key, write_key
+from ..rope.parameters import refuse_moving_frequencies
+from ..settings import KEY
+
+
+def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: LongContextMethod) -> PreTrainedConfig:
+    """A config that carries methods, for `from_pretrained(path, config=...)` or to be saved.
+
+    Args:
+        config: a config, which is copied, or a path or Hub id to read it from.
+        methods: applied in this order. Methods that transformers can express by itself (RoPE scaling) become native
+            settings, and need no hf_longctx to be loaded. The others take the place of those that the config has; none
+            at all takes the key out again.
+    """
+    if not isinstance(config, (PreTrainedConfig, str, os.PathLike)):
+        raise ValueError(f"{type(config).__name__}: expected a config, or the path or Hub id of one (model.config).")
+    if not isinstance(config, PreTrainedConfig):
+        config = AutoConfig.from_pretrained(config)
+    config = copy.deepcopy(config)
+    for method in methods:
+        if not isinstance(method, LongContextMethod):
+            raise ValueError(f"{method!r}: expected a method, for example hf_longctx.LMInfinite(n_local=4096).")
+    text = config.get_text_config(decoder=True)
+    scalings = [method for method in methods if method.native]
+    if len(scalings) > 1:
+        raise ValueError(
+            f"{scalings[0]!r} and {scalings[1]!r} both scale rotary frequencies, and do not stack. Keep one."
+        )
+    for method in scalings:
+        text.rope_parameters = method.configure(text).rope_parameters
+    ours = [method for method in methods if not method.native]
+    if scalings and not ours and getattr(text, KEY, None):
+        ours = read_key(getattr(text, KEY))
+    for method in ours:
+        if method.decides_positions:
+            refuse_moving_frequencies(method, getattr(text, "rope_parameters", None))
+    setattr(text, KEY, write_key(ours) if ours else None)
+    return config

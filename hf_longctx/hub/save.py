@@ -1,0 +1,102 @@
+"""Writes a checkpoint whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..storage.files import advice, check_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# what save_pretrained calls weights: one file, or parts with an index
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Save both into `folder`, which appears complete or not at all.
+
+    With `overwrite`, files of a folder that holds something are replaced when all new ones are on disk.
+
+    Raises:
+        ValueError: `folder` is a file, or holds something and `overwrite` is not set.
+        OSError: the folder cannot be written, or the disk is full.
+    """
+
+    def write(target: Path) -> None:
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+    return save_with(write, folder, sum(tensor.nbytes for tensor in model.parameters()), overwrite=overwrite)
+
+
+def save_with(
+    write: Callable[[Path], object], folder: str | os.PathLike[str], nbytes: int, *, overwrite: bool = False
+) -> Path:
+    """Let `write` fill a folder that becomes `folder` when it is whole; `nbytes` is what an error says is needed."""
+    from safetensors import SafetensorError
+
+    check_target(folder, overwrite=overwrite)
+    target = Path(folder).expanduser()
+    occupied = target.is_dir() and any(target.iterdir())
+    draft: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # beside a new folder, so that it becomes it; in one that is there, which its owner may have on another disk
+        draft = (target if occupied else target.parent) / f".saving-{uuid.uuid4().hex}"
+        draft.mkdir()
+        write(draft)
+        if occupied:
+            _move(draft, target)
+        else:
+            draft.rename(target)
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        todo = advice(error) if isinstance(error, OSError) else "Make room or choose another folder"
+        raise OSError(
+            *([] if number is None else [number]),
+            f"the checkpoint could not be written to {str(target)!r} ({error}); it needs about "
+            f"{nbytes / 2**20:,.0f} MiB. {todo}",
+        ) from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _move(draft: Path, target: Path) -> None:
+    """Put the files of a draft into the place of others, and take away weights that would be loaded beside them."""
+    new = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
+    for name in new:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(draft / name, target / name)
+    if any(_WEIGHTS.fullmatch(name.name) for name in new):
+        for file in target.iterdir():
+            if _WEIGHTS.fullmatch(file.name) and Path(file.name) not in new:
+                file.unlink()
+
+
+def check_target(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """ValueError if `save` would refuse to write into `folder`, OSError if nothing can be written there."""
+    target = Path(folder).expanduser()
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{str(target)!r} is a file; expected the name of a folder to write the model into.")
+    if not overwrite and target.is_dir() and any(target.iterdir()):
+        raise ValueError(
+            f"{str(target)!r} is not empty. Choose another folder, or overwrite it (--force, overwrite=True)."
+        )
+    # where it will be made: for a moment, others might take the folder itself for a checkpoint
+    check_folder(target if target.is_dir() else target.parent)

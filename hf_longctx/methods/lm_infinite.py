@@ -1,0 +1,139 @@
+"""LM-Infinite: a Λ-shaped mask and a ceiling on distances (Han et al. 2023, https://arxiv.org/abs/2308.16137)."""
+
+# B batch, H query heads, G key/value heads, R = H / G, L queries, S keys, D head dim, K top_k
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import attention_layers
+from ..attention.inputs import AttentionInputs
+from ..attention.method import AttentionMethod
+from ..cache.layers import FullLayer, SinkWindowLayer, UnrotatedLayer
+from ..cache.slots import KeyValues
+from ..ops.branch import Branch
+from ..ops.masks import BeyondWindow, TopKeys, Window, pairs
+from ..rope.parameters import readable_length
+
+logger = logging.getLogger("hf_longctx")
+BLOCK = 256  # queries whose middle keys are scored at once: bounds the O(L S) of top_k
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LMInfinite(AttentionMethod):
+    """LM-Infinite (Han et al. 2023): read on for ever with the attention the model was trained for.
+
+    Every token sees the first `n_global` tokens and the last `n_local`; the first ones are read as if they were
+    `n_local` away however far they are (the paper's distance ceiling, section 3.2). `top_k` lets every head of the
+    later layers look up its best `top_k` tokens in between (section 3.2, "optional").
+
+    Use when: a text is longer than the trained length and should be read on fluently; with `top_k`, when single facts
+    far back must be found.
+
+    Cannot: retrieve what has left the window with `top_k=0`; relate many far tokens to each other even with it.
+
+    Costs: constant memory and time a token, less than the stock model's beyond the window. With `top_k` all keys are
+    kept, and memory and time a token grow with the text.
+
+    Differs from the authors' code: top-k serves every query, in prefill as well (theirs only the last row of a call);
+    keys behind the window are evicted (theirs grow for ever); batches, padding, GQA, chunked prefill and several
+    turns work. Symbols: n_global and n_local are the paper's; its L_pretrain is n_local, d = L_pretrain / 2 is where
+    top-k tokens are read.
+
+    Args:
+        n_global: tokens at the start that stay visible, at least 0. The paper finds 5 to 100 equally good and 0 fatal.
+        n_local: tokens of the window, the query's own included. None: the model's trained length
+            (`config.max_position_embeddings`), the paper's choice.
+        top_k: middle tokens a head may look up for a query; 0: none. The paper uses 5 for retrieval.
+        top_k_from_layer: the first layer (from 0) that looks up middle tokens. The paper leaves out five; on SmolLM2
+            passkeys are found far more often when the early layers look up too (see the card).
+        keys_on_host: with `top_k`, keep keys in host memory and move one layer's at a time: slow, saves device memory.
+    """
+
+    name: ClassVar[str] = "lm_infinite"
+    summary: ClassVar[str] = "first tokens + a window, distances capped: fluent at any length, constant memory"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2308.16137"
+
+    n_global: int = 10
+    n_local: int | None = None
+    top_k: int = 0
+    top_k_from_layer: int = 2
+    keys_on_host: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_local is not None and self.n_local < 1:
+            raise ValueError(
+                f"n_local={self.n_local}: LMInfinite needs a window of at least 1 token. The paper uses the trained "
+                f"length (section 3.2), which is what n_local=None gives."
+            )
+        for field in ("n_global", "top_k", "top_k_from_layer"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}={getattr(self, field)}: expected 0 or more.")
+        if self.keys_on_host and not self.top_k:
+            raise ValueError(
+                "keys_on_host=True: with top_k=0 there are no old keys to keep. Set top_k, or leave it out."
+            )
+
+    def resolve(self, config: Any) -> LMInfinite:
+        trained = getattr(config, "max_position_embeddings", None)
+        if self.n_local is None and trained is None:
+            raise ValueError("n_local=None: the config names no trained length (max_position_embeddings). Set n_local.")
+        readable = readable_length(config)
+        if self.n_local is not None and readable is not None and self.n_local > readable:
+            logger.warning("n_local=%d is more than the %d tokens that the config names.", self.n_local, readable)
+        return dataclasses.replace(self, n_local=trained if self.n_local is None else self.n_local)
+
+    def check(self, decoder: nn.Module) -> None:
+        n_layers = len(attention_layers(decoder))
+        if self.top_k and self.top_k_from_layer >= n_layers:
+            raise ValueError(
+                f"top_k_from_layer={self.top_k_from_layer}: the model has {n_layers} layers (0 to {n_layers - 1}), so "
+                f"no layer would look up its top {self.top_k}. Choose a smaller one."
+            )
+
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        assert self.n_local is not None
+        if self.top_k and module.layer_idx >= self.top_k_from_layer:  # type: ignore[operator]
+            return FullLayer(self, on_host=self.keys_on_host)
+        return SinkWindowLayer(self, n_first=self.n_global, n_last=self.n_local - 1)
+
+    def branches(self, inputs: AttentionInputs) -> list[Branch]:
+        assert self.n_local is not None
+        first = inputs.first(self.n_global)
+        # the ceiling: all of them at distance n_local, wherever the query is
+        ceiling = inputs.relative(-self.n_local)
+        local = inputs.branch(Window(self.n_local))
+        far = inputs.branch(BeyondWindow(self.n_local), keys=first, q_rope=None, k_rope=ceiling)
+        if not self.top_k or inputs.module.layer_idx < self.top_k_from_layer:  # type: ignore[operator]
+            return [local, far]
+        halfway = inputs.relative(self.n_local // 2)  # queries moved, keys as they are: there are more keys
+        q_half = inputs.q_BHLD if halfway is None else halfway(inputs.q_BHLD)
+        chosen = TopKeys(self._best_middle(inputs, q_half, first))
+        return [local, far, dataclasses.replace(local, q_BHLD=q_half, visible=chosen, q_rope=None, k_rope=None)]
+
+    @torch.no_grad()
+    def _best_middle(self, inputs: AttentionInputs, q_BHLD: Tensor, first: KeyValues) -> Tensor:
+        """The slots of the best keys between the first tokens and the window, (B, H, L, K); -1: there are fewer."""
+        B, H, L, _ = q_BHLD.shape
+        S, G = inputs.k_BGSD.shape[2], inputs.k_BGSD.shape[1]
+        assert self.n_local is not None
+        index = torch.full((B, H, L, min(self.top_k, S)), -1, dtype=torch.long, device=q_BHLD.device)
+        after_first = inputs.k_pos_BS > first.pos.amax(1, keepdim=True) if len(first) else inputs.k_pos_BS >= 0
+        for start in range(0, L, BLOCK):
+            rows = slice(start, min(start + BLOCK, L))
+            middle_BLS = (
+                pairs(BeyondWindow(self.n_local), inputs.q_pos_BL[:, rows], inputs.k_pos_BS) & after_first[:, None]
+            )
+            if not inputs.q_BHLD.is_cuda and not torch.compiler.is_compiling() and not middle_BLS.any():
+                continue  # a text within the window
+            q_BGRLD = q_BHLD[:, :, rows].unflatten(1, (G, -1))
+            scores = torch.einsum("bgrld,bgsd->bgrls", q_BGRLD, inputs.k_BGSD)
+            scores = scores.masked_fill_(~middle_BLS[:, None, None], float("-inf")).flatten(1, 2)
+            best = scores.topk(index.shape[-1], dim=-1)
+            index[:, :, rows] = best.indices.masked_fill(best.values == float("-inf"), -1)
+        return index

@@ -1,0 +1,61 @@
+"""The hook alone: keys cached un-rotated, read where they are, through the model's own attention."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..attention.base_attention import PLAIN
+from ..attention.inputs import AttentionInputs
+from ..attention.method import AttentionMethod
+from ..attention.registry import inner_function
+from ..cache.layers import FullLayer, UnrotatedLayer
+from ..ops.branch import Branch
+from ..ops.masks import Causal, pairs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PositionFree(AttentionMethod):
+    """Changes nothing but where rotation happens: the output is the model's own, bit for bit.
+
+    Keys are cached un-rotated, which every attention method rests on. The smallest example of one.
+    Under flash and flex attention the output is the model's own up to rounding.
+
+    Use when: you want to know whether attention methods can serve a model: its `apply` checks that.
+
+    Cannot: read further than the model does.
+
+    Costs: a rotation of all cached keys at every step.
+    """
+
+    name: ClassVar[str] = "position_free"
+    summary: ClassVar[str] = "nothing changed but un-rotated keys in the cache: for checking a model"
+    paper: ClassVar[str] = ""
+    endless: ClassVar[bool] = False
+
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        return FullLayer(self)
+
+    def branches(self, inputs: AttentionInputs) -> list[Branch]:
+        return [inputs.branch(Causal())]
+
+    def attention(self, inputs: AttentionInputs) -> Tensor:
+        if inputs.decoder.inner not in PLAIN:
+            return super().attention(inputs)
+        q_rope, k_rope = inputs.true_ropes()
+        q = inputs.q_BHLD if q_rope is None else q_rope(inputs.q_BHLD)
+        k = inputs.k_BGSD if k_rope is None else k_rope(inputs.k_BGSD)
+        mask = None
+        eager = inputs.decoder.inner == "eager"
+        if eager or inputs.padded or not (inputs.fresh or q.shape[2] == 1):
+            visible = pairs(Causal(), inputs.q_pos_BL, inputs.k_pos_BS)
+            mask = (visible | ~visible.any(-1, keepdim=True))[:, None]
+            if eager:  # it adds its mask
+                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
+        out: Tensor = inner_function(inputs.module)(
+            inputs.module, q, k, inputs.v_BGSD, mask, scaling=inputs.scale, dropout=0.0
+        )[0]
+        return out

@@ -1,0 +1,68 @@
+"""Keys chosen per query and head (`TopKeys`): gathered, then a small softmax. O(L K) memory."""
+
+# B batch, H query heads, G key/value heads, L queries, S keys, D head dim, K keys of a query
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..masks import TopKeys
+from .base import Call
+from .reference import weights_of
+
+
+class Kernel:
+    name = "selected"
+    summary = "a few keys chosen for every query and head; plain torch, any device"
+
+    def refuses(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
+        return None if isinstance(call.visible, TopKeys) else "its keys are not chosen per query"
+
+    def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
+        index = _index(call)
+        scores = _scores(call, q_BHLD, _take(k_BGSD, index, q_BHLD.shape[1]))
+        lse = scores.logsumexp(-1)
+        values = _take(v_BGSD, index, q_BHLD.shape[1]).to(scores.dtype)
+        out = torch.einsum("bhlk,bhlkd->blhd", weights_of(scores, lse), values)
+        return out, lse
+
+    def backward(
+        self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
+    ) -> list[Tensor]:
+        index, heads = _index(call), q.shape[1]
+        keys, values = _take(k, index, heads), _take(v, index, heads)
+        weights = weights_of(_scores(call, q, keys), lse_BHL)
+        grad = grad_BLHD.to(weights.dtype).transpose(1, 2)
+        delta = (grad * out_BLHD.to(weights.dtype).transpose(1, 2)).sum(-1)
+        dweights = torch.einsum("bhld,bhlkd->bhlk", grad, values.to(weights.dtype))
+        dscores = weights * (dweights - delta[..., None]) * call.scale
+        dq = torch.einsum("bhlk,bhlkd->bhld", dscores, keys.to(weights.dtype))
+        dk = _give(dscores[..., None] * q.to(weights.dtype)[..., None, :], index, k)
+        dv = _give(weights[..., None] * grad[..., None, :], index, v)
+        return [dq.to(q.dtype), dk, dv]
+
+
+def _index(call: Call) -> Tensor:
+    assert isinstance(call.visible, TopKeys)
+    return call.visible.index_BHLK
+
+
+def _take(x_BGSD: Tensor, index_BHLK: Tensor, heads: int) -> Tensor:
+    """The chosen rows, (B, H, L, K, D)."""
+    B, G, _, D = x_BGSD.shape
+    flat = index_BHLK.clamp(min=0).reshape(B, G, -1, 1).expand(-1, -1, -1, D)
+    return x_BGSD.gather(2, flat).view(*index_BHLK.shape, D)
+
+
+def _give(grad_BHLKD: Tensor, index_BHLK: Tensor, like_BGSD: Tensor) -> Tensor:
+    """The gradient of `_take`."""
+    B, G, _, D = like_BGSD.shape
+    flat = index_BHLK.clamp(min=0).reshape(B, G, -1, 1).expand(-1, -1, -1, D)
+    rows = (grad_BHLKD * (index_BHLK >= 0)[..., None]).reshape(B, G, -1, D)
+    return torch.zeros_like(like_BGSD, dtype=rows.dtype).scatter_add_(2, flat, rows).to(like_BGSD.dtype)
+
+
+def _scores(call: Call, q_BHLD: Tensor, keys_BHLKD: Tensor) -> Tensor:
+    dtype = torch.promote_types(q_BHLD.dtype, torch.float32)
+    scores = torch.einsum("bhld,bhlkd->bhlk", q_BHLD.to(dtype), keys_BHLKD.to(dtype)) * call.scale
+    return scores.masked_fill(_index(call) < 0, float("-inf"))

@@ -1,0 +1,90 @@
+"""Which kernel does which work here, and how long each takes: `hf-longctx kernels` prints it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from ..masks import BeyondWindow, Causal, Full, Mask, Window
+from . import ORDER, Call, Kernel, choose
+
+WINDOW, FIRST = 4096, 10
+ENOUGH = 1000.0  # milliseconds of a kernel; what is slow needs no five tries
+SHAPES: dict[str, tuple[int, int, Mask]] = {  # queries, keys, which pairs exist
+    "the whole text from its start": (1, 1, Causal()),
+    "a chunk and the window before it": (1, 2, Window(WINDOW)),
+    "the first tokens, for a chunk": (1, 0, BeyondWindow(WINDOW)),
+    "one new token and its window": (0, 1, Window(WINDOW)),
+    "the queries of many rows, and a shared prefix": (1, 1, Full()),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel for one kind of work: whether it is chosen, why it cannot do it, and the milliseconds it takes."""
+
+    work: str
+    kernel: str
+    chosen: bool
+    refused: str | None
+    milliseconds: float | None
+
+
+def table(
+    device: torch.device | str,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    chunk: int = 8192,
+    heads: tuple[int, int] = (32, 8),
+    head_dim: int = 128,
+) -> Iterator[Row]:
+    """Every kernel on every kind of work, timed on `device`.
+
+    Args:
+        device, dtype: where, and in which dtype.
+        chunk: queries of a chunk, tokens.
+        heads: of queries, and of keys and values.
+        head_dim: of all of them.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(count: int, length: int) -> Tensor:
+        shape = 1, count, length, head_dim
+        return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
+
+    for work, (many, keys, visible) in SHAPES.items():
+        L, S = chunk if many else 1, {0: FIRST, 1: chunk if many else WINDOW, 2: chunk + WINDOW}[keys]
+        q, k, v = random(heads[0], L), random(heads[1], S), random(heads[1], S)
+        k_pos = torch.arange(S, device=device)[None]
+        q_pos = torch.arange(L, device=device)[None] + (S - L if keys else 2 * WINDOW)
+        call = Call(q_pos, k_pos, visible, head_dim**-0.5, regular=keys > 0, padded=False)
+        best = choose(call, q, k)
+        for kernel in ORDER:
+            reason = kernel.refuses(call, q, k)
+            taken = None if reason is not None or kernel.name == "flex" else _time(kernel, call, q, k, v)
+            yield Row(work, kernel.name, kernel is best, reason, taken)
+
+
+def _time(kernel: Kernel, call: Call, q: Tensor, k: Tensor, v: Tensor) -> float | None:
+    """Median milliseconds by the clock, of five tries at most; None where the memory does not suffice."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        kernel.forward(call, q, k, v)
+        if q.is_cuda:
+            torch.cuda.synchronize(q.device)
+        return (time.perf_counter() - start) * 1e3
+
+    try:
+        once()
+        taken: list[float] = []
+        while len(taken) < 5 and sum(taken) < ENOUGH:
+            taken.append(once())
+        return median(taken)
+    except torch.OutOfMemoryError:
+        return None

@@ -1,0 +1,143 @@
+"""Many questions about one text: it is read once, or not at all if it was read before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..storage.fingerprint import model_digest, tokenizer_digest
+from ..text.joins import common, ids_after, ids_before, ids_of
+from ..text.pieces import around, encoded, last_line
+from .file import make_folder
+from .prefix import Prefix, load_prefix, shared_prefix
+
+BREAK = "\n\n"  # between a text and a question about it
+logger = logging.getLogger("hf_longctx")
+
+
+class Prompt:
+    """A text and a question about it, in the tokenizer's chat template if it has one, in two parts.
+
+    Put together, the ids of both are those of the whole prompt tokenised at once. The text is tokenised without the
+    question, as a prefix must be: tokens at its end that a question may change are left to the questions.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str]) -> None:
+        from ..text.tokens import bos_prefix
+
+        self.tokenizer = tokenizer
+        head, self._tail = around(tokenizer)
+        ids = [] if tokenizer.chat_template else bos_prefix(tokenizer)
+        last: list[int] = []
+        for self._before, self._end, last in encoded(tokenizer, chain([head], pieces)):
+            ids += last
+        # the last line is tokenised again with every question, and no more than that
+        before, end = last_line(self._end)
+        near = ids_after(tokenizer, before, end)
+        if before and last[-len(near) :] == near:
+            self._before, self._end, last = before, end, near
+        stays = common(last, ids_before(tokenizer, f"{self._end}{BREAK}", self._before))
+        stays = stays or len(last) * (len(ids) == len(last))  # a prefix has one token at least
+        self._known, self._rest = last[:stays], last[stays:]
+        self.document_ids = torch.tensor(ids[: len(ids) - len(self._rest)])
+
+    def question(self, text: str) -> list[int]:
+        """The ids that follow those of the document."""
+        text = f"{BREAK}{text}{self._tail}"
+        known = ids_of(self.tokenizer, self._before) + self._known
+        whole = ids_of(self.tokenizer, f"{self._before}{self._end}{text}")
+        if whole[: len(known)] == known:
+            return whole[len(known) :]
+        return self._rest + ids_after(self.tokenizer, "a", text)  # it changes more than is left to it
+
+
+def answers(
+    model: Any,
+    prompt: Prompt,
+    questions: Sequence[str],
+    *,
+    batch_size: int = 32,
+    prefix_cache: str | Path | None = None,
+    chunk: int | None = None,
+    **settings: Any,
+) -> Iterator[str]:
+    """The answers, in the order of the questions, as their batches come.
+
+    Args:
+        model: see `shared_prefix`.
+        prompt: the document.
+        questions: at least one, none of them empty.
+        batch_size: questions that are answered at once.
+        prefix_cache: a folder where what was read is kept for the next time. None: it is not.
+        chunk: read so many tokens of the document at a time.
+        **settings: for `model.generate`.
+    """
+    if not questions or not all(question.strip() for question in questions):
+        raise ValueError("there is no question, or one of them is empty. Give at least one, and words in each.")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: expected a number of questions, at least 1.")
+    tokenizer = prompt.tokenizer
+    pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    rows = [prompt.question(question) for question in questions]
+    with cached_prefix(model, prompt.document_ids, prefix_cache, chunk) as prefix:
+        for start in range(0, len(rows), batch_size):
+            ids, mask = _padded(rows[start : start + batch_size], pad)
+            out = prefix.generate(ids, attention_mask=mask, pad_token_id=pad, **settings)
+            for row in out[:, ids.shape[1] :]:
+                yield str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+
+
+def run_digest(model: Any, tokenizer: Any, prompt: Prompt, settings: Mapping[str, Any]) -> str:
+    """A short hash of all that decides the answers to questions: whether answers may stand beside each other."""
+    what = f"{model_digest(model)} {model.dtype} {tokenizer_digest(tokenizer)} {json.dumps(settings, sort_keys=True)}"
+    end = prompt.question("?")  # what stands around a question counts, and what of the document it may change
+    ids = torch.cat([prompt.document_ids, torch.tensor(end)])
+    return hashlib.sha256(what.encode() + ids.numpy().tobytes()).hexdigest()[:16]
+
+
+@contextmanager
+def cached_prefix(model: Any, ids: Tensor, folder: str | Path | None, chunk: int | None = None) -> Iterator[Prefix]:
+    """`shared_prefix`, or `load_prefix` where `folder` has this prefix of this model; it has it afterwards.
+
+    A file that cannot be used or written is warned of, and costs no more than the reading.
+    OSError, before anything is read, if there can be no such folder.
+    """
+    with ExitStack() as stack:
+        if folder is None:
+            yield stack.enter_context(shared_prefix(model, ids, chunk=chunk))
+            return
+        name = hashlib.sha256(model_digest(model).encode() + ids.cpu().long().numpy().tobytes()).hexdigest()[:24]
+        path = Path(folder).expanduser() / f"{name}.safetensors"
+        make_folder(path.parent)
+        prefix = None
+        if path.is_file():
+            try:
+                prefix = stack.enter_context(load_prefix(model, path, ids))
+                logger.info("loaded %r from %s", prefix, path)
+            except (ValueError, OSError) as error:
+                logger.warning("reading the document again: %s", error)
+        if prefix is None:
+            prefix = stack.enter_context(shared_prefix(model, ids, chunk=chunk))
+            try:
+                prefix.save(path)
+                logger.info("saved %r to %s", prefix, path)
+            except OSError as error:
+                logger.warning("what was read is not kept for the next time: %s", error)
+        yield prefix
+
+
+def _padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids), torch.tensor(mask)

@@ -1,0 +1,86 @@
+"""Moving a cache back by some positions, for layers that transformers rotates itself.
+
+Un-rotated layers are exact at any position. Sliding-window layers (Gemma3 has them beside full attention) keep their
+stock class and rotated keys, and their angles are fp32 products with the position: ten million tokens on, they are off
+by half a radian. Only distances matter to them, so positions may count from anywhere: every now and then what is kept
+is moved back to where angles are small.
+"""
+
+# L new tokens, W kept keys of a sliding window; the batch is always 1
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+from ..anatomy import attention_layers, find_decoder
+from ..attention.rerotate import rotary_of, turn
+from ..attention.selfcheck import probe
+from ..attention.subclass import stock_class
+from ..attention.watch import rotates
+from ..cache.copies import deep_copy
+from ..cache.layers import SinkWindowLayer, UnrotatedLayer
+
+REACH = 2**16  # positions between two moves
+
+
+class Rebase:
+    """Keeps the positions at which a model reads small. `move_back` before each forward says by how much.
+
+    Does nothing for models without rotated sliding-window layers, or whose other layers keep every key.
+    """
+
+    def __init__(self, model: Any, cache: Cache) -> None:
+        sliding = [i for i, layer in enumerate(cache.layers) if isinstance(layer, DynamicSlidingWindowLayer)]
+        unrotated = [layer for layer in cache.layers if isinstance(layer, UnrotatedLayer)]
+        self._bounded = [layer for layer in unrotated if isinstance(layer, SinkWindowLayer)]
+        self._sliding: list[tuple[Any, DynamicSlidingWindowLayer]] = []
+        self._floor: int | None = None  # from here on the first tokens of bounded layers are as far as they can be
+        if not sliding or len(self._bounded) < len(unrotated):
+            return
+        decoder: Any = find_decoder(model)
+        self._rotary = rotary_of(decoder)
+        for module in attention_layers(decoder):
+            index: Any = module.layer_idx
+            if index in sliding and _rotates(module):
+                self._sliding.append((module, cache.layers[index]))
+
+    def __deepcopy__(self, memo: Any) -> Rebase:
+        modules = [module for module, _ in self._sliding]
+        return deep_copy(self, memo, *modules, getattr(self, "_rotary", None))
+
+    def move_back(self, place: int, length: int) -> int:
+        """Move what the cache keeps back, if `length` more tokens from `place` on would go too far; by how much."""
+        if not self._sliding or any(layer.seen and not layer.full for layer in self._bounded):
+            return 0
+        if self._floor is None or not any(layer.seen for layer in self._bounded):
+            # the first tokens stay what they are: asking a GPU once is enough
+            self._floor = max([layer.far() for layer in self._bounded], default=0)
+        floor = self._floor
+        delta = place - floor
+        if delta <= 0 or place + length <= floor + REACH:
+            return 0
+        for bounded in self._bounded:
+            bounded.move_back(delta)
+        for module, layer in self._sliding:
+            if layer.is_initialized:
+                layer.keys = self._move_back(module, layer.keys, place, delta)
+        return delta
+
+    def _move_back(self, module: Any, keys: Tensor, place: int, delta: int) -> Tensor:
+        """Keys as the model would have rotated them `delta` positions earlier: by the difference of its own angles."""
+        if not keys.shape[2]:
+            return keys
+        pos_1W = torch.arange(place - keys.shape[2], place, device=keys.device)[None]
+        return turn(self._rotary, module, pos_1W, pos_1W - delta)(keys.float()).to(keys.dtype)
+
+
+def _rotates(module: Any) -> bool:
+    weight = next(module.parameters())
+    try:
+        return rotates(module, stock_class(module), probe(module.config.hidden_size, weight.device, weight.dtype))
+    except TypeError:  # it came to its attention, which is transformers' own, without touching the cosines
+        return False

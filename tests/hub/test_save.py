@@ -1,0 +1,65 @@
+"""A checkpoint that is written over another: the old one stays until the new one is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_longctx.hub.save import check_target, save
+from tests.tiny import tiny, tokenizer
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_checkpoint_is_not_lost_to_one_that_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    save(tiny(seed=0), tokenizer(), tmp_path / "out")
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    before = contents(tmp_path / "out")
+
+    def breaking(self: Any, folder: Path, **_: Any) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedModel.save_pretrained", breaking)
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            save(tiny(seed=1), tokenizer(), tmp_path / "out", overwrite=True)
+    assert contents(tmp_path / "out") == before
+    save(tiny(seed=1), tokenizer(), tmp_path / "out", overwrite=True)
+    after = contents(tmp_path / "out")
+    assert after.keys() == before.keys()
+    assert after["mine.txt"] == b"mine"
+    assert after["model.safetensors"] != before["model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_weights_in_other_parts_are_not_loaded_instead(tmp_path: Path) -> None:
+    model = tiny(seed=1)
+    save(tiny(seed=0), tokenizer(), tmp_path / "out")
+    stock = type(model).save_pretrained
+    model.save_pretrained = lambda folder: stock(model, folder, max_shard_size="10KB")
+    save(model, tokenizer(), tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    ids = torch.arange(3, 20)[None]
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits, model(ids).logits)
+    save(tiny(seed=0), tokenizer(), tmp_path / "out", overwrite=True)
+    assert [path.name for path in (tmp_path / "out").glob("model*")] == ["model.safetensors"]
+
+
+def test_where_nothing_can_be_written_is_known_before(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file' is a file; expected the name of a folder"):
+        check_target(tmp_path / "file" / "sub", overwrite=False)
+    with pytest.raises(OSError, match="a file in the way"):
+        check_target(tmp_path / "file" / "sub" / "sub", overwrite=False)
+    check_target(tmp_path / "a" / "b", overwrite=False)
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,99 @@
+"""The decoding kernels without a GPU: run by Triton's interpreter, and compiled for an H100. Needs triton installed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ops.interpreted import needs_triton, run
+
+pytestmark = needs_triton
+
+INTERPRETED = """
+import torch
+from hf_longctx import LMInfinite, StreamingLLM
+from hf_longctx.ops.kernels import decode
+from tests.tiny import left_padded, text, tiny
+
+def everywhere(branches):
+    if branches[0].q_BHLD.shape[2] != 1:
+        return "several queries"
+    ropes = [rope for branch in branches for rope in (branch.q_rope, branch.k_rope) if rope is not None]
+    assert all(decode._halves(rope, branches[0].q_BHLD.shape[-1]) for rope in ropes)
+    calls.append(1)
+
+ids, mask = left_padded([text(1, n, seed=n)[0] for n in (20, 7)])
+settings = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+stock = decode.refuses
+for family in ("llama", "gpt_neox", "smollm3"):
+    for method in (LMInfinite(n_global=4, n_local=12), StreamingLLM(n_sink=4, window=12)):
+        model, calls = tiny(family), []
+        with method.on(model):
+            truth = torch.stack(model.generate(ids, attention_mask=mask, **settings).logits)
+            decode.refuses = everywhere
+            ours = torch.stack(model.generate(ids, attention_mask=mask, **settings).logits)
+            decode.refuses = stock
+        assert calls
+        torch.testing.assert_close(ours, truth, atol=1e-5, rtol=1e-5)
+"""
+
+SHARED = """
+import torch
+from hf_longctx.ops.prefix import Own, Query, Shared, fused, merged
+
+torch.manual_seed(0)
+def check(B, H, G, D, P, S, window, parts, levels):
+    q, (k, v) = torch.randn(B, H, 1, D), torch.randn(2, B, G, S, D).unbind()
+    pos = (P * levels + torch.arange(S)).expand(B, S).clone()
+    pos[:, -2:], pos[0, :1] = -1, -1  # empty columns, and padding
+    at = torch.full((B, 1), P * levels + S - 3)
+    prefix = [Shared(*torch.randn(2, 1, G, P, D).unbind(), torch.arange(P)[None] + i * P) for i in range(levels)]
+    given = Query(q, at, window, D**-0.5), Own(k, v, pos, False, True), prefix
+    torch.testing.assert_close(fused(*given, parts), merged(*given, "reference"), atol=2e-6, rtol=2e-6)
+
+check(5, 6, 2, 16, 70, 9, None, 4, 1)  # two keys are left over
+check(5, 6, 2, 16, 70, 9, None, 1, 2)
+check(3, 4, 4, 24, 33, 9, None, 3, 3)
+check(3, 8, 1, 64, 130, 20, 50, None, 2)  # a sliding-window layer
+"""
+
+COMPILED = """
+import triton
+from tests.attention.interpreted import compile_for_h100
+from hf_longctx.ops.kernels import triton_decode as T
+from hf_longctx.ops.kernels import triton_merge as M
+
+def compile(function, sizes, pointers, **options):
+    distances = {name: "i64" for name in ("near", "far", "near2", "far2")}
+    return compile_for_h100(function, sizes, {**distances, **pointers}, **options)
+
+up = triton.next_power_of_2
+for dtype, (tile, warps, stages, _) in (("*bf16", T.HALF), ("*fp32", T.FULL)):
+    for dim, half, group in ((64, 32, 3), (96, 48, 4), (128, 64, 4), (256, 128, 8), (64, 8, 1)):
+        sizes = dict(D=dim, DP=up(dim), R2=half, RP=max(16, up(half)), EP=max(16, up(max(dim - 2 * half, 1))),
+                     GROUP=group, GP=16, N=tile, Q_ROTATE=True, K_ROTATE=True, SECOND=True,
+                     Q_ROTATE2=False, K_ROTATE2=True)
+        one_set = {name: dtype for name in ("k", "v", "q_cos", "q_sin", "k_cos", "k_sin")} | {"k_pos": "*i64"}
+        pointers = one_set | {f"{name}2": kind for name, kind in one_set.items()}
+        pointers |= {"q": dtype, "q_pos": "*i64", "out": "*fp32", "lse": "*fp32"}
+        kernel = compile(T._part, sizes, pointers, num_warps=warps, num_stages=stages)
+        assert kernel.metadata.shared < 227 * 1024, (dtype, dim, kernel.metadata.shared)
+pointers = {"part": "*fp32", "part_lse": "*fp32", "out": "*bf16", "lse": "*fp32"}
+compile(T._merge, dict(D=128, DP=128, PP=512, STEP=8), pointers)
+# behind a shared prefix: keys are rotated already
+sizes |= dict(D=64, DP=64, R2=32, RP=32, EP=16, GROUP=3, N=T.HALF[0], Q_ROTATE=False, K_ROTATE=False,
+              Q_ROTATE2=False, K_ROTATE2=False)
+one_set = {name: "*bf16" for name in ("k", "v", "q_cos", "q_sin", "k_cos", "k_sin")} | {"k_pos": "*i64"}
+pointers = one_set | {f"{name}2": kind for name, kind in one_set.items()}
+pointers |= {"q": "*bf16", "q_pos": "*i64", "out": "*fp32", "lse": "*fp32"}
+for second in (True, False):
+    compile(T._part, sizes | {"SECOND": second}, pointers, num_warps=T.HALF[1], num_stages=T.HALF[2])
+for part, out in (("*bf16", "*bf16"), ("*bf16", "*fp32"), ("*fp32", "*fp32")):
+    pointers = {"own": "*fp32", "own_lse": "*fp32", "part": part, "part_lse": "*fp32", "out": out, "out_lse": "*fp32"}
+    compile(M._merge, dict(D=80, DP=128, GROUP=4, ROWS=M.ROWS), pointers)
+"""
+
+
+@pytest.mark.parametrize(("code", "interpret"), [(INTERPRETED, "1"), (SHARED, "1"), (COMPILED, "0")],
+                         ids=["interpreted", "shared-interpreted", "compiled"])  # fmt: skip
+def test_kernel(code: str, interpret: str) -> None:
+    run(code, interpret)
