@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longctx.ops.rotation import Rotation, _Attend, attend
+from hf_longctx.ops.attend import _Attend, attend
 from hf_longctx.ops.branch import Branch
 from hf_longctx.ops.kernels import KERNELS, Call
 from hf_longctx.ops.masks import BeyondWindow, Causal, Window
-from hf_longctx.ops.rotation import rotates_halves
+from hf_longctx.ops.rotation import Rotation, rotates_halves
 from tests.ops.cases import LONG, Problem, gradients, problem, selected, truth
 from tests.ops.cases import VISIBLE as SMALL_VISIBLE
 
