@@ -9,20 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin
 
 from ..anatomy import layer_types
 from ..attention.selfcheck import TOLERANCE, check_rotary_function
 from ..attention.state import STATE
 from ..attention.subclass import rotary_function, stock_class
-from ..cache.layers import FullLayer, SinkWindowLayer, UnrotatedLayer
-from ..cache.slots import KeyValues
+from ..cache import KeyValues, UnrotatedLayer
+from ..cache.stock import is_editable, is_window, owner_of
 from ..rope.parameters import moving_types
 from ..upstream.caches import given_cache
 from .difference import Ids
 from .workspace import first_kept
 
-_KINDS = (DynamicLayer, DynamicSlidingWindowLayer, FullLayer, SinkWindowLayer)
 _ANEW = "Read the new text into a new cache instead."
 SAMPLE = 8  # tokens that are looked up in the cache
 
@@ -129,7 +128,7 @@ def check_cache(decoder: Any, modules: Sequence[Any], cache: Any, n_old: int, ro
 def check_kinds(cache: Any) -> None:
     """ValueError unless all layers of a cache are of a kind that can be edited."""
     layers = getattr(cache, "layers", None)
-    other = next((layer for layer in layers or () if type(layer) not in _KINDS), None)
+    other = next((layer for layer in layers or () if not is_editable(layer)), None)
     if layers is None or other is not None:
         raise ValueError(
             f"{type(cache if layers is None else other).__name__}: only dynamic caches can be edited, not static, "
@@ -147,12 +146,12 @@ def _check_layer(module: Any, layer: Any, rows: int, kind_of_layer: str) -> int:
             + ("edit takes one text. Use edit_batch." if rows == 1 else "expected a list with the ids of every row.")
         )
     method = vars(module)[STATE].method if STATE in vars(module) else None
-    owner = layer.owner if isinstance(layer, UnrotatedLayer) else None
+    owner = owner_of(layer)
     if owner != method:
         raise ValueError(
             f"this cache was written under {owner or 'no method'!r}, and the model has {method!r}. {_ANEW}"
         )
-    if isinstance(layer, UnrotatedLayer):
+    if owner is not None:
         _check_unrotated(layer)
     else:
         kind = stock_class(module)
@@ -164,12 +163,12 @@ def _check_layer(module: Any, layer: Any, rows: int, kind_of_layer: str) -> int:
     return int(layer.get_seq_length())
 
 
-def _check_unrotated(layer: UnrotatedLayer) -> None:
-    kept = layer.in_order()
+def _check_unrotated(layer: Any) -> None:
+    kept = layer.editable_view()
     if len(kept) < layer.seen:
         raise ValueError(
-            f"this cache has read {layer.seen} tokens under {layer.owner!r} and keeps {len(kept)}: what is gone cannot "
-            f"be read by what is new. {_ANEW}"
+            f"this cache has read {layer.seen} tokens under {layer.owner!r} and keeps {len(kept)}: new tokens cannot "
+            f"attend to evicted keys. {_ANEW}"
         )
     if not torch.equal(kept.pos[0], torch.arange(len(kept), device=kept.pos.device)):
         raise ValueError(f"the tokens of this cache do not stand at 0, 1, 2, ... (padding, or a stream). {_ANEW}")
@@ -189,7 +188,7 @@ def check_tokens(
     """
     first = next(i for i, module in enumerate(modules) if int(module.layer_idx) == 0)
     layer: Any = cache.layers[0]
-    start = first_kept(layer) if isinstance(layer, DynamicSlidingWindowLayer) else 0
+    start = first_kept(layer) if is_window(layer) else 0
     if decoder.device.type == "meta":  # an interrupted forward leaves offloaded weights behind
         return
     used = [r for r, ids in enumerate(rows) if len(ids) > start]
@@ -202,7 +201,7 @@ def check_tokens(
     ids = torch.from_numpy(np.stack([rows[r][at] for r, at in zip(used, looked, strict=True)]))
     order = sorted(modules, key=lambda module: int(module.layer_idx))
     found = keys_of(decoder, ids, pos, [_probe_of(cache.layers[int(module.layer_idx)]) for module in order])
-    kept = layer.in_order().k if isinstance(layer, UnrotatedLayer) else layer.keys
+    kept = layer.keys if owner_of(layer) is None else layer.editable_view().k
     if found.dtype != kept.dtype:
         raise ValueError(
             f"this cache holds keys in {kept.dtype}, and the model makes them in {found.dtype}: expected the cache "
@@ -284,11 +283,9 @@ class _StockProbe(CacheLayerMixin):
 
 
 class _UnrotatedProbe(UnrotatedLayer):
-    def _keep(self, new: KeyValues) -> KeyValues:
+    def keep(self, new: KeyValues) -> KeyValues:
         raise _Seen(new.k)
 
 
 def _probe_of(layer: Any) -> CacheLayerMixin:
-    if isinstance(layer, UnrotatedLayer):
-        return _UnrotatedProbe(layer.owner)
-    return _StockProbe(isinstance(layer, DynamicSlidingWindowLayer))
+    return _StockProbe(is_window(layer)) if owner_of(layer) is None else _UnrotatedProbe(layer.owner)

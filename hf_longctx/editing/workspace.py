@@ -1,4 +1,4 @@
-"""Where an edit is made: layers beside the caller's own, filled with what stays, that a model reads and writes.
+"""Where an edit is made: layers beside the caller's own, which hold the tokens that stay and which a model writes.
 
 A layer knows which of the new text's tokens it has; `begin` says which tokens the next forward brings, and which of
 them it is to keep. Nothing of the caller's cache is touched before `commit`.
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-from ..cache.layers import SinkWindowLayer, UnrotatedLayer
-from ..cache.slots import KeyValues
+from ..cache import KeyValues, UnrotatedLayer
+from ..cache.stock import is_window, owner_of
 from .difference import Match
 
 Move = Callable[[Tensor, int, int], Tensor]  # keys, the position of the first one, by how much
@@ -163,11 +163,11 @@ class WindowWork(_Stock):
 
 
 class UnrotatedWork(UnrotatedLayer):
-    """A `FullLayer`, or a `SinkWindowLayer` that has not evicted anything, in the making."""
+    """An editable un-rotated layer, which has not evicted anything, in the making."""
 
-    def __init__(self, layer: UnrotatedLayer, copies: Sequence[Match], length: int) -> None:
+    def __init__(self, layer: Any, copies: Sequence[Match], length: int) -> None:
         super().__init__(layer.owner)
-        kept = layer.in_order()
+        kept = layer.editable_view()
         self.buffer = _Buffer(kept.k, kept.v, copies, length, None)
         self.all_pos = torch.arange(length, device=kept.pos.device)[None]
         self.is_initialized = True
@@ -178,7 +178,8 @@ class UnrotatedWork(UnrotatedLayer):
         self.seen = run.start
         self.pos = self.all_pos[:, : run.start]
 
-    def _keep(self, new: KeyValues) -> KeyValues:
+    def keep(self, new: KeyValues) -> KeyValues:
+        """Write those of `new` that the edit is to keep."""
         host = self.buffer.k.device
         self.buffer.write(self.run, self.fresh, new.k.to(host), new.v.to(host))
         self.written = True
@@ -186,17 +187,9 @@ class UnrotatedWork(UnrotatedLayer):
         readable = KeyValues(self.buffer.k[:, :, :end], self.buffer.v[:, :, :end], self.all_pos[:, :end])
         return readable.map(lambda t: t.to(new.k.device))  # moves nothing but keys kept on the host
 
-    def commit(self, layer: UnrotatedLayer) -> None:
-        length = self.all_pos.shape[1]
-        everything = KeyValues(self.buffer.k, self.buffer.v, self.all_pos)
-        layer.seen = length
-        if isinstance(layer, SinkWindowLayer):
-            layer.ring, layer.evicted_B = None, None
-            everything = replace(everything, column=self.all_pos)
-            layer.head = everything.first(layer.n_first, False).own()
-            layer.keep_last(everything)
-        else:
-            layer._store(everything)
+    def commit(self, layer: Any) -> None:
+        """Put what was made into the caller's layer."""
+        layer.hold(KeyValues(self.buffer.k, self.buffer.v, self.all_pos))
 
 
 Work = FullWork | WindowWork | UnrotatedWork
@@ -204,9 +197,9 @@ Work = FullWork | WindowWork | UnrotatedWork
 
 def work_on(layer: Any, copies: Sequence[Match], length: int, move: Move) -> Work:
     """The layer beside `layer` in which an edit is made."""
-    if isinstance(layer, UnrotatedLayer):
+    if owner_of(layer) is not None:
         return UnrotatedWork(layer, copies, length)
-    kind = WindowWork if isinstance(layer, DynamicSlidingWindowLayer) else FullWork
+    kind = WindowWork if is_window(layer) else FullWork
     return kind(layer, copies, length, move)
 
 

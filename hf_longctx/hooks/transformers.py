@@ -28,10 +28,10 @@ from ..attention.caches import adopt_all
 from ..attention.method import AttentionMethod
 from ..attention.state import STATE
 from ..attention.turns import read_again_if_needed
+from ..cache.stock import shares_prefix
 from ..generation.cuda_graph import can_replay, forget, graph_forward
 from ..method import KEY, read_key
 from ..patch import applied
-from ..sharing.layers import SharedCache
 from ..sharing.model import is_shared
 from ..upstream.caches import cache_in
 
@@ -51,7 +51,7 @@ def keyed_prepare_cache(
     stock: Any, self: Any, generation_config: Any, model_kwargs: Any, generation_mode: Any, *args: Any, **kwargs: Any
 ) -> Any:
     methods = _attention_methods(self)
-    if methods or isinstance(cache_in(model_kwargs), SharedCache):
+    if methods or shares_prefix(cache_in(model_kwargs)):
         _replace_cache(self, generation_config)
     if methods:
         _check_generation(methods[0], generation_config, generation_mode)
@@ -59,7 +59,7 @@ def keyed_prepare_cache(
     cache = cache_in(model_kwargs)
     if methods and cache is not None:
         adopt_all(vars(find_decoder(self))[STATE], cache)
-    if methods or isinstance(cache, SharedCache):
+    if methods or shares_prefix(cache):
         forget(cache)
     return result
 
@@ -85,7 +85,7 @@ def keyed_stopping(stock: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def keyed_criteria(stock: Any, self: Any, model_kwargs: Any, generation_config: Any) -> bool:
     cache = cache_in(model_kwargs)
-    if not _attention_methods(self) and not isinstance(cache, SharedCache):
+    if not _attention_methods(self) and not shares_prefix(cache):
         return stock(self, model_kwargs, generation_config)
     return not generation_config.disable_compile and can_replay(self, cache)
 

@@ -8,6 +8,7 @@ for a token, and no address changes, which is what CUDA graphs need.
 # B batch, G key/value heads, S slots of a suffix, L new tokens, P tokens of the prefix, D head dim
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,9 +84,9 @@ class Current:
 
 
 class SharedLayer(Rows, DynamicLayer):
-    """The suffixes of one layer, behind a prefix that it only points to."""
+    """The suffixes of one layer, after a prefix that it only points to."""
 
-    n_last = 2**62  # its ring holds every token: it grows, and never comes round
+    fixed_buffers = True
     padded = False
     seen = 0  # kept by graphs for layers that forget; this one does not
     keys: Tensor
@@ -160,8 +161,8 @@ class SharedLayer(Rows, DynamicLayer):
             tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
         self.ring.reorder(self, beam_idx)
 
-    def _map(self, f: Any) -> None:
-        """The suffixes alone: the prefix has no batch."""
+    def map_rows(self, f: Callable[[Tensor], Tensor]) -> None:
+        """`f` of the suffixes alone: the prefix has no batch."""
         self.to_order()
         if self.own_length:
             self.keys, self.values = f(self.keys), f(self.values)
@@ -172,6 +173,8 @@ class SharedCache(Cache):
 
     `most` is how many tokens a suffix will have at the most, if that is known: its buffers are no longer than that.
     """
+
+    shares_prefix = True
 
     def __init__(self, levels: tuple[Level, ...], n_layers: int, owner: Any = None) -> None:
         self.current, self.owner, self.padded = Current(), owner, False
@@ -282,7 +285,7 @@ class SharedCache(Cache):
     def _roll(self, mask_BP: Tensor | None, batch: int, device: torch.device) -> None:
         """Give every layer buffers with a free column, sharing their positions."""
         rings = self._rings()
-        if all(layer.ring is not None for layer in self.layers) and not any(r.must_grow(r.size + 1) for r in rings):
+        if all(layer.ring is not None for layer in self.layers) and not any(ring.must_grow for ring in rings):
             return
         filled = self.layers[0].own_length
         if rings and all(layer.ring is not None for layer in self.layers):

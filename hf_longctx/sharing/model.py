@@ -61,13 +61,13 @@ def install(patch: Patch, decoder: Any, root: nn.Module) -> None:
     """Give a model's attention modules our forward. ValueError, before the first change, if it cannot have it."""
     check(decoder)
     patch.own_configs(root)
-    inner = decoder.config._attn_implementation or "sdpa"
+    base = decoder.config._attn_implementation or "sdpa"
     layers: list[Any] = attention_layers(decoder)
     for module in layers:
         stock: Any = type(module)
         patch.set_class(module, sharing(stock))
     for config in {id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}.values():
-        patch.set(config, "_attn_implementation_internal", Implementation(inner))
+        patch.set(config, "_attn_implementation_internal", Implementation(base))
     state = State()
     # the models around it too: some make the masks of their decoders
     for module in root.modules():
@@ -93,10 +93,10 @@ def check(decoder: Any) -> None:
         )
     for method in held:
         check_method(method)
-    inner = config._attn_implementation or "sdpa"
-    if inner not in PLAIN:
+    base = config._attn_implementation or "sdpa"
+    if base not in PLAIN:
         raise ValueError(
-            f"attn_implementation={inner!r}: a prefix is shared with {' or '.join(PLAIN)}. Load the model with "
+            f"attn_implementation={base!r}: a prefix is shared with {' or '.join(PLAIN)}. Load the model with "
             f"attn_implementation='sdpa' (the fastest kernel that there is)."
         )
     moving = moving_types(getattr(config, "rope_parameters", None))
@@ -210,9 +210,9 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' attention signature."""
-    inner = module.config._attn_implementation.inner
+    base = module.config._attn_implementation.base_attention
     if shared is None:
-        function = function_named(inner, module)
+        function = function_named(base, module)
         return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     query, scale = checked(module, query, scaling, dropout, kwargs)
     step = shared.current.step
@@ -222,12 +222,12 @@ def attention(
     # real tokens of a row are consecutive, also with padding between turns; a buffer ends with empty columns
     own = Own(key, value, shared.positions(step).to(to), regular=shared.ring is None, padded=step.padded)
     levels = [Shared(level.keys[index], level.values[index], step.positions(level, index)) for level in shared.levels]
-    return attend(asked, own, levels, KERNEL_OF[inner]), None
+    return attend(asked, own, levels, KERNEL_OF[base]), None
 
 
 def mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """The inner implementation's: forwards behind a prefix never ask for one."""
-    return ALL_MASK_ATTENTION_FUNCTIONS[kwargs["config"]._attn_implementation.inner](*args, **kwargs)
+    """The base attention's: forwards after a prefix never ask for one."""
+    return ALL_MASK_ATTENTION_FUNCTIONS[kwargs["config"]._attn_implementation.base_attention](*args, **kwargs)
 
 
 AttentionInterface.register(NAME, attention)

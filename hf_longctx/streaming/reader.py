@@ -20,8 +20,8 @@ from torch import Tensor
 from ..attention.caches import adopt_all
 from ..attention.state import STATE
 from ..cache.copies import deep_copy
-from ..cache.layers import UnrotatedLayer
-from ..cache.recurrent import nbytes, starts_anew, states, takes_positions
+from ..cache.recurrent import lost_between_pieces, states, takes_positions
+from ..cache.stock import is_bounded, nbytes
 from ..generation.cuda_graph import can_replay, forget, graph_forward
 from ..patch import applied, unwrap
 from ..text.ids import pieces
@@ -127,7 +127,7 @@ class Reader:
         self._step: Any = None
         self._told = takes_positions(model)
         self._check_model()
-        lost = starts_anew(model, chunk)
+        lost = lost_between_pieces(model, chunk)
         if lost is not None:
             raise ValueError(
                 f"chunk={chunk}: {type(self._base).__name__} cannot read a text in pieces of so many tokens, since "
@@ -324,7 +324,7 @@ class Reader:
             self._check_model()
 
     def _refuse_growing(self) -> None:
-        growing = [layer for layer in self.cache.layers if _grows(layer)]
+        growing = [layer for layer in self.cache.layers if not is_bounded(layer)]
         if not growing:
             return
         methods = [p.method for p in self._patches]
@@ -354,11 +354,3 @@ class Reader:
             f"on with reader.read(...); this exception has the reader as .reader.",
             self,
         )
-
-
-def _grows(layer: Any) -> bool:
-    from transformers.cache_utils import DynamicLayer
-
-    if isinstance(layer, UnrotatedLayer):
-        return not layer.bounded
-    return isinstance(layer, DynamicLayer) and not layer.is_sliding
