@@ -30,7 +30,7 @@ def attention(
     longctx: LayerCall | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention signature. Layers that were left alone go to the implementation they had before."""
+    """Attention with the signature that transformers calls. Layers that were left alone get their base attention."""
     if longctx is None:
         return base_function(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
@@ -91,7 +91,7 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
 
 def base_function(module: nn.Module) -> Any:
-    """transformers' attention function that the model had before the method."""
+    """The attention function of transformers that the model had before the method."""
     return function_named(_base_name(module.config), module)
 
 

@@ -31,7 +31,7 @@ def stock_class(module: Any) -> Any:
 
 
 def function_named(name: str, module: Any) -> Any:
-    """transformers' attention function of this name; eager is that of the module that defines the attention class."""
+    """The attention function of this name; eager is that of the module that defines the attention class."""
     eager = getattr(sys.modules[stock_class(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from ..method import LongContextMethod
-from .slots import KeyValues, Rows
+from .slots import BatchRows, KeyValues
 
 
-class UnrotatedLayer(Rows, CacheLayerMixin):
+class UnrotatedLayer(BatchRows, CacheLayerMixin):
     """What every un-rotated layer can be asked. A subclass implements `keep`, and says what else it can do.
 
     - `bounded`: what it keeps stays the same size however much is read. It then has `far` and `move_back` too.

@@ -95,7 +95,7 @@ def show(pos_BS: Tensor, column_BS: Tensor | None, mask_BT: Tensor) -> Tensor:
     return torch.where(real | (there < 0), there, -2 - there)
 
 
-class Rows:
+class BatchRows:
     """What transformers does to the batch dimension of a layer, through its `map_rows`."""
 
     def map_rows(self, f: Callable[[Tensor], Tensor]) -> None:

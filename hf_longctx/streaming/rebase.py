@@ -1,9 +1,9 @@
 """Moving a cache back by some positions, for layers that transformers rotates itself.
 
 Un-rotated layers are exact at any position. Sliding-window layers (Gemma3 has them beside full attention) keep their
-stock class and rotated keys, and their angles are fp32 products with the position: ten million tokens on, they are off
-by half a radian. Only distances matter to them, so positions may count from anywhere: every now and then what is kept
-is moved back to where angles are small.
+stock class and rotated keys, and their angles are fp32 products with the position: ten million tokens later, they are
+off by half a radian. Only distances matter to them, so positions may count from anywhere: from time to time the keys
+are moved back to where angles are small.
 """
 
 # L new tokens, W kept keys of a sliding window; the batch is always 1
@@ -27,7 +27,7 @@ REACH = 2**16  # positions between two moves
 
 
 class Rebase:
-    """Keeps the positions at which a model reads small. `move_back` before each forward says by how much.
+    """Keeps the positions at which a model reads small: `move_back`, called before each forward, lowers them.
 
     Does nothing for models without rotated sliding-window layers, or whose other layers keep every key.
     """
