@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ..anatomy import layer_type
-from ..cache.layers import UnrotatedLayer
+from ..cache.base import UnrotatedLayer
 from ..ops.rotation import Rotation
 from .base_attention import KERNEL_OF
 from .identity import identity
@@ -26,9 +26,11 @@ class DecidesPositions(Protocol):
 
     name: ClassVar[str]
 
-    def cache_layer(self, module: nn.Module) -> UnrotatedLayer: ...
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        """The empty cache layer of one attention module."""
 
-    def attention(self, inputs: Any) -> Tensor: ...
+    def attention(self, inputs: Any) -> Tensor:
+        """The attention of one layer, (B, L, H, D)."""
 
 
 @dataclass
@@ -37,7 +39,7 @@ class DecoderState:
 
     method: DecidesPositions
     rotary: nn.Module
-    inner: str  # transformers' attention implementation before ours
+    base_attention: str  # transformers' attention implementation that the model had before
     per_layer_type: bool  # the rotary embedding has frequencies for each kind of layer (Gemma3)
     layers: list[nn.Module] = field(default_factory=list, repr=False)
     rope: dict[int, bool] = field(default_factory=dict)  # does the layer of this index rotate? As far as is known
@@ -55,7 +57,7 @@ class DecoderState:
     @property
     def kernel(self) -> str:
         """The kernel that the user's `attn_implementation` asks for."""
-        return KERNEL_OF[self.inner]
+        return KERNEL_OF[self.base_attention]
 
     def rotary_is_ready(self) -> bool:
         """False while a model is being loaded: its buffers hold nothing yet."""
@@ -84,6 +86,14 @@ class Step:
         self.identity = identity(self.embeddings)
 
 
+class LayerCall(NamedTuple):
+    """What the forward of a patched module hands to its attention function, through the model's own code."""
+
+    decoder: DecoderState
+    step: Step
+    layer: UnrotatedLayer | None  # of the cache
+
+
 def has_rope(module: Any) -> bool:
     """False for layers without position embeddings (NoPE: some of SmolLM3's, all full-attention ones of Cohere2).
 
@@ -94,10 +104,10 @@ def has_rope(module: Any) -> bool:
 
 
 def check_implementation(module: nn.Module) -> None:
-    """Notice `set_attn_implementation` behind our back: stock attention would then run without any rotation."""
+    """RuntimeError after `set_attn_implementation`: stock attention would then run without any rotation."""
     if not isinstance(module.config._attn_implementation, Implementation):  # type: ignore[union-attr]
         now = module.config._attn_implementation  # type: ignore[union-attr]
         raise RuntimeError(
             f"attn_implementation was changed to {now!r} under {vars(module)[STATE].method!r}. Undo the method first, "
-            f"set the implementation (it becomes the inner kernel), then apply the method again."
+            f"set the implementation (it becomes the base attention), then apply the method again."
         )

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from ..cache.stock import is_window
 from .difference import Ids, Match, matches
 from .echoes import echoes
 from .workspace import Span, first_kept, in_window
@@ -89,7 +89,7 @@ def make_plan(difference: Difference, repair: int, layers: Sequence[Any] = (), *
         layers: those of the cache.
         anywhere: whether tokens can be read at any places at once; else the next ones behind each place are.
     """
-    sliding = [layer for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    sliding = [layer for layer in layers if is_window(layer)]
     found, n_new = difference.found, difference.n_new
     copies = list(_without(found, again(difference, repair, anywhere)))
     fresh, end = [], 0
