@@ -118,17 +118,6 @@ def prompt_text(prompt: str | None, document: str | None, question: str | None) 
     return f"{load_text(document).strip()}\n\n{question}"
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Any:
-    """The prompt in the model's chat template if it has one, as it is otherwise."""
-    if not tokenizer.chat_template:
-        return tokenizer(text, return_tensors="pt", verbose=False)
-    chat = [{"role": "user", "content": text}]
-    quiet = {"verbose": False}  # a prompt longer than the trained length is what we are for
-    return tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_dict=True, return_tensors="pt", tokenizer_kwargs=quiet
-    )
-
-
 def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
     try:
         return [int(part) if whole else float(part) for part in text.split(",")]

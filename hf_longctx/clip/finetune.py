@@ -131,8 +131,8 @@ def finetune(
         stop_after: End early, after so many steps of the whole, with the state saved.
 
     Raises:
-        ValueError: too few pairs, a caption that is too long, a model that is no CLIP, or a state of another run.
-        FileNotFoundError: nothing to resume from.
+        ValueError: Too few pairs, a caption that is too long, a model that is no CLIP, or a state of another run.
+        FileNotFoundError: Nothing to resume from.
     """
     from accelerate import Accelerator
 
@@ -240,8 +240,8 @@ def check_fresh(folder: Path, resume: bool) -> None:
 
     Raises:
         ValueError: It holds a training, or is a file.
-        FileNotFoundError: nothing to resume from.
-        OSError: it cannot be written, and why.
+        FileNotFoundError: Nothing to resume from.
+        OSError: It cannot be written, and why.
     """
     if not resume and (folder / _PROGRESS).exists():
         raise ValueError(f"{str(folder)!r} holds a training. Resume it (resume=True), or choose another folder.")

@@ -31,7 +31,7 @@ def class_embeddings(
         templates: Texts with one {} for the name.
 
     Raises:
-        ValueError: no names, a name twice, no templates, or one without its {}.
+        ValueError: No names, a name twice, no templates, or one without its {}.
     """
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{len(names)} class names, {len(set(names))} different: expected each once, at least one.")
