@@ -4,6 +4,7 @@ for ids in encode_pieces(tokenizer, read_pieces("book.txt")): ...
 for text in written(tokenizer, generated_ids): print(text, end="")
 """
 
+from .corpora import load_text, tokenize_documents
 from .detokenizer import Detokenizer, written
 from .joins import ids_after, ids_before, ids_of_parts
 from .pieces import around, encode_pieces, lines_of, read_pieces, with_question
@@ -20,9 +21,11 @@ __all__ = [
     "ids_of_parts",
     "left_pad",
     "lines_of",
+    "load_text",
     "prompt_inputs",
     "read_pieces",
     "render",
+    "tokenize_documents",
     "with_question",
     "written",
 ]

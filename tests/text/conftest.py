@@ -1,16 +1,5 @@
-from __future__ import annotations
+"""The tiny models and tokenizers of evaluation's tests."""
 
-import pytest
-from transformers import PreTrainedTokenizerFast
+from tests.evaluation.conftest import bos_tokenizer, llama, tokenizer
 
-from tests.tokenizer_kinds import byte_tokenizer
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return byte_tokenizer(bos=False)
-
-
-@pytest.fixture(scope="session")
-def bos_tokenizer() -> PreTrainedTokenizerFast:
-    return byte_tokenizer(bos=True)
+__all__ = ["bos_tokenizer", "llama", "tokenizer"]
