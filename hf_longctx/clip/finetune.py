@@ -144,9 +144,15 @@ def finetune(
     _fresh(folder, resume, accelerator)
     limit, trained = text_length(model), _with_adapters(model, settings.lora)
     data, order = loader(
-        pairs, tokenizer, processor, limit=limit, batch=settings.batch, truncate=settings.truncate,
-        seed=settings.seed, workers=settings.workers,
-    )  # fmt: skip
+        pairs,
+        tokenizer,
+        processor,
+        limit=limit,
+        batch=settings.batch,
+        truncate=settings.truncate,
+        seed=settings.seed,
+        workers=settings.workers,
+    )
     wrapped = Pairing(trained).train()
     weights = [weight for weight in wrapped.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -160,9 +166,11 @@ def finetune(
             _set_rate(optimizer, settings, step, steps)
             loss = long_clip_loss(
                 *wrapped(batch["pixels"], batch["long"], batch["short"]),
-                components=settings.components, gathered=settings.gathered,
-                short_weight=settings.short_weight, label_smoothing=settings.label_smoothing,
-            )  # fmt: skip
+                components=settings.components,
+                gathered=settings.gathered,
+                short_weight=settings.short_weight,
+                label_smoothing=settings.label_smoothing,
+            )
             accelerator.backward(loss.total)
             optimizer.step()
             optimizer.zero_grad()

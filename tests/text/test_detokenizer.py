@@ -31,7 +31,7 @@ STYLES: dict[str, Any] = {
     "word pieces, cleaned up twice": lambda: word_piece(True, **CLEAN),
     "word ends": word_ends,
     "words": word_level,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("style", STYLES)

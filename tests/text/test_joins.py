@@ -114,9 +114,15 @@ def test_parts_of_a_sample(style: str) -> None:
         tokenizer = ready(style, template)
         for document in DOCUMENTS:
             sample = Sample(
-                id="0", task="t", instruction="Read this.\n", context=document, question="\n\nWhy?", answers=("x",),
-                max_new_tokens=4, metric="presence",
-            )  # fmt: skip
+                id="0",
+                task="t",
+                instruction="Read this.\n",
+                context=document,
+                question="\n\nWhy?",
+                answers=("x",),
+                max_new_tokens=4,
+                metric="presence",
+            )
             head, text, tail = encode_parts(tokenizer, sample)
             assert head + text + tail == encode(tokenizer, sample)
             assert encode(tokenizer, sample) == whole(tokenizer, sample.user)

@@ -15,9 +15,14 @@ from ..pairs import PICTURES
 
 # Few and general; a benchmark's own (ImageNet's 80) are given by the caller.
 TEMPLATES = (
-    "a photo of a {}.", "a blurry photo of a {}.", "a close-up photo of a {}.", "a bright photo of the {}.",
-    "a drawing of a {}.", "a small picture of the {}.", "a large picture of the {}.",
-)  # fmt: skip
+    "a photo of a {}.",
+    "a blurry photo of a {}.",
+    "a close-up photo of a {}.",
+    "a bright photo of the {}.",
+    "a drawing of a {}.",
+    "a small picture of the {}.",
+    "a large picture of the {}.",
+)
 
 
 def class_embeddings(
