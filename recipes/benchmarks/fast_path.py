@@ -210,17 +210,31 @@ def kernel() -> Iterator[dict[str, Any]]:
     peers = {
         "torch flash, keys rotated before": replayed(
             lambda: torch.ops.aten._flash_attention_forward(
-                turned[0].transpose(1, 2), turned[1].transpose(1, 2), v.transpose(1, 2), None, None, 1, S, 0.0, False,
-                False, scale=D**-0.5,
+                turned[0].transpose(1, 2),
+                turned[1].transpose(1, 2),
+                v.transpose(1, 2),
+                None,
+                None,
+                1,
+                S,
+                0.0,
+                False,
+                False,
+                scale=D**-0.5,
             )
         ),
         "stock SDPA, keys rotated before": replayed(
             lambda: torch.nn.functional.scaled_dot_product_attention(*turned, v, enable_gqa=True)
         ),
-    }  # fmt: skip
+    }
     beside = {"GB/s of keys and values": read, f"GB/s of {COPY}": copied}
-    yield row("decoding attention, 128k keys, 32/8 heads d128: share of the copy bandwidth", read / copied, "",
-              bar=">= 0.60", beside=beside)  # fmt: skip
+    yield row(
+        "decoding attention, 128k keys, 32/8 heads d128: share of the copy bandwidth",
+        read / copied,
+        "",
+        bar=">= 0.60",
+        beside=beside,
+    )
     milli = {"ms": ours, **{f"{name}, ms": value for name, value in peers.items()}}
     for name, other in peers.items():
         yield row(f"decoding attention: time over {name}", ours / other, "", bar="<= 1", beside=milli)
@@ -266,9 +280,15 @@ def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
 def llama_8b() -> Any:
     """A random Llama of 8B geometry, bf16."""
     config = LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=131072, rope_theta=5e5,
-    )  # fmt: skip
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        rope_theta=5e5,
+    )
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model = model.to_empty(device=DEVICE)

@@ -169,18 +169,25 @@ def ours(model: Any, document: Tensor, questions: Tensor, new: int) -> dict[str,
         cache = prefix.cache()
         settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
         prefix.generate(
-            questions, attention_mask=torch.ones_like(questions), cache=cache,
-            stopping_criteria=StoppingCriteriaList([clock]), **settings,
-        )  # fmt: skip
+            questions,
+            attention_mask=torch.ones_like(questions),
+            cache=cache,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            **settings,
+        )
         seconds = _now() - start
         peak = (torch.cuda.max_memory_allocated() - weights) if torch.cuda.is_available() else 0
         kv = (prefix.nbytes + cache.nbytes()) / 2**30
         del cache
         forward = _forward_ms(model, prefix, questions, new)
     return {
-        "step of generate, ms": clock.step_ms(), "forward, ms": forward, "reading, s": read, "all, s": seconds,
-        "KV, GiB": kv, "peak above the weights, GiB": peak / 2**30,
-    }  # fmt: skip
+        "step of generate, ms": clock.step_ms(),
+        "forward, ms": forward,
+        "reading, s": read,
+        "all, s": seconds,
+        "KV, GiB": kv,
+        "peak above the weights, GiB": peak / 2**30,
+    }
 
 
 @torch.no_grad()

@@ -70,10 +70,7 @@ def rules(model: Any, tokenizer: Any, args: Any) -> Iterator[dict[str, Any]]:
 def _rows(found: dict[str, Result], length: int, bar: str | None, top_bar: str | None) -> Iterator[dict[str, Any]]:
     ours = found[OURS]
     n = len(ours.kl)
-    detail = {
-        name: {"kl": r.kl, "top1": r.top1, "read again": r.again, "kind": r.kind, "length behind": r.behind}
-        for name, r in found.items()
-    }
+    detail = {name: r.spread() for name, r in found.items()}
 
     def beside(value: Callable[[Result], float]) -> dict[str, float]:
         return {name: value(result) for name, result in found.items() if name != OURS}
@@ -205,8 +202,12 @@ def rotation(model: Any, tokenizer: Any, args: Any) -> Iterator[dict[str, Any]]:
         edit(first, cache, held, new, 0)
         wrong += cache.get_seq_length() != len(new) - 1
         held = new
-    yield row(f"of {args.many} edits upon each other: caches as long as the text", float(args.many - wrong), "",
-              bar=f"== {args.many}")  # fmt: skip
+    yield row(
+        f"of {args.many} edits upon each other: caches as long as the text",
+        float(args.many - wrong),
+        "",
+        bar=f"== {args.many}",
+    )
     off = _apart(cache, _read(first, held[:-1]))
     yield row(f"largest difference of layer-0 keys after {args.many} edits upon each other", off, "")
 
