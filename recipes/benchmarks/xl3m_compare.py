@@ -157,7 +157,7 @@ def compare(bench: Bench) -> Iterator[dict[str, Any]]:
                 torch.cuda.empty_cache()
                 seconds[method] = time.perf_counter() - start
                 if seconds[method] > bench.args.patience:
-                    slow[method] = f"{method} not run again: {seconds[method]:.0f} s a text"
+                    slow[method] = f"{method} not run again: {seconds[method]:.0f} s per text"
             ours = found.pop("XL3M")
             yield row(
                 f"{name}, {length // K}k tokens, {len(asked.questions)} questions", ours, "", beside=found,
@@ -193,7 +193,7 @@ def _truncated(bench: Bench, asked: Asked) -> list[str]:
 
 @torch.no_grad()
 def _read_once(bench: Bench, asked: Asked, methods: list[LongContextMethod], chunk: int | None) -> list[str]:
-    """The text is read once; each question goes on from a copy of the cache."""
+    """The text is read once; each question continues from a copy of the cache."""
     from transformers import DynamicCache
 
     model = bench.model

@@ -157,7 +157,7 @@ def _by_name(part: str, field: str) -> dict[str, dict[str, float]]:
 
 def _row(name: str, found: dict[int, float], detail: dict[str, Any]) -> dict[str, Any]:
     beside = {_k(n): found.get(n) for n in LENGTHS[:-1]}
-    why = "not measured: a minute a prompt" if LENGTHS[-1] not in found else None
+    why = "not measured: a minute per prompt" if LENGTHS[-1] not in found else None
     return row(name, found.get(LENGTHS[-1]), "", beside=beside, why=why, detail=detail)
 
 
