@@ -205,6 +205,19 @@ def test_lines_on_reports_run_as_pasted(
     assert "95 % (76–99)" in (tmp_path / "page/report.html").read_text()
 
 
+IMPORT = re.compile(r"^\s*(from (hf_longctx[\w.]*) import (?:\([^)]*\)|[^\n#]+))", re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [*documents(), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_a_reader_imports_from_the_package_and_its_rooms_only(path: Path) -> None:
+    """No deeper than `from hf_longctx.<room> import`, and names that are there."""
+    for line, module in IMPORT.findall(path.read_text(encoding="utf-8")):
+        assert module.count(".") <= 1, f"{line}: export it from the room's __init__.py"
+        exec(line, {})
+
+
 def test_every_guide_is_linked() -> None:
     assert all(f"docs/{name}.md" in README for name in GUIDES)
 
