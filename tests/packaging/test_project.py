@@ -205,6 +205,10 @@ def test_lines_on_reports_run_as_pasted(
     assert "95 % (76–99)" in (tmp_path / "page/report.html").read_text()
 
 
+def test_every_guide_is_linked() -> None:
+    assert all(f"docs/{name}.md" in README for name in GUIDES)
+
+
 IMPORT = re.compile(r"^\s*(from (hf_longctx[\w.]*) import (?:\([^)]*\)|[^\n#]+))", re.MULTILINE)
 
 
@@ -216,10 +220,6 @@ def test_a_reader_imports_from_the_package_and_its_rooms_only(path: Path) -> Non
     for line, module in IMPORT.findall(path.read_text(encoding="utf-8")):
         assert module.count(".") <= 1, f"{line}: export it from the room's __init__.py"
         exec(line, {})
-
-
-def test_every_guide_is_linked() -> None:
-    assert all(f"docs/{name}.md" in README for name in GUIDES)
 
 
 def test_lines_on_sharing_run_as_pasted(printed: Callable[..., str]) -> None:
