@@ -105,7 +105,7 @@ class Bench:
         return Parts(head, text, question), key
 
     def answers(self, rows: list[list[int]], new_tokens: int = NEW_TOKENS) -> list[str]:
-        """What stock `generate` writes after each row, greedily, all at once."""
+        """What stock `generate` writes behind each row, greedily, all at once."""
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=self.model.device)
@@ -320,9 +320,7 @@ def main() -> None:
     parser.add_argument("--compare-lengths", type=lengths, default=[64 * K, 256 * K])
     parser.add_argument("--compare-tasks", nargs="*", choices=list(COMPARED), help="all of them by default")
     parser.add_argument("--questions", type=int, default=10, help="compare: asked about each text")
-    parser.add_argument(
-        "--patience", type=float, default=25.0, help="compare: seconds per text of a method that continues"
-    )
+    parser.add_argument("--patience", type=float, default=25.0, help="compare: most seconds per text")
     parser.add_argument("--compile", action="store_true", help="run the decoder layers compiled while scoring")
     parser.add_argument("--seconds", type=float, default=200.0, help="no part begins a cell later than this")
     args = parser.parse_args()

@@ -109,8 +109,8 @@ A row is what a model has already, a column what is applied to it next.
 
 {table}
 
-`extend_config` accepts and refuses the same pairs. A scaling of type ntk is saved as a larger `rope_theta`, which cannot
-be distinguished from a trained one: such a model, once saved, can be scaled again.
+`extend_config` accepts and refuses the same pairs. A scaling of type ntk is saved as a larger `rope_theta`, which
+cannot be distinguished from a trained one: such a model, once saved, can be scaled again.
 
 Undoing two patches:
 
