@@ -1,4 +1,4 @@
-"""Ways to make a cache follow an edit, and how far each is from reading anew: a batch of edits at a time."""
+"""Ways to make a cache follow an edit, and how far each is from a full read: a batch of edits at a time."""
 
 # B edits, T following tokens, V vocabulary, N columns
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Known:
     attends: Tensor | None = None
 
 
-Choose = Callable[[Edit, Known, list[int]], list[int]]  # the tokens behind the edit, in order -> those to read again
+Choose = Callable[[Edit, Known, list[int]], list[int]]  # the tokens after the edit, in order -> those to read again
 
 
 def measure(
@@ -211,7 +211,7 @@ def _ours(repair: int | None) -> Any:
 def _edited(
     model: Any, cache: Any, group: list[Edit], known: list[Known], choose: Choose, move: bool = True
 ) -> tuple[Any, list[int]]:
-    """What is new is read, and of what is behind it what `choose` says; keys are moved or (naive) left as they are."""
+    """What is new is read, and of what follows what `choose` says; keys are moved or (naive) left as they are."""
     decoder: Any = find_decoder(model)
     length, rows, again = max(len(e.new) for e in group) - 1, [], []
     for e, about in zip(group, known, strict=True):
@@ -240,7 +240,7 @@ def _rule(choose: Choose) -> Any:
 
 
 def _next(e: Edit, n: int, behind: list[int]) -> list[int]:
-    """The next n tokens behind each place."""
+    """The next n tokens after each place."""
     inside = set(behind)
     return sorted({i for _, end in e.spans for i in range(end, end + n) if i in inside})
 

@@ -303,8 +303,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, help="how long the whole may take; steps follow")
-    parser.add_argument("--base-steps", type=int, help="at most so many at 77 tokens")
-    parser.add_argument("--extra-steps", type=int, help="at most so many at 248 tokens; native takes 4 times as many")
+    parser.add_argument("--base-steps", type=int, help="at most this many at 77 tokens")
+    parser.add_argument("--extra-steps", type=int, help="at most this many at 248 tokens; native takes 4 times as many")
     parser.add_argument("--smoke", action="store_true", help="a tiny model and a few steps")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")

@@ -2,7 +2,7 @@
 
 A scene has a large shape on a patterned ground inside a frame, which its short caption tells, and six small badges
 around them like hours of a clock, which only a long caption tells, a sentence each. Shape and ground share the words
-for colours, so a summary is read only by who tells neighbours apart. Scenes and captions are tensors made where the
+for colours, so a summary is understood only by telling neighbours apart. Scenes and captions are tensors made where the
 model is, so no loader stands between them.
 """
 
@@ -75,7 +75,7 @@ def draw(count: int, generator: torch.Generator, *, alike: int = 1, shared: floa
 
     Args:
         count: How many; a multiple of `alike`.
-        alike: Scenes come in groups of so many that have one summary, so that details must tell them apart.
+        alike: Scenes come in groups of this size that share one summary, so that details must tell them apart.
         shared: The probability with which a badge is the whole group's.
 
     Raises:

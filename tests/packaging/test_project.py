@@ -218,6 +218,19 @@ def test_every_guide_is_linked() -> None:
     assert all(f"docs/{name}.md" in README for name in GUIDES)
 
 
+IMPORT = re.compile(r"^\s*(from (hf_longctx[\w.]*) import (?:\([^)]*\)|[^\n#]+))", re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [*documents(), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_a_reader_imports_from_the_package_and_its_rooms_only(path: Path) -> None:
+    """No deeper than `from hf_longctx.<room> import`, and names that are there."""
+    for line, module in IMPORT.findall(path.read_text(encoding="utf-8")):
+        assert module.count(".") <= 1, f"{line}: export it from the room's __init__.py"
+        exec(line, {})
+
+
 def test_lines_on_sharing_run_as_pasted(printed: Callable[..., str]) -> None:
     assert "Prefix(60 tokens" in printed("sharing", "report.txt", "w3 w4 w5\n" * 20)
 

@@ -15,7 +15,7 @@ from hf_longctx.generation.xl3m.xl3m import stored
 from tests.generation.xl3m.test_prompt import chatting
 from tests.tiny import tiny
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **instead: str) -> dict[str, Any]:
