@@ -26,7 +26,7 @@ from transformers import (
 
 import hf_longctx
 from hf_longctx import LMInfinite, PositionFree, RopeScaling, StreamingLLM
-from hf_longctx.method import parse
+from hf_longctx.registry import parse
 from tests.contract.registry import close, fingerprint, same
 from tests.tiny import FAMILIES, SIZES, build, left_padded, logits_of, text, tiny, tokenizer
 

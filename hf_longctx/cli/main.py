@@ -28,6 +28,7 @@ from .options import (
     Model,
     Sample,
     Settings,
+    chosen_of,
     complain,
     document_pieces,
     dtype_of,
@@ -37,6 +38,7 @@ from .options import (
     notes,
     prompt_text,
     reader_on,
+    running,
     sampling,
 )
 from .report import report
@@ -168,11 +170,9 @@ def extend(
 ) -> None:
     """Save a model so that plain from_pretrained loads it with the method active."""
     from ..hub import extend as run
-    from .segments import settings_of
 
-    chosen = settings_of(settings) if method == "xl3m" else method_of(method, settings)
+    chosen = chosen_of(method, settings)
     assert chosen is not None
-
     folder = run(model, chosen, out, overwrite=force)
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}  # to be copied, paths whole
     _out.print(f"Saved the model with {chosen!r} to {folder}.", **plain)
@@ -185,7 +185,7 @@ def extend(
 @app.command()
 def generate(
     model: Model,
-    method: Annotated[str | None, typer.Option("--method", help="xl3m, or a name from `hf-longctx methods`.")] = None,
+    method: MethodName = None,
     settings: Settings = None,
     prompt: Annotated[str | None, typer.Option(help="What to answer or continue.")] = None,
     document: Annotated[str | None, typer.Option(help="A text file to read first, or python-docs.")] = None,
@@ -197,37 +197,45 @@ def generate(
         bool, typer.Option("--stream", help="Never hold the whole document, which may be - (standard input).")
     ] = False,
     scores: Annotated[
-        Path | None, typer.Option(help="xl3m: file that keeps the scores of segments, for a run that is interrupted.")
+        Path | None,
+        typer.Option(help="With xl3m: file that keeps the scores of segments, for a run that is interrupted."),
     ] = None,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
     """Answer a prompt, or a question about a document; the text appears as it is written."""
-    if method == "xl3m":
+    chosen = chosen_of(method, settings)
+    how = {"max_new_tokens": max_new_tokens, **sampling(sample)}
+    if chosen is not None and chosen.reads_documents:
         if stream or prefill_chunk_size is not None:
             raise ValueError(
-                "--method xl3m reads a document in segments, and never holds it whole: leave --stream and "
-                "--prefill-chunk-size out."
+                f"--method {method} reads a document in pieces, and never holds it whole: leave --stream and "
+                f"--prefill-chunk-size out."
             )
-        from .segments import answer
+        from ..generation.procedure import Procedure
+        from .procedure import answer
 
-        answer(model, settings, prompt, document, question, scores, max_new_tokens, sample, dtype, device)
+        assert isinstance(chosen, Procedure)
+        answer(chosen, settings, (model, dtype, device), (prompt, document, question), scores, **how)
         return
     if scores is not None:
-        raise ValueError("--scores keeps the scores of segments: add --method xl3m.")
-    chosen = method_of(method, settings)
+        from ..registry import entries
+
+        readers = " or ".join(name for name, entry in entries().items() if entry["reads_documents"])
+        raise ValueError(f"--scores keeps the scores of segments: add --method {readers}.")
     if stream:
-        pieces, asked = document_pieces(prompt, document, question)
+        pieces, asked = document_pieces("--stream", prompt, document, question)
+        changing = method_of(method, settings)
         loaded, tokenizer = load_model(model, dtype, device)
         from ..console.progress import Progress, counted
         from ..text.pieces import encode_pieces, with_question, written
 
-        reader = reader_on(loaded, chosen, prefill_chunk_size)
+        reader = reader_on(loaded, changing, prefill_chunk_size)
         ids = encode_pieces(tokenizer, with_question(tokenizer, pieces, asked), bos=not tokenizer.chat_template)
         with Progress("tokens read") as progress:
             reader.read(counted(ids, progress))
         notes().print(f"{reader.position:,} tokens read", style="dim", highlight=False)
-        for text in written(tokenizer, reader.generate(max_new_tokens=max_new_tokens, **sampling(sample))):
+        for text in written(tokenizer, reader.generate(**how)):
             print(text, end="", flush=True)
         print()
         return
@@ -237,15 +245,9 @@ def generate(
     loaded, tokenizer = load_model(model, dtype, device)
     inputs = encode(tokenizer, text).to(loaded.device)
     notes().print(f"{inputs['input_ids'].shape[1]:,} tokens to read", style="dim", highlight=False)
-    if chosen is not None:
-        chosen.apply(loaded)
-    loaded.generate(
-        **inputs,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        max_new_tokens=max_new_tokens,
-        prefill_chunk_size=prefill_chunk_size,
-        **sampling(sample),
-    )
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with running(chosen, loaded) as extra:
+        loaded.generate(**inputs, streamer=streamer, prefill_chunk_size=prefill_chunk_size, **how, **extra)
 
 
 app.command()(ask)
