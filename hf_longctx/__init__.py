@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .method import LongContextMethod
     from .methods.giraffe import Giraffe
     from .methods.lm_infinite import LMInfinite
-    from .methods.position_free import PositionFree
+    from .methods.position_free import PositionFree, check
     from .methods.rope_scaling import RopeScaling
     from .methods.streaming_llm import StreamingLLM
     from .ops.attend import attend
@@ -44,6 +44,7 @@ _NAMES = {
     "hooks.startup": ("install", "uninstall"),
     "hub.configs": ("extend_config",),
     "method": ("LongContextMethod",),
+    "methods.position_free": ("check",),
     "ops.attend": ("attend",),
     "ops.branch": ("Branch",),
     "patch": ("Patch", "applied", "undo"),

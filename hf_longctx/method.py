@@ -29,6 +29,23 @@ M = TypeVar("M", bound="LongContextMethod")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What one attention layer keeps and reads under a method.
+
+    Args:
+        kept: Tokens whose keys the cache keeps at most. None: all.
+        span: Keys that a query attends to at most, its own included. None: all before it.
+        looked_up: Keys that a query looks up among all others, for which every pair is scored.
+        on_host: The keys are in host memory, and visit the device while the layer runs.
+    """
+
+    kept: int | None = None
+    span: int | None = None
+    looked_up: int = 0
+    on_host: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LongContextMethod(Recorded):
     """Base of every method. A subclass says what `Recorded` asks for, and implements `install`."""
 
@@ -36,6 +53,8 @@ class LongContextMethod(Recorded):
     native: ClassVar[bool] = False  # transformers expresses it by itself: it stays out of the key
     decides_positions: ClassVar[bool] = False  # a model has room for one such method
     endless: ClassVar[bool] = False  # reads on beyond any trained length
+    extends: ClassVar[bool] = True  # reads further than the model does
+    training_free: ClassVar[bool] = True  # of use without fine-tuning
 
     # -- what a method does to a model -----------------------------------------------------------------------------
     def resolve(self: M, config: Any) -> M:
@@ -108,6 +127,28 @@ class LongContextMethod(Recorded):
         """`on`, with no argument for `generate`."""
         with self.on(model):
             yield {}
+
+    # -- what a method says of itself: `plan` asks -----------------------------------------------------------------
+    def footprint(self, module: nn.Module) -> Footprint | None:
+        """What a full-attention layer keeps and reads; None: what it does in the stock model. Asked once resolved."""
+        return None
+
+    def sees(self) -> str:
+        """What a token of a text longer than the layers' spans can use of it, in words."""
+        return "the whole text"
+
+    def reach(self, config: Any) -> int | None:
+        """The tokens up to which it makes sense on the model of a stock text config. None: any number."""
+        return None if self.endless else getattr(config, "max_position_embeddings", None)
+
+    def smaller(self: M) -> Iterator[tuple[str, M]]:
+        """The same method with less and less to keep on the device, each with the text of its `--set`."""
+        yield from ()
+
+    @classmethod
+    def proposals(cls: type[M], tokens: int, trained: int | None) -> list[M]:
+        """Settings worth trying for `tokens` on a model trained to `trained`; the one that sees most comes first."""
+        return [cls()] if cls.extends else []
 
 
 def from_spec(spec: dict[str, Any]) -> LongContextMethod:

@@ -26,7 +26,8 @@ MethodName = Annotated[str | None, typer.Option("--method", help="A name from `h
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (float32 on a CPU).")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the accelerator if there is one.")]
-ChunkSize = Annotated[int | None, typer.Option(min=1, help="Read the prompt so many tokens at a time.")]
+ChunkSize = Annotated[int | None, typer.Option(min=1, help="Prefill chunk size, in tokens.")]
+Force = Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Sample as the model's settings say; else greedy.")]
 
 
