@@ -26,7 +26,7 @@ from transformers import (
 
 import hf_longctx
 from hf_longctx import LMInfinite, PositionFree, RopeScaling, StreamingLLM
-from hf_longctx.method import parse
+from hf_longctx.registry import parse
 from tests.contract.registry import close, fingerprint, same
 from tests.tiny import FAMILIES, SIZES, build, left_padded, logits_of, text, tiny, tokenizer
 
@@ -239,13 +239,13 @@ def test_undo_out_of_order_is_an_error_and_changes_nothing() -> None:
     model = tiny()
     first = METHOD.apply(model)
     ours, before = logits_of(model, IDS), fingerprint(model)
-    with pytest.raises(ValueError, match="already that of"):
+    with pytest.raises(ValueError, match="is already applied to"):
         PositionFree().apply(model)
     assert fingerprint(model) == before
     second = hf_longctx.Patch(method=PositionFree(), model=first.model)  # what a second kind of method would leave
     with second.recording():
         second.set(model, "mark", 1)
-    with pytest.raises(RuntimeError, match=r"lies under PositionFree\(\).*Undo the newer one first"):
+    with pytest.raises(RuntimeError, match=r"is below PositionFree\(\).*Undo the newer one first"):
         first.undo()
     same(logits_of(model, IDS), ours)
     assert model.mark == 1

@@ -49,6 +49,9 @@ class _CausalOnly:
     name = "parity check"
     cache: _Watched | None = None
 
+    def angles(self, decoder: DecoderState, pos_BL: Tensor) -> None:
+        """The model's own."""
+
     def attention(self, inputs: AttentionInputs) -> Tensor:
         if self.cache is None or inputs.sinks is None:
             q_rope, k_rope = inputs.true_ropes()
@@ -103,7 +106,6 @@ def check_parity(module: Any, decoder: DecoderState, hidden_BLX: Tensor) -> None
     On the meta device, while a model is being loaded, there is nothing to compare; what is not learnt there waits for
     the layer's first forward.
     """
-
     index, loading = module.layer_idx, hidden_BLX.device.type == "meta"
     if index not in decoder.rope:
         try:
@@ -120,7 +122,6 @@ def check_parity(module: Any, decoder: DecoderState, hidden_BLX: Tensor) -> None
 @torch.no_grad()
 def _compare(module: Any, decoder: DecoderState, hidden_1LX: Tensor) -> None:
     """ValueError with the reason unless the patched `module` gives its stock class's output for `hidden_1LX`."""
-
     stock = stock_class(module)
     pos = torch.arange(hidden_1LX.shape[1], device=hidden_1LX.device)[None]
     kwargs: dict[str, Any] = {
@@ -129,10 +130,10 @@ def _compare(module: Any, decoder: DecoderState, hidden_1LX: Tensor) -> None:
     }
     try:
         with evaluating(module), _plain_inner(module, decoder):
-            rope = decoder.rotation(module, hidden_1LX, pos)
+            plain = dataclasses.replace(decoder, method=_CausalOnly(), step=None)  # type: ignore[arg-type]
+            rope = plain.rotation(module, hidden_1LX, pos)
             step = Step((rope.cos, rope.sin), pos, False, False)
             truth = stock.forward(module, hidden_1LX, position_embeddings=step.embeddings, **kwargs)[0]
-            plain = dataclasses.replace(decoder, method=_CausalOnly(), step=None)  # type: ignore[arg-type]
             kwargs["longctx"] = plain, step, None
             forward = unrotated(stock.forward)
             ours = forward(module, hidden_1LX, position_embeddings=step.identity, **kwargs)[0]
@@ -162,7 +163,6 @@ def _in_pieces(
 
     Sets `decoder.joined` where the layer changes keys or values after the cache: its first tokens must come with them.
     """
-
     stock: Any = stock_class(module)
     method: Any = decoder.method
     forward, outputs = unrotated(stock.forward), []
@@ -199,7 +199,6 @@ def check_rotary_function(stock: Any, function: Callable[..., Any]) -> None:
 
 def _refusal(module: Any, decoder: DecoderState, hidden_BLX: Tensor, error: Exception) -> ValueError:
     """Why a layer's forward failed in the check, in words where the reason is known."""
-
     name = stock_class(module).__name__
     sliced = _sliced(module, decoder, hidden_BLX)
     if sliced is not None:
@@ -235,7 +234,6 @@ def head_dim_of(module: Any) -> int:
 @contextlib.contextmanager
 def _plain_inner(module: Any, decoder: DecoderState) -> Iterator[None]:
     """Compare through sdpa where the inner implementation wants a mask or a dtype of its own: rotation is checked."""
-
     config = vars(module.config)
     before = config["_attn_implementation_internal"]
     if decoder.base_attention not in PLAIN:

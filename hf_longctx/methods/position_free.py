@@ -1,4 +1,4 @@
-"""The hook alone: keys cached un-rotated, read where they are, through the model's own attention."""
+"""The hook alone: keys cached un-rotated, read at their own positions, through the model's own attention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PositionFree(AttentionMethod):
     Keys are cached un-rotated, which every attention method rests on. The smallest example of one.
     Under flash and flex attention the output is the model's own up to rounding.
 
-    Use when: you want to know whether attention methods can serve a model: its `apply` checks that.
+    Use when: you want to know whether attention methods can serve a model: `hf_longctx.check(model)` applies it.
 
     Cannot: read further than the model does.
 
@@ -35,14 +35,18 @@ class PositionFree(AttentionMethod):
     summary: ClassVar[str] = "nothing changed but un-rotated keys in the cache: for checking a model"
     paper: ClassVar[str] = ""
     endless: ClassVar[bool] = False
+    extends: ClassVar[bool] = False
 
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        """All keys."""
         return FullLayer(self)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
+        """All keys at true distances."""
         return [inputs.branch(Causal())]
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
+        """Through the model's own attention function where it takes any mask."""
         if inputs.decoder.base_attention not in PLAIN:
             return super().attention(inputs)
         q_rope, k_rope = inputs.true_ropes()
@@ -59,3 +63,11 @@ class PositionFree(AttentionMethod):
             inputs.module, q, k, inputs.v_BGSD, mask, scaling=inputs.scale, dropout=0.0
         )[0]
         return out
+
+
+def check(model: nn.Module) -> None:
+    """Raise ValueError, with the reason, where attention methods cannot serve `model`. The model is left as it was.
+
+    `PositionFree` is applied, whose self-check compares a layer of each kind with the model's own, and undone.
+    """
+    PositionFree().apply(model).undo()

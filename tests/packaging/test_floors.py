@@ -12,10 +12,33 @@ import hf_longctx
 
 PACKAGE = Path(hf_longctx.__file__).parent
 # from the ground up; a room may import what stands before it
-FLOORS = (
-    "near settings anatomy patch console storage upstream registry method ops text rope cache attention methods "
-    "editing sharing generation streaming hub hooks planning clip evaluation cli"
-).split()
+FLOORS = [
+    "near",
+    "settings",
+    "anatomy",
+    "patch",
+    "console",
+    "storage",
+    "upstream",
+    "registry",
+    "method",
+    "ops",
+    "text",
+    "rope",
+    "cache",
+    "attention",
+    "methods",
+    "editing",
+    "sharing",
+    "generation",
+    "streaming",
+    "hub",
+    "hooks",
+    "planning",
+    "clip",
+    "evaluation",
+    "cli",
+]
 
 
 def imports(file: Path) -> Iterator[tuple[str, int]]:
