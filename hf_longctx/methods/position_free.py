@@ -40,22 +40,22 @@ class PositionFree(AttentionMethod):
         return FullLayer(self)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
-        return [inputs.branch(Causal())]
+        return [inputs.branch(Causal(), inputs.keys, *inputs.true_ropes())]
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
         if inputs.decoder.inner not in PLAIN:
             return super().attention(inputs)
         q_rope, k_rope = inputs.true_ropes()
         q = inputs.q_BHLD if q_rope is None else q_rope(inputs.q_BHLD)
-        k = inputs.k_BGSD if k_rope is None else k_rope(inputs.k_BGSD)
+        k = inputs.keys.k if k_rope is None else k_rope(inputs.keys.k)
         mask = None
         eager = inputs.decoder.inner == "eager"
-        if eager or inputs.padded or not (inputs.fresh or q.shape[2] == 1):
-            visible = pairs(Causal(), inputs.q_pos_BL, inputs.k_pos_BS)
-            mask = (visible | ~visible.any(-1, keepdim=True))[:, None]
+        if eager or inputs.padded or not (inputs.nothing_cached or q.shape[2] == 1):
+            seen = pairs(Causal(), inputs.q_pos_BL, inputs.keys.pos)
+            mask = seen | ~seen.any(-1, keepdim=True)
             if eager:  # it adds its mask
                 mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
         out: Tensor = inner_function(inputs.module)(
-            inputs.module, q, k, inputs.v_BGSD, mask, scaling=inputs.scale, dropout=0.0
+            inputs.module, q, k, inputs.keys.v, mask, scaling=inputs.scale, dropout=0.0
         )[0]
         return out
