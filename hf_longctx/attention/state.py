@@ -85,7 +85,7 @@ class Step:
     embeddings: tuple[Tensor, Tensor]
     q_pos_BL: Tensor  # -1 for padding
     padded: bool
-    regular: bool
+    consecutive: bool  # see `Positions`
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

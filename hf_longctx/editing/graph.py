@@ -22,8 +22,8 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from ..attention.rerotate import Mover, rotary_of, turn
-from ..attention.selfcheck import TOLERANCE
 from ..ops.available import TRITON
+from ..ops.checked import layer_tolerance, relative_error
 from ..ops.scattered import Places
 from ..upstream.caches import given_cache
 from . import move
@@ -243,7 +243,7 @@ class EditGraph:
         made = self.buffers[..., : len(row.ids), :].clone()  # launched before the host waits for what the step found
         off = float(self.off)
         self.sources = []
-        if not off <= TOLERANCE.get(self.dtype, 6e-2):
+        if not off <= layer_tolerance(self.dtype):
             raise not_these(modules[0], SAMPLE, off)
         return [_Made(k, v) for k, v in zip(*made.unbind(0), strict=True)]
 
@@ -290,9 +290,8 @@ def is_checked(decoder: Any) -> bool:
 def check(decoder: Any, made: Sequence[Any], plain: Sequence[Any], row: Row) -> None:
     """A graph's first result against the plain path's: the last layer's keys of what was read must agree."""
     at = torch.from_numpy(row.places).to(plain[-1].k.device)
-    ours, truth = (works[-1].k.index_select(2, at).float() for works in (made, plain))
-    off = float((ours - truth).norm() / truth.norm().clamp(min=1e-9))
-    if off <= TOLERANCE.get(plain[-1].k.dtype, 6e-2):
+    off = relative_error(*(works[-1].k.index_select(2, at) for works in (made, plain)))
+    if off <= layer_tolerance(plain[-1].k.dtype):
         _graphs[decoder].checked = True
     else:
         give_up(decoder, f"what the first one read is off by {off:.1e} (relative)")
