@@ -17,7 +17,7 @@ from ..anatomy import attention_layers, find_decoder
 _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()  # of each model
 
 
-class Parts(NamedTuple):
+class ModelParts(NamedTuple):
     """The decoder of a model, its attention layers in order, and every module of the decoder."""
 
     decoder: Any
@@ -25,7 +25,7 @@ class Parts(NamedTuple):
     everything: Sequence[Any]
 
 
-def parts_of(model: Any) -> Parts:
+def parts_of(model: Any) -> ModelParts:
     """The parts of a model. ValueError as `find_decoder`."""
     now = every_module(model)
     known = _known.get(model)
@@ -33,7 +33,7 @@ def parts_of(model: Any) -> Parts:
     if found is None:
         _known.pop(model, None)
         decoder = find_decoder(model)
-        found = Parts(decoder, attention_layers(decoder), every_module(decoder))
+        found = ModelParts(decoder, attention_layers(decoder), every_module(decoder))
         _known[model] = _Known(now, found)
     return found
 
@@ -50,7 +50,7 @@ def every_module(root: nn.Module) -> list[nn.Module]:
 class _Known:
     """Places in the list of all modules: references would keep a model alive that is its own decoder."""
 
-    def __init__(self, modules: list[nn.Module], parts: Parts) -> None:
+    def __init__(self, modules: list[nn.Module], parts: ModelParts) -> None:
         self.ids, self.classes = list(map(id, modules)), list(map(type, modules))
         where = {id(module): i for i, module in enumerate(modules)}
         self.decoder = where[id(parts.decoder)]
@@ -58,11 +58,11 @@ class _Known:
         # another module may be allocated where one that has gone was in memory
         self.alive = list(map(ref, modules))
 
-    def among(self, modules: list[nn.Module]) -> Parts | None:
+    def among(self, modules: list[nn.Module]) -> ModelParts | None:
         """The parts, if every module is where it was, and what it was."""
         if self.ids != list(map(id, modules)) or self.classes != list(map(type, modules)):
             return None
         if any(known() is None for known in self.alive):
             return None
         at = modules.__getitem__
-        return Parts(at(self.decoder), list(map(at, self.attention)), list(map(at, self.everything)))
+        return ModelParts(at(self.decoder), list(map(at, self.attention)), list(map(at, self.everything)))

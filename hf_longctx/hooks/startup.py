@@ -32,7 +32,7 @@ REGISTRIES = {
     (MODELS, "ALL_ATTENTION_FUNCTIONS", "attention"): {
         KEY: "attention.registry",
         f"{KEY}_shared_prefix": "sharing.model",
-        "longctx_few_queries": "editing.attention",
+        f"{KEY}_scattered": "editing.graph.attention",
     },
     (MASKS, "ALL_MASK_ATTENTION_FUNCTIONS", "mask"): {
         KEY: "attention.registry",

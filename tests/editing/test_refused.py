@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache, StaticCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from hf_longctx import LMInfinite, PositionFree, RopeScaling, StreamingLLM
-from hf_longctx.editing.edit import edit
+from hf_longctx.editing import edit
 from tests.editing.test_edit import EDITS, EVERYTHING, IDS, SCALED, check_exact, read
 from tests.tiny import VOCAB, left_padded, logits_of, text, tiny
 

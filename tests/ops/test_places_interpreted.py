@@ -27,7 +27,7 @@ for H, G, D, S, L in ((4, 2, 64, 300, 70), (6, 2, 32, 130, 40), (2, 1, 128, 257,
 MOVING = """
 import torch
 from hf_longctx.ops.kernels.triton_move import move
-from hf_longctx.editing.move import fits, table_of
+from hf_longctx.editing.graph.move import fits, table_of
 torch.manual_seed(0)
 for D, R, G, S in ((64, 64, 2, 100), (64, 16, 3, 70), (80, 20, 1, 130)):
     tensors = [torch.randn(1, G, S + 8, D)[:, :, 4 : S + 4] for _ in range(4)]
