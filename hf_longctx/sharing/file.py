@@ -1,4 +1,4 @@
-"""A shared prefix on disk: one safetensors file, which names the model and the tokens that it is good for."""
+"""A shared prefix on disk: one safetensors file, which names the model and the tokens that it belongs to."""
 
 # G key/value heads, P tokens, D head dim
 from __future__ import annotations
@@ -23,14 +23,14 @@ FORMAT, VERSION = "hf_longctx.shared_prefix", 1
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a prefix's keys follow from, besides its tokens."""
+    """What determines a prefix's keys besides its tokens."""
 
     model: str  # hash of the config and of a few values of every weight
-    methods: tuple[str, ...]  # those that the model carried
+    methods: tuple[str, ...]  # of the model when it read
 
 
 def write_levels(path: Path, fingerprint: Fingerprint, levels: tuple[Level, ...]) -> Path:
-    """Write a prefix; the file appears when it is whole. OSError, and an old file is as it was, if it cannot."""
+    """Write a prefix; the file appears when it is complete. OSError, and an old file is unchanged, if it cannot."""
     path = path.expanduser()
     make_folder(path.parent)
     if path.is_dir():
@@ -52,7 +52,7 @@ def write_levels(path: Path, fingerprint: Fingerprint, levels: tuple[Level, ...]
     try:
         save_file(tensors, partial, metadata={FORMAT: json.dumps(about)})  # one entry: their order is random
         partial.replace(path)
-    except SafetensorError as error:  # a full disk, a folder of somebody else's
+    except SafetensorError as error:  # a full disk, a read-only folder
         raise OSError(f"the prefix could not be written to {path} ({error}). Save it somewhere else.") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def write_levels(path: Path, fingerprint: Fingerprint, levels: tuple[Level, ...]
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for prefixes, unless it is there; OSError says what is in the way."""
+    """Make a folder for prefixes, unless it exists; OSError says why not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -69,10 +69,10 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def read_levels(path: Path, fingerprint: Fingerprint, places: list[torch.device]) -> tuple[Level, ...]:
-    """The levels of a file, every layer on its place.
+def read_levels(path: Path, fingerprint: Fingerprint, devices: list[torch.device]) -> tuple[Level, ...]:
+    """The levels of a file, every layer on its device.
 
-    ValueError unless it is whole and was written for this very model; OSError if it cannot be opened.
+    ValueError unless it is complete and was written for this model; OSError if it cannot be opened.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -103,41 +103,41 @@ def read_levels(path: Path, fingerprint: Fingerprint, places: list[torch.device]
         raise _damaged(path, "its checksum is wrong")
     expected = {f"{i}.ids" for i in range(about["levels"])}
     expected |= {
-        f"{i}.{j}.{part}" for i in range(about["levels"]) for j in range(len(places)) for part in ("keys", "values")
+        f"{i}.{j}.{part}" for i in range(about["levels"]) for j in range(len(devices)) for part in ("keys", "values")
     }
     if expected != tensors.keys():
-        raise _damaged(path, f"its tensors are not those of {about['levels']} levels of {len(places)} layers")
+        raise _damaged(path, f"its tensors are not those of {about['levels']} levels of {len(devices)} layers")
     levels: list[Level] = []
     for i in range(about["levels"]):
-        keys = tuple(tensors[f"{i}.{j}.keys"].to(place) for j, place in enumerate(places))
-        values = tuple(tensors[f"{i}.{j}.values"].to(place) for j, place in enumerate(places))
+        keys = tuple(tensors[f"{i}.{j}.keys"].to(device) for j, device in enumerate(devices))
+        values = tuple(tensors[f"{i}.{j}.values"].to(device) for j, device in enumerate(devices))
         levels.append(Level(tensors[f"{i}.ids"], levels[-1].end if levels else 0, keys, values))
     return tuple(levels)
 
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with path.open("rb"):
-        pass  # safetensors says of a file that it may not open that there is none
+        pass  # safetensors says of a file without read permission that it does not exist
     try:
         with safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get(FORMAT)
             if about is None:
                 raise _foreign(path)
             names: Any = file.keys()
-            told = json.loads(about)
-            if not isinstance(told, dict):
-                raise _damaged(path, f"its header describes it by a {type(told).__name__}, not by an object")
-            return told, {name: file.get_tensor(name) for name in names}
+            header = json.loads(about)
+            if not isinstance(header, dict):
+                raise _damaged(path, f"its header describes it by a {type(header).__name__}, not by an object")
+            return header, {name: file.get_tensor(name) for name in names}
     except json.JSONDecodeError as error:
-        raise _damaged(path, f"what its header says of it is no JSON: {error}") from None
+        raise _damaged(path, f"its header is no JSON: {error}") from None
     except (SafetensorError, struct.error) as error:
-        if not _ours(path):
+        if not _is_prefix(path):
             raise _foreign(path) from None
         raise _damaged(path, str(error)) from None
 
 
 def _wrong_in(about: dict[str, Any]) -> str | None:
-    """What is wrong with what a file of this version says of itself, if anything."""
+    """What is wrong with the header of a file of this version, if anything."""
     kinds: dict[str, type] = {"model": str, "methods": list, "checksum": str, "levels": int}
     for name, kind in kinds.items():
         if type(about.get(name)) is not kind:
@@ -159,8 +159,8 @@ def _named(methods: tuple[str, ...]) -> str:
     return ", ".join(methods) or "no method"
 
 
-def _ours(path: Path) -> bool:
-    """Does a file that cannot be read begin as ours do, with the metadata in its header?"""
+def _is_prefix(path: Path) -> bool:
+    """Does an unreadable file begin as a prefix does, with the metadata in its header?"""
     with path.open("rb") as file:
         return FORMAT.encode() in file.read(4096)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
@@ -31,7 +31,7 @@ STATE = "_hf_longctx_shared"  # in the __dict__ of the decoder and of the models
 SLIDING = "sliding_attention"
 
 
-class Implementation(Named):
+class SharedImplementation(Named):
     """Of layers behind a shared prefix."""
 
     NAME = NAME
@@ -44,22 +44,18 @@ class State:
     cache: SharedCache | None = None
 
 
-class Sharing(LongContextMethod):
-    """What stands on a model's list of patches inside `with shared_prefix(...)`. Not a method: no config names it."""
+class Sharing:
+    """Stands for a shared prefix among a model's patches. It has a method's flags and is none: no config names it."""
 
-    decides_positions: ClassVar[bool] = True
+    native, decides_positions, endless = True, True, False
 
     def __repr__(self) -> str:
         return "shared_prefix(...)"
 
-    def install(self, patch: Patch, decoder: nn.Module) -> None:
-        raise NotImplementedError("a prefix is shared by `with shared_prefix(model, document_ids)`.")
-
 
 # -- the model -------------------------------------------------------------------------------------------------------
 def install(patch: Patch, decoder: Any, root: nn.Module) -> None:
-    """Give a model's attention modules our forward. ValueError, before the first change, if it cannot have it."""
-    check(decoder)
+    """Give a model's attention modules the forward of a shared prefix, after `check`."""
     patch.own_configs(root)
     inner = decoder.config._attn_implementation or "sdpa"
     layers: list[Any] = attention_layers(decoder)
@@ -67,7 +63,7 @@ def install(patch: Patch, decoder: Any, root: nn.Module) -> None:
         stock: Any = type(module)
         patch.set_class(module, sharing(stock))
     for config in {id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}.values():
-        patch.set(config, "_attn_implementation_internal", Implementation(inner))
+        patch.set(config, "_attn_implementation_internal", SharedImplementation(inner))
     state = State()
     # the models around it too: some make the masks of their decoders
     for module in root.modules():
@@ -85,14 +81,12 @@ def is_shared(model: Any) -> bool:
 def check(decoder: Any) -> None:
     """ValueError unless what a model computes behind a shared prefix is exactly what it computes behind its own."""
     config, name = decoder.config, type(decoder).__name__
-    carried = [p.method for p in applied(decoder)]
-    held = [method for method in carried if isinstance(method, AttentionMethod | Sharing)]
-    if held and isinstance(held[0], Sharing):
+    if is_shared(decoder):
         raise ValueError(
             "this model is inside `with shared_prefix(...)` already. Use prefix.extend for a deeper level."
         )
-    for method in held:
-        check_method(method)
+    for patch in applied(decoder):
+        check_method(patch.method)
     inner = config._attn_implementation or "sdpa"
     if inner not in PLAIN:
         raise ValueError(
@@ -153,7 +147,7 @@ def sharing(stock: Any) -> type[nn.Module]:
 
     @functools.wraps(stock.forward)  # attention modules are found by their arguments' names
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(self.config._attn_implementation, Implementation):  # type: ignore[union-attr]
+        if not isinstance(self.config._attn_implementation, SharedImplementation):  # type: ignore[union-attr]
             raise RuntimeError(
                 f"attn_implementation was changed to {self.config._attn_implementation!r} "  # type: ignore[union-attr]
                 f"inside `with shared_prefix(...)`. Leave the block first."
