@@ -49,7 +49,7 @@ def replay(model: Any, tokenizer: Any, versions: list[str], refresh: int | None)
             "moved": report.moved,
             "places": report.edits,
             "seconds": seconds,
-            "seconds of a full read": time.perf_counter() - begun,
+            "seconds of a full re-read": time.perf_counter() - begun,
             "kl": float((truth.exp() * (truth - edited)).sum()),
             "same": bool(truth.argmax() == edited.argmax()),
         }
@@ -98,10 +98,10 @@ def summary(found: list[dict[str, Any]]) -> dict[str, float]:
     return {
         "changes": len(found),
         "tokens read": read,
-        "tokens of full reads": tokens,
+        "tokens of full re-reads": tokens,
         "mean KL": sum(r["kl"] for r in found) / len(found),
         "same first choice": sum(r["same"] for r in found) / len(found),
-        "times faster": sum(r["seconds of a full read"] for r in found) / sum(r["seconds"] for r in found),
+        "times faster": sum(r["seconds of a full re-read"] for r in found) / sum(r["seconds"] for r in found),
     }
 
 
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         found.append(r)
         print(
             f"change {r['change']:3}: {r['read']:5} of {r['tokens']:6,} tokens read, {r['moved']:6,} moved, "
-            f"{1e3 * r['seconds']:7.1f} ms instead of {1e3 * r['seconds of a full read']:8.1f}, KL {r['kl']:.1e}",
+            f"{1e3 * r['seconds']:7.1f} ms instead of {1e3 * r['seconds of a full re-read']:8.1f}, KL {r['kl']:.1e}",
             flush=True,
         )
     if not found:
