@@ -57,7 +57,6 @@ class Sharing(LongContextMethod):
         raise NotImplementedError("a prefix is shared by `with shared_prefix(model, document_ids)`.")
 
 
-# -- the model -------------------------------------------------------------------------------------------------------
 def install(patch: Patch, decoder: Any, root: nn.Module) -> None:
     """Give a model's attention the forward below. ValueError, before the first change, if it cannot have it."""
     check(decoder)
@@ -198,7 +197,6 @@ def after_forward(module: nn.Module, args: Any, output: Any) -> None:
         state.cache = None
 
 
-# -- transformers' registries ----------------------------------------------------------------------------------------
 def attention(
     module: Any,
     query: Tensor,
