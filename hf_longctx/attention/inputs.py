@@ -3,7 +3,7 @@
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ NEAR = 4096  # angles up to here are as good as those a model was trained with
 class AttentionInputs:
     """What a method sees of one layer in one forward: un-rotated queries, keys and values, and where they stand.
 
-    `head` are the first tokens where the cache keeps them apart, else None. `regular` and `padded` as in `Branch`.
+    `sinks` are the first tokens where the cache keeps them apart, else None. `regular` and `padded` as in `Branch`.
     """
 
     module: nn.Module
@@ -34,9 +34,9 @@ class AttentionInputs:
     k_BGSD: Tensor
     v_BGSD: Tensor
     k_pos_BS: Tensor
-    head: KeyValues | None
+    sinks: KeyValues | None
     padded: bool
-    layout: str  # which slots the cache keeps: layers of one layout have the same
+    layout: Hashable  # which slots the cache keeps: layers of one layout have the same
     fresh: bool  # keys are exactly the queries' tokens: nothing was cached before
     scale: float
 
@@ -55,8 +55,8 @@ class AttentionInputs:
 
     def first(self, n: int) -> KeyValues:
         """The first n real tokens of every row."""
-        if self.head is not None:
-            return self.head
+        if self.sinks is not None:
+            return self.sinks
         return KeyValues(self.k_BGSD, self.v_BGSD, self.k_pos_BS).first(n, self.padded)
 
     def memo(self, what: Any, make: Callable[[], Any]) -> Any:

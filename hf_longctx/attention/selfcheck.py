@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from ..cache.layers import SinkWindowLayer
 from ..cache.ring import roll
+from ..cache.sink_window import SinkWindowLayer
 from ..cache.slots import KeyValues
 from ..ops.attend import attend
 from ..ops.branch import Branch
@@ -50,7 +50,7 @@ class _CausalOnly:
     cache: _Watched | None = None
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
-        if self.cache is None or inputs.head is None:
+        if self.cache is None or inputs.sinks is None:
             q_rope, k_rope = inputs.true_ropes()
             keys = inputs.k_BGSD, inputs.v_BGSD, inputs.q_pos_BL, inputs.k_pos_BS
             return attend([Branch(inputs.q_BHLD, *keys, Causal(), q_rope, k_rope)], scale=inputs.scale)
@@ -58,7 +58,7 @@ class _CausalOnly:
         q_rope = inputs.rotation(inputs.q_pos_BL)
         parts = (
             (KeyValues(inputs.k_BGSD, inputs.v_BGSD, inputs.k_pos_BS), Window(WINDOW)),
-            (inputs.head, BeyondWindow(WINDOW)),
+            (inputs.sinks, BeyondWindow(WINDOW)),
         )
         branches = [
             Branch(inputs.q_BHLD, keys.k, keys.v, inputs.q_pos_BL, keys.pos, visible, q_rope, inputs.rotation(keys.pos))
@@ -124,7 +124,7 @@ def _compare(module: Any, decoder: DecoderState, hidden_1LX: Tensor) -> None:
     stock = stock_class(module)
     pos = torch.arange(hidden_1LX.shape[1], device=hidden_1LX.device)[None]
     kwargs: dict[str, Any] = {
-        "attention_mask": eager_causal(hidden_1LX) if decoder.inner == "eager" else None,
+        "attention_mask": eager_causal(hidden_1LX) if decoder.base_attention == "eager" else None,
         "position_ids": pos,
     }
     try:
@@ -238,7 +238,7 @@ def _plain_inner(module: Any, decoder: DecoderState) -> Iterator[None]:
 
     config = vars(module.config)
     before = config["_attn_implementation_internal"]
-    if decoder.inner not in PLAIN:
+    if decoder.base_attention not in PLAIN:
         config["_attn_implementation_internal"] = Implementation("sdpa")
     try:
         yield

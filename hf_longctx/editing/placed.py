@@ -19,6 +19,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..anatomy import FULL, layer_types
+from ..cache.stock import is_plain
 from ..upstream.caches import given_cache
 from .difference import Ids, Match
 from .editable import caches_nothing
@@ -53,7 +54,7 @@ class RowEdit:
 
 def why_not_placed(decoder: Any, modules: Sequence[Any], cache: Cache) -> str | None:
     """The reason why tokens of this cache cannot be read at any places; None if they can."""
-    other = next((layer for layer in cache.layers if type(layer) is not DynamicLayer), None)
+    other = next((layer for layer in cache.layers if not is_plain(layer)), None)
     if other is not None:
         return f"its layers are {type(other).__name__}s"
     if decoder.config._attn_implementation not in MASKED:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from ..cache.stock import is_window
 from .difference import Ids, Match, matches
 from .echoes import echoes
 from .workspace import Span, first_kept, in_window
@@ -98,7 +98,7 @@ def make_plan(difference: Difference, repair: int, layers: Sequence[Any] = (), *
         layers: Those of the cache.
         anywhere: Whether tokens can be read at any places at once; if not, those right after each place are read.
     """
-    sliding = [layer for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    sliding = [layer for layer in layers if is_window(layer)]
     found, n_new = difference.found, difference.n_new
     copies = list(_without(found, again(difference, repair, anywhere)))
     read, end = [], 0

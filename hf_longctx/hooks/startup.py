@@ -1,7 +1,7 @@
-"""What `import hf_longctx` does, without importing torch or transformers: hooks are installed when transformers is.
+"""What `import hf_longctx` does, without importing torch or transformers: the hooks go in when transformers comes.
 
-Each wraps a method once the module of its class has been executed, and imports its own modules when it is called. So
-the order of imports does not matter, and no hook runs while transformers is half imported.
+Each is put on its class once the module of that class has been executed, and imports what it needs when it is called.
+So none is too late whichever is imported first, and none meets a transformers that is half imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .when_imported import WhenImported
 
 CONFIG, MODELS = "transformers.configuration_utils", "transformers.modeling_utils"
 GENERATION, MASKS = "transformers.generation.utils", "transformers.masking_utils"
-# module, class, method -> the function in hooks/transformers.py that is called instead, with the stock one first
+# module, class, method -> the function in transformers.py that is called in its place, with the stock one first
 HOOKS = {
     (MODELS, "PreTrainedModel", "post_init"): "keyed_post_init",
     (GENERATION, "GenerationMixin", "_prepare_cache_for_generation"): "keyed_prepare_cache",
@@ -27,7 +27,7 @@ HOOKS = {
     (MODELS, "PreTrainedModel", "get_compiled_call"): "keyed_compiled_call",
     (GENERATION, "GenerationMixin", "_extract_generation_mode_kwargs"): "keyed_mode_kwargs",
 }
-# the registries of transformers -> hf_longctx's names in them and the modules of the functions
+# the registries of transformers, and hf_longctx's names in them -> the modules that have the functions
 REGISTRIES = {
     (MODELS, "ALL_ATTENTION_FUNCTIONS", "attention"): {
         KEY: "attention.registry",
@@ -72,7 +72,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Remove the hooks: from now on a config's key is ignored. Models that carry a method keep it until its undo."""
+    """Take the hooks back: from now on a config's key is ignored. Models that carry a method keep it until its undo."""
     peft_watch.stop()
     if "hf_longctx.hooks.peft" in sys.modules:
         from . import peft as adapters
@@ -83,12 +83,12 @@ def uninstall() -> None:
         return
     delattr(_class(CONFIG, "PreTrainedConfig"), KEY)
     for (owner, name), (stock, wrap) in _made.items():
-        if vars(owner).get(name) is wrap:  # else other code has wrapped it again, and the wrap passes through
+        if vars(owner).get(name) is wrap:  # else it is under a wrap of other code, and passes through
             setattr(owner, name, stock)
 
 
 def _class(module: str, name: str) -> Any:
-    """The object `name` of a module of transformers, if that is imported."""
+    """The object of this name in a module of transformers, if it is there yet."""
     return getattr(sys.modules.get(module), name, None)
 
 
@@ -97,53 +97,53 @@ def _installed() -> bool:
 
 
 def _hook(module: str) -> None:
-    """Install the hooks of one module."""
+    """Put the hooks of one module in place."""
     with _lock:
         if module == CONFIG and not _installed():
             setattr(_class(CONFIG, "PreTrainedConfig"), KEY, Key())
-        for (place, registry, kind), names in REGISTRIES.items():
+        for (place, registry, function), names in REGISTRIES.items():
             if place == module:
-                _register(_class(module, registry), kind, names)
-        for (place, owner, name), function in HOOKS.items():
+                _register(_class(module, registry), function, names)
+        for (place, owner, name), hook in HOOKS.items():
             if place == module:
-                _wrap(_class(module, owner), name, function)
+                _wrap(_class(module, owner), name, hook)
 
 
-def _wrap(owner: Any, name: str, function: str) -> None:
+def _wrap(owner: Any, name: str, hook: str) -> None:
     now = getattr(owner, name)
     stock, wrap = _made.get((owner, name), (None, None))
     if now is wrap:
         return
-    if now is not stock:  # never wrapped, or wrapped by other code meanwhile
-        _made[owner, name] = now, _wrapped(now, name, function)
+    if now is not stock:  # never wrapped, or other code has wrapped it meanwhile
+        _made[owner, name] = now, _wrapped(now, name, hook)
     setattr(owner, name, _made[owner, name][1])
 
 
-def _wrapped(stock: Any, name: str, function: str) -> Any:
+def _wrapped(stock: Any, name: str, hook: str) -> Any:
     @functools.wraps(stock)
     def wrap(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not _installed():
-            return stock(self, *args, **kwargs)  # uninstalled, below a wrap of other code
+            return stock(self, *args, **kwargs)  # uninstalled, under a wrap of other code
         in_use = "hf_longctx.patch" in sys.modules or getattr(self.config, KEY, None)
         if name == "post_init" and not in_use:
-            return stock(self)  # a stock model needs no import of hf_longctx
+            return stock(self)  # stock models do without the imports below
         from . import transformers as hooks
 
-        return getattr(hooks, function)(stock, self, *args, **kwargs)
+        return getattr(hooks, hook)(stock, self, *args, **kwargs)
 
     return wrap
 
 
-def _register(registry: Any, kind: str, names: dict[str, str]) -> None:
-    """Stand-ins that import the real functions when called; their modules then register these in the same names."""
+def _register(registry: Any, function: str, names: dict[str, str]) -> None:
+    """Register stand-ins: the real functions need more imports, and replace these once they are imported."""
     for name, home in names.items():
         if name not in registry:
-            type(registry).register(name, _late(home, kind))
+            type(registry).register(name, _late(home, function))
 
 
-def _late(home: str, kind: str) -> Any:
+def _late(home: str, function: str) -> Any:
     def late(*args: Any, **kwargs: Any) -> Any:
-        return getattr(importlib.import_module(f"hf_longctx.{home}"), kind)(*args, **kwargs)
+        return getattr(importlib.import_module(f"hf_longctx.{home}"), function)(*args, **kwargs)
 
     return late
 

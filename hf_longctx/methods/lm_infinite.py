@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ..anatomy import attention_layers
 from ..attention.inputs import AttentionInputs
 from ..attention.method import AttentionMethod
-from ..cache.layers import FullLayer, SinkWindowLayer, UnrotatedLayer
-from ..cache.slots import KeyValues
+from ..cache import FullLayer, KeyValues, SinkWindowLayer, UnrotatedLayer
 from ..ops.branch import Branch
 from ..ops.masks import BeyondWindow, TopKeys, Window, pairs
 from ..rope.parameters import readable_length

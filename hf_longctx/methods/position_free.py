@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..attention.base_attention import PLAIN
 from ..attention.inputs import AttentionInputs
 from ..attention.method import AttentionMethod
-from ..attention.registry import inner_function
-from ..cache.layers import FullLayer, UnrotatedLayer
+from ..attention.registry import base_function
+from ..cache import FullLayer, UnrotatedLayer
 from ..ops.branch import Branch
 from ..ops.masks import Causal, pairs
 
@@ -43,19 +43,19 @@ class PositionFree(AttentionMethod):
         return [inputs.branch(Causal())]
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
-        if inputs.decoder.inner not in PLAIN:
+        if inputs.decoder.base_attention not in PLAIN:
             return super().attention(inputs)
         q_rope, k_rope = inputs.true_ropes()
         q = inputs.q_BHLD if q_rope is None else q_rope(inputs.q_BHLD)
         k = inputs.k_BGSD if k_rope is None else k_rope(inputs.k_BGSD)
         mask = None
-        eager = inputs.decoder.inner == "eager"
+        eager = inputs.decoder.base_attention == "eager"
         if eager or inputs.padded or not (inputs.fresh or q.shape[2] == 1):
             visible = pairs(Causal(), inputs.q_pos_BL, inputs.k_pos_BS)
             mask = (visible | ~visible.any(-1, keepdim=True))[:, None]
             if eager:  # it adds its mask
                 mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-        out: Tensor = inner_function(inputs.module)(
+        out: Tensor = base_function(inputs.module)(
             inputs.module, q, k, inputs.v_BGSD, mask, scaling=inputs.scale, dropout=0.0
         )[0]
         return out

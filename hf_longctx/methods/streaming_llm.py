@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..attention.inputs import AttentionInputs
 from ..attention.method import AttentionMethod
-from ..cache.layers import SinkWindowLayer, UnrotatedLayer
+from ..cache import SinkWindowLayer, UnrotatedLayer
 from ..ops.branch import Branch
 from ..ops.masks import BeyondWindow, Window
 
