@@ -7,7 +7,7 @@ import json
 import os
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,7 @@ def write_levels(path: Path, fingerprint: Fingerprint, levels: tuple[Level, ...]
         for j, (k, v) in enumerate(zip(level.keys, level.values, strict=True)):
             tensors[f"{i}.{j}.keys"], tensors[f"{i}.{j}.values"] = k, v
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    about = {
-        "version": VERSION,
-        "model": fingerprint.model,
-        "methods": fingerprint.methods,
-        "checksum": _checksum(tensors),
-        "levels": len(levels),
-    }
+    about = {"version": VERSION, **asdict(fingerprint), "checksum": _checksum(tensors), "levels": len(levels)}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, partial, metadata={FORMAT: json.dumps(about)})  # one entry: their order is random
@@ -85,14 +79,13 @@ def read_levels(path: Path, fingerprint: Fingerprint, devices: list[torch.device
             f"{path} is a prefix of version {about.get('version')}, and this release reads version {VERSION}. "
             f"Read the document again and save it."
         )
-    wrong = _wrong_in(about)
-    if wrong is not None:
-        raise _damaged(path, wrong)
+    _check_header(path, about)
     methods = tuple(about["methods"])
     if methods != fingerprint.methods:
+        then, now = (", ".join(each) or "no method" for each in (methods, fingerprint.methods))
         raise ValueError(
-            f"{path} was read by a model with {_named(methods)}, and this one has {_named(fingerprint.methods)}. Apply "
-            f"the same methods, or read the document again."
+            f"{path} was read by a model with {then}, and this one has {now}. Apply the same methods, or read the "
+            f"document again."
         )
     if about["model"] != fingerprint.model:
         raise ValueError(
@@ -116,8 +109,7 @@ def read_levels(path: Path, fingerprint: Fingerprint, devices: list[torch.device
 
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    with path.open("rb"):
-        pass  # safetensors says of a file without read permission that it does not exist
+    path.open("rb").close()  # safetensors says of a file without read permission that it does not exist
     try:
         with safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get(FORMAT)
@@ -131,18 +123,18 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except json.JSONDecodeError as error:
         raise _damaged(path, f"its header is no JSON: {error}") from None
     except (SafetensorError, struct.error) as error:
-        if not _is_prefix(path):
-            raise _foreign(path) from None
-        raise _damaged(path, str(error)) from None
+        with path.open("rb") as file:
+            is_prefix = FORMAT.encode() in file.read(4096)  # the metadata come first
+        raise (_damaged(path, str(error)) if is_prefix else _foreign(path)) from None
 
 
-def _wrong_in(about: dict[str, Any]) -> str | None:
-    """What is wrong with the header of a file of this version, if anything."""
+def _check_header(path: Path, about: dict[str, Any]) -> None:
     kinds: dict[str, type] = {"model": str, "methods": list, "checksum": str, "levels": int}
     for name, kind in kinds.items():
         if type(about.get(name)) is not kind:
-            return f"its header has {name}={about.get(name)!r}, expected a value of type {kind.__name__}"
-    return None if about["levels"] > 0 else f"its header has levels={about['levels']}, expected at least 1"
+            raise _damaged(path, f"its header has {name}={about.get(name)!r}, expected a value of type {kind.__name__}")
+    if about["levels"] < 1:
+        raise _damaged(path, f"its header has levels={about['levels']}, expected at least 1")
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
@@ -153,16 +145,6 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
         data: Any = tensor.reshape(-1).view(torch.uint8).numpy()  # a buffer, without a copy
         value = zlib.crc32(data, value)
     return f"{value:08x}"
-
-
-def _named(methods: tuple[str, ...]) -> str:
-    return ", ".join(methods) or "no method"
-
-
-def _is_prefix(path: Path) -> bool:
-    """Does an unreadable file begin as a prefix does, with the metadata in its header?"""
-    with path.open("rb") as file:
-        return FORMAT.encode() in file.read(4096)
 
 
 def _foreign(path: Path) -> ValueError:
