@@ -99,7 +99,7 @@ Change = _Attribute | _Class | _Buffer | _Hook | _Config
 
 @dataclass
 class Patch:
-    """What one method changed in one model. `undo()` takes it back, bit for bit."""
+    """What one method changed in one model. `undo()` restores it, bit for bit."""
 
     method: Any
     model: nn.Module = field(repr=False)
@@ -169,16 +169,17 @@ class Patch:
         vars(self.model).setdefault(STACK, []).append(self)
         self.active = True
 
-    # -- taking them back ----------------------------------------------------------------------------------------------
+    # -- undoing them ----------------------------------------------------------------------------------------------
     def undo(self) -> None:
-        """Take the change back. Only the newest patch of a model can be undone; undoing twice is an error."""
+        """Undo this patch. Only the newest one of a model can be undone; undoing twice is an error."""
         stack = vars(self.model).get(STACK, [])
         if not self.active or not any(patch is self for patch in stack):
             raise RuntimeError(f"{self.method!r} is not applied to this {type(self.model).__name__}: nothing to undo.")
         if stack[-1] is not self:
             newer = ", ".join(repr(p.method) for p in reversed(stack) if p is not self)
             raise RuntimeError(
-                f"{self.method!r} lies under {newer}: patches are undone last in, first out. Undo the newer one first."
+                f"{self.method!r} is below {newer} on the patch stack: patches are undone last in, first out. Undo the "
+                f"newer one first."
             )
         self._revert()
         stack.pop()
@@ -219,7 +220,7 @@ def applied(model: nn.Module) -> list[Patch]:
 
 
 def undo(model: nn.Module) -> None:
-    """Take back every patch on a model, newest first. A model without patches is left alone."""
+    """Undo every patch on a model, newest first. A model without patches is left alone."""
     for patch in reversed(applied(model)):
         patch.undo()
 

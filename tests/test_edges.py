@@ -17,7 +17,7 @@ from hf_longctx.attention.order import is_regular
 from hf_longctx.attention.state import STATE
 from hf_longctx.cache import FullLayer, SinkWindowLayer
 from hf_longctx.hooks import startup
-from hf_longctx.method import parse
+from hf_longctx.registry import parse
 from tests.tiny import logits_of, text, tiny
 
 METHOD = LMInfinite(n_global=2, n_local=6)

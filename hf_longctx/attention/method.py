@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from ..anatomy import attention_layers, full_attention_layers
 from ..cache.base import UnrotatedLayer
-from ..method import LongContextMethod
+from ..method import Footprint, LongContextMethod
 from ..ops.attend import attend
 from ..ops.available import TRITON
 from ..ops.branch import Branch
 from ..patch import Patch, applied
-from ..rope.parameters import refuse_moving_frequencies
+from ..rope.parameters import readable_length, refuse_moving_frequencies
 from ..upstream.versions import warn_of_untested
 from . import registry  # noqa: F401  (its functions take their places in transformers)
 from .around import after_forward, open_cache
@@ -32,6 +33,7 @@ from .state import STATE, DecoderState
 from .subclass import rotary_function
 
 logger = logging.getLogger("hf_longctx")
+SMALLEST_WINDOW = 256  # that a plan suggests
 
 
 class AttentionMethod(LongContextMethod):
@@ -55,21 +57,39 @@ class AttentionMethod(LongContextMethod):
         """(B, L, H, D)"""
         return attend(self.branches(inputs), scale=inputs.scale, kernel=inputs.decoder.kernel, strict=False)
 
+    def angles(self, decoder: DecoderState, pos_BL: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines at these positions, (B, L, D) each; None: those of the model's own rotary embedding."""
+        return None
+
+    def bias(self, module: nn.Module) -> Any:
+        """What is added to a layer's scores, by distance; None: nothing."""
+        return None
+
+    def footprint(self, module: nn.Module) -> Footprint | None:
+        """All keys are kept and seen, unless a method says otherwise."""
+        return Footprint()
+
+    def reach(self, config: Any) -> int | None:
+        """Any number of tokens, or those that the config says the model reads."""
+        return None if self.endless else readable_length(config)
+
     def check(self, decoder: nn.Module) -> None:
         """Raise ValueError where this method cannot serve this model. Called before the first change."""
 
     def surround(self, patch: Patch, outer: Any) -> None:
+        """Let a composite model open the cache, whose size it asks for before the decoder runs."""
         if getattr(outer, "config", patch.model.config) is not patch.model.config:
-            patch.add_hook(outer, open_cache, "pre")  # a composite model asks the cache for its size by itself
+            patch.add_hook(outer, open_cache, "pre")
 
     def install(self, patch: Patch, decoder: nn.Module) -> None:
+        """Turn the full-attention layers into their position-free subclasses, and check one of each kind."""
         config: Any = decoder.config
         layers = full_attention_layers(decoder)
         refuse_moving_frequencies(self, getattr(config, "rope_parameters", None))
         other = [p.method for p in applied(decoder) if p.method.decides_positions]
         if other:
             raise ValueError(
-                f"{self!r}: the model's attention is already that of {other[0]!r}. Undo it first "
+                f"{self!r}: {other[0]!r} is already applied to this model's attention. Undo it first "
                 f"(hf_longctx.undo(model)), or start from the model without it."
             )
         for module in layers:
@@ -79,7 +99,7 @@ class AttentionMethod(LongContextMethod):
             rate = getattr(dropout, "p", dropout)  # some models keep a Dropout module
             if rate:
                 raise ValueError(
-                    f"attention_dropout={rate}: attention in branches has no dropout. Load the model with "
+                    f"attention_dropout={rate}: hf_longctx attention does not implement dropout. Load the model with "
                     f"from_pretrained(..., attention_dropout=0.0)."
                 )
         method = self.resolve(config)
@@ -109,7 +129,7 @@ class AttentionMethod(LongContextMethod):
             device = next(module.parameters()).device
             if device.type == "meta" and any(hasattr(m, "_hf_hook") for m in module.modules()):
                 continue  # offloaded: its first forward checks, as it does what a model that is being loaded could not
-            # bitsandbytes lays 4-bit weights out anew for the CPU in their first forward, and saves those wrong
+            # bitsandbytes changes the layout of 4-bit weights on the CPU in their first forward, and saves those wrong
             if device.type == "cpu" and any(p.dtype == torch.uint8 for p in module.parameters()):
                 continue
             if device.type == "meta" or state.rotary_is_ready():
@@ -129,3 +149,11 @@ class AttentionMethod(LongContextMethod):
                 named[id(own)] = copy.copy(own)
                 vars(named[id(own)])["_attn_implementation_internal"] = base
             patch.set(module, "config", named[id(own)])
+
+
+def halved(window: int | None) -> Iterator[int]:
+    """Ever smaller windows, for `smaller`."""
+    size = window or 0
+    while size // 2 >= SMALLEST_WINDOW:
+        size //= 2
+        yield size

@@ -50,13 +50,11 @@ def attention(
         decoder=decoder,
         step=step,
         q_BHLD=query,
-        k_BGSD=key,
-        v_BGSD=value,
-        k_pos_BS=step.q_pos_BL if pos is None else pos,
+        keys=KeyValues(key, value, step.q_pos_BL if pos is None else pos),
         sinks=sinks,
         padded=padded,
         layout=layout,
-        fresh=key.shape[2] == query.shape[2],
+        nothing_cached=key.shape[2] == query.shape[2],
         scale=scale,
     )
     return decoder.method.attention(inputs).contiguous(), None

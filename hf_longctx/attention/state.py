@@ -32,6 +32,8 @@ class DecidesPositions(Protocol):
     def attention(self, inputs: Any) -> Tensor:
         """The attention of one layer, (B, L, H, D)."""
 
+    def angles(self, decoder: Any, pos_BL: Tensor) -> tuple[Tensor, Tensor] | None: ...
+
 
 @dataclass
 class DecoderState:
@@ -64,11 +66,16 @@ class DecoderState:
         return all(b.device.type != "meta" for b in self.rotary.buffers())
 
     def rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
-        """The model's own cosines and sines at these positions; pairs with its own `apply_rotary_pos_emb`."""
+        """Cosines and sines at these positions, the method's or the model's, for its own `apply_rotary_pos_emb`."""
+        rotate = rotary_function(stock_class(module))
+        own = self.method.angles(self, pos_BL)
+        if own is not None:
+            cos, sin = (table.to(like) for table in own)
+            return Rotation(cos, sin, rotate)
         where = next((b.device for b in self.rotary.buffers()), like.device)
         typed = (layer_type(module),) if self.per_layer_type else ()
         cos, sin = self.rotary(like.new_empty((), device=where), pos_BL.to(where), *typed)
-        return Rotation(cos.to(like.device), sin.to(like.device), rotary_function(stock_class(module)))
+        return Rotation(cos.to(like.device), sin.to(like.device), rotate)
 
 
 @dataclass
@@ -78,7 +85,7 @@ class Step:
     embeddings: tuple[Tensor, Tensor]
     q_pos_BL: Tensor  # -1 for padding
     padded: bool
-    regular: bool
+    consecutive: bool  # see `Positions`
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ def primary_components(features: Tensor, components: int = COMPONENTS) -> Tensor
         variance are equal they are not determined, and the gradient is bounded there, not exact.
 
     Raises:
-        ValueError: fewer than K + 2 rows, or as many components as columns: nothing would be taken out.
+        ValueError: Fewer than K + 2 rows, or as many components as columns: nothing would be taken out.
     """
     if features.ndim != 2 or not features.is_floating_point():
         raise ValueError(f"features {list(features.shape)}, {features.dtype}: expected floating-point [batch, width].")

@@ -61,7 +61,7 @@ def convert(
         overwrite: Write into a folder that holds something.
 
     Raises:
-        ValueError: no whole CLIP, a lost table, heads that cannot be known, or that a config says otherwise.
+        ValueError: No whole CLIP, a lost table, heads that cannot be known, or that a config says otherwise.
     """
     check_target(out, overwrite=overwrite)
     path = Path(file).expanduser()

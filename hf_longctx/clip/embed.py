@@ -19,7 +19,7 @@ def encode_captions(tokenizer: Any, captions: Sequence[str], limit: int, *, trun
     """Token ids, [C, T], start and end included, padded on the right to the longest.
 
     Raises:
-        ValueError: a caption of more than `limit` tokens, unless `truncate` cuts it; an empty one.
+        ValueError: A caption of more than `limit` tokens, unless `truncate` cuts it; an empty one.
     """
     empty = next((i for i, caption in enumerate(captions) if not caption.strip()), None)
     if empty is not None:

@@ -131,8 +131,8 @@ def finetune(
         stop_after: End early, after so many steps of the whole, with the state saved.
 
     Raises:
-        ValueError: too few pairs, a caption that is too long, a model that is no CLIP, or a state of another run.
-        FileNotFoundError: nothing to resume from.
+        ValueError: Too few pairs, a caption that is too long, a model that is no CLIP, or a state of another run.
+        FileNotFoundError: Nothing to resume from.
     """
     from accelerate import Accelerator
 
@@ -144,9 +144,15 @@ def finetune(
     _fresh(folder, resume, accelerator)
     limit, trained = text_length(model), _with_adapters(model, settings.lora)
     data, order = loader(
-        pairs, tokenizer, processor, limit=limit, batch=settings.batch, truncate=settings.truncate,
-        seed=settings.seed, workers=settings.workers,
-    )  # fmt: skip
+        pairs,
+        tokenizer,
+        processor,
+        limit=limit,
+        batch=settings.batch,
+        truncate=settings.truncate,
+        seed=settings.seed,
+        workers=settings.workers,
+    )
     wrapped = Pairing(trained).train()
     weights = [weight for weight in wrapped.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -160,9 +166,11 @@ def finetune(
             _set_rate(optimizer, settings, step, steps)
             loss = long_clip_loss(
                 *wrapped(batch["pixels"], batch["long"], batch["short"]),
-                components=settings.components, gathered=settings.gathered,
-                short_weight=settings.short_weight, label_smoothing=settings.label_smoothing,
-            )  # fmt: skip
+                components=settings.components,
+                gathered=settings.gathered,
+                short_weight=settings.short_weight,
+                label_smoothing=settings.label_smoothing,
+            )
             accelerator.backward(loss.total)
             optimizer.step()
             optimizer.zero_grad()
@@ -240,8 +248,8 @@ def check_fresh(folder: Path, resume: bool) -> None:
 
     Raises:
         ValueError: It holds a training, or is a file.
-        FileNotFoundError: nothing to resume from.
-        OSError: it cannot be written, and why.
+        FileNotFoundError: Nothing to resume from.
+        OSError: It cannot be written, and why.
     """
     if not resume and (folder / _PROGRESS).exists():
         raise ValueError(f"{str(folder)!r} holds a training. Resume it (resume=True), or choose another folder.")

@@ -25,7 +25,7 @@ class FrozenRows:
         keep: Rows from the first; by default those that stretching kept, or the paper's 20.
 
     Raises:
-        ValueError: a `keep` beyond the table, an optimizer that does not train the table, or a sharded table.
+        ValueError: A `keep` beyond the table, an optimizer that does not train the table, or a sharded table.
     """
 
     def __init__(self, model: nn.Module, optimizer: Any, keep: int | None = None) -> None:

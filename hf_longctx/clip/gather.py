@@ -16,7 +16,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     afterwards are those of the mean of the processes' losses. Without torch.distributed, or alone, `rows` itself.
 
     Raises:
-        ValueError: the processes hold different numbers of rows.
+        ValueError: The processes hold different numbers of rows.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows

@@ -69,7 +69,7 @@ def encode_long_prompt(
         `negative_pooled_prompt_embeds`, [P, width of the projection]. In the encoders' dtype, on their device.
 
     Raises:
-        ValueError: encoders that are no CLIP, such as T5, tokenizers that do not agree, no prompts, other numbers of
+        ValueError: Encoders that are no CLIP, such as T5, tokenizers that do not agree, no prompts, other numbers of
             negative prompts, or a prompt of more than `max_tokens`, unless `truncate`.
     """
     encoders = text_encoders(pipeline_or_encoders, clip_skip)

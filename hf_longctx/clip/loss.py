@@ -66,7 +66,7 @@ def long_clip_loss(
         label_smoothing: The paper has none; the published code has 0.1.
 
     Raises:
-        ValueError: shapes that do not fit, or a batch that cannot carry so many components (`primary_components`).
+        ValueError: Shapes that do not fit, or a batch that cannot carry so many components (`primary_components`).
     """
     _check(images, long)
     _check(images, short)

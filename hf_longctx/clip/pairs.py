@@ -33,8 +33,8 @@ def read_pairs(source: str | os.PathLike[str], images: str | os.PathLike[str] | 
         images: The folder that paths in a file are relative to; by default the file's own.
 
     Raises:
-        ValueError: a line of another form, or captions missing; the first few places are named.
-        FileNotFoundError: no such source, no pairs in it, or images that are not there.
+        ValueError: A line of another form, or captions missing; the first few places are named.
+        FileNotFoundError: No such source, no pairs in it, or images that are not there.
     """
     path = Path(source).expanduser()
     if path.is_dir():

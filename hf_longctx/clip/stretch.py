@@ -39,7 +39,7 @@ def stretch_positions(model_or_path: Any, keep: int = KEEP, ratio: int = RATIO) 
         ratio: How many rows each of the others becomes.
 
     Raises:
-        ValueError: no or several tables of text positions, wrong `keep` or `ratio`, or a table that was stretched.
+        ValueError: No or several tables of text positions, wrong `keep` or `ratio`, or a table that was stretched.
             Nothing has been changed then. A Long-CLIP trained elsewhere shows no sign of having been stretched.
     """
     if isinstance(model_or_path, (str, os.PathLike)):

@@ -12,11 +12,12 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..anatomy import layer_types
-from ..attention.selfcheck import TOLERANCE, check_rotary_function
+from ..attention.selfcheck import check_rotary_function
 from ..attention.state import STATE
 from ..attention.subclass import rotary_function, stock_class
 from ..cache import KeyValues, UnrotatedLayer
 from ..cache.stock import is_editable, is_window, owner_of
+from ..ops.checked import layer_tolerance
 from ..rope.parameters import moving_types
 from ..upstream.caches import given_cache
 from .difference import Ids
@@ -221,7 +222,7 @@ def check_tokens(
         off = float((apart / found.square().sum(size).clamp(min=1e-30)).sqrt().amax())  # padding may be embedded as 0
     else:
         off = float("inf")
-    if not off <= TOLERANCE.get(kept.dtype, 6e-2):
+    if not off <= layer_tolerance(kept.dtype):
         raise not_these(modules[first], n, off)
 
 

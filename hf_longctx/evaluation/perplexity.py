@@ -134,12 +134,12 @@ class LengthScore:
 
     @property
     def perplexity(self) -> float:
-        """exp of the token-weighted mean; every document has `n_targets` tokens, so that is the documents' mean."""
+        """Exp of the token-weighted mean; every document has `n_targets` tokens, so that is the documents' mean."""
         return perplexity(self.nll)
 
 
 def perplexity(nll: Sequence[float]) -> float:
-    """exp of the mean of negative log-likelihoods in nats; inf where a float cannot hold it, nan for nan."""
+    """Exp of the mean of negative log-likelihoods in nats; inf where a float cannot hold it, nan for nan."""
     mean = math.fsum(nll) / len(nll)
     return math.inf if mean >= 700 else math.exp(mean)
 

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.selfcheck import TOLERANCE
 from ..cache.ring import Ring
 from ..cache.stock import has_fixed_buffers
+from ..ops.checked import layer_tolerance, relative_error
 from ..upstream.caches import CACHE_NAMES, cache_in, given_cache
 
 logger = logging.getLogger("hf_longctx")
@@ -135,13 +135,12 @@ def _step(model: Any, inputs: dict[str, Any], layers: Layers, rings: list[Ring])
 
 def _check(model: Any, inputs: dict[str, Any], recorded: Recorded, layers: Layers, rings: list[Ring]) -> Any:
     """A model's first replay against the model itself, whose output is returned; they must agree, or it stays eager."""
-    replayed = recorded.output.logits[:, -1].float()
+    replayed = recorded.output.logits[:, -1]
     for ring in rings:
         ring.take_back()  # the model writes the same columns once more
     output = model(**inputs)
-    truth = output.logits[:, -1].float()
-    off = float((replayed - truth).norm() / truth.norm().clamp(min=1e-9))
-    if off <= TOLERANCE.get(output.logits.dtype, 6e-2):
+    off = relative_error(replayed, output.logits[:, -1])
+    if off <= layer_tolerance(output.logits.dtype):
         _CHECKED.setdefault(model, set()).add(type(layers[0]))
     else:
         recorded.graph = None

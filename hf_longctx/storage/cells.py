@@ -36,8 +36,10 @@ class CellStore:
             return
         kept = lines[0].get("fingerprint")
         if kept != given:
-            raise ValueError(f"{self.path} holds cells of another run: {_difference(kept, given)}. "
-                             f"Choose {other}, or delete that file to start over.")  # fmt: skip
+            raise ValueError(
+                f"{self.path} holds cells of another run: {_difference(kept, given)}. "
+                f"Choose {other}, or delete that file to start over."
+            )
         self._cells = {_name(line["key"]): line["value"] for line in lines[1:]}
 
     def __contains__(self, key: Sequence[Any]) -> bool:

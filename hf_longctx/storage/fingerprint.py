@@ -6,8 +6,6 @@ import hashlib
 import json
 from typing import Any
 
-import torch
-
 # what a config may say differently though every key of a cache is the same
 INCIDENTAL = ("transformers_version", "_name_or_path", "use_cache", "architectures", "dtype")
 
@@ -33,6 +31,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _digest(config: str, model: Any) -> str:
+    import torch
+
     digest = hashlib.sha256(config.encode())
     for name, weight in model.named_parameters():
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())

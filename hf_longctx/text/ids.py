@@ -18,10 +18,10 @@ def pieces(
     """The ids of `source` in lists of `size`, the last one shorter.
 
     Args:
-        source: as the argument `ids` of `hf_longctx.stream`.
-        size: ids of a piece.
-        vocabulary: ids are 0 to this, exclusive.
-        failed: makes the exception to raise when `source` itself raises, from that exception, the number of ids taken
+        source: As the argument `ids` of `hf_longctx.stream`.
+        size: Ids of a piece.
+        vocabulary: Ids are 0 to this, exclusive.
+        failed: Makes the exception to raise when `source` itself raises, from that exception, the number of ids taken
             and how many of them were not handed on.
     """
     piece: list[int] = []

@@ -1,8 +1,9 @@
-"""Ways to make a cache follow an edit, and how far each is from reading anew: a batch of edits at a time."""
+"""Ways to make a cache follow an edit, and how far each is from a full read: a batch of edits at a time."""
 
 # B edits, T following tokens, V vocabulary, N columns
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,17 +27,28 @@ from .pie_texts import Edit
 
 OURS = "hf_longctx"
 FOLLOWING = 64  # tokens over which distributions are compared
+QUANTILES = {"least": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "most": 1.0}
 
 
 @dataclass
 class Result:
-    """Of one method, edit by edit: mean KL, share of tokens with the same first choice, tokens read again, kind."""
+    """Of one method, edit by edit: mean KL, share of tokens with the same first choice, tokens read again, kind, and
+    the number of tokens after the edit."""
 
     kl: list[float] = field(default_factory=list)
     top1: list[float] = field(default_factory=list)
     again: list[int] = field(default_factory=list)
     kind: list[str] = field(default_factory=list)
-    behind: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
+
+    def spread(self) -> dict[str, Any]:
+        """For the result file: of each number its quantiles over the edits, of the kinds their counts."""
+        numbers = {"kl": self.kl, "top1": self.top1, "read again": self.again, "tokens after the edit": self.after}
+        found: dict[str, Any] = {
+            name: dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values())).tolist(), strict=True))
+            for name, values in numbers.items()
+        }
+        return {"edits": len(self.kl), "kinds": dict(Counter(self.kind)), **found}
 
 
 @dataclass
@@ -48,7 +60,7 @@ class Known:
     attends: Tensor | None = None
 
 
-Choose = Callable[[Edit, Known, list[int]], list[int]]  # the tokens behind the edit, in order -> those to read again
+Choose = Callable[[Edit, Known, list[int]], list[int]]  # the tokens after the edit, in order -> those to read again
 
 
 def measure(
@@ -83,7 +95,7 @@ def _measure(model: Any, group: list[Edit], methods: dict[str, Any], attended: b
             result.top1.append(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
             result.again.append(again[b])
             result.kind.append(e.kind)
-            result.behind.append(len(e.new) - e.spans[0][1])
+            result.after.append(len(e.new) - e.spans[0][1])
         del ours
 
 
@@ -199,7 +211,7 @@ def _ours(repair: int | None) -> Any:
 def _edited(
     model: Any, cache: Any, group: list[Edit], known: list[Known], choose: Choose, move: bool = True
 ) -> tuple[Any, list[int]]:
-    """What is new is read, and of what is behind it what `choose` says; keys are moved or (naive) left as they are."""
+    """What is new is read, and of what follows what `choose` says; keys are moved or (naive) left as they are."""
     decoder: Any = find_decoder(model)
     length, rows, again = max(len(e.new) for e in group) - 1, [], []
     for e, about in zip(group, known, strict=True):
@@ -228,7 +240,7 @@ def _rule(choose: Choose) -> Any:
 
 
 def _next(e: Edit, n: int, behind: list[int]) -> list[int]:
-    """The next n tokens behind each place."""
+    """The next n tokens after each place."""
     inside = set(behind)
     return sorted({i for _, end in e.spans for i in range(end, end + n) if i in inside})
 

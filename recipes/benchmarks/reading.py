@@ -106,7 +106,7 @@ def ratios(texts: dict[str, Tensor], nll: Iterable[float], stock: Iterable[float
 
 
 def nll_detail(texts: dict[str, Tensor], score: LengthScore, stock: LengthScore) -> dict[str, Any]:
-    """The raw samples behind a ratio."""
+    """The raw samples of a ratio."""
     samples = {"nll": list(score.nll), "nll of stock": list(stock.nll)}
     return {"documents": list(texts), **samples, "targets": score.n_targets}
 

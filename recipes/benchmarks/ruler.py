@@ -20,7 +20,7 @@ from hf_longctx.evaluation.effective import RULER_BAR, SHARE, effective_length, 
 from hf_longctx.evaluation.results import row
 from hf_longctx.evaluation.suite import evaluate_tasks
 from hf_longctx.evaluation.tasks import RULER
-from hf_longctx.method import parse
+from hf_longctx.registry import parse
 
 from .reading import K, arguments, finish, lengths, subject
 
@@ -42,19 +42,34 @@ def suite(args: Any, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
         for length, count in zip(lengths, counts, strict=True):
             start = time.perf_counter()
             found = evaluate_tasks(
-                model, tokenizer, tasks=tasks, lengths=[length], method=method, out=Path(folder) / str(length),
-                n=count, text=text, alone=True, batch_tokens=2**23,
-                batch_rows=args.batch_rows, prefill_tokens=args.prefill_tokens,
+                model,
+                tokenizer,
+                tasks=tasks,
+                lengths=[length],
+                method=method,
+                out=Path(folder) / str(length),
+                n=count,
+                text=text,
+                alone=True,
+                batch_tokens=2**23,
+                batch_rows=args.batch_rows,
+                prefill_tokens=args.prefill_tokens,
                 console=Console(),
-            )  # fmt: skip
+            )
             seconds[length] = round(time.perf_counter() - start, 1)
             making += found["settings"]["seconds_making_samples"]
             for line in found["rows"]:
                 if "length" in line["detail"]:
                     scores[line["detail"]["task"]][length] = line["value"]
                     name = f"{line['detail']['task']}, {length // K}k" if length >= K else line["what"]
-                    yield row(name, line["value"], "", why=line["why"], beside={"samples": count},
-                              detail={**line["detail"], "method": repr(method), "window": args.window})  # fmt: skip
+                    yield row(
+                        name,
+                        line["value"],
+                        "",
+                        why=line["why"],
+                        beside={"samples": count},
+                        detail={**line["detail"], "method": repr(method), "window": args.window},
+                    )
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
     means: dict[int, float] = {}
@@ -69,10 +84,17 @@ def suite(args: Any, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
     yield from _effective(means, args.window)
     total = round(time.perf_counter() - before, 1)
     yield row(
-        f"the whole suite: {len(tasks)} tasks, {lengths[0]:,} to {lengths[-1]:,} tokens", total, "s", bar="<= 540",
-        detail={"seconds": seconds, "making samples": round(making, 1), "method": repr(method),
-                "samples": dict(zip(lengths, counts, strict=True))},
-    )  # fmt: skip
+        f"the whole suite: {len(tasks)} tasks, {lengths[0]:,} to {lengths[-1]:,} tokens",
+        total,
+        "s",
+        bar="<= 540",
+        detail={
+            "seconds": seconds,
+            "making samples": round(making, 1),
+            "method": repr(method),
+            "samples": dict(zip(lengths, counts, strict=True)),
+        },
+    )
 
 
 def _effective(means: dict[int, float], window: int) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,10 +16,7 @@ from hf_longctx.generation.xl3m.frame import Frame
 from hf_longctx.generation.xl3m.xl3m import SCORES
 
 from .haystacks import put
-from .xl3m import CITIES, NEW_TOKENS, TASKS, clock, words
-
-if TYPE_CHECKING:
-    from .xl3m import Bench
+from .xl3m_bench import CITIES, NEW_TOKENS, TASKS, Bench, clock, words
 
 
 def scores(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -49,11 +46,16 @@ def scores(bench: Bench) -> Iterator[dict[str, Any]]:
         for name in SCORES:
             other = max(found[f"{name}: best other"])
             yield row(
-                f"{task.name}, {words(length)} tokens: {name}", min(found[name]) / other, "x",
-                beside={"worst with the fact": min(found[name]), "median with the fact": median(found[name]),
-                        "best without": other},
+                f"{task.name}, {words(length)} tokens: {name}",
+                min(found[name]) / other,
+                "x",
+                beside={
+                    "worst with the fact": min(found[name]),
+                    "median with the fact": median(found[name]),
+                    "best without": other,
+                },
                 detail={"facts": len(found[name]), "spreads above the median segment": found[name]},
-            )  # fmt: skip
+            )
 
 
 def _shared(items: int, most: int) -> list[range]:

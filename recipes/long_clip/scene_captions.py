@@ -28,9 +28,14 @@ LINES = (*SUMMARIES, *PARTS, *DETAILS)
 _FIRST_PART, _FIRST_DETAIL = len(SUMMARIES), len(SUMMARIES) + len(PARTS)
 # In the order of Scenes.main, then of a detail.
 _SLOTS = {
-    "colour": COLOURS, "shape": SHAPES, "pattern": PATTERNS, "ground": COLOURS, "frame": FRAMES,
-    "hour": HOURS, "badge": [badge for hour in BADGES for badge in hour],
-}  # fmt: skip
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "pattern": PATTERNS,
+    "ground": COLOURS,
+    "frame": FRAMES,
+    "hour": HOURS,
+    "badge": [badge for hour in BADGES for badge in hour],
+}
 _FIXED = sorted({word for line in LINES for word in line.split() if not word.startswith("{")})
 WORDS = ("<pad>", "<start>", *dict.fromkeys([*(word for words in _SLOTS.values() for word in words), *_FIXED]), "<end>")
 PAD, START, END = 0, 1, len(WORDS) - 1

@@ -100,9 +100,7 @@ PUBLISHED = {
 
 def sizes(width: int, layers: int, text_width: int, text_layers: int) -> openai.Sizes:
     found = openai.sizes(openai_names(model()))
-    return replace(
-        found, vision_width=width, vision_layers=layers, text_width=text_width, text_layers=text_layers
-    )  # fmt: skip
+    return replace(found, vision_width=width, vision_layers=layers, text_width=text_width, text_layers=text_layers)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

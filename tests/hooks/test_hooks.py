@@ -294,7 +294,9 @@ def test_methods_are_listed_and_names_are_unique() -> None:
         "lm_infinite",
         "position_free",
         "rope_scaling",
+        "share_beginning",
         "streaming_llm",
+        "xl3m",
     ]
     with pytest.raises(ValueError, match="cannot take the name of"):
         type("Another", (hf_longctx.LongContextMethod,), {"name": "lm_infinite"})

@@ -273,7 +273,7 @@ def test_modules_of_the_package_are_attributes_of_it_as_they_were() -> None:
 
 PACKAGES = (
     *("", "attention", "cache", "editing", "editing/graph", "generation", "generation/xl3m", "hooks", "methods", "ops"),
-    *("rope", "sharing", "streaming", "text", "upstream"),
+    *("planning", "rope", "sharing", "streaming", "text", "upstream"),
 )
 
 

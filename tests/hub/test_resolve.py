@@ -176,7 +176,7 @@ def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_example_model_is_the_hub_s_where_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "_hub_problem", lambda *_: None)
+    monkeypatch.setattr(resolve, "hub_problem", lambda *_: None)
     assert locate("smollm2-135m-instruct").location == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 

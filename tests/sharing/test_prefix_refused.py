@@ -200,7 +200,7 @@ def test_models_that_cannot_be_exact_are_refused() -> None:
     with shared_prefix(model, DOCUMENT) as prefix:
         with pytest.raises(ValueError, match=r"Use prefix\.extend"), shared_prefix(model, DOCUMENT):
             pass
-        with pytest.raises(ValueError, match=r"already that of shared_prefix\(...\)"):
+        with pytest.raises(ValueError, match=r"shared_prefix\(...\) is already applied"):
             LMInfinite(n_local=8).apply(model)
         with RopeScaling(type="yarn", factor=4.0).on(model), pytest.raises(RuntimeError, match="applied after"):
             prefix.generate(IDS, attention_mask=MASK, **GREEDY)

@@ -47,8 +47,8 @@ def read_protocol(name: str, folder: str | os.PathLike[str]) -> Retrieval:
         folder: Where these are.
 
     Raises:
-        ValueError: another name, or files of another form.
-        FileNotFoundError: a file of the protocol is not there.
+        ValueError: Another name, or files of another form.
+        FileNotFoundError: A file of the protocol is not there.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"{name!r}: {did_you_mean(name, PROTOCOLS)}expected one of {', '.join(PROTOCOLS)}.")

@@ -39,7 +39,7 @@ def recall(images: Tensor, captions: Tensor, image_of: Tensor | None = None, ks:
         ks: Cut-offs.
 
     Raises:
-        ValueError: shapes that do not fit, or an image without a caption.
+        ValueError: Shapes that do not fit, or an image without a caption.
     """
     owner = _owner(images, captions, image_of)
     if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):

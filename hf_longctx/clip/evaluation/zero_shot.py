@@ -15,9 +15,14 @@ from ..pairs import PICTURES
 
 # Few and general; a benchmark's own (ImageNet's 80) are given by the caller.
 TEMPLATES = (
-    "a photo of a {}.", "a blurry photo of a {}.", "a close-up photo of a {}.", "a bright photo of the {}.",
-    "a drawing of a {}.", "a small picture of the {}.", "a large picture of the {}.",
-)  # fmt: skip
+    "a photo of a {}.",
+    "a blurry photo of a {}.",
+    "a close-up photo of a {}.",
+    "a bright photo of the {}.",
+    "a drawing of a {}.",
+    "a small picture of the {}.",
+    "a large picture of the {}.",
+)
 
 
 def class_embeddings(
@@ -31,7 +36,7 @@ def class_embeddings(
         templates: Texts with one {} for the name.
 
     Raises:
-        ValueError: no names, a name twice, no templates, or one without its {}.
+        ValueError: No names, a name twice, no templates, or one without its {}.
     """
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{len(names)} class names, {len(set(names))} different: expected each once, at least one.")

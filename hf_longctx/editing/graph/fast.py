@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import Cache
 
 from ...attention.rerotate import rotary_of
-from ...attention.selfcheck import TOLERANCE
 from ...ops.available import TRITON
+from ...ops.checked import layer_tolerance, relative_error
 from ..parts import ModelParts
 from ..placed import RowEdit, why_not_placed
 from .recorded import SIZES, EditGraph
@@ -133,9 +133,8 @@ def _state_of(everything: Sequence[Any], like: Tensor) -> tuple[Any, ...]:
 def _check(decoder: Any, works: Works, plain: Works, row: RowEdit) -> None:
     """Trust the graph if the last layer's keys of the tokens that were read are those of the plain path."""
     at = torch.from_numpy(row.places).to(plain[-1].keys.device)
-    got, truth = (made[-1].keys.index_select(2, at).float() for made in (works, plain))
-    off = float((got - truth).norm() / truth.norm().clamp(min=1e-9))
-    if off <= TOLERANCE.get(plain[-1].keys.dtype, 6e-2):
+    off = relative_error(*(made[-1].keys.index_select(2, at) for made in (works, plain)))
+    if off <= layer_tolerance(plain[-1].keys.dtype):
         _graphs[decoder].checked = True
     else:
         _give_up(decoder, f"the tokens that it read first are off by {off:.1e} (relative)")

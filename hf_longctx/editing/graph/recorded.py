@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import Cache
 
 from ...attention.rerotate import Mover, rotary_of, turn
-from ...attention.selfcheck import TOLERANCE
+from ...ops.checked import layer_tolerance
 from ...ops.scattered import Places
 from ...upstream.caches import given_cache
 from ..editable import SAMPLE, keys_of, not_these
@@ -131,7 +131,7 @@ class EditGraph:
         made = self.buffers[..., : len(row.ids), :].clone()  # launched before the host waits for the check's result
         off = float(self.off)
         self.sources = []
-        if not off <= TOLERANCE.get(self.dtype, 6e-2):
+        if not off <= layer_tolerance(self.dtype):
             raise not_these(modules[0], SAMPLE, off)
         return [GraphLayer(k, v) for k, v in zip(*made, strict=True)]
 
