@@ -21,6 +21,7 @@ class Named(str):
     base_attention: str
 
     def __new__(cls, base_attention: str) -> Self:
+        """Make the name that stands before `base_attention`."""
         name = super().__new__(cls, cls.NAME)
         name.base_attention = base_attention
         return name

@@ -1,4 +1,4 @@
-"""What the patched layers of one model share, and the forward in progress."""
+"""The state that the patched layers of one model share, and that of the forward in progress."""
 
 # B batch, L queries, D head dim
 from __future__ import annotations
@@ -22,7 +22,7 @@ STATE = "_hf_longctx"  # in the __dict__ of a decoder and of its patched attenti
 
 
 class DecidesPositions(Protocol):
-    """What the forward asks of a method, which is defined above it: `AttentionMethod`."""
+    """A method as the forward sees it; `AttentionMethod` is defined above the forward."""
 
     name: ClassVar[str]
 
@@ -37,7 +37,7 @@ class DecidesPositions(Protocol):
 
 @dataclass
 class DecoderState:
-    """What the patched layers of one model share: the method, the rotary embedding, and the forward in progress."""
+    """The state that patched layers share: the method, the rotary embedding, and the forward in progress."""
 
     method: DecidesPositions
     rotary: nn.Module
@@ -80,7 +80,7 @@ class DecoderState:
 
 @dataclass
 class Step:
-    """One forward: what is the same for every layer of a decoder."""
+    """One forward: the values that are the same for every layer of a decoder."""
 
     embeddings: tuple[Tensor, Tensor]
     q_pos_BL: Tensor  # -1 for padding
@@ -89,7 +89,7 @@ class Step:
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # what the model's own rotation is given, so that it leaves queries and keys as they are
+        # given to the model's own rotation, so that it leaves queries and keys as they are
         self.identity = identity(self.embeddings)
 
 

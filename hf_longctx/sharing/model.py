@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
@@ -44,23 +44,17 @@ class SharingState:
     cache: SharedCache | None = None
 
 
-class Sharing(LongContextMethod):
-    """The entry in a model's list of patches inside `with shared_prefix(...)`. Not a method: no config names it."""
+class Sharing:
+    """Stands for a shared prefix among a model's patches. It has a method's flags and is none: no config names it."""
 
-    decides_positions: ClassVar[bool] = True
+    native, decides_positions, endless = True, True, False
 
     def __repr__(self) -> str:
         return "shared_prefix(...)"
 
-    def install(self, patch: Patch, decoder: nn.Module) -> None:
-        """Refuse: only a `with` block shares a prefix."""
-        raise NotImplementedError("a prefix is shared by `with shared_prefix(model, document_ids)`.")
 
-
-# -- the model -------------------------------------------------------------------------------------------------------
 def install(patch: Patch, decoder: Any, root: nn.Module) -> None:
-    """Give a model's attention the forward below. ValueError, before the first change, if it cannot have it."""
-    check(decoder)
+    """Give a model's attention the forward below, after `check`."""
     patch.own_configs(root)
     base = decoder.config._attn_implementation or "sdpa"
     layers: list[Any] = attention_layers(decoder)
@@ -86,14 +80,12 @@ def is_shared(model: Any) -> bool:
 def check(decoder: Any) -> None:
     """ValueError unless a model computes exactly the same after a shared prefix as after its own."""
     config, name = decoder.config, type(decoder).__name__
-    carried = [p.method for p in applied(decoder)]
-    held = [method for method in carried if isinstance(method, AttentionMethod | Sharing)]
-    if held and isinstance(held[0], Sharing):
+    if is_shared(decoder):
         raise ValueError(
             "this model is inside `with shared_prefix(...)` already. Use prefix.extend for a deeper level."
         )
-    for method in held:
-        check_method(method)
+    for patch in applied(decoder):
+        check_method(patch.method)
     base = config._attn_implementation or "sdpa"
     if base not in PLAIN:
         raise ValueError(
@@ -198,7 +190,6 @@ def after_forward(module: nn.Module, args: Any, output: Any) -> None:
         state.cache = None
 
 
-# -- transformers' registries ----------------------------------------------------------------------------------------
 def attention(
     module: Any,
     query: Tensor,

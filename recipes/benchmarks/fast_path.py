@@ -19,7 +19,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 from hf_longctx import LMInfinite
 from hf_longctx.evaluation.results import row
-from hf_longctx.generation.cuda_graph import decoder
+from hf_longctx.generation.cuda_graph import graph_forward
 from hf_longctx.upstream.caches import given_cache
 
 from .reading import TRAINED, K, arguments, finish, subject
@@ -88,7 +88,7 @@ def ours_ms(model: Any, ids: Tensor, chunk: int = 32 * K) -> tuple[float, float]
     cache = DynamicCache(config=model.config)
     for piece in ids[None].split(chunk, dim=1):
         model(piece.to(DEVICE), **given_cache(model, cache), use_cache=True, logits_to_keep=1)
-    step = decoder(model)
+    step = graph_forward(model)
     tokens_ms(step, cache, len(ids), count=1, warm=0)
     start = time.perf_counter()
     tokens_ms(step, cache, len(ids) + 1, count=1, warm=0)

@@ -155,7 +155,7 @@ def asked_for(file: Path) -> set[str]:
     return {n.id for n in names if isinstance(n, ast.Name)} | {n.attr for n in names if isinstance(n, ast.Attribute)}
 
 
-OURS = {
+OWN = {
     "cache": classes_of(*(PACKAGE / "cache").glob("*.py")),
     "sharing": classes_of(PACKAGE / "sharing" / "layers.py"),
 }
@@ -163,14 +163,14 @@ OURS = {
 STOCK = {"DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "QuantizedLayer", "CacheLayerMixin"}
 
 
-@pytest.mark.parametrize("room", OURS)
+@pytest.mark.parametrize("room", OWN)
 def test_no_other_room_asks_for_a_class_of_this_one(room: str) -> None:
-    assert {"cache": {"SinkWindowLayer", "FullLayer", "Ring"}, "sharing": {"SharedLayer", "SharedCache"}}[room] <= OURS[
+    assert {"cache": {"SinkWindowLayer", "FullLayer", "Ring"}, "sharing": {"SharedLayer", "SharedCache"}}[room] <= OWN[
         room
     ]
     others = [file for file in PACKAGE.rglob("*.py") if file.relative_to(PACKAGE).parts[0] != room]
     assert len(others) > 100
-    assert {str(file.relative_to(PACKAGE)): found for file in others if (found := asked_for(file) & OURS[room])} == {}
+    assert {str(file.relative_to(PACKAGE)): found for file in others if (found := asked_for(file) & OWN[room])} == {}
 
 
 def test_classes_of_transformers_layers_are_asked_for_in_one_file() -> None:
