@@ -1,4 +1,4 @@
-"""The names of hf_longctx's attention functions in transformers' registries, and the functions that they stand before."""
+"""Names of hf_longctx's attention functions in transformers' registries, and the functions that they stand before."""
 
 from __future__ import annotations
 
