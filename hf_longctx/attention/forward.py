@@ -59,13 +59,12 @@ def _forward(
         layer.open()
         decoder.opened.append(layer)
         layer.push(step.q_pos_BL, step.padded)
+        kwargs = {**without_cache(kwargs), **given_cache(stock.forward, cache)}
     elif kwargs.get("use_cache") and decoder.running and not torch.compiler.is_compiling():
         raise RuntimeError(
             f"{stock.__name__} was called with use_cache=True and without a cache under a name that hf_longctx knows "
             f"({', '.join(CACHE_NAMES)}): the text read before would be lost. {SAY_VERSION}"
         )
-    if cache is not None:
-        kwargs = {**without_cache(kwargs), **given_cache(stock.forward, cache)}
     # a compiler drops the rotation by itself
     forward = stock.forward if torch.compiler.is_compiling() else unrotated(stock.forward)
     call = LayerCall(decoder, step, layer)

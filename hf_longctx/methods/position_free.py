@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attention.base_attention import PLAIN
 from ..attention.inputs import AttentionInputs
 from ..attention.method import AttentionMethod
-from ..attention.registry import base_function
+from ..attention.names import base_function
 from ..cache import FullLayer, UnrotatedLayer
 from ..ops.branch import Branch
 from ..ops.masks import Causal, pairs

@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface
 
 from ..anatomy import FULL, attention_layers, layer_type
 from ..attention.base_attention import KERNEL_OF, PLAIN, checked
 from ..attention.method import AttentionMethod
-from ..attention.names import Named
-from ..attention.subclass import function_named, subclass
+from ..attention.names import Named, base_function, base_mask
+from ..attention.subclass import subclass
 from ..cache.recurrent import has_states
 from ..method import KEY, LongContextMethod
 from ..ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, attend
@@ -202,10 +202,10 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with the signature that transformers calls."""
-    base = module.config._attn_implementation.base_attention
     if shared is None:
-        function = function_named(base, module)
-        return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return base_function(module)(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
     query, scale = checked(module, query, scaling, dropout, kwargs)
     step = shared.current.step
     assert step is not None
@@ -216,12 +216,10 @@ def attention(
     levels = [
         PrefixKeys(level.keys[index], level.values[index], step.positions(level, index)) for level in shared.levels
     ]
-    return attend(asked, own, levels, KERNEL_OF[base]), None
+    return attend(asked, own, levels, KERNEL_OF[module.config._attn_implementation.base_attention]), None
 
 
-def mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """The base attention's mask: forwards after a prefix never ask for one."""
-    return ALL_MASK_ATTENTION_FUNCTIONS[kwargs["config"]._attn_implementation.base_attention](*args, **kwargs)
+mask = base_mask  # forwards after a prefix never ask for one
 
 
 AttentionInterface.register(NAME, attention)
