@@ -23,7 +23,7 @@ def table_of(model: Any) -> torch.nn.Parameter:
         weight
         for name, weight in model.named_parameters()
         if name.endswith("text_model.embeddings.position_embedding.weight")
-    ]  # noqa: E501
+    ]
     return table
 
 
