@@ -126,7 +126,7 @@ def _from_transformers(
     if not any(name.startswith("vision_model.") for name in weights):
         raise ValueError(
             "these are the weights of a text tower alone. Convert the whole model: CLIPTextModel.from_pretrained reads "
-            "the text tower of what is saved."
+            "the text tower of the saved one."
         )
     first = weights[_HF_TABLE]
     weights[_HF_TABLE] = _merged(first, trained, keep, allow_interpolated)
@@ -140,7 +140,7 @@ def _from_transformers(
     towers["text_config"]["max_position_embeddings"] = weights[_HF_TABLE].shape[0]
     for tower in towers.values():
         tower["projection_dim"] = given.get("projection_dim", 512)
-        # `model_type: longclip` and the like name a class of their own, for what is now a stock CLIP
+        # `model_type: longclip` and the like name classes of their own; the result is a stock CLIP
         for key in ("model_type", "architectures"):
             tower.pop(key, None)
     model = _filled(CLIPModel(CLIPConfig(**known, **towers)), weights)

@@ -1,4 +1,4 @@
-"""All processes' rows of a tensor, with a gradient that goes back to the process a row came from."""
+"""All processes' rows of a tensor, with a gradient that returns to each row's own process."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def encode_long_prompt(
         which = f"prompt {longest}" if longest < len(texts) else f"negative prompt {longest - len(texts)}"
         raise ValueError(
             f"{which} has {len(read[longest].states)} tokens in {len(parts[longest])} segments, more than max_tokens="
-            f"{length}. Give a larger max_tokens, None for what is needed, or truncate=True to cut it."
+            f"{length}. Give a larger max_tokens, None for the longest prompt's length, or truncate=True to cut it."
         )
     embeds = torch.stack(
         [torch.cat([row.states[:length], row.filling.expand(max(0, length - len(row.states)), -1)]) for row in read]

@@ -37,7 +37,7 @@ _METADATA = 1 << 24  # bytes from the start that hold all metadata, vocabularies
 
 # llama.cpp's names (`tokenizer.ggml.pre`) for "every digit alone, then the GPT-2 pattern".
 _DIGITS_THEN_GPT2 = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-# Names whose pattern is GPT-2's own, which is what transformers falls back to for every name it does not know.
+# Names whose pattern is GPT-2's own, which transformers uses for every unknown name as well.
 _PLAIN_GPT2 = {None, "default", "gpt-2", "phi-2", "olmo", "jais", "mpt"}
 
 

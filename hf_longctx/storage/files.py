@@ -111,7 +111,7 @@ def drop_half_line(path: Path, size: int) -> None:
 
 
 def check_folder(folder: str | os.PathLike[str], name: str = "out") -> None:
-    """Try to create this folder and write into it; nothing stays behind.
+    """Try to create this folder and write into it, then remove it again.
 
     Raises:
         ValueError: It is a file.

@@ -72,7 +72,7 @@ def draw(path: Path) -> Any:
     (file,), _ = collect(path)
     (task,) = measured([file])
     settings = settings_of(file)
-    subtitle = f"{file.data['model']} on {file.data['hardware']}; {settings['trials']} needles a cell; texts: "
+    subtitle = f"{file.data['model']} on {file.data['hardware']}; {settings['trials']} needles per cell; texts: "
     return plots.passkey_figure(
         {name: task.grid(name) for name in task.configurations},
         window=settings["window"],
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("part", choices=["measure", "draw"])
     parser.add_argument("--lengths", type=lengths, default=LENGTHS)
     parser.add_argument("--depths", type=int, default=10)
-    parser.add_argument("--trials", type=int, default=2, help="needles a cell")
+    parser.add_argument("--trials", type=int, default=2, help="needles per cell")
     parser.add_argument("--stock-most", type=int, default=64 * K, help="the longest text the stock model reads whole")
     parser.add_argument("--seconds", type=float, default=150.0)
     args = parser.parse_args()

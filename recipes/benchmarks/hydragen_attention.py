@@ -1,4 +1,4 @@
-"""Attention of one layer to a shared prefix and to suffixes, one token a row, beside what stock's sdpa takes."""
+"""Attention of one layer to a shared prefix and to suffixes, one token per row, beside stock's sdpa."""
 
 # B batch, H query heads, G key/value heads, P keys of a prefix, S keys of a suffix, D head dim
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _ratio(what: str, B: int, heads: tuple[int, int, int], P: int, S: int) -> di
     if off > 2e-2:
         raise RuntimeError(f"the outputs differ by {off:.1e} (relative)")
     mine, theirs = replayed(ours), replayed(stock)
-    beside: dict[str, Any] = {"ours, ms": mine, "stock, ms": theirs}
+    beside: dict[str, Any] = {"hf_longctx, ms": mine, "stock, ms": theirs}
     if torch.cuda.is_available():
         for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
             try:

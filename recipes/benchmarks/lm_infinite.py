@@ -156,7 +156,7 @@ def passkey(model: Any, tokenizer: Any, window: int, every: int, trials: int) ->
         yield row(f"accuracy at {factor:g} times the window, top_k=5", fmean(ours[factor]), "", beside=beside)
     ratio = fmean(map(fmean, ours.values())) / fmean(map(fmean, truncated.values()))
     detail = {"depths": depths, "trials": trials, "top_k=5": ours, "truncated": truncated, "inside": inside}
-    what = f"mean accuracy over truncation's, {len(depths)} depths, {trials} prompts a cell"
+    what = f"mean accuracy over truncation's, {len(depths)} depths, {trials} prompts per cell"
     yield row(what, ratio, "x", bar=">= 1.85", detail=detail)
 
 
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--window", type=int, default=2 * K, help="the passkey part's emulated window, tokens")
     parser.add_argument("--every", type=int, default=1, help="passkey: read every n-th of the ten depths")
-    parser.add_argument("--trials", type=int, default=20, help="passkey: prompts a cell")
+    parser.add_argument("--trials", type=int, default=20, help="passkey: prompts per cell")
     args = parser.parse_args()
     if args.part in ("speed", "perplexity") and not args.documents:
         parser.error("this part reads texts: python -m recipes.benchmarks.documents DIR, then --documents DIR")

@@ -96,7 +96,7 @@ def _reading() -> Iterator[Pair]:
 
 def _prefill() -> Iterator[Pair]:
     detail = read("fast_path_prefill")["rows"][0]["detail"]
-    for who, chunk, window in (("ours, s", 32 * K, 4 * K), ("stock, s", None, None)):
+    for who, chunk, window in (("hf_longctx, s", 32 * K, 4 * K), ("stock, s", None, None)):
         for tokens, value in detail[who].items():
             made = predicted(SMOLLM2, int(tokens), chunk or int(tokens), window)
             name = "LM-Infinite, window 4k" if window else "stock"
