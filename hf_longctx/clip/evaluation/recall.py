@@ -72,7 +72,7 @@ def shares(rank: Tensor, ks: Sequence[int]) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class Bin:
-    """`share` of the `count` captions whose quantity is in [low, high); None where there are none."""
+    """`share` of the `count` captions whose quantity is in [low, high); None if there are none."""
 
     low: int
     high: int
