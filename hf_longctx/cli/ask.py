@@ -53,7 +53,7 @@ def ask(
     if prefix_cache is not None and prefix_cache.exists() and not prefix_cache.is_dir():
         raise ValueError(f"--prefix-cache {prefix_cache}: expected a folder, and it is a file.")
     from ..sharing.model import check_method
-    from ..text.pieces import read_pieces
+    from ..text.files import read_pieces
 
     if chosen is not None:
         check_method(chosen)  # before the model is loaded
@@ -102,7 +102,7 @@ def _answer(
 
 
 def _lines(path: Path) -> list[str]:
-    from ..text.pieces import lines_of, read_pieces
+    from ..text import lines_of, read_pieces
 
     if str(path) == "-":
         raise ValueError("--questions -: expected a file with a question a line.")

@@ -95,7 +95,7 @@ def document_pieces(prompt: str | None, document: str | None, question: str | No
         )
     if not (question or "").strip():
         raise ValueError("--document needs a --question that is not empty.")
-    from ..text.pieces import read_pieces
+    from ..text.files import read_pieces
 
     return read_pieces(document), str(question)
 
