@@ -15,7 +15,7 @@ from hf_longctx.generation.xl3m.xl3m import stored
 from tests.generation.xl3m.test_prompt import chatting
 from tests.tiny import tiny
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **instead: str) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def test_lines_of_the_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = " ".join(f"w{3 + i * 7 % 50}" for i in range(900))
-    monkeypatch.setattr("hf_longctx.text.corpora.load_text", lambda name: words)
+    monkeypatch.setattr("hf_longctx.text.load_text", lambda name: words)
     more = {
         "What is the access code of the archive in Rotterdam?": "w55 w56 w57",
         "{text[:10_000]}\\n\\n{fact}\\n\\n{text[10_000:]}": "{text}",
