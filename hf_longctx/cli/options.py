@@ -119,7 +119,7 @@ def document_pieces(
         )
     if not (question or "").strip():
         raise ValueError("--document needs a --question that is not empty.")
-    from ..text.pieces import read_pieces
+    from ..text.files import read_pieces
 
     return read_pieces(document), str(question)
 

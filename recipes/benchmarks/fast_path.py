@@ -265,7 +265,7 @@ def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     model.bfloat16()
 
     def off() -> float:
-        """How far a row's first logits in the batch are from those that it has alone, at most."""
+        """The largest difference of a row's first logits in the batch from those that it has alone."""
         logits = model.generate(padded, attention_mask=mask, **settings).logits[0].float()
         one = torch.cat([model.generate(row[None], **settings).logits[0].float() for row in rows])
         return ((logits - one).norm(dim=-1) / one.norm(dim=-1)).max().item()
@@ -309,7 +309,7 @@ def main() -> None:
         parser.error("it reads texts: python -m recipes.benchmarks.documents DIR, then --documents DIR")
     model, tokenizer, documents = subject(args)
     model.requires_grad_(False)
-    # the time that a token takes does not depend on what it says
+    # the time per token does not depend on the token
     ids = max(documents.values(), key=len) if documents else torch.randint(model.config.vocab_size, (MILLION,))
     failed = []
     for part in args.parts:

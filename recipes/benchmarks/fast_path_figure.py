@@ -19,7 +19,7 @@ OURS, EAGER, STATIC = plots.LINES[2], plots.LINES[0], plots.LINES[3]
 
 
 def figure() -> Any:
-    """Three panels; what is extrapolated is dashed and hollow."""
+    """Three panels; extrapolated points are dashed and hollow."""
     made = plots.require_matplotlib()(figsize=(12.5, 4.3), layout="constrained")
     decode, prefill, memory = made.subplots(1, 3)
     for axes, draw in ((decode, _decode), (prefill, _prefill), (memory, _memory)):

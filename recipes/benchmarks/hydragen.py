@@ -37,7 +37,7 @@ QUESTION = 16  # tokens
 
 
 class Attempt:
-    """Makes a row, or says why there is none: it failed, or the time is up."""
+    """Makes a row, or one with the reason for its absence: a failure, or the end of the time."""
 
     def __init__(self, seconds: float) -> None:
         self.until = time.perf_counter() + seconds
@@ -246,7 +246,7 @@ def decode(
                 traceback.print_exc()
                 why, theirs = f"stock at batch {other}: {type(error).__name__}", {}
             rate = batch / mine["step of generate, ms"] * 1e3
-            detail = {"ours": mine, "stock": theirs}
+            detail = {"hf_longctx": mine, "stock": theirs}
             return row(f"{name}: tokens/s while decoding", rate, "", beside=beside, detail=detail, why=why)
 
         yield attempt(f"{name}: tokens/s while decoding", "", tokens)

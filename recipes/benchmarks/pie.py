@@ -60,7 +60,7 @@ FREE = 256  # tokens of the trained length for what an edit adds and what follow
 
 
 def rules(model: Any, tokenizer: Any, args: Any) -> Iterator[dict[str, Any]]:
-    """The same number of tokens read again, chosen by several rules. Two of them know what only a full read tells."""
+    """The same number of tokens read again, chosen by several rules. Some use a full read."""
     for length in args.lengths[:1]:
         sample = edits(tokenizer, min(length, TRAINED - FREE), args.edits, args.per_text, seed=length + 1)
         found = measure(model, sample, RULES, 2 * args.batch, attended=True)
@@ -234,7 +234,7 @@ def main() -> None:
     """Run one part and write its result file."""
     parser = arguments(__doc__)
     parser.add_argument("part", choices=("fidelity", "rules", "time", "rotation"))
-    parser.add_argument("--edits", type=int, default=200, help="edits of a cell")
+    parser.add_argument("--edits", type=int, default=200, help="edits per cell")
     parser.add_argument("--per-text", type=int, default=5, help="edits of one text")
     parser.add_argument("--batch", type=int, default=40, help="edits read together at 8k; twice as many at 2k")
     parser.add_argument("--lengths", type=lengths, default=None)

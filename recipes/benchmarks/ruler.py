@@ -98,7 +98,7 @@ def suite(args: Any, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
 
 
 def _effective(means: dict[int, float], window: int) -> Iterator[dict[str, Any]]:
-    """The longest length up to which the average reaches RULER's bar, and a share of what is reached in the window."""
+    """The longest length up to which the average reaches RULER's bar, and its share of the result in the window."""
     own = own_score(means, window)
     bars = {f"effective length, average of at least {RULER_BAR}, tokens": RULER_BAR}
     if own is not None and own[1] > 0:

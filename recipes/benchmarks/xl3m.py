@@ -28,7 +28,7 @@ from .xl3m_settings import scores, settings
 
 
 def find(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Every length and task. Few texts are shared by the trials of a long length, which is said in the row."""
+    """Every length and task. The trials of a long length share few texts, which the row tells."""
     args, stop = bench.args, clock(bench.args.seconds)
     own = {task.name: bench.stock(task, max(args.trials, 1) * 2) for task in TASKS}
     for task in TASKS:

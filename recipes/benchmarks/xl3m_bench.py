@@ -31,7 +31,7 @@ CITIES = ("Rotterdam", "Lisbon", "Nairobi", "Osaka", "Quito", "Tallinn", "Perth"
 
 @dataclass(frozen=True)
 class Fact:
-    """A task with one fact: what stands before the text, the fact, and the question, with which the answer begins."""
+    """A task with one fact: the text's introduction, the fact, and the question, with which the answer begins."""
 
     name: str
     before: str
@@ -56,7 +56,7 @@ TASKS = (
 
 
 class Bench:
-    """A model and texts, and what the parts do with them."""
+    """A model and texts, with the operations that the parts share."""
 
     def __init__(self, args: Namespace) -> None:
         self.args = args
@@ -161,7 +161,7 @@ class Bench:
 
 
 class Peak:
-    """Most memory of the GPU above what is held now; 0 without a GPU."""
+    """Peak GPU memory above the memory in use now; 0 without a GPU."""
 
     def __init__(self) -> None:
         self._before = 0

@@ -31,7 +31,7 @@ CHUNK = 16 * K
 
 @dataclass(frozen=True)
 class Asked:
-    """One text and questions of one length about it, each with the answers that must be in what is written."""
+    """One text and questions of one length about it, each with the answers that the output must contain."""
 
     head: list[int]
     text: Tensor
@@ -108,7 +108,7 @@ def _tasks(bench: Bench) -> dict[str, Callable[[Bench, int, int], Asked]]:
 
 
 def own(bench: Bench) -> Iterator[dict[str, Any]]:
-    """What the model itself answers to the same questions about 2k tokens: how much of a loss is the reader's."""
+    """The model's own answers to the same questions about 2k tokens: the reader's share of a loss."""
     for name, make in _tasks(bench).items():
         asked = make(bench, OWN, bench.args.questions)
         text = asked.text.tolist()
@@ -118,7 +118,7 @@ def own(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def kept(bench: Bench) -> Iterator[dict[str, Any]]:
-    """The share of the answers that is in what XL3M has the model read: the search without the reader."""
+    """The share of the answers in the text that XL3M has the model read: the search without the reader."""
     length = bench.args.compare_lengths[0]
     for name, make in _tasks(bench).items():
         asked = make(bench, length, bench.args.questions)
@@ -129,7 +129,7 @@ def kept(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def compare(bench: Bench) -> Iterator[dict[str, Any]]:
-    """The mean share of the answers that is in what is written, for every task, length and method."""
+    """The mean share of the answers that the output contains, for every task, length and method."""
     end = time.monotonic() + bench.args.seconds
     slow: dict[str, str] = {}
     for length in bench.args.compare_lengths:

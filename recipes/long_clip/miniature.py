@@ -59,7 +59,7 @@ SMOKE = Size(width=32, heads=2, layers=2, batch=64, base_steps=6, extra_steps=2,
 def build(size: Size, length: int) -> Any:
     """A CLIPModel with a table of `length` positions, which starts as sinusoids: smooth, as CLIP's trained table is.
 
-    The whole picture is one patch: what is where is linear in it and soon seen, and time is left for the captions.
+    The whole picture is one patch: objects and places are linear in it, soon learned, and leave time for the captions.
     """
     from transformers import CLIPConfig, CLIPModel
 
@@ -303,8 +303,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, help="how long the whole may take; steps follow")
-    parser.add_argument("--base-steps", type=int, help="at most this many at 77 tokens")
-    parser.add_argument("--extra-steps", type=int, help="at most this many at 248 tokens; native takes 4 times as many")
+    parser.add_argument("--base-steps", type=int, help="most steps at 77 tokens")
+    parser.add_argument("--extra-steps", type=int, help="most steps at 248 tokens; native takes 4 times as many")
     parser.add_argument("--smoke", action="store_true", help="a tiny model and a few steps")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")

@@ -125,7 +125,7 @@ def write(scenes: Scenes, lines: Tensor, hours: Tensor | None, limit: int) -> Ca
     Args:
         scenes: N scenes.
         lines: [N, S]: which of LINES each sentence is; -1 for none.
-        hours: [N, S - 1]: whose details the sentences after the first are; None where there is only one.
+        hours: [N, S - 1]: the hours that the sentences after the first describe; None if there is only one sentence.
         limit: Tokens of the padded result, with start and end.
     """
     device, count = lines.device, len(scenes)
@@ -144,7 +144,7 @@ def write(scenes: Scenes, lines: Tensor, hours: Tensor | None, limit: int) -> Ca
     starts = ends - size
     place = starts[..., None] + torch.arange(table.shape[1], device=device)
     used = (torch.arange(table.shape[1], device=device) < size[..., None]) & (place < limit - 1)
-    ids = torch.full((count, limit + 1), PAD, device=device)  # one column more takes what is not used
+    ids = torch.full((count, limit + 1), PAD, device=device)  # one extra column for unused words
     ids.scatter_(1, torch.where(used, place, limit).flatten(1), tokens.flatten(1))
     ids[:, 0] = START
     ids.scatter_(1, ends[:, -1:].clamp(max=limit - 1), END)

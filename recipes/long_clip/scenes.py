@@ -1,9 +1,9 @@
 """Rendered scenes with captions made by rule: a world small enough to train a CLIP of its own on.
 
-A scene has a large shape on a patterned ground inside a frame, which its short caption tells, and six small badges
-around them like hours of a clock, which only a long caption tells, a sentence each. Shape and ground share the words
-for colours, so a summary is understood only by telling neighbours apart. Scenes and captions are tensors made where the
-model is, so no loader stands between them.
+A scene has a large shape on a patterned ground inside a frame, which its short caption describes, and six small badges
+around them like hours of a clock, which only a long caption describes, in one sentence each. Shape and ground share the
+words for colours, so understanding a summary takes the order of its words. Scenes and captions are tensors on the
+model's device, so there is no loader.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FRAMES = {
     "maroon": (0.5, 0.02, 0.15),
     "beige": (0.93, 0.87, 0.7),
 }
-# Every hour has names of its own, so that one word tells what is where: a model need not bind a name to its hour.
+# Every hour has its own names, so that one word gives an object and its place: a model need not bind a name to an hour.
 BADGES = (
     ["apple", "pear", "plum", "cherry", "lemon", "grape", "mango", "peach", "melon", "banana", "fig", "kiwi"],
     ["cat", "dog", "horse", "cow", "sheep", "goat", "pig", "duck", "hen", "fox", "bear", "wolf"],
@@ -75,7 +75,7 @@ def draw(count: int, generator: torch.Generator, *, alike: int = 1, shared: floa
 
     Args:
         count: How many; a multiple of `alike`.
-        alike: Scenes come in groups of this size that share one summary, so that details must tell them apart.
+        alike: The size of groups of scenes with one summary, which only details tell apart.
         shared: The probability with which a badge is the whole group's.
 
     Raises:
