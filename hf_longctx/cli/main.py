@@ -31,7 +31,6 @@ from .options import (
     complain,
     document_pieces,
     dtype_of,
-    encode,
     load_model,
     method_of,
     notes,
@@ -220,7 +219,7 @@ def generate(
         pieces, asked = document_pieces(prompt, document, question)
         loaded, tokenizer = load_model(model, dtype, device)
         from ..console.progress import Progress, counted
-        from ..text.pieces import encode_pieces, with_question, written
+        from ..text import encode_pieces, with_question, written
 
         reader = reader_on(loaded, chosen, prefill_chunk_size)
         ids = encode_pieces(tokenizer, with_question(tokenizer, pieces, asked), bos=not tokenizer.chat_template)
@@ -234,8 +233,10 @@ def generate(
     text = prompt_text(prompt, document, question)
     from transformers import TextStreamer
 
+    from ..text import prompt_inputs
+
     loaded, tokenizer = load_model(model, dtype, device)
-    inputs = encode(tokenizer, text).to(loaded.device)
+    inputs = prompt_inputs(tokenizer, text).to(loaded.device)
     notes().print(f"{inputs['input_ids'].shape[1]:,} tokens to read", style="dim", highlight=False)
     if chosen is not None:
         chosen.apply(loaded)

@@ -73,14 +73,14 @@ def dtype_of(name: str) -> Any:
 
 def reader_on(model: PreTrainedModel, method: LongContextMethod | None, chunk: int | None) -> Reader:
     """A reader on a model with `method`, else the one it was saved with, else LM-Infinite at its trained length."""
-    import hf_longctx
+    from .. import LMInfinite, applied, stream
 
-    if method is None and not hf_longctx.applied(model):
-        method = hf_longctx.LMInfinite()
+    if method is None and not applied(model):
+        method = LMInfinite()
         notes().print(f"no --method given: {method!r}", style="dim", highlight=False, markup=False)
     if method is not None:
         method.apply(model)
-    return hf_longctx.stream(model) if chunk is None else hf_longctx.stream(model, chunk=chunk)
+    return stream(model) if chunk is None else stream(model, chunk=chunk)
 
 
 def sampling(sample: bool) -> dict[str, Any]:
@@ -116,17 +116,6 @@ def prompt_text(prompt: str | None, document: str | None, question: str | None) 
     from ..text.corpora import load_text
 
     return f"{load_text(document).strip()}\n\n{question}"
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Any:
-    """The prompt in the model's chat template if it has one, as it is otherwise."""
-    if not tokenizer.chat_template:
-        return tokenizer(text, return_tensors="pt", verbose=False)
-    chat = [{"role": "user", "content": text}]
-    quiet = {"verbose": False}  # a prompt longer than the trained length is what we are for
-    return tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_dict=True, return_tensors="pt", tokenizer_kwargs=quiet
-    )
 
 
 def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:

@@ -7,13 +7,14 @@ stretch_checkpoint("openai/clip-vit-base-patch32", "clip-248")  # a stock checkp
 from .checkpoint import stretch_checkpoint
 from .components import primary_components
 from .convert import convert
-from .finetune import FineTuning, finetune
+from .finetune import finetune
 from .freeze import FrozenRows
 from .gather import gather_rows
 from .long_prompt import encode_long_prompt
 from .loss import LongClipLoss, contrastive_loss, long_clip_loss
 from .pairs import Pair, read_pairs
 from .preference import caption_embeddings, common_direction, preference_loss, preference_score
+from .settings import FineTuning
 from .stretch import stretch_positions
 from .table import is_interpolated, stretch_table, stretched_length
 from .tokens import stretch_tokenizer

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from ..anatomy import FULL, attention_layers, find_decoder, layer_type
 from ..attention.selfcheck import head_dim_of
 from ..hub.gguf import read_gguf_config
-from ..hub.resolve import EXAMPLE_MODEL, _first_line, _hub_problem, _not_found, find, is_gguf
+from ..hub.resolve import EXAMPLE_MODEL, find, first_line, hub_problem, is_gguf, not_found
 from ..rope.parameters import readable_length
 from .held import Held, held_by
 
@@ -99,9 +99,9 @@ def read_config(model: str | os.PathLike[str] | PreTrainedConfig) -> tuple[PreTr
             _check_fields(name, raw, config)
             return config, source
         # as in `load`: an unreachable Hub is tried for a minute before it is told
-        problem = None if Path(location).is_dir() else _hub_problem(location)
+        problem = None if Path(location).is_dir() else hub_problem(location)
         if problem:
-            raise OSError(_not_found(location, problem))
+            raise OSError(not_found(location, problem))
     try:
         raw, _ = PreTrainedConfig.get_config_dict(location)
         config = AutoConfig.from_pretrained(location)
@@ -149,7 +149,7 @@ def measure(model: Any) -> Shape:
     except Exception as error:  # a forward on the meta device stops wherever a model looks at values
         more["caveat"] = (
             f"What {type(model).__name__} caches could not be found out without its weights "
-            f"({_first_line(error)}): {_guess(decoder)}."
+            f"({first_line(error)}): {_guess(decoder)}."
         )
     else:
         layers, more = _as_held(modules, layers, held)
@@ -247,7 +247,7 @@ def _experts(config: Any) -> tuple[float, int]:
 
 
 def _check_fields(name: str, raw: dict[str, Any], config: PreTrainedConfig) -> None:
-    """transformers fills in what a config leaves out, with the sizes of some other model."""
+    """Transformers fills in what a config leaves out, with the sizes of some other model."""
     text = config.get_text_config(decoder=True)
     entry = raw
     if text is not config:

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..storage.fingerprint import model_digest, tokenizer_digest
-from ..text.joins import common, ids_after, ids_before, ids_of
+from ..text.joins import common, ids_after, ids_before
 from ..text.pieces import around, encoded, last_line
+from ..text.tokens import bos_prefix, encode, left_pad
 from .file import make_folder
 from .prefix import Prefix, load_prefix, shared_prefix
 
@@ -33,8 +34,6 @@ class Prompt:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str]) -> None:
-        from ..text.tokens import bos_prefix
-
         self.tokenizer = tokenizer
         head, self._tail = around(tokenizer)
         ids = [] if tokenizer.chat_template else bos_prefix(tokenizer)
@@ -54,8 +53,8 @@ class Prompt:
     def question(self, text: str) -> list[int]:
         """The ids that follow those of the document."""
         text = f"{BREAK}{text}{self._tail}"
-        known = ids_of(self.tokenizer, self._before) + self._known
-        whole = ids_of(self.tokenizer, f"{self._before}{self._end}{text}")
+        known = encode(self.tokenizer, self._before) + self._known
+        whole = encode(self.tokenizer, f"{self._before}{self._end}{text}")
         if whole[: len(known)] == known:
             return whole[len(known) :]
         return self._rest + ids_after(self.tokenizer, "a", text)  # it changes more than is left to it
@@ -91,7 +90,7 @@ def answers(
     rows = [prompt.question(question) for question in questions]
     with cached_prefix(model, prompt.document_ids, prefix_cache, chunk) as prefix:
         for start in range(0, len(rows), batch_size):
-            ids, mask = _padded(rows[start : start + batch_size], pad)
+            ids, mask = left_pad(rows[start : start + batch_size], pad)
             out = prefix.generate(ids, attention_mask=mask, pad_token_id=pad, **settings)
             for row in out[:, ids.shape[1] :]:
                 yield str(tokenizer.decode(row, skip_special_tokens=True)).strip()
@@ -134,10 +133,3 @@ def cached_prefix(model: Any, ids: Tensor, folder: str | Path | None, chunk: int
             except OSError as error:
                 logger.warning("what was read is not kept for the next time: %s", error)
         yield prefix
-
-
-def _padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..cache.copies import deep_copy
-from ..text.joins import common, ids_after, ids_of
-from ..text.pieces import MARK, render, written
+from ..text.detokenizer import written
+from ..text.joins import common, ids_after
+from ..text.pieces import MARK
+from ..text.tokens import encode, render
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +70,7 @@ class Chat:
         yield from written(self.tokenizer, self._tokens(settings))
 
     def _first(self, text: str) -> list[int]:
-        return ids_of(self.tokenizer, render(self.tokenizer, [*self._system, {"role": "user", "content": text}]))
+        return encode(self.tokenizer, render(self.tokenizer, [*self._system, {"role": "user", "content": text}]))
 
     def _next(self, text: str) -> list[int]:
         """What the template writes from the end of the last answer to the beginning of the next, as ids."""

@@ -34,7 +34,7 @@ COPY = "the card's copy"
 # -- decoding ----------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def tokens_ms(step: Callable[..., Any], cache: Any, at: int, count: int = 40, warm: int = 8) -> float:
-    """Median milliseconds per token of greedy decoding, by the clock: what a user waits for."""
+    """Median milliseconds per token of greedy decoding, by the clock: a user's waiting time."""
     ids = torch.full((1, 1), 50, device=DEVICE)
     times = []
     for i in range(count):
@@ -97,7 +97,7 @@ def ours_ms(model: Any, ids: Tensor, chunk: int = 32 * K) -> tuple[float, float]
 
 
 def decode(model: Any, ids: Tensor, contexts: tuple[int, ...], window: int) -> Iterator[dict[str, Any]]:
-    """Milliseconds per token by context, and the two ratios that the bars are about."""
+    """Milliseconds per token by context, and the two ratios of the bars."""
     ours, eager, compiled = {}, {}, {}
     with LMInfinite(n_local=window).on(model):
         for context in contexts:
@@ -210,17 +210,31 @@ def kernel() -> Iterator[dict[str, Any]]:
     peers = {
         "torch flash, keys rotated before": replayed(
             lambda: torch.ops.aten._flash_attention_forward(
-                turned[0].transpose(1, 2), turned[1].transpose(1, 2), v.transpose(1, 2), None, None, 1, S, 0.0, False,
-                False, scale=D**-0.5,
+                turned[0].transpose(1, 2),
+                turned[1].transpose(1, 2),
+                v.transpose(1, 2),
+                None,
+                None,
+                1,
+                S,
+                0.0,
+                False,
+                False,
+                scale=D**-0.5,
             )
         ),
         "stock SDPA, keys rotated before": replayed(
             lambda: torch.nn.functional.scaled_dot_product_attention(*turned, v, enable_gqa=True)
         ),
-    }  # fmt: skip
+    }
     beside = {"GB/s of keys and values": read, f"GB/s of {COPY}": copied}
-    yield row("decoding attention, 128k keys, 32/8 heads d128: share of the copy bandwidth", read / copied, "",
-              bar=">= 0.60", beside=beside)  # fmt: skip
+    yield row(
+        "decoding attention, 128k keys, 32/8 heads d128: share of the copy bandwidth",
+        read / copied,
+        "",
+        bar=">= 0.60",
+        beside=beside,
+    )
     milli = {"ms": ours, **{f"{name}, ms": value for name, value in peers.items()}}
     for name, other in peers.items():
         yield row(f"decoding attention: time over {name}", ours / other, "", bar="<= 1", beside=milli)
@@ -231,7 +245,7 @@ def kernel() -> Iterator[dict[str, Any]]:
 def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     """Sixteen left-padded prompts of unequal length: fp32 tokens, and bf16 logits, against one by one.
 
-    In bf16 a batch rounds otherwise than a row alone, in the stock model too, whose difference is the measure.
+    In bf16 a batch rounds otherwise than a row alone, in the stock model too, whose difference is the yardstick.
     """
     lengths = [64 + 97 * i for i in range(16)]
     rows = [ids[5000 * i : 5000 * i + n].to(DEVICE) for i, n in enumerate(lengths)]
@@ -250,7 +264,7 @@ def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     model.bfloat16()
 
     def off() -> float:
-        """How far a row's first logits in the batch are from those that it has alone, at most."""
+        """The largest difference of a row's first logits in the batch from those that it has alone."""
         logits = model.generate(padded, attention_mask=mask, **settings).logits[0].float()
         one = torch.cat([model.generate(row[None], **settings).logits[0].float() for row in rows])
         return ((logits - one).norm(dim=-1) / one.norm(dim=-1)).max().item()
@@ -266,9 +280,15 @@ def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
 def llama_8b() -> Any:
     """A random Llama of 8B geometry, bf16."""
     config = LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=131072, rope_theta=5e5,
-    )  # fmt: skip
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        rope_theta=5e5,
+    )
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model = model.to_empty(device=DEVICE)
@@ -288,7 +308,7 @@ def main() -> None:
         parser.error("it reads texts: python -m recipes.benchmarks.documents DIR, then --documents DIR")
     model, tokenizer, documents = subject(args)
     model.requires_grad_(False)
-    # the time that a token takes does not depend on what it says
+    # the time per token does not depend on the token
     ids = max(documents.values(), key=len) if documents else torch.randint(model.config.vocab_size, (MILLION,))
     failed = []
     for part in args.parts:

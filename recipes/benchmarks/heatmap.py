@@ -60,10 +60,11 @@ def measure(bench: Any, task: Any, new_tokens: int, args: Namespace) -> Iterator
                 counts = {} if found is None else {"trials": len(found), "correct": sum(found)}
                 yield row(
                     f"needle found, {length:,} tokens, depth {100 * detail['depth']:.3g} %, {name}",  # type: ignore[operator]
-                    None if found is None else sum(found) / len(found), "share of trials",
+                    None if found is None else sum(found) / len(found),
+                    "share of trials",
                     why=None if found is not None else "out of time" if late else f"not run: {skipped}",
                     detail=detail | counts,
-                )  # fmt: skip
+                )
 
 
 def draw(path: Path) -> Any:
@@ -115,7 +116,7 @@ def main() -> None:
     if args.part == "draw":
         plots.save(draw((args.out or RESULTS) / f"{NAME}.json"), FIGURE if args.out is None else args.out / "xl3m.png")
         return
-    from .xl3m import NEW_TOKENS, TASKS, Bench
+    from .xl3m_bench import NEW_TOKENS, TASKS, Bench
 
     bench = Bench(args)
     settings = {"window": TRAINED, "trials": args.trials, "text": f"{bench.hay.distinct:,} distinct tokens, shuffled"}

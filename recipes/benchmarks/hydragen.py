@@ -37,7 +37,7 @@ QUESTION = 16  # tokens
 
 
 class Attempt:
-    """Makes a row, or says why there is none: it failed, or the time is up."""
+    """Makes a row, or one with the reason for its absence: a failure, or the end of the time."""
 
     def __init__(self, seconds: float) -> None:
         self.until = time.perf_counter() + seconds
@@ -169,18 +169,25 @@ def ours(model: Any, document: Tensor, questions: Tensor, new: int) -> dict[str,
         cache = prefix.cache()
         settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
         prefix.generate(
-            questions, attention_mask=torch.ones_like(questions), cache=cache,
-            stopping_criteria=StoppingCriteriaList([clock]), **settings,
-        )  # fmt: skip
+            questions,
+            attention_mask=torch.ones_like(questions),
+            cache=cache,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            **settings,
+        )
         seconds = _now() - start
         peak = (torch.cuda.max_memory_allocated() - weights) if torch.cuda.is_available() else 0
         kv = (prefix.nbytes + cache.nbytes()) / 2**30
         del cache
         forward = _forward_ms(model, prefix, questions, new)
     return {
-        "step of generate, ms": clock.step_ms(), "forward, ms": forward, "reading, s": read, "all, s": seconds,
-        "KV, GiB": kv, "peak above the weights, GiB": peak / 2**30,
-    }  # fmt: skip
+        "step of generate, ms": clock.step_ms(),
+        "forward, ms": forward,
+        "reading, s": read,
+        "all, s": seconds,
+        "KV, GiB": kv,
+        "peak above the weights, GiB": peak / 2**30,
+    }
 
 
 @torch.no_grad()
@@ -239,7 +246,7 @@ def decode(
                 traceback.print_exc()
                 why, theirs = f"stock at batch {other}: {type(error).__name__}", {}
             rate = batch / mine["step of generate, ms"] * 1e3
-            detail = {"ours": mine, "stock": theirs}
+            detail = {"hf_longctx": mine, "stock": theirs}
             return row(f"{name}: tokens/s while decoding", rate, "", beside=beside, detail=detail, why=why)
 
         yield attempt(f"{name}: tokens/s while decoding", "", tokens)

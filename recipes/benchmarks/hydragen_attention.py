@@ -1,4 +1,4 @@
-"""Attention of one layer to a shared prefix and to suffixes, one token a row, beside what stock's sdpa takes."""
+"""Attention of one layer to a shared prefix and to suffixes, one token per row, beside stock's sdpa."""
 
 # B batch, H query heads, G key/value heads, P keys of a prefix, S keys of a suffix, D head dim
 from __future__ import annotations

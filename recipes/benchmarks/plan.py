@@ -23,14 +23,26 @@ from hf_longctx.planning.shape import build, measure
 from .reading import RESULTS, TRAINED, K
 
 SMOLLM2 = LlamaConfig(
-    hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-    head_dim=64, vocab_size=49152, max_position_embeddings=TRAINED, tie_word_embeddings=True,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
+    vocab_size=49152,
+    max_position_embeddings=TRAINED,
+    tie_word_embeddings=True,
     rope_parameters={"rope_type": "default", "rope_theta": 1e5},
-)  # fmt: skip
+)
 LLAMA_8B = LlamaConfig(
-    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=8, max_position_embeddings=128 * K,
-)  # fmt: skip
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=128 * K,
+)
 MODELS = {"SmolLM2-135M": SMOLLM2, "Llama of 8B geometry": LLAMA_8B}
 BYTES, SECONDS = 1.15, 1.5  # what the predictions must hold, as factors
 

@@ -53,7 +53,7 @@ def test_equal_variances_have_a_finite_gradient() -> None:
 @pytest.mark.parametrize(
     ("shape", "components", "words"),
     [
-        ((33, 64), 32, "at least 34 pairs a process, gather before"),
+        ((33, 64), 32, "at least 34 pairs per process, gather before"),
         ((64, 32), 32, "has at most 32 directions"),
         ((64, 64), 0, "expected a whole number from 1 on"),
         ((4, 4, 4), 2, r"expected floating-point \[batch, width\]"),

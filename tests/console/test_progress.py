@@ -77,9 +77,11 @@ def bars() -> dict[str, Any]:
     import transformers.utils.logging
 
     return {
-        "tqdm": tqdm.tqdm, "tqdm.auto": tqdm.auto.tqdm, "transformers": transformers.utils.logging.tqdm,
+        "tqdm": tqdm.tqdm,
+        "tqdm.auto": tqdm.auto.tqdm,
+        "transformers": transformers.utils.logging.tqdm,
         "huggingface_hub": huggingface_hub.utils.tqdm,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", ["tqdm", "tqdm.auto", "transformers", "huggingface_hub"])

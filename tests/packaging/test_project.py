@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -90,7 +91,7 @@ def test_links_and_pictures_exist(path: Path) -> None:
         assert (path.parent / target).exists(), target
 
 
-CARDS = [path for path in sorted((ROOT / "model_cards").glob("*.md")) if path.stem != "xl3m"]  # in tests/segments
+CARDS = [path for path in sorted((ROOT / "model_cards").glob("*.md")) if path.stem != "xl3m"]  # run with XL3M's tests
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.name)
@@ -150,8 +151,8 @@ def test_readme_lines_on_keeping_a_method_run_as_pasted(tmp_path: Path, monkeypa
 
 def test_every_block_of_a_document_is_run_by_a_test() -> None:
     """A new one goes into this list together with a test that runs it."""
-    # here: README, editing, report, sharing, streaming; tests/segments; tests/evaluation/test_guide.py; tests/clip has
-    # one in test_stretch.py, two in test_pipelines.py and three in test_guide.py
+    # here: README, editing, report, sharing, streaming; tests/generation/xl3m; tests/evaluation/test_guide.py; tests/clip
+    # has one in test_stretch.py, two in test_pipelines.py and three in test_guide.py
     run = {
         "README": 2,
         "clip": 6,
@@ -203,6 +204,14 @@ def test_lines_on_reports_run_as_pasted(
     exec(draw, {})
     assert capsys.readouterr().out.strip() == draw.rpartition("# ")[2].strip()
     assert "95 % (76–99)" in (tmp_path / "page/report.html").read_text()
+
+
+def test_imports_inside_the_package_are_relative() -> None:
+    for path in (ROOT / "hf_longctx").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not any(name.split(".")[0] == "hf_longctx" for name in names), f"{path}:{node.lineno}"
 
 
 def test_every_guide_is_linked() -> None:

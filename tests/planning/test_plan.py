@@ -304,7 +304,7 @@ def test_wrong_places_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "no such folder" in complaint(tmp_path / "none", "--length", "1M")
     from hf_longctx.planning import shape
 
-    monkeypatch.setattr(shape, "_hub_problem", lambda repo: "offline")
+    monkeypatch.setattr(shape, "hub_problem", lambda repo: "offline")
     assert "the Hub did not give a model" in complaint("owner/name", "--length", "1M")
 
 
@@ -322,7 +322,7 @@ def test_a_gguf_file_s_header_is_enough(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.options[0].prediction == wanted.options[0].prediction
     assert not (tmp_path / "home").exists()
     # the examples' model where the Hub cannot be reached
-    monkeypatch.setattr(resolve, "_hub_problem", lambda *_: "offline")
+    monkeypatch.setattr(resolve, "hub_problem", lambda *_: "offline")
     monkeypatch.setattr(resolve, "_gguf_from_wheel", lambda: file)
     assert plan("smollm2-135m-instruct", "1k", "1GiB").parameters == wanted.parameters
 

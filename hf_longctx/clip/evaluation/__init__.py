@@ -1,4 +1,4 @@
-"""How well a CLIP reads: retrieval by the published protocols, zero-shot classes, and by caption length and position.
+"""Evaluation of a CLIP: retrieval by the published protocols, zero-shot classes, and by caption length and position.
 
 from hf_longctx.clip.evaluation import evaluate_retrieval, read_protocol
 evaluate_retrieval(model, tokenizer, processor, read_protocol("urban1k", "Urban1k"))

@@ -1,4 +1,4 @@
-"""A share by some quantity of a caption: its length in tokens, or where its deciding sentence stands."""
+"""Shares of captions by length in tokens, or by the position of their deciding sentence."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ def by_bins(hits: Tensor, quantity: Tensor, edges: Sequence[int]) -> list[Bin]:
 
     Args:
         hits: [C] booleans, of `found`.
-        quantity: [C], of each caption: tokens, or the token at which its deciding sentence starts.
-        edges: At least two, rising. What lies outside of all bins is in none.
+        quantity: [C], for each caption: its tokens, or the token at which its deciding sentence starts.
+        edges: At least two, rising. A value outside all bins is left out.
     """
     if len(edges) < 2 or any(high <= low for low, high in pairwise(edges)):
         raise ValueError(f"edges={list(edges)}: expected at least two numbers, each above the one before it.")
     if hits.ndim != 1 or hits.shape != quantity.shape:
-        raise ValueError(f"hits {list(hits.shape)} and quantity {list(quantity.shape)}: expected one each a caption.")
+        raise ValueError(
+            f"hits {list(hits.shape)} and quantity {list(quantity.shape)}: expected one value per caption."
+        )
     bins = []
     for low, high in pairwise(edges):
         inside = (quantity >= low) & (quantity < high)

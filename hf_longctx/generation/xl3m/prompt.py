@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...text.joins import ids_after, ids_before
-from ...text.pieces import MARK, around, render
+from ...text.pieces import MARK, around
+from ...text.tokens import bos_prefix, render
 
 SPACES = 4  # tokens, at most, of white space before a question that belong to it
 
@@ -67,8 +68,6 @@ def around_text(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[list
     With the text's own ids between them (`encode_pieces(..., bos=False, after=text_before(tokenizer, head))`) they are
     those of the whole prompt, but for a token that the text's last word and the line end after it may share.
     """
-    from ...text.tokens import bos_prefix
-
     before, after = around(tokenizer, f"\n\n{question}")
     head = ids_before(tokenizer, before) if tokenizer.chat_template else bos_prefix(tokenizer)
     return head, ids_after(tokenizer, "a", after)
