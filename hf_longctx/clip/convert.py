@@ -27,7 +27,7 @@ _HF_TRAINED = ("text_model.embeddings.position_embedding_res", "text_model.embed
 _LOST = (
     "rows {keep} to {last} of the table of text positions are plain interpolation: the rows that Long-CLIP trained "
     "(its positional_embedding_res) are not in it. Convert the original .pt file instead; allow_interpolated=True "
-    "(--allow-interpolated) takes it as it is."
+    "(--allow-interpolated) accepts it as it is."
 )
 
 
@@ -74,11 +74,16 @@ def convert(
         state = _weights(folder)
     if not any(name.startswith("text_model.") for name in state):
         found = openai.sizes(openai.tidy(state))
-        told = geometry.told_by_openclip(folder, found)
-        if told is None and not single:
-            told = geometry.told_by_transformers(folder, found)
+        config = geometry.from_openclip_config(folder, found)
+        if config is None and not single:
+            config = geometry.from_transformers_config(folder, found)
         model = from_openai(
-            state, keep=keep, activation=activation, heads=heads, told=told, allow_interpolated=allow_interpolated
+            state,
+            keep=keep,
+            activation=activation,
+            heads=heads,
+            config=config,
+            allow_interpolated=allow_interpolated,
         )
         return save_clip(model, tokenizer, out, overwrite=overwrite, images=_image_settings(model))
     model = _from_transformers(state, folder, keep=keep, heads=heads, allow_interpolated=allow_interpolated)
@@ -94,7 +99,7 @@ def from_openai(
     keep: int = KEEP,
     activation: str | None = None,
     heads: tuple[int, int] | None = None,
-    told: geometry.Told | None = None,
+    config: geometry.Configured | None = None,
     allow_interpolated: bool = False,
 ) -> Any:
     """A CLIPModel from a state dict in OpenAI's names, with one table of positions or Long-CLIP's two; as `convert`."""
@@ -102,8 +107,8 @@ def from_openai(
 
     weights = openai.tidy(state)
     found = openai.sizes(weights)
-    chosen = geometry.heads_of(found, heads, told)
-    act = geometry.activation_of(found, activation, told)
+    chosen = geometry.heads_of(found, heads, config)
+    act = geometry.activation_of(found, activation, config)
     table = _merged(weights[openai.TABLE], weights.get(openai.TRAINED_TABLE), keep, allow_interpolated)
     merged = {name: tensor for name, tensor in weights.items() if name != openai.TRAINED_TABLE} | {openai.TABLE: table}
     model = _filled(CLIPModel(found.config(act, *chosen)), openai.to_transformers(merged))
@@ -160,7 +165,7 @@ def _configured_heads(
                 f"config.json has no num_attention_heads in {part}, for which transformers takes {heads}; the "
                 f"published model of this size has {published}. Add the right number."
             )
-    return geometry.heads_of(sizes, given, geometry.Told(read, None, "config.json"))
+    return geometry.heads_of(sizes, given, geometry.Configured(read, None, "config.json"))
 
 
 def _merged(table: Tensor, trained: Tensor | None, keep: int, allow_interpolated: bool) -> Tensor:

@@ -36,14 +36,14 @@ _IMAGE = _OPENAI | {
     (1664, 48): 16,  # bigG, of 104
     (1792, 56): 16,  # e, of 112
 }
-# fields of OpenCLIP's configs with which it computes what CLIP computes; others change it without any tensor to tell
+# OpenCLIP's fields that agree with CLIP; others change its computation without any trace in the tensors
 _SIZES = ("image_size", "layers", "width", "head_width", "heads", "mlp_ratio", "patch_size", "context_length")
 _NO_MATTER = (*_SIZES, "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id", "patch_dropout")
 _AS_CLIP = {"pool_type": ("tok", "argmax"), "proj_type": ("linear",), "pos_embed_type": ("learnable",)}
 
 
-class Told(NamedTuple):
-    """The contents of a config; None for a missing one."""
+class Configured(NamedTuple):
+    """Heads and activation (None if missing) by a config file."""
 
     heads: Heads
     activation: str | None
@@ -51,12 +51,12 @@ class Told(NamedTuple):
 
 
 def known(sizes: Sizes) -> tuple[int | None, int | None]:
-    """Heads of the text and the image tower by the published sizes; None where there is no such model."""
+    """Heads of the text and the image tower by the published sizes; None if there is no such model."""
     text, image = (sizes.text_width, sizes.text_layers), (sizes.vision_width, sizes.vision_layers)
     return _TEXT.get(text), _IMAGE.get(image)
 
 
-def heads_of(sizes: Sizes, given: tuple[int, int] | None, told: Told | None) -> Heads:
+def heads_of(sizes: Sizes, given: tuple[int, int] | None, config: Configured | None) -> Heads:
     """The heads that were given, else those of the config, else those of the published model of this size.
 
     ValueError where none is known, two contradict each other, or they do not divide their tower.
@@ -64,14 +64,14 @@ def heads_of(sizes: Sizes, given: tuple[int, int] | None, told: Told | None) -> 
     if given is not None:
         if not isinstance(given, (tuple, list)) or len(given) != 2 or not all(type(n) is int and n > 0 for n in given):
             raise ValueError(f"heads={given!r}: expected those of the text tower and of the image tower: (16, 16).")
-        if told is not None and tuple(given) != told.heads:
+        if config is not None and tuple(given) != config.heads:
             raise ValueError(
-                f"heads={tuple(given)}: {told.file} beside the weights says {tuple(told.heads)}. Leave heads out, or "
-                f"take the config away if it is of another model."
+                f"heads={tuple(given)}: {config.file} beside the weights says {tuple(config.heads)}. Leave heads out, "
+                f"or remove the config if it is of another model."
             )
         chosen = Heads(*given)
-    elif told is not None:
-        chosen = told.heads
+    elif config is not None:
+        chosen = config.heads
     else:
         text, image = known(sizes)
         if text is None or image is None:
@@ -92,16 +92,16 @@ def heads_of(sizes: Sizes, given: tuple[int, int] | None, told: Told | None) -> 
     return chosen
 
 
-def activation_of(sizes: Sizes, given: str | None, told: Told | None) -> str:
+def activation_of(sizes: Sizes, given: str | None, config: Configured | None) -> str:
     """As `heads_of`. OpenAI's is the default, except for sizes of which OpenCLIP alone has models, with either."""
     if given is not None and given not in ACTIVATIONS:
         raise ValueError(
             f"activation={given!r}: expected quick_gelu (OpenAI's, Long-CLIP's) or gelu (most of OpenCLIP's)."
         )
-    if told is not None and told.activation is not None:
-        if given not in (None, told.activation):
-            raise ValueError(f"activation={given!r}: {told.file} beside the weights says {told.activation}.")
-        return told.activation
+    if config is not None and config.activation is not None:
+        if given not in (None, config.activation):
+            raise ValueError(f"activation={given!r}: {config.file} beside the weights says {config.activation}.")
+        return config.activation
     size = sizes.vision_width, sizes.vision_layers
     if given is None and size in _IMAGE and size not in _OPENAI:
         raise ValueError(
@@ -111,7 +111,7 @@ def activation_of(sizes: Sizes, given: str | None, told: Told | None) -> str:
     return given or "quick_gelu"
 
 
-def told_by_openclip(folder: Path, sizes: Sizes) -> Told | None:
+def from_openclip_config(folder: Path, sizes: Sizes) -> Configured | None:
     """Heads and activation by the OpenCLIP config in a folder; None without one.
 
     ValueError if it belongs to another model, or to one that transformers' CLIP does not compute.
@@ -143,10 +143,10 @@ def told_by_openclip(folder: Path, sizes: Sizes) -> Told | None:
                 f"give other embeddings there. Read them with OpenCLIP."
             )
     heads = Heads(text.get("heads", 8), sizes.vision_width // image.get("head_width", 64))  # OpenCLIP's defaults
-    return Told(heads, "quick_gelu" if config.get("quick_gelu") else "gelu", OPENCLIP_CONFIG)
+    return Configured(heads, "quick_gelu" if config.get("quick_gelu") else "gelu", OPENCLIP_CONFIG)
 
 
-def told_by_transformers(folder: Path, sizes: Sizes) -> Told | None:
+def from_transformers_config(folder: Path, sizes: Sizes) -> Configured | None:
     """The same by transformers' `config.json` beside weights in OpenAI's names."""
     path = folder / "config.json"
     config = read_json(path, _UNCHANGED) if path.is_file() else {}
@@ -165,11 +165,11 @@ def told_by_transformers(folder: Path, sizes: Sizes) -> Told | None:
     acts = {part.get("hidden_act", "quick_gelu") for part in (text, image)}
     if len(acts) > 1 or not acts <= set(ACTIVATIONS):
         raise ValueError(f"config.json: activations {sorted(acts)}; expected one for both, quick_gelu or gelu.")
-    return Told(Heads(text["num_attention_heads"], image["num_attention_heads"]), acts.pop(), "config.json")
+    return Configured(Heads(text["num_attention_heads"], image["num_attention_heads"]), acts.pop(), "config.json")
 
 
 def _check_same(file: str, fields: dict[str, tuple[Any, int]]) -> None:
-    wrong = [f"{name} is {told}, of the weights {real}" for name, (told, real) in fields.items() if told != real]
+    wrong = [f"{name} is {wrong}, of the weights {real}" for name, (wrong, real) in fields.items() if wrong != real]
     if wrong:
         raise ValueError(
             f"{file} beside the weights is of another model ({'; '.join(wrong)}). Put the weights' own there, or move "

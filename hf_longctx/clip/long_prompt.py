@@ -120,7 +120,7 @@ def encode_long_prompt(
     return out
 
 
-class _Row(NamedTuple):
+class _EncodedPrompt(NamedTuple):
     """A prompt by all encoders: its states, [tokens, C], the vector that fills it, [1, C], and its pooled embedding."""
 
     states: Tensor
@@ -128,7 +128,7 @@ class _Row(NamedTuple):
     pooled: Tensor | None
 
 
-def _read(encoders: list[TextEncoder], parts: list[list[str]]) -> list[_Row]:
+def _read(encoders: list[TextEncoder], parts: list[list[str]]) -> list[_EncodedPrompt]:
     """Prompts that were cut into segments. A segment of several prompts is read once."""
     where = {part: i for i, part in enumerate(dict.fromkeys(part for each in parts for part in each))}
     read = [encoder.encode(list(where)) for encoder in encoders]
@@ -142,7 +142,9 @@ def _read(encoders: list[TextEncoder], parts: list[list[str]]) -> list[_Row]:
     filling, pooled, rows = _joined([one.filling for one in read]), read[-1].pooled, []
     for each in parts:
         at = [where[part] for part in each]
-        rows.append(_Row(torch.cat([states[i] for i in at]), filling, None if pooled is None else pooled[at].mean(0)))
+        rows.append(
+            _EncodedPrompt(torch.cat([states[i] for i in at]), filling, None if pooled is None else pooled[at].mean(0))
+        )
     return rows
 
 

@@ -105,4 +105,4 @@ def _check(images: Tensor, texts: Tensor) -> None:
             f"[batch, width] twice, a caption for each image."
         )
     if images.shape[0] < 2:
-        raise ValueError("a batch of 1 pair has nothing to tell it from. Give at least 2, better hundreds.")
+        raise ValueError("a batch of 1 pair has nothing to compare it with. Give at least 2, better hundreds.")

@@ -15,7 +15,7 @@ from .checks import read_json, some
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
-_Row = tuple[str, Path, Any, Any]  # its place, for errors; image, long and short caption
+_Captioned = tuple[str, Path, Any, Any]  # its place, for errors; image, long and short caption
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def sharegpt4v_rows(file: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def _jsonl(path: Path, base: Path) -> Iterator[_Row]:
+def _jsonl(path: Path, base: Path) -> Iterator[_Captioned]:
     for number, line in enumerate(lines_of(path.read_bytes().decode()), 1):
         if not line.strip():
             continue
@@ -105,12 +105,12 @@ def _jsonl(path: Path, base: Path) -> Iterator[_Row]:
         yield f"line {number}", base / row["image"], row.get("caption"), row.get("short")
 
 
-def _json(path: Path, base: Path) -> Iterator[_Row]:
+def _json(path: Path, base: Path) -> Iterator[_Captioned]:
     for number, (image, caption) in enumerate(sharegpt4v_rows(path)):
         yield f"row {number}", base / image, caption, None
 
 
-def _folder(path: Path) -> Iterator[_Row]:
+def _folder(path: Path) -> Iterator[_Captioned]:
     for image in sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES):
         text = image.with_suffix(".txt")
         long, short = [*(lines_of(text.read_bytes().decode()) if text.is_file() else []), None, None][:2]

@@ -95,7 +95,7 @@ def preference_score(
     if common is None:
         if len(texts_BD) < 2 and gather is None:
             raise ValueError(
-                "one caption: what captions share cannot be told from what it says. Give a larger batch, `gather`, or "
+                "one caption: the part that captions share cannot be separated. Give a larger batch, `gather`, or "
                 "common=common_direction(...) of other captions."
             )
         common = common_direction(texts_BD, gather)

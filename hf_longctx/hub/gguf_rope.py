@@ -182,15 +182,8 @@ def _static(config: Any, file: FileRope, base: np.ndarray, divided: np.ndarray) 
         if found := _llama3(config, file, base, divided):
             return found
     _check_per_layer(config, file, TENSORS[0])
-    factors = [_plain(value) for value in np.minimum(divided, 1e18)]  # 1e30 would overflow in float32
-    return {
-        "rope_type": "longrope",
-        "factor": 1.0,
-        "attention_factor": attention,
-        "original_max_position_embeddings": _original(config, file),
-        "short_factor": factors,
-        "long_factor": list(factors),
-    }
+    factors = np.minimum(divided, 1e18)  # 1e30 would overflow in float32
+    return _longrope_entry(_original(config, file), factors, factors) | {"factor": 1.0, "attention_factor": attention}
 
 
 def _llama3(config: Any, file: FileRope, base: np.ndarray, divided: np.ndarray) -> dict[str, Any] | None:
@@ -239,13 +232,12 @@ def _longrope(config: Any, file: FileRope) -> dict[str, Any]:
     attention = file.scaling("attn_factor", usual)
     # left out where it is LongRoPE's own, which transformers computes from the two lengths
     own = {} if math.isclose(attention, usual, rel_tol=CLOSE) else {"attention_factor": _plain(attention)}
-    return {
-        "rope_type": "longrope",
-        "original_max_position_embeddings": original,
-        "short_factor": [_plain(value) for value in file.tensors[TENSORS[1]]],
-        "long_factor": [_plain(value) for value in file.tensors[TENSORS[2]]],
-        **own,
-    }
+    return _longrope_entry(original, file.tensors[TENSORS[1]], file.tensors[TENSORS[2]]) | own
+
+
+def _longrope_entry(original: Any, short: np.ndarray, long: np.ndarray) -> dict[str, Any]:
+    factors = {"short_factor": [_plain(one) for one in short], "long_factor": [_plain(one) for one in long]}
+    return {"rope_type": "longrope", "original_max_position_embeddings": original, **factors}
 
 
 def _yarn(config: Any, file: FileRope) -> dict[str, Any]:

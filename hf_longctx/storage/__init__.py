@@ -1,4 +1,4 @@
-"""Files that a run leaves: finished cells, answers, whole-file writes, and fingerprints that tell runs apart."""
+"""Files that a run leaves: finished cells, answers, whole-file writes, and fingerprints of models."""
 
 from .answers import AnswerFile
 from .cells import CellStore

@@ -21,7 +21,7 @@ MARK = "\ue000-hf-longctx-\ue000"  # stands for a text in a chat template; priva
 # tokenizers split between a line's last word and the next line's first, whatever stands around them
 _LINE, _WORD = re.compile(r"(?<=\S)\n(?=\S)"), re.compile(r"(?<=\S)(?= \S)")
 
-_AFTER_LINE, _AFTER_WORD = "a\n", "a"  # stand-ins for what was cut off there
+_AFTER_LINE, _AFTER_WORD = "a\n", "a"  # stand-ins for the text that was cut off there
 
 
 class CutError(ValueError):

@@ -67,7 +67,7 @@ def test_batch_that_cannot_carry_the_components_is_refused(shape: Any, component
 def test_captions_of_another_number_are_refused() -> None:
     with pytest.raises(ValueError, match="a caption for each image"):
         contrastive_loss(torch.randn(4, 8), torch.randn(5, 8), 1.0)
-    with pytest.raises(ValueError, match="nothing to tell it from"):
+    with pytest.raises(ValueError, match="nothing to compare it with"):
         contrastive_loss(torch.randn(1, 8), torch.randn(1, 8), 1.0)
 
 

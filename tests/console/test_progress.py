@@ -1,4 +1,4 @@
-"""How far a run is: a bar where somebody looks, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -115,4 +115,4 @@ def test_on_a_terminal_other_bars_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     with bars_as_lines():
         list(tqdm.tqdm(range(2), desc="bar"))
-    assert "bar: 100%" in sys.stderr.getvalue()  # type: ignore[attr-defined]  # ours
+    assert "bar: 100%" in sys.stderr.getvalue()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What comes token by token is what the tokenizer decodes of all of them: every style of tokenizer, any ids."""
+"""Text that comes token by token is the tokenizer's text of all of them: every kind of tokenizer, any ids."""
 
 from __future__ import annotations
 

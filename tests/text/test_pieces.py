@@ -1,4 +1,4 @@
-"""Texts in pieces: read, tokenised and written out, they are what they are as a whole."""
+"""Texts in pieces: read, tokenised and written, they equal the whole."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_character_comes_whole_and_broken_ones_come_at_the_end() -> None:
     assert len(ids) > 3
     assert list(written(tokenizer, ids)) == ["a", "😀", "b"]
     assert "".join(written(tokenizer, ids[:-2])) == tokenizer.decode(ids[:-2])
-    assert len(list(written(tokenizer, ids[1:2] * 100))) > 10  # not held back for ever
+    assert len(list(written(tokenizer, ids[1:2] * 100))) > 10  # not held back indefinitely
 
 
 def test_words_of_a_plain_tokenizer_are_spaced() -> None:
