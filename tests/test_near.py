@@ -15,9 +15,9 @@ from hf_longctx.evaluation.run import checked_grid
 from hf_longctx.evaluation.tasks.sample import Sample
 from hf_longctx.evaluation.tasks.table import make_task
 from hf_longctx.generation.xl3m import XL3M
-from hf_longctx.method import get
 from hf_longctx.near import did_you_mean
 from hf_longctx.planning.hardware import find_machine
+from hf_longctx.registry import get
 
 SAMPLE = Sample(id="1", task="t", context="", question="", answers=("a",), max_new_tokens=1, metric="rouge_overal")
 WRONG: dict[str, tuple[Callable[[], object], str]] = {

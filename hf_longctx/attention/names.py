@@ -1,4 +1,4 @@
-"""The names of our attention functions in transformers' registries."""
+"""The names of hf_longctx's attention functions in transformers' registries."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 
 class Named(str):
-    """The name of an attention function of ours, and which of transformers' it stands before.
+    """The name of an attention function of hf_longctx, with the name that the model had before: its `base_attention`.
 
-    A str, so that it is found in transformers' registries; `inner` rides along because a config serialises every other
-    attribute that is put on it.
+    A str, so that it is found in transformers' registries; `base_attention` is an attribute of it because a config
+    serialises every other attribute that is put on it.
     """
 
     NAME: ClassVar[str]
-    inner: str
+    base_attention: str
 
-    def __new__(cls, inner: str) -> Self:
+    def __new__(cls, base_attention: str) -> Self:
         name = super().__new__(cls, cls.NAME)
-        name.inner = inner
+        name.base_attention = base_attention
         return name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.inner,)
+        return type(self), (self.base_attention,)
 
 
 class Implementation(Named):

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ..anatomy import layer_type
-from ..cache.layers import UnrotatedLayer
+from ..cache.base import UnrotatedLayer
 from ..ops.rotation import Rotation
 from .base_attention import KERNEL_OF
 from .identity import identity
@@ -26,9 +26,13 @@ class DecidesPositions(Protocol):
 
     name: ClassVar[str]
 
-    def cache_layer(self, module: nn.Module) -> UnrotatedLayer: ...
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        """The empty cache layer of one attention module."""
 
-    def attention(self, inputs: Any) -> Tensor: ...
+    def attention(self, inputs: Any) -> Tensor:
+        """The attention of one layer, (B, L, H, D)."""
+
+    def angles(self, decoder: Any, pos_BL: Tensor) -> tuple[Tensor, Tensor] | None: ...
 
 
 @dataclass
@@ -37,7 +41,7 @@ class DecoderState:
 
     method: DecidesPositions
     rotary: nn.Module
-    inner: str  # transformers' attention implementation before ours
+    base_attention: str  # transformers' attention implementation that the model had before
     per_layer_type: bool  # the rotary embedding has frequencies for each kind of layer (Gemma3)
     layers: list[nn.Module] = field(default_factory=list, repr=False)
     rope: dict[int, bool] = field(default_factory=dict)  # does the layer of this index rotate? As far as is known
@@ -55,18 +59,23 @@ class DecoderState:
     @property
     def kernel(self) -> str:
         """The kernel that the user's `attn_implementation` asks for."""
-        return KERNEL_OF[self.inner]
+        return KERNEL_OF[self.base_attention]
 
     def rotary_is_ready(self) -> bool:
         """False while a model is being loaded: its buffers hold nothing yet."""
         return all(b.device.type != "meta" for b in self.rotary.buffers())
 
     def rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
-        """The model's own cosines and sines at these positions; pairs with its own `apply_rotary_pos_emb`."""
+        """Cosines and sines at these positions, the method's or the model's, for its own `apply_rotary_pos_emb`."""
+        rotate = rotary_function(stock_class(module))
+        own = self.method.angles(self, pos_BL)
+        if own is not None:
+            cos, sin = (table.to(like) for table in own)
+            return Rotation(cos, sin, rotate)
         where = next((b.device for b in self.rotary.buffers()), like.device)
         typed = (layer_type(module),) if self.per_layer_type else ()
         cos, sin = self.rotary(like.new_empty((), device=where), pos_BL.to(where), *typed)
-        return Rotation(cos.to(like.device), sin.to(like.device), rotary_function(stock_class(module)))
+        return Rotation(cos.to(like.device), sin.to(like.device), rotate)
 
 
 @dataclass
@@ -76,12 +85,20 @@ class Step:
     embeddings: tuple[Tensor, Tensor]
     q_pos_BL: Tensor  # -1 for padding
     padded: bool
-    regular: bool
+    consecutive: bool  # see `Positions`
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # what the model's own rotation is given, so that it leaves queries and keys as they are
         self.identity = identity(self.embeddings)
+
+
+class LayerCall(NamedTuple):
+    """What the forward of a patched module hands to its attention function, through the model's own code."""
+
+    decoder: DecoderState
+    step: Step
+    layer: UnrotatedLayer | None  # of the cache
 
 
 def has_rope(module: Any) -> bool:
@@ -94,10 +111,10 @@ def has_rope(module: Any) -> bool:
 
 
 def check_implementation(module: nn.Module) -> None:
-    """Notice `set_attn_implementation` behind our back: stock attention would then run without any rotation."""
+    """RuntimeError after `set_attn_implementation`: stock attention would then run without any rotation."""
     if not isinstance(module.config._attn_implementation, Implementation):  # type: ignore[union-attr]
         now = module.config._attn_implementation  # type: ignore[union-attr]
         raise RuntimeError(
             f"attn_implementation was changed to {now!r} under {vars(module)[STATE].method!r}. Undo the method first, "
-            f"set the implementation (it becomes the inner kernel), then apply the method again."
+            f"set the implementation (it becomes the base attention), then apply the method again."
         )

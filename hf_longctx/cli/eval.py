@@ -10,8 +10,7 @@ from rich.console import Console
 
 from ..console.progress import beyond_on_purpose
 from ..console.units import parse_lengths
-from .options import Device, Dtype, MethodName, Model, Settings, load_model, method_of, numbers, resumes
-from .segments import settings_of
+from .options import Device, Dtype, MethodName, Model, Settings, chosen_of, load_model, method_of, numbers, resumes
 
 GRIDS = ("ppl", "passkey")
 
@@ -56,7 +55,8 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure the stock model, its last window, and a method. An interrupted run goes on where it stopped."""
-    chosen: Any = method_of(method, settings) if method != "xl3m" else settings_of(settings)
+    instead = f"{task} is measured on the model itself: take a suite, such as --task niah or --task ruler"
+    chosen: Any = method_of(method, settings, instead) if task in GRIDS else chosen_of(method, settings)
     length_list = parse_lengths(lengths, "--lengths")
     depth_list = None if depths is None else numbers("depths", depths)
     console = Console()
@@ -64,11 +64,6 @@ def evaluate(
 
     with resumes(out), beyond_on_purpose():
         if task in GRIDS:
-            if method == "xl3m":
-                raise ValueError(
-                    f"--method xl3m answers questions from segments, and {task} is measured on the model itself. Take "
-                    f"a suite instead, such as --task niah or --task ruler."
-                )
             if samples or alone or batch_tokens or batch_rows or prefill_tokens:
                 raise ValueError(
                     f"--samples, --alone, --batch-tokens, --batch-rows and --prefill-tokens are of suites, not of "

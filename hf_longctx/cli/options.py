@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..method import LongContextMethod
+    from ..registry import Recorded
     from ..streaming.reader import Reader
 
 Model = Annotated[
@@ -25,16 +26,18 @@ MethodName = Annotated[str | None, typer.Option("--method", help="A name from `h
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (float32 on a CPU).")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the accelerator if there is one.")]
-ChunkSize = Annotated[int | None, typer.Option(min=1, help="Read the prompt so many tokens at a time.")]
+ChunkSize = Annotated[int | None, typer.Option(min=1, help="Prefill chunk size, in tokens.")]
+Force = Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Sample as the model's settings say; else greedy.")]
 
 
-def method_of(name: str | None, settings: list[str] | None) -> LongContextMethod | None:
+def chosen_of(name: str | None, settings: list[str] | None) -> Recorded | None:
+    """The method or procedure that `--method` and `--set` name."""
     if name is None:
         if settings:
             raise ValueError(f"--set {settings[0]}: settings belong to a method. Add --method NAME.")
         return None
-    from ..registry import entries, unknown
+    from ..registry import entries, parse, unknown
     from ..settings import read_settings, unknown_setting
 
     # what is misspelt is told before torch is imported
@@ -44,9 +47,28 @@ def method_of(name: str | None, settings: list[str] | None) -> LongContextMethod
     wrong = unknown_setting(name, list(known[name]["settings"]), read_settings(settings or []))
     if wrong:
         raise ValueError(wrong)
-    from ..method import parse
-
     return parse(name, settings or [])
+
+
+def method_of(
+    name: str | None, settings: list[str] | None, instead: str = "Take `hf-longctx generate`"
+) -> LongContextMethod | None:
+    """As `chosen_of`, for a command that changes the model. For a procedure, the error says what to do `instead`."""
+    chosen = chosen_of(name, settings)
+    if chosen is None:
+        return None
+    from ..method import LongContextMethod
+
+    if isinstance(chosen, LongContextMethod):
+        return chosen
+    raise ValueError(f"--method {name} is a way to generate, not a change of the model. {instead}.")
+
+
+@contextmanager
+def running(chosen: Recorded | None, model: PreTrainedModel) -> Iterator[dict[str, Any]]:
+    """`chosen.running(model)`; without one, no argument for `generate`."""
+    with nullcontext({}) if chosen is None else chosen.running(model) as extra:
+        yield extra
 
 
 def load_model(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -87,11 +109,13 @@ def sampling(sample: bool) -> dict[str, Any]:
     return {"do_sample": True} if sample else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
-def document_pieces(prompt: str | None, document: str | None, question: str | None) -> tuple[Iterator[str], str]:
-    """The document, read when it is asked for, and the question about it."""
+def document_pieces(
+    option: str, prompt: str | None, document: str | None, question: str | None
+) -> tuple[Iterator[str], str]:
+    """The document, which is read as its pieces are taken, and the question about it. `option` needs both."""
     if document is None or prompt is not None:
         raise ValueError(
-            "--stream reads a document: give --document FILE (or - for standard input) and --question TEXT."
+            f"{option} reads a document: give --document FILE (or - for standard input) and --question TEXT."
         )
     if not (question or "").strip():
         raise ValueError("--document needs a --question that is not empty.")

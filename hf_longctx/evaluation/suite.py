@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,10 +92,9 @@ def evaluate_tasks(
             need no file, "qa_1:FILE" and "qa_2:FILE", and "READER:FILE" for a local file of a benchmark.
         lengths: Tokens of prompt and answer together. Generated prompts have that length; those of a file are cut to
             it, each as its benchmark says.
-        method: Compared with the model as it is: anything with `on(model)`, as every method has; or a procedure for
-            `generate(custom_generate=...)`, which is given `head` and `question`, the tokens of a prompt that stand
-            before and behind its document, and reads prompts one by one. Its `check_room(model)`, if it
-            has one, is called before anything is measured if there are prompts beyond the window.
+        method: Compared with the model as it is: a method or a procedure. One that reads documents gets prompts one by
+            one, with `head` and `question`, the tokens of a prompt that stand before and after its document. Its
+            `check_room` is asked before anything is measured.
         out: Folder of the results; the same arguments and folder resume an interrupted run.
         n: Samples a cell: a number, or one for each length; by default 25 that are made, and all of a file.
         seed: Of the generated samples.
@@ -128,10 +127,9 @@ def evaluate_tasks(
                 "Load the original checkpoint, or leave out method= to measure the model as it is."
             )
         # a method that refuses this model should do so before the stock model has run for an hour
-        with _on(method, model):
+        with method.running(model):
             pass
-        if hasattr(method, "check_room") and max(lengths) > window:
-            method.check_room(model)
+        method.check_room(model, max(lengths))
     began = time.perf_counter()
     samples = collect(tokenizer, tasks, lengths, n=n, seed=seed, depths=depths, text=text, cache=cache)
     for (_, length, _), some in samples.items():
@@ -229,13 +227,15 @@ def _measure(
     with Progress("prompts", sum(len(cell.samples) for cell in waiting.values()), console) as progress:
         for kind in ("stock", "method"):
             some = [cell for key, cell in waiting.items() if key[0] == kind]
-            with _on(method, model) if kind == "method" and some else nullcontext():
+            with method.running(model) if kind == "method" and some else nullcontext({}) as extra:
                 # all tasks of a length share batches
                 for length in sorted({cell.key[2] for cell in some}):
                     progress.describe(f"{kind} {length:,}")
                     cells = [cell for cell in some if cell.key[2] == length]
-                    said = _said(model, tokenizer, method if kind == "method" else None, cells, limits,
-                                 prefill_tokens)  # fmt: skip
+                    if kind == "method" and method.reads_documents:
+                        said = _of_documents(model, tokenizer, cells, extra)
+                    else:
+                        said = _said(model, tokenizer, cells, limits, prefill_tokens, extra)
                     for done in said:
                         progress.advance(done)
                         for cell in [cell for cell in cells if None not in cell.said or cell.failed]:
@@ -247,15 +247,12 @@ def _measure(
 def _said(
     model: Any,
     tokenizer: Any,
-    method: Any,
     cells: Sequence[_Open],
     limits: tuple[int, int | None],
     prefill_tokens: int | None,
+    extra: Mapping[str, Any],
 ) -> Iterator[int]:
     """Fill the cells' answers batch by batch; yields the number of prompts that were answered."""
-    if method is not None and not hasattr(method, "on"):
-        yield from _procedure(model, tokenizer, method, cells)
-        return
     rows: list[_Row] = []
     for cell in cells:
         for i, sample in enumerate(cell.samples):
@@ -270,10 +267,11 @@ def _said(
     for budget in sorted({row.sample.max_new_tokens for row in rows}, reverse=True):
         own = [row for row in rows if row.sample.max_new_tokens == budget]
         for batch in batches([len(row.ids) for row in own], *limits):
-            yield from _batch(model, tokenizer, [own[i] for i in batch], budget, prefill_tokens, most)
+            yield from _batch(model, tokenizer, [own[i] for i in batch], budget, prefill_tokens, most, extra)
 
 
-def _procedure(model: Any, tokenizer: Any, method: Any, cells: Sequence[_Open]) -> Iterator[int]:
+def _of_documents(model: Any, tokenizer: Any, cells: Sequence[_Open], extra: Mapping[str, Any]) -> Iterator[int]:
+    """The same for a procedure that is told where the document is, prompt by prompt."""
     for cell in list(cells):
         for i, sample in enumerate(cell.samples):
             began = time.perf_counter()
@@ -282,8 +280,8 @@ def _procedure(model: Any, tokenizer: Any, method: Any, cells: Sequence[_Open]) 
             document = shorten(document, max(room, 1), sample.cut) if sample.length is None else document
             ids = torch.tensor([head + document + question], device=model.device)
             output = model.generate(
-                ids, custom_generate=method, head=len(head), question=len(question),
-                generation_config=greedy(model, tokenizer, sample.max_new_tokens),
+                ids, head=len(head), question=len(question),
+                generation_config=greedy(model, tokenizer, sample.max_new_tokens), **extra,
             )  # fmt: skip
             cell.said[i] = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
             cell.seconds += time.perf_counter() - began
@@ -291,20 +289,21 @@ def _procedure(model: Any, tokenizer: Any, method: Any, cells: Sequence[_Open]) 
 
 
 def _batch(
-    model: Any, tokenizer: Any, rows: list[_Row], budget: int, prefill_tokens: int | None, most: list[int]
-) -> Iterator[int]:
+    model: Any, tokenizer: Any, rows: list[_Row], budget: int, prefill_tokens: int | None, most: list[int],
+    extra: Mapping[str, Any],
+) -> Iterator[int]:  # fmt: skip
     """Answer some rows; `most` is how many fit into memory as far as is known by now, and falls when they do not."""
     if len(rows) > most[0]:
         half = -(-len(rows) // 2)
-        yield from _batch(model, tokenizer, rows[:half], budget, prefill_tokens, most)
-        yield from _batch(model, tokenizer, rows[half:], budget, prefill_tokens, most)
+        yield from _batch(model, tokenizer, rows[:half], budget, prefill_tokens, most, extra)
+        yield from _batch(model, tokenizer, rows[half:], budget, prefill_tokens, most, extra)
         return
     cuda = model.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
     began, texts = time.perf_counter(), None
     try:
-        texts = answer(model, tokenizer, [row.ids for row in rows], budget, prefill_tokens=prefill_tokens)
+        texts = answer(model, tokenizer, [row.ids for row in rows], budget, prefill_tokens=prefill_tokens, **extra)
     except torch.OutOfMemoryError:
         if len(rows) == 1:
             rows[0].cell.failed = True
@@ -316,7 +315,7 @@ def _batch(
             yield 1
             return
         most[0] = -(-len(rows) // 2)
-        yield from _batch(model, tokenizer, rows, budget, prefill_tokens, most)
+        yield from _batch(model, tokenizer, rows, budget, prefill_tokens, most, extra)
         return
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated(model.device) / 2**30 if cuda else 0.0
@@ -342,11 +341,6 @@ def _groups(samples: Sequence[Sample], each: Sequence[float | None]) -> dict[str
             if score is not None:
                 found.setdefault(group, []).append(score)
     return {group: sum(some) / len(some) for group, some in sorted(found.items())}
-
-
-def _on(method: Any, model: Any) -> AbstractContextManager[Any]:
-    on: Callable[[Any], AbstractContextManager[Any]] | None = getattr(method, "on", None)
-    return nullcontext() if on is None else on(model)
 
 
 def check_run(

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..anatomy import FULL, LONGROPE_PER_LAYER
+from ..anatomy import FULL
 from ..rope.parameters import SCALING, frequencies, full_entry, is_nested, rotary_dim, with_entry
+from ..upstream.versions import LONGROPE_PER_LAYER
 
 TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 # of `<architecture>.rope.scaling.`; `finetuned` says nothing about frequencies

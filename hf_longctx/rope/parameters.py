@@ -126,7 +126,7 @@ def refuse_moving_frequencies(method: object, rope_parameters: dict[str, Any] | 
     moving = moving_types(rope_parameters)
     if moving:
         raise ValueError(
-            f"rope_type={moving[0]!r} changes its frequencies with the length read, so positions cannot be decided "
-            f"anew. {type(method).__name__} needs none of it beyond its window: use the model's original "
+            f"rope_type={moving[0]!r} changes its frequencies with the length read, so cached keys cannot be "
+            f"re-positioned. {type(method).__name__} needs no scaling beyond its window: use the model's original "
             f"rope_parameters."
         )

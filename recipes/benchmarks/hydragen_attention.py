@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_longctx.evaluation.results import row
-from hf_longctx.ops.prefix import Own, Query, Shared, attend, cut, folded, fused_refuses, parts_for
+from hf_longctx.ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, attend, cut, folded, fused_refuses, parts_for
 
 from .reading import K
 from .timing import milliseconds
@@ -44,7 +44,7 @@ def replayed(work: Callable[[], Any], runs: int = 7, inside: int = 5) -> float:
     return milliseconds(graph.replay, runs=runs, warm_up=2) / inside
 
 
-def problem(B: int, heads: tuple[int, int, int], P: int, S: int) -> tuple[Query, Own, Shared]:
+def problem(B: int, heads: tuple[int, int, int], P: int, S: int) -> tuple[PrefixQuery, SuffixKeys, PrefixKeys]:
     """Random queries, suffixes and a prefix."""
     (H, G, D), device = heads, "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -53,9 +53,11 @@ def problem(B: int, heads: tuple[int, int, int], P: int, S: int) -> tuple[Query,
         return torch.randn(shape, device=device, dtype=dtype)
 
     pos = torch.arange(P + S, device=device)
-    query = Query(random(B, H, 1, D), pos[-1:].expand(B, 1), None, D**-0.5)
-    own = Own(random(B, G, S, D), random(B, G, S, D), pos[P:].expand(B, S).contiguous(), regular=False, padded=True)
-    return query, own, Shared(random(1, G, P, D), random(1, G, P, D), pos[None, :P])
+    query = PrefixQuery(random(B, H, 1, D), pos[-1:].expand(B, 1), None, D**-0.5)
+    own = SuffixKeys(
+        random(B, G, S, D), random(B, G, S, D), pos[P:].expand(B, S).contiguous(), consecutive=False, padded=True
+    )
+    return query, own, PrefixKeys(random(1, G, P, D), random(1, G, P, D), pos[None, :P])
 
 
 def rows(attempt: Attempt, small: bool) -> Iterator[dict[str, Any]]:

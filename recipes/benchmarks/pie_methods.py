@@ -18,7 +18,7 @@ from hf_longctx.anatomy import attention_layers, find_decoder
 from hf_longctx.attention.rerotate import Mover
 from hf_longctx.editing.batch import edit_batch
 from hf_longctx.editing.echoes import echoes
-from hf_longctx.editing.placed import PlacedWork, Row, read_placed
+from hf_longctx.editing.placed import PlacedWork, RowEdit, read_placed
 from hf_longctx.editing.plan import REPAIR, compare, make_plan
 from hf_longctx.editing.workspace import Span
 from hf_longctx.upstream.caches import given_cache
@@ -219,12 +219,12 @@ def _edited(
     for e, about in zip(group, known, strict=True):
         difference = compare(e.old.numpy(), e.new.numpy(), len(e.old))
         plan = make_plan(difference, 0)
-        fresh = {i for span in plan.fresh for i in range(span.start, span.end)}
+        fresh = {i for span in plan.read for i in range(span.start, span.end)}
         after = [i for _, new, n in plan.copies if new for i in range(new, new + n)]
         chosen = [i for i in choose(e, about, after) if i not in fresh]
         again.append(len(chosen))
         spans = [Span(i, i + 1) for i in sorted({*fresh, *chosen})]
-        rows.append(Row(plan.copies, spans, e.new[:-1].numpy(), 0, length - len(e.new) + 1))
+        rows.append(RowEdit(plan.copies, spans, e.new[:-1].numpy(), 0, length - len(e.new) + 1))
     mover, works = Mover(decoder), []
     for module in attention_layers(decoder):
         index: Any = module.layer_idx

@@ -20,7 +20,7 @@ from hf_longctx.evaluation.effective import RULER_BAR, SHARE, effective_length, 
 from hf_longctx.evaluation.results import row
 from hf_longctx.evaluation.suite import evaluate_tasks
 from hf_longctx.evaluation.tasks import RULER
-from hf_longctx.method import parse
+from hf_longctx.registry import parse
 
 from .reading import K, arguments, finish, lengths, subject
 

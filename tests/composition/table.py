@@ -45,9 +45,9 @@ ORDER = "refused (a `RuntimeError`): patches are undone last in, first out"
 REASONS = {
     STACKED: r"rotary frequencies are already those of .*Undo it first",
     SCALED: r"scaled already .*scalings do not stack\. Pass replace=True",
-    MOVES: r"changes its frequencies with the length read, so positions cannot be decided",
-    POSITIONS: r"attention is already that of .*Undo it first",
-    ORDER: r"lies under .*last in, first out",
+    MOVES: r"changes its frequencies with the length read, so cached keys cannot be re-positioned",
+    POSITIONS: r"is already applied to this model's attention. Undo it first",
+    ORDER: r"is below .*last in, first out",
 }
 
 # -- the table: present first (rows), applied next (columns)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerFast
 
 from hf_longctx import LMInfinite, PositionFree
-from hf_longctx.editing.session import EditSession
+from hf_longctx.editing import EditSession
 from tests.tiny import BOS, EOS, PAD, VOCAB, logits_of, text, tiny, tokenizer
 
 TEXT = " ".join(f"w{i}" for i in text(1, 40)[0].tolist())

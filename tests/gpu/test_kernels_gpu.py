@@ -9,25 +9,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longctx.ops.attend import _Attend, attend
+from hf_longctx.ops.attend import Part, attend, softmax_of
 from hf_longctx.ops.branch import Branch
 from hf_longctx.ops.kernels import KERNELS, Call
 from hf_longctx.ops.masks import BeyondWindow, Causal, Window
+from hf_longctx.ops.positions import Positions
 from hf_longctx.ops.rotation import Rotation, rotates_halves
 from tests.ops.cases import LONG, Problem, gradients, problem, selected, truth
-from tests.ops.cases import VISIBLE as SMALL_VISIBLE
+from tests.ops.cases import MASKS as SMALL_MASKS
 
 pytestmark = pytest.mark.gpu
 
 SCALE = 0.1
-VISIBLE = {**SMALL_VISIBLE, "window": Window(64), "outside": BeyondWindow(70)}
+MASKS = {**SMALL_MASKS, "window": Window(64), "outside": BeyondWindow(70)}
 FAST = [name for name in KERNELS if name not in ("reference", "blocked", "selected", "flex")]
 # relative to the norm of the whole tensor. bf16 keeps 8 bits, so rounding inputs of the second product and the output
 # costs 2**-9 each; fp16 keeps 11. Gradients go through two more products.
 TOLERANCE: dict[Any, tuple[float, float]] = {torch.bfloat16: (8e-3, 1.6e-2), torch.float16: (1e-3, 2e-3)}
 # flex compiles for every shape: a few of them are enough
 FLEX = [("prefill", "window"), ("chunk-after-a-cache", "outside"), ("padded-in-the-middle", "causal")]
-CASES = [(kernel, shape, visible) for kernel in FAST for shape in LONG for visible in VISIBLE]
+CASES = [(kernel, shape, mask) for kernel in FAST for shape in LONG for mask in MASKS]
 
 
 def off(actual: Tensor, expected: Tensor) -> float:
@@ -36,14 +37,13 @@ def off(actual: Tensor, expected: Tensor) -> float:
 
 
 def call_of(branch: Branch) -> Call:
-    pos = branch.q_pos_BL, branch.k_pos_BS
-    return Call(*pos, branch.visible, SCALE, regular=branch.regular, padded=branch.padded)
+    return Call(branch.positions, branch.mask, SCALE, branch.bias)
 
 
 def check(kernel: Any, branch: Branch, p: Problem, dtype: Any) -> None:
     """The branch alone; then merged with a second one that another kernel does, values and gradients."""
     call = call_of(branch)
-    reason = kernel.refuses(call, p.q, p.k)
+    reason = kernel.unsupported_reason(call, p.q, p.k)
     if reason is not None:
         pytest.skip(reason)
     tolerance, grad_tolerance = TOLERANCE[dtype]
@@ -56,10 +56,11 @@ def check(kernel: Any, branch: Branch, p: Problem, dtype: Any) -> None:
 
     for x in (p.q, p.k, p.v):
         x.requires_grad_()
-    far = Branch(p.q, p.k[:, :, :5] * 0.5, p.v[:, :, :5], p.q_pos, p.k_pos[:, :5], SMALL_VISIBLE["outside"])
-    calls = [(kernel, call), (KERNELS["reference"], call_of(far))]
-    tensors = [branch.q_BHLD, branch.k_BGSD, branch.v_BGSD, far.q_BHLD, far.k_BGSD, far.v_BGSD]
-    merged, true = _Attend.apply(calls, *tensors), truth([branch, far], SCALE)[0]
+    positions = Positions(p.q_pos, p.k_pos[:, :5])
+    far = Branch(p.q, p.k[:, :, :5] * 0.5, p.v[:, :, :5], positions, SMALL_MASKS["outside"])
+    tensors = [(b.q_BHLD, b.k_BGSD, b.v_BGSD) for b in (branch, far)]
+    parts = [Part(kernel, call, *tensors[0]), Part(KERNELS["reference"], call_of(far), *tensors[1])]
+    merged, true = softmax_of(parts), truth([branch, far], SCALE)[0]
     assert off(merged, true) <= tolerance
     for name, mine, other in zip("qkv", gradients(merged, p), gradients(true, p), strict=True):
         assert off(mine, other) <= grad_tolerance, f"d{name}"
@@ -67,27 +68,27 @@ def check(kernel: Any, branch: Branch, p: Problem, dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("heads", [(4, 4, 64), (9, 3, 128)], ids=["mha-d64", "gqa-d128"])
-@pytest.mark.parametrize(("kernel", "shape", "visible"), CASES, ids=map("-".join, CASES))
-def test_a_gpu_kernel(kernel: str, shape: str, visible: str, heads: tuple[int, int, int], dtype: Any) -> None:
+@pytest.mark.parametrize(("kernel", "shape", "mask"), CASES, ids=map("-".join, CASES))
+def test_a_gpu_kernel(kernel: str, shape: str, mask: str, heads: tuple[int, int, int], dtype: Any) -> None:
     p = problem(shape, *heads, dtype=dtype, device="cuda")
-    check(KERNELS[kernel], p.branch(VISIBLE[visible]), p, dtype)
+    check(KERNELS[kernel], p.branch(MASKS[mask]), p, dtype)
 
 
-@pytest.mark.parametrize(("shape", "visible"), FLEX, ids=map("-".join, FLEX))
-def test_flex(shape: str, visible: str) -> None:
+@pytest.mark.parametrize(("shape", "mask"), FLEX, ids=map("-".join, FLEX))
+def test_flex(shape: str, mask: str) -> None:
     p = problem(shape, 4, 2, 64, dtype=torch.bfloat16, device="cuda")
-    check(KERNELS["flex"], p.branch(VISIBLE[visible]), p, torch.bfloat16)
+    check(KERNELS["flex"], p.branch(MASKS[mask]), p, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dim", [64, 80, 96, 256])
-@pytest.mark.parametrize("visible", VISIBLE)
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("shape", LONG)
-def test_auto_takes_any_problem(shape: str, visible: str, dim: int) -> None:
+def test_auto_takes_any_problem(shape: str, mask: str, dim: int) -> None:
     """Whatever kernels are chosen: LM-Infinite's sum of a branch and its far rest, with gradients."""
     p = problem(shape, 6, 2, dim, dtype=torch.bfloat16, device="cuda")
     for x in (p.q, p.k, p.v):
         x.requires_grad_()
-    out, true = attend([p.branch(VISIBLE[visible])], scale=SCALE), truth([p.branch(VISIBLE[visible])], SCALE)[0]
+    out, true = attend([p.branch(MASKS[mask])], scale=SCALE), truth([p.branch(MASKS[mask])], SCALE)[0]
     assert off(out, true) <= TOLERANCE[torch.bfloat16][0]
     for name, mine, other in zip("qkv", gradients(out, p), gradients(true, p), strict=True):
         assert off(mine, other) <= TOLERANCE[torch.bfloat16][1], f"d{name}"
@@ -101,8 +102,8 @@ def test_auto_window_and_first_tokens(shape: str, n_first: int) -> None:
     for x in (p.q, p.k, p.v):
         x.requires_grad_()
     near = p.branch(Window(64))
-    slices = p.k[:, :, :n_first], p.v[:, :, :n_first], p.q_pos, p.k_pos[:, :n_first]
-    branches = [near, Branch(p.q, *slices, BeyondWindow(64), padded=near.padded)]
+    positions = Positions(p.q_pos, p.k_pos[:, :n_first], padded=near.positions.padded)
+    branches = [near, Branch(p.q, p.k[:, :, :n_first], p.v[:, :, :n_first], positions, BeyondWindow(64))]
     out, true = attend(branches, scale=SCALE), truth(branches, SCALE)[0]
     assert off(out, true) <= TOLERANCE[torch.bfloat16][0]
     for name, mine, other in zip("qkv", gradients(out, p), gradients(true, p), strict=True):
@@ -126,7 +127,7 @@ def test_selected_on_the_gpu() -> None:
 
 def test_a_square_causal_prefill_is_not_made_slower_by_padding_flags() -> None:
     p = problem("prefill", 4, 2, 64, dtype=torch.bfloat16, device="cuda")
-    assert KERNELS["cudnn"].refuses(call_of(p.branch(Causal())), p.q, p.k) is None
+    assert KERNELS["cudnn"].unsupported_reason(call_of(p.branch(Causal())), p.q, p.k) is None
 
 
 @pytest.mark.parametrize("rotary_dim", [64, 32])

@@ -15,10 +15,10 @@ import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 from transformers import AutoModelForCausalLM, Gemma4TextConfig, LlamaConfig
 
-from hf_longctx.anatomy import LONGROPE_PER_LAYER
 from hf_longctx.hub import convert
 from hf_longctx.hub.gguf import read_gguf_config
 from hf_longctx.hub.gguf_rope import FileRope, with_file_rope
+from hf_longctx.upstream.versions import LONGROPE_PER_LAYER
 from tests.hub.stock_gguf import HEAD_DIM, THETA, TRAINED, stock, write
 
 ORIGINAL = 64

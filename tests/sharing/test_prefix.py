@@ -252,7 +252,7 @@ def test_a_prefix_ends_with_its_block() -> None:
         prefix.generate(IDS, attention_mask=MASK)
     with pytest.raises(RuntimeError, match="block that has ended"):
         prefix.extend(IDS[:1])
-    with pytest.raises(RuntimeError, match="behind a shared prefix"):
+    with pytest.raises(RuntimeError, match="after a shared prefix"):
         model(IDS, past_key_values=cache)
 
 

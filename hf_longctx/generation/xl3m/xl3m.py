@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ...near import did_you_mean
-from ...patch import unwrap
-from ...settings import Settings
+from ...text.pieces import encode_pieces
+from ..procedure import Procedure
 from .arguments import files, opened, per_row, prompts
 from .decoding import decode
 from .frame import Frame
-from .prompt import split
+from .prompt import around_text, split, text_before
 from .search import Progress
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ SCORES = ("gain", "question_nll", "entropy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class XL3M(Settings):
+class XL3M(Procedure):
     """Wang et al. 2024 (https://arxiv.org/abs/2405.17755): read `[head; segment; question]` for every segment of a text
     on its own, put the segments that matter for the question together in the order of the text, and answer from this
     key context. Any causal language model, no training; time grows with the text, memory does not.
@@ -58,8 +59,10 @@ class XL3M(Settings):
     """
 
     name: ClassVar[str] = "xl3m"
+    summary: ClassVar[str] = "reads the segments of a text that matter for a question, in `generate`"
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.17755"
-    takes_all_of_generate: ClassVar[bool] = True  # streamer and tokenizer too, see hooks.py
+    takes_all_of_generate: ClassVar[bool] = True
+    reads_documents: ClassVar[bool] = True
 
     segment: int = 256
     overlap: int = 32
@@ -91,16 +94,37 @@ class XL3M(Settings):
                 f"larger, or the segment smaller."
             )
 
-    def store_(self, model: PreTrainedModel) -> None:
-        """Make these the model's own settings: saved with it, and what `custom_generate=xl3m` takes."""
-        config: Any = unwrap(model).generation_config
-        config.xl3m = self.spec()
-        # else loading leaves out what transformers does not know
-        config._from_model_config = False
+    def check_room(self, model: PreTrainedModel, n_tokens: int) -> None:
+        """Raise ValueError if the prompt must be cut into segments, and this model has no room for one."""
+        frame = Frame(model, self, new_tokens=0)
+        if n_tokens > frame.window:
+            frame.check_room()
 
-    def check_room(self, model: PreTrainedModel) -> None:
-        """ValueError if this model has no room for a segment, even without head, question and answer."""
-        Frame(model, self, new_tokens=0).check_room()
+    def answer(
+        self,
+        model: Any,
+        tokenizer: Any,
+        document: Iterable[str],
+        question: str,
+        *,
+        scores_file: Path | None = None,
+        progress: Callable[[int], None] | None = None,
+        **generate: Any,
+    ) -> Any:
+        """Answer a question to a document that comes in pieces of text; returns the `Selection` that was read."""
+        head, tail = around_text(tokenizer, question)
+        _, (found,) = model.generate(
+            torch.tensor([[*head, *tail]], device=model.device),
+            custom_generate=self,
+            document=encode_pieces(tokenizer, document, bos=False, after=text_before(tokenizer, head)),
+            head=len(head),
+            question=len(tail),
+            scores_file=scores_file,
+            read_progress=progress,
+            return_segments=True,
+            **generate,
+        )
+        return found
 
     def __call__(
         self,
@@ -152,7 +176,7 @@ class XL3M(Settings):
                 cache that is not empty was passed; rows are padded in the middle.
             SourceError: `document` raised while it was read.
         """
-        settings = stored(generation_config) if self is xl3m else self
+        settings = (self.stored_in(generation_config) or self) if self is xl3m else self
         frame = Frame(model, settings, new_tokens=generation_config.max_length - input_ids.shape[1])
         rows = prompts(input_ids, model_kwargs, generation_config)
         if document is not None and len(rows) > 1:
@@ -187,15 +211,3 @@ class XL3M(Settings):
 
 xl3m = XL3M()
 """For `custom_generate=`: the settings that the model carries (`XL3M(...).store_(model)`), or the defaults."""
-
-
-def stored(generation_config: Any) -> XL3M:
-    """The settings in a generation config, or the defaults."""
-    spec = getattr(generation_config, XL3M.name, None)
-    if spec is None:
-        return xl3m
-    if not isinstance(spec, Mapping):
-        raise ValueError(
-            f"generation_config.xl3m is {spec!r:.60}; expected the object that XL3M(...).store_(model) writes."
-        )
-    return XL3M.from_fields({k: v for k, v in spec.items() if k != "name"})

@@ -81,9 +81,9 @@ def test_calls_that_cannot_be(given: dict[str, Any], message: str) -> None:
 
 def test_a_segment_beyond_the_window_is_refused_without_a_prompt() -> None:
     model = tiny(max_position_embeddings=WINDOW)
-    XL3M(segment=WINDOW // 4, overlap=0).check_room(model)
+    XL3M(segment=WINDOW // 4, overlap=0).check_room(model, WINDOW + 1)
     with pytest.raises(ValueError, match="a segment of 25 tokens does not fit the 24 that are read again"):
-        XL3M(segment=WINDOW // 4 + 1, overlap=0).check_room(model)
+        XL3M(segment=WINDOW // 4 + 1, overlap=0).check_room(model, WINDOW + 1)
 
 
 def test_settings_of_the_model_that_are_none() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hf_longctx.generation.xl3m.xl3m import stored
+from hf_longctx import XL3M
 from tests.generation.xl3m.test_prompt import chatting
 from tests.tiny import tiny
 
@@ -73,4 +73,4 @@ def test_lines_of_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     settings = {"XL3M()": "XL3M(segment=64, key_context=100)"}
     names = run("model_cards/xl3m.md", tmp_path, monkeypatch, **words, **settings)
     assert pushed == [f"you/{folder.name}" for folder in tmp_path.iterdir()]
-    assert stored(names["model"].generation_config) == names["settings"]
+    assert XL3M.stored_in(names["model"].generation_config) == names["settings"]
