@@ -1,4 +1,4 @@
-"""Replay the history of a file: at each version a cache follows by PIE, and another is read again.
+"""Replay the history of a file: at each version a cache follows by PIE, and another is read anew.
 
 python -m recipes.edit_history.replay [FILE | OLD NEW] [--most 50] [--refresh N] [--smoke]
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longctx.editing import EditSession
+from hf_longctx.editing.session import EditSession
 from hf_longctx.evaluation.results import results, row, write_results
 from hf_longctx.hub import load
 from hf_longctx.upstream.caches import given_cache
@@ -24,7 +24,7 @@ from .versions import from_git, from_two
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = Path(__file__).with_name("expected.json")
-# two files of this package: from one to the other in a few changes
+# two files of ours: from one to the other in a few changes
 PAIR = [ROOT / "tests/reference/streaming_llm.py", ROOT / "tests/reference/lm_infinite.py"]
 
 
@@ -49,7 +49,7 @@ def replay(model: Any, tokenizer: Any, versions: list[str], refresh: int | None)
             "moved": report.moved,
             "places": report.edits,
             "seconds": seconds,
-            "seconds of a full read": time.perf_counter() - begun,
+            "seconds anew": time.perf_counter() - begun,
             "kl": float((truth.exp() * (truth - edited)).sum()),
             "same": bool(truth.argmax() == edited.argmax()),
         }
@@ -99,10 +99,10 @@ def summary(found: list[dict[str, Any]]) -> dict[str, float]:
     return {
         "changes": len(found),
         "tokens read": read,
-        "tokens of full reads": tokens,
+        "tokens of reading anew": tokens,
         "mean KL": sum(r["kl"] for r in found) / len(found),
         "same first choice": sum(r["same"] for r in found) / len(found),
-        "times faster": sum(r["seconds of a full read"] for r in found) / sum(r["seconds"] for r in found),
+        "times faster": sum(r["seconds anew"] for r in found) / sum(r["seconds"] for r in found),
     }
 
 
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, help="one file that git tracks, or an old and a new one")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--most", type=int, default=50, help="versions of a file in git")
-    parser.add_argument("--refresh", type=int, help="read everything again at every N-th change")
+    parser.add_argument("--refresh", type=int, help="read everything anew at every so manieth change")
     parser.add_argument("--smoke", action="store_true", help="a tiny random model, and a check against expected.json")
     parser.add_argument("--out", type=Path, help="a result file")
     args = parser.parse_args(arguments)
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
         found.append(r)
         print(
             f"change {r['change']:3}: {r['read']:5} of {r['tokens']:6,} tokens read, {r['moved']:6,} moved, "
-            f"{1e3 * r['seconds']:7.1f} ms instead of {1e3 * r['seconds of a full read']:8.1f}, KL {r['kl']:.1e}",
+            f"{1e3 * r['seconds']:7.1f} ms instead of {1e3 * r['seconds anew']:8.1f}, KL {r['kl']:.1e}",
             flush=True,
         )
     if not found:
