@@ -7,6 +7,7 @@ stretch_checkpoint("openai/clip-vit-base-patch32", "clip-248")  # a stock checkp
 from .checkpoint import stretch_checkpoint
 from .components import primary_components
 from .convert import convert
+from .evaluation import evaluate_pairs, evaluate_retrieval, evaluate_zero_shot, read_classes, read_protocol
 from .finetune import finetune
 from .freeze import FrozenRows
 from .gather import gather_rows
@@ -29,6 +30,9 @@ __all__ = [
     "contrastive_loss",
     "convert",
     "encode_long_prompt",
+    "evaluate_pairs",
+    "evaluate_retrieval",
+    "evaluate_zero_shot",
     "finetune",
     "gather_rows",
     "is_interpolated",
@@ -36,7 +40,9 @@ __all__ = [
     "preference_loss",
     "preference_score",
     "primary_components",
+    "read_classes",
     "read_pairs",
+    "read_protocol",
     "stretch_checkpoint",
     "stretch_positions",
     "stretch_table",

@@ -1,4 +1,4 @@
-"""Text without end, read and written in constant memory: `stream`, the `Reader` it returns, and a `Chat` on top."""
+"""Text of any length: a reader in constant memory, and conversations on it."""
 
 from .chat import Chat
 from .reader import Reader, stream

@@ -19,7 +19,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 from hf_longctx import LMInfinite
 from hf_longctx.evaluation.results import row
-from hf_longctx.generation.cuda_graph import graph_forward
+from hf_longctx.generation.cuda_graph import decoder
 from hf_longctx.upstream.caches import given_cache
 
 from .reading import TRAINED, K, arguments, finish, subject
@@ -34,7 +34,7 @@ COPY = "the card's copy"
 # -- decoding ----------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def tokens_ms(step: Callable[..., Any], cache: Any, at: int, count: int = 40, warm: int = 8) -> float:
-    """Median milliseconds per token of greedy decoding, by the clock: what a user waits for."""
+    """Median milliseconds per token of greedy decoding, by the clock: a user's waiting time."""
     ids = torch.full((1, 1), 50, device=DEVICE)
     times = []
     for i in range(count):
@@ -88,7 +88,7 @@ def ours_ms(model: Any, ids: Tensor, chunk: int = 32 * K) -> tuple[float, float]
     cache = DynamicCache(config=model.config)
     for piece in ids[None].split(chunk, dim=1):
         model(piece.to(DEVICE), **given_cache(model, cache), use_cache=True, logits_to_keep=1)
-    step = graph_forward(model)
+    step = decoder(model)
     tokens_ms(step, cache, len(ids), count=1, warm=0)
     start = time.perf_counter()
     tokens_ms(step, cache, len(ids) + 1, count=1, warm=0)
@@ -97,7 +97,7 @@ def ours_ms(model: Any, ids: Tensor, chunk: int = 32 * K) -> tuple[float, float]
 
 
 def decode(model: Any, ids: Tensor, contexts: tuple[int, ...], window: int) -> Iterator[dict[str, Any]]:
-    """Milliseconds per token by context, and the two ratios that the bars are about."""
+    """Milliseconds per token by context, and the two ratios of the bars."""
     ours, eager, compiled = {}, {}, {}
     with LMInfinite(n_local=window).on(model):
         for context in contexts:
@@ -246,7 +246,7 @@ def kernel() -> Iterator[dict[str, Any]]:
 def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     """Sixteen left-padded prompts of unequal length: fp32 tokens, and bf16 logits, against one by one.
 
-    In bf16 a batch rounds otherwise than a row alone, in the stock model too, whose difference is the measure.
+    In bf16 a batch rounds otherwise than a row alone, in the stock model too, whose difference is the yardstick.
     """
     lengths = [64 + 97 * i for i in range(16)]
     rows = [ids[5000 * i : 5000 * i + n].to(DEVICE) for i, n in enumerate(lengths)]

@@ -50,14 +50,14 @@ def _decode(axes: Any) -> None:
 
 def _prefill(axes: Any) -> None:
     detail = read("fast_path_prefill")["rows"][0]["detail"]
-    ours, stock = ({int(n): s for n, s in detail[key].items()} for key in ("hf_longctx, s", "stock, s"))
-    far = max(ours)
-    axes.plot(list(ours), list(ours.values()), label="LM-Infinite, window 4k", **OURS)
+    own, stock = ({int(n): s for n, s in detail[key].items()} for key in ("hf_longctx, s", "stock, s"))
+    far = max(own)
+    axes.plot(list(own), list(own.values()), label="LM-Infinite, window 4k", **OURS)
     axes.plot(list(stock), list(stock.values()), label="stock", **EAGER)
     last, at_far = max(stock), detail["stock at 1,000,000, extrapolated, s"]
     hollow = EAGER | {"ls": ":", "mfc": "white"}
     axes.plot([last, far], [stock[last], at_far], label="stock, extrapolated by its square law", **hollow)
-    _axes(axes, "Prefill", "s", {*ours, *stock})
+    _axes(axes, "Prefill", "s", {*own, *stock})
 
 
 def _memory(axes: Any) -> None:

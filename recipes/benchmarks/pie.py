@@ -1,4 +1,4 @@
-"""PIE: edits of a text that was read, against reading it again.
+"""PIE: edits of a text in the cache, against a full re-read.
 
 python -m recipes.benchmarks.pie fidelity     # KL and top-1 agreement, SmolLM2 in fp32: 7 minutes on an H100
 python -m recipes.benchmarks.pie rules        # which tokens to read again: rules of equal cost, side by side: 1 minute
@@ -101,7 +101,7 @@ def _mean(values: list[float]) -> float:
 # -- time -------------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def timed(args: Any) -> Iterator[dict[str, Any]]:
-    """An edit of up to 64 tokens against reading the new text again, a random 1B Llama in bf16."""
+    """An edit of up to 64 tokens against a full re-read, a random 1B Llama in bf16."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     config = LlamaConfig(**(ONE_B | ({"num_hidden_layers": 2} if args.smoke else {})))
@@ -124,7 +124,7 @@ def timed(args: Any) -> Iterator[dict[str, Any]]:
 def _timed(
     model: Any, decoder: Any, old: Tensor, before: DynamicCache, read: list[float], places: int, args: Any
 ) -> dict[str, Any]:
-    """Edits at `places` places, of up to 64 tokens altogether; reading the text again takes `read` seconds."""
+    """Edits at this number of places, of up to 64 tokens altogether; a full re-read takes `read` seconds."""
     modes = {"eager": False} | ({"compiled": True} if torch.cuda.is_available() else {})
     length, full = len(old), median(read)
     seconds: dict[str, list[float]] = {name: [] for name in modes}
@@ -144,7 +144,7 @@ def _timed(
     label = f"edit of 1 to 64 tokens in {length // K}k" if length >= K else f"edit in {length}"
     label += f" at {places} places" * (places > 1)
     return row(
-        f"{label}, times faster than a full read",
+        f"{label}, times faster than a full re-read",
         full / median(seconds[best]),
         "x",
         bar=SPEED.get(length) if best == "compiled" and places == 1 else None,
@@ -152,10 +152,10 @@ def _timed(
             "eager": f"{full / median(seconds['eager']):.1f} x",
             "milliseconds": f"{1e3 * median(seconds[best]):.2f}",
             "milliseconds, eager": f"{1e3 * median(seconds['eager']):.2f}",
-            "milliseconds, full read": f"{1e3 * full:.1f}",
+            "milliseconds, full re-read": f"{1e3 * full:.1f}",
             "tokens forwarded": f"{median(forwarded):.0f} of {length:,}",
         },
-        detail={"seconds": seconds, "full read": read, "forwarded": forwarded, "repair": REPAIR, "parts": parts},
+        detail={"seconds": seconds, "full re-read": read, "forwarded": forwarded, "repair": REPAIR, "parts": parts},
     )
 
 

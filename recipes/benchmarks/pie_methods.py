@@ -1,4 +1,4 @@
-"""Ways to make a cache follow an edit, and how far each is from a full read: a batch of edits at a time."""
+"""Ways to make a cache follow an edit, and the distance of each from a full re-read: a batch of edits at a time."""
 
 # B edits, T following tokens, V vocabulary, N columns
 from __future__ import annotations
@@ -213,15 +213,15 @@ def _hf_longctx(repair: int | None) -> Any:
 def _edited(
     model: Any, cache: Any, group: list[Edit], known: list[Known], choose: Choose, move: bool = True
 ) -> tuple[Any, list[int]]:
-    """What is new is read, and of what follows what `choose` says; keys are moved or (naive) left as they are."""
+    """New tokens are read, and those after them that `choose` names; keys are moved or (naive) left as they are."""
     decoder: Any = find_decoder(model)
     length, rows, again = max(len(e.new) for e in group) - 1, [], []
     for e, about in zip(group, known, strict=True):
         difference = compare(e.old.numpy(), e.new.numpy(), len(e.old))
         plan = make_plan(difference, 0)
         fresh = {i for span in plan.read for i in range(span.start, span.end)}
-        behind = [i for _, new, n in plan.copies if new for i in range(new, new + n)]
-        chosen = [i for i in choose(e, about, behind) if i not in fresh]
+        after = [i for _, new, n in plan.copies if new for i in range(new, new + n)]
+        chosen = [i for i in choose(e, about, after) if i not in fresh]
         again.append(len(chosen))
         spans = [Span(i, i + 1) for i in sorted({*fresh, *chosen})]
         rows.append(RowEdit(plan.copies, spans, e.new[:-1].numpy(), 0, length - len(e.new) + 1))
@@ -241,9 +241,9 @@ def _rule(choose: Choose) -> Any:
     return lambda model, cache, group, known: _edited(model, cache, group, known, choose)
 
 
-def _next(e: Edit, n: int, behind: list[int]) -> list[int]:
-    """The next n tokens after each place."""
-    inside = set(behind)
+def _next(e: Edit, n: int, after: list[int]) -> list[int]:
+    """The next n tokens after each edit."""
+    inside = set(after)
     return sorted({i for _, end in e.spans for i in range(end, end + n) if i in inside})
 
 

@@ -34,7 +34,7 @@ def render(text: str, results: Path = ROOT / "recipes/benchmarks/results") -> st
 
 
 def table(result: dict[str, Any]) -> str:
-    """A Markdown table: one line per row, other implementations' values, and the conditions below it."""
+    """A Markdown table, one line per row, other packages' values beside hf_longctx's, and the conditions below it."""
     head, *rest = row_lines(result)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rest]
     why = [f"- {reason}" for reason in reasons(result["rows"])]

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,7 +112,9 @@ def best() -> Iterator[dict[str, Any]]:
 
 
 # what the picture shows; all settings are in the tables of the cards
-LINES = ["stock", TRUNCATED, "StreamingLLM 8k", SLOW, "dynamic x2", "ntk x8", "ntk x16"]
+LINES = {
+    FIGURE: ["stock", TRUNCATED, "StreamingLLM 8k", SLOW, "dynamic x2", "ntk x8", "ntk x16"],
+}
 
 
 def curves(names: list[str]) -> dict[str, dict[str, dict[int, float]]]:
@@ -126,11 +129,11 @@ def curves(names: list[str]) -> dict[str, dict[str, dict[int, float]]]:
     }
 
 
-def figure() -> Any:
-    """Perplexity and passkeys by length."""
+def figure(path: Path) -> Any:
+    """A picture: perplexity and passkeys by length."""
     from hf_longctx.evaluation.report import plots
 
-    panels = curves(LINES)
+    panels = curves(LINES[path])
     where = json.loads((RESULTS / "zero_shot_perplexity.json").read_text(encoding="utf-8"))
     return plots.two_curves_figure(
         panels["perplexity"],
@@ -138,14 +141,14 @@ def figure() -> Any:
         window=TRAINED,
         titles=("Perplexity of the same last 1,024 tokens", "Passkeys found"),
         title=f"Beyond the trained length: {where['model']}, on one {where['hardware']}",
-        subtitle="20 prompts per length, 10 at 64k; top_k=5 at 32k and 64k: 5 prompts, and no perplexity",
+        subtitle="20 prompts a length, 10 at 64k; top_k=5 at 32k and 64k: 5 prompts, and no perplexity",
         size=(9.6, 4.8),
     )
 
 
-def stamp() -> str:
-    """What the picture was drawn from, in its metadata: a test draws no pixels."""
-    return hashlib.sha256(json.dumps(curves(LINES), sort_keys=True).encode()).hexdigest()
+def stamp(path: Path) -> str:
+    """What a picture was drawn from, in its metadata: a test draws no pixels."""
+    return hashlib.sha256(json.dumps(curves(LINES[path]), sort_keys=True).encode()).hexdigest()
 
 
 def _by_name(part: str, field: str) -> dict[str, dict[str, float]]:
@@ -176,7 +179,7 @@ def main() -> None:
         case "figure":
             from hf_longctx.evaluation.report import plots
 
-            plots.save(figure(), args.out or FIGURE, metadata={"Source": stamp()})
+            plots.save(figure(FIGURE), args.out or FIGURE, metadata={"Source": stamp(FIGURE)})
         case "best":
             source = json.loads((RESULTS / "zero_shot_passkey.json").read_text(encoding="utf-8"))
             kept = {key: source[key] for key in ("commit", "hardware", "versions", "model", "date")}
