@@ -80,7 +80,7 @@ class Patch:
         vars(target)[name] = value
 
     def remove(self, target: Any, name: str) -> None:
-        """Take `vars(target)[name]` away, if there, reversibly. The undo removes a value that is put there meanwhile."""
+        """Take `vars(target)[name]` away, if there, reversibly. The undo removes a value put there meanwhile."""
         self.changes.append(Change(target, name, vars(target).pop(name, _Missing)))
 
     def set_buffer(self, module: nn.Module, name: str, tensor: Tensor) -> None:
