@@ -192,9 +192,7 @@ def test_a_procedure_is_one_file(put: Any, model: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_defines_nothing_of_its_name_says_so(put: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"methods\.empty: expected .* with name='empty' in a file of this"
-    ):
+    with pytest.raises(ValueError, match=r"methods\.empty: expected .* with name='empty' in a file of this"):
         put("methods", "empty", "")
 
 

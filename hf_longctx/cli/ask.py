@@ -38,9 +38,7 @@ def ask(
     out: Annotated[
         Path | None, typer.Option(help="File for answers, JSON objects in lines; the same command adds those missing.")
     ] = None,
-    prefix_cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps what was read for next time.")
-    ] = None,
+    prefix_cache: Annotated[Path | None, typer.Option(help="Folder that keeps what was read for next time.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
     method: MethodName = None,
