@@ -1,4 +1,4 @@
-"""How much of a text the trained length has room for, and what is read of it."""
+"""How much of a text fits the trained length, and which part of it is read."""
 
 from __future__ import annotations
 
@@ -40,10 +40,7 @@ class Frame:
     def find(self, parts: Parts, document: Iterable[Any] | None, **options: Any) -> tuple[list[int], Selection]:
         """The ids of the text that are read between `parts.head` and `parts.question`, and how they were chosen.
 
-        Args:
-            parts: a prompt; without a document its own text is searched.
-            document: the text in place of the prompt's.
-            **options: of `Search`.
+        The text is `document`, or else that of `parts`; `options` are those of `Search`.
         """
         self._check(parts)
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
@@ -69,7 +66,7 @@ class Frame:
                 f"at the end of the prompt (question=...)."
             )
         if not parts.question:
-            raise ValueError("the question is empty: nothing stands behind the text. Give at least 1 token.")
+            raise ValueError("the question is empty: nothing stands after the text. Give at least 1 token.")
         if self.settings.score != "entropy" and len(parts.question) < 2:
             raise ValueError(
                 f"a question of 1 token: score={self.settings.score!r} needs at least 2. Give a longer question, or "

@@ -41,16 +41,16 @@ class XL3M(Procedure):
 
     Costs: one forward over the text, in short pieces, for each question; nothing is kept of it.
 
-    What could be had of the paper names neither sizes nor a stopping rule. Ours are the segment and its overlap, the
-    share of the trained length that is read, `keep`, and two of the scores. `model_cards/xl3m.md` has measurements.
+    The paper gives neither sizes nor a stopping rule. hf_longctx's are the segment and its overlap, the share of the
+    trained length that is read, `keep`, and two of the scores. `model_cards/xl3m.md` has measurements.
 
     Args:
         segment: Tokens of a segment.
         overlap: How many of them two neighbours share, so that what one cuts in two the other has whole.
-        score: "entropy" is how open the next token is behind a segment and the question, the paper's certainty.
-            "question_nll" is how surprising the question itself is there: it falls where the text speaks of what is
-            asked. "gain" is its difference to what is usual in this text, token by token, where that is a drop
-            (`scoring.gain`): the style of a segment, which is most of the spread of the mean, does not count.
+        score: "entropy" is that of the next-token distribution after [segment; question], the paper's certainty.
+            "question_nll" is how surprising the question itself is there: it falls where the text speaks of its
+            subject. "gain" is its drop below the usual value in this text, token by token (`scoring.gain`): the style
+            of a segment, which is most of the spread of the mean, does not count.
         keep: How far from the median segment to the best one a segment must be to be kept, 0 to 1. 0 keeps whatever
             there is room for, 1 the best only.
         key_context: Tokens of the text that are read again, at most. None: a quarter of the trained length.
@@ -188,13 +188,9 @@ class XL3M(Procedure):
                 window=frame.window, tail=settings.question_tokens,
             )  # fmt: skip
             context, selection = frame.find(
-                parts,
-                opened(document, tokenizer, parts.head),
-                scores_file=file,
-                accelerator=accelerator,
-                compile=compile,
-                progress=read_progress,
-            )
+                parts, opened(document, tokenizer, parts.head), scores_file=file, accelerator=accelerator,
+                compile=compile, progress=read_progress,
+            )  # fmt: skip
             short.append([*parts.head, *context, *parts.question])
             selections.append(selection)
         given = {
