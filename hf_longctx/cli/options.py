@@ -95,14 +95,16 @@ def dtype_of(name: str) -> Any:
 
 def reader_on(model: PreTrainedModel, method: LongContextMethod | None, chunk: int | None) -> Reader:
     """A reader on a model with `method`, else the one it was saved with, else LM-Infinite at its trained length."""
-    import hf_longctx
+    from ..methods.lm_infinite import LMInfinite
+    from ..patch import applied
+    from ..streaming.reader import stream
 
-    if method is None and not hf_longctx.applied(model):
-        method = hf_longctx.LMInfinite()
+    if method is None and not applied(model):
+        method = LMInfinite()
         notes().print(f"no --method given: {method!r}", style="dim", highlight=False, markup=False)
     if method is not None:
         method.apply(model)
-    return hf_longctx.stream(model) if chunk is None else hf_longctx.stream(model, chunk=chunk)
+    return stream(model) if chunk is None else stream(model, chunk=chunk)
 
 
 def sampling(sample: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +13,13 @@ from .prompt import Parts
 from .reading import read
 from .search import Search
 from .selection import Selection
-
-if TYPE_CHECKING:
-    from .xl3m import XL3M
+from .settings import Segmenting
 
 
 class Frame:
     """The trained length of a model, and `new_tokens` that are written into it."""
 
-    def __init__(self, model: Any, settings: XL3M, new_tokens: int) -> None:
+    def __init__(self, model: Any, settings: Segmenting, new_tokens: int) -> None:
         self.model, self.settings, self.new_tokens = model, settings, new_tokens
         if getattr(model.config, "is_encoder_decoder", False):
             raise ValueError(f"{type(model).__name__}: XL3M is for causal language models, not for encoder-decoders.")

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
@@ -20,9 +20,7 @@ from ...storage.fingerprint import model_digest
 from .reading import Batch, batches
 from .scoring import OnItsWay, Scorer, gain, layers_compiled
 from .selection import Best, Candidate, Kept, Selection, choose, spans, splice, threshold
-
-if TYPE_CHECKING:
-    from .xl3m import XL3M
+from .settings import Segmenting
 
 Progress = Callable[[int], None]
 POOL = 4  # segments that are held for one that there is room for
@@ -41,7 +39,7 @@ class Search:
         model: Any,
         head: list[int],
         question: list[int],
-        settings: XL3M,
+        settings: Segmenting,
         *,
         room: int,
         scores_file: str | Path | None = None,

@@ -10,23 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...near import did_you_mean
 from ...text.pieces import encode_pieces
-from ..procedure import Procedure
 from .arguments import files, opened, per_row, prompts
 from .decoding import decode
 from .frame import Frame
 from .prompt import around_text, split, text_before
 from .search import Progress
+from .settings import Segmenting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SCORES = ("gain", "question_nll", "entropy")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class XL3M(Procedure):
+class XL3M(Segmenting):
     """Wang et al. 2024 (https://arxiv.org/abs/2405.17755): read `[head; segment; question]` for every segment of a text
     on its own, put the segments that matter for the question together in the order of the text, and answer from this
     key context. Any causal language model, no training; time grows with the text, memory does not.
@@ -63,36 +60,6 @@ class XL3M(Procedure):
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.17755"
     takes_all_of_generate: ClassVar[bool] = True
     reads_documents: ClassVar[bool] = True
-
-    segment: int = 256
-    overlap: int = 32
-    score: str = "gain"
-    keep: float = 0.5
-    key_context: int | None = None
-    question_tokens: int = 64
-    window: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.segment < 1 or not 0 <= self.overlap < self.segment:
-            raise ValueError(
-                f"xl3m: segment={self.segment}, overlap={self.overlap}: expected a segment of at least 1 token, and an "
-                f"overlap from 0 to less than the segment."
-            )
-        if self.score not in SCORES:
-            near = did_you_mean(self.score, SCORES).strip()
-            raise ValueError(f"xl3m: score={self.score!r}: expected one of {', '.join(SCORES)}. {near}".rstrip())
-        if not 0 <= self.keep <= 1:
-            raise ValueError(f"xl3m: keep={self.keep}: expected 0 (whatever there is room for) to 1 (the best only).")
-        for name in ("key_context", "window", "question_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"xl3m: {name}={value}: expected at least 1 token.")
-        if self.key_context is not None and self.key_context < self.segment:
-            raise ValueError(
-                f"xl3m: key_context={self.key_context} has no room for a segment of {self.segment} tokens. Make it "
-                f"larger, or the segment smaller."
-            )
 
     def check_room(self, model: PreTrainedModel, n_tokens: int) -> None:
         """Raise ValueError if the prompt must be cut into segments, and this model has no room for one."""
