@@ -1,7 +1,7 @@
 """`Patch`: every change to a model, with its inverse kept as data.
 
-Inverses are `(object, name, old value)` and not closures, so `copy.deepcopy(model)` copies them too: the copy's undo
-acts on the copy. They run last-in first-out, and a change that fails half-way is rolled back.
+Data and not closures, so `copy.deepcopy(model)` copies the inverses too: the copy's undo acts on the copy. They run
+last-in first-out, and a change that fails half-way is rolled back.
 """
 
 from __future__ import annotations
@@ -29,38 +29,76 @@ class _Missing:
 
 
 @dataclass
-class Change:
-    """One reversible change: `vars(target)[name]` was `old`.
-
-    For the name `__class__` the class was `old`; for `__buffer__` `old` is a buffer's name and tensor; for `__hook__` a
-    forward hook with the handle `old` was added; for `__edits__` a config had a stand-in, and `old` are the stand-in
-    and its values at the start.
-    """
+class Attribute:
+    """`vars(target)[name]` was `old`."""
 
     target: Any
     name: str
     old: Any
 
     def revert(self) -> None:
-        if self.name == "__class__":
-            swapped = type(self.target)
-            self.target.__class__ = self.old
-            _rebind_forward(self.target, swapped)
-        elif self.name == "__buffer__":
-            name, tensor = self.old
-            # the model may have moved meanwhile
-            self.target._buffers[name] = tensor.to(self.target._buffers[name].device)
-        elif self.name == "__hook__":
-            self.old.remove()
-        elif self.name == "__edits__":
-            stand_in, before = self.old
-            for name, value in vars(stand_in).items():
-                if not isinstance(value, PreTrainedConfig) and (name not in before or before[name] != value):
-                    vars(self.target)[name] = value  # e.g. vocab_size, after resize_token_embeddings
-        elif self.old is _Missing:
+        """Put the old value back."""
+        if self.old is _Missing:
             vars(self.target).pop(self.name, None)
         else:
             vars(self.target)[self.name] = self.old
+
+
+@dataclass
+class Buffer:
+    """The buffer `name` of `module` was `old`."""
+
+    module: nn.Module
+    name: str
+    old: Any
+
+    def revert(self) -> None:
+        """Put the old tensor back, where the module is by now."""
+        now: Any = self.module._buffers[self.name]
+        self.module._buffers[self.name] = self.old.to(now.device)
+
+
+@dataclass
+class Class:
+    """The class of `module` was `old`."""
+
+    module: nn.Module
+    old: type
+
+    def revert(self) -> None:
+        """Make it of the old class again."""
+        swapped = type(self.module)
+        self.module.__class__ = self.old
+        _rebind_forward(self.module, swapped)
+
+
+@dataclass
+class Hook:
+    """A forward hook was added."""
+
+    handle: Any
+
+    def revert(self) -> None:
+        """Remove it."""
+        self.handle.remove()
+
+
+@dataclass
+class Edits:
+    """`config` had `stand_in` in its place, whose values were `before` at first."""
+
+    config: Any
+    stand_in: Any
+    before: dict[str, Any]
+
+    def revert(self) -> None:
+        """Carry over what the user changed meanwhile, e.g. vocab_size in resize_token_embeddings."""
+        for name, value in vars(self.stand_in).items():
+            if not isinstance(value, PreTrainedConfig) and (name not in self.before or self.before[name] != value):
+                vars(self.config)[name] = value
+
+
+Change = Attribute | Buffer | Class | Hook | Edits
 
 
 @dataclass
@@ -76,22 +114,22 @@ class Patch:
     # -- making changes ----------------------------------------------------------------------------------------------
     def set(self, target: Any, name: str, value: Any) -> None:
         """`vars(target)[name] = value`, reversibly. Works on modules and configs alike, past their `__setattr__`."""
-        self.changes.append(Change(target, name, vars(target).get(name, _Missing)))
+        self.changes.append(Attribute(target, name, vars(target).get(name, _Missing)))
         vars(target)[name] = value
 
     def remove(self, target: Any, name: str) -> None:
         """Take `vars(target)[name]` away, if there, reversibly. The undo removes a value put there meanwhile."""
-        self.changes.append(Change(target, name, vars(target).pop(name, _Missing)))
+        self.changes.append(Attribute(target, name, vars(target).pop(name, _Missing)))
 
     def set_buffer(self, module: nn.Module, name: str, tensor: Tensor) -> None:
         """Replace a buffer that `module` has by `tensor`, reversibly. The old one follows the module's device."""
-        self.changes.append(Change(module, "__buffer__", (name, module._buffers[name])))
+        self.changes.append(Buffer(module, name, module._buffers[name]))
         module._buffers[name] = tensor
 
     def set_class(self, module: nn.Module, cls: type) -> None:
         """Turn `module` into `cls`, reversibly, and let accelerate's hooks on it call the new forward."""
-        self.changes.append(Change(module, "__class__", type(module)))
         stock = type(module)
+        self.changes.append(Class(module, stock))
         module.__class__ = cls
         _rebind_forward(module, stock)
 
@@ -104,7 +142,7 @@ class Patch:
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             handle = module.register_forward_hook(hook, always_call=True)
-        self.changes.append(Change(module, "__hook__", handle))
+        self.changes.append(Hook(handle))
 
     def own_configs(self, root: nn.Module) -> None:
         """Give the modules of `root` configs of their own: one config object often serves several models.
@@ -119,9 +157,9 @@ class Patch:
         for module in root.modules():
             config = vars(module).get("config")
             if isinstance(config, PreTrainedConfig):
-                if not any(c.name == "__edits__" and c.target is config for c in self.changes):
+                if not any(isinstance(change, Edits) and change.config is config for change in self.changes):
                     own = copies[id(config)]
-                    self.changes.append(Change(config, "__edits__", (own, copy.deepcopy(vars(own)))))
+                    self.changes.append(Edits(config, own, copy.deepcopy(vars(own))))
                 self.set(module, "config", copies[id(config)])
 
     @contextmanager
@@ -159,15 +197,15 @@ class Patch:
 
     def describe(self) -> str:
         """What was touched, counted, for the log."""
-        classes = [c for c in self.changes if c.name == "__class__"]
-        kinds = sorted({f"{c.old.__name__}" for c in classes})
+        classes = [change for change in self.changes if isinstance(change, Class)]
+        kinds = sorted({change.old.__name__ for change in classes})
         return f"{len(classes)} x {', '.join(kinds)}" if classes else f"{len(self.changes)} attributes"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT or torch.compile wrapper, or the model itself.
 
-    ValueError for what is no model: a path, a config, a tokenizer, a pipeline.
+    ValueError for anything else: a path, a config, a tokenizer, a pipeline.
     """
     if not isinstance(model, nn.Module):
         given = repr(model) if model is None or isinstance(model, (str, os.PathLike, type)) else type(model).__name__

@@ -1,0 +1,1 @@
+"""Procedures that `generate` calls, and decoding from CUDA graphs."""

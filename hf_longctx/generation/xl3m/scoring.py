@@ -44,8 +44,10 @@ class Scorer:
 
     @torch.inference_mode()
     def __call__(self, ids_NS: Tensor) -> Tensor:
-        """(N, Q) fp32 on the model's device, in nats: the negative log-likelihood (NLL) of each token of the question
-        but the first, and the entropy of what follows the last.
+        """Score a batch: (N, Q) fp32 on the model's device, in nats.
+
+        They are the negative log-likelihood (NLL) of each token of the question but the first, and the entropy of the
+        distribution after the last.
 
         The first token's likelihood says where the segment was cut, not what is in it. A batch that does not fit the
         GPU's memory is scored in halves.

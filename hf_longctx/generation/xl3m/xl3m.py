@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class XL3M(Segmenting):
-    """Wang et al. 2024 (https://arxiv.org/abs/2405.17755): read `[head; segment; question]` for every segment of a text
-    on its own, put the segments that matter for the question together in the order of the text, and answer from this
-    key context. Any causal language model, no training; time grows with the text, memory does not.
+    """XL3M (Wang et al. 2024, https://arxiv.org/abs/2405.17755): answer from the segments that matter for a question.
+
+    It reads `[head; segment; question]` for every segment of a text on its own, and puts those that matter together in
+    the order of the text. Any causal language model, no training; time grows with the text, memory does not.
 
     `model.generate(ids, custom_generate=XL3M(), max_new_tokens=...)`. A prompt that fits the trained length is answered
     by stock `generate` as it is.
@@ -114,7 +115,7 @@ class XL3M(Segmenting):
         assistant_tokenizer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Called by `generate`, which hands these on under the same names:
+        """Called by `generate`, which passes these on under the same names.
 
         Args:
             question: What is asked: how many tokens at the prompt's end it has; or its words (needs `tokenizer`) or
@@ -142,7 +143,7 @@ class XL3M(Segmenting):
             ValueError: The question, or head, segment and question, are longer than the window; the text is empty; a
                 cache that is not empty was passed; rows are padded in the middle.
             SourceError: `document` raised while it was read.
-        """
+        """  # noqa: D417 (all others are as `generate` calls a decoding method)
         settings = (self.stored_in(generation_config) or self) if self is xl3m else self
         frame = Frame(model, settings, new_tokens=generation_config.max_length - input_ids.shape[1])
         rows = prompts(input_ids, model_kwargs, generation_config)
