@@ -19,9 +19,9 @@ APART = "apart"  # the kind of a module without a config, which names the attent
 _RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
 # before 5.21 such a model raises UnboundLocalError in the second forward past its trained length
 LONGROPE_PER_LAYER = _RELEASE >= (5, 21)
-# what `generate` does wrong behind a cache that has read already, and the release that mended it, if any did:
+# settings with which `generate` misreads a cache that is not empty, and the release that fixed it, if any:
 # assisted decoding gives its first forward all of input_ids, though the cache has most of them
-MENDED_BEHIND_A_CACHE: dict[str, tuple[int, int] | None] = {
+FIXED_FOR_FILLED_CACHES: dict[str, tuple[int, int] | None] = {
     "prefill_chunk_size": (5, 21),
     "prompt_lookup_num_tokens": None,
     "assistant_model": None,
@@ -29,9 +29,9 @@ MENDED_BEHIND_A_CACHE: dict[str, tuple[int, int] | None] = {
 }
 
 
-def check_behind_a_cache(asked: Any) -> None:
-    """ValueError for what this transformers' `generate` cannot do behind a cache. `asked` looks a setting up."""
-    for name, release in MENDED_BEHIND_A_CACHE.items():
+def check_filled_cache(asked: Any) -> None:
+    """ValueError for settings with which this `generate` cannot continue a cache. `asked` looks one up."""
+    for name, release in FIXED_FOR_FILLED_CACHES.items():
         if asked(name) is not None and (release is None or release > _RELEASE):
             newer = "" if release is None else f", or install transformers {release[0]}.{release[1]} or newer"
             given = asked(name) if isinstance(asked(name), int) else type(asked(name)).__name__

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..anatomy import attention_layers, check_behind_a_cache, find_decoder
+from ..anatomy import attention_layers, check_filled_cache, find_decoder
 from ..cache.copies import shallow_copy
 from ..editing.edit import EditReport
 from ..editing.editable import check_vocabulary
@@ -146,7 +146,7 @@ class Prefix:
         if settings.get("use_cache") is False:
             raise ValueError("use_cache=False: the prefix is a cache. Leave it out.")
         config = settings.get("generation_config") or self.model.generation_config
-        check_behind_a_cache(lambda name: settings.get(name, getattr(config, name, None)))
+        check_filled_cache(lambda name: settings.get(name, getattr(config, name, None)))
         if settings.get("generation_config") is None or getattr(config, "use_cache", None) is False:
             settings["use_cache"] = True  # a model's own settings may say no: Trainer saves them so
         device = self.levels[0].keys[0].device  # that of the first layer, also of an offloaded model

@@ -30,8 +30,8 @@ def decode(
     """What `generate` returns for `prompt_BL`, if the model has read `rows` in its place.
 
     `generate` writes as many tokens as after `prompt_BL`, by the same strategy. Processors and criteria of the caller
-    see the ids of `rows`: those of each prompt that the caller gave, of different lengths, while `prompt_BL` is repeated
-    for beams and sequences. `given` are arguments of `generate` that are no settings: streamer, tokenizer.
+    see the ids of `rows`: those of each prompt that the caller gave, of different lengths; `prompt_BL` is repeated for
+    beams and sequences. `given` are arguments of `generate` that are no settings: streamer, tokenizer.
     """
     length, each = prompt_BL.shape[1], repeats(generation_config)
     config = copy.deepcopy(generation_config)

@@ -117,7 +117,7 @@ class XL3M(Segmenting):
     ) -> Any:
         """Called by `generate`, which passes these on under the same names.
 
-        Args:
+        Settings of the call:
             question: What is asked: how many tokens at the prompt's end it has; or its words (needs `tokenizer`) or
                 ids, which are looked for from the end, and are the question with all that follows; or a list with one
                 of these for every row. None: the user's last turn, if `tokenizer` has a chat template and that turn
@@ -143,7 +143,7 @@ class XL3M(Segmenting):
             ValueError: The question, or head, segment and question, are longer than the window; the text is empty; a
                 cache that is not empty was passed; rows are padded in the middle.
             SourceError: `document` raised while it was read.
-        """  # noqa: D417 (all others are as `generate` calls a decoding method)
+        """
         settings = (self.stored_in(generation_config) or self) if self is xl3m else self
         frame = Frame(model, settings, new_tokens=generation_config.max_length - input_ids.shape[1])
         rows = prompts(input_ids, model_kwargs, generation_config)
