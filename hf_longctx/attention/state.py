@@ -65,17 +65,19 @@ class DecoderState:
         """False while a model is being loaded: its buffers hold nothing yet."""
         return all(b.device.type != "meta" for b in self.rotary.buffers())
 
-    def rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
-        """Cosines and sines at these positions, the method's or the model's, for its own `apply_rotary_pos_emb`."""
-        rotate = rotary_function(stock_class(module))
+    def read_rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
+        """The rotation by the method's own angles at these positions, or by the model's."""
         own = self.method.angles(self, pos_BL)
-        if own is not None:
-            cos, sin = (table.to(like) for table in own)
-            return Rotation(cos, sin, rotate)
+        if own is None:
+            return self.rotation(module, like, pos_BL)
+        return Rotation(own[0].to(like), own[1].to(like), rotary_function(stock_class(module)))
+
+    def rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
+        """The model's own cosines and sines at these positions; pairs with its own `apply_rotary_pos_emb`."""
         where = next((b.device for b in self.rotary.buffers()), like.device)
         typed = (layer_type(module),) if self.per_layer_type else ()
         cos, sin = self.rotary(like.new_empty((), device=where), pos_BL.to(where), *typed)
-        return Rotation(cos.to(like.device), sin.to(like.device), rotate)
+        return Rotation(cos.to(like.device), sin.to(like.device), rotary_function(stock_class(module)))
 
 
 @dataclass

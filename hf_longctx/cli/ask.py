@@ -34,14 +34,11 @@ if TYPE_CHECKING:
 def ask(
     model: Model,
     document: Annotated[str, typer.Option(help="A text file, -, or python-docs.", show_default=False)],
-    questions: Annotated[Path, typer.Option(help="A text file with one question per line.", show_default=False)],
+    questions: Annotated[Path, typer.Option(help="A text file, one question per line.", show_default=False)],
     out: Annotated[
-        Path | None,
-        typer.Option(help="File for answers, one JSON object per line; the same command adds those missing."),
+        Path | None, typer.Option(help="File for answers, JSON objects in lines; the same command adds those missing.")
     ] = None,
-    prefix_cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the read document for next time.")
-    ] = None,
+    prefix_cache: Annotated[Path | None, typer.Option(help="Folder that keeps what was read for next time.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
     method: MethodName = None,

@@ -27,7 +27,7 @@ from ..editing.editable import check_vocabulary
 from ..patch import Patch, applied, unwrap
 from ..storage.fingerprint import model_digest
 from ..upstream.caches import generate_cache, given_cache
-from ..upstream.versions import check_with_a_cache
+from ..upstream.versions import check_filled_cache
 from .edit import edit_level
 from .file import Fingerprint, read_levels, write_levels
 from .inputs import RESERVED, check_cache, check_chunk, check_questions, longest_suffix, mask_of, prefix_ids
@@ -147,7 +147,7 @@ class Prefix:
         if settings.get("use_cache") is False:
             raise ValueError("use_cache=False: the prefix is a cache. Leave it out.")
         config = settings.get("generation_config") or self.model.generation_config
-        check_with_a_cache(lambda name: settings.get(name, getattr(config, name, None)))
+        check_filled_cache(lambda name: settings.get(name, getattr(config, name, None)))
         if settings.get("generation_config") is None or getattr(config, "use_cache", None) is False:
             settings["use_cache"] = True  # a model's own settings may say no: Trainer saves them so
         device = self.levels[0].keys[0].device  # that of the first layer, also of an offloaded model
