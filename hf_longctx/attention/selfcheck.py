@@ -103,7 +103,6 @@ def check_parity(module: Any, decoder: DecoderState, hidden_BLX: Tensor) -> None
     On the meta device, while a model is being loaded, there is nothing to compare; what is not learnt there waits for
     the layer's first forward.
     """
-
     index, loading = module.layer_idx, hidden_BLX.device.type == "meta"
     if index not in decoder.rope:
         try:
@@ -120,7 +119,6 @@ def check_parity(module: Any, decoder: DecoderState, hidden_BLX: Tensor) -> None
 @torch.no_grad()
 def _compare(module: Any, decoder: DecoderState, hidden_1LX: Tensor) -> None:
     """ValueError with the reason unless the patched `module` gives its stock class's output for `hidden_1LX`."""
-
     stock = stock_class(module)
     pos = torch.arange(hidden_1LX.shape[1], device=hidden_1LX.device)[None]
     kwargs: dict[str, Any] = {
@@ -169,7 +167,6 @@ def _in_pieces(
 
     Sets `decoder.joined` where the layer changes keys or values after the cache: its first tokens must come with them.
     """
-
     stock: Any = stock_class(module)
     method: Any = decoder.method
     forward, outputs = unrotated(stock.forward), []
@@ -206,7 +203,6 @@ def check_rotary_function(stock: Any, function: Callable[..., Any]) -> None:
 
 def _refusal(module: Any, decoder: DecoderState, hidden_BLX: Tensor, error: Exception) -> ValueError:
     """Why a layer's forward failed in the check, in words where the reason is known."""
-
     name = stock_class(module).__name__
     sliced = _sliced(module, decoder, hidden_BLX)
     if sliced is not None:
@@ -242,7 +238,6 @@ def head_dim_of(module: Any) -> int:
 @contextlib.contextmanager
 def _plain_inner(module: Any, decoder: DecoderState) -> Iterator[None]:
     """Compare through sdpa where the inner implementation wants a mask or a dtype of its own: rotation is checked."""
-
     config = vars(module.config)
     before = config["_attn_implementation_internal"]
     if decoder.inner not in PLAIN:

@@ -67,6 +67,7 @@ class StreamingLLM(AttentionMethod):
         return SinkWindowLayer(self, n_first=self.n_sink, n_last=self.window - 1)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
+        """A window, and the sinks at their places in a cache that keeps nothing else."""
         assert self.window is not None
         sinks = inputs.first(self.n_sink)
         local = inputs.branch(Window(self.window), inputs.keys, *inputs.true_ropes())
