@@ -42,7 +42,7 @@ class PositionFree(AttentionMethod):
         return FullLayer(self)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
-        """All keys at true distances."""
+        """All keys, at their true distances."""
         return [inputs.branch(Causal(), inputs.keys, *inputs.true_ropes())]
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
