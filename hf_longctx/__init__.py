@@ -61,9 +61,12 @@ __all__ = sorted([*_HOMES, "__version__"])
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    if name.startswith("_") or importlib.util.find_spec(f".{name}", __name__) is None:
-        raise AttributeError(f"module 'hf_longctx' has no attribute {name!r}")
-    return importlib.import_module(f".{name}", __name__)
+    if not name.startswith("_") and importlib.util.find_spec(f".{name}", __name__) is not None:
+        return importlib.import_module(f".{name}", __name__)
+    for entry in registry.entries().values():  # a method's file that the table does not have yet
+        if entry["class"] == name:
+            return getattr(importlib.import_module(f".{entry['module']}", __name__), name)
+    raise AttributeError(f"module 'hf_longctx' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

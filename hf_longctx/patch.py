@@ -201,7 +201,7 @@ class Patch:
 def unwrap(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT or torch.compile wrapper, or the model itself.
 
-    ValueError for what is no model: a path, a config, a tokenizer, a pipeline.
+    ValueError for other objects: a path, a config, a tokenizer, a pipeline.
     """
     if not isinstance(model, nn.Module):
         given = repr(model) if model is None or isinstance(model, (str, os.PathLike, type)) else type(model).__name__

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 import pkgutil
 from collections.abc import Iterable
@@ -129,7 +130,7 @@ def describe(name: str) -> dict[str, Any]:
     cls = get(name)
     settings = {
         field.name: {
-            "type": str(field.type),
+            "type": field.type if isinstance(field.type, str) else inspect.formatannotation(field.type),
             "default": None if field.default is dataclasses.MISSING else field.default,
         }
         for field in dataclasses.fields(cls)

@@ -59,13 +59,12 @@ def _forward(
         layer.open()
         decoder.opened.append(layer)
         layer.push(step.q_pos_BL, step.padded)
+        kwargs = {**without_cache(kwargs), **given_cache(stock.forward, cache)}
     elif kwargs.get("use_cache") and decoder.running and not torch.compiler.is_compiling():
         raise RuntimeError(
             f"{stock.__name__} was called with use_cache=True and without a cache under a name that hf_longctx knows "
             f"({', '.join(CACHE_NAMES)}): the text read before would be lost. {SAY_VERSION}"
         )
-    if cache is not None:
-        kwargs = {**without_cache(kwargs), **given_cache(stock.forward, cache)}
     # a compiler drops the rotation by itself
     forward = stock.forward if torch.compiler.is_compiling() else unrotated(stock.forward)
     call = LayerCall(decoder, step, layer)
@@ -115,7 +114,7 @@ def _check_embeddings(decoder: DecoderState, module: Any, embeddings: tuple[Tens
     """ValueError where the model rotates by something other than these positions, as it does tokens of images."""
     compiling = torch.compiler.is_compiling()
     if not has_rope(module) or (pos_BL.is_cuda and pos_BL.shape[1] == 1 and not compiling):
-        return  # asking costs a sync, too much for every token
+        return  # looking at values costs a sync, too much for every token
     here = decoder.rotation(module, embeddings[0], pos_BL)
     close = 4 * torch.finfo(here.cos.dtype).eps
     right = ((here.cos - embeddings[0]).abs().amax() <= close) & ((here.sin - embeddings[1]).abs().amax() <= close)
@@ -136,7 +135,7 @@ def _step(
     padded = real is not None
     compiling = torch.compiler.is_compiling()
     if pos.is_cuda and pos.shape[1] == 1 and not compiling:
-        return Step(embeddings, pos, padded, False)  # asking costs a sync, too much for every token
+        return Step(embeddings, pos, padded, False)  # looking at values costs a sync, too much for every token
     layer = None if cache is None else adopt(decoder.method, cache, module)
     kept = None if layer is None or layer.pos is None else layer.pos.to(pos.device)
     rising = rises(pos, kept)
@@ -147,7 +146,7 @@ def _step(
         f"Pass packed documents as rows of a padded batch, with an attention_mask; to generate, pad on the left."
     )
     if compiling:
-        torch._assert_async(rising, wrong)  # nothing can be asked while a graph is traced
+        torch._assert_async(rising, wrong)  # values cannot be looked at while a graph is traced
         return Step(embeddings, pos, padded, False)
     if not bool(rising):
         if layer is not None and bool(rises(pos, kept)):

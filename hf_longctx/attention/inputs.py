@@ -105,7 +105,7 @@ class AttentionInputs:
 
     def rotation(self, pos_BL: Tensor) -> Rotation | None:
         """The rotation to these positions; None on layers without position embeddings (NoPE)."""
-        return self.decoder.rotation(self.module, self.q_BHLD, pos_BL) if has_rope(self.module) else None
+        return self.decoder.read_rotation(self.module, self.q_BHLD, pos_BL) if has_rope(self.module) else None
 
     def true_ropes(self) -> tuple[Rotation | None, Rotation | None]:
         """Rotations of queries and keys at their true distances.
@@ -130,7 +130,7 @@ class AttentionInputs:
 
     def _rotation(self, pos_BL: Tensor) -> Rotation:
         # in the precision of the model's own cosines, which autocast leaves alone
-        return self.decoder.rotation(self.module, self.step.embeddings[0], pos_BL)
+        return self.decoder.read_rotation(self.module, self.step.embeddings[0], pos_BL)
 
     def relative(self, offset: int) -> Rotation | None:
         """A rotation for *one side alone*: keys moved by -d, or queries by d, meet the other side (left as it is) at d.

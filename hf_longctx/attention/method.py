@@ -54,7 +54,7 @@ class AttentionMethod(LongContextMethod):
         raise NotImplementedError
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
-        """(B, L, H, D)"""
+        """The output of one layer, (B, L, H, D)."""
         return attend(self.branches(inputs), scale=inputs.scale, kernel=inputs.decoder.kernel, strict=False)
 
     def angles(self, decoder: DecoderState, pos_BL: Tensor) -> tuple[Tensor, Tensor] | None:

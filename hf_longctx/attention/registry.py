@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
 from ..cache.slots import KeyValues
 from ..settings import KEY
 from .base_attention import checked
 from .inputs import AttentionInputs
-from .names import Implementation
+from .names import Implementation, base_function, base_mask
 from .state import LayerCall
-from .subclass import function_named
 
 
 def attention(
@@ -70,7 +69,7 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """
     config: Any = kwargs["config"]
     if kwargs.get("local_size") is not None or not isinstance(config._attn_implementation, Implementation):
-        return _base_mask(config)(*args, **kwargs)
+        return base_mask(*args, **kwargs)
     if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function and not _tracing():
         raise ValueError(
             "packed sequences (position_ids that start again within a row) and custom masks are not supported by "
@@ -86,25 +85,6 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
         return None
     length = kwargs.get("kv_length") or padding.shape[-1]
     return padding[:, None, None, :length].bool()
-
-
-def base_function(module: nn.Module) -> Any:
-    """The attention function of transformers that the model had before the method."""
-    return function_named(_base_name(module.config), module)
-
-
-def _base_mask(config: Any) -> Any:
-    return ALL_MASK_ATTENTION_FUNCTIONS[_base_name(config)]
-
-
-def _base_name(config: Any) -> str:
-    name = config._attn_implementation
-    if not isinstance(name, Implementation):
-        raise ValueError(
-            f"attn_implementation={name!r} is reserved for hf_longctx and cannot be passed directly. Choose "
-            f"'sdpa' or another, and apply the method to the model: hf_longctx.LMInfinite().apply(model)."
-        )
-    return name.base_attention
 
 
 def _tracing() -> bool:

@@ -130,10 +130,10 @@ def _compare(module: Any, decoder: DecoderState, hidden_1LX: Tensor) -> None:
     }
     try:
         with evaluating(module), _plain_inner(module, decoder):
-            plain = dataclasses.replace(decoder, method=_CausalOnly(), step=None)  # type: ignore[arg-type]
-            rope = plain.rotation(module, hidden_1LX, pos)
+            rope = decoder.rotation(module, hidden_1LX, pos)
             step = Step((rope.cos, rope.sin), pos, False, False)
             truth = stock.forward(module, hidden_1LX, position_embeddings=step.embeddings, **kwargs)[0]
+            plain = dataclasses.replace(decoder, method=_CausalOnly(), step=None)  # type: ignore[arg-type]
             kwargs["longctx"] = plain, step, None
             forward = unrotated(stock.forward)
             ours = forward(module, hidden_1LX, position_embeddings=step.identity, **kwargs)[0]

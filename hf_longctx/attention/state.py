@@ -1,4 +1,4 @@
-"""What the patched layers of one model share, and the forward in progress."""
+"""The state that the patched layers of one model share, and that of the forward in progress."""
 
 # B batch, L queries, D head dim
 from __future__ import annotations
@@ -22,7 +22,7 @@ STATE = "_hf_longctx"  # in the __dict__ of a decoder and of its patched attenti
 
 
 class DecidesPositions(Protocol):
-    """What the forward asks of a method, which is defined above it: `AttentionMethod`."""
+    """A method as the forward sees it; `AttentionMethod` is defined above the forward."""
 
     name: ClassVar[str]
 
@@ -37,7 +37,7 @@ class DecidesPositions(Protocol):
 
 @dataclass
 class DecoderState:
-    """What the patched layers of one model share: the method, the rotary embedding, and the forward in progress."""
+    """The state that patched layers share: the method, the rotary embedding, and the forward in progress."""
 
     method: DecidesPositions
     rotary: nn.Module
@@ -65,22 +65,24 @@ class DecoderState:
         """False while a model is being loaded: its buffers hold nothing yet."""
         return all(b.device.type != "meta" for b in self.rotary.buffers())
 
-    def rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
-        """Cosines and sines at these positions, the method's or the model's, for its own `apply_rotary_pos_emb`."""
-        rotate = rotary_function(stock_class(module))
+    def read_rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
+        """The rotation by the method's own angles at these positions, or by the model's."""
         own = self.method.angles(self, pos_BL)
-        if own is not None:
-            cos, sin = (table.to(like) for table in own)
-            return Rotation(cos, sin, rotate)
+        if own is None:
+            return self.rotation(module, like, pos_BL)
+        return Rotation(own[0].to(like), own[1].to(like), rotary_function(stock_class(module)))
+
+    def rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
+        """The model's own cosines and sines at these positions; pairs with its own `apply_rotary_pos_emb`."""
         where = next((b.device for b in self.rotary.buffers()), like.device)
         typed = (layer_type(module),) if self.per_layer_type else ()
         cos, sin = self.rotary(like.new_empty((), device=where), pos_BL.to(where), *typed)
-        return Rotation(cos.to(like.device), sin.to(like.device), rotate)
+        return Rotation(cos.to(like.device), sin.to(like.device), rotary_function(stock_class(module)))
 
 
 @dataclass
 class Step:
-    """One forward: what is the same for every layer of a decoder."""
+    """One forward: the values that are the same for every layer of a decoder."""
 
     embeddings: tuple[Tensor, Tensor]
     q_pos_BL: Tensor  # -1 for padding
@@ -89,7 +91,7 @@ class Step:
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # what the model's own rotation is given, so that it leaves queries and keys as they are
+        # given to the model's own rotation, so that it leaves queries and keys as they are
         self.identity = identity(self.embeddings)
 
 

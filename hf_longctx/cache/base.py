@@ -1,6 +1,6 @@
 """The base of cache layers that hold keys un-rotated, with the position of every slot.
 
-They stand in for transformers' `DynamicLayer` in a `DynamicCache`. What is stored has no position baked in: a method
+They stand in for transformers' `DynamicLayer` in a `DynamicCache`. Stored keys have no position baked in: a method
 decides where each key is read. Positions are per row and slot, negative where nothing is seen (see `KeyValues`).
 """
 
@@ -19,9 +19,9 @@ from .slots import BatchRows, KeyValues
 
 
 class UnrotatedLayer(BatchRows, CacheLayerMixin):
-    """What every un-rotated layer can be asked. A subclass implements `keep`, and says what else it can do.
+    """The verbs of every un-rotated layer. A subclass implements `keep`, and says what else it can do.
 
-    - `bounded`: what it keeps stays the same size however much is read. It then has `far` and `move_back` too.
+    - `bounded`: its size does not grow with the text. It may then have `far` and `move_back` too.
     - `fixed_buffers`: while single tokens are read, its tensors keep their addresses, which CUDA graphs need. They are
       those of its `ring`, once `before_forward` has made one.
     - `layout`: layers of a cache that are equal in this keep the same slots.
@@ -59,7 +59,6 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
         self.sinks: KeyValues | None = None  # the first tokens, where a subclass keeps them apart
         self.evicted_B: Tensor | None = None  # the highest position that was dropped; None: nothing was
 
-    # -- around a forward --------------------------------------------------------------------------------------------
     @classmethod
     def before_forward(cls, layers: Sequence[Any], n_new: int | None, learns: Callable[[], bool]) -> None:
         """Prepare all layers of this class in one cache for a forward of `n_new` tokens per row (None: not known).
@@ -101,17 +100,16 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
         """Store what later tokens need of `new` and return what the new tokens may see."""
         raise NotImplementedError
 
-    # -- what is kept ------------------------------------------------------------------------------------------------
     @property
     def slots(self) -> KeyValues:
-        """What is stored, without the sinks."""
+        """The stored keys and values, without the sinks."""
         assert self.keys is not None
         assert self.values is not None
         assert self.pos is not None
         return KeyValues(self.keys, self.values, self.pos, self.column)
 
     def store(self, slots: KeyValues) -> None:
-        """Put `slots` in the place of what is stored."""
+        """Replace the stored keys and values."""
         self.keys, self.values, self.pos, self.column = slots.k, slots.v, slots.pos, slots.column
 
     def show(self, mask_BT: Tensor) -> None:
@@ -128,7 +126,7 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
             self.masked = False
 
     def shows(self, mask_BT: Tensor) -> Tensor:
-        """Whether a mask is what is shown already: a tensor, so that the caller chooses when to wait for it."""
+        """Whether a mask shows exactly the tokens that are shown now: a tensor, for the caller to wait for."""
         return torch.stack([(slots.shown(mask_BT).pos == slots.pos).all() for slots in self._held()]).all()
 
     def misses(self, first_B: Tensor) -> Tensor:
@@ -136,17 +134,17 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
         return torch.zeros_like(first_B, dtype=torch.bool)
 
     def far(self) -> int | None:
-        """The lowest position that the next token may be moved back to; None: what is kept cannot be moved (yet)."""
+        """The lowest position that the next token may be moved back to; None: its tokens cannot be moved (yet)."""
         return None
 
     def move_back(self, delta: int) -> None:
-        """Lower the positions of what is kept by `delta`, so that the next token is at `far()` or after it."""
+        """Lower the positions of the stored tokens by `delta`, so that the next one is at `far()` or after it."""
         raise NotImplementedError
 
     def nbytes(self) -> int:
         """Bytes of keys, values, positions and columns stored."""
         tensors = [t for slots in self._held() for t in (slots.k, slots.v, slots.pos, slots.column)]
-        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+        return sum(t.nbytes for t in tensors if t is not None)
 
     def map_rows(self, f: Callable[[Tensor], Tensor]) -> None:
         """Replace every tensor that has a row for each of the batch by `f` of it."""
@@ -165,7 +163,6 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
                 f"cannot read it. Apply the method again, or start with a new cache."
             )
 
-    # -- what transformers asks a layer ------------------------------------------------------------------------------
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Learn the first keys' dtype, device and shape."""
         self.dtype, self.device = key_states.dtype, key_states.device

@@ -15,7 +15,7 @@ class FullLayer(UnrotatedLayer):
         super().__init__(owner)
 
     def keep(self, new: KeyValues) -> KeyValues:
-        """Store `new` after what is there, all of which may be seen."""
+        """Store `new` after the others; all may be seen."""
         if not self.on_host:
             readable = self.slots.then(new)
             self.store(readable)
@@ -29,6 +29,6 @@ class FullLayer(UnrotatedLayer):
         return self.slots
 
     def hold(self, text: KeyValues) -> None:
-        """Keep `text`, all of what was then read, in the place of what is kept."""
+        """Keep the tokens of `text`, and nothing else."""
         self.seen = len(text)
         self.store(text)

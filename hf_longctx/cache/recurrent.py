@@ -1,4 +1,4 @@
-"""What the layers of hybrid models keep beside keys or in place of them: recurrent and convolution states.
+"""Recurrent and convolution states, which layers of hybrid models keep beside keys or instead of them.
 
 A state is of one size however much is read, has no length, and is written in place: nothing shows afterwards how far it
 has read. Some models use the states for single tokens only, and start again with every longer piece of a text.
@@ -66,9 +66,9 @@ def takes_positions(model: Any) -> bool:
 
 @torch.no_grad()
 def lost_between_pieces(model: Any, piece: int) -> str | None:
-    """What is lost where a text is read through a cache in pieces of `piece` tokens, in words; None if nothing is.
+    """Say what is lost where a text is read through a cache in pieces of `piece` tokens; None if nothing is.
 
-    Only models with states are asked, by three forwards of a few tokens: whatever reads a state comes out as NaN once
+    Only models with states are tried, by three forwards of a few tokens: whatever reads a state comes out as NaN once
     the state is NaN.
     """
     base: Any = unwrap(model) if isinstance(model, nn.Module) else model

@@ -7,7 +7,7 @@ is what CUDA graphs need.
 # B batch, G key/value heads, N columns of the ring, D head dim
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,19 +56,22 @@ class Ring:
         self._begun = False
         self._first: Any = None
 
-    def tensors(self) -> list[Tensor]:
-        """Everything that a token changes on the device."""
-        return [self.pos_BN, self.column_BN, self.next_B1, self.evicted_B, self.read_11, self._moved_B1]
-
     @property
     def must_grow(self) -> bool:
-        """Is it full, and smaller than what is enough?"""
+        """Is it full, with fewer columns than are enough?"""
         return self.filled == self.size and (self.most is None or self.size < self.most)
 
     @property
     def readable(self) -> int:
         """How many columns a query has to look at."""
         return self.size if self.whole or self.recorded else self.filled
+
+    def buffer(self, kept_BGSD: Tensor) -> Tensor:
+        """A tensor of as many columns as the ring has, the first of which are `kept_BGSD`."""
+        B, G, S, D = kept_BGSD.shape
+        buffer_BGND = kept_BGSD.new_zeros(B, G, self.size, D)
+        buffer_BGND[:, :, :S] = kept_BGSD
+        return buffer_BGND
 
     def begin(self, pos_B1: Tensor) -> None:
         """Put a token's positions into the columns that its keys will go to. Once for all layers."""
@@ -103,12 +106,12 @@ class Ring:
         self.pos_BN.scatter_(1, self.next_B1, -1)
         self.read_11.sub_(1)
 
-    def reorder(self, layer: Any, beam_idx: Tensor) -> None:
-        """Choose rows. Beams are reordered layer by layer, but the shared positions once: with the first layer."""
+    def reorder(self, layer: Any, own: Iterable[Tensor], beam_idx: Tensor) -> None:
+        """Choose rows of a layer's `own` tensors in place, and with the first layer those of the shared positions."""
         self._first = self._first or layer
-        if layer is self._first:
-            for tensor in (self.pos_BN, self.column_BN, self.next_B1, self.evicted_B):
-                tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
+        shared = (self.pos_BN, self.column_BN, self.next_B1, self.evicted_B) if layer is self._first else ()
+        for tensor in (*own, *shared):
+            tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
 
     def in_order(self) -> Tensor:
         """(B, filled): each row's columns from the oldest to the newest."""

@@ -21,8 +21,8 @@ FAR = torch.iinfo(torch.long).max
 class SinkWindowLayer(UnrotatedLayer):
     """Keeps the first `n_first` real tokens and the last `n_last`: constant memory however much is read.
 
-    `sinks` holds the first tokens (whether or not they are still among the last). What is kept stands in order while
-    whole chunks are read, and in a `Ring` while single tokens are.
+    `sinks` holds the first tokens (whether or not they are still among the last). The others are in order while whole
+    chunks are read, and in a `Ring` while single tokens are.
     """
 
     bounded = True
@@ -45,7 +45,6 @@ class SinkWindowLayer(UnrotatedLayer):
         super().lazy_initialization(key_states, value_states)
         self.column = self.pos
 
-    # -- reading -----------------------------------------------------------------------------------------------------
     @classmethod
     def before_forward(cls, layers: Sequence[SinkWindowLayer], n_new: int | None, learns: Callable[[], bool]) -> None:
         """Write single tokens into rings, where nothing is learned from them; whole chunks in order."""
@@ -90,7 +89,7 @@ class SinkWindowLayer(UnrotatedLayer):
         return self.sinks is not None and len(self.sinks) >= self.n_first
 
     def _keep_last(self, slots: KeyValues) -> None:
-        """Keep the last `n_last` of `slots`, in order, and remember how far what is dropped reached."""
+        """Keep the last `n_last` of `slots`, in order, and remember the highest position that was dropped."""
         kept = slots.last(self.n_last, self.padded)
         if len(kept) < len(slots):
             first_kept = torch.where(kept.pos < 0, FAR, kept.pos).amin(1, keepdim=True) if len(kept) else FAR
@@ -101,7 +100,7 @@ class SinkWindowLayer(UnrotatedLayer):
         self.store(kept.own())
 
     def _skip(self, slots: KeyValues, kept: KeyValues, sinks: KeyValues) -> None:
-        """Remember the hidden tokens among what is dropped that would be sinks if a mask showed them again."""
+        """Remember the dropped hidden tokens that would be sinks if a mask showed them again."""
         assert slots.column is not None
         first: Any = FAR
         if len(kept):
@@ -113,18 +112,14 @@ class SinkWindowLayer(UnrotatedLayer):
             new = torch.where(before, slots.column, -1).topk(min(count, len(slots)), dim=1).values
             self.skipped_BN = new if self.skipped_BN is None else torch.cat([self.skipped_BN, new], 1)
 
-    # -- in order and in a ring --------------------------------------------------------------------------------------
     def to_ring(self, ring: Ring) -> None:
-        """Continue in the columns of `ring`, whose positions are those of what is kept (see `roll`)."""
+        """Continue in the columns of `ring`, whose positions are those of the slots (see `roll`)."""
         kept = self.slots
-        B, G, n, D = kept.k.shape
-        k, v = kept.k.new_zeros(B, G, ring.size, D), kept.v.new_zeros(B, G, ring.size, kept.v.shape[-1])
-        k[:, :, :n], v[:, :, :n] = kept.k, kept.v
-        self.store(KeyValues(k, v, ring.pos_BN, ring.column_BN))
+        self.store(KeyValues(ring.buffer(kept.k), ring.buffer(kept.v), ring.pos_BN, ring.column_BN))
         self.ring = ring
 
     def to_order(self) -> None:
-        """Go back from a ring to what is kept, in order."""
+        """Go back from a ring to slots in order."""
         if self.ring is None:
             return
         ordered, self.evicted_B = self.editable_view(), self.ring.evicted_B.clone()
@@ -137,7 +132,7 @@ class SinkWindowLayer(UnrotatedLayer):
         return kept if self.ring is None else kept.gather(self.ring.in_order())
 
     def hold(self, text: KeyValues) -> None:
-        """Keep what a layer that has read `text` keeps, in the place of what is kept."""
+        """Keep the sinks and the last tokens of `text`, and nothing else."""
         self.seen, self.ring, self.evicted_B = len(text), None, None
         text = replace(text, column=text.pos)
         self.sinks = text.first(self.n_first, False).own()
@@ -148,12 +143,9 @@ class SinkWindowLayer(UnrotatedLayer):
         if self.ring is None:
             super().reorder_cache(beam_idx)
             return
-        for slots in self._held():
-            for tensor in (slots.k, slots.v, *(() if slots.pos is self.ring.pos_BN else (slots.pos, slots.column))):
-                tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
-        if self.skipped_BN is not None:
-            self.skipped_BN = self.skipped_BN.index_select(0, beam_idx.to(self.skipped_BN.device))
-        self.ring.reorder(self, beam_idx)
+        sinks = self.sinks
+        held = (self.keys, self.values, *(() if sinks is None else (sinks.k, sinks.v, sinks.pos, sinks.column)))
+        self.ring.reorder(self, (tensor for tensor in (*held, self.skipped_BN) if tensor is not None), beam_idx)
 
     def map_rows(self, f: Callable[[Tensor], Tensor]) -> None:
         """Replace every tensor that has a row for each of the batch by `f` of it."""
@@ -161,7 +153,6 @@ class SinkWindowLayer(UnrotatedLayer):
         super().map_rows(f)
         self.skipped_BN = None if self.skipped_BN is None else f(self.skipped_BN)
 
-    # -- positions moved, tokens hidden and shown --------------------------------------------------------------------
     def far(self) -> int | None:
         """A position from which on the sinks are out of the window, and twice as far as it is wide."""
         if self.seen and not self.has_all_sinks:
@@ -204,12 +195,12 @@ class SinkWindowLayer(UnrotatedLayer):
         self.sinks = KeyValues(torch.where(wide, chosen.k, held.k), torch.where(wide, chosen.v, held.v), pos, column)
 
     def show_all(self) -> None:
-        """Show what masks have hidden; but a recorded step is given no mask, and sees what was seen before."""
+        """Show hidden tokens again. But a recorded step is given no mask, and sees the same ones as before."""
         if self.ring is None or not self.ring.recorded:
             super().show_all()
 
     def shows(self, mask_BT: Tensor) -> Tensor:
-        """Whether a mask is what is shown already."""
+        """Whether a mask shows exactly the tokens that are shown now."""
         skipped = self._shows_skipped(mask_BT)
         return super().shows(mask_BT) if skipped is False else super().shows(mask_BT) & ~skipped
 

@@ -1,4 +1,4 @@
-"""Keys and values with the position of each, and what transformers does to their batch dimension."""
+"""Keys and values with the position of each, and changes of their batch dimension."""
 
 # B batch, G key/value heads, S slots, D head dim
 from __future__ import annotations
@@ -96,7 +96,7 @@ def show(pos_BS: Tensor, column_BS: Tensor | None, mask_BT: Tensor) -> Tensor:
 
 
 class BatchRows:
-    """What transformers does to the batch dimension of a layer, through its `map_rows`."""
+    """The changes of a layer's batch dimension that transformers makes, by its `map_rows`."""
 
     def map_rows(self, f: Callable[[Tensor], Tensor]) -> None:
         """Replace every tensor that has a row for each of the batch by `f` of it."""

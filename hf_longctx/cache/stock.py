@@ -1,4 +1,4 @@
-"""What callers ask of any cache or layer: those of hf_longctx say it themselves, it is known here of transformers'."""
+"""Questions to any cache or layer: hf_longctx's own answer by themselves, this module does for transformers'."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_window(layer: Any) -> bool:
 
 
 def is_bounded(layer: Any) -> bool:
-    """Does what the layer keeps stay the same size however much is read? That of windows and recurrent states does."""
+    """Does the layer keep its size however much is read? Windows and recurrent states do."""
     told: bool | None = getattr(layer, "bounded", None)
     return (not isinstance(layer, DynamicLayer) or layer.is_sliding) if told is None else told
 

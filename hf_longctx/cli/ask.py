@@ -34,14 +34,11 @@ if TYPE_CHECKING:
 def ask(
     model: Model,
     document: Annotated[str, typer.Option(help="A text file, -, or python-docs.", show_default=False)],
-    questions: Annotated[Path, typer.Option(help="A text file with one question per line.", show_default=False)],
+    questions: Annotated[Path, typer.Option(help="A text file, one question per line.", show_default=False)],
     out: Annotated[
-        Path | None,
-        typer.Option(help="File for answers, one JSON object per line; the same command adds those missing."),
+        Path | None, typer.Option(help="File for answers, JSON objects in lines; the same command adds those missing.")
     ] = None,
-    prefix_cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the read document for next time.")
-    ] = None,
+    prefix_cache: Annotated[Path | None, typer.Option(help="Folder that keeps what was read for next time.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
     method: MethodName = None,
@@ -58,7 +55,7 @@ def ask(
         raise ValueError(f"--out {out}: expected a file in a folder that exists.")
     if prefix_cache is not None and prefix_cache.exists() and not prefix_cache.is_dir():
         raise ValueError(f"--prefix-cache {prefix_cache}: expected a folder, and it is a file.")
-    from ..text.pieces import read_pieces
+    from ..text.files import read_pieces
 
     if chosen is not None:
         _check_keys(chosen, "Leave --method out, or ask with `hf-longctx generate`")  # before the model is loaded
@@ -118,7 +115,7 @@ def _check_keys(method: LongContextMethod, remedy: str) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    from ..text.pieces import lines_of, read_pieces
+    from ..text import lines_of, read_pieces
 
     if str(path) == "-":
         raise ValueError("--questions -: expected a file with one question per line.")

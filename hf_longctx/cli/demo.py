@@ -54,9 +54,9 @@ def run(out: Path, *, short: bool = False, console: Console | None = None) -> No
     """
     import transformers
 
-    from .. import LMInfinite
     from ..hub import extend, load, locate
     from ..hub.resolve import EXAMPLE_MODEL
+    from ..methods.lm_infinite import LMInfinite
 
     console, sizes, start = console or Console(), SHORT if short else FULL, time.perf_counter()
     # Bars of half a second each would drown the demo's own output.
@@ -71,7 +71,7 @@ def run(out: Path, *, short: bool = False, console: Console | None = None) -> No
     _say(
         console,
         f"So that minutes are enough, a window of {sizes.window:,} tokens stands in for the model's {trained:,}: "
-        f"LM-Infinite and truncation get {sizes.window:,}; the stock model reads all and is at ease up to {trained:,}.",
+        f"LM-Infinite and truncation get {sizes.window:,}; the stock model reads all and works well up to {trained:,}.",
     )
 
     fluent, finding = LMInfinite(n_local=sizes.window), LMInfinite(n_local=sizes.window, top_k=5)

@@ -72,6 +72,7 @@ def running(chosen: Recorded | None, model: PreTrainedModel) -> Iterator[dict[st
 
 
 def load_model(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer, which are quoted by the name that the user gave."""
     from ..hub import load, locate
     from ..hub.resolve import usable_device
 
@@ -79,12 +80,13 @@ def load_model(model: str, dtype: str, device: str | None) -> tuple[PreTrainedMo
         usable_device(device)  # before a download
     checkpoint = locate(model)
     loaded, tokenizer = load(checkpoint.location, dtype=dtype_of(dtype), device=device)
-    # Results are quoted with this name; a folder of our cache would say nothing to their reader.
+    # results are quoted with this name; a folder of the cache would say nothing to their reader
     loaded.config._name_or_path = checkpoint.source
     return loaded, tokenizer
 
 
 def dtype_of(name: str) -> Any:
+    """The `torch.dtype` that --dtype names, or "auto"."""
     import torch
 
     known = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,7 +97,9 @@ def dtype_of(name: str) -> Any:
 
 def reader_on(model: PreTrainedModel, method: LongContextMethod | None, chunk: int | None) -> Reader:
     """A reader on a model with `method`, else the one it was saved with, else LM-Infinite at its trained length."""
-    from .. import LMInfinite, applied, stream
+    from ..methods.lm_infinite import LMInfinite
+    from ..patch import applied
+    from ..streaming.reader import stream
 
     if method is None and not applied(model):
         method = LMInfinite()
@@ -106,6 +110,7 @@ def reader_on(model: PreTrainedModel, method: LongContextMethod | None, chunk: i
 
 
 def sampling(sample: bool) -> dict[str, Any]:
+    """Arguments of `generate` for --sample, and for greedy decoding without it."""
     return {"do_sample": True} if sample else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
@@ -119,12 +124,13 @@ def document_pieces(
         )
     if not (question or "").strip():
         raise ValueError("--document needs a --question that is not empty.")
-    from ..text.pieces import read_pieces
+    from ..text.files import read_pieces
 
     return read_pieces(document), str(question)
 
 
 def prompt_text(prompt: str | None, document: str | None, question: str | None) -> str:
+    """The prompt, or the document with the question after it."""
     if (prompt is None) == (document is None):
         raise ValueError("Give either --prompt TEXT, or --document FILE with --question TEXT.")
     if document is None:
@@ -143,6 +149,7 @@ def prompt_text(prompt: str | None, document: str | None, question: str | None) 
 
 
 def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
+    """The numbers of an option that takes several."""
     try:
         return [int(part) if whole else float(part) for part in text.split(",")]
     except ValueError:
@@ -152,7 +159,7 @@ def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
 
 @contextmanager
 def resumes(out: Path, name: str = "--out", *, file: bool = False) -> Iterator[None]:
-    """A run that alone writes there (`outputs.claimed`, before a model is loaded), and whose command continues it."""
+    """A run that is the only one to write there, claimed before a model is loaded, and that its command continues."""
     with claimed(out, name, file=file):
         try:
             yield
@@ -163,9 +170,10 @@ def resumes(out: Path, name: str = "--out", *, file: bool = False) -> Iterator[N
 
 
 def notes() -> Console:
+    """Where progress and remarks go: stderr."""
     return Console(stderr=True)
 
 
 def complain(message: str) -> None:
-    # Soft-wrapped: one line in a log, however wide.
+    """Print an error. Soft-wrapped: one line in a log, however wide."""
     notes().print(f"Error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)

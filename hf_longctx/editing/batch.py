@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +13,12 @@ from torch import Tensor
 from transformers import Cache
 
 from ..anatomy import attention_layers, find_decoder
-from ..attention.rerotate import Mover
 from ..patch import unwrap
 from ..upstream.caches import generate_cache
 from .difference import Ids
-from .edit import CHUNK, EditReport, device_of, report_of
+from .edit import CHUNK, EditReport, commit, device_of, report_of
 from .editable import check_cache, check_model, check_tokens, ids_of
-from .placed import PlacedWork, RowEdit, read_placed, why_not_placed
+from .placed import RowEdit, placed_works, read_placed, why_not_placed
 from .plan import compare, make_plan, repair_of
 
 
@@ -98,14 +96,10 @@ def edit_batch(
     seconds_diff = time.perf_counter() - begun
     seconds_move, device = 0.0, device_of(decoder, cache)
     if not all(difference.nothing for difference in differences) or length != width:
-        mover, works = Mover(decoder), []
-        for module in modules:
-            layer: Any = cache.layers[int(module.layer_idx)]
-            works.append(PlacedWork(layer, rows, length, partial(mover.move, module)))
+        works = placed_works(decoder, modules, cache, rows, length)
         seconds_move = time.perf_counter() - begun - seconds_diff
         read_placed(decoder, works, rows, device, max(4 * CHUNK // len(rows), 1))
-        for module, work in zip(modules, works, strict=True):
-            work.commit(cache.layers[int(module.layer_idx)])
+        commit(modules, works, cache)
     seconds = (time.perf_counter() - begun, seconds_diff, seconds_move)
     reports = [report_of(difference, plan, seconds) for difference, plan in zip(differences, plans, strict=True)]
     pad = getattr(decoder.config, "pad_token_id", None) or 0

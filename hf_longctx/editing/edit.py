@@ -21,7 +21,7 @@ from ..upstream.caches import given_cache
 from . import graph
 from .editable import caches_nothing, check_cache, check_model, check_tokens, ids_of
 from .parts import parts_of
-from .placed import PlacedWork, RowEdit, read_placed, why_not_placed
+from .placed import RowEdit, placed_works, read_placed, why_not_placed
 from .plan import Difference, EditPlan, compare, make_plan, repair_of
 from .workspace import Span, work_on
 
@@ -61,13 +61,7 @@ class EditReport:
 
 @torch.no_grad()
 def edit(
-    model: Any,
-    cache: Cache,
-    old_ids: Any,
-    new_ids: Any,
-    repair: int | None = None,
-    *,
-    compiled: bool | None = None,
+    model: Any, cache: Cache, old_ids: Any, new_ids: Any, repair: int | None = None, *, compiled: bool | None = None
 ) -> tuple[Cache, EditReport]:
     """Make a cache that holds `old_ids` hold `new_ids`, by reading few tokens besides the new ones.
 
@@ -111,12 +105,9 @@ def edit(
         check_tokens(decoder, modules, cache, [old[:n_cached]])
         return ([], 0.0) if difference.nothing else _move_and_read(decoder, modules, cache, row, plan)
 
-    if compiled is False or difference.nothing:
-        works, seconds_move = plain()
-    else:  # the same, faster where it can be
-        works, seconds_move = graph.from_graph(plain, parts, cache, row, compiled)
-    for module, work in zip(modules, works, strict=False):  # no works if nothing changes
-        work.commit(cache.layers[int(module.layer_idx)])
+    fast = compiled is not False and not difference.nothing
+    works, seconds_move = graph.from_graph(plain, parts, cache, row, compiled) if fast else plain()
+    commit(modules, works, cache)
     seconds = time.perf_counter() - begun
     return cache, report_of(difference, plan, (seconds, seconds_diff, seconds_move))
 
@@ -126,12 +117,13 @@ def _move_and_read(
 ) -> tuple[list[Any], float]:
     """Finished layers, still beside the caller's, and the seconds that moving keys took."""
     begun = time.perf_counter()
-    mover, works = Mover(decoder), []
-    placed = sum(map(len, plan.read)) <= CHUNK and why_not_placed(decoder, modules, cache) is None
-    for module in modules:
-        layer: Any = cache.layers[int(module.layer_idx)]
-        move, length = partial(mover.move, module), len(row.ids)
-        works.append(PlacedWork(layer, [row], length, move) if placed else work_on(layer, plan.copies, length, move))
+    works: list[Any]
+    if placed := sum(map(len, plan.read)) <= CHUNK and why_not_placed(decoder, modules, cache) is None:
+        works = placed_works(decoder, modules, cache, [row], len(row.ids))
+    else:
+        layers: Any = cache.layers
+        mover = Mover(decoder)
+        works = [work_on(layers[int(m.layer_idx)], plan.copies, len(row.ids), partial(mover.move, m)) for m in modules]
     seconds_move = time.perf_counter() - begun
     device = device_of(decoder, cache)
     if placed:
@@ -157,6 +149,12 @@ def _read_run(decoder: Any, works: Sequence[Any], row: RowEdit, run: Span, devic
         )
         if not all(work.written for work in works):
             raise caches_nothing(decoder)
+
+
+def commit(modules: Sequence[Any], works: Sequence[Any], cache: Cache) -> None:
+    """Put finished layers into the caller's cache."""
+    for module, work in zip(modules, works, strict=False):  # no works if nothing changes
+        work.commit(cache.layers[int(module.layer_idx)])
 
 
 def device_of(decoder: Any, cache: Cache) -> torch.device:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..anatomy import layer_types
 from ..attention.selfcheck import check_rotary_function
@@ -178,7 +178,6 @@ def _check_unrotated(layer: Any) -> None:
         raise ValueError(f"the tokens of this cache do not stand at 0, 1, 2, ... (padding, or a stream). {_READ_AGAIN}")
 
 
-# -- are these the tokens? --------------------------------------------------------------------------------
 def check_tokens(
     decoder: Any, modules: Sequence[Any], cache: Cache, rows: Sequence[Ids], columns: Sequence[int] = (0,)
 ) -> None:
@@ -266,27 +265,15 @@ class _Seen(Exception):
         self.keys = keys
 
 
-class _StockProbe(CacheLayerMixin):
+class _StockProbe(DynamicLayer):
     """An empty layer that stops the forward when keys come."""
 
     def __init__(self, is_sliding: bool) -> None:
         super().__init__()
         self.is_sliding = is_sliding
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise _Seen(key_states)
-
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         raise _Seen(key_states)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        return 0
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 class _UnrotatedProbe(UnrotatedLayer):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from ..anatomy import FULL, layer_types
+from ..attention.rerotate import Mover
 from ..cache.stock import is_plain
 from ..upstream.caches import given_cache
 from .difference import Ids, Match
@@ -64,37 +66,16 @@ def why_not_placed(decoder: Any, modules: Sequence[Any], cache: Cache) -> str | 
     return None
 
 
-class BufferLayer(CacheLayerMixin):
+class BufferLayer(DynamicLayer):
     """A layer in the making: the keys and values of whole texts, in whose columns forwards write."""
-
-    is_sliding = False
-    keys: Tensor
-    values: Tensor
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
-        self.keys, self.values = keys, values
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Never called: the buffers are there from the start."""
-        raise AssertionError("filled when it was made")
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values into their columns, and return all columns."""
-        raise NotImplementedError
+        self.keys, self.values, self.is_initialized = keys, values, True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """All columns, from the first one."""
         return self.keys.shape[2], 0
-
-    def get_seq_length(self) -> int:
-        """All columns."""
-        return self.keys.shape[2]
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
 
     def commit(self, layer: Any) -> None:
         """Put the finished keys and values into the caller's layer."""
@@ -140,6 +121,15 @@ class PlacedWork(BufferLayer):
             buffer[rows, :, columns] = torch.where(kept, new.transpose(1, 2), buffer[rows, :, columns])
         self.written = True
         return self.keys, self.values
+
+
+def placed_works(
+    decoder: Any, modules: Sequence[Any], cache: Cache, rows: Sequence[RowEdit], length: int
+) -> list[PlacedWork]:
+    """The layers in the making of every attention module, with the tokens that stay."""
+    layers: Any = cache.layers
+    mover = Mover(decoder)
+    return [PlacedWork(layers[int(m.layer_idx)], rows, length, partial(mover.move, m)) for m in modules]
 
 
 def read_placed(

@@ -150,33 +150,20 @@ def _with_windows(read: Sequence[Span], copies: Sequence[Match], n_new: int, sli
     layer = max(sliding, key=lambda layer: layer.sliding_window)
     reach = layer.sliding_window - 1
     warm_up = reach * len(sliding)
-    have = [Span(new, new + n) for _, new, n in in_window(layer, copies) if n]
+    missing = np.ones(n_new, bool)  # in the window layers, so far
+    for _, new, n in in_window(layer, copies):
+        missing[new : new + n] = False
     runs: list[Span] = []
     # an empty run at the end stands for the window that the next token will read
     for span in (*read, Span(n_new, n_new)):
-        missing = _first_gap([*have, *runs], Span(max(span.start - reach, 0), span.start))
-        start = span.start if missing is None else max(min(missing, span.start) - warm_up, 0)
-        end = span.end if len(span) or missing is None else _last_gap([*have, *runs], Span(missing, span.end))
+        start, end = span.start, span.end
+        first = max(start - reach, 0)
+        gaps = (np.flatnonzero(missing[first:start]) + first).tolist()
+        if gaps:
+            start, end = max(gaps[0] - warm_up, 0), end if len(span) else gaps[-1] + 1
         while runs and start <= runs[-1].end and start < end:
             start, end = min(start, runs[-1].start), max(end, runs.pop().end)
         if start < end:
             runs.append(Span(start, end))
+            missing[start:end] = False
     return runs
-
-
-def _first_gap(have: Sequence[Span], need: Span) -> int | None:
-    """The first position of `need` that is in none of `have`."""
-    at = need.start
-    for span in sorted(have, key=lambda span: span.start):
-        if span.start <= at:
-            at = max(at, span.end)
-    return at if at < need.end else None
-
-
-def _last_gap(have: Sequence[Span], need: Span) -> int:
-    """The end of the last gap in `need`."""
-    at = need.end
-    for span in sorted(have, key=lambda span: -span.end):
-        if span.end >= at:
-            at = min(at, span.start)
-    return max(at, need.start)

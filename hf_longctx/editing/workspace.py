@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..cache import KeyValues, UnrotatedLayer
 from ..cache.stock import is_window, owner_of
@@ -43,8 +43,7 @@ class _Buffer:
     """Keys and values of the whole new text in one piece; those that stay are put in their new places."""
 
     def __init__(self, keys: Tensor, values: Tensor, copies: Sequence[Match], length: int, move: Move | None) -> None:
-        self.whole = len(copies) == 1 and copies[0] == (0, 0, length)
-        if self.whole:  # nothing but an end was cut off
+        if len(copies) == 1 and copies[0] == (0, 0, length):  # only an end was cut off
             self.k, self.v = keys[:, :, :length], values[:, :, :length]
             return
         self.k = keys.new_empty(*keys.shape[:2], length, keys.shape[3])
@@ -61,10 +60,9 @@ class _Buffer:
             self.v[:, :, span.start : span.end] = values[:, :, part]
 
 
-class _Stock(CacheLayerMixin):
+class _Stock(DynamicLayer):
     """The common part of the two kinds of stock layers."""
 
-    is_initialized = True
     run = Span(0, 0)
     fresh: Sequence[Span] = ()
     written = True
@@ -72,14 +70,8 @@ class _Stock(CacheLayerMixin):
     def begin(self, run: Span, fresh: Sequence[Span]) -> None:
         self.run, self.fresh, self.written = run, fresh, False
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise AssertionError("filled when it was made")
-
     def get_seq_length(self) -> int:
         return self.run.end if self.written else self.run.start
-
-    def get_max_length(self) -> int:
-        return -1
 
     @abstractmethod
     def commit(self, layer: Any) -> None:
@@ -88,8 +80,6 @@ class _Stock(CacheLayerMixin):
 
 class _FullWork(_Stock):
     """A `DynamicLayer` in the making."""
-
-    is_sliding = False
 
     def __init__(self, layer: DynamicLayer, copies: Sequence[Match], length: int, move: Move) -> None:
         super().__init__()
@@ -100,9 +90,6 @@ class _FullWork(_Stock):
         self.buffer.write(self.run, self.fresh, key_states, value_states)
         self.written = True
         return self.buffer.k[:, :, : self.run.end], self.buffer.v[:, :, : self.run.end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.run.start + query_length, 0
 
     def commit(self, layer: Any) -> None:
         layer.keys, layer.values = self.buffer.k, self.buffer.v

@@ -127,16 +127,16 @@ def _attention_methods(model: Any) -> list[AttentionMethod]:
 
 def _apply_key(model: Any) -> None:
     methods = read_key(getattr(model.config, KEY))
-    decoder = find_decoder(model)
+    anchors: list[Any] = [method.anchor(model) for method in methods]
     copies: dict[int, Any] = {}  # the caller's config may build other models
     for module in model.modules():
         if isinstance(vars(module).get("config"), PreTrainedConfig):
             module.config = copy.deepcopy(module.config, copies)
     # the entry is the method's own to write, so that undoing the method leaves none behind
-    for config in (model.config, decoder.config):
+    for config in (model.config, *(anchor.config for anchor in anchors)):
         vars(config).pop(KEY, None)
-    for method in methods:
-        method._apply(decoder, model, own_configs=False)
+    for method, anchor in zip(methods, anchors, strict=True):
+        method._apply(anchor, model, own_configs=False)
 
 
 def _share_config(model: Any) -> None:

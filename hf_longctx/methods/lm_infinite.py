@@ -42,8 +42,8 @@ class LMInfinite(AttentionMethod):
 
     Differs from the authors' code: top-k serves every query, in prefill as well (theirs only the last row of a call);
     keys that leave the window are evicted (theirs grow with the text); batches, padding, GQA, chunked prefill and
-    several turns work. Symbols: n_global and n_local are the paper's; its L_pretrain is n_local, d = L_pretrain / 2 is where
-    top-k tokens are read.
+    several turns work. Symbols: n_global and n_local are the paper's; its L_pretrain is n_local, d = L_pretrain / 2 is
+    where top-k tokens are read.
 
     Args:
         n_global: Tokens at the start that stay visible, at least 0. The paper finds 5 to 100 equally good and 0 fatal.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attention.base_attention import PLAIN
 from ..attention.inputs import AttentionInputs
 from ..attention.method import AttentionMethod
-from ..attention.registry import base_function
+from ..attention.names import base_function
 from ..cache import FullLayer, UnrotatedLayer
 from ..ops.branch import Branch
 from ..ops.masks import Causal, pairs
@@ -42,7 +42,7 @@ class PositionFree(AttentionMethod):
         return FullLayer(self)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
-        """All keys at true distances."""
+        """All keys, at their true distances."""
         return [inputs.branch(Causal(), inputs.keys, *inputs.true_ropes())]
 
     def attention(self, inputs: AttentionInputs) -> Tensor:

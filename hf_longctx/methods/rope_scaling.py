@@ -15,9 +15,9 @@ from ..rope.parameters import FIELDS, is_nested, readable_length, rotary_dim
 class RopeScaling(RopeMethod):
     """RoPE scaling (Chen et al. 2023 and after): read `factor` times the trained length with lower rotary frequencies.
 
-    Use when: a text is a few times the trained length and all of it must stay visible, untrained up to about 4 times:
-    `ntk` at about twice the factor finds most, `yarn` reads more fluently and finds less. Further after fine-tuning,
-    which `linear` needs.
+    Use when: a text is a few times the trained length and must all stay visible, untrained up to about 4 times: `ntk`
+    at about twice the factor finds most, `yarn` reads more fluently and finds less. Further after fine-tuning, which
+    `linear` needs.
 
     Cannot: continue indefinitely, or make reading cheaper; text within the trained length is read a little worse, under
     `linear` without fine-tuning much worse.

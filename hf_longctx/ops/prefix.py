@@ -162,7 +162,7 @@ def _memo(query: PrefixQuery, shared: PrefixKeys, level: int, name: str) -> dict
 def _call(query: PrefixQuery, pos_1P: Tensor, q: Tensor, k: Tensor, memo: dict[Any, Any]) -> Call:
     R = q.shape[2]
     if query.window is None:
-        # padding rows may see the prefix: nobody reads them, and fast kernels want no padding
+        # padding rows may see the prefix: their output is not used, and fast kernels want no padding
         zero = query.pos_BL.new_zeros(1, 1)
         pos = zero.expand(len(q), R), zero.expand(len(k), k.shape[2])
         return Call(Positions(*pos, padded=False, memo=memo), Full(), query.scale)

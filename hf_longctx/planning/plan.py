@@ -84,7 +84,8 @@ def plan(
         dtype: "bfloat16", "float16" or "float32", of weights and cache.
         method: Look at this one and at stock only. None: at all that can serve.
         gpu: "h100", "h200", "a100", "l4", "rtx4090" or "cpu".
-        tflops, bandwidth: Peak TFLOP/s in 16 bits and GB/s of another machine, instead of `gpu`'s.
+        tflops: Peak TFLOP/s in 16 bits of another machine, instead of `gpu`'s.
+        bandwidth: The same for its memory, in GB/s.
         chunk: Tokens read at once (`prefill_chunk_size`). None: the smallest that is nearly as fast as any that fits.
     """
     tokens, machine = parse_tokens(length), find_machine(gpu, tflops, bandwidth)

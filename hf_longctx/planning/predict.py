@@ -237,8 +237,8 @@ def _passes(layer: Layer, *, graph: bool) -> int:
 
     Eager: growing by `torch.cat` reads and writes it, attention reads it; a patched layer rotates the keys and copies
     what it keeps besides. Graph: stock's static cache has a mask, so that keys and values are repeated to all heads
-    (read, written and read again, R = heads / kv_heads times: the 7 passes of 9/3 heads explain 10.5 ms at 128k); a ring is
-    rotated and read.
+    (read, written and read again, R = heads / kv_heads times: the 7 passes of 9/3 heads explain 10.5 ms at 128k); a
+    ring is rotated and read.
     """
     repeats = layer.heads // layer.kv_heads
     if graph:

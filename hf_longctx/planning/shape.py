@@ -260,7 +260,7 @@ def _experts(config: Any) -> tuple[float, int]:
 
 
 def _check_fields(name: str, raw: dict[str, Any], config: PreTrainedConfig) -> None:
-    """Transformers fills in what a config leaves out, with the sizes of some other model."""
+    """ValueError for missing sizes, which transformers fills in with those of some other model."""
     text = config.get_text_config(decoder=True)
     entry = raw
     if text is not config:

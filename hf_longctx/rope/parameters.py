@@ -10,7 +10,7 @@ from transformers.configuration_utils import ALLOWED_ATTN_LAYER_TYPES
 
 from ..anatomy import FULL
 
-# the fields that each type of `RopeScaling` takes besides `factor`; ntk is ours, the others are transformers' own types
+# the fields that each type of `RopeScaling` takes besides `factor`; all but ntk are types of transformers
 FIELDS: dict[str, tuple[str, ...]] = {
     "linear": (),
     "ntk": (),

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from ..cache.copies import deep_copy, shallow_copy
 from ..cache.ring import Ring
 from ..cache.slots import BatchRows, show
+from ..cache.stock import nbytes
 
 ROOM = 128  # columns that a full buffer grows by at the least; half of what it holds, if that is more
 
@@ -52,7 +53,7 @@ class Level:
 
     def nbytes(self) -> int:
         """Bytes of all keys and values."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        return sum(t.nbytes for t in (*self.keys, *self.values))
 
     def __deepcopy__(self, memo: Any) -> Level:
         return self  # one copy, also when a cache is copied
@@ -60,7 +61,7 @@ class Level:
 
 @dataclass
 class SharedStep:
-    """One forward: what is the same for every layer."""
+    """One forward: the values that are the same for every layer."""
 
     q_pos_BL: Tensor  # true positions, -1 for padding
     k_pos_BS: Tensor  # of the suffixes, the new tokens included
@@ -127,10 +128,8 @@ class SharedLayer(BatchRows, DynamicLayer):
 
     def to_ring(self, ring: Ring) -> None:
         """Continue in buffers of as many columns as `ring` has."""
-        filled = self.own_length
-        keys, values = (t.new_zeros(*t.shape[:2], ring.size, t.shape[3]) for t in (self.keys, self.values))
-        keys[:, :, :filled], values[:, :, :filled] = self.keys[:, :, :filled], self.values[:, :, :filled]
-        self.keys, self.values, self.ring = keys, values, ring
+        self.to_order()
+        self.keys, self.values, self.ring = ring.buffer(self.keys), ring.buffer(self.values), ring
 
     def to_order(self) -> None:
         """Go back from buffers to tensors without empty columns."""
@@ -141,10 +140,6 @@ class SharedLayer(BatchRows, DynamicLayer):
     def get_seq_length(self) -> int:
         """Tokens of the prefix and of a suffix."""
         return self.prefix_length + self.own_length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The length of an attention mask, and the column of the text that it begins at."""
-        return self.get_seq_length() + query_length, 0
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take tokens back out of the suffixes; ValueError if they have fewer."""
@@ -164,10 +159,8 @@ class SharedLayer(BatchRows, DynamicLayer):
         """Choose the batch's rows again, for beam search; in buffers, in place."""
         if self.ring is None:
             super().reorder_cache(beam_idx)
-            return
-        for tensor in (self.keys, self.values):
-            tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
-        self.ring.reorder(self, beam_idx)
+        else:
+            self.ring.reorder(self, (self.keys, self.values), beam_idx)
 
     def map_rows(self, f: Callable[[Tensor], Tensor]) -> None:
         """`f` of the suffixes alone: the prefix has no batch."""
@@ -217,13 +210,12 @@ class SharedCache(Cache):
 
     def nbytes(self) -> int:
         """Bytes of the suffixes; the prefix's are `Prefix.nbytes`, however many caches point to it."""
-        held = [t for layer in self.layers if layer.own_length for t in (layer.keys, layer.values)]
-        return sum(t.numel() * t.element_size() for t in held)
+        return nbytes(self)
 
     def begin(
         self, mask_BP: Tensor | None, batch: int, new: int, device: torch.device, pos_BL: Tensor | None = None
     ) -> SharedStep:
-        """Work out the positions of a forward of `new` tokens a row.
+        """Work out the positions of a forward of `new` tokens per row.
 
         Args:
             mask_BP: 1 for every token read so far and for the new ones, 0 for padding; the prefix's included.
@@ -274,7 +266,7 @@ class SharedCache(Cache):
         return torch.where(real, self.prefix_length + real.long().cumsum(1) - 1, -1), not bool(real.all())
 
     def _single(self, mask_BP: Tensor | None, batch: int, device: torch.device, pos_BL: Tensor | None) -> SharedStep:
-        """A single token a row: its place in the buffers."""
+        """The step of a single token per row, with its place in the buffers."""
         self._roll(mask_BP, batch, device)
         rings = self._rings()
         if mask_BP is not None or self.masked:  # it may hide tokens of suffixes, those after a row's end among them

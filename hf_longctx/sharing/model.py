@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface
 
 from ..anatomy import FULL, attention_layers, layer_type
 from ..attention.base_attention import KERNEL_OF, PLAIN, checked
 from ..attention.method import AttentionMethod
-from ..attention.names import Named
-from ..attention.subclass import function_named, subclass
+from ..attention.names import Named, base_function, base_mask
+from ..attention.subclass import subclass
 from ..cache.recurrent import has_states
 from ..method import KEY, LongContextMethod
 from ..ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, attend
@@ -44,23 +44,17 @@ class SharingState:
     cache: SharedCache | None = None
 
 
-class Sharing(LongContextMethod):
-    """The entry in a model's list of patches inside `with shared_prefix(...)`. Not a method: no config names it."""
+class Sharing:
+    """Stands for a shared prefix among a model's patches. It has a method's flags and is none: no config names it."""
 
-    decides_positions: ClassVar[bool] = True
+    native, decides_positions, endless = True, True, False
 
     def __repr__(self) -> str:
         return "shared_prefix(...)"
 
-    def install(self, patch: Patch, decoder: nn.Module) -> None:
-        """Refuse: only a `with` block shares a prefix."""
-        raise NotImplementedError("a prefix is shared by `with shared_prefix(model, document_ids)`.")
 
-
-# -- the model -------------------------------------------------------------------------------------------------------
 def install(patch: Patch, decoder: Any, root: nn.Module) -> None:
-    """Give a model's attention the forward below. ValueError, before the first change, if it cannot have it."""
-    check(decoder)
+    """Give a model's attention the forward below, after `check`."""
     patch.own_configs(root)
     base = decoder.config._attn_implementation or "sdpa"
     layers: list[Any] = attention_layers(decoder)
@@ -86,14 +80,12 @@ def is_shared(model: Any) -> bool:
 def check(decoder: Any) -> None:
     """ValueError unless a model computes exactly the same after a shared prefix as after its own."""
     config, name = decoder.config, type(decoder).__name__
-    carried = [p.method for p in applied(decoder)]
-    held = [method for method in carried if isinstance(method, AttentionMethod | Sharing)]
-    if held and isinstance(held[0], Sharing):
+    if is_shared(decoder):
         raise ValueError(
             "this model is inside `with shared_prefix(...)` already. Use prefix.extend for a deeper level."
         )
-    for method in held:
-        check_method(method)
+    for patch in applied(decoder):
+        check_method(patch.method)
     base = config._attn_implementation or "sdpa"
     if base not in PLAIN:
         raise ValueError(
@@ -198,7 +190,6 @@ def after_forward(module: nn.Module, args: Any, output: Any) -> None:
         state.cache = None
 
 
-# -- transformers' registries ----------------------------------------------------------------------------------------
 def attention(
     module: Any,
     query: Tensor,
@@ -211,10 +202,10 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with the signature that transformers calls."""
-    base = module.config._attn_implementation.base_attention
     if shared is None:
-        function = function_named(base, module)
-        return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return base_function(module)(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
     query, scale = checked(module, query, scaling, dropout, kwargs)
     step = shared.current.step
     assert step is not None
@@ -225,12 +216,10 @@ def attention(
     levels = [
         PrefixKeys(level.keys[index], level.values[index], step.positions(level, index)) for level in shared.levels
     ]
-    return attend(asked, own, levels, KERNEL_OF[base]), None
+    return attend(asked, own, levels, KERNEL_OF[module.config._attn_implementation.base_attention]), None
 
 
-def mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """The base attention's mask: forwards after a prefix never ask for one."""
-    return ALL_MASK_ATTENTION_FUNCTIONS[kwargs["config"]._attn_implementation.base_attention](*args, **kwargs)
+mask = base_mask  # forwards after a prefix never ask for one
 
 
 AttentionInterface.register(NAME, attention)

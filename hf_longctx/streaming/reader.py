@@ -139,7 +139,6 @@ class Reader:
             raise ValueError("nothing has been read yet, so there are no logits. Call reader.read(ids) first.")
         return self._last_V
 
-    # -- reading -----------------------------------------------------------------------------------------------------
     def read(self, ids: Iterable[Any]) -> None:
         """Read more `ids`, as in `stream`. After an error the reader holds all chunks before it, and can be used.
 
@@ -155,7 +154,6 @@ class Reader:
             if self._progress is not None:
                 self._progress(self.position)
 
-    # -- writing -----------------------------------------------------------------------------------------------------
     def generate(
         self, *, generation_config: Any = None, logits_processor: Any = None, **settings: Any
     ) -> Iterator[int]:
@@ -210,7 +208,6 @@ class Reader:
             return int(torch.multinomial(scores_1V.softmax(-1), 1))
         return int(scores_1V.argmax(-1))
 
-    # -- the model ---------------------------------------------------------------------------------------------------
     @property
     def _place(self) -> int:
         """The position that the model is given for the next token it reads."""
@@ -263,7 +260,6 @@ class Reader:
     def _lengths(self) -> list[int]:
         return [int(layer.get_seq_length()) for layer in self.cache.layers if hasattr(layer, "get_seq_length")]
 
-    # -- what can be wrong -------------------------------------------------------------------------------------------
     def _check_model(self) -> None:
         if self.model.training:
             raise ValueError("the model is in train mode, where dropout would change what is read. Call model.eval().")

@@ -6,8 +6,9 @@ for text in written(tokenizer, generated_ids): print(text, end="")
 
 from .corpora import load_text, tokenize_documents
 from .detokenizer import Detokenizer, written
+from .files import read_pieces
 from .joins import ids_after, ids_before, ids_of_parts
-from .pieces import around, encode_pieces, lines_of, read_pieces, with_question
+from .pieces import around, encode_pieces, lines_of, with_question
 from .tokens import bos_prefix, encode, left_pad, prompt_inputs, render
 
 __all__ = [

@@ -1,13 +1,11 @@
-"""Texts that are never whole in memory: read from a file in pieces and tokenised in pieces."""
+"""Texts that are never whole in memory: decoded and tokenised in pieces."""
 
 from __future__ import annotations
 
 import codecs
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .joins import ids_after, ids_before
@@ -26,29 +24,6 @@ _AFTER_LINE, _AFTER_WORD = "a\n", "a"  # stand-ins for the text that was cut off
 
 class CutError(ValueError):
     """A tokenizer makes other tokens of a text's parts than of the text."""
-
-
-def read_pieces(path_or_name: str | Path) -> Iterator[str]:
-    """A UTF-8 text in pieces: a file, `-` for standard input, or `python-docs` as in `corpora.load_text`.
-
-    White space at both ends is left out. FileNotFoundError and ValueError as in `load_text`; a file that is empty or
-    no text is refused at once, later faults are found when it is read.
-    """
-    if path_or_name == "python-docs":
-        from .corpora import load_text
-
-        return iter([load_text(path_or_name)])
-    if str(path_or_name) == "-":
-        return _stripped(_decoded(sys.stdin.buffer, "standard input"), "standard input")
-    path = Path(path_or_name).expanduser()
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: give one text file, '-' for standard input, or 'python-docs'.")
-    if not path.exists():
-        raise FileNotFoundError(f"No text file at {path}. Give a UTF-8 file, '-' for standard input, or 'python-docs'.")
-    pieces = _stripped(_from_file(path), str(path))
-    if not path.is_file():  # a pipe may not have been written to yet
-        return pieces
-    return chain([next(pieces)], pieces)
 
 
 def encode_pieces(
@@ -148,11 +123,6 @@ def _last(pattern: re.Pattern[str], text: str) -> int:
     return max((match.start() for match in pattern.finditer(text, 0, 2 * PIECE)), default=0)
 
 
-def _from_file(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        yield from _decoded(file, str(path))
-
-
 def _decoded(file: Any, name: str) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     at, carriage = 0, ""
@@ -172,18 +142,3 @@ def _decoded(file: Any, name: str) -> Iterator[str]:
         yield text.removesuffix(carriage).replace("\r\n", "\n")
         if not data:
             return
-
-
-def _stripped(pieces: Iterable[str], name: str) -> Iterator[str]:
-    """`pieces` without the white space at both ends; ValueError if nothing is left."""
-    held, begun = "", False
-    for piece in pieces:
-        text = held + piece
-        text = text if begun else text.lstrip()
-        rest = text.rstrip()
-        if rest:
-            begun = True
-            yield rest
-        held = text[len(rest) :]
-    if not begun:
-        raise ValueError(f"{name} is empty. Give a file with text in it, or 'python-docs'.")

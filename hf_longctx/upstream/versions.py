@@ -20,7 +20,7 @@ RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
 LONGROPE_PER_LAYER = RELEASE >= (5, 21)
 # settings that `generate` gets wrong when its cache has read already, and the release that mended it, if any did:
 # assisted decoding gives its first forward all of input_ids, though the cache has most of them
-MENDED_WITH_A_CACHE: dict[str, tuple[int, int] | None] = {
+FIXED_FOR_FILLED_CACHES: dict[str, tuple[int, int] | None] = {
     "prefill_chunk_size": (5, 21),
     "prompt_lookup_num_tokens": None,
     "assistant_model": None,
@@ -49,9 +49,9 @@ def warn_of_untested() -> None:
         )
 
 
-def check_with_a_cache(setting: Callable[[str], Any]) -> None:
+def check_filled_cache(setting: Callable[[str], Any]) -> None:
     """ValueError for settings that this `generate` gets wrong with a cache. `setting` looks one up by its name."""
-    for name, release in MENDED_WITH_A_CACHE.items():
+    for name, release in FIXED_FOR_FILLED_CACHES.items():
         value = setting(name)
         if value is not None and (release is None or release > RELEASE):
             newer = "" if release is None else f", or install transformers {release[0]}.{release[1]} or newer"

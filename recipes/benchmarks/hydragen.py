@@ -25,7 +25,7 @@ from transformers import (
 
 from hf_longctx import shared_prefix
 from hf_longctx.evaluation.results import row
-from hf_longctx.generation.cuda_graph import can_replay, decoder
+from hf_longctx.generation.cuda_graph import can_replay, graph_forward
 from hf_longctx.text.corpora import load_text
 from hf_longctx.upstream.caches import given_cache
 
@@ -196,7 +196,7 @@ def _forward_ms(model: Any, prefix: Any, questions: Tensor, new: int, count: int
     cache = prefix.cache()
     cache.most = questions.shape[1] + new
     model(input_ids=questions, **given_cache(model, cache), use_cache=True, logits_to_keep=1)
-    step = decoder(model) if can_replay(model, cache) else model
+    step = graph_forward(model) if can_replay(model, cache) else model
     times = []
     for i in range(min(count, new)):
         pos = torch.full_like(questions[:, :1], prefix.length + questions.shape[1] + i)

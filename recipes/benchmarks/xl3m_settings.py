@@ -13,7 +13,7 @@ import torch
 from hf_longctx.evaluation.results import row
 from hf_longctx.generation.xl3m import XL3M
 from hf_longctx.generation.xl3m.frame import Frame
-from hf_longctx.generation.xl3m.xl3m import SCORES
+from hf_longctx.generation.xl3m.settings import SCORES
 
 from .haystacks import put
 from .xl3m_bench import CITIES, NEW_TOKENS, TASKS, Bench, clock, words

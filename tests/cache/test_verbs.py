@@ -24,7 +24,7 @@ from hf_longctx.cache.stock import is_bounded, is_editable, nbytes
 from hf_longctx.editing.edit import edit
 from hf_longctx.generation.cuda_graph import can_replay
 from hf_longctx.ops.branch import Branch
-from hf_longctx.ops.masks import Causal
+from hf_longctx.ops.masks import Causal, Window
 from hf_longctx.upstream.caches import cache_out, generate_cache, given_cache
 from tests.contract.registry import close
 from tests.tiny import left_padded, logits_of, text, tiny
@@ -60,7 +60,30 @@ class CodedKeys(AttentionMethod):
         return [inputs.branch(Causal())]
 
 
-CodedKeys.name = "coded_keys"  # not in the class, which would register it for all tests
+class LastLayer(UnrotatedLayer):
+    """Keeps the last five tokens."""
+
+    bounded = True
+
+    def keep(self, new: KeyValues) -> KeyValues:
+        readable = self.slots.then(new)
+        self.store(readable.last(5, self.padded).own())
+        return readable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LastTokens(AttentionMethod):
+    """Attention to them and the token itself."""
+
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        return LastLayer(self)
+
+    def branches(self, inputs: AttentionInputs) -> list[Branch]:
+        return [inputs.branch(Window(6))]
+
+
+# not in the classes, which would register them for all tests
+CodedKeys.name, LastTokens.name = "coded_keys", "last_tokens"
 
 
 @pytest.fixture
@@ -106,6 +129,17 @@ def test_a_new_layer_is_streamed_where_it_may_grow(model: Any) -> None:
     written = list(reader.generate(max_new_tokens=5, do_sample=False, eos_token_id=None))
     assert written == model.generate(ids, **GREEDY)[0, 20:25].tolist()
     assert not any(is_bounded(layer) for layer in reader.cache.layers)
+
+
+def test_a_new_bounded_layer_is_streamed_beside_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_longctx.streaming.rebase.REACH", 16)  # it says nothing of moving back, and is not moved
+    model, ids = tiny("gemma3"), text(1, 60)
+    with LastTokens().on(model):
+        reader = stream(model, ids[0], chunk=7)
+        close(reader.logits, logits_of(model, ids, use_cache=False)[0, -1])
+        size = reader.nbytes
+        assert len(list(reader.generate(max_new_tokens=9, do_sample=False, eos_token_id=None))) == 9
+        assert reader.nbytes == size
 
 
 def test_a_new_layer_is_copied_and_saved(model: Any) -> None:
@@ -155,7 +189,7 @@ def asked_for(file: Path) -> set[str]:
     return {n.id for n in names if isinstance(n, ast.Name)} | {n.attr for n in names if isinstance(n, ast.Attribute)}
 
 
-OURS = {
+OWN = {
     "cache": classes_of(*(PACKAGE / "cache").glob("*.py")),
     "sharing": classes_of(PACKAGE / "sharing" / "layers.py"),
 }
@@ -163,14 +197,14 @@ OURS = {
 STOCK = {"DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "QuantizedLayer", "CacheLayerMixin"}
 
 
-@pytest.mark.parametrize("room", OURS)
+@pytest.mark.parametrize("room", OWN)
 def test_no_other_room_asks_for_a_class_of_this_one(room: str) -> None:
-    assert {"cache": {"SinkWindowLayer", "FullLayer", "Ring"}, "sharing": {"SharedLayer", "SharedCache"}}[room] <= OURS[
+    assert {"cache": {"SinkWindowLayer", "FullLayer", "Ring"}, "sharing": {"SharedLayer", "SharedCache"}}[room] <= OWN[
         room
     ]
     others = [file for file in PACKAGE.rglob("*.py") if file.relative_to(PACKAGE).parts[0] != room]
     assert len(others) > 100
-    assert {str(file.relative_to(PACKAGE)): found for file in others if (found := asked_for(file) & OURS[room])} == {}
+    assert {str(file.relative_to(PACKAGE)): found for file in others if (found := asked_for(file) & OWN[room])} == {}
 
 
 def test_classes_of_transformers_layers_are_asked_for_in_one_file() -> None:

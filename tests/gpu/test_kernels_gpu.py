@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from hf_longctx.ops.attend import Part, attend, softmax_of
+from hf_longctx.ops.bias import DistanceBuckets, DistanceSlopes
 from hf_longctx.ops.branch import Branch
-from hf_longctx.ops.kernels import KERNELS, Call
-from hf_longctx.ops.masks import BeyondWindow, Causal, Window
+from hf_longctx.ops.kernels import FUSED, KERNELS, Call
+from hf_longctx.ops.masks import ANY, DOCUMENT, BeyondWindow, ByDistance, Causal, Full, Mask, Packed, TopBlocks, Window
 from hf_longctx.ops.positions import Positions
 from hf_longctx.ops.rotation import Rotation, rotates_halves
-from tests.ops.cases import LONG, Problem, gradients, problem, selected, truth
+from tests.ops.cases import LONG, SEES, Problem, gradients, problem, selected, truth
 from tests.ops.cases import MASKS as SMALL_MASKS
 
 pytestmark = pytest.mark.gpu
@@ -28,7 +30,8 @@ FAST = [name for name in KERNELS if name not in ("reference", "blocked", "select
 TOLERANCE: dict[Any, tuple[float, float]] = {torch.bfloat16: (8e-3, 1.6e-2), torch.float16: (1e-3, 2e-3)}
 # flex compiles for every shape: a few of them are enough
 FLEX = [("prefill", "window"), ("chunk-after-a-cache", "outside"), ("padded-in-the-middle", "causal")]
-CASES = [(kernel, shape, mask) for kernel in FAST for shape in LONG for mask in MASKS]
+BY_DISTANCE = [name for name, mask in MASKS.items() if isinstance(mask, ByDistance)]  # others no fast kernel takes
+CASES = [(kernel, shape, mask) for kernel in FAST for shape in LONG for mask in BY_DISTANCE]
 
 
 def off(actual: Tensor, expected: Tensor) -> float:
@@ -108,6 +111,92 @@ def test_auto_window_and_first_tokens(shape: str, n_first: int) -> None:
     assert off(out, true) <= TOLERANCE[torch.bfloat16][0]
     for name, mine, other in zip("qkv", gradients(out, p), gradients(true, p), strict=True):
         assert off(mine, other) <= TOLERANCE[torch.bfloat16][1], f"d{name}"
+
+
+@dataclass(frozen=True)
+class SameParity(Mask):
+    """A mask that no kernel has heard of."""
+
+    def pairs(self, q_pos_BL: Tensor, k_pos_BS: Tensor) -> Tensor:
+        return (q_pos_BL[:, :, None] - k_pos_BS[:, None]) % 2 == 0
+
+    def span(self, low: int, high: int) -> tuple[int, int]:
+        return 0, ANY
+
+
+def plain(kernel: str, p: Problem, branches: list[Branch], sink: Tensor | None = None) -> None:
+    """Values and gradients of branches that no fast kernel does, beside those that one does."""
+    for x in (p.q, p.k, p.v):
+        x.requires_grad_()
+    out, true = attend(branches, scale=SCALE, kernel=kernel, sink_H=sink), truth(branches, SCALE, sink)[0]
+    assert off(out, true) <= TOLERANCE[torch.bfloat16][0]
+    for name, mine, other in zip("qkv", gradients(out, p), gradients(true, p), strict=True):
+        assert off(mine, other) <= TOLERANCE[torch.bfloat16][1], f"d{name}"
+    learned = [b.bias.weights for b in branches if b.bias is not None] + ([] if sink is None else [sink])
+    for x in learned:
+        mine, other = (torch.autograd.grad(y, x, p.grad.to(y.dtype), retain_graph=True)[0] for y in (out, true))
+        assert off(mine, other.double()) <= TOLERANCE[torch.bfloat16][1]
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference", "blocked"])
+@pytest.mark.parametrize("shape", LONG)
+def test_a_new_mask_works_at_once(shape: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SEES, SameParity, lambda mask, q, k: (q % 2) == (k % 2))
+    p = problem(shape, 6, 2, 64, dtype=torch.bfloat16, device="cuda")
+    plain(kernel, p, [p.branch(SameParity())])
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference", "blocked"])
+@pytest.mark.parametrize("inside", [Causal(), Window(20), Full()], ids=lambda m: type(m).__name__)
+def test_packed_documents(inside: Mask, kernel: str) -> None:
+    p = problem("prefill", 6, 2, 64, dtype=torch.bfloat16, device="cuda")
+    rows = [[100, 1, 200], [57, 244]]
+    codes = [torch.cat([i * DOCUMENT + torch.arange(n) for i, n in enumerate(row)]) for row in rows]
+    p.q_pos = p.k_pos = torch.stack(codes).cuda()
+    plain(kernel, p, [p.branch(Packed(inside))])
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference", "blocked"])
+@pytest.mark.parametrize("shape", ["prefill", "chunk-after-a-cache", "left-padded", "one-token"])
+def test_blocks_of_keys(shape: str, kernel: str) -> None:
+    p = problem(shape, 6, 2, 64, dtype=torch.bfloat16, device="cuda")
+    blocks = -(-p.q.shape[2] // 48), -(-p.k.shape[2] // 32)
+    index = torch.rand(2, 6, *blocks, generator=torch.Generator().manual_seed(1)).argsort(-1)[..., :3].cuda()
+    plain(kernel, p, [p.branch(TopBlocks(index, 48, 32, Causal()))])
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference", "blocked"])
+@pytest.mark.parametrize("shape", ["prefill", "chunk-after-a-cache", "left-padded", "one-token", "few-keys"])
+def test_biases_and_a_sink(shape: str, kernel: str) -> None:
+    """A window by a fast kernel, the rest with a bias by a plain one, one softmax with a sink."""
+    p = problem(shape, 6, 2, 64, dtype=torch.bfloat16, device="cuda")
+    slopes = DistanceSlopes(torch.rand(6, device="cuda").mul_(0.01).requires_grad_())
+    table = DistanceBuckets(torch.randn(6, 9, device="cuda").requires_grad_(), lambda d: (d // 40).clamp(0, 8))
+    sink = torch.randn(6, device="cuda").requires_grad_()
+    for bias in (slopes, table):
+        branches = [p.branch(Window(64)), p.branch(BeyondWindow(64), bias=bias)]
+        plain(kernel, p, branches, sink)
+
+
+def test_a_fused_kernel_with_a_sink() -> None:
+    p = problem("one-token", 6, 2, 64, dtype=torch.bfloat16, device="cuda")
+    branches, sink = [p.branch(Window(64)), p.branch(BeyondWindow(64))], torch.randn(6, device="cuda") + 3
+    assert FUSED[0].unsupported_reason(branches) is None
+    assert off(attend(branches, scale=SCALE, sink_H=sink), truth(branches, SCALE, sink)[0]) <= 1.6e-2
+
+
+def test_rows_that_only_rise_are_square() -> None:
+    """Causal attention of the same tokens needs no consecutive positions: zigzag shards have gaps."""
+    p = problem("prefill", 6, 2, 64, dtype=torch.bfloat16, device="cuda")
+    p.q_pos = p.k_pos = torch.where(p.k_pos < 150, p.k_pos, p.k_pos + 1000)
+    branch = p.branch(Causal())
+    assert branch.positions.same_rows
+    assert not branch.positions.consecutive
+    for name in ("cudnn", "cuda_flash", "triton_window"):
+        check(KERNELS[name], branch, p, torch.bfloat16)
+        for x in (p.q, p.k, p.v):
+            x.requires_grad_(False)
+    assert KERNELS["cuda_flash"].unsupported_reason(call_of(p.branch(Window(64))), p.q, p.k) is not None
 
 
 @pytest.mark.parametrize("kernel", ["reference", "blocked"])

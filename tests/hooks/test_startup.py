@@ -271,7 +271,10 @@ def test_modules_of_the_package_are_attributes_of_it_as_they_were() -> None:
         from hf_longctx import Streaming  # noqa: F401
 
 
-PACKAGES = ("", "attention", "cache", "generation", "generation/xl3m", "methods", "planning", "rope", "upstream")
+PACKAGES = (
+    *("", "attention", "cache", "editing", "editing/graph", "generation", "generation/xl3m", "hooks", "methods", "ops"),
+    *("planning", "rope", "sharing", "streaming", "text", "upstream"),
+)
 
 
 def test_every_module_can_be_the_first_that_is_imported() -> None:

@@ -160,7 +160,7 @@ def visible_pairs(branch: Branch) -> Tensor:
 
 def _chunks_back(mask: Chunk, q: Tensor, k: Tensor) -> Tensor:
     """By counting the chunks' beginnings between key and query."""
-    latest = int(q.max()) + 1
+    latest = min(int(q.max()) + 1, 2000)  # padding among packed positions is far up
     begins = torch.tensor([p % mask.size == 0 for p in range(latest + 1)], device=q.device).cumsum(0)
     back = begins[q.clamp(0, latest)] - begins[k.clamp(0, latest)]
     return back >= mask.back if mask.earlier else back == mask.back
@@ -189,19 +189,16 @@ def truth(branches: list[Branch], scale: float, sink_H: Tensor | None = None) ->
 
 
 def biases(branch: Branch) -> Tensor:
-    """(B, H, L, S) in float64, pair by pair; 0 where a pair does not exist."""
+    """(B, H, L, S) in float64, from each pair's own distance; 0 where a pair does not exist."""
     assert branch.bias is not None
-    q_pos, k_pos = branch.positions.q_pos_BL.tolist(), branch.positions.k_pos_BS.tolist()
-    weights, seen, each = branch.bias.weights.double(), visible_pairs(branch), []
-    for b, h, i, j in itertools.product(*map(range, seen.shape)):
-        distance = q_pos[b][i] - k_pos[b][j]
-        if not seen[b, h, i, j]:
-            each.append(weights.new_zeros(()))
-        elif isinstance(branch.bias, DistanceBuckets):
-            each.append(weights[h, branch.bias.bucket(torch.tensor(distance))])
-        else:
-            each.append(-weights[h] * distance)
-    return torch.stack(each).view(seen.shape)
+    weights, seen = branch.bias.weights.double(), visible_pairs(branch)
+    rows = zip(branch.positions.q_pos_BL.tolist(), branch.positions.k_pos_BS.tolist(), strict=True)
+    distance = torch.tensor([[[[q - k for k in k_row] for q in q_row]] for q_row, k_row in rows], device=seen.device)
+    distance = distance.expand_as(seen).masked_fill(~seen, 0)
+    if isinstance(branch.bias, DistanceBuckets):
+        heads = torch.arange(seen.shape[1], device=seen.device)[:, None, None].expand_as(seen)
+        return weights[heads, branch.bias.bucket(distance)] * seen
+    return -weights[:, None, None] * distance
 
 
 def selected(shape: str, k: int = 3, **kwargs: Any) -> tuple[Problem, TopKeys]:

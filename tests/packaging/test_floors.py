@@ -63,7 +63,9 @@ def test_no_room_imports_from_a_floor_above() -> None:
         if room == "__init__":  # the lazy table of public names
             continue
         for other, line in imports(file):
-            if not other.startswith("__") and room != other and FLOORS.index(other) > FLOORS.index(room):
+            # the package's own names (`from .. import LMInfinite`) hide which room is meant
+            above = other not in FLOORS or FLOORS.index(other) > FLOORS.index(room)
+            if above and room != other and other != "__version__":
                 upwards.append(f"{file.relative_to(PACKAGE)}:{line} {room} -> {other}")
     assert not upwards, "\n".join(upwards)
 

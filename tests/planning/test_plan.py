@@ -308,9 +308,8 @@ def test_wrong_places_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "no such folder" in complaint(tmp_path / "none", "--length", "1M")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "its/base"}')
-    assert "Give the folder or Hub id of its base model, 'its/base'" in complaint(
-        tmp_path / "adapter", "--length", "1M"
-    )
+    adapter = complaint(tmp_path / "adapter", "--length", "1M")
+    assert "Give the folder or Hub id of its base model, 'its/base'" in adapter
     from hf_longctx.planning import shape
 
     monkeypatch.setattr(shape, "hub_problem", lambda repo: "offline")

@@ -89,7 +89,7 @@ def test_an_old_transformers_with_a_longrope_for_each_kind_of_layer(monkeypatch:
     for row in ("longrope_static", "giraffe"):
         model, method = tiny("gemma3"), methods("gemma3")[row]
         before = fingerprint(model)
-        with pytest.raises(ValueError, match=r"cannot read on past the trained length.*Upgrade to transformers 5\.21"):
+        with pytest.raises(ValueError, match=r"cannot read past the trained length.*Upgrade to transformers 5\.21"):
             method.apply(model)
         with pytest.raises(ValueError, match=r"Upgrade to transformers 5\.21"):
             hf_longctx.extend_config(model.config, method)

@@ -26,7 +26,7 @@ def behind(document: Tensor, ids: Tensor) -> Tensor:
 
 def mended(setting: str) -> Any:
     """For tests of what older transformers do wrong with any cache."""
-    release = versions.MENDED_WITH_A_CACHE[setting]
+    release = versions.FIXED_FOR_FILLED_CACHES[setting]
     old = release is None or release > versions.RELEASE
     return pytest.mark.skipif(old, reason="transformers is too old for it, and it is refused")
 

@@ -167,8 +167,8 @@ def test_bad_questions_are_refused() -> None:
 
         refused("there is nothing in it", IDS[:, :0])
         refused("there is nothing in it", IDS[:0])
-        refused("a question a row", DOCUMENT)
-        refused("a question a row", "what is it?")
+        refused("a question per row", DOCUMENT)
+        refused("a question per row", "what is it?")
         refused(f"hold the padding token {PAD}", IDS)
         refused("expected that of input_ids", IDS, MASK[:, 1:])
         refused("Pad on the left", IDS.flip(1), MASK.flip(1))

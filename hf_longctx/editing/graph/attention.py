@@ -37,7 +37,7 @@ def attending_from(decoder: Any, places: scattered.Places) -> Iterator[None]:
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Transformers' attention signature."""
+    """Attention with the signature that transformers calls."""
     if attention_mask is not None or kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise ValueError(f"{type(module).__name__}: it attends with more than queries, keys and values.")
     places = module.config._attn_implementation.places

@@ -115,15 +115,7 @@ class Kernel:
     ) -> list[Tensor]:
         """The `gradients`, rounded to the dtype of what they are of.
 
-        Args:
-            call: What was computed.
-            grad_BLHD: The gradient of the output.
-            q: Queries (B, H, L, D).
-            k: Keys (B, G, S, D).
-            v: Values (B, G, S, D).
-            out_BLHD: The output of the whole softmax.
-            lse_BHL: Its log-sum-exp.
-            into: Buffers, usually fp32, that gradients are added to, unrounded, and that take their places.
+        Those with a buffer `into`, usually fp32, are added to it, unrounded; it takes their place.
         """
         of = [q, k, v] if call.bias is None else [q, k, v, call.bias.weights]
         grads = self.gradients(call, grad_BLHD, q, k, v, out_BLHD, lse_BHL)

@@ -39,11 +39,31 @@ class CudaFlash(Kernel):
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kernel`."""
         rows, columns = varlen(call.positions)
+        packed = rows.pack(q_BHLD), columns.pack(k_BGSD), columns.pack(v_BGSD)
+        out, lse = self._forward(call, rows, columns, *packed)
+        lse = torch.where(torch.isinf(lse), float("-inf"), lse)  # flash says +inf for a row without keys
+        return rows.unpack(out), rows.unpack(lse.T, fill=float("-inf")).transpose(1, 2)
+
+    def gradients(
+        self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
+    ) -> list[Tensor]:
+        """See `Kernel`."""
+        rows, columns = varlen(call.positions)
+        lse = rows.pack(lse_BHL[..., None])[..., 0].T.contiguous()
+        lse = torch.where(lse == float("-inf"), float("inf"), lse)
+        grad, out = (rows.pack(x.to(q.dtype).transpose(1, 2)) for x in (grad_BLHD, out_BLHD))
+        packed = rows.pack(q), columns.pack(k), columns.pack(v)
+        dq, dk, dv = self._backward(call, rows, columns, grad, *packed, out, lse)
+        return [rows.unpack(dq).transpose(1, 2), columns.unpack(dk).transpose(1, 2), columns.unpack(dv).transpose(1, 2)]
+
+    def _forward(
+        self, call: Call, rows: VarlenRows, columns: VarlenRows, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor
+    ) -> tuple[Tensor, Tensor]:
         left, right = window_of(call)
         out, lse = torch.ops.aten._flash_attention_forward(
-            rows.pack(q_BHLD),
-            columns.pack(k_BGSD),
-            columns.pack(v_BGSD),
+            q_NHD,
+            k_NGD,
+            v_NGD,
             rows.starts,
             columns.starts,
             rows.longest,
@@ -55,38 +75,26 @@ class CudaFlash(Kernel):
             window_size_left=left,
             window_size_right=right,
         )[:2]
-        lse = torch.where(torch.isinf(lse), float("-inf"), lse)  # flash says +inf for a row without keys
-        return rows.unpack(out), rows.unpack(lse.T, fill=float("-inf")).transpose(1, 2)
+        return out, lse
 
-    def gradients(
-        self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
-    ) -> list[Tensor]:
-        """See `Kernel`."""
-        rows, columns = varlen(call.positions)
+    def _backward(self, call: Call, rows: VarlenRows, columns: VarlenRows, *packed: Tensor) -> tuple[Tensor, ...]:
+        """dq, dk, dv from the gradient, q, k, v, the output and the log-sum-exp, all of them packed."""
         left, right = window_of(call)
-        lse = rows.pack(lse_BHL[..., None])[..., 0].T.contiguous()
-        lse = torch.where(lse == float("-inf"), float("inf"), lse)
-        seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            rows.pack(grad_BLHD.to(q.dtype).transpose(1, 2)),
-            rows.pack(q),
-            columns.pack(k),
-            columns.pack(v),
-            rows.pack(out_BLHD.to(q.dtype).transpose(1, 2)),
-            lse,
+            *packed,
             rows.starts,
             columns.starts,
             rows.longest,
             columns.longest,
             0.0,
             isinstance(call.mask, Causal),
-            seed,
-            torch.empty(0, device=q.device),
+            torch.zeros(2, dtype=torch.uint64, device=packed[0].device),
+            torch.empty(0, device=packed[0].device),
             scale=call.scale,
             window_size_left=left,
             window_size_right=right,
         )
-        return [rows.unpack(dq).transpose(1, 2), columns.unpack(dk).transpose(1, 2), columns.unpack(dv).transpose(1, 2)]
+        return dq, dk, dv
 
 
 def window_of(call: Call) -> tuple[int | None, int | None]:
@@ -114,12 +122,12 @@ class VarlenRows:
         self.starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
     def pack(self, x_BHXD: Tensor) -> Tensor:
-        """(B, H, X, D) -> (N, H, D)"""
+        """(B, H, X, D) to (N, H, D)."""
         x = x_BHXD.transpose(1, 2)
         return x.flatten(0, 1) if self.real is None else x[self.real]
 
     def unpack(self, x_N: Tensor, fill: Any = 0.0) -> Tensor:
-        """(N, ...) -> (B, X, ...), `fill` where there is no token"""
+        """(N, ...) to (B, X, ...), `fill` where there is no token."""
         if self.real is None:
             return x_N.unflatten(0, (self.batch, self.length))
         full = x_N.new_full((self.batch, self.length, *x_N.shape[1:]), fill)

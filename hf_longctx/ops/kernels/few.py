@@ -19,7 +19,9 @@ class TritonFew(Kernel):
     """See the module."""
 
     name = "triton_few"
-    summary = "our Triton kernel for at most 64 keys and many queries: any positions, any padding, half precision"
+    summary = (
+        "a Triton kernel of hf_longctx for at most 64 keys and many queries: any positions, any padding, half precision"
+    )
     masks = (Causal, Window, BeyondWindow, Full)
     device = "cuda"
     dtypes = HALF

@@ -1,4 +1,4 @@
-"""The flash-attn package, where it is installed. Not run by our tests: it is admitted by a check on its first use."""
+"""The flash-attn package, where it is installed. No test runs it: a check on its first use admits it."""
 
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..checked import checked_once
 from ..masks import Causal
 from .base import Call
 from .check import check_kernel
-from .cuda_flash import CudaFlash, VarlenRows, varlen, window_of
+from .cuda_flash import CudaFlash, VarlenRows, window_of
 
 
 class FlashAttn(CudaFlash):
@@ -31,31 +31,20 @@ class FlashAttn(CudaFlash):
         kind = q_BHLD.device, q_BHLD.dtype, q_BHLD.shape[-1]
         return super().limits(call, q_BHLD, k_BGSD) or checked_once(self, kind, lambda: check_kernel(self, *kind))
 
-    def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Kernel`."""
+    def _forward(
+        self, call: Call, rows: VarlenRows, columns: VarlenRows, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor
+    ) -> tuple[Tensor, Tensor]:
         from flash_attn.flash_attn_interface import _flash_attn_varlen_forward
 
-        rows, columns = varlen(call.positions)
-        packed = rows.pack(q_BHLD), columns.pack(k_BGSD), columns.pack(v_BGSD)
-        out, lse = _flash_attn_varlen_forward(*packed, **_settings(call, rows, columns))[:2]
-        lse = torch.where(torch.isinf(lse), float("-inf"), lse)
-        return rows.unpack(out), rows.unpack(lse.T, fill=float("-inf")).transpose(1, 2)
+        out, lse = _flash_attn_varlen_forward(q_NHD, k_NGD, v_NGD, **_settings(call, rows, columns))[:2]
+        return out, lse
 
-    def gradients(
-        self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
-    ) -> list[Tensor]:
-        """See `Kernel`."""
+    def _backward(self, call: Call, rows: VarlenRows, columns: VarlenRows, *packed: Tensor) -> tuple[Tensor, ...]:
         from flash_attn.flash_attn_interface import _flash_attn_varlen_backward
 
-        rows, columns = varlen(call.positions)
-        lse = rows.pack(lse_BHL[..., None])[..., 0].T.contiguous()
-        lse = torch.where(lse == float("-inf"), float("inf"), lse)
-        packed = rows.pack(q), columns.pack(k), columns.pack(v)
-        grad, out = (rows.pack(x.to(q.dtype).transpose(1, 2)) for x in (grad_BLHD, out_BLHD))
-        dq, dk, dv = (torch.empty_like(x) for x in packed)
-        settings = {**_settings(call, rows, columns), "deterministic": False}
-        _flash_attn_varlen_backward(grad, *packed, out, lse, dq, dk, dv, **settings)
-        return [rows.unpack(dq).transpose(1, 2), columns.unpack(dk).transpose(1, 2), columns.unpack(dv).transpose(1, 2)]
+        grads = tuple(torch.empty_like(x) for x in packed[1:4])
+        _flash_attn_varlen_backward(*packed, *grads, **_settings(call, rows, columns), deterministic=False)
+        return grads
 
 
 def _settings(call: Call, rows: VarlenRows, columns: VarlenRows) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Causal and windowed attention through our Triton kernel: only the band is computed."""
+"""Causal and windowed attention through a Triton kernel: only the band is computed."""
 
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
@@ -14,7 +14,9 @@ class TritonWindow(CudaFlash):
     """See the module. Flash attention's conditions and backward."""
 
     name = "triton_window"
-    summary = "our Triton kernel for long windows: half precision, rows in order, no padding; flash's backward"
+    summary = (
+        "a Triton kernel of hf_longctx for long windows: half precision, rows in order, no padding; flash's backward"
+    )
     masks = (Causal, Window)
     head_dims = (128, 8)
     triton = True
