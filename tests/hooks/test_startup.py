@@ -25,7 +25,7 @@ from hf_longctx.hooks import transformers as hooks
 from hf_longctx.hooks.when_imported import WhenImported
 from tests.tiny import logits_of, text, tiny
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 METHOD = LMInfinite(n_global=2, n_local=6)
 IDS = text(2, 24)
 
