@@ -1,7 +1,7 @@
 """`Patch`: every change to a model, with its inverse kept as data.
 
-Data and not closures, so `copy.deepcopy(model)` copies the inverses too: the copy's undo acts on the copy. They run
-last-in first-out, and a change that fails half-way is rolled back.
+Inverses are objects and old values, not closures, so `copy.deepcopy(model)` copies them too: the copy's undo
+acts on the copy. They run last-in first-out, and a change that fails half-way is rolled back.
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 STACK = "_hf_longctx_patches"  # where an anchor module keeps its patches, in its __dict__
 
@@ -28,8 +25,9 @@ class _Missing:
     """There was no such attribute. A class, because it stays itself under deepcopy and pickle."""
 
 
+# -- one kind of change each -------------------------------------------------------------------------------------
 @dataclass
-class Attribute:
+class _Attribute:
     """`vars(target)[name]` was `old`."""
 
     target: Any
@@ -37,7 +35,6 @@ class Attribute:
     old: Any
 
     def revert(self) -> None:
-        """Put the old value back."""
         if self.old is _Missing:
             vars(self.target).pop(self.name, None)
         else:
@@ -45,7 +42,20 @@ class Attribute:
 
 
 @dataclass
-class Buffer:
+class _Class:
+    """The class of `module` was `stock`."""
+
+    module: nn.Module
+    stock: type
+
+    def revert(self) -> None:
+        swapped = type(self.module)
+        self.module.__class__ = self.stock
+        _rebind_forward(self.module, swapped)
+
+
+@dataclass
+class _Buffer:
     """The buffer `name` of `module` was `old`."""
 
     module: nn.Module
@@ -53,52 +63,38 @@ class Buffer:
     old: Any
 
     def revert(self) -> None:
-        """Put the old tensor back, where the module is by now."""
-        now: Any = self.module._buffers[self.name]
-        self.module._buffers[self.name] = self.old.to(now.device)
+        new: Any = self.module._buffers[self.name]
+        self.module._buffers[self.name] = self.old.to(new.device)  # the model may have moved meanwhile
 
 
 @dataclass
-class Class:
-    """The class of `module` was `old`."""
-
-    module: nn.Module
-    old: type
-
-    def revert(self) -> None:
-        """Make it of the old class again."""
-        swapped = type(self.module)
-        self.module.__class__ = self.old
-        _rebind_forward(self.module, swapped)
-
-
-@dataclass
-class Hook:
+class _Hook:
     """A forward hook was added."""
 
-    handle: Any
+    handle: RemovableHandle
 
     def revert(self) -> None:
-        """Remove it."""
         self.handle.remove()
 
 
 @dataclass
-class Edits:
-    """`config` had `stand_in` in its place, whose values were `before` at first."""
+class _Config:
+    """A model used `copy`, with the values `before` at the start, in place of `config`.
 
-    config: Any
-    stand_in: Any
+    What the user has changed in it since is carried over to `config`, e.g. vocab_size by resize_token_embeddings.
+    """
+
+    config: PreTrainedConfig
+    copy: PreTrainedConfig
     before: dict[str, Any]
 
     def revert(self) -> None:
-        """Carry over what the user changed meanwhile, e.g. vocab_size in resize_token_embeddings."""
-        for name, value in vars(self.stand_in).items():
+        for name, value in vars(self.copy).items():
             if not isinstance(value, PreTrainedConfig) and (name not in self.before or self.before[name] != value):
                 vars(self.config)[name] = value
 
 
-Change = Attribute | Buffer | Class | Hook | Edits
+Change = _Attribute | _Class | _Buffer | _Hook | _Config
 
 
 @dataclass
@@ -114,22 +110,22 @@ class Patch:
     # -- making changes ----------------------------------------------------------------------------------------------
     def set(self, target: Any, name: str, value: Any) -> None:
         """`vars(target)[name] = value`, reversibly. Works on modules and configs alike, past their `__setattr__`."""
-        self.changes.append(Attribute(target, name, vars(target).get(name, _Missing)))
+        self.changes.append(_Attribute(target, name, vars(target).get(name, _Missing)))
         vars(target)[name] = value
 
     def remove(self, target: Any, name: str) -> None:
-        """Take `vars(target)[name]` away, if there, reversibly. The undo removes a value put there meanwhile."""
-        self.changes.append(Attribute(target, name, vars(target).pop(name, _Missing)))
+        """Take `vars(target)[name]` away, if it is there, reversibly. The undo takes what is put there meanwhile."""
+        self.changes.append(_Attribute(target, name, vars(target).pop(name, _Missing)))
 
     def set_buffer(self, module: nn.Module, name: str, tensor: Tensor) -> None:
         """Replace a buffer that `module` has by `tensor`, reversibly. The old one follows the module's device."""
-        self.changes.append(Buffer(module, name, module._buffers[name]))
+        self.changes.append(_Buffer(module, name, module._buffers[name]))
         module._buffers[name] = tensor
 
     def set_class(self, module: nn.Module, cls: type) -> None:
         """Turn `module` into `cls`, reversibly, and let accelerate's hooks on it call the new forward."""
         stock = type(module)
-        self.changes.append(Class(module, stock))
+        self.changes.append(_Class(module, stock))
         module.__class__ = cls
         _rebind_forward(module, stock)
 
@@ -142,7 +138,7 @@ class Patch:
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             handle = module.register_forward_hook(hook, always_call=True)
-        self.changes.append(Hook(handle))
+        self.changes.append(_Hook(handle))
 
     def own_configs(self, root: nn.Module) -> None:
         """Give the modules of `root` configs of their own: one config object often serves several models.
@@ -157,10 +153,10 @@ class Patch:
         for module in root.modules():
             config = vars(module).get("config")
             if isinstance(config, PreTrainedConfig):
-                if not any(isinstance(change, Edits) and change.config is config for change in self.changes):
-                    own = copies[id(config)]
-                    self.changes.append(Edits(config, own, copy.deepcopy(vars(own))))
-                self.set(module, "config", copies[id(config)])
+                own = copies[id(config)]
+                if not any(isinstance(c, _Config) and c.config is config for c in self.changes):
+                    self.changes.append(_Config(config, own, copy.deepcopy(vars(own))))
+                self.set(module, "config", own)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -197,15 +193,15 @@ class Patch:
 
     def describe(self) -> str:
         """What was touched, counted, for the log."""
-        classes = [change for change in self.changes if isinstance(change, Class)]
-        kinds = sorted({change.old.__name__ for change in classes})
+        classes = [c.stock.__name__ for c in self.changes if isinstance(c, _Class)]
+        kinds = sorted(set(classes))
         return f"{len(classes)} x {', '.join(kinds)}" if classes else f"{len(self.changes)} attributes"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT or torch.compile wrapper, or the model itself.
 
-    ValueError for anything else: a path, a config, a tokenizer, a pipeline.
+    ValueError for other objects: a path, a config, a tokenizer, a pipeline.
     """
     if not isinstance(model, nn.Module):
         given = repr(model) if model is None or isinstance(model, (str, os.PathLike, type)) else type(model).__name__

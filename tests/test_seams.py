@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from hf_longctx.cache.layers import FullLayer
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, Mamba2Config, Mamba2ForCausalLM, Mamba2Model
 
 import hf_longctx
 from hf_longctx import LMInfinite, LongContextMethod, PositionFree, RopeScaling, registry
 from hf_longctx.attention.method import AttentionMethod
-from hf_longctx.cache.layers import FullLayer
 from hf_longctx.ops.masks import Causal
 from tests.contract.registry import close, differs, fingerprint, same
 from tests.tiny import SIZES, build, logits_of, text, tiny

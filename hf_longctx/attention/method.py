@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import attention_layers, full_attention_layers
-from ..cache.layers import UnrotatedLayer
+from ..cache.base import UnrotatedLayer
 from ..method import Footprint, LongContextMethod
 from ..ops.attend import attend
 from ..ops.available import TRITON
@@ -105,14 +105,14 @@ class AttentionMethod(LongContextMethod):
         method = self.resolve(config)
         method.check(decoder)
         current = config._attn_implementation or "sdpa"
-        inner = current.inner if isinstance(current, Implementation) else current
-        check_name(inner)
-        check_device(inner, layers[0], head_dim_of(layers[0]))
+        base = current.base_attention if isinstance(current, Implementation) else current
+        check_name(base)
+        check_device(base, layers[0], head_dim_of(layers[0]))
         if not TRITON and next(layers[0].parameters()).is_cuda:
             logger.warning("Triton is not installed: attention over un-rotated keys is several times slower without.")
         rotary: Any = decoder.rotary_emb
         per_layer_type = "layer_type" in inspect.signature(rotary.forward).parameters
-        state = DecoderState(method, rotary, inner, per_layer_type)
+        state = DecoderState(method, rotary, base, per_layer_type)
         state.layers = layers
         patch.set(decoder, STATE, state)
         for module in layers:
@@ -120,8 +120,8 @@ class AttentionMethod(LongContextMethod):
             patch.set_class(module, position_free(stock))
             patch.set(module, STATE, state)
         for owned in {id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}.values():
-            patch.set(owned, "_attn_implementation_internal", Implementation(state.inner))
-        self._leave_alone(patch, [m for m in attention_layers(decoder) if m not in layers], inner)
+            patch.set(owned, "_attn_implementation_internal", Implementation(base))
+        self._leave_alone(patch, [m for m in attention_layers(decoder) if m not in layers], base)
         patch.add_hook(decoder, before_forward, "pre")
         patch.add_hook(decoder, after_forward, "post")
         dtype = next((p.dtype for p in decoder.parameters() if p.is_floating_point()), torch.float32)
@@ -138,8 +138,8 @@ class AttentionMethod(LongContextMethod):
             follow(decoder, state)
             warn_of_untested()
 
-    def _leave_alone(self, patch: Patch, modules: list[nn.Module], inner: str) -> None:
-        """Give layers that stay stock a config that names `inner`: flash attention reads there which library it is."""
+    def _leave_alone(self, patch: Patch, modules: list[nn.Module], base: str) -> None:
+        """Give layers that stay stock a config that names `base`: flash attention reads there which library it is."""
         named: dict[int, Any] = {}
         for module in modules:
             own: Any = getattr(module, "config", None)
@@ -147,7 +147,7 @@ class AttentionMethod(LongContextMethod):
                 continue
             if id(own) not in named:
                 named[id(own)] = copy.copy(own)
-                vars(named[id(own)])["_attn_implementation_internal"] = inner
+                vars(named[id(own)])["_attn_implementation_internal"] = base
             patch.set(module, "config", named[id(own)])
 
 

@@ -55,7 +55,7 @@ def ask(
         raise ValueError(f"--out {out}: expected a file in a folder that exists.")
     if prefix_cache is not None and prefix_cache.exists() and not prefix_cache.is_dir():
         raise ValueError(f"--prefix-cache {prefix_cache}: expected a folder, and it is a file.")
-    from ..text.pieces import read_pieces
+    from ..text.files import read_pieces
 
     if chosen is not None:
         _check_keys(chosen, "Leave --method out, or ask with `hf-longctx generate`")  # before the model is loaded
@@ -115,7 +115,7 @@ def _check_keys(method: LongContextMethod, remedy: str) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    from ..text.pieces import lines_of, read_pieces
+    from ..text import lines_of, read_pieces
 
     if str(path) == "-":
         raise ValueError("--questions -: expected a file with one question per line.")

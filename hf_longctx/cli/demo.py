@@ -150,6 +150,7 @@ def _ask(folder: Path, length: int) -> tuple[str, int, int]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..text.corpora import load_text
+    from ..text.tokens import prompt_inputs
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     # float32: bfloat16 is many times slower on a CPU.
@@ -157,8 +158,7 @@ def _ask(folder: Path, length: int) -> tuple[str, int, int]:
     ids = tokenizer(load_text("python-docs"), verbose=False)["input_ids"][:length]
     at = int(0.3 * length)
     document = f"{tokenizer.decode(ids[:at])}\n\n{FACT}\n\n{tokenizer.decode(ids[at:])}"
-    chat = [{"role": "user", "content": f"{document}\n\n{QUESTION}"}]
-    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    inputs = prompt_inputs(tokenizer, f"{document}\n\n{QUESTION}")
     read = inputs["input_ids"].shape[1]
     output = model.generate(**inputs, max_new_tokens=24, do_sample=False, prefill_chunk_size=1024)
     return tokenizer.decode(output[0, read:], skip_special_tokens=True).strip(), read, length - at

@@ -18,7 +18,6 @@ from .options import (
     Settings,
     chosen_of,
     document_pieces,
-    encode,
     load_model,
     method_of,
     notes,
@@ -77,7 +76,9 @@ def generate(
     from transformers import TextStreamer
 
     loaded, tokenizer = load_model(*place)
-    inputs = encode(tokenizer, text).to(loaded.device)
+    from ..text import prompt_inputs
+
+    inputs = prompt_inputs(tokenizer, text).to(loaded.device)
     notes().print(f"{inputs['input_ids'].shape[1]:,} tokens to read", style="dim", highlight=False)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with running(chosen, loaded) as extra:
@@ -89,7 +90,7 @@ def _from_stream(method: Any, place: Any, asked: Any, chunk: int | None, how: di
     pieces, question = document_pieces("--stream", *asked)
     loaded, tokenizer = load_model(*place)
     from ..console.progress import Progress, counted
-    from ..text.pieces import encode_pieces, with_question, written
+    from ..text import encode_pieces, with_question, written
 
     reader = reader_on(loaded, method, chunk)
     ids = encode_pieces(tokenizer, with_question(tokenizer, pieces, question), bos=not tokenizer.chat_template)

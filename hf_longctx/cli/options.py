@@ -124,7 +124,7 @@ def document_pieces(
         )
     if not (question or "").strip():
         raise ValueError("--document needs a --question that is not empty.")
-    from ..text.pieces import read_pieces
+    from ..text.files import read_pieces
 
     return read_pieces(document), str(question)
 
@@ -146,17 +146,6 @@ def prompt_text(prompt: str | None, document: str | None, question: str | None) 
     from ..text.corpora import load_text
 
     return f"{load_text(document).strip()}\n\n{question}"
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Any:
-    """The prompt in the model's chat template if it has one, as it is otherwise."""
-    if not tokenizer.chat_template:
-        return tokenizer(text, return_tensors="pt", verbose=False)
-    chat = [{"role": "user", "content": text}]
-    quiet = {"verbose": False}  # a prompt longer than the trained length is intended
-    return tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_dict=True, return_tensors="pt", tokenizer_kwargs=quiet
-    )
 
 
 def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..cache.recurrent import starts_anew
+from ..cache.recurrent import lost_between_pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ def greedy(
     """
     from transformers import GenerationConfig
 
-    lost = None if prefill_chunk_size is None else starts_anew(model, prefill_chunk_size)
+    lost = None if prefill_chunk_size is None else lost_between_pieces(model, prefill_chunk_size)
     if lost is not None:
         raise ValueError(
             f"{type(model).__name__} cannot read a prompt in chunks of {prefill_chunk_size} tokens, since {lost}. "

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..text.joins import ids_after, ids_of
-from ..text.tokens import bos_prefix
+from ..text.joins import ids_after
+from ..text.tokens import bos_prefix, encode
 from .answer import greedy
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def passkey_prompts(
     """
     check_cell(depth, trials)
     hay = haystack_ids(tokenizer, haystack)
-    head = bos_prefix(tokenizer) + ids_of(tokenizer, TASK + "\n")
+    head = bos_prefix(tokenizer) + encode(tokenizer, TASK + "\n")
     question = ids_after(tokenizer, "a", "\n" + QUESTION)
     rows, keys = [], []
     for trial in range(trials):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cache.recurrent import starts_anew, takes_positions
+from ..cache.recurrent import lost_between_pieces, takes_positions
 from ..upstream.caches import cache_out, given_cache
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read(
     first = length - n_targets - 1
     cache, nll = None, []
     pieces = list(_pieces(first, length - 1, chunk, score_chunk))
-    if len(pieces) > 1 and starts_anew(model, max(stop - start for start, stop in pieces)):
+    if len(pieces) > 1 and lost_between_pieces(model, max(stop - start for start, stop in pieces)):
         return _at_once(model, input_ids, n_targets, progress)
     told = takes_positions(model)
     for start, stop in pieces:
@@ -134,12 +134,12 @@ class LengthScore:
 
     @property
     def perplexity(self) -> float:
-        """exp of the token-weighted mean; every document has `n_targets` tokens, so that is the documents' mean."""
+        """Exp of the token-weighted mean; every document has `n_targets` tokens, so that is the documents' mean."""
         return perplexity(self.nll)
 
 
 def perplexity(nll: Sequence[float]) -> float:
-    """exp of the mean of negative log-likelihoods in nats; inf where a float cannot hold it, nan for nan."""
+    """Exp of the mean of negative log-likelihoods in nats; inf where a float cannot hold it, nan for nan."""
     mean = math.fsum(nll) / len(nll)
     return math.inf if mean >= 700 else math.exp(mean)
 

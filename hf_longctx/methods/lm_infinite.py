@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from ..anatomy import attention_layers
 from ..attention.inputs import AttentionInputs
 from ..attention.method import AttentionMethod, halved
-from ..cache.layers import FullLayer, SinkWindowLayer, UnrotatedLayer
-from ..cache.slots import KeyValues
+from ..cache import FullLayer, KeyValues, SinkWindowLayer, UnrotatedLayer
 from ..method import Footprint
 from ..ops.branch import Branch
 from ..ops.masks import BeyondWindow, TopKeys, Window, pairs
@@ -137,38 +136,38 @@ class LMInfinite(AttentionMethod):
         return SinkWindowLayer(self, n_first=self.n_global, n_last=self.n_local - 1)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
-        """The window, the first tokens at the ceiling, and the keys that are looked up."""
+        """A window, the first tokens beyond it at the ceiling, and with `top_k` chosen keys in between, halfway."""
         assert self.n_local is not None
         first = inputs.first(self.n_global)
         # the ceiling: all of them at distance n_local, wherever the query is
         ceiling = inputs.relative(-self.n_local)
-        local = inputs.branch(Window(self.n_local))
-        far = inputs.branch(BeyondWindow(self.n_local), keys=first, q_rope=None, k_rope=ceiling)
+        local = inputs.branch(Window(self.n_local), inputs.keys, *inputs.true_ropes())
+        far = inputs.branch(BeyondWindow(self.n_local), first, q_rope=None, k_rope=ceiling)
         if not self._looks_up(inputs.module):
             return [local, far]
         halfway = inputs.relative(self.n_local // 2)  # queries moved, keys as they are: there are more keys
         q_half = inputs.q_BHLD if halfway is None else halfway(inputs.q_BHLD)
         chosen = TopKeys(self._best_middle(inputs, q_half, first))
-        return [local, far, dataclasses.replace(local, q_BHLD=q_half, visible=chosen, q_rope=None, k_rope=None)]
+        return [local, far, inputs.branch(chosen, inputs.keys, q_rope=None, k_rope=None, q_BHLD=q_half)]
 
     @torch.no_grad()
     def _best_middle(self, inputs: AttentionInputs, q_BHLD: Tensor, first: KeyValues) -> Tensor:
         """The slots of the best keys between the first tokens and the window, (B, H, L, K); -1: there are fewer."""
         B, H, L, _ = q_BHLD.shape
-        S, G = inputs.k_BGSD.shape[2], inputs.k_BGSD.shape[1]
+        keys, k_pos_BS = inputs.keys.k, inputs.keys.pos
+        S, G = keys.shape[2], keys.shape[1]
         assert self.n_local is not None
         index = torch.full((B, H, L, min(self.top_k, S)), -1, dtype=torch.long, device=q_BHLD.device)
-        after_first = inputs.k_pos_BS > first.pos.amax(1, keepdim=True) if len(first) else inputs.k_pos_BS >= 0
+        after_first_BS = k_pos_BS > first.pos.amax(1, keepdim=True) if len(first) else k_pos_BS >= 0
         for start in range(0, L, BLOCK):
             rows = slice(start, min(start + BLOCK, L))
-            middle_BLS = (
-                pairs(BeyondWindow(self.n_local), inputs.q_pos_BL[:, rows], inputs.k_pos_BS) & after_first[:, None]
-            )
-            if not inputs.q_BHLD.is_cuda and not torch.compiler.is_compiling() and not middle_BLS.any():
+            beyond_B1LS = pairs(BeyondWindow(self.n_local), inputs.q_pos_BL[:, rows], k_pos_BS)
+            middle_B1LS = beyond_B1LS & after_first_BS[:, None, None]
+            if not inputs.q_BHLD.is_cuda and not torch.compiler.is_compiling() and not middle_B1LS.any():
                 continue  # a text within the window
             q_BGRLD = q_BHLD[:, :, rows].unflatten(1, (G, -1))
-            scores = torch.einsum("bgrld,bgsd->bgrls", q_BGRLD, inputs.k_BGSD)
-            scores = scores.masked_fill_(~middle_BLS[:, None, None], float("-inf")).flatten(1, 2)
+            scores = torch.einsum("bgrld,bgsd->bgrls", q_BGRLD, keys)
+            scores = scores.masked_fill_(~middle_B1LS[:, None], float("-inf")).flatten(1, 2)
             best = scores.topk(index.shape[-1], dim=-1)
             index[:, :, rows] = best.indices.masked_fill(best.values == float("-inf"), -1)
         return index

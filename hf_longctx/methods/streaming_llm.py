@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..attention.inputs import AttentionInputs
 from ..attention.method import AttentionMethod, halved
-from ..cache.layers import SinkWindowLayer, UnrotatedLayer
+from ..cache import SinkWindowLayer, UnrotatedLayer
 from ..method import Footprint
 from ..ops.branch import Branch
 from ..ops.masks import BeyondWindow, Window
@@ -88,7 +88,7 @@ class StreamingLLM(AttentionMethod):
         """The window, and the sinks right before it."""
         assert self.window is not None
         sinks = inputs.first(self.n_sink)
-        local = inputs.branch(Window(self.window))
+        local = inputs.branch(Window(self.window), inputs.keys, *inputs.true_ropes())
         if not len(sinks):
             return [local]
         start = sinks.pos[:, :1].clamp(min=0)
@@ -99,4 +99,4 @@ class StreamingLLM(AttentionMethod):
 
         q_rope = inputs.memo("position in the cache", lambda: inputs.rotation(in_cache()))
         k_rope = inputs.memo("sinks", lambda: inputs.rotation((sinks.pos - start).clamp(min=0)))
-        return [local, inputs.branch(BeyondWindow(self.window), keys=sinks, q_rope=q_rope, k_rope=k_rope)]
+        return [local, inputs.branch(BeyondWindow(self.window), sinks, q_rope, k_rope)]

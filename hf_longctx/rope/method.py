@@ -12,9 +12,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from ..anatomy import LONGROPE_PER_LAYER, attention_layers
+from ..anatomy import attention_layers
 from ..method import LongContextMethod
 from ..patch import Patch, applied
+from ..upstream.versions import LONGROPE_PER_LAYER
 from .parameters import (
     REPLACEABLE,
     full_entry,

@@ -42,19 +42,34 @@ def suite(args: Any, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
         for length, count in zip(lengths, counts, strict=True):
             start = time.perf_counter()
             found = evaluate_tasks(
-                model, tokenizer, tasks=tasks, lengths=[length], method=method, out=Path(folder) / str(length),
-                n=count, text=text, alone=True, batch_tokens=2**23,
-                batch_rows=args.batch_rows, prefill_tokens=args.prefill_tokens,
+                model,
+                tokenizer,
+                tasks=tasks,
+                lengths=[length],
+                method=method,
+                out=Path(folder) / str(length),
+                n=count,
+                text=text,
+                alone=True,
+                batch_tokens=2**23,
+                batch_rows=args.batch_rows,
+                prefill_tokens=args.prefill_tokens,
                 console=Console(),
-            )  # fmt: skip
+            )
             seconds[length] = round(time.perf_counter() - start, 1)
             making += found["settings"]["seconds_making_samples"]
             for line in found["rows"]:
                 if "length" in line["detail"]:
                     scores[line["detail"]["task"]][length] = line["value"]
                     name = f"{line['detail']['task']}, {length // K}k" if length >= K else line["what"]
-                    yield row(name, line["value"], "", why=line["why"], beside={"samples": count},
-                              detail={**line["detail"], "method": repr(method), "window": args.window})  # fmt: skip
+                    yield row(
+                        name,
+                        line["value"],
+                        "",
+                        why=line["why"],
+                        beside={"samples": count},
+                        detail={**line["detail"], "method": repr(method), "window": args.window},
+                    )
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
     means: dict[int, float] = {}
@@ -69,14 +84,21 @@ def suite(args: Any, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
     yield from _effective(means, args.window)
     total = round(time.perf_counter() - before, 1)
     yield row(
-        f"the whole suite: {len(tasks)} tasks, {lengths[0]:,} to {lengths[-1]:,} tokens", total, "s", bar="<= 540",
-        detail={"seconds": seconds, "making samples": round(making, 1), "method": repr(method),
-                "samples": dict(zip(lengths, counts, strict=True))},
-    )  # fmt: skip
+        f"the whole suite: {len(tasks)} tasks, {lengths[0]:,} to {lengths[-1]:,} tokens",
+        total,
+        "s",
+        bar="<= 540",
+        detail={
+            "seconds": seconds,
+            "making samples": round(making, 1),
+            "method": repr(method),
+            "samples": dict(zip(lengths, counts, strict=True)),
+        },
+    )
 
 
 def _effective(means: dict[int, float], window: int) -> Iterator[dict[str, Any]]:
-    """The longest length up to which the average reaches RULER's bar, and a share of what is reached in the window."""
+    """The longest length up to which the average reaches RULER's bar, and its share of the result in the window."""
     own = own_score(means, window)
     bars = {f"effective length, average of at least {RULER_BAR}, tokens": RULER_BAR}
     if own is not None and own[1] > 0:

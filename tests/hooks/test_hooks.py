@@ -33,7 +33,7 @@ from tests.tiny import FAMILIES, build, config_of, logits_of, sharpen, text, tin
 IDS = text(2, 24)
 METHOD = LMInfinite(n_global=2, n_local=6)
 KEY = {"version": 1, "methods": [{"name": "lm_infinite", "n_global": 2, "n_local": 6}]}
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(code: str, *args: str) -> str:

@@ -159,7 +159,7 @@ def test_an_adapter_whose_base_cannot_be_had_says_so(tmp_path: Path) -> None:
     fields = json.loads(path.read_text())
     for base, says in (
         ("owner/name", r"is an adapter of 'owner/name', which is no folder here.*HF_HUB_OFFLINE.*Correct base_model"),
-        (None, "does not say of which model it is an adapter"),
+        (None, "does not name the model that it adapts"),
     ):
         path.write_text(json.dumps({**fields, "base_model_name_or_path": base}))
         with pytest.raises((OSError, ValueError), match=says):

@@ -12,10 +12,33 @@ import hf_longctx
 
 PACKAGE = Path(hf_longctx.__file__).parent
 # from the ground up; a room may import what stands before it
-FLOORS = (
-    "near settings anatomy patch console storage upstream registry method ops text rope cache attention methods "
-    "editing sharing generation streaming hub hooks planning clip evaluation cli"
-).split()
+FLOORS = [
+    "near",
+    "settings",
+    "anatomy",
+    "patch",
+    "console",
+    "storage",
+    "upstream",
+    "registry",
+    "method",
+    "ops",
+    "text",
+    "rope",
+    "cache",
+    "attention",
+    "methods",
+    "editing",
+    "sharing",
+    "generation",
+    "streaming",
+    "hub",
+    "hooks",
+    "planning",
+    "clip",
+    "evaluation",
+    "cli",
+]
 
 
 def imports(file: Path) -> Iterator[tuple[str, int]]:
@@ -40,7 +63,9 @@ def test_no_room_imports_from_a_floor_above() -> None:
         if room == "__init__":  # the lazy table of public names
             continue
         for other, line in imports(file):
-            if not other.startswith("__") and room != other and FLOORS.index(other) > FLOORS.index(room):
+            # the package's own names (`from .. import LMInfinite`) hide which room is meant
+            above = other not in FLOORS or FLOORS.index(other) > FLOORS.index(room)
+            if above and room != other and other != "__version__":
                 upwards.append(f"{file.relative_to(PACKAGE)}:{line} {room} -> {other}")
     assert not upwards, "\n".join(upwards)
 

@@ -148,7 +148,7 @@ def test_a_large_file_that_is_no_text_is_refused(tokenizer: Any, large: Path) ->
     with large.open("r+b") as file:
         file.write(b"caf\xe9 au lait")
     for read in (lambda: read_documents(tokenizer, large, 10, 1), lambda: beginning(large, 10)):
-        with pytest.raises(ValueError, match=r"isn't UTF-8.*iconv"):
+        with pytest.raises(ValueError, match=r"is not UTF-8.*iconv"):
             read()
 
 
@@ -165,9 +165,16 @@ def test_every_task_reads_a_large_file_in_parts(
     text = {"text": str(large), "console": quiet}
     run.evaluate(llama, tokenizer, task="ppl", lengths=[32], n_targets=8, out=tmp_path / "a", **text)
     found = run.evaluate(
-        llama, tokenizer, task="passkey", lengths=[500], depths=[0.5], trials=2, haystack="text",
-        out=tmp_path / "b", **text,
-    )  # fmt: skip
+        llama,
+        tokenizer,
+        task="passkey",
+        lengths=[500],
+        depths=[0.5],
+        trials=2,
+        haystack="text",
+        out=tmp_path / "b",
+        **text,
+    )
     assert found["settings"]["text"] == "large.txt"
     made = collect.collect(tokenizer, ["niah_single_2"], [900], n=1, text=str(large))
     assert ", a line" in next(iter(made.values()))[0].context

@@ -339,7 +339,8 @@ assert hf_longctx.applied(stock)
 
 
 def test_uninstall_before_peft_is_imported() -> None:
-    run("import hf_longctx\nhf_longctx.uninstall()\nimport peft, sys\nassert not hf_longctx.hooks.peft._wrapped\n")
+    code = "import hf_longctx\nhf_longctx.uninstall()\nimport peft\nfrom hf_longctx.hooks import peft as hooks\n"
+    run(f"{code}assert not hooks._wrapped\n")
 
 
 def test_the_hook_is_taken_back_whole() -> None:

@@ -124,7 +124,7 @@ def rouge(prediction: str, answer: str, kind: str, part: str) -> float:
 
 
 def cut_zh(text: str) -> list[str]:
-    """jieba's words of a Chinese text."""
+    """Jieba's words of a Chinese text."""
     try:
         import jieba
     except ImportError:

@@ -239,7 +239,7 @@ def grid_colour(share: float) -> str:
 
 
 def require_matplotlib() -> Any:
-    """matplotlib's `Figure`, or an ImportError that says how to get it."""
+    """Matplotlib's `Figure`, or an ImportError that says how to get it."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

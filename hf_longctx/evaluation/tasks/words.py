@@ -16,7 +16,7 @@ from ...upstream.installing import install_extra
 
 @cache
 def word_list(kind: str) -> tuple[str, ...]:
-    """wonderwords' list "noun", "adjective" or "verb".
+    """Wonderwords' list "noun", "adjective" or "verb".
 
     Raises:
         ImportError: wonderwords isn't installed.

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ...text.pieces import encode_pieces, read_pieces
+from ...text.files import read_pieces
+from ...text.pieces import encode_pieces
 from ...upstream.caches import cache_in
 from .decoding import repeats
 from .prompt import text_before

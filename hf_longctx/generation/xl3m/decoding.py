@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
+from ...text.tokens import left_pad
 from ...upstream.caches import CACHE_NAMES
 
 HERE = (*CACHE_NAMES, "attention_mask", "position_ids", "cache_position", "logits_to_keep", "use_cache")
@@ -39,7 +40,7 @@ def decode(
     config.min_new_tokens = max(0, (generation_config.min_length or 0) - length) or None
     config.min_length = None
     config.max_time = None  # its criterion is in `stopping_criteria`, and counts from the call on
-    ids_BL, mask_BL = _left_padded(rows, config, prompt_BL.device)
+    ids_BL, mask_BL = (batch.to(prompt_BL.device) for batch in left_pad(rows, _pad_id(config)))
     processors, criteria = _defaults(model, prompt_BL, generation_config, given.get("tokenizer"), model_kwargs)
     if given.get("streamer") is not None:
         given = {**given, "streamer": _WithoutPrompt(given["streamer"])}
@@ -80,15 +81,10 @@ class _WithoutPrompt:
         self._prompt = False
 
 
-def _left_padded(rows: list[list[int]], config: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    pad = config.pad_token_id
-    if pad is None:
-        ends = config.eos_token_id
-        pad = (ends[0] if isinstance(ends, list) else ends) or 0
-    width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+def _pad_id(config: Any) -> int:
+    ends = config.eos_token_id
+    first = ends[0] if isinstance(ends, list) else ends
+    return (first or 0) if config.pad_token_id is None else config.pad_token_id
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...text.joins import ids_after, ids_before
-from ...text.pieces import MARK, around, render
-from ...text.tokens import bos_prefix
+from ...text.pieces import MARK, around
+from ...text.tokens import bos_prefix, render
 
 SPACES = 4  # tokens, at most, of white space before a question that belong to it
 

@@ -124,7 +124,7 @@ def test_a_model_without_a_trained_length_must_be_told() -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "is empty"), (b"w3 \0 w4", "holds zero bytes"), (b"w3 caf\xe9", "isn't UTF-8")],
+    [(b"", "is empty"), (b"w3 \0 w4", "holds zero bytes"), (b"w3 caf\xe9", "is not UTF-8")],
 )
 def test_files_that_are_no_text(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "text.txt").write_bytes(data)

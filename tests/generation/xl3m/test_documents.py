@@ -34,7 +34,7 @@ def test_lines_of_the_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = " ".join(f"w{3 + i * 7 % 50}" for i in range(900))
-    monkeypatch.setattr("hf_longctx.text.corpora.load_text", lambda name: words)
+    monkeypatch.setattr("hf_longctx.text.load_text", lambda name: words)
     more = {
         "What is the access code of the archive in Rotterdam?": "w55 w56 w57",
         "{text[:10_000]}\\n\\n{fact}\\n\\n{text[10_000:]}": "{text}",
