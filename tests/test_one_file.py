@@ -30,7 +30,7 @@ METHOD = '''
 import dataclasses
 
 from hf_longctx.attention.method import AttentionMethod
-from hf_longctx.cache.layers import FullLayer
+from hf_longctx.cache import FullLayer
 from hf_longctx.ops.masks import Window
 
 
@@ -54,7 +54,7 @@ class Recent(AttentionMethod):
         return FullLayer(self)
 
     def branches(self, inputs):
-        return [inputs.branch(Window(self.size))]
+        return [inputs.branch(Window(self.size), inputs.keys, *inputs.true_ropes())]
 '''
 PROCEDURE = '''
 """Nothing but greedy decoding."""
