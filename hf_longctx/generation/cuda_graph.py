@@ -33,7 +33,7 @@ HARMLESS = {"attention_mask", "use_cache", "return_dict", "logits_to_keep", "cac
 
 
 @dataclass
-class Recorded:
+class RecordedStep:
     """A one-token forward as a graph, and the tensors it reads and writes."""
 
     graph: Any  # None: the model does what a graph cannot hold
@@ -51,7 +51,7 @@ class Recorded:
 # models, and the kinds of cache whose graphs gave what the model gives
 _CHECKED: weakref.WeakKeyDictionary[Any, set[type]] = weakref.WeakKeyDictionary()
 # by the ring that every layer of a cache shares: a copied cache has another, and a graph dies with its cache
-_RECORDED: weakref.WeakKeyDictionary[Ring, Recorded | None] = weakref.WeakKeyDictionary()
+_RECORDED: weakref.WeakKeyDictionary[Ring, RecordedStep | None] = weakref.WeakKeyDictionary()
 
 
 def can_replay(model: Any, cache: Any) -> bool:
@@ -133,7 +133,7 @@ def _step(model: Any, inputs: dict[str, Any], layers: Layers, rings: list[Ring])
     return of(logits=recorded.output.logits.clone(), **given_cache(of, cache))
 
 
-def _check(model: Any, inputs: dict[str, Any], recorded: Recorded, layers: Layers, rings: list[Ring]) -> Any:
+def _check(model: Any, inputs: dict[str, Any], recorded: RecordedStep, layers: Layers, rings: list[Ring]) -> Any:
     """A model's first replay against the model itself, whose output is returned; they must agree, or it stays eager."""
     replayed = recorded.output.logits[:, -1]
     for ring in rings:
@@ -148,10 +148,10 @@ def _check(model: Any, inputs: dict[str, Any], recorded: Recorded, layers: Layer
     return output
 
 
-def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, rings: list[Ring]) -> Recorded:
+def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, rings: list[Ring]) -> RecordedStep:
     """Record one forward without running it. Everything is as before if the model does what a graph cannot hold."""
     start = time.perf_counter()
-    recorded = Recorded(torch.cuda.CUDAGraph(), ids.clone(), pos.expand_as(ids).clone(), None)
+    recorded = RecordedStep(torch.cuda.CUDAGraph(), ids.clone(), pos.expand_as(ids).clone(), None)
     recorded.rings = [weakref.ref(ring) for ring in rings]
     seen, filled = [layer.seen for layer in layers], [ring.filled for ring in rings]
     padded = [layer.padded for layer in layers]

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from ..method import KEY
 from ..storage.files import write_whole
 from .adapter_methods import adopt_methods, as_before_on_failure, check_swap, entry_of, read_entry
-from .startup import peft_watch as _watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,14 +29,8 @@ _wrapped: list[tuple[Any, str, Any, Any]] = []  # owner, name, stock function, w
 
 
 # -- the wraps ---------------------------------------------------------------------------------------------------------
-def install() -> None:
-    """Put the wraps in place, now or when peft is imported: hf_longctx does not import it, since many never need it."""
-    _watch.start()
-
-
-def uninstall() -> None:
+def unhook() -> None:
     """Remove the wraps. Models keep the methods that adapters have brought until their undo."""
-    _watch.stop()
     for owner, name, stock, wrap in _wrapped:
         if vars(owner).get(name) is wrap:  # else other code has wrapped it again, and the wrap passes through
             setattr(owner, name, stock)

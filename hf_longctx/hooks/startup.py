@@ -73,11 +73,7 @@ def install() -> None:
 
 def uninstall() -> None:
     """Take the hooks back: from now on a config's key is ignored. Models that carry a method keep it until its undo."""
-    peft_watch.stop()
-    if "hf_longctx.hooks.peft" in sys.modules:
-        from . import peft as adapters
-
-        adapters.uninstall()
+    uninstall_peft()
     transformers_watch.stop()
     if not _installed():
         return
@@ -85,6 +81,15 @@ def uninstall() -> None:
     for (owner, name), (stock, wrap) in _made.items():
         if vars(owner).get(name) is wrap:  # else it is under a wrap of other code, and passes through
             setattr(owner, name, stock)
+
+
+def uninstall_peft() -> None:
+    """Remove the wraps around peft alone. Models keep the methods that adapters have brought until their undo."""
+    peft_watch.stop()
+    if "hf_longctx.hooks.peft" in sys.modules:
+        from . import peft as adapters
+
+        adapters.unhook()
 
 
 def _class(module: str, name: str) -> Any:

@@ -25,7 +25,7 @@ from ..cache.recurrent import lost_between_pieces, states, takes_positions
 from ..cache.stock import is_bounded, nbytes
 from ..generation.cuda_graph import can_replay, forget, graph_forward
 from ..patch import applied, unwrap
-from ..text.ids import pieces
+from ..text.ids import SourceError, pieces
 from ..upstream.caches import given_cache
 from .rebase import Rebase
 from .settings import generation_config as _generation_config
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Progress = Callable[[int], None]
-
-
-class SourceError(RuntimeError):
-    """The iterator of token ids raised. `reader` holds every whole chunk before that, and can be used."""
-
-    def __init__(self, message: str, reader: Reader) -> None:
-        super().__init__(message)
-        self.reader = reader
 
 
 def stream(

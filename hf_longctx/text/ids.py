@@ -12,6 +12,18 @@ from torch import Tensor
 EXPECTED = "expected an iterable of token ids (whole numbers), or of lists or 1-D tensors of them: one text, no batch"
 
 
+class SourceError(RuntimeError):
+    """The iterator of token ids raised; its own exception is the cause.
+
+    Attributes:
+        reader: The reader of the ids, which holds every whole chunk before that and can be used; None without one.
+    """
+
+    def __init__(self, message: str, reader: Any = None) -> None:
+        super().__init__(message)
+        self.reader = reader
+
+
 def pieces(
     source: Iterable[Any], size: int, vocabulary: int, failed: Callable[[Exception, int, int], Exception]
 ) -> Iterator[list[int]]:

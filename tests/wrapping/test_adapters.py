@@ -34,6 +34,7 @@ from transformers.integrations.peft import PeftAdapterMixin
 import hf_longctx
 from hf_longctx import LMInfinite, RopeScaling, StreamingLLM
 from hf_longctx.hooks import peft as adapters
+from hf_longctx.hooks import startup
 from tests.contract.registry import close, differs, fingerprint, same
 from tests.tiny import logits_of, text, tiny
 from tests.transformers_peft import needs_transformers_peft
@@ -348,18 +349,18 @@ def test_the_hook_is_taken_back_whole() -> None:
     peft_owners = {PeftConfigMixin, PeftModel, PeftMixedModel, BaseTuner, AdaptionPromptModel, hotswap}
     assert {owner for owner, _ in ours} == peft_owners | {PreTrainedModel, PeftAdapterMixin}
     try:
-        adapters.uninstall()
-        adapters.uninstall()
+        startup.uninstall_peft()
+        startup.uninstall_peft()
         for (owner, name), wrap in ours.items():
             now = vars(owner)[name]
             assert now is not wrap
             assert not getattr(now, "__module__", "").startswith("hf_longctx"), name
-        assert adapters._watch not in sys.meta_path
+        assert startup.peft_watch not in sys.meta_path
     finally:
-        adapters.install()
-        adapters.install()
+        startup.peft_watch.start()
+        startup.peft_watch.start()
     assert len(adapters._wrapped) == len(ours)
-    assert sys.meta_path.count(adapters._watch) == 1
+    assert sys.meta_path.count(startup.peft_watch) == 1
 
 
 BAD: dict[str, tuple[Any, str]] = {

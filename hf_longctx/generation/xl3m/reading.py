@@ -10,13 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...text.ids import blocks
+from ...text.ids import SourceError, blocks
 
 BLOCK = 2**16  # ids that are taken from a source at once
-
-
-class SourceError(RuntimeError):
-    """The iterator of token ids raised. Segments scored before that are kept in the file of scores, if there is one."""
 
 
 @dataclass(frozen=True)
