@@ -6,6 +6,8 @@ The short form, which the oldest transformers we support must pass as well: pyte
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,22 +23,6 @@ from tests.rope.cases import works_here
 from tests.tiny import FAMILIES, MORE_FAMILIES
 
 INFINITE, STREAMING = LMInfinite(n_global=2, n_local=6), StreamingLLM(n_sink=2, window=6)
-# a row is a method, or a function from family to method where models differ (longrope has a divisor a frequency)
-METHODS: dict[str, Any] = {
-    "lm_infinite": INFINITE,
-    "lm_infinite_top3": LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1),
-    "streaming_llm": STREAMING,
-    "position_free": PositionFree(),
-    "rope_scaling_yarn": lambda family: rope(family)["yarn"],
-    "rope_scaling_longrope": lambda family: rope(family)["longrope_static"],
-    "rope_scaling_linear": lambda family: rope(family)["linear"],
-    "rope_scaling_ntk": lambda family: rope(family)["ntk"],
-    "rope_scaling_llama3": lambda family: rope(family)["llama3"],
-    "giraffe": lambda family: rope(family)["giraffe"],
-    "giraffe_power": lambda family: rope(family)["giraffe_power"],
-    "yarn_then_lm_infinite": lambda family: Stack(rope(family)["yarn"], INFINITE),
-    "streaming_llm_then_llama3": lambda family: Stack(STREAMING, rope(family)["llama3"]),
-}
 # what differs between families; the rest is shared code, and is run on three of them
 CORE = (
     "changes-the-output-and-undo-is-bit-equal",
@@ -51,23 +37,10 @@ CORE = (
     "a-left-padded-second-turn-equals-rows-alone",
     "gradient-checkpointing-is-equal",
 )
-# under these rows it is stock code that reads chunks, turns and checkpoints: their families share the frequencies only
-STOCK = (
-    "chunked-prefill-equals-one-prefill",
-    "a-left-padded-second-turn-equals-rows-alone",
-    "gradient-checkpointing-is-equal",
+# of a table of frequencies alone; it is stock code that reads chunks, turns and checkpoints under it
+FREQUENCIES = tuple(
+    name for name in CORE if not name.startswith(("chunked-prefill", "a-left-padded-second", "gradient-checkpointing"))
 )
-CORE_OF_TABLES = tuple(name for name in CORE if name not in STOCK)
-TABLES = ("rope_scaling_linear", "rope_scaling_ntk", "rope_scaling_llama3", "giraffe_power")
-# the families on which a row runs every property, where not on FAMILIES; Gemma3 has a scaling for each kind of layer
-WHOLE: dict[str, tuple[str, ...]] = {
-    "rope_scaling_yarn": ("llama", "gemma3"),
-    "rope_scaling_longrope": ("llama",),
-    "giraffe": ("llama",),
-    "yarn_then_lm_infinite": ("gemma3",),
-    "streaming_llm_then_llama3": ("llama",),
-    **dict.fromkeys(TABLES, ()),
-}
 # what an older transformers could break
 FLOOR = (
     "changes-the-output-and-undo-is-bit-equal",
@@ -76,29 +49,54 @@ FLOOR = (
 )
 
 
-def names_for(row: str, family: str) -> tuple[str, ...]:
-    if family in WHOLE.get(row, FAMILIES):
-        return tuple(PROPERTIES)
-    return CORE_OF_TABLES if row in TABLES else CORE
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A method, the families on which it runs every property, and the properties that it runs on all others.
+
+    A function makes the method for a family where models differ: longrope has a divisor a frequency.
+    """
+
+    method: Any
+    families: tuple[str, ...] = FAMILIES
+    elsewhere: tuple[str, ...] = CORE
+
+    def properties(self, family: str) -> tuple[str, ...]:
+        return tuple(PROPERTIES) if family in self.families else self.elsewhere
 
 
-def cell(row: str, family: str, name: str) -> Any:
-    method = METHODS[row](family) if callable(METHODS[row]) else METHODS[row]
-    marks: list[Any] = [pytest.mark.floor] if name in FLOOR else []
-    if not works_here(family, row):
-        marks.append(
-            pytest.mark.skip(reason="refused: this transformers is too old for a longrope for each kind of layer")
-        )
-    return pytest.param(method, family, name, id=f"{row}-{family}-{name}", marks=marks)
+def scaled(name: str, *families: str, elsewhere: tuple[str, ...] = CORE) -> Row:
+    return Row(lambda family: rope(family)[name], families, elsewhere)
 
 
-CELLS = [
-    one
-    for row in METHODS
-    for family in (*FAMILIES, *MORE_FAMILIES)
-    for name in names_for(row, family)
-    if applies(name, (one := cell(row, family, name)).values[0], family)
-]
+ROWS = {
+    "lm_infinite": Row(INFINITE),
+    "lm_infinite_top3": Row(LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1)),
+    "streaming_llm": Row(STREAMING),
+    "position_free": Row(PositionFree()),
+    "rope_scaling_yarn": scaled("yarn", "llama", "gemma3"),  # Gemma3 has a scaling for each kind of layer
+    "rope_scaling_longrope": scaled("longrope_static", "llama"),
+    "rope_scaling_linear": scaled("linear", elsewhere=FREQUENCIES),
+    "rope_scaling_ntk": scaled("ntk", elsewhere=FREQUENCIES),
+    "rope_scaling_llama3": scaled("llama3", elsewhere=FREQUENCIES),
+    "giraffe": scaled("giraffe", "llama"),
+    "giraffe_power": scaled("giraffe_power", elsewhere=FREQUENCIES),
+    "yarn_then_lm_infinite": Row(lambda family: Stack(rope(family)["yarn"], INFINITE), ("gemma3",)),
+    "streaming_llm_then_llama3": Row(lambda family: Stack(STREAMING, rope(family)["llama3"]), ("llama",)),
+}
+
+
+def cells(name: str, row: Row, family: str) -> Iterator[Any]:
+    method = row.method(family) if callable(row.method) else row.method
+    refused = pytest.mark.skip(reason="this transformers is too old for a longrope for each kind of layer: refused")
+    for wanted in row.properties(family):
+        if applies(wanted, method, family):
+            marks = [pytest.mark.floor] if wanted in FLOOR else []
+            marks += [] if works_here(family, name) else [refused]
+            yield pytest.param(method, family, wanted, id=f"{name}-{family}-{wanted}", marks=marks)
+
+
+EVERY = (*FAMILIES, *MORE_FAMILIES)
+CELLS = [cell for name, row in ROWS.items() for family in EVERY for cell in cells(name, row, family)]
 
 
 @pytest.mark.parametrize(("method", "family", "name"), CELLS)

@@ -19,8 +19,10 @@ import tests.contract.wrapping  # noqa: F401  (the three register their properti
 from hf_longctx import plan, registry
 from hf_longctx.cli import main as cli
 from tests.contract.registry import PROPERTIES, applies, same
+from tests.contract.stack import parts
 from tests.packaging.test_project import unlisted
 from tests.planning.test_calibration import SMOLLM2
+from tests.test_contract import ROWS
 from tests.tiny import text, tiny, tokenizer
 
 METHOD = '''
@@ -28,7 +30,7 @@ METHOD = '''
 import dataclasses
 
 from hf_longctx.attention.method import AttentionMethod
-from hf_longctx.cache.layers import FullLayer
+from hf_longctx.cache import FullLayer
 from hf_longctx.ops.masks import Window
 
 
@@ -52,7 +54,7 @@ class Recent(AttentionMethod):
         return FullLayer(self)
 
     def branches(self, inputs):
-        return [inputs.branch(Window(self.size))]
+        return [inputs.branch(Window(self.size), inputs.keys, *inputs.true_ropes())]
 '''
 PROCEDURE = '''
 """Nothing but greedy decoding."""
@@ -189,6 +191,12 @@ def test_a_procedure_is_one_file(put: Any, model: str, tmp_path: Path) -> None:
     config = {"hf_longctx": {"version": 1, "methods": [{"name": "plainly"}]}}
     with pytest.raises(ValueError, match="Plainly is a way to generate, not a change of the model"):
         type(loaded.config)(**config)
+
+
+def test_every_method_has_a_row_in_the_contract() -> None:
+    methods = [row.method("llama") if callable(row.method) else row.method for row in ROWS.values()]
+    kinds = {name for name, entry in registry.entries().items() if entry["kind"] == "method"}
+    assert {part.name for method in methods for part in parts(method)} == kinds
 
 
 def test_a_file_that_defines_nothing_of_its_name_says_so(put: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a method can say of itself: which part of a model it changes, and how positions become angles."""
+"""What a method can say of itself: how positions become angles, a bias, which part of a model it changes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from hf_longctx.cache.layers import FullLayer
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, Mamba2Config, Mamba2ForCausalLM, Mamba2Model
 
 import hf_longctx
 from hf_longctx import LMInfinite, LongContextMethod, PositionFree, RopeScaling, registry
 from hf_longctx.attention.method import AttentionMethod
+from hf_longctx.cache import FullLayer
+from hf_longctx.ops.bias import DistanceSlopes
 from hf_longctx.ops.masks import Causal
 from tests.contract.registry import close, differs, fingerprint, same
 from tests.tiny import SIZES, build, logits_of, text, tiny
@@ -35,7 +36,7 @@ class Halved(AttentionMethod):
         return FullLayer(self)
 
     def branches(self, inputs: Any) -> list[Any]:
-        return [inputs.branch(Causal())]
+        return [inputs.branch(Causal(), inputs.keys, *inputs.true_ropes())]
 
 
 def test_a_method_s_own_angles_are_read_and_the_self_check_is_of_the_model_s() -> None:
@@ -49,6 +50,31 @@ def test_a_method_s_own_angles_are_read_and_the_self_check_is_of_the_model_s() -
         close(logits_of(model, IDS), scaled)
         same(model.generate(IDS, max_new_tokens=6, do_sample=False), written)
     same(logits_of(model, IDS), stock)
+
+
+# -- bias --------------------------------------------------------------------------------------------------------------
+SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
+
+
+class Sloped(Halved):
+    """ALiBi's slopes, on top of the model's own positions."""
+
+    def angles(self, decoder: Any, pos_BL: Tensor) -> None:  # type: ignore[override]
+        return None
+
+    def bias(self, module: nn.Module) -> DistanceSlopes:
+        return DistanceSlopes(SLOPES)
+
+
+def test_a_method_s_bias_is_added_to_the_scores_of_every_branch() -> None:
+    model, pos = tiny(), torch.arange(24)
+    distance_LL = pos[:, None] - pos
+    mask_HLL = torch.where(distance_LL < 0, float("-inf"), -SLOPES[:, None, None] * distance_LL)
+    with torch.no_grad():
+        biased = model(IDS, attention_mask=mask_HLL.expand(2, -1, -1, -1)).logits
+    with Sloped().on(model):
+        close(logits_of(model, IDS), biased)
+    differs(logits_of(model, IDS), biased)
 
 
 # -- anchor ------------------------------------------------------------------------------------------------------------

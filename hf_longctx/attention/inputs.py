@@ -95,7 +95,7 @@ class AttentionInputs:
             memo=self._kernel_memo(keys),
         )
         q = self.q_BHLD if q_BHLD is None else q_BHLD
-        return Branch(q, keys.k, keys.v, positions, mask, q_rope, k_rope)
+        return Branch(q, keys.k, keys.v, positions, mask, q_rope, k_rope, self.decoder.method.bias(self.module))
 
     def _kernel_memo(self, keys: KeyValues) -> dict[Any, Any] | None:
         """Where kernels keep what follows from positions alone: for keys that stand at the same ones in all layers."""

@@ -17,6 +17,7 @@ from ..cache.base import UnrotatedLayer
 from ..method import Footprint, LongContextMethod
 from ..ops.attend import attend
 from ..ops.available import TRITON
+from ..ops.bias import Bias
 from ..ops.branch import Branch
 from ..patch import Patch, applied
 from ..rope.parameters import readable_length, refuse_moving_frequencies
@@ -61,8 +62,8 @@ class AttentionMethod(LongContextMethod):
         """Cosines and sines at these positions, (B, L, D) each; None: those of the model's own rotary embedding."""
         return None
 
-    def bias(self, module: nn.Module) -> Any:
-        """What is added to a layer's scores, by distance; None: nothing."""
+    def bias(self, module: nn.Module) -> Bias | None:
+        """The bias on the scores of a layer, by distance. None: there is none."""
         return None
 
     def footprint(self, module: nn.Module) -> Footprint | None:

@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 
 from ..anatomy import layer_type
 from ..cache.base import UnrotatedLayer
+from ..ops.bias import Bias
 from ..ops.rotation import Rotation
 from .base_attention import KERNEL_OF
 from .identity import identity
@@ -33,6 +34,8 @@ class DecidesPositions(Protocol):
         """The attention of one layer, (B, L, H, D)."""
 
     def angles(self, decoder: Any, pos_BL: Tensor) -> tuple[Tensor, Tensor] | None: ...
+
+    def bias(self, module: nn.Module) -> Bias | None: ...
 
 
 @dataclass

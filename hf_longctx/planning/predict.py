@@ -55,11 +55,7 @@ def predict(shape: Shape, job: Job, chunk: int | None = None) -> Prediction:
     eager, graph = decode_seconds(shape, job)
     return Prediction(
         chunk=min(chunk, job.tokens),
-        weight_bytes=account.weight_bytes(shape.parameters, job.dtype_bytes),
-        kv_bytes=kv_bytes(shape, job),
-        activation_bytes=activation_bytes(shape, job, chunk),
-        logits_bytes=job.batch * account.last_logits_bytes(shape.vocab, job.dtype_bytes),
-        runtime_bytes=job.calibration.runtime_bytes,
+        **_memory(shape, job, chunk),
         read_seconds=read_seconds(shape, job, chunk),
         decode_seconds_eager=eager,
         decode_seconds_graph=graph,
@@ -74,9 +70,7 @@ def fits(shape: Shape, job: Job, chunk: int | None = None) -> bool:
 
 def peak_bytes(shape: Shape, job: Job, chunk: int) -> int:
     """What the device must have to read in chunks of `chunk`."""
-    fixed = account.weight_bytes(shape.parameters, job.dtype_bytes) + job.calibration.runtime_bytes
-    logits = job.batch * account.last_logits_bytes(shape.vocab, job.dtype_bytes)
-    return fixed + logits + kv_bytes(shape, job) + activation_bytes(shape, job, chunk)
+    return sum(_memory(shape, job, chunk).values())
 
 
 def best_chunk(shape: Shape, job: Job) -> int:
@@ -95,6 +89,17 @@ def best_chunk(shape: Shape, job: Job) -> int:
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
+def _memory(shape: Shape, job: Job, chunk: int) -> dict[str, int]:
+    """The parts of a `Prediction` that the device must have."""
+    return {
+        "weight_bytes": account.weight_bytes(shape.parameters, job.dtype_bytes),
+        "kv_bytes": kv_bytes(shape, job),
+        "activation_bytes": activation_bytes(shape, job, chunk),
+        "logits_bytes": job.batch * account.last_logits_bytes(shape.vocab, job.dtype_bytes),
+        "runtime_bytes": job.calibration.runtime_bytes,
+    }
+
+
 def kv_bytes(shape: Shape, job: Job) -> int:
     """The cache on the device after reading, of all rows. Of layers on the host, the one that is visiting."""
     on_device = sum(layer_kv_bytes(layer, job) * n for layer, n in shape.layers if not layer.on_host)

@@ -64,9 +64,7 @@ class Search:
 
     def _read(self, text: Iterator[Tensor], pool: _Pool) -> tuple[int, str]:
         """Put this process's share of the segments into `pool`. Tokens of the text, and its digest if it is shared."""
-        s = self._settings
-        digest = hashlib.sha256()
-        tokens = 0
+        s, tokens, digest = self._settings, 0, hashlib.sha256()
         waiting: tuple[Batch, OnItsWay] | None = None
 
         def settle(batch: Batch, scored: OnItsWay) -> None:
@@ -101,12 +99,7 @@ class Search:
         limit = threshold(ranking_N, self._settings.keep)
         ranked = sorted(dataclasses.replace(c, score=float(ranking_N[c.number])) for c in candidates)
         chosen = choose(ranked, limit, self._room)
-        nll_NQ = scores_NQ[:, :-1]
-        scores = {
-            "gain": gain(nll_NQ, _usual(nll_NQ)),
-            "question_nll": nll_NQ.mean(-1),
-            "entropy": scores_NQ[:, -1],
-        }
+        scores = _scores(scores_NQ, scores_NQ)
         kept = tuple(
             Kept(c.number, c.start, c.start + len(c.ids), **{name: float(s[c.number]) for name, s in scores.items()})
             for c in chosen
@@ -116,10 +109,8 @@ class Search:
 
     def _ranking(self, score_NQ: Tensor, known_NQ: Tensor) -> Tensor:
         """One number for each of some segments, lower is better, given the scores of all segments that are known."""
-        if self._settings.score == "entropy":
-            return score_NQ[:, -1]
-        nll_NQ = score_NQ[:, :-1]
-        return nll_NQ.mean(-1) if self._settings.score == "question_nll" else -gain(nll_NQ, _usual(known_NQ[:, :-1]))
+        score_N = _scores(score_NQ, known_NQ)[self._settings.score]
+        return -score_N if self._settings.score == "gain" else score_N
 
     def _gathered(self, pool: _Pool, digest: str) -> tuple[list[Candidate], Tensor]:
         """The findings of all processes, the same on each."""
@@ -183,8 +174,10 @@ class _Pool:
         self._early = []
 
 
-def _usual(nll_NQ: Tensor) -> Tensor:
-    return nll_NQ.median(0).values
+def _scores(score_NQ: Tensor, known_NQ: Tensor) -> dict[str, Tensor]:
+    """The scores of some segments by name, given those of all that are known."""
+    nll_NQ, usual_Q = score_NQ[:, :-1], known_NQ[:, :-1].median(0).values
+    return {"gain": gain(nll_NQ, usual_Q), "question_nll": nll_NQ.mean(-1), "entropy": score_NQ[:, -1]}
 
 
 def _packed(score_NQ: Tensor) -> str:
