@@ -8,13 +8,10 @@ is what CUDA graphs need.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .sink_window import SinkWindowLayer
 
 ROOM = 1024  # columns of the smallest ring
 
@@ -121,8 +118,8 @@ class Ring:
         return (columns + self.next_B1) % self.size
 
 
-def roll(layers: Sequence[SinkWindowLayer]) -> bool:
-    """Turn ordered layers of one cache into rings that share their positions. False where that cannot be (yet).
+def roll(layers: Sequence[Any]) -> bool:
+    """Turn ordered `SinkWindowLayer`s of one cache into rings that share their positions. False if they cannot (yet).
 
     The sinks must be complete in every row: a ring never adds to them. Nor does it tell a hidden token that a mask may
     show again from one whose position was read again: the one keeps its place, the other gives it up. A text shorter
