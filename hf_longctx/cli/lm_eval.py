@@ -44,7 +44,7 @@ def lm_eval(
     if include is not None and not include.is_dir():
         raise ValueError(f"--include {include}: expected a folder with task YAMLs.")
     from ..evaluation.harness import CUTS, check_installed, harness_model, run
-    from ..evaluation.results import results, row, write_results
+    from ..evaluation.results import result_file, row, write_results
 
     # before the model is loaded
     if truncate not in CUTS:
@@ -81,7 +81,7 @@ def lm_eval(
                 "task": "lm-eval", "tasks": tasks, "max_length": harness.max_length, "truncate": truncate,
                 "limit": limit, "method": None if chosen is None else chosen.spec(),
             }  # fmt: skip
-            write_results(out / "results.json", results(rows, model=name, device=loaded.device, settings=what))
+            write_results(out / "results.json", result_file(rows, model=name, device=loaded.device, settings=what))
             notes().print(f"Results: {out}", highlight=False)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..patch import applied
 from ..rope.parameters import readable_length
 from ..upstream.installing import install_extra
-from .tasks.sample import shorten
+from .sample import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

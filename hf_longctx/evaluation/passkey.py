@@ -21,6 +21,7 @@ from torch import Tensor
 from ..text.joins import ids_after, ids_of
 from ..text.tokens import bos_prefix
 from .answer import greedy
+from .sample import check_depth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,7 +96,9 @@ def passkey_prompts(
     Raises:
         ValueError: `length` is too small for the parts, `depth` or `trials` is out of range, or the text is empty.
     """
-    check_cell(depth, trials)
+    check_depth(depth)
+    if trials < 1:
+        raise ValueError(f"trials={trials}: expected at least 1.")
     hay = haystack_ids(tokenizer, haystack)
     head = bos_prefix(tokenizer) + ids_of(tokenizer, TASK + "\n")
     question = ids_after(tokenizer, "a", "\n" + QUESTION)
@@ -117,19 +120,6 @@ def passkey_prompts(
         rows.append(head + text[:before] + info + text[before:] + question)
         keys.append(key)
     return torch.tensor(rows), keys
-
-
-def check_depth(depth: float) -> None:
-    """ValueError for what is no place in a text."""
-    if not 0 <= depth <= 1:
-        raise ValueError(f"depth={depth}: expected 0 (before the text) to 1 (after it).")
-
-
-def check_cell(depth: float, trials: int) -> None:
-    """ValueError for what no cell can have, however long its prompts are."""
-    check_depth(depth)
-    if trials < 1:
-        raise ValueError(f"trials={trials}: expected at least 1.")
 
 
 def passkey_cell(

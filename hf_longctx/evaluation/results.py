@@ -82,7 +82,7 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
     }
 
 
-def results(
+def result_file(
     rows: Sequence[Mapping[str, Any]], *, model: str, command: str | None = None,
     device: torch.device | str | None = None, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip

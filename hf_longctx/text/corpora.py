@@ -139,6 +139,13 @@ def beginning(path: str | Path, characters: int) -> str:
     return text[:end] if end > characters // 2 else text
 
 
+def documents(tokenizer: PreTrainedTokenizerBase, text: str, length: int, n: int) -> Tensor:
+    """`tokenize_documents` of a text by its name or path, of a large file without reading all of it."""
+    if is_large(text):
+        return read_documents(tokenizer, text, length, n)
+    return tokenize_documents(tokenizer, load_text(text), length, n)
+
+
 class _Part:
     """A part of a file as one that ends."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_longctx.console.units import parse_lengths
 from hf_longctx.evaluation.perplexity import LengthScore
-from hf_longctx.evaluation.results import check_out, results, write_results
+from hf_longctx.evaluation.results import check_out, result_file, write_results
 from hf_longctx.hub import load
 from hf_longctx.upstream.caches import given_cache
 
@@ -72,7 +72,7 @@ def finish(
     for found in rows:
         print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)
         done.append(found)
-        data = results(done, model=label, device=model.device, **more) | {"command": _command(args)}
+        data = result_file(done, model=label, device=model.device, **more) | {"command": _command(args)}
         data |= {"commit": args.commit} if args.commit else {}
         write_results(partial, data)
     if done:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from hf_longctx.evaluation.catalogue import RULER
 from hf_longctx.evaluation.effective import RULER_BAR, SHARE, effective_length, own_score
 from hf_longctx.evaluation.results import row
-from hf_longctx.evaluation.suite import evaluate_tasks
-from hf_longctx.evaluation.tasks import RULER
+from hf_longctx.evaluation.runner import evaluate
 from hf_longctx.method import parse
 
 from .reading import K, arguments, finish, lengths, subject
@@ -41,9 +41,9 @@ def suite(args: Any, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
         # a length at a time, so that what was measured is on disk before the next one
         for length, count in zip(lengths, counts, strict=True):
             start = time.perf_counter()
-            found = evaluate_tasks(
-                model, tokenizer, tasks=tasks, lengths=[length], method=method, out=Path(folder) / str(length),
-                n=count, text=text, alone=True, batch_tokens=2**23,
+            found = evaluate(
+                model, tokenizer, task=tasks, lengths=[length], method=method, out=Path(folder) / str(length),
+                samples=count, text=text, alone=True, batch_tokens=2**23,
                 batch_rows=args.batch_rows, prefill_tokens=args.prefill_tokens,
                 console=Console(),
             )  # fmt: skip

@@ -20,7 +20,7 @@ from torch import Tensor
 from hf_longctx import Giraffe, LMInfinite, LongContextMethod, RopeScaling, StreamingLLM
 from hf_longctx.evaluation.passkey import MAX_NEW_TOKENS, passkey_grid
 from hf_longctx.evaluation.perplexity import fixed_targets
-from hf_longctx.evaluation.results import results, row, write_results
+from hf_longctx.evaluation.results import result_file, row, write_results
 
 from .reading import RESULTS, TRAINED, K, arguments, finish, spans, subject
 
@@ -190,7 +190,7 @@ def main() -> None:
             write_results(
                 RESULTS / "zero_shot_best.json",
                 {
-                    **results(rows, model=""),
+                    **result_file(rows, model=""),
                     **kept,
                     "command": "python -m recipes.benchmarks.zero_shot best",
                     "heading": "passkeys found",

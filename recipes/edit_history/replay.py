@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.editing.session import EditSession
-from hf_longctx.evaluation.results import results, row, write_results
+from hf_longctx.evaluation.results import result_file, row, write_results
 from hf_longctx.hub import load
 from hf_longctx.upstream.caches import given_cache
 
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(", ".join(f"{name} {value:.4g}" for name, value in total.items()))
     if args.out:
         rows = [row(name, value, "") for name, value in total.items()]
-        write_results(args.out, results(rows, model=args.model, device=device, changes=found))
+        write_results(args.out, result_file(rows, model=args.model, device=device, changes=found))
     wrong = unexpected(total, json.loads(EXPECTED.read_text("utf-8"))) if args.smoke and files is PAIR else []
     if args.smoke:
         print("\n".join(wrong) or "as expected")

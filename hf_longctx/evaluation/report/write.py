@@ -15,7 +15,7 @@ from .sections import sections
 PAGE = "report.html"
 
 
-def report(
+def write_report(
     folder: str | Path, out: str | Path | None = None, *, title: str | None = None, console: Console | None = None
 ) -> Path:
     """Write the page, print the tables, and return the page's path.

@@ -7,9 +7,9 @@ import random
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from .sample import Sample
-from .task import Task
-from .words import a_word, letters, word_list
+from ..generated import Generated
+from ..sample import Sample
+from ..words import a_word, letters, word_list
 
 COMMON = (
     "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
@@ -28,7 +28,7 @@ _ZETA_2 = math.pi**2 / 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommonWords(Task):
+class CommonWords(Generated):
     """`common` words `often` times each among others that appear `seldom` times; a worked example stands before it.
 
     A unit is one of the other words. As in the official code, lengths below 4,096 have smaller counts; ours below 1,024
@@ -77,7 +77,7 @@ class CommonWords(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrequentWords(Task):
+class FrequentWords(Generated):
     """Coded words with frequencies of rank to the power -2: the first rank is noise, the next three are asked for.
 
     A unit is ten words. The vocabulary grows with the document (RULER: a word for every 50 tokens).
@@ -106,3 +106,9 @@ class FrequentWords(Task):
             question=question, answer_prefix=prefix, answers=tuple(vocabulary[1:4]),
             max_new_tokens=self.max_new_tokens, metric=self.metric,
         )  # fmt: skip
+
+
+TASKS = {
+    "cwe": lambda name, text: CommonWords(name=name),
+    "fwe": lambda name, text: FrequentWords(name=name),
+}

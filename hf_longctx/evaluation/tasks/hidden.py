@@ -1,4 +1,4 @@
-"""One fact in a long text: the pass key, a long number, and the needle that gave the task its name."""
+"""One fact in a long text: a long number, and the needle that gave the task its name. A pass key is in `passkey`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .. import passkey
-from .haystack import NOISE, Haystack, insert
-from .sample import Sample
-from .task import Task
+from ..generated import Generated
+from ..haystack import NOISE, Haystack, insert
+from ..sample import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hidden(Task):
+class Hidden(Generated):
     """A fact between the sentences of a haystack, and a question whose answer is in it. A subclass has the words."""
 
     haystack: Haystack | None = None  # None: the noise sentences
@@ -33,19 +32,6 @@ class Hidden(Task):
     def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
         """What stands before the text, the fact, the question, the answer's beginning, and the answer."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassKey(Hidden):
-    """Landmark Attention's pass key (Mohtashami & Jaggi 2023), as in `hf_longctx.evaluation.passkey`."""
-
-    metric: ClassVar[str] = "first_integer"
-    max_new_tokens: ClassVar[int] = 10
-
-    def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
-        key = str(rng.randrange(10_000, 100_000))
-        question, _, prefix = passkey.QUESTION.partition("? ")
-        return f"{passkey.TASK}\n", passkey.INFO.format(key=key), f"\n{question}?", f" {prefix}", key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,3 +71,9 @@ class Needle(Hidden):
     def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
         question = f"\n\n{self.asked} Don't give information outside the document or repeat your findings."
         return "", self.fact, question, "", self.answer
+
+
+TASKS = {
+    "number": lambda name, text: Number(name=name),
+    "niah": lambda name, text: Needle(name=name, haystack=text),
+}

@@ -11,10 +11,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .haystack import NOISE, Haystack, insert
-from .sample import Sample
-from .task import Task
-from .words import MAKERS, distinct
+from ..generated import Generated
+from ..haystack import NOISE, Haystack, insert
+from ..sample import Sample
+from ..words import MAKERS, distinct
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 MANY = (
@@ -33,7 +33,7 @@ _PLACES = 40  # depths at which RULER hides needles in a text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needles(Task):
+class Needles(Generated):
     """`keys` needles with `values` values each, of which `queries` are asked for.
 
     Args:
@@ -97,3 +97,15 @@ class Needles(Task):
 
 def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])}, and {words[-1]}"
+
+
+TASKS = {
+    "niah_single_1": lambda name, text: Needles(name=name),
+    "niah_single_2": lambda name, text: Needles(name=name, haystack=text),
+    "niah_single_3": lambda name, text: Needles(name=name, haystack=text, value_kind="uuids"),
+    "niah_multikey_1": lambda name, text: Needles(name=name, haystack=text, keys=4),
+    "niah_multikey_2": lambda name, text: Needles(name=name, haystack="needles"),
+    "niah_multikey_3": lambda name, text: Needles(name=name, haystack="needles", key_kind="uuids", value_kind="uuids"),
+    "niah_multivalue": lambda name, text: Needles(name=name, haystack=text, values=4),
+    "niah_multiquery": lambda name, text: Needles(name=name, haystack=text, queries=4),
+}

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..readers.files import whole_text
-from .sample import Sample
-from .task import Task
+from ..generated import FromFile, Generated
+from ..records import whole_text
+from ..sample import Sample
 
 ASK = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
-FILES = {
-    "qa_1": 'SQuAD\'s dev-v2.0.json ({"data": [{"paragraphs": [{"context", "qas": [...]}]}]})',
-    "qa_2": 'HotpotQA\'s hotpot_dev_distractor_v1.json ([{"question", "answer", "context": [[title, sentences]]}])',
-}
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Questions(Task):
+class Questions(Generated):
     """The question's own documents and `units` others, shuffled."""
 
     documents: tuple[str, ...]
@@ -49,13 +45,14 @@ class Questions(Task):
             FileNotFoundError: There is no such file.
             ValueError: It is not text, not JSON, or not in the data set's format.
         """
+        holds = FROM_FILE[name].holds
         try:
             data = json.loads(whole_text(path))
             documents, items = (_squad if name == "qa_1" else _hotpot)(data)
         except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: {name} reads {FILES[name]}, and this is not it ({error!r}).") from error
+            raise ValueError(f"{path}: {name} reads {holds}, and this is not it ({error!r}).") from error
         if not items:
-            raise ValueError(f"{path} holds no question that has an answer. {name} reads {FILES[name]}.")
+            raise ValueError(f"{path} holds no question that has an answer. {name} reads {holds}.")
         for i, item in enumerate(items, 1):
             if not all(isinstance(answer, str) and answer.strip() for answer in item.answers):
                 raise ValueError(f"{path}, question {i}: its answers are {item.answers!r:.60}; expected texts.")
@@ -102,3 +99,12 @@ def _hotpot(data: Any) -> tuple[list[str], list[Item]]:
         for row, some in zip(data, texts, strict=True)
     ]
     return documents, items
+
+
+FROM_FILE = {
+    "qa_1": FromFile('SQuAD\'s dev-v2.0.json ({"data": [{"paragraphs": [{"context", "qas": [...]}]}]})', Questions.of),
+    "qa_2": FromFile(
+        'HotpotQA\'s hotpot_dev_distractor_v1.json ([{"question", "answer", "context": [[title, sentences]]}])',
+        Questions.of,
+    ),
+}

@@ -7,10 +7,10 @@ import string
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from .haystack import NOISE, insert
-from .sample import Sample
-from .task import Task
-from .words import letters
+from ..generated import Generated
+from ..haystack import NOISE, insert
+from ..sample import Sample
+from ..words import letters
 
 BEFORE = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 QUESTION = "\nQuestion: Find all variables that are assigned the value {value} in the text above."
@@ -22,7 +22,7 @@ _SHOWN = 10  # lines of noise in the worked example
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariableTracking(Task):
+class VariableTracking(Generated):
     """`chains` chains of `hops` assignments; all variables of the first are asked for, after one worked example.
 
     A unit is a line of noise. Lengths below 1,024 have no example, which would be most of the prompt.
@@ -68,3 +68,6 @@ class VariableTracking(Task):
         lines.sort(key=lambda line: line[0])
         text = "\n".join(insert([NOISE] * units, [text for _, text in lines], [at for at, _ in lines]))
         return text, values[0], every[: self.hops + 1]
+
+
+TASKS = {"vt": lambda name, text: VariableTracking(name=name)}

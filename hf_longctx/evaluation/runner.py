@@ -1,0 +1,245 @@
+"""One evaluation: the stock model, the stock model on the last tokens that fit its window, and a method, alike.
+
+Finished cells are kept in `cells.jsonl` as they come, so an interrupted run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ..console.progress import Progress
+from ..settings import unknown_setting
+from ..storage.cells import CellStore
+from ..storage.files import claimed
+from ..storage.fingerprint import weights_digest
+from . import benchmarks, tasks
+from .folder import declared, modules
+from .results import check_out, environment, result_file, write_results
+from .suite import Suite
+from .task import At, Cell, Grid, Prepared, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def evaluate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    task: str | Sequence[str],
+    lengths: Sequence[int],
+    out: str | Path,
+    method: Any = None,
+    depths: Sequence[float] | None = None,
+    text: str = "python-docs",
+    seed: int = 0,
+    window: int | None = None,
+    alone: bool = False,
+    cache: str | Path | None = None,
+    command: str | None = None,
+    console: Console | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Measure, write `results.json`, `cells.jsonl` and the task's other files into `out`, print a table.
+
+    A configuration that runs out of GPU memory at some length is reported so, and tried again by the next run.
+
+    Args:
+        model: A causal language model in eval mode, without a method applied.
+        tokenizer: Its tokenizer.
+        task: "ppl" or "passkey"; or names of generated tasks, "ruler" for the eleven of RULER's that need no file, and
+            "READER:FILE" for a local file of a benchmark, separated by commas or in a list. A pass key in a list is a
+            task like the others, with a chat template.
+        lengths: Context lengths in tokens. Of tasks and files, of prompt and answer together: generated prompts have
+            that length, those of a file are cut to it, each as its benchmark says.
+        out: Folder of the results; the same arguments and folder resume an interrupted run.
+        method: Compared with the model as it is: applied while its cells run and undone again; or a procedure around
+            `generate`, which is told where a prompt's document is and reads prompts one by one.
+        depths: Where the answer is, 0 first to 1 last: one cell for each.
+        text: Which is read, or in which needles are hidden, see `load_text`.
+        seed: Of the generated prompts.
+        window: Trained length in tokens; the config's `max_position_embeddings` by default.
+        alone: Measure the method only, or the model as it is without one.
+        cache: Folder that keeps generated samples; None: they are made again.
+        command: Recorded as the command; this process's own by default.
+        console: Where the table goes, and the progress bar if that is a terminal (see `progress.Progress`).
+        settings: Of the task, see `hf-longctx eval --list`.
+
+    Returns:
+        The contents of `results.json`.
+
+    Raises:
+        ImportError: The task needs a package that is not installed.
+        ValueError: There is no such task or setting, a value is out of range, a text or a length is too short, a file
+            is not in its benchmark's format, `out` holds another run, or the model already carries a method.
+        OSError: A file cannot be read, `out` cannot be written, or another run writes there now; finished cells are
+            kept.
+    """
+    chosen = find_task(task, settings)
+    grid = Grid(tasks=_names(task), lengths=lengths, depths=depths, text=text, seed=seed, cache=cache)
+    grid = checked(chosen, grid, method)
+    check_out(out)
+    window = checked_window(model.config.get_text_config(), window, chosen.at_least)
+    stock = "as loaded" if getattr(model.config, "hf_longctx", None) else "stock"
+    if method is not None:
+        if stock != "stock":
+            raise ValueError(
+                "The model already carries a method in config.hf_longctx, so there is no stock model to compare with. "
+                "Load the original checkpoint, or leave out method= to measure the model as it is."
+            )
+        # a method that refuses this model should do so before the stock model has run for an hour
+        with running(method, model):
+            if hasattr(method, "check_room") and max(grid.lengths) > window:
+                method.check_room(model)
+    prepared = chosen.prepare(tokenizer, grid)
+    if not alone:
+        prepared.check_window(window)
+
+    kinds: dict[str, tuple[str, int | None]] = {stock: ("stock", None), f"last {window:,} tokens": ("stock", window)}
+    kinds = kinds if method is None else {**kinds, type(method).__name__: ("method", None)}
+    if alone:
+        kinds = dict([list(kinds.items())[0 if method is None else -1]])
+    cells = {
+        name: {at: prepared.cell(kind, at, cut) for at in prepared.places()} for name, (kind, cut) in kinds.items()
+    }
+    told = {"task": chosen.name, "seed": seed, "method": None if method is None else method.spec()}
+    told |= prepared.settings(window)
+    # cells of older code or other hardware do not belong beside new ones
+    here = {"model": model_name(model), "weights": weights_digest(model), **environment(model.device)}
+    console = console or Console()
+    with claimed(out):
+        store = CellStore(Path(out) / "cells.jsonl", {**prepared.asked(), **told, **here})
+        _measure(model, method, prepared, cells, store, console)
+        values = {name: {at: store.get(cell.key) for at, cell in own.items()} for name, own in cells.items()}
+        told |= {"window": window, "configurations": list(kinds), **prepared.notes()}
+        told |= {"method_repr": None if method is None else repr(method)}
+        rows = prepared.rows(values, window)
+        found = result_file(rows, model=model_name(model), command=command, device=model.device, settings=told)
+        write_results(Path(out) / "results.json", found)
+        prepared.write(Path(out), found, values)
+        console.print(prepared.table(found))
+        return found
+
+
+def _measure(
+    model: Any,
+    method: Any,
+    prepared: Prepared,
+    cells: Mapping[str, Mapping[At, Cell]],
+    store: CellStore,
+    console: Console,
+) -> None:
+    waiting = {cell.key: cell for own in cells.values() for cell in own.values() if cell.key not in store}
+    with Progress(prepared.unit, sum(cell.size for cell in waiting.values()), console) as progress:
+        for kind in ("stock", "method"):
+            own = [cell for cell in waiting.values() if cell.key[0] == kind]
+            with running(method if kind == "method" and own else None, model) as extra:
+                for length in sorted({cell.length for cell in own}):
+                    progress.describe(f"{kind} {length:,}")
+                    some = [cell for cell in own if cell.length == length]
+                    for cell, value in prepared.measure(model, some, extra, progress.advance):
+                        if value is not None:
+                            store.put(cell.key, value)
+
+
+@contextmanager
+def running(method: Any, model: Any) -> Iterator[dict[str, Any]]:
+    """The model with a method applied; yields further arguments of `generate`, which a procedure has."""
+    if method is None:
+        yield {}
+    elif is_procedure(method):
+        yield {"custom_generate": method}
+    else:
+        with method.on(model):
+            yield {}
+
+
+def is_procedure(method: Any) -> bool:
+    """Whether it is a procedure around `generate`, which changes nothing in the model."""
+    return method is not None and not hasattr(method, "on")
+
+
+def _names(task: str | Sequence[str]) -> list[str]:
+    """The names of tasks one by one, each once."""
+    parts = task.split(",") if isinstance(task, str) else task
+    names = list(dict.fromkeys(name.strip() for name in parts if name.strip()))
+    if not names:
+        raise ValueError("tasks: give at least one, such as ruler or vt,kv.")
+    return names
+
+
+def find_task(task: str | Sequence[str], settings: Mapping[str, Any]) -> Task:
+    """The task of these names with its settings: one that is measured alone, or a suite, which a list always is.
+
+    Raises:
+        ValueError: There is no such task or setting, a value has the wrong type, or a task that is measured alone is
+            among others.
+        FileNotFoundError: The file of a benchmark is missing.
+    """
+    names = _names(task)
+    alone: dict[str, type[Task]] = declared(tasks, "ALONE")
+    kind = alone.get(names[0], Suite) if isinstance(task, str) and len(names) == 1 else Suite
+    if kind is Suite:
+        Suite.check_names(names)
+    wrong = unknown_setting(",".join(names), list(kind.settings_help()), settings)
+    if wrong:
+        raise ValueError(wrong)
+    return kind.from_fields(dict(settings))
+
+
+def described() -> dict[str, list[str]]:
+    """The list of tasks and readers: {heading: lines}."""
+
+    def settings(kind: type[Task]) -> list[str]:
+        return [f"--task-set {name}: {text}" for name, text in kind.settings_help().items()]
+
+    found = {f"--task {name}: {kind.about}": settings(kind) for name, kind in declared(tasks, "ALONE").items()}
+    names = ["ruler", *declared(tasks, "TASKS"), *(f"{name}:FILE" for name in declared(tasks, "FROM_FILE"))]
+    found["--task with any of these, separated by commas: " + Suite.about] = [
+        *textwrap.wrap(", ".join(names), 100),
+        *(f"{name}:FILE  {str(module.__doc__).splitlines()[0]}" for name, module in modules(benchmarks).items()),
+        *settings(Suite),
+    ]
+    return found
+
+
+def checked(task: Task, grid: Grid, method: Any) -> Grid:
+    """The grid in order; ValueError for what cannot be measured, whatever the model and its tokenizer are."""
+    if is_procedure(method) and not task.asks:
+        raise ValueError(
+            f"{type(method).__name__} answers questions from segments, and {task.name} is measured on the model "
+            "itself. Take a task that asks questions instead, such as niah or ruler."
+        )
+    task.check(grid)
+    return grid.sorted()
+
+
+def checked_window(config: Any, window: int | None, at_least: int) -> int:
+    """The trained length, the config's if it is not given; ValueError if there is none or it holds nothing."""
+    window = getattr(config, "max_position_embeddings", None) if window is None else window
+    if window is None:
+        raise ValueError(
+            "The config has no max_position_embeddings. Pass window=, the length the model was trained for."
+        )
+    if window <= at_least:
+        raise ValueError(
+            f"window={window} leaves no room for context besides the {at_least} tokens that are scored or generated. "
+            "Pass a larger window=, or fewer n_targets= for perplexity."
+        )
+    return int(window)
+
+
+def model_name(model: Any) -> str:
+    """The name a model is quoted by in results."""
+    revision = getattr(model.config, "_commit_hash", None)
+    name = getattr(model.config, "_name_or_path", "")
+    # the place of a folder concerns its owner only
+    name = Path(name).name if Path(name).is_dir() else name
+    name = name or f"{type(model).__name__} {weights_digest(model)}"
+    return f"{name}@{revision}" if revision else name
