@@ -118,8 +118,8 @@ def _measure(
 
 def _draw(perplexity: dict[str, Any], passkey: dict[str, Any], sizes: _Sizes, trained: int, path: Path) -> Path:
     from ..evaluation.report import plots
-    from ..evaluation.tasks.passkey import grids
-    from ..evaluation.tasks.ppl import curves
+    from ..evaluation.report.files import ResultFile
+    from ..evaluation.report.measured import measured
 
     title = f"{perplexity['model']}; truncation and LM-Infinite with a window of {sizes.window:,} tokens"
     conditions = (
@@ -128,7 +128,10 @@ def _draw(perplexity: dict[str, Any], passkey: dict[str, Any], sizes: _Sizes, tr
     )
     # The stock model's own limit; the emulated window is in the title.
     window = trained if trained < max(sizes.perplexity) else None
-    figure = plots.summary_figure(curves(perplexity), grids(passkey), window=window, title=title, subtitle=conditions)
+    (read,), (found,) = (measured([ResultFile("results.json", one)]) for one in (perplexity, passkey))
+    curves = {name: read.curve(name) for name in read.configurations}
+    grids = {name: found.grid(name) for name in found.configurations}
+    figure = plots.summary_figure(curves, grids, window=window, title=title, subtitle=conditions)
     plots.save(figure, path)
     return path
 

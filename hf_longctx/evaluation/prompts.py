@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,21 +18,7 @@ from .task import Cell, attempt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Advance = Callable[[int], None]
-Answered = tuple[Cell, list[str] | None, dict[str, float | None]]
-
-
-class Batching(NamedTuple):
-    """Prompt tokens and prompts per batch, and the tokens of it that one forward pass reads."""
-
-    tokens: int
-    rows: int | None
-    prefill: int | None
-
-    @classmethod
-    def of(cls, model: Any, tokens: int | None, rows: int | None, prefill: int | None) -> Batching:
-        """With the default of the model's device: 262,144 tokens on a GPU, one prompt on a CPU."""
-        return cls(tokens or (2**18 if model.device.type == "cuda" else 1), rows, prefill)
+Limits = tuple[int, int | None, int | None]  # prompt tokens and prompts per batch, tokens per forward pass
 
 
 @dataclass(eq=False)
@@ -46,49 +32,43 @@ class _Open:
     peak: float = 0.0
     failed: bool = False
 
-    def finished(self) -> Answered:
-        cost = {"seconds": round(self.seconds, 3), "peak_gib": self.peak or None}
-        return self.cell, None if self.failed else [text or "" for text in self.said], cost
+    def take(self, index: int, said: str | None, seconds: float, peak: float | None) -> None:
+        """An answer and its cost; None: the prompt did not fit into memory."""
+        self.said[index] = said
+        self.failed |= said is None
+        self.seconds += seconds
+        self.peak = max(self.peak, peak or 0.0)
 
 
-@dataclass(eq=False)
-class _Row:
-    """A prompt of a cell."""
-
-    open: _Open
-    index: int
-    sample: Sample
-    room: int
-    ids: Tensor = field(default_factory=lambda: torch.empty(0))
+_Row = tuple[_Open, int, Tensor]  # a cell, the index of one of its samples, and the token ids of its prompt
 
 
 def answered(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     asked: Mapping[Cell, Sequence[Sample]],
-    batching: Batching,
+    limits: Limits,
     extra: Mapping[str, Any],
-    progress: Advance,
-) -> Iterator[Answered]:
-    """Each cell with its answers, and what they cost, as soon as it has all; None for a cell that did not fit.
-
-    A cell's key ends with the number of tokens that its prompts are cut to, or None.
+    progress: Callable[[int], None],
+) -> Iterator[tuple[Cell, list[str] | None, dict[str, float | None]]]:
+    """Each cell with its answers, and their cost, as soon as it has all; None for a cell that did not fit.
 
     Args:
         model: With the method applied, if one is measured.
         tokenizer: Its tokenizer.
-        asked: The samples of cells of one length.
-        batching: Sizes of batches; a batch that does not fit into memory is halved.
+        asked: The samples of cells of one length, whose keys end with the tokens that prompts are cut to, or None.
+        limits: Of batches; a batch that does not fit into memory is halved.
         extra: Arguments of `generate` for a procedure, which reads prompts one by one.
         progress: Called with the number of prompts that were answered.
     """
     waiting = [_Open(cell, samples, [None] * len(samples)) for cell, samples in asked.items()]
-    work = _one_by_one(model, tokenizer, waiting, extra) if extra else _batched(model, tokenizer, waiting, batching)
+    work = _one_by_one(model, tokenizer, waiting, extra) if extra else _batched(model, tokenizer, waiting, limits)
     for done in work:
         progress(done)
         for one in [one for one in waiting if None not in one.said or one.failed]:
             waiting.remove(one)
-            yield one.finished()
+            said = None if one.failed else [text or "" for text in one.said]
+            yield one.cell, said, {"seconds": round(one.seconds, 3), "peak_gib": one.peak or None}
 
 
 def _one_by_one(model: Any, tokenizer: Any, cells: Sequence[_Open], extra: Mapping[str, Any]) -> Iterator[int]:
@@ -99,38 +79,27 @@ def _one_by_one(model: Any, tokenizer: Any, cells: Sequence[_Open], extra: Mappi
             room = one.cell.length - sample.max_new_tokens - len(head) - len(question)
             document = shorten(document, max(room, 1), sample.cut) if sample.length is None else document
             ids = torch.tensor([head + document + question], device=model.device)
-            parts = {"head": len(head), "question": len(question)}
-            config = greedy(model, tokenizer, sample.max_new_tokens)
-            output, seconds, peak = attempt(
-                lambda: model.generate(ids, generation_config=config, **parts, **extra),  # noqa: B023
-                model.device,
-            )
-            one.seconds += seconds
-            one.peak = max(one.peak, peak or 0.0)
-            if output is None:
-                one.failed = True
-                yield len(one.samples) - i
-                break
-            one.said[i] = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+            given = {"head": len(head), "question": len(question), **extra}
+            given["generation_config"] = greedy(model, tokenizer, sample.max_new_tokens)
+            output, *cost = attempt(lambda: model.generate(ids, **given), model.device)  # noqa: B023
+            new = None if output is None else output[0, ids.shape[1] :]
+            one.take(i, None if new is None else tokenizer.decode(new, skip_special_tokens=True), *cost)
             yield 1
 
 
-def _batched(model: Any, tokenizer: Any, cells: Sequence[_Open], batching: Batching) -> Iterator[int]:
+def _batched(model: Any, tokenizer: Any, cells: Sequence[_Open], limits: Limits) -> Iterator[int]:
     rows: list[_Row] = []
     for one in cells:
-        for i, sample in enumerate(one.samples):
-            # a text that was made for a length loses its beginning, one of a file what its benchmark gives up
-            cut = sample if sample.length is None else dataclasses.replace(sample, cut="left")
-            rows.append(_Row(one, i, cut, (one.cell.key[-1] or one.cell.length) - sample.max_new_tokens))
-    for room in {row.room for row in rows}:
-        own = [row for row in rows if row.room == room]
-        for row, ids in zip(own, encode_all(tokenizer, [row.sample for row in own], room), strict=True):
-            row.ids = ids
+        # a text that was made for a length loses its beginning, one of a file what its benchmark gives up
+        cut = [s if s.length is None else dataclasses.replace(s, cut="left") for s in one.samples]
+        rooms = [(one.cell.key[-1] or one.cell.length) - sample.max_new_tokens for sample in cut]
+        rows += [(one, i, ids) for i, ids in enumerate(encode_all(tokenizer, cut, rooms))]
     most = [len(rows)]
-    for budget in sorted({row.sample.max_new_tokens for row in rows}, reverse=True):
-        own = [row for row in rows if row.sample.max_new_tokens == budget]
-        for batch in batches([len(row.ids) for row in own], batching.tokens, batching.rows):
-            yield from _batch(model, tokenizer, [own[i] for i in batch], budget, batching.prefill, most)
+    budgets = [one.samples[i].max_new_tokens for one, i, _ in rows]
+    for budget in sorted(set(budgets), reverse=True):
+        own = [row for row, tokens in zip(rows, budgets, strict=True) if tokens == budget]
+        for batch in batches([len(ids) for _, _, ids in own], *limits[:2]):
+            yield from _batch(model, tokenizer, [own[i] for i in batch], budget, limits[2], most)
 
 
 def _batch(
@@ -142,7 +111,7 @@ def _batch(
         yield from _batch(model, tokenizer, rows[:half], budget, prefill, most)
         yield from _batch(model, tokenizer, rows[half:], budget, prefill, most)
         return
-    prompts = [row.ids for row in rows]
+    prompts = [ids for _, _, ids in rows]
     texts, seconds, peak = attempt(
         lambda: answer(model, tokenizer, prompts, budget, prefill_tokens=prefill), model.device
     )
@@ -150,9 +119,6 @@ def _batch(
         most[0] = -(-len(rows) // 2)
         yield from _batch(model, tokenizer, rows, budget, prefill, most)
         return
-    for i, row in enumerate(rows):
-        row.open.failed |= texts is None
-        row.open.said[row.index] = texts[i] if texts else None
-        row.open.seconds += seconds / len(rows)
-        row.open.peak = max(row.open.peak, peak or 0.0)
+    for at, (one, i, _) in enumerate(rows):
+        one.take(i, texts[at] if texts else None, seconds / len(rows), peak)
     yield len(rows)

@@ -20,6 +20,9 @@ from ..storage.files import claimed
 from ..storage.fingerprint import weights_digest
 from . import benchmarks, tasks
 from .folder import declared, modules
+from .report.files import ResultFile
+from .report.render import terminal
+from .report.sections import sections
 from .results import check_out, environment, result_file, write_results
 from .suite import Suite
 from .task import At, Cell, Grid, Prepared, Task
@@ -123,7 +126,7 @@ def evaluate(
         found = result_file(rows, model=model_name(model), command=command, device=model.device, settings=told)
         write_results(Path(out) / "results.json", found)
         prepared.write(Path(out), found, values)
-        console.print(prepared.table(found))
+        console.print(terminal(sections([ResultFile("results.json", found)]), []))
         return found
 
 

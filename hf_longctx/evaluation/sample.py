@@ -123,34 +123,38 @@ def encode_parts(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[li
     return _parts(tokenizer, sample, head + sample.instruction, sample.context, sample.question + tail)
 
 
-def encode_all(tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], most: int | None = None) -> list[Tensor]:
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], rooms: Sequence[int] | None = None
+) -> list[Tensor]:
     """Token ids of the prompts, (L,) int32 each; the tokenizer works on all of them at once.
 
     Args:
         tokenizer: The model's.
         samples: At least one.
-        most: Tokens there is room for; a longer prompt is cut as its `cut` says, outside of the chat template.
+        rooms: Tokens there is room for, per sample; a longer prompt is cut as its `cut` says, outside of the chat
+            template.
 
     Raises:
-        ValueError: The parts of a prompt that cannot be cut are longer than `most`.
+        ValueError: The parts of a prompt that cannot be cut are longer than its room.
     """
     texts = ["".join(prompt_text(tokenizer, sample)) for sample in samples]
     rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     found = []
-    for sample, row in zip(samples, rows, strict=True):
-        ids = [*_bos(tokenizer, sample), *row]
-        fits = most is None or len(ids) <= most
-        found.append(torch.tensor(ids if fits else _cut(tokenizer, sample, int(most or 0)), dtype=torch.int32))
+    for i, sample in enumerate(samples):
+        ids = [*_bos(tokenizer, sample), *rows[i]]
+        if rooms is not None and len(ids) > rooms[i]:
+            ids = _cut(tokenizer, sample, rooms[i])
+        found.append(torch.tensor(ids, dtype=torch.int32))
     return found
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, sample: Sample, most: int | None = None) -> list[int]:
     """Token ids of one prompt; see `encode_all`."""
-    return list(encode_all(tokenizer, [sample], most)[0].tolist())
+    return list(encode_all(tokenizer, [sample], None if most is None else [most])[0].tolist())
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, sample: Sample, most: int) -> list[int]:
-    """The ids of a prompt that is longer than `most`."""
+    """The ids of a prompt that is longer than its room."""
     head, user, tail = prompt_text(tokenizer, sample)
     if sample.cut == "document":
         before, middle, after = encode_parts(tokenizer, sample)

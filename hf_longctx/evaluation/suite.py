@@ -20,7 +20,7 @@ from .catalogue import RULER, check_name, make_task, read, samples
 from .folder import declared
 from .haystack import Haystack
 from .metrics import check, scores
-from .prompts import Batching, answered
+from .prompts import answered
 from .report import scored
 from .sample import Sample, encode
 from .task import At, Cell, Grid, Prepared, Task, Value, Values, setting
@@ -168,9 +168,10 @@ class _Questions(Prepared):
     def measure(
         self, model: Any, cells: Sequence[Cell], extra: Mapping[str, Any], progress: Callable[[int], None]
     ) -> Iterator[tuple[Cell, Value | None]]:
-        batching = Batching.of(model, self.task.batch_tokens, self.task.batch_rows, self.task.prefill_tokens)
+        tokens = self.task.batch_tokens or (2**18 if model.device.type == "cuda" else 1)
+        limits = tokens, self.task.batch_rows, self.task.prefill_tokens
         asked = {cell: self.samples[cell.key[1:4]] for cell in cells}
-        for cell, said, cost in answered(model, self.tokenizer, asked, batching, extra, progress):
+        for cell, said, cost in answered(model, self.tokenizer, asked, limits, extra, progress):
             if said is None:
                 yield cell, None
                 continue
@@ -179,9 +180,6 @@ class _Questions(Prepared):
 
     def rows(self, values: Values, window: int) -> list[dict[str, Any]]:
         return scored.rows(values, window)
-
-    def table(self, results: Mapping[str, Any]) -> Any:
-        return scored.table(results)
 
     def write(self, out: Path, results: Mapping[str, Any], values: Values) -> None:
         """What was written for every sample, a JSON object per line, for judges and for the curious."""

@@ -161,12 +161,18 @@ class Prepared(ABC):
     def rows(self, values: Values, window: int) -> list[dict[str, Any]]:
         """The rows of the result file, see `results.row`."""
 
-    @abstractmethod
-    def table(self, results: Mapping[str, Any]) -> Any:
-        """The result file as a rich table."""
-
     def write(self, out: Path, results: Mapping[str, Any], values: Values) -> None:  # noqa: B027  # optional
         """Further files beside `results.json`. The default writes none."""
+
+
+def cost(found: Mapping[str, Sequence[Value | None]]) -> dict[str, dict[str, float | None]]:
+    """Seconds summed and peak memory by configuration, for those whose values are all there."""
+    done = {name: [value for value in many if value] for name, many in found.items() if None not in many}
+    peaks = {name: max((value["peak_gib"] or 0.0 for value in many), default=0.0) for name, many in done.items()}
+    return {
+        "seconds": {name: sum(value["seconds"] for value in many) for name, many in done.items()},
+        "peak_gib": {name: peak or None for name, peak in peaks.items()},
+    }
 
 
 def digest(data: bytes) -> str:

@@ -14,13 +14,14 @@ from rich.console import Console
 from hf_longctx.evaluation import runner
 from hf_longctx.evaluation.perplexity import fixed_targets
 from hf_longctx.evaluation.report import plots
+from hf_longctx.evaluation.report.files import ResultFile
+from hf_longctx.evaluation.report.measured import measured
 from hf_longctx.evaluation.runner import evaluate
 from hf_longctx.evaluation.tasks import passkey, ppl
-from hf_longctx.evaluation.tasks.passkey import grids
-from hf_longctx.text import corpora
 from hf_longctx.text.corpora import load_text, tokenize_documents
 from tests.evaluation.conftest import Louder
 
+PAGE = load_text("python-docs")[:5000]
 PPL: dict[str, Any] = {
     "task": "ppl", "lengths": [32, 64, 96], "n_targets": 8, "documents": 2, "chunk": 32, "score_chunk": 8,
     "command": "test",
@@ -34,8 +35,7 @@ PASSKEY: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _short_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of the documentation: tokenizing all of it would take most of the time."""
-    page = load_text("python-docs")[:5000]
-    monkeypatch.setattr(corpora, "load_text", lambda name: page)
+    monkeypatch.setattr(ppl, "documents", lambda tokenizer, _, *size: tokenize_documents(tokenizer, PAGE, *size))
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_perplexity_of_stock_truncated_and_method(llama: Any, tokenizer: Any, tm
     assert found["settings"]["configurations"] == ["stock", "last 64 tokens", "Louder"]
     assert found["settings"]["method"] == {"name": "louder"}
 
-    documents = list(tokenize_documents(tokenizer, corpora.load_text("python-docs"), 96, 2))
+    documents = list(tokenize_documents(tokenizer, PAGE, 96, 2))
     expected = [score.perplexity for score in fixed_targets(llama, documents, [32, 64, 96], n_targets=8)]
     stock = [line["beside"]["stock"] for line in found["rows"]]
     truncated = [line["beside"]["last 64 tokens"] for line in found["rows"]]
@@ -72,7 +72,8 @@ def test_perplexity_of_stock_truncated_and_method(llama: Any, tokenizer: Any, tm
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert "last 64 tokens" in shown
     assert "Louder" in shown
-    assert ppl.curves(found)["stock"] == pytest.approx(dict(zip([32, 64, 96], stock, strict=True)))
+    (kept,) = measured([ResultFile("results.json", found)])
+    assert kept.curve("stock") == pytest.approx(dict(zip([32, 64, 96], stock, strict=True)))
 
 
 def test_passkey_of_stock_and_truncated(llama: Any, tokenizer: Any, tmp_path: Path, console: Console) -> None:
@@ -87,7 +88,8 @@ def test_passkey_of_stock_and_truncated(llama: Any, tokenizer: Any, tmp_path: Pa
         ["stock", 400, 0.0, None], ["stock", 400, 1.0, None], ["stock", 500, 0.0, None], ["stock", 500, 1.0, None],
         ["stock", 500, 0.0, 412], ["stock", 500, 1.0, 412],
     ]  # fmt: skip
-    drawn = grids(found)
+    (kept,) = measured([ResultFile("results.json", found)])
+    drawn = {name: kept.grid(name) for name in kept.configurations}
     assert [len(cells) for cells in drawn.values()] == [4, 4]
     plots.summary_figure({"stock": {400: 2.0}}, drawn)
     assert (tmp_path / "figure.png").exists()

@@ -82,7 +82,7 @@ def test_stock_truncated_and_method(llama: Any, tokenizer: Any, tmp_path: Path, 
     assert len(lines) == 3 * 4 * 2
     assert {"configuration", "task", "id", "prediction", "answers", "score"} <= lines[0].keys()
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
-    assert "passkey" in shown
+    assert "Passkey retrieval" in shown
     assert "Louder" in shown
 
 

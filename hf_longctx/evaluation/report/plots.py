@@ -60,50 +60,35 @@ def _styles(labels: Sequence[str]) -> list[dict[str, Any]]:
     return [LINES[1] if banded and band.index(True) == i else next(others) for i, banded in enumerate(band)]
 
 
-def perplexity_figure(
+def curve_figure(
     curves: Mapping[str, Curve],
     *,
+    share: bool = False,
     window: int | None = None,
     title: str = "",
     subtitle: str = "",
     size: tuple[float, float] = (7.6, 4.6),
 ) -> Any:
-    """Perplexity against context length, both axes logarithmic, one line a configuration.
+    """Perplexity against context length, both axes logarithmic, one line per configuration.
 
     Args:
-        curves: Label to {context length in tokens: perplexity}; a None is left out of its line.
+        curves: Label to {context length in tokens: value}; a None is left out of its line.
+        share: The values are shares found (0 to 1), on a linear axis.
         window: The trained length, marked by a vertical line.
-        title, subtitle: What is shown, and its conditions (model, text, number of documents).
+        title: What is shown.
+        subtitle: Its conditions (model, text, number of documents).
         size: Width and height in inches.
 
     Returns:
         A matplotlib `Figure`; `save` writes it.
 
     Raises:
-        ImportError: matplotlib isn't installed.
+        ImportError: matplotlib is not installed.
         ValueError: There is nothing to draw.
     """
-    return _curve_figure(curves, window, title, subtitle, size, share=False)
-
-
-def share_figure(
-    curves: Mapping[str, Curve],
-    *,
-    window: int | None = None,
-    title: str = "",
-    subtitle: str = "",
-    size: tuple[float, float] = (7.6, 4.6),
-) -> Any:
-    """A share found (0 to 1) against context length, one line a configuration. Arguments as in `perplexity_figure`."""
-    return _curve_figure(curves, window, title, subtitle, size, share=True)
-
-
-def _curve_figure(
-    curves: Mapping[str, Curve], window: int | None, title: str, subtitle: str, size: tuple[float, float], share: bool
-) -> Any:
-    figure = _figure(*size)
+    figure = new_figure(*size)
     axes = figure.subplots()
-    _draw_curves(axes, curves, window, share=share)
+    draw_curves(axes, curves, window, share=share)
     if len(curves) > len(LINES):
         # As many names would lie on the lines.
         axes.get_legend().remove()
@@ -125,13 +110,13 @@ def passkey_figure(
 
     Args:
         grids: Label to its cells. A cell that only other configurations have is drawn grey with a dash.
-        window, title, subtitle: As in `perplexity_figure`.
+        window, title, subtitle: As in `curve_figure`.
         hidden: What lies at the depth, for the axis: "key", "needle".
     """
     lengths, depths = _grid_axes(grids)
     # About 11 inches for three panels of eight lengths: small print stays readable at a README's width.
     width = max(2.0, 0.4 * len(lengths)) * len(grids) + 1.5
-    figure = _figure(min(13.0, max(5.5, width)), max(3.2, 0.38 * len(depths) + 1.8))
+    figure = new_figure(min(13.0, max(5.5, width)), max(3.2, 0.38 * len(depths) + 1.8))
     panels = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
     image = None
     for axes, (label, cells) in zip(panels, grids.items(), strict=True):
@@ -140,7 +125,7 @@ def passkey_figure(
         axes.set_xlabel("Context (tokens)")
     panels[0].set_ylabel(f"Depth of the {hidden} (%)")
     _colour_bar(figure, image, list(panels))
-    _figure_title(figure, title, subtitle)
+    figure_title(figure, title, subtitle)
     return figure
 
 
@@ -157,13 +142,13 @@ def summary_figure(
     Either alone misleads: a sliding window has flat perplexity and finds nothing outside itself.
 
     Args:
-        curves, grids, window, title, subtitle: As in `perplexity_figure` and `passkey_figure`.
+        curves, grids, window, title, subtitle: As in `curve_figure` and `passkey_figure`.
     """
     lengths, depths = _grid_axes(grids)
-    figure = _figure(11.0, 5.0)
+    figure = new_figure(11.0, 5.0)
     left, right = figure.subfigures(1, 2, width_ratios=[1.05, 1])
     axes = left.subplots()
-    _draw_curves(axes, curves, window)
+    draw_curves(axes, curves, window)
     axes.set_title("Perplexity of the same last tokens", fontsize=11, loc="left")
     panels = list(right.subplots(len(grids), 1, sharex=True, squeeze=False)[:, 0])
     image = None
@@ -173,37 +158,7 @@ def summary_figure(
         panel.set_ylabel("Depth (%)")
     panels[-1].set_xlabel("Context (tokens)")
     _colour_bar(right, image, panels)
-    _figure_title(figure, title, subtitle)
-    return figure
-
-
-def two_curves_figure(
-    left: Mapping[str, Curve],
-    right: Mapping[str, Curve],
-    *,
-    window: int | None = None,
-    titles: tuple[str, str],
-    title: str = "",
-    subtitle: str = "",
-    size: tuple[float, float] = (11.0, 5.6),
-) -> Any:
-    """Perplexity on the left, a share found (0 to 1) on the right, by context length, with one legend for both.
-
-    Args:
-        left, right: Label to {context length in tokens: value}, the same labels in the same order.
-        titles: Of the two panels.
-        window, title, subtitle, size: As in `perplexity_figure`.
-    """
-    figure = _figure(*size)
-    panels = figure.subplots(1, 2)
-    for axes, curves, name in zip(panels, (left, right), titles, strict=True):
-        _draw_curves(axes, curves, window, share=curves is right)
-        axes.set_title(name, fontsize=11, loc="left")
-        axes.get_legend().remove()
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4
-    )
-    _figure_title(figure, title, subtitle)
+    figure_title(figure, title, subtitle)
     return figure
 
 
@@ -247,12 +202,12 @@ def require_matplotlib() -> Any:
     return Figure
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     Figure = require_matplotlib()
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _draw_curves(axes: Any, curves: Mapping[str, Curve], window: int | None, share: bool = False) -> None:
+def draw_curves(axes: Any, curves: Mapping[str, Curve], window: int | None, share: bool = False) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
     drawn = {label: {n: v for n, v in sorted(curve.items()) if v is not None} for label, curve in curves.items()}
@@ -349,7 +304,7 @@ def _titles(axes: Any, title: str, subtitle: str, *, width: int) -> None:
     axes.set_title("\n".join(filter(None, [title, _wrapped(subtitle, width)])), fontsize=10, loc="left")
 
 
-def _figure_title(figure: Any, title: str, subtitle: str) -> None:
+def figure_title(figure: Any, title: str, subtitle: str) -> None:
     width = int(figure.get_figwidth() * 13)
     text = "\n".join(filter(None, [_wrapped(title, width), _wrapped(subtitle, width)]))
     if text:

@@ -1,11 +1,9 @@
-"""From finished cells of a suite to rows, a table, and effective lengths."""
+"""From finished cells of a suite to rows, averages, and effective lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-from rich.table import Table
 
 from ..effective import RULER_BAR, SHARE, effective_length, own_score, weighted_averages
 from ..results import row
@@ -68,28 +66,6 @@ def averages(cells: Cells) -> dict[str, dict[int, float]]:
     return found
 
 
-def table(results: Mapping[str, Any]) -> Table:
-    """A rich table: one line a task and length, one column a configuration."""
-    names = results["settings"]["configurations"]
-    main = names[-1]
-    drawn = Table(title=f"{results['model']}: score of 100", caption=f"{results['hardware']}")
-    for column in ("task", "tokens", *names):
-        drawn.add_column(column, justify="left" if column == "task" else "right", overflow="fold")
-    task = None
-    for line in results["rows"]:
-        detail = line["detail"]
-        texts = [_shown(line, name, main) for name in names]
-        length = detail.get("length", detail.get("at_length"))
-        place = "" if length is None else f"{length:,}"
-        place += f", depth {detail['depth']:g}" if "depth" in detail else ""
-        label = detail.get("task", line["what"])
-        if task is not None and label != task:
-            drawn.add_section()
-        drawn.add_row("" if label == task else label, place, *texts)
-        task = label
-    return drawn
-
-
 def _effective(means: Mapping[str, Mapping[int, float]], window: int) -> list[dict[str, Any]]:
     *others, main = means
     # the model itself is the measure where it was measured
@@ -116,13 +92,3 @@ def _effective(means: Mapping[str, Mapping[int, float]], window: int) -> list[di
 
 def _percent(score: float | None) -> float | None:
     return None if score is None else round(100 * score, 2)
-
-
-def _shown(line: Mapping[str, Any], name: str, main: str) -> str:
-    value = line["value"] if name == main else line["beside"][name]
-    if value is None:
-        seen = name in line["detail"].get("scores", {name: None})
-        return "–" if seen else "out of memory"
-    text = f"{value:,}" if line["unit"] == "tokens" else f"{value:.1f}"
-    seconds = line["detail"].get("seconds", {}).get(name)
-    return f"{text}\n[dim]{seconds:.1f} s[/dim]" if seconds else text

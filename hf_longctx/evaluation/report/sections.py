@@ -172,11 +172,18 @@ def _charts(task: Measured, section: Section, name: str) -> list[Chart]:
     curves = {c: task.curve(c) for c in task.configurations}
     drawable = any(value is not None for curve in curves.values() for value in curve.values())
     if drawable and task.kind != "other":
-        draw = plots.perplexity_figure if task.kind == "perplexity" else plots.share_figure
+        share = task.kind == "share"
         size = (_WIDTH, 3.8 + 0.16 * max(0, len(curves) - 5))
         shown = f"{title}{'' if task.kind == 'perplexity' else ': share found'} by context length"
         alt = f"{shown}. {_told(task)}"
-        found.append(Chart(f"{name}-curve", shown, alt, lambda: draw(curves, window=section.window, size=size)))
+        found.append(
+            Chart(
+                f"{name}-curve",
+                shown,
+                alt,
+                lambda: plots.curve_figure(curves, share=share, window=section.window, size=size),
+            )
+        )
     grids = {c: cells for c in task.configurations if (cells := task.grid(c))}
     if task.kind == "share" and grids:
         subtitle = f"{section.model}; {section.about}".rstrip("; ")

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...text.corpora import beginning_ids, is_large, load_text
 from .. import passkey
-from ..passkey import MAX_NEW_TOKENS, PasskeyCell, haystack_ids, passkey_cell, passkey_prompts, wilson_interval
+from ..passkey import MAX_NEW_TOKENS, haystack_ids, passkey_cell, passkey_prompts, wilson_interval
 from ..report import plots
-from ..report.by_length import cost, table, write_figure
+from ..report.figure import write_figure
 from ..results import row
-from ..task import At, Cell, Grid, Prepared, Task, Value, Values, digest, setting
+from ..task import At, Cell, Grid, Prepared, Task, Value, Values, cost, digest, setting
 from .hidden import Hidden
 
 if TYPE_CHECKING:
@@ -114,11 +114,9 @@ class _Prompts(Prepared):
     def rows(self, values: Values, window: int) -> list[dict[str, Any]]:
         return passkey_rows(values)
 
-    def table(self, results: Mapping[str, Any]) -> Any:
-        return passkey_table(results)
-
     def write(self, out: Path, results: Mapping[str, Any], values: Values) -> None:
-        write_figure(out, results, figure)
+        title = f"Passkey retrieval, % found (dashed: trained window, {plots.tokens(results['settings']['window'])})"
+        write_figure(out, results, title, f"{self.task.trials} trials a cell, seed {self.grid.seed}")
 
 
 def passkey_rows(values: Values) -> list[dict[str, Any]]:
@@ -147,39 +145,6 @@ def passkey_rows(values: Values) -> list[dict[str, Any]]:
             )
         )
     return rows
-
-
-def grids(results: Mapping[str, Any]) -> dict[str, list[PasskeyCell]]:
-    """{configuration: cells} of a result file of this task, for `plots`."""
-    found: dict[str, list[PasskeyCell]] = {name: [] for name in results["settings"]["configurations"]}
-    for line in results["rows"]:
-        detail = line["detail"]
-        for name, trials in detail["trials"].items():
-            found[name].append(PasskeyCell(detail["length"], detail["depth"], trials, detail["correct"][name]))
-    return found
-
-
-def figure(results: Mapping[str, Any]) -> Any:
-    """The figure of one result file, with its conditions in the title."""
-    settings, window = results["settings"], results["settings"]["window"]
-    title = "Passkey retrieval, % found" + (f" (dashed: trained window, {plots.tokens(window)})" if window else "")
-    where = f"{results['model']} on {results['hardware']}, {settings['text']}"
-    subtitle = f"{where}, {settings['trials']} trials a cell, seed {settings['seed']}"
-    return plots.passkey_figure(grids(results), window=window, title=title, subtitle=subtitle)
-
-
-def passkey_table(results: Mapping[str, Any]) -> Any:
-    """A rich table: one line per length, one column per configuration; depths pooled, with the Wilson interval."""
-
-    def told(details: Sequence[Mapping[str, Any]], name: str) -> str:
-        trials = sum(detail["trials"].get(name, 0) for detail in details)
-        if not trials:
-            return "out of memory"
-        correct = sum(detail["correct"].get(name, 0) for detail in details)
-        low, high = wilson_interval(correct, trials)
-        return f"{100 * correct / trials:.0f} % ({100 * low:.0f}–{100 * high:.0f})"
-
-    return table(results, "passkey found, all depths", told)
 
 
 TASKS = {"passkey": lambda name, text: PassKey(name=name)}

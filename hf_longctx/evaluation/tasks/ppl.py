@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,9 +11,9 @@ from ...text.corpora import documents
 from ...text.tokens import bos_prefix
 from ..perplexity import check_lengths, fixed_targets, perplexity
 from ..report import plots
-from ..report.by_length import cost, table, write_figure
+from ..report.figure import write_figure
 from ..results import row
-from ..task import At, Cell, Grid, Prepared, Task, Value, Values, digest, setting
+from ..task import At, Cell, Grid, Prepared, Task, Value, Values, cost, digest, setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,11 +84,9 @@ class _Spans(Prepared):
     def rows(self, values: Values, window: int) -> list[dict[str, Any]]:
         return perplexity_rows(values, self.task.n_targets)
 
-    def table(self, results: Mapping[str, Any]) -> Any:
-        return perplexity_table(results)
-
     def write(self, out: Path, results: Mapping[str, Any], values: Values) -> None:
-        write_figure(out, results, figure)
+        title = f"Perplexity of the same last {self.task.n_targets:,} tokens by context read"
+        write_figure(out, results, title, f"{self.task.documents} documents")
 
 
 def perplexity_rows(values: Values, n_targets: int) -> list[dict[str, Any]]:
@@ -110,37 +108,6 @@ def perplexity_rows(values: Values, n_targets: int) -> list[dict[str, Any]]:
             )
         )
     return rows
-
-
-def curves(results: Mapping[str, Any]) -> dict[str, dict[int, float | None]]:
-    """{configuration: {length: perplexity}} of a result file of this task, for `plots`."""
-    *others, main = results["settings"]["configurations"]
-    found: dict[str, dict[int, float | None]] = {name: {} for name in (*others, main)}
-    for line in results["rows"]:
-        for name, value in {**line["beside"], main: line["value"]}.items():
-            found[name][line["detail"]["length"]] = value
-    return found
-
-
-def figure(results: Mapping[str, Any]) -> Any:
-    """The figure of one result file, with its conditions in the title."""
-    settings = results["settings"]
-    title = f"Perplexity of the same last {settings['n_targets']:,} tokens by context read"
-    where = f"{results['model']} on {results['hardware']}, {settings['text']}, {settings['documents']} documents"
-    return plots.perplexity_figure(curves(results), window=settings["window"], title=title, subtitle=where)
-
-
-def perplexity_table(results: Mapping[str, Any]) -> Any:
-    """A rich table: one line per length, one column per configuration."""
-    scores = curves(results)
-
-    def told(details: Sequence[Mapping[str, Any]], name: str) -> str:
-        value = scores[name][details[0]["length"]]
-        if value is None:
-            return "not finite" if name in details[0]["nll_per_document"] else "out of memory"
-        return f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
-
-    return table(results, f"perplexity of the last {results['settings']['n_targets']:,} tokens", told)
 
 
 ALONE = {"ppl": Perplexity}
