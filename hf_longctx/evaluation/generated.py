@@ -1,4 +1,4 @@
-"""What a generated task is: a prompt that can be made of any number of units, and the number that fits a length."""
+"""Generated tasks: a prompt that can be made of any number of units, and the number that fits a length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ..text.tokens import bos_prefix
 from .haystack import NOISE
@@ -38,7 +38,7 @@ class Generated(ABC):
 
     @abstractmethod
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
-        """A sample with so many units.
+        """A sample whose document has `units` units, made by `sample`.
 
         Args:
             rng: A fresh one of the sample's seed at every call.
@@ -46,6 +46,17 @@ class Generated(ABC):
             fill: Filler that stands at the head of the document.
             depth: Where the answer is to be, 0 first to 1 last; None: at a random place.
         """
+
+    def sample(self, fill: str, joint: str, text: str, **fields: Any) -> Sample:
+        """A sample of this task with the filler at the head of its document `text`."""
+        return Sample(
+            id="",
+            task=self.name,
+            context=f"{fill}{joint}{text}" if fill else text,
+            max_new_tokens=self.max_new_tokens,
+            metric=self.metric,
+            **fields,
+        )
 
     def at(self, length: int) -> Generated:
         """The task as it is at a length, for those whose counts depend on it."""
@@ -58,8 +69,8 @@ class Generated(ABC):
 
         A sample depends on the task, the tokenizer, the length, its index, the seed and the depth, and on nothing else.
         Every prompt has `length - max_new_tokens` tokens, chat template included: the units that fit, as in RULER's
-        official code, and filler in place of less than one unit, which is ours, so that a batch needs no padding. Where
-        a tokenizer has no filler of that many tokens, a prompt is a few tokens shorter.
+        official code, and in place of less than one unit a filler, which that code lacks, so that a batch needs no
+        padding. Where a tokenizer has no filler of that many tokens, a prompt is a few tokens shorter.
 
         Raises:
             ValueError: `length` holds no sample of this task, or `n` or `depth` is out of range.
@@ -124,7 +135,7 @@ class _Search:
         self._last: tuple[int, int] | None = None
 
     def saw(self, tokens: int) -> bool:
-        """Take in what the last try gave and choose the next one. Is it the best so far?"""
+        """Take in the tokens of the last try and choose the next one; whether it was the best so far."""
         left = self.room - tokens
         better = 0 <= left < self._best
         self._best = left if better else self._best
@@ -139,7 +150,7 @@ class _Search:
     def _fill(self, left: int) -> None:
         self.wanted += left
         if self.filler(self.wanted) in self._tried:
-            # this tokenizer has nothing of that many tokens here; more of it, beside one unit less, may fit
+            # this tokenizer has no filler of that many tokens here; more of it, beside one unit less, may fit
             self.done = self.units <= self.least
             self.units, self.wanted = self.units - 1, self.wanted + math.ceil(self.unit)
             self._tried.clear()
@@ -170,11 +181,11 @@ def _filler(tokenizer: PreTrainedTokenizerBase, kind: str) -> _Filler:
 
 
 class _Filler:
-    """Text of so many tokens, or of the next smaller number of which there is one."""
+    """Text of a given number of tokens, or of the next smaller number of which there is one."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
         words = NOISE.split(" ") * 8 if kind == "words" else ["...."] * 144
-        # what a tokenizer makes of each is found out, not assumed
+        # the tokens of each are counted, not assumed
         heads = [" ".join(words[:n]) for n in range(1, len(words) + 1)]
         texts = [f"{head}{tail}" for head in ["", *heads] for tail in (" .", " . .", *("." * n for n in range(9)))]
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

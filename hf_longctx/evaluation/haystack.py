@@ -14,7 +14,7 @@ _LONGEST = 30  # words of a sentence; a table or a poem without a full stop is c
 
 @dataclass(frozen=True)
 class Haystack:
-    """Sentences of a text in their order; the text goes on from its start when it ends."""
+    """Sentences of a text in their order; the text continues from its start when it ends."""
 
     sentences: tuple[str, ...]
     name: str = "text"
@@ -35,7 +35,7 @@ class Haystack:
         return cls(tuple(found), name)
 
     def take(self, rng: random.Random, words: int) -> list[str]:
-        """So many words from a random sentence on, in sentences; the last one may be cut."""
+        """The next `words` words from a random sentence on, in sentences; the last one may be cut."""
         at = rng.randrange(len(self.sentences))
         found = []
         while words > 0:

@@ -107,12 +107,12 @@ class LengthScore:
 
     @property
     def perplexity(self) -> float:
-        """exp of the token-weighted mean; every document has `n_targets` tokens, so that is the documents' mean."""
+        """The exponential of the token-weighted mean: the documents' mean, as each has `n_targets` tokens."""
         return perplexity(self.nll)
 
 
 def perplexity(nll: Sequence[float]) -> float:
-    """exp of the mean of negative log-likelihoods in nats; inf where a float cannot hold it, nan for nan."""
+    """The exponential of a mean of negative log-likelihoods in nats; inf where it is too large, nan for nan."""
     mean = math.fsum(nll) / len(nll)
     return math.inf if mean >= 700 else math.exp(mean)
 
@@ -139,7 +139,9 @@ def fixed_targets(
         context_lengths: Lengths of the window in tokens, the targets included: that many last tokens are read.
         n_targets: How many tokens at the end of each document are scored.
         bos_token_id: If given, stands in place of the first token of every window, for models trained to see it there.
-        chunk, score_chunk, progress: As in `read`.
+        chunk: As in `read`.
+        score_chunk: As in `read`.
+        progress: As in `read`.
 
     Returns:
         One `LengthScore` for each of `context_lengths`, in their order.

@@ -81,9 +81,10 @@ def _one_by_one(model: Any, tokenizer: Any, cells: Sequence[_Open], extra: Mappi
             ids = torch.tensor([head + document + question], device=model.device)
             given = {"head": len(head), "question": len(question), **extra}
             given["generation_config"] = greedy(model, tokenizer, sample.max_new_tokens)
-            output, *cost = attempt(lambda: model.generate(ids, **given), model.device)  # noqa: B023
+            output, seconds, peak = attempt(lambda: model.generate(ids, **given), model.device)  # noqa: B023
             new = None if output is None else output[0, ids.shape[1] :]
-            one.take(i, None if new is None else tokenizer.decode(new, skip_special_tokens=True), *cost)
+            said = None if new is None else tokenizer.decode(new, skip_special_tokens=True)
+            one.take(i, said, seconds, peak)
             yield 1
 
 

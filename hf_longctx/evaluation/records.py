@@ -35,6 +35,7 @@ class Record:
         return self.data[key]
 
     def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or `default`."""
         return self.data.get(key, default)
 
     def text(self, key: str) -> str:
@@ -105,23 +106,8 @@ def records(path: str | Path, keys: Sequence[str] = ()) -> Iterator[Record]:
     """
     path = Path(path)
     text = whole_text(path)
-    counted = "line"
-    if text.lstrip().startswith("["):
-        counted = "item"  # whose line is not known any more
-        try:
-            found = list(enumerate(json.loads(text), 1))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
-    else:
-        found = []
-        # not splitlines(), which takes a character inside a text for a line's end
-        for line, row in enumerate(text.split("\n"), 1):
-            if not row.strip():
-                continue
-            try:
-                found.append((line, json.loads(row)))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {line}: not JSON ({error.msg}). Expected one object a line.") from None
+    counted = "item" if text.lstrip().startswith("[") else "line"  # the line of an item is not known
+    found = _items(path, text) if counted == "item" else _lines(path, text)
     for line, data in found:
         if not isinstance(data, dict):
             raise ValueError(f"{path}, {counted} {line}: expected a JSON object, found {str(data)[:60]!r}.")
@@ -129,3 +115,21 @@ def records(path: str | Path, keys: Sequence[str] = ()) -> Iterator[Record]:
         for key in keys:
             record[key]
         yield record
+
+
+def _items(path: Path, text: str) -> list[tuple[int, Any]]:
+    try:
+        return list(enumerate(json.loads(text), 1))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
+
+
+def _lines(path: Path, text: str) -> list[tuple[int, Any]]:
+    found = []
+    # not splitlines(), which takes a character inside a text for a line's end
+    for line, row in enumerate(text.split("\n"), 1):
+        try:
+            found += [(line, json.loads(row))] if row.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {line}: not JSON ({error.msg}). Expected one object per line.") from None
+    return found

@@ -50,7 +50,7 @@ def row(
         detail: What a program needs to redraw or recheck the row: lengths, raw samples, seconds.
 
     Raises:
-        ValueError: `bar` isn't a comparison with a number.
+        ValueError: `bar` is not a comparison with a number.
     """
     if value is not None and not math.isfinite(value):
         value, why = None, why or f"the value is {value}"
@@ -127,7 +127,7 @@ def _finite(value: Any) -> Any:
 
 def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
-    # A package in site-packages may sit inside somebody else's checkout.
+    # a package in site-packages may lie inside the checkout of another project
     if not (root / ".git").exists():
         return None
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -74,7 +74,7 @@ class Sample:
         return f"{self.instruction}{self.context}{self.question}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The sample as a JSON object, a line of the JSONL schema."""
+        """The sample as a JSON object, one line of the JSONL schema."""
         found = dataclasses.asdict(self)
         return {**found, "answers": list(self.answers), "stop": list(self.stop), "meta": dict(self.meta)}
 
@@ -103,7 +103,7 @@ def check_depth(depth: float) -> None:
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[str, str, str]:
-    """What stands before the user's turn, the turn, and what stands behind it, the answer's beginning included.
+    """Text before the user's turn, the turn, and the text after it, the answer's beginning included.
 
     A chat template is used where the tokenizer has one and the sample allows it. White space at the end of the answer's
     beginning is left out, since a token of most vocabularies begins with it; in a template that at its start, too.
@@ -117,7 +117,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[str
 def encode_parts(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[list[int], list[int], list[int]]:
     """Token ids of what stands before the document, of the document, and of all that follows it.
 
-    For methods that take a prompt apart. Put together they are `encode`'s; a token across a seam is the later part's.
+    For methods that treat them differently. Together they are `encode`'s; a token across a seam is the later part's.
     """
     head, _, tail = prompt_text(tokenizer, sample)
     return _parts(tokenizer, sample, head + sample.instruction, sample.context, sample.question + tail)
@@ -170,7 +170,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, sample: Sample, most: int) -> list[
 
 
 def shorten(ids: list[int], most: int, cut: str) -> list[int]:
-    """At most so many of the ids: the first ("document"), the last ("left"), or half of each ("middle")."""
+    """At most `most` of the ids: the first ("document"), the last ("left"), or half of each ("middle")."""
     if len(ids) <= most:
         return ids
     if cut == "document":

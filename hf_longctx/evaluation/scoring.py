@@ -98,7 +98,7 @@ def rouge(prediction: str, answer: str, kind: str, part: str) -> float:
 
 
 def cut_zh(text: str) -> list[str]:
-    """jieba's words of a Chinese text."""
+    """Words of a Chinese text, by jieba."""
     try:
         import jieba
     except ImportError:

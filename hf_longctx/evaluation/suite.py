@@ -182,7 +182,7 @@ class _Questions(Prepared):
         return scored.rows(values, window)
 
     def write(self, out: Path, results: Mapping[str, Any], values: Values) -> None:
-        """What was written for every sample, a JSON object per line, for judges and for the curious."""
+        """Every answer, a JSON object per line, for judges and for reading."""
         lines = []
         for name, many in values.items():
             for at, value in many.items():

@@ -1,7 +1,7 @@
-"""What the runner measures: a task, its cells, and their values.
+"""A task, its cells, and their values.
 
-A `Task` is what is asked for: settings, which are checked without a model. `prepare` makes its texts with a tokenizer
-and gives a `Prepared`, whose cells are measured one by one and make the rows of a result file.
+A `Task` has the settings of a measurement, which are checked without a model. `prepare` makes its texts with a
+tokenizer and gives a `Prepared`, whose cells are measured one by one and make the rows of a result file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 At = tuple[Any, ...]  # a place in a task's grid: task, length, depth, document, as far as the task has them
-Value = Mapping[str, Any]  # what is kept of a finished cell
+Value = Mapping[str, Any]  # of a finished cell, as it is kept on disk
 # {configuration: {place: value}}; None: it did not fit into memory
 Values = Mapping[str, Mapping[At, Value | None]]
 T = TypeVar("T")
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """What is asked of any task.
+    """The part of a request that all tasks have.
 
     Args:
         tasks: Names, for the suite.

@@ -1,6 +1,6 @@
 """Random words, numbers and identifiers: RULER's needles are made of them.
 
-RULER's words are an adjective and a noun from the word lists of the package `wonderwords`; so are ours.
+RULER's words are an adjective and a noun from the word lists of the package `wonderwords`; these are, too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ..upstream.installing import install_extra
 
 @cache
 def word_list(kind: str) -> tuple[str, ...]:
-    """wonderwords' list "noun", "adjective" or "verb".
+    """A list of wonderwords: "noun", "adjective" or "verb".
 
     Raises:
-        ImportError: wonderwords isn't installed.
+        ImportError: wonderwords is not installed.
     """
     try:
         assets = resources.files("wonderwords") / "assets"
@@ -31,12 +31,12 @@ def word_list(kind: str) -> tuple[str, ...]:
 
 
 def a_word(rng: random.Random) -> str:
-    """ "adjective-noun"."""
+    """An adjective and a noun: "adjective-noun"."""
     return f"{rng.choice(word_list('adjective'))}-{rng.choice(word_list('noun'))}"
 
 
 def a_number(rng: random.Random, digits: int = 7) -> str:
-    """A number of so many digits, the first of them not 0."""
+    """A number of `digits` digits, the first of them not 0."""
     return str(rng.randrange(10 ** (digits - 1), 10**digits))
 
 
@@ -54,7 +54,7 @@ MAKERS = {"words": a_word, "numbers": a_number, "uuids": a_uuid}
 
 
 def distinct(rng: random.Random, kind: str, n: int) -> list[str]:
-    """`n` different ones of a kind of MAKERS."""
+    """Different words, numbers or UUIDs, `n` of a kind of MAKERS."""
     found: dict[str, None] = {}
     while len(found) < n:
         found[MAKERS[kind](rng)] = None

@@ -220,7 +220,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     for data, message in [
         (b"\0\1\2", "zero bytes"),
-        ("{'ä'}".encode("latin1"), "isn't UTF-8: byte 2 is 0xe4"),
+        ("{'ä'}".encode("latin1"), "is not UTF-8: byte 2 is 0xe4"),
         (b'{"a": 1}\n{"a": \n', "line 2: not JSON"),
         (b"3\n", "line 1: expected a JSON object, found '3'"),
         (b"", "is empty. Give a file with samples"),

@@ -150,7 +150,7 @@ def test_a_large_file_that_is_no_text_is_refused(tokenizer: Any, large: Path) ->
     with large.open("r+b") as file:
         file.write(b"caf\xe9 au lait")
     for read in (lambda: read_documents(tokenizer, large, 10, 1), lambda: beginning(large, 10)):
-        with pytest.raises(ValueError, match=r"isn't UTF-8.*iconv"):
+        with pytest.raises(ValueError, match=r"is(n't| not) UTF-8.*iconv"):
             read()
 
 

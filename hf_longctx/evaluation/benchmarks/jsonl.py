@@ -1,4 +1,4 @@
-"""The project's own schema, one `Sample` a line; kvpress' fields (`answer` for `answers`) are read as well."""
+"""The project's own schema, one `Sample` per line; kvpress' fields (`answer` for `answers`) are read as well."""
 
 from __future__ import annotations
 

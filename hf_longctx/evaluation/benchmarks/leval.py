@@ -1,11 +1,11 @@
-"""L-Eval (An et al. 2023, https://arxiv.org/abs/2307.11088): one document and many questions a line.
+"""L-Eval (An et al. 2023, https://arxiv.org/abs/2307.11088): one document and many questions per line.
 
 Each question becomes a sample; a document that is too long loses its end. The files are GPL-3.0 and the user's own; the
-prompt is ours, the scores are those of the official code. Open-ended tasks are told the reference's length, as there,
-and scored by token F1 or ROUGE, as each line's `evaluation` says. Lines that are for a judge or for people (`LLM`,
+prompt is hf_longctx's, the scores are those of the official code. Open-ended tasks are told the reference's length, as
+there, and scored by token F1 or ROUGE, as each line's `evaluation` says. Lines for a judge or for people (`LLM`,
 `human`) are left out of a file's score, as there; a file of nothing else is scored by ROUGE, as a proxy. Questions of
 sci_fi have two answers, by the text and by the facts: the official code asks twice, the second time without the
-document, and ours once for both.
+document; here both are asked for at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TWICE = (
 _TOLD = re.compile(r"The answer is (\S+)")
 _JUDGED = re.compile(r"true|false")
 FACT = "[fact:"  # where the second answer of sci_fi begins
-# what is written around the printed value of codeU
+# words around the printed value of codeU
 _AROUND = ("will be", "of the code", "is", "would be", "the value of", "the result of", "printed")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _ALONE = re.compile(r"(?<![A-Za-z])[A-D](?![A-Za-z])")
@@ -191,7 +191,7 @@ def code_output(prediction: str, answer: str) -> float:
 
 
 def judgements(text: str) -> tuple[str | None, ...]:
-    """ "true" or "false" of sci_fi's "True [fact: False]": what the text says, and what is so, if that is there."""
+    """The "true" or "false" of sci_fi's "True [fact: False]": by the text, and by the facts where they are there."""
     parts = text.lower().split(FACT, 1)
     return tuple(found.group() if (found := _JUDGED.search(part)) else None for part in parts)
 

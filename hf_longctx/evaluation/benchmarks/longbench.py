@@ -204,7 +204,7 @@ def classification(prediction: str, answer: str, all_classes: Sequence[str]) -> 
     """1 over the number of class names in the prediction, if the answer is among them.
 
     The official code takes a name that is a part of the answer out of the list that it walks through, and so skips the
-    name behind it. That is kept: scores would not be the official ones without it.
+    name after it. That is kept: scores would not be the official ones without it.
     """
     found = [name for name in all_classes if name in prediction]
     for name in found:

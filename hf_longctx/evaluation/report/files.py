@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# A result file is kilobytes; what is larger is a tokenizer or a data set, and would be read for nothing.
+# A result file is kilobytes; a larger file is a tokenizer or a data set, and would be read for nothing.
 LARGEST = 64 * 2**20
 _TEXTS = ("command", "commit", "hardware", "model", "date")
 

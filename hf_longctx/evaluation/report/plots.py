@@ -34,13 +34,16 @@ class GridCell(Protocol):
     """What a grid is drawn from: a `PasskeyCell`, or any other share found (0 to 1) at a length and depth."""
 
     @property
-    def length(self) -> int: ...
+    def length(self) -> int:
+        """In tokens."""
 
     @property
-    def depth(self) -> float: ...
+    def depth(self) -> float:
+        """From 0 to 1."""
 
     @property
-    def accuracy(self) -> float: ...
+    def accuracy(self) -> float:
+        """From 0 to 1."""
 
 
 MANY = ["#6b7280", "#fbbf77", "#dc2626", "#ea580c", "#a16207", "#65a30d", "#0891b2", "#2563eb"]
@@ -90,7 +93,7 @@ def curve_figure(
     axes = figure.subplots()
     draw_curves(axes, curves, window, share=share)
     if len(curves) > len(LINES):
-        # As many names would lie on the lines.
+        # a legend of that many names would cover the lines
         axes.get_legend().remove()
         lines = axes.get_legend_handles_labels()
         figure.legend(*lines, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
@@ -106,12 +109,14 @@ def passkey_figure(
     subtitle: str = "",
     hidden: str = "key",
 ) -> Any:
-    """Accuracy over length and depth, one panel a configuration, side by side: the passkey grid, the needle heat-map.
+    """Accuracy over length and depth, one panel per configuration, side by side: the passkey grid, the needle heat-map.
 
     Args:
         grids: Label to its cells. A cell that only other configurations have is drawn grey with a dash.
-        window, title, subtitle: As in `curve_figure`.
-        hidden: What lies at the depth, for the axis: "key", "needle".
+        window: As in `curve_figure`.
+        title: As in `curve_figure`.
+        subtitle: As in `curve_figure`.
+        hidden: Name of the thing at the depth, for the axis: "key", "needle".
     """
     lengths, depths = _grid_axes(grids)
     # About 11 inches for three panels of eight lengths: small print stays readable at a README's width.
@@ -142,7 +147,11 @@ def summary_figure(
     Either alone misleads: a sliding window has flat perplexity and finds nothing outside itself.
 
     Args:
-        curves, grids, window, title, subtitle: As in `curve_figure` and `passkey_figure`.
+        curves: As in `curve_figure`.
+        grids: As in `passkey_figure`.
+        window: As in `curve_figure`.
+        title: As in `curve_figure`.
+        subtitle: As in `curve_figure`.
     """
     lengths, depths = _grid_axes(grids)
     figure = new_figure(11.0, 5.0)
@@ -194,7 +203,7 @@ def grid_colour(share: float) -> str:
 
 
 def require_matplotlib() -> Any:
-    """matplotlib's `Figure`, or an ImportError that says how to get it."""
+    """The class `Figure` of matplotlib, or an ImportError that says how to get it."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -203,11 +212,12 @@ def require_matplotlib() -> Any:
 
 
 def new_figure(width: float, height: float) -> Any:
-    Figure = require_matplotlib()
-    return Figure(figsize=(width, height), layout="constrained")
+    """An empty figure of a size in inches."""
+    return require_matplotlib()(figsize=(width, height), layout="constrained")
 
 
 def draw_curves(axes: Any, curves: Mapping[str, Curve], window: int | None, share: bool = False) -> None:
+    """Curves as in `curve_figure`, on axes of the caller's."""
     from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
     drawn = {label: {n: v for n, v in sorted(curve.items()) if v is not None} for label, curve in curves.items()}
@@ -305,6 +315,7 @@ def _titles(axes: Any, title: str, subtitle: str, *, width: int) -> None:
 
 
 def figure_title(figure: Any, title: str, subtitle: str) -> None:
+    """A title over all axes, wrapped to the figure's width."""
     width = int(figure.get_figwidth() * 13)
     text = "\n".join(filter(None, [_wrapped(title, width), _wrapped(subtitle, width)]))
     if text:

@@ -20,7 +20,7 @@ _WIDTH = 5.8  # inches: readable on a phone without enlarging
 
 @dataclass(frozen=True)
 class Text:
-    """What a cell of a table says: the figure, small print below it, and, in a grid, its colour and its hint."""
+    """A cell of a table: the figure, small print below it, and, in a grid, its colour and its hint."""
 
     text: str
     note: str = ""
@@ -61,7 +61,7 @@ class Chart:
 
 @dataclass
 class Section:
-    """What one measurement, of one or more files, says."""
+    """One measurement, of one or more files."""
 
     anchor: str
     title: str
@@ -101,9 +101,9 @@ def sections(files: Sequence[ResultFile]) -> list[Section]:
 
 
 def glance(found: Sequence[Section]) -> Table | None:
-    """Every configuration near, where a model should be at ease, and far: how far does it really read?
+    """Every configuration near, where a model should read well, and far: how far does it really read?
 
-    Of many tasks the mean; nothing of sections with so many configurations that they are a comparison of their own.
+    Of many tasks the mean; nothing of sections whose many configurations are a comparison of their own.
     """
     lines = []
     for section in found:

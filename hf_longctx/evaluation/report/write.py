@@ -29,8 +29,8 @@ def write_report(
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: No result file is in it, or `out` is a file.
-        ImportError: matplotlib or jinja2 isn't installed.
-        OSError: The page can't be written.
+        ImportError: matplotlib or jinja2 is not installed.
+        OSError: The page cannot be written.
     """
     source = Path(folder)
     if out is not None:

@@ -18,19 +18,26 @@ class Hidden(Generated):
     haystack: Haystack | None = None  # None: the noise sentences
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """The fact between sentences of the haystack."""
         before, fact, question, prefix, answer = self.words(rng)
         depth = rng.random() if depth is None else depth
         sentences = [NOISE] * units if self.haystack is None else self.haystack.take(rng, units)
         lines = insert(sentences, [fact], [round(depth * len(sentences))])
-        text = (" " if self.haystack is not None else "\n").join([*([fill] if fill else []), *lines])
-        return Sample(
-            id="", task=self.name, instruction=before, context=text, question=question, answer_prefix=prefix,
-            answers=(answer,), max_new_tokens=self.max_new_tokens, metric=self.metric, depth=depth,
+        joint = " " if self.haystack is not None else "\n"
+        return self.sample(
+            fill,
+            joint,
+            joint.join(lines),
+            instruction=before,
+            question=question,
+            answer_prefix=prefix,
+            answers=(answer,),
+            depth=depth,
             meta={"haystack": "noise" if self.haystack is None else self.haystack.name},
-        )  # fmt: skip
+        )
 
     def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
-        """What stands before the text, the fact, the question, the answer's beginning, and the answer."""
+        """The words before the text, the fact, the question, the answer's beginning, and the answer."""
         raise NotImplementedError
 
 
@@ -42,6 +49,7 @@ class Number(Hidden):
     max_new_tokens: ClassVar[int] = 12
 
     def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
+        """A new number in every sample."""
         digits = ""
         while len(digits) < 10:
             digits += str(rng.randrange(1 if not digits else 0, 10)) * rng.randrange(1, 4)
@@ -60,7 +68,7 @@ class Number(Hidden):
 class Needle(Hidden):
     """A sentence about San Francisco in a real text (Kamradt 2023, LLMTest_NeedleInAHaystack), or a fact of your own.
 
-    The official score is a judge's; ours is whether the answer contains the needle's words.
+    The official score is a judge's; this one is whether the answer contains the needle's words.
     """
 
     fact: str = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
@@ -69,6 +77,7 @@ class Needle(Hidden):
     max_new_tokens: ClassVar[int] = 50
 
     def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
+        """The same fact in every sample."""
         question = f"\n\n{self.asked} Don't give information outside the document or repeat your findings."
         return "", self.fact, question, "", self.answer
 

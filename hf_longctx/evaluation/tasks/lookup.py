@@ -19,16 +19,21 @@ class KeyValue(Generated):
     max_new_tokens: ClassVar[int] = 64
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """A unit is a pair."""
         keys = distinct(rng, "uuids", units)
         pairs = {key: a_uuid(rng) for key in keys}
         at = rng.randrange(units) if depth is None else round(depth * (units - 1))
         lines = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in pairs.items())
-        return Sample(
-            id="", task=self.name, context=f"{fill}\nJSON data:\n{{{lines}}}" if fill else f"JSON data:\n{{{lines}}}",
+        return self.sample(
+            fill,
+            "\n",
+            f"JSON data:\n{{{lines}}}",
             instruction="Extract the value corresponding to the specified key in the JSON object below.\n\n",
-            question=f'\n\nKey: "{keys[at]}"\nCorresponding value:', answers=(pairs[keys[at]],), metric=self.metric,
-            max_new_tokens=self.max_new_tokens, depth=at / max(units - 1, 1), meta={"pairs": units},
-        )  # fmt: skip
+            question=f'\n\nKey: "{keys[at]}"\nCorresponding value:',
+            answers=(pairs[keys[at]],),
+            depth=at / max(units - 1, 1),
+            meta={"pairs": units},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +44,17 @@ class Lines(Generated):
     max_new_tokens: ClassVar[int] = 35
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """A unit is a line."""
         names = distinct(rng, "words", units)
         numbers = [rng.randrange(1, 50_001) for _ in names]
         at = rng.randrange(units) if depth is None else round(depth * (units - 1))
         lines = "".join(
             f"line {name}: REGISTER_CONTENT is <{number}>\n" for name, number in zip(names, numbers, strict=True)
         )
-        return Sample(
-            id="", task=self.name, context=f"{fill}\n{lines}" if fill else lines,
+        return self.sample(
+            fill,
+            "\n",
+            lines,
             instruction=(
                 "Below is a record of lines I want you to remember. Each line begins with 'line <line index>' and "
                 "contains a '<REGISTER_CONTENT>' at the end of the line as a numerical value. For each line index, "
@@ -57,9 +65,10 @@ class Lines(Generated):
                 f"\nNow the record is over. Tell me what is the <REGISTER_CONTENT> in line {names[at]}? "
                 "I need the number."
             ),
-            answers=(str(numbers[at]),), metric=self.metric, max_new_tokens=self.max_new_tokens,
-            depth=at / max(units - 1, 1), meta={"lines": units},
-        )  # fmt: skip
+            answers=(str(numbers[at]),),
+            depth=at / max(units - 1, 1),
+            meta={"lines": units},
+        )
 
 
 TASKS = {"kv": lambda name, text: KeyValue(name=name), "lines": lambda name, text: Lines(name=name)}

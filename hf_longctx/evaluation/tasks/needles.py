@@ -40,7 +40,9 @@ class Needles(Generated):
         haystack: "noise", "needles", or a text's `Haystack`.
         key_kind: "words" or "uuids".
         value_kind: "numbers" or "uuids".
-        keys, values, queries: How many of each.
+        keys: Number of needles.
+        values: Number of values of each needle.
+        queries: Number of needles that are asked for.
     """
 
     haystack: str | Haystack = "noise"
@@ -55,29 +57,34 @@ class Needles(Generated):
         return max(self.keys, self.queries)
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """Needles between sentences of the haystack."""
         keys = distinct(rng, self.key_kind, self._n)
         values = {key: [MAKERS[self.value_kind](rng) for _ in range(self.values)] for key in keys}
         asked = rng.sample(keys, self.queries)
         needles = [(key, NEEDLE.format(kind=self.value_kind, key=key, value=v)) for key in keys for v in values[key]]
         rng.shuffle(needles)
         if depth is not None:
-            # what is asked for stands first among needles of one place
+            # the needles that are asked for stand first among those of one place
             needles.sort(key=lambda needle: needle[0] not in asked)
         texts = [text for _, text in needles]
         sentences = self._sentences(rng, units)
         places = self._places(rng, len(sentences), len(texts), depth)
         joint = " " if isinstance(self.haystack, Haystack) else "\n"
-        context = joint.join([*([fill] if fill else []), *insert(sentences, texts, places)])
         one = self.queries * self.values == 1
         words = {"kind": self.value_kind[:-1] if one else self.value_kind, "query": _listed(asked)}
         before, question, prefix = (part.format(**words) for part in (ONE if one else MANY))
         first = min(place for place, (key, _) in zip(places, needles, strict=True) if key in asked)
-        return Sample(
-            id="", task=self.name, instruction=before, context=context, question=question, answer_prefix=prefix,
-            answers=tuple(v for key in asked for v in values[key]), max_new_tokens=self.max_new_tokens,
-            metric=self.metric, depth=first / max(len(sentences), 1) if depth is None else depth,
+        return self.sample(
+            fill,
+            joint,
+            joint.join(insert(sentences, texts, places)),
+            instruction=before,
+            question=question,
+            answer_prefix=prefix,
+            answers=tuple(v for key in asked for v in values[key]),
+            depth=first / max(len(sentences), 1) if depth is None else depth,
             meta={"keys": asked, "haystack": getattr(self.haystack, "name", self.haystack)},
-        )  # fmt: skip
+        )
 
     def _sentences(self, rng: random.Random, units: int) -> list[str]:
         if isinstance(self.haystack, Haystack):

@@ -36,6 +36,7 @@ class PassKey(Hidden):
     max_new_tokens: ClassVar[int] = 10
 
     def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
+        """A new key in every sample."""
         key = str(rng.randrange(10_000, 100_000))
         question, _, prefix = passkey.QUESTION.partition("? ")
         return f"{passkey.TASK}\n", passkey.INFO.format(key=key), f"\n{question}?", f" {prefix}", key

@@ -59,22 +59,26 @@ class Questions(Generated):
         return cls(name=name, documents=tuple(documents), items=tuple(items))
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """A random question; when the other documents are used up, they come again, as in the official code."""
         if depth is not None:
             raise ValueError(f"depth={depth}: the documents of {self.name} are shuffled. Leave the depth out.")
         item = rng.choice(self.items)
         others = [i for i in range(len(self.documents)) if i not in item.own]
         rng.shuffle(others)
-        # official: when the documents are used up, they come again
         many = [others[i % len(others)] for i in range(units)] if others else []
         chosen = [*item.own, *many]
         rng.shuffle(chosen)
         text = "\n\n".join(f"Document {i}:\n{self.documents[at]}" for i, at in enumerate(chosen, 1))
-        return Sample(
-            id="", task=self.name, instruction=f"{ASK}\n\nThe following are given documents.\n\n",
-            context=f"{fill}\n\n{text}" if fill else text, question=f"\n\n{ASK}\n\nQuestion: {item.question}",
-            answer_prefix=" Answer:", answers=item.answers, max_new_tokens=self.max_new_tokens, metric=self.metric,
+        return self.sample(
+            fill,
+            "\n\n",
+            text,
+            instruction=f"{ASK}\n\nThe following are given documents.\n\n",
+            question=f"\n\n{ASK}\n\nQuestion: {item.question}",
+            answer_prefix=" Answer:",
+            answers=item.answers,
             meta={"documents": len(chosen)},
-        )  # fmt: skip
+        )
 
 
 def _squad(data: Any) -> tuple[list[str], list[Item]]:

@@ -34,21 +34,28 @@ class VariableTracking(Generated):
     max_new_tokens: ClassVar[int] = 30
 
     def at(self, length: int) -> VariableTracking:
+        """Without the example below 1,024 tokens."""
         return self if length >= 1024 else replace(self, example=False)
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """Chains of assignments between lines of noise."""
         example = ""
         if self.example:
             text, value, names = self._chain(rng, _SHOWN, 3)
             prefix = PREFIX.format(n=len(names), value=value)
             example = f"{BEFORE}{text}{QUESTION.format(value=value)}{prefix}{' '.join(names)}\n\n"
         text, value, names = self._chain(rng, units, 5, depth)
-        return Sample(
-            id="", task=self.name, instruction=f"{example}{BEFORE}", context=f"{fill}\n{text}" if fill else text,
-            question=QUESTION.format(value=value), answer_prefix=PREFIX.format(n=len(names), value=value),
-            answers=tuple(names), max_new_tokens=self.max_new_tokens, metric=self.metric, depth=depth,
+        return self.sample(
+            fill,
+            "\n",
+            text,
+            instruction=f"{example}{BEFORE}",
+            question=QUESTION.format(value=value),
+            answer_prefix=PREFIX.format(n=len(names), value=value),
+            answers=tuple(names),
+            depth=depth,
             meta={"value": value},
-        )  # fmt: skip
+        )
 
     def _chain(
         self, rng: random.Random, units: int, width: int, depth: float | None = None
