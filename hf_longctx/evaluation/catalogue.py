@@ -37,11 +37,7 @@ def readers() -> dict[str, Callable[[str | Path], Iterator[Sample]]]:
 
 
 def read(name: str, path: str | Path) -> Iterator[Sample]:
-    """Samples of a local file of a benchmark.
-
-    Args:
-        name: A name from `readers()`.
-        path: The file. The task's name is its stem where the format does not say it.
+    """Samples of a local file of a benchmark. The task's name is its stem where the format does not say it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -80,16 +76,9 @@ def check_name(name: str) -> None:
 
 
 def make_task(name: str, haystack: Haystack | str | None = None) -> Generated:
-    """A generated task by name; "qa_1:FILE" and "qa_2:FILE" read a local file.
+    """A generated task by its name, one of `task_names()`; "qa_1:FILE" and "qa_2:FILE" read a local file.
 
-    Args:
-        name: One of `task_names()`.
-        haystack: The text in which needles are hidden, for the tasks that hide them in one; CPython's language
-            reference (`load_text("python-docs")`) by default.
-
-    Raises:
-        ValueError: There is no such task, or qa_1 or qa_2 is given without its file.
-        FileNotFoundError: There is no such file.
+    Needles are hidden in `haystack`, CPython's language reference by default. Errors as `check_name`.
     """
     check_name(name)
     kind, _, path = name.partition(":")
@@ -115,20 +104,10 @@ def samples(
     haystack: Haystack | str | None = None,
     cache: str | Path | None = None,
 ) -> list[Sample]:
-    """`n` samples of a task; see `Generated.samples`.
+    """`n` samples of a task or its name, whose prompt and answer take `length` tokens together.
 
-    Args:
-        task: A name from `task_names()`, or a task.
-        tokenizer: The model's.
-        length: Tokens of prompt and answer together.
-        n: Number of samples.
-        seed: Of the samples.
-        depth: Where the answer is, 0 first to 1 last; None: at random places.
-        haystack: As in `make_task`.
-        cache: A folder. Samples that were made for the same tokenizer and arguments are read from it, and kept there.
-
-    Raises:
-        ValueError: As in `make_task` and `Generated.samples`.
+    See `Generated.samples` and `make_task`. `cache` is a folder: samples that were made for the same tokenizer and
+    arguments are read from it, and kept there.
     """
     made = make_task(task, haystack) if isinstance(task, str) else task
     if cache is None:

@@ -47,16 +47,15 @@ class Generated(ABC):
             depth: Where the answer is to be, 0 first to 1 last; None: at a random place.
         """
 
-    def sample(self, fill: str, joint: str, text: str, **fields: Any) -> Sample:
-        """A sample of this task with the filler at the head of its document `text`."""
-        return Sample(
-            id="",
-            task=self.name,
-            context=f"{fill}{joint}{text}" if fill else text,
-            max_new_tokens=self.max_new_tokens,
-            metric=self.metric,
-            **fields,
-        )
+    def sample(self, fill: str, joint: str, text: str, prompt: tuple[str, str, str], **fields: Any) -> Sample:
+        """A sample with the filler at the head of its document `text`.
+
+        `prompt` is the text before the document, the question after it, and the answer's beginning.
+        """
+        before, question, prefix = prompt
+        given = {"instruction": before, "question": question, "answer_prefix": prefix, **fields}
+        given |= {"id": "", "task": self.name, "max_new_tokens": self.max_new_tokens, "metric": self.metric}
+        return Sample(context=f"{fill}{joint}{text}" if fill else text, **given)
 
     def at(self, length: int) -> Generated:
         """The task as it is at a length, for those whose counts depend on it."""

@@ -38,7 +38,7 @@ def trimmed(prediction: str, sample: Sample) -> str:
 def score(prediction: str, sample: Sample) -> float:
     """The sample's own metric of what the model wrote, 0 to 1.
 
-    Only what was generated is scored, not the answer's beginning that was given; it ends before the sample's `stop`.
+    Only generated text is scored, not the answer's beginning that was given; it ends before the sample's `stop`.
 
     Raises:
         ValueError: There is no such metric of one sample, or the sample lacks what it needs.
@@ -56,14 +56,7 @@ def scores(predictions: Sequence[str], samples: Sequence[Sample]) -> tuple[float
     """The score of a task, 0 to 1, and that of each sample; None where a judge has to give it.
 
     Each sample is scored by its own metric. A task's score is the mean over its samples, those for a judge left out;
-    of a metric of all samples together (BLEU), each of its samples counts with what they have together.
-
-    Args:
-        predictions: What the model wrote for each sample.
-        samples: Of one task, at least one.
-
-    Raises:
-        ValueError: As in `score`, or there are no samples.
+    with a metric of all samples together (BLEU), each of its samples counts with the score of all. Errors as `score`.
     """
     if not samples:
         raise ValueError("0 samples: expected at least one.")

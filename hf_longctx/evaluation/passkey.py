@@ -149,12 +149,12 @@ def passkey_grid(
 
     Args:
         model: Anything with `generate`, in eval mode.
-        tokenizer: As in `passkey_prompts`, like `trials`, `seed` and `haystack`.
+        tokenizer: Its tokenizer.
         lengths: Of prompts, in tokens.
         depths: Of the key, 0 to 1.
         trials: Prompts per cell.
-        seed: Of the keys.
-        haystack: The text around the key.
+        seed: As in `passkey_prompts`.
+        haystack: As in `passkey_prompts`.
         batch_size: Prompts per `generate` call, of one length and maybe several depths: nothing is padded.
         keep_last: The model gets only this number of a prompt's last tokens: the truncation baseline. Plain
             truncation, so the task's first words and the beginning-of-text token are lost with the rest.

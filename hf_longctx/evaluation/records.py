@@ -69,9 +69,9 @@ class Record:
         """The value of a key that has to be a text if it is there."""
         return self.text(key) if key in self.data else default
 
-    def sample(self, *, question: str = "", answers: tuple[str, ...] = (), **fields: Any) -> Sample:
+    def sample(self, **fields: Any) -> Sample:
         """A `Sample` of these fields, `checked`; without question and answers where the benchmark has none."""
-        return self.checked(Sample(question=question, answers=answers, **fields))
+        return self.checked(Sample(**{"question": "", "answers": (), **fields}))
 
     def checked(self, sample: Sample) -> Sample:
         """The sample, if it has what its metric needs; else an error that says where it stands."""

@@ -6,7 +6,7 @@ Finished cells are kept in `cells.jsonl` as they come, so an interrupted run con
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from .report.render import terminal
 from .report.sections import sections
 from .results import check_out, environment, result_file, write_results
 from .suite import Suite
-from .task import At, Cell, Grid, Prepared, Task
+from .task import Cell, Grid, Prepared, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,11 +59,9 @@ def evaluate(
         task: "ppl" or "passkey"; or names of generated tasks, "ruler" for the eleven of RULER's that need no file, and
             "READER:FILE" for a local file of a benchmark, separated by commas or in a list. A pass key in a list is a
             task like the others, with a chat template.
-        lengths: Context lengths in tokens. Of tasks and files, of prompt and answer together: generated prompts have
-            that length, those of a file are cut to it, each as its benchmark says.
+        lengths: Context lengths in tokens; of tasks and files, of prompt and answer together.
         out: Folder of the results; the same arguments and folder resume an interrupted run.
-        method: Compared with the model as it is: applied while its cells run and undone again; or a procedure around
-            `generate`, which is told where a prompt's document is and reads prompts one by one.
+        method: Compared with the model as it is: a method, or a procedure around `generate`.
         depths: Where the answer is, 0 first to 1 last: one cell for each.
         text: Which is read, or in which needles are hidden, see `load_text`.
         seed: Of the generated prompts.
@@ -79,8 +77,8 @@ def evaluate(
 
     Raises:
         ImportError: The task needs a package that is not installed.
-        ValueError: There is no such task or setting, a value is out of range, a text or a length is too short, a file
-            is not in its benchmark's format, `out` holds another run, or the model already carries a method.
+        ValueError: A name or value is wrong, a text or a length is too short, a file is not in its benchmark's format,
+            `out` holds another run, or the model already carries a method.
         OSError: A file cannot be read, `out` cannot be written, or another run writes there now; finished cells are
             kept.
     """
@@ -118,7 +116,8 @@ def evaluate(
     console = console or Console()
     with claimed(out):
         store = CellStore(Path(out) / "cells.jsonl", {**prepared.asked(), **told, **here})
-        _measure(model, method, prepared, cells, store, console)
+        each = [cell for own in cells.values() for cell in own.values()]
+        _measure(model, method, prepared, each, store, console)
         values = {name: {at: store.get(cell.key) for at, cell in own.items()} for name, own in cells.items()}
         told |= {"window": window, "configurations": list(kinds), **prepared.notes()}
         told |= {"method_repr": None if method is None else repr(method)}
@@ -131,14 +130,9 @@ def evaluate(
 
 
 def _measure(
-    model: Any,
-    method: Any,
-    prepared: Prepared,
-    cells: Mapping[str, Mapping[At, Cell]],
-    store: CellStore,
-    console: Console,
+    model: Any, method: Any, prepared: Prepared, cells: Iterable[Cell], store: CellStore, console: Console
 ) -> None:
-    waiting = {cell.key: cell for own in cells.values() for cell in own.values() if cell.key not in store}
+    waiting = {cell.key: cell for cell in cells if cell.key not in store}
     with Progress(prepared.unit, sum(cell.size for cell in waiting.values()), console) as progress:
         for kind in ("stock", "method"):
             own = [cell for cell in waiting.values() if cell.key[0] == kind]

@@ -128,11 +128,7 @@ def encode_all(
 ) -> list[Tensor]:
     """Token ids of the prompts, (L,) int32 each; the tokenizer works on all of them at once.
 
-    Args:
-        tokenizer: The model's.
-        samples: At least one.
-        rooms: Tokens there is room for, per sample; a longer prompt is cut as its `cut` says, outside of the chat
-            template.
+    A prompt that is longer than its room, in tokens, is cut as its `cut` says, outside of the chat template.
 
     Raises:
         ValueError: The parts of a prompt that cannot be cut are longer than its room.

@@ -32,16 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The part of a request that all tasks have.
-
-    Args:
-        tasks: Names, for the suite.
-        lengths: Context lengths in tokens.
-        depths: Where the answer is, 0 first to 1 last; None: the task's own.
-        text: A text's name or path, see `load_text`.
-        seed: Of everything that is generated.
-        cache: Folder that keeps generated samples; None: they are made again.
-    """
+    """The arguments of `evaluate` that all tasks have."""
 
     tasks: Sequence[str] = ()
     lengths: Sequence[int]
@@ -66,17 +57,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell to be measured.
+    """A cell to be measured. Configurations may share one, and cells of one length batches."""
 
-    Args:
-        key: What is computed, beginning with "stock" or "method": configurations may share a cell.
-        length: Tokens read; cells of one length may share batches.
-        size: What it counts on the progress bar, in the task's `unit`.
-    """
-
-    key: tuple[Any, ...]
-    length: int
-    size: int
+    key: tuple[Any, ...]  # what is computed, beginning with "stock" or "method"
+    length: int  # tokens read
+    size: int  # on the progress bar, in the task's `unit`
 
 
 def setting(default: Any, help: str) -> Any:
@@ -141,13 +126,10 @@ class Prepared(ABC):
     def measure(
         self, model: Any, cells: Sequence[Cell], extra: Mapping[str, Any], progress: Callable[[int], None]
     ) -> Iterator[tuple[Cell, Value | None]]:
-        """Cells of one length with their values as they are finished; None: it did not fit into memory.
+        """Cells of one length and kind with their values as they are finished; None: it did not fit into memory.
 
-        Args:
-            model: With the method applied, if one is measured.
-            cells: Of one length and kind.
-            extra: Further arguments of `generate`, for methods that are procedures around it.
-            progress: Called with how much was done since the last call.
+        The method, if one is measured, is applied; a procedure around `generate` is in its arguments `extra`.
+        `progress` is called with the size of the work done since its last call.
         """
         for cell in cells:
             value, seconds, peak = attempt(lambda: self.value(model, cell, progress), model.device)  # noqa: B023

@@ -19,7 +19,6 @@ ECHO = '''
 from dataclasses import dataclass
 
 from ..generated import Generated
-from ..sample import Sample
 from ..scoring import Metric
 
 
@@ -29,9 +28,7 @@ class Echo(Generated):
     max_new_tokens = 4
 
     def build(self, rng, units, fill, depth):
-        text = f"{fill} w7 " + "w3 " * units
-        return Sample(id="", task=self.name, context=text, question="w5", answers=("w7",), max_new_tokens=4,
-                      metric=self.metric)
+        return self.sample(fill, " ", "w7 " + "w3 " * units, ("", "w5", ""), answers=("w7",))
 
 
 TASKS = {"echo": lambda name, text: Echo(name=name)}

@@ -17,6 +17,7 @@ from .longchat import lines
 
 def read(path: str | Path) -> Iterator[Sample]:
     """Samples of a file; ValueError names the line and key of what is wrong."""
+    common = {"task": Path(path).stem, "max_new_tokens": 64, "metric": "presence"}
     for record in records(path):
         if "expected_number" in record.data:
             yield lines(record, "giraffe_lines")
@@ -24,15 +25,9 @@ def read(path: str | Path) -> Iterator[Sample]:
         turns = record.many("conversations")
         if len(turns) < 2 or not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
             raise record.wrong("'conversations' has to be a prompt and an answer, each with a text 'value'.")
-        yield record.sample(
-            id=record.name("id"),
-            task=Path(path).stem,
-            context=turns[0]["value"],
-            answers=(turns[1]["value"],),
-            max_new_tokens=64,
-            metric="presence",
-            meta={"tok_len": record.get("tok_len")},
-        )
+        text, answer = (turn["value"] for turn in turns[:2])
+        meta = {"tok_len": record.get("tok_len")}
+        yield record.sample(id=record.name("id"), context=text, answers=(answer,), meta=meta, **common)
 
 
 METRICS = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..metrics import JUDGED
 from ..records import records
 from ..sample import Sample
-from ..scoring import Metric, meta, whole_number
+from ..scoring import Metric, whole_number
 from .longwriter import n_words
 
 _WORDS = re.compile(r"no (?:shorter|less) than (\d[\d,]*) words")
@@ -26,18 +26,11 @@ def read(path: str | Path) -> Iterator[Sample]:
         prompt = record.text("instruction" if record.get("chat_prompt") is None else "chat_prompt")
         found = _WORDS.search(prompt)
         required = int(found.group(1).replace(",", "")) if found else None
-        yield record.sample(
-            id=record.name("id"),
-            task=Path(path).stem,
-            context=prompt,
-            max_new_tokens=16384,
-            metric=JUDGED if required is None else "long_enough",
-            meta={
-                "required": required,
-                "checklists": record.get("checklists", []),
-                "groups": [str(record.get("category"))] if record.get("category") else [],
-            },
-        )
+        groups = [str(record.get("category"))] if record.get("category") else []
+        meta = {"required": required, "checklists": record.get("checklists", []), "groups": groups}
+        metric = JUDGED if required is None else "long_enough"
+        common = {"task": Path(path).stem, "max_new_tokens": 16384, "metric": metric}
+        yield record.sample(id=record.name("id"), context=prompt, meta=meta, **common)
 
 
 def long_enough(text: str, required: int) -> float:
@@ -47,7 +40,7 @@ def long_enough(text: str, required: int) -> float:
 
 METRICS = {
     "long_enough": Metric(
-        lambda prediction, sample: long_enough(prediction, meta(sample, "required")),
+        lambda prediction, sample: long_enough(prediction, whole_number(sample, "required")),
         references=False,
         needs=lambda sample: whole_number(sample, "required"),
     )

@@ -32,6 +32,8 @@ BY_TASK = {
 }
 OTHERS = ("human", "LLM")  # who evaluates, where no rule does
 BY_EVALUATION = {"exam": "first_line", "f1": "qa_f1", **dict.fromkeys(("rouge", *OTHERS), "rouge_overall")}
+BEFORE = "Read this document, then do what is asked behind it.\n\n"
+COMMON = {"instruction": BEFORE, "answer_prefix": " Answer:", "max_new_tokens": 512, "cut": "document"}
 LETTERS = " Answer with the letter of the right choice only, or with all letters if several are right."
 TWICE = (
     " Answer True or False by the document, and then in brackets by the facts of the real world, in the form: "
@@ -83,19 +85,9 @@ def _sample(record: Record, task: str, metric: str, i: int, question: str, answe
         hint = TWICE if FACT in answer.lower() else ""
     elif metric in ("rouge_overall", JUDGED):
         hint = f" We need a {len(answer.split())} words answer."
-    return record.sample(
-        id=f"{record.line}-{i}",
-        task=task,
-        instruction="Read this document, then do what is asked behind it.\n\n",
-        context=record.text("input"),
-        question=f"\n\nInstruction: {question}{hint}",
-        answer_prefix=" Answer:",
-        answers=(answer,),
-        max_new_tokens=512,
-        metric=metric,
-        cut="document",
-        meta={"source": source},
-    )
+    prompt = {"context": record.text("input"), "question": f"\n\nInstruction: {question}{hint}", "answers": (answer,)}
+    about = {"id": f"{record.line}-{i}", "task": task, "metric": metric, "meta": {"source": source}}
+    return record.sample(**COMMON, **prompt, **about)
 
 
 def _letters(record: Record, i: int, question: str, answer: str) -> str:

@@ -150,24 +150,18 @@ def read(path: str | Path) -> Iterator[Sample]:
         task = record.text("dataset").removesuffix("_e")
         if task not in TASKS:
             raise record.wrong(f"the dataset {task!r} is none of LongBench's: {', '.join(TASKS)}.")
-        prompt, tokens, metric = TASKS[task]
-        before, _, after = prompt.partition("{context}")
+        template, tokens, metric = TASKS[task]
+        before, _, after = template.partition("{context}")
         classes = record.get("all_classes")
         if metric == "classification" and not classes:
             raise record.wrong(f"{task} needs 'all_classes', the names of the classes.")
-        yield record.sample(
-            id=record.text("_id"),
-            task=task,
-            instruction=before,
-            context=record.text("context"),
-            question=after.replace("{input}", record.text("input")),
-            answers=record.texts("answers"),
-            max_new_tokens=tokens,
-            metric=metric,
-            chat=task not in NO_CHAT,
-            stop=("\n",) if task in FIRST_LINE else (),
-            meta={"all_classes": classes, "first_line": task in FIRST_LINE, "groups": _bucket(record.get("length"))},
-        )
+        first = task in FIRST_LINE
+        question = after.replace("{input}", record.text("input"))
+        prompt = {"instruction": before, "context": record.text("context"), "question": question}
+        common = {"max_new_tokens": tokens, "metric": metric, "chat": task not in NO_CHAT}
+        meta = {"all_classes": classes, "first_line": first, "groups": _bucket(record.get("length"))}
+        parts = {"answers": record.texts("answers"), "stop": ("\n",) if first else (), "meta": meta}
+        yield record.sample(id=record.text("_id"), task=task, **prompt, **common, **parts)
 
 
 def _bucket(length: object) -> list[str]:

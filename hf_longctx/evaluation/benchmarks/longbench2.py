@@ -21,6 +21,7 @@ AFTER = (
     "\n</text>\n\nWhat is the correct answer to this question: {question}\nChoices:\n(A) {A}\n(B) {B}\n(C) {C}\n(D) {D}"
     '\n\nFormat your response as follows: "The correct answer is (insert answer here)".'
 )
+COMMON = {"task": "longbench2", "instruction": BEFORE, "max_new_tokens": 128, "metric": "choice"}
 _TOLD = (re.compile(r"The correct answer is \(([A-D])\)"), re.compile(r"The correct answer is ([A-D])"))
 
 
@@ -31,17 +32,10 @@ def read(path: str | Path) -> Iterator[Sample]:
         if (answer := record.text("answer").strip()) not in choices:
             raise record.wrong(f"the key 'answer' is {answer!r:.60}; expected A, B, C or D.")
         groups = [str(record.get(key)) for key in ("difficulty", "length") if record.get(key)]
-        yield record.sample(
-            id=record.text("_id"),
-            task="longbench2",
-            instruction=BEFORE,
-            context=record.text("context").strip(),
-            question=AFTER.format(question=record.text("question").strip(), **choices),
-            answers=(answer,),
-            max_new_tokens=128,
-            metric="choice",
-            meta={"groups": groups, "domain": record.get("domain")},
-        )
+        question = AFTER.format(question=record.text("question").strip(), **choices)
+        prompt = {"context": record.text("context").strip(), "question": question, "answers": (answer,)}
+        meta = {"groups": groups, "domain": record.get("domain")}
+        yield record.sample(id=record.text("_id"), meta=meta, **prompt, **COMMON)
 
 
 def letter(prediction: str) -> str | None:

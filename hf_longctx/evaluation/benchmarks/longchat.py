@@ -26,16 +26,10 @@ def lines(record: Record, task: str = "longchat_lines") -> Sample:
     document, mark, question = record.text("prompt").rpartition(_LAST)
     if not mark:
         document, question = question, ""
-    return record.sample(
-        id=record.name("random_idx"),
-        task=task,
-        context=document,
-        question=mark + question,
-        answers=record.texts("expected_number"),
-        max_new_tokens=35,
-        metric="first_integer",
-        meta={"groups": [f"{record['num_lines']} lines"] if record.get("num_lines") is not None else []},
-    )
+    groups = [f"{record['num_lines']} lines"] if record.get("num_lines") is not None else []
+    prompt = {"context": document, "question": mark + question, "answers": record.texts("expected_number")}
+    common = {"task": task, "max_new_tokens": 35, "metric": "first_integer"}
+    return record.sample(id=record.name("random_idx"), meta={"groups": groups}, **prompt, **common)
 
 
 def _topics(record: Record) -> Sample:
@@ -43,15 +37,9 @@ def _topics(record: Record) -> Sample:
     topics = record.texts("topics")
     if not topics:
         raise record.wrong("'topics' is empty; expected the topics of the conversation.")
-    return record.sample(
-        id=record.name("test_id"),
-        task="longchat_topics",
-        context=record.text("prompt"),
-        answers=topics[:1],
-        max_new_tokens=50,
-        metric="contains",
-        meta={"groups": [f"{len(topics)} topics"]},
-    )
+    prompt = {"context": record.text("prompt"), "answers": topics[:1]}
+    common = {"task": "longchat_topics", "max_new_tokens": 50, "metric": "contains"}
+    return record.sample(id=record.name("test_id"), meta={"groups": [f"{len(topics)} topics"]}, **prompt, **common)
 
 
 def first_integer(prediction: str, answers: Sequence[str]) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..records import records
 from ..sample import Sample
-from ..scoring import Metric, meta, whole_number
+from ..scoring import Metric, whole_number
 
 BINS = (500, 2000, 4000)
 _CHINESE, _ENGLISH = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"\b[a-zA-Z]+\b")
@@ -19,19 +19,14 @@ _CHINESE, _ENGLISH = re.compile(r"[\u4e00-\u9fff]"), re.compile(r"\b[a-zA-Z]+\b"
 
 def read(path: str | Path) -> Iterator[Sample]:
     """Samples of a file, whose stem is the task; ValueError names the line and key of what is wrong."""
+    common = {"task": Path(path).stem, "max_new_tokens": 32768, "metric": "length_score"}
     for record in records(path, ("prompt", "length")):
         required = record.number("length")
         if required < 1:
             raise record.wrong(f"'length' is {required}; expected a number of words, at least 1.")
         groups = [str(record.get("type"))] if record.get("type") else []
-        yield record.sample(
-            id=str(record.line),
-            task=Path(path).stem,
-            context=record.text("prompt"),
-            max_new_tokens=32768,
-            metric="length_score",
-            meta={"required": required, "groups": [_bin(required), *groups]},
-        )
+        meta = {"required": required, "groups": [_bin(required), *groups]}
+        yield record.sample(id=str(record.line), context=record.text("prompt"), meta=meta, **common)
 
 
 def _bin(words: int) -> str:
@@ -62,7 +57,7 @@ def length_score(text: str, required: int) -> float:
 
 METRICS = {
     "length_score": Metric(
-        lambda prediction, sample: length_score(prediction, meta(sample, "required")),
+        lambda prediction, sample: length_score(prediction, whole_number(sample, "required")),
         references=False,
         needs=lambda sample: whole_number(sample, "required"),
     )

@@ -52,22 +52,16 @@ def read(path: str | Path) -> Iterator[Sample]:
     if task not in TASKS:
         raise ValueError(f"{path}: no data set of M4LE is called {task!r}. There are: {', '.join(sorted(TASKS))}.")
     metric, stop = TASKS[task]
+    tokens = 512 if metric.startswith(("rouge", "bleu")) else 64
+    common = {"task": task, "max_new_tokens": tokens, "metric": metric, "stop": stop}
     for record in records(path, KEYS):
         answers = record.texts("answers")
         if task.endswith("multiple_cls+cnt"):
             answers = tuple(answer.split(stop[0])[0] for answer in answers)
         bucket = record.get("length_bucket")
-        yield record.sample(
-            id=record.name("id"),
-            task=task,
-            instruction=record.text("instruction") + "\n",
-            context=record.text("input"),
-            answers=answers,
-            max_new_tokens=512 if metric.startswith(("rouge", "bleu")) else 64,
-            metric=metric,
-            stop=stop,
-            meta={"groups": [] if bucket is None else [str(bucket)], "quoted": task == "news2016"},
-        )
+        prompt = {"instruction": record.text("instruction") + "\n", "context": record.text("input")}
+        meta = {"groups": [] if bucket is None else [str(bucket)], "quoted": task == "news2016"}
+        yield record.sample(id=record.name("id"), answers=answers, meta=meta, **prompt, **common)
 
 
 def contains(prediction: str, answers: Sequence[str]) -> float:

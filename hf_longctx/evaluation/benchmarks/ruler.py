@@ -31,22 +31,16 @@ def read(path: str | Path) -> Iterator[Sample]:
             f"{path}: {task!r} is no task of RULER's. The file, or its folder, is called as its task, which begins "
             f"with one of {', '.join(TOKENS)}."
         )
+    metric = "string_match_part" if task.startswith("qa") else "string_match_all"
+    common = {"task": task, "max_new_tokens": tokens, "metric": metric}
     for record in records(path, KEYS):
         text = record.text("input")
         at = max(text.rfind(mark) for mark in MARKS)
         if task.startswith("qa"):  # whose question begins one mark earlier
             at = text.rfind(MARKS[-1]) if MARKS[-1] in text else at
         at = len(text) if at < 0 else at
-        yield record.sample(
-            id=record.name("index"),
-            task=task,
-            context=text[:at],
-            question=text[at:],
-            answers=record.texts("outputs"),
-            answer_prefix=record.optional("answer_prefix"),
-            max_new_tokens=tokens,
-            metric="string_match_part" if task.startswith("qa") else "string_match_all",
-        )
+        prompt = {"context": text[:at], "question": text[at:], "answer_prefix": record.optional("answer_prefix")}
+        yield record.sample(id=record.name("index"), answers=record.texts("outputs"), **prompt, **common)
 
 
 def string_match_all(prediction: str, answers: Sequence[str]) -> float:

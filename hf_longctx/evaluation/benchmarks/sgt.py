@@ -19,6 +19,9 @@ CHECKS = ("checks_once", "checks_range", "checks_periodic")
 
 def read(path: str | Path) -> Iterator[Sample]:
     """Samples of a file; ValueError names the line and key of what is wrong."""
+    task = Path(path).stem
+    tokens = 16384 if "short" in task.lower() else 32768
+    common = {"task": task, "max_new_tokens": tokens, "metric": "sgt"}
     for record in records(path, ("prompt", "type", "number", *CHECKS)):
         checks: dict[str, list[str]] = {}  # a section may have one of each kind
         for key in CHECKS:
@@ -28,14 +31,8 @@ def read(path: str | Path) -> Iterator[Sample]:
             for i, text in some.items():
                 checks.setdefault(str(int(i)), []).append(text)
         kind = record.text("type")
-        yield record.sample(
-            id=str(record.line),
-            task=Path(path).stem,
-            context=record.text("prompt"),
-            max_new_tokens=16384 if "short" in Path(path).stem.lower() else 32768,
-            metric="sgt",
-            meta={"type": kind, "number": record.number("number"), "checks": checks, "groups": [kind]},
-        )
+        about = {"type": kind, "number": record.number("number"), "checks": checks, "groups": [kind]}
+        yield record.sample(id=str(record.line), context=record.text("prompt"), meta=about, **common)
 
 
 def sections(text: str, kind: str) -> dict[int, str]:

@@ -59,8 +59,7 @@ class CommonWords(Generated):
             numbered = " ".join(f"{i}. {word}" for i, word in enumerate(answers, 1))
             example = f"{before}{text}{question}{prefix} {numbered}\n"
         text, answers = self._list(rng, units, self.often, self.seldom)
-        parts = {"instruction": f"{example}{before}", "question": question, "answer_prefix": prefix}
-        return self.sample(fill, " ", text, **parts, answers=tuple(answers))
+        return self.sample(fill, " ", text, (f"{example}{before}", question, prefix), answers=tuple(answers))
 
     def _list(self, rng: random.Random, others: int, often: int, seldom: int) -> tuple[str, list[str]]:
         known = sorted({word for kind in ("noun", "adjective", "verb") for word in word_list(kind)})
@@ -100,12 +99,7 @@ class FrequentWords(Generated):
         counts = [int(n * rank**-2 / _ZETA_2) for rank in range(1, len(vocabulary) + 1)]
         words = [word for word, count in zip(vocabulary, counts, strict=True) for _ in range(count)]
         rng.shuffle(words)
-        before, question, prefix = CODED
-        parts = {"instruction": before, "question": question, "answer_prefix": prefix}
-        return self.sample(fill, " ", " ".join(words), **parts, answers=tuple(vocabulary[1:4]))
+        return self.sample(fill, " ", " ".join(words), CODED, answers=tuple(vocabulary[1:4]))
 
 
-TASKS = {
-    "cwe": lambda name, text: CommonWords(name=name),
-    "fwe": lambda name, text: FrequentWords(name=name),
-}
+TASKS = {"cwe": lambda name, text: CommonWords(name=name), "fwe": lambda name, text: FrequentWords(name=name)}

@@ -24,17 +24,9 @@ class Hidden(Generated):
         sentences = [NOISE] * units if self.haystack is None else self.haystack.take(rng, units)
         lines = insert(sentences, [fact], [round(depth * len(sentences))])
         joint = " " if self.haystack is not None else "\n"
-        return self.sample(
-            fill,
-            joint,
-            joint.join(lines),
-            instruction=before,
-            question=question,
-            answer_prefix=prefix,
-            answers=(answer,),
-            depth=depth,
-            meta={"haystack": "noise" if self.haystack is None else self.haystack.name},
-        )
+        meta = {"haystack": "noise" if self.haystack is None else self.haystack.name}
+        prompt = before, question, prefix
+        return self.sample(fill, joint, joint.join(lines), prompt, answers=(answer,), depth=depth, meta=meta)
 
     def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
         """The words before the text, the fact, the question, the answer's beginning, and the answer."""
@@ -82,7 +74,4 @@ class Needle(Hidden):
         return "", self.fact, question, "", self.answer
 
 
-TASKS = {
-    "number": lambda name, text: Number(name=name),
-    "niah": lambda name, text: Needle(name=name, haystack=text),
-}
+TASKS = {"number": lambda name, text: Number(name=name), "niah": lambda name, text: Needle(name=name, haystack=text)}

@@ -11,6 +11,15 @@ from ..generated import Generated
 from ..sample import Sample
 from ..words import a_uuid, distinct
 
+EXTRACT = "Extract the value corresponding to the specified key in the JSON object below.\n\n"
+REMEMBER = (
+    "Below is a record of lines I want you to remember. Each line begins with 'line <line index>' and contains a "
+    "'<REGISTER_CONTENT>' at the end of the line as a numerical value. For each line index, memorize its corresponding "
+    "<REGISTER_CONTENT>. At the end of the record, I will ask you to retrieve the corresponding <REGISTER_CONTENT> of "
+    "a certain line index. Now the record start:\n\n"
+)
+ASK = "\nNow the record is over. Tell me what is the <REGISTER_CONTENT> in line {name}? I need the number."
+
 
 @dataclass(frozen=True, kw_only=True)
 class KeyValue(Generated):
@@ -24,16 +33,9 @@ class KeyValue(Generated):
         pairs = {key: a_uuid(rng) for key in keys}
         at = rng.randrange(units) if depth is None else round(depth * (units - 1))
         lines = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in pairs.items())
-        return self.sample(
-            fill,
-            "\n",
-            f"JSON data:\n{{{lines}}}",
-            instruction="Extract the value corresponding to the specified key in the JSON object below.\n\n",
-            question=f'\n\nKey: "{keys[at]}"\nCorresponding value:',
-            answers=(pairs[keys[at]],),
-            depth=at / max(units - 1, 1),
-            meta={"pairs": units},
-        )
+        prompt = EXTRACT, f'\n\nKey: "{keys[at]}"\nCorresponding value:', ""
+        where = {"depth": at / max(units - 1, 1), "meta": {"pairs": units}}
+        return self.sample(fill, "\n", f"JSON data:\n{{{lines}}}", prompt, answers=(pairs[keys[at]],), **where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,24 +53,9 @@ class Lines(Generated):
         lines = "".join(
             f"line {name}: REGISTER_CONTENT is <{number}>\n" for name, number in zip(names, numbers, strict=True)
         )
-        return self.sample(
-            fill,
-            "\n",
-            lines,
-            instruction=(
-                "Below is a record of lines I want you to remember. Each line begins with 'line <line index>' and "
-                "contains a '<REGISTER_CONTENT>' at the end of the line as a numerical value. For each line index, "
-                "memorize its corresponding <REGISTER_CONTENT>. At the end of the record, I will ask you to retrieve "
-                "the corresponding <REGISTER_CONTENT> of a certain line index. Now the record start:\n\n"
-            ),
-            question=(
-                f"\nNow the record is over. Tell me what is the <REGISTER_CONTENT> in line {names[at]}? "
-                "I need the number."
-            ),
-            answers=(str(numbers[at]),),
-            depth=at / max(units - 1, 1),
-            meta={"lines": units},
-        )
+        prompt = REMEMBER, ASK.format(name=names[at]), ""
+        where = {"depth": at / max(units - 1, 1), "meta": {"lines": units}}
+        return self.sample(fill, "\n", lines, prompt, answers=(str(numbers[at]),), **where)
 
 
 TASKS = {"kv": lambda name, text: KeyValue(name=name), "lines": lambda name, text: Lines(name=name)}

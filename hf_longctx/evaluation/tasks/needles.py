@@ -73,18 +73,13 @@ class Needles(Generated):
         one = self.queries * self.values == 1
         words = {"kind": self.value_kind[:-1] if one else self.value_kind, "query": _listed(asked)}
         before, question, prefix = (part.format(**words) for part in (ONE if one else MANY))
+        prompt = before, question, prefix
         first = min(place for place, (key, _) in zip(places, needles, strict=True) if key in asked)
-        return self.sample(
-            fill,
-            joint,
-            joint.join(insert(sentences, texts, places)),
-            instruction=before,
-            question=question,
-            answer_prefix=prefix,
-            answers=tuple(v for key in asked for v in values[key]),
-            depth=first / max(len(sentences), 1) if depth is None else depth,
-            meta={"keys": asked, "haystack": getattr(self.haystack, "name", self.haystack)},
-        )
+        depth = first / max(len(sentences), 1) if depth is None else depth
+        meta = {"keys": asked, "haystack": getattr(self.haystack, "name", self.haystack)}
+        answers = tuple(value for key in asked for value in values[key])
+        text = joint.join(insert(sentences, texts, places))
+        return self.sample(fill, joint, text, prompt, answers=answers, depth=depth, meta=meta)
 
     def _sentences(self, rng: random.Random, units: int) -> list[str]:
         if isinstance(self.haystack, Haystack):

@@ -17,6 +17,8 @@ from ..sample import Sample
 
 ASK = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 
+BEFORE = f"{ASK}\n\nThe following are given documents.\n\n"
+
 
 @dataclass(frozen=True)
 class Item:
@@ -69,16 +71,8 @@ class Questions(Generated):
         chosen = [*item.own, *many]
         rng.shuffle(chosen)
         text = "\n\n".join(f"Document {i}:\n{self.documents[at]}" for i, at in enumerate(chosen, 1))
-        return self.sample(
-            fill,
-            "\n\n",
-            text,
-            instruction=f"{ASK}\n\nThe following are given documents.\n\n",
-            question=f"\n\n{ASK}\n\nQuestion: {item.question}",
-            answer_prefix=" Answer:",
-            answers=item.answers,
-            meta={"documents": len(chosen)},
-        )
+        prompt = BEFORE, f"\n\n{ASK}\n\nQuestion: {item.question}", " Answer:"
+        return self.sample(fill, "\n\n", text, prompt, answers=item.answers, meta={"documents": len(chosen)})
 
 
 def _squad(data: Any) -> tuple[list[str], list[Item]]:

@@ -45,16 +45,9 @@ class VariableTracking(Generated):
             prefix = PREFIX.format(n=len(names), value=value)
             example = f"{BEFORE}{text}{QUESTION.format(value=value)}{prefix}{' '.join(names)}\n\n"
         text, value, names = self._chain(rng, units, 5, depth)
+        asked = QUESTION.format(value=value), PREFIX.format(n=len(names), value=value)
         return self.sample(
-            fill,
-            "\n",
-            text,
-            instruction=f"{example}{BEFORE}",
-            question=QUESTION.format(value=value),
-            answer_prefix=PREFIX.format(n=len(names), value=value),
-            answers=tuple(names),
-            depth=depth,
-            meta={"value": value},
+            fill, "\n", text, (f"{example}{BEFORE}", *asked), answers=tuple(names), depth=depth, meta={"value": value}
         )
 
     def _chain(
