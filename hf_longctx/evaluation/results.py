@@ -60,6 +60,16 @@ def row(
     }  # fmt: skip
 
 
+def compared(
+    what: str, values: Mapping[str, float | None], unit: str, *, why: str, detail: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A row of configurations: the value of the last, the others' beside it; `why` is for a missing value."""
+    *others, main = values
+    missing = why if values[main] is None else None
+    beside = {name: values[name] for name in others}
+    return row(f"{what}, {main}", values[main], unit, why=missing, beside=beside, detail=detail)
+
+
 def environment(device: torch.device | str | None = None) -> dict[str, Any]:
     """`commit`, `hardware` and `versions` of this run.
 

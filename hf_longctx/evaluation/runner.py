@@ -99,9 +99,6 @@ def evaluate(
             if hasattr(method, "check_room") and max(grid.lengths) > window:
                 method.check_room(model)
     prepared = chosen.prepare(tokenizer, grid)
-    if not alone:
-        prepared.check_window(window)
-
     kinds: dict[str, tuple[str, int | None]] = {stock: ("stock", None), f"last {window:,} tokens": ("stock", window)}
     kinds = kinds if method is None else {**kinds, type(method).__name__: ("method", None)}
     if alone:
@@ -115,11 +112,11 @@ def evaluate(
     here = {"model": model_name(model), "weights": weights_digest(model), **environment(model.device)}
     console = console or Console()
     with claimed(out):
-        store = CellStore(Path(out) / "cells.jsonl", {**prepared.asked(), **told, **here})
+        store = CellStore(Path(out) / "cells.jsonl", {**prepared.asked, **told, **here})
         each = [cell for own in cells.values() for cell in own.values()]
         _measure(model, method, prepared, each, store, console)
         values = {name: {at: store.get(cell.key) for at, cell in own.items()} for name, own in cells.items()}
-        told |= {"window": window, "configurations": list(kinds), **prepared.notes()}
+        told |= {"window": window, "configurations": list(kinds), **prepared.notes}
         told |= {"method_repr": None if method is None else repr(method)}
         rows = prepared.rows(values, window)
         found = result_file(rows, model=model_name(model), command=command, device=model.device, settings=told)

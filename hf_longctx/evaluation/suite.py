@@ -135,20 +135,15 @@ class _Questions(Prepared):
     def __init__(
         self, task: Suite, tokenizer: PreTrainedTokenizerBase, grid: Grid, made: Samples, seconds: float
     ) -> None:
-        self.task, self.tokenizer, self.grid, self.samples, self.seconds = task, tokenizer, grid, made, seconds
-
-    def asked(self) -> dict[str, Any]:
+        self.task, self.tokenizer, self.grid, self.samples = task, tokenizer, grid, made
         # the digest of the samples tells all of these apart, but not to a reader
-        depths = None if self.grid.depths is None else list(self.grid.depths)
-        return {"lengths": list(self.grid.lengths), "n": self.task.samples, "depths": depths}
+        self.asked = {"lengths": list(grid.lengths), "n": task.samples, "depths": grid.depths and list(grid.depths)}
+        self.notes = {"seconds_making_samples": seconds}
 
     def settings(self, window: int) -> dict[str, Any]:
         told = {"tasks": list(self.grid.tasks), "text": Path(self.grid.text).name, "window": window}
         told |= {"prefill_tokens": self.task.prefill_tokens, "samples": _digest(self.samples)}
         return {**told, "tokenizer": tokenizer_digest(self.tokenizer)}
-
-    def notes(self) -> dict[str, Any]:
-        return {"seconds_making_samples": self.seconds}
 
     def places(self) -> list[At]:
         return list(self.samples)
@@ -157,13 +152,11 @@ class _Questions(Prepared):
         task, length, depth = at
         # within the window, truncation is the stock model itself
         keep = window if window and length > window else None
-        return Cell((kind, task, length, depth, keep), length, len(self.samples[task, length, depth]))
-
-    def check_window(self, window: int) -> None:
-        for (_, length, _), some in self.samples.items():
+        some = self.samples[task, length, depth]
+        if keep is not None:
             for sample in some if some[0].length is None else some[:1]:
-                if window < length:
-                    _check_room(self.tokenizer, sample, window, "window")
+                _check_room(self.tokenizer, sample, keep, "window")
+        return Cell((kind, task, length, depth, keep), length, len(some))
 
     def measure(
         self, model: Any, cells: Sequence[Cell], extra: Mapping[str, Any], progress: Callable[[int], None]

@@ -99,14 +99,8 @@ class Prepared(ABC):
     """A task with its texts: what its cells are, how one is measured, and what the rows say."""
 
     unit: ClassVar[str] = "tokens"  # what progress counts
-
-    def asked(self) -> dict[str, Any]:
-        """What else tells this run from others than `settings`."""
-        return {}
-
-    def notes(self) -> dict[str, Any]:
-        """What the result file records besides, which does not tell runs apart."""
-        return {}
+    asked: Mapping[str, Any] = {}  # what else than `settings` tells this run from others
+    notes: Mapping[str, Any] = {}  # what the result file records besides, which does not tell runs apart
 
     @abstractmethod
     def settings(self, window: int) -> dict[str, Any]:
@@ -118,10 +112,11 @@ class Prepared(ABC):
 
     @abstractmethod
     def cell(self, kind: str, at: At, window: int | None) -> Cell:
-        """The cell of a place for "stock" or "method"; with a window, of the last tokens that fit it."""
+        """The cell of a place for "stock" or "method"; with a window, of the last tokens that fit it.
 
-    def check_window(self, window: int) -> None:  # noqa: B027  # optional
-        """ValueError for places whose truncation to the window would hold nothing."""
+        Raises:
+            ValueError: The window has no room for the place's answer.
+        """
 
     def measure(
         self, model: Any, cells: Sequence[Cell], extra: Mapping[str, Any], progress: Callable[[int], None]

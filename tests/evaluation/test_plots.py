@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from hf_longctx.evaluation.passkey import PasskeyCell
 from hf_longctx.evaluation.report import plots
 
 CURVES: dict[str, Any] = {"stock": {512: 20.0, 1024: 18.0, 2048: 900.0, 4096: None}, "method": {512: 20.0, 4096: 17.0}}
 GRIDS = {
-    "stock": [PasskeyCell(n, d, 10, 10 if n == 512 else 0) for n in (512, 2048) for d in (0.0, 1.0)],
-    "method": [PasskeyCell(n, 1.0, 10, 5) for n in (512, 2048, 4096)],
+    "stock": {(n, d): 1.0 if n == 512 else 0.0 for n in (512, 2048) for d in (0.0, 1.0)},
+    "method": {(n, 1.0): 0.5 for n in (512, 2048, 4096)},
 }
 
 
@@ -62,7 +61,7 @@ def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match=r"none of the curves \['stock'\]"):
         plots.curve_figure({"stock": {512: None}})
     with pytest.raises(ValueError, match="none of the grids"):
-        plots.passkey_figure({"stock": []})
+        plots.passkey_figure({"stock": {}})
 
 
 def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

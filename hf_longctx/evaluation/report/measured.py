@@ -38,15 +38,6 @@ class Score:
 _Found = tuple[str, str, Kind, dict[tuple[str, int, float | None], Score]]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A share found (0 to 1) at a length and depth, for a grid."""
-
-    length: int
-    depth: float
-    accuracy: float
-
-
 @dataclass
 class Measured:
     """The scores of one task.
@@ -110,13 +101,13 @@ class Measured:
         found = {length: self.pooled(configuration, length) for length in self.lengths}
         return {length: score.value for length, score in found.items() if score is not None}
 
-    def grid(self, configuration: str) -> list[Cell]:
-        """The cells that have a depth and a value."""
-        return [
-            Cell(length, depth, score.value)
+    def grid(self, configuration: str) -> dict[tuple[int, float], float]:
+        """{(length, depth): value}, for scores that have both."""
+        return {
+            (length, depth): score.value
             for (name, length, depth), score in self.scores.items()
             if name == configuration and depth is not None and score.value is not None
-        ]
+        }
 
 
 def groups(files: Sequence[ResultFile]) -> list[list[ResultFile]]:

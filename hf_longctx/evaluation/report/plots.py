@@ -12,12 +12,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...storage.files import write_whole
 from ...upstream.installing import install_extra
 
 Curve = Mapping[int, float | None]
+Shares = Mapping[tuple[int, float], float]  # share found (0 to 1) by length and depth
 # The needle-in-a-haystack colours that readers of such grids know.
 GRID_COLOURS = ["#F0496E", "#EBB839", "#0CD79F"]
 # The second is a wide pale band for truncation, under the others: they often lie on it.
@@ -28,22 +29,6 @@ LINES: list[dict[str, Any]] = [
     {"color": "#4f46e5", "marker": "D", "ls": "-", "lw": 2, "ms": 4},
     {"color": "#be185d", "marker": "v", "ls": "-", "lw": 2, "ms": 4},
 ]
-
-
-class GridCell(Protocol):
-    """What a grid is drawn from: a `PasskeyCell`, or any other share found (0 to 1) at a length and depth."""
-
-    @property
-    def length(self) -> int:
-        """In tokens."""
-
-    @property
-    def depth(self) -> float:
-        """From 0 to 1."""
-
-    @property
-    def accuracy(self) -> float:
-        """From 0 to 1."""
 
 
 MANY = ["#6b7280", "#fbbf77", "#dc2626", "#ea580c", "#a16207", "#65a30d", "#0891b2", "#2563eb"]
@@ -102,7 +87,7 @@ def curve_figure(
 
 
 def passkey_figure(
-    grids: Mapping[str, Sequence[GridCell]],
+    grids: Mapping[str, Shares],
     *,
     window: int | None = None,
     title: str = "",
@@ -136,7 +121,7 @@ def passkey_figure(
 
 def summary_figure(
     curves: Mapping[str, Curve],
-    grids: Mapping[str, Sequence[GridCell]],
+    grids: Mapping[str, Shares],
     *,
     window: int | None = None,
     title: str = "",
@@ -267,18 +252,15 @@ def _number(value: float, _: int | None = None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def _grid_axes(grids: Mapping[str, Sequence[GridCell]]) -> tuple[list[int], list[float]]:
-    cells = [cell for grid in grids.values() for cell in grid]
+def _grid_axes(grids: Mapping[str, Shares]) -> tuple[list[int], list[float]]:
+    cells = {cell for grid in grids.values() for cell in grid}
     if not cells:
         raise ValueError(f"Nothing to draw: none of the grids {list(grids)} has a cell.")
-    return sorted({cell.length for cell in cells}), sorted({cell.depth for cell in cells})
+    return sorted({length for length, _ in cells}), sorted({depth for _, depth in cells})
 
 
-def _draw_grid(
-    axes: Any, cells: Sequence[GridCell], lengths: list[int], depths: list[float], window: int | None
-) -> Any:
-    found = {(cell.depth, cell.length): 100 * cell.accuracy for cell in cells}
-    table = [[found.get((depth, length), float("nan")) for length in lengths] for depth in depths]
+def _draw_grid(axes: Any, cells: Shares, lengths: list[int], depths: list[float], window: int | None) -> Any:
+    table = [[100 * cells.get((length, depth), float("nan")) for length in lengths] for depth in depths]
     image = axes.imshow(table, cmap=_grid_colours(), vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(lengths)), [tokens(n) for n in lengths], rotation=45 if len(lengths) > 8 else 0)
     axes.set_yticks(range(len(depths)), [f"{100 * depth:.3g}" for depth in depths])

@@ -18,7 +18,7 @@ from .. import passkey
 from ..passkey import MAX_NEW_TOKENS, haystack_ids, passkey_cell, passkey_prompts, wilson_interval
 from ..report import plots
 from ..report.figure import write_figure
-from ..results import row
+from ..results import compared
 from ..task import At, Cell, Grid, Prepared, Task, Value, Values, cost, digest, setting
 from .hidden import Hidden
 
@@ -121,30 +121,17 @@ class _Prompts(Prepared):
 
 
 def passkey_rows(values: Values) -> list[dict[str, Any]]:
-    """One row per length and depth: the last configuration's accuracy, the others beside it."""
-    *others, main = values
+    """One row per length and depth."""
     rows = []
-    for length, depth in values[main]:
+    for length, depth in next(iter(values.values())):
         found = {name: many[length, depth] for name, many in values.items()}
         done = {name: value for name, value in found.items() if value}
-        share = {name: value["correct"] / value["trials"] for name, value in done.items()}
-        rows.append(
-            row(
-                f"passkey found, {length:,} tokens, depth {depth:g}, {main}",
-                share.get(main),
-                "share of trials",
-                why=None if main in done else "out of memory",
-                beside={name: share.get(name) for name in others},
-                detail={
-                    "length": length,
-                    "depth": depth,
-                    "trials": {name: value["trials"] for name, value in done.items()},
-                    "correct": {name: value["correct"] for name, value in done.items()},
-                    "wilson_95": {n: wilson_interval(v["correct"], v["trials"]) for n, v in done.items()},
-                    **cost({name: [value] for name, value in found.items()}),
-                },
-            )
-        )
+        share = {name: value["correct"] / value["trials"] if value else None for name, value in found.items()}
+        detail = {"length": length, "depth": depth, **cost({name: [value] for name, value in found.items()})}
+        detail |= {key: {name: value[key] for name, value in done.items()} for key in ("trials", "correct")}
+        detail["wilson_95"] = {n: wilson_interval(v["correct"], v["trials"]) for n, v in done.items()}
+        what = f"passkey found, {length:,} tokens, depth {depth:g}"
+        rows.append(compared(what, share, "share of trials", why="out of memory", detail=detail))
     return rows
 
 

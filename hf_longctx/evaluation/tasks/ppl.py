@@ -12,7 +12,7 @@ from ...text.tokens import bos_prefix
 from ..perplexity import check_lengths, fixed_targets, perplexity
 from ..report import plots
 from ..report.figure import write_figure
-from ..results import row
+from ..results import compared
 from ..task import At, Cell, Grid, Prepared, Task, Value, Values, cost, digest, setting
 
 if TYPE_CHECKING:
@@ -90,23 +90,15 @@ class _Spans(Prepared):
 
 
 def perplexity_rows(values: Values, n_targets: int) -> list[dict[str, Any]]:
-    """One row per length: the last configuration's perplexity, the others beside it. Places are (length, document)."""
-    *others, main = values
+    """One row per length. Places are (length, document)."""
     rows = []
-    for length in dict.fromkeys(length for length, _ in values[main]):
+    for length in dict.fromkeys(length for length, _ in next(iter(values.values()))):
         found = {name: [value for at, value in many.items() if at[0] == length] for name, many in values.items()}
         nll = {name: [value["nll"] for value in many if value] for name, many in found.items() if None not in many}
         each = {name: perplexity(nll[name]) if name in nll else None for name in values}
-        rows.append(
-            row(
-                f"perplexity of the last {n_targets:,} tokens, {length:,} read, {main}",
-                each[main],
-                "perplexity",
-                why=None if main in nll else "out of memory",
-                beside={name: each[name] for name in others},
-                detail={"length": length, "nll_per_document": nll, **cost(found)},
-            )
-        )
+        what = f"perplexity of the last {n_targets:,} tokens, {length:,} read"
+        detail = {"length": length, "nll_per_document": nll, **cost(found)}
+        rows.append(compared(what, each, "perplexity", why="out of memory", detail=detail))
     return rows
 
 
