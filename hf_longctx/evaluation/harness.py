@@ -222,9 +222,12 @@ def _subclass() -> type[Any]:
                 )
 
         def tok_batch_encode(
-            self, strings: Iterable[str], padding_side: str = "left", left_truncate_len: int | None = None,
+            self,
+            strings: Iterable[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
             truncation: bool = False,
-        ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ) -> tuple[Tensor, Tensor]:
             texts = list(strings)
             if left_truncate_len is None or not (self._middle or self._truncate == "error"):
                 return super().tok_batch_encode(texts, padding_side, left_truncate_len, truncation)

@@ -16,14 +16,14 @@ from rich.console import Console
 from ..console.progress import Progress
 from ..settings import unknown_setting
 from ..storage.cells import CellStore
-from ..storage.files import claimed
+from ..storage.files import check_folder, claimed
 from ..storage.fingerprint import weights_digest
 from . import benchmarks, tasks
 from .folder import declared, modules
 from .report.files import ResultFile
 from .report.render import terminal
 from .report.sections import sections
-from .results import check_out, environment, result_file, write_results
+from .results import environment, result_file, write_results
 from .suite import Suite
 from .task import Cell, Grid, Prepared, Task
 
@@ -85,27 +85,17 @@ def evaluate(
     chosen = find_task(task, settings)
     grid = Grid(tasks=_names(task), lengths=lengths, depths=depths, text=text, seed=seed, cache=cache)
     grid = checked(chosen, grid, method)
-    check_out(out)
+    check_folder(out)
     window = checked_window(model.config.get_text_config(), window, chosen.at_least)
-    stock = "as loaded" if getattr(model.config, "hf_longctx", None) else "stock"
+    kinds = _configurations(model, method, window, alone)
     if method is not None:
-        if stock != "stock":
-            raise ValueError(
-                "The model already carries a method in config.hf_longctx, so there is no stock model to compare with. "
-                "Load the original checkpoint, or leave out method= to measure the model as it is."
-            )
         # a method that refuses this model should do so before the stock model has run for an hour
         with running(method, model):
             if hasattr(method, "check_room") and max(grid.lengths) > window:
                 method.check_room(model)
     prepared = chosen.prepare(tokenizer, grid)
-    kinds: dict[str, tuple[str, int | None]] = {stock: ("stock", None), f"last {window:,} tokens": ("stock", window)}
-    kinds = kinds if method is None else {**kinds, type(method).__name__: ("method", None)}
-    if alone:
-        kinds = dict([list(kinds.items())[0 if method is None else -1]])
-    cells = {
-        name: {at: prepared.cell(kind, at, cut) for at in prepared.places()} for name, (kind, cut) in kinds.items()
-    }
+    places = prepared.places()
+    cells = {name: {at: prepared.cell(kind, at, cut) for at in places} for name, (kind, cut) in kinds.items()}
     told = {"task": chosen.name, "seed": seed, "method": None if method is None else method.spec()}
     told |= prepared.settings(window)
     # cells of older code or other hardware do not belong beside new ones
@@ -124,6 +114,21 @@ def evaluate(
         prepared.write(Path(out), found, values)
         console.print(terminal(sections([ResultFile("results.json", found)]), []))
         return found
+
+
+def _configurations(model: Any, method: Any, window: int, alone: bool) -> dict[str, tuple[str, int | None]]:
+    """{name: whether "stock" or "method" runs, and the window that it is given the last tokens of}."""
+    carries = bool(getattr(model.config, "hf_longctx", None))
+    if carries and method is not None:
+        raise ValueError(
+            "The model already carries a method in config.hf_longctx, so there is no stock model to compare with. "
+            "Load the original checkpoint, or leave out method= to measure the model as it is."
+        )
+    stock: dict[str, tuple[str, int | None]] = {"as loaded" if carries else "stock": ("stock", None)}
+    own: dict[str, tuple[str, int | None]] = {} if method is None else {type(method).__name__: ("method", None)}
+    if alone:
+        return own or stock
+    return {**stock, f"last {window:,} tokens": ("stock", window), **own}
 
 
 def _measure(

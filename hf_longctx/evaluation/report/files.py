@@ -60,8 +60,8 @@ def collect(folder: str | Path) -> tuple[list[ResultFile], list[LeftOut]]:
         (found if isinstance(kept, ResultFile) else left).append(kept)  # type: ignore[arg-type]  # the list fits
     left += _unfinished(root) if Path(folder).is_dir() else []
     if not found:
-        raise ValueError(f"{folder} holds no result file of hf_longctx{_instead(left)}. "
-                         "`hf-longctx eval MODEL --task ... --out DIR` writes one.")  # fmt: skip
+        why = f"{folder} holds no result file of hf_longctx{_instead(left)}."
+        raise ValueError(f"{why} `hf-longctx eval MODEL --task ... --out DIR` writes one.")
     return found, left
 
 

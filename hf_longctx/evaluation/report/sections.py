@@ -138,9 +138,13 @@ def _section(group: list[ResultFile], anchor: str) -> Section:
 
 def _about(settings: dict[str, Any]) -> str:
     said = {
-        "window": "trained window {:,} tokens", "text": "text {}", "documents": "{:,} documents",
-        "n_targets": "the last {:,} tokens are scored", "trials": "{:,} trials a cell", "seed": "seed {}",
-    }  # fmt: skip
+        "window": "trained window {:,} tokens",
+        "text": "text {}",
+        "documents": "{:,} documents",
+        "n_targets": "the last {:,} tokens are scored",
+        "trials": "{:,} trials per cell",
+        "seed": "seed {}",
+    }
     parts = []
     for key, words in said.items():
         value = settings.get(key)

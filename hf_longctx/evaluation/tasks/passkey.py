@@ -117,7 +117,7 @@ class _Prompts(Prepared):
 
     def write(self, out: Path, results: Mapping[str, Any], values: Values) -> None:
         title = f"Passkey retrieval, % found (dashed: trained window, {plots.tokens(results['settings']['window'])})"
-        write_figure(out, results, title, f"{self.task.trials} trials a cell, seed {self.grid.seed}")
+        write_figure(out, results, title, f"{self.task.trials} trials per cell, seed {self.grid.seed}")
 
 
 def passkey_rows(values: Values) -> list[dict[str, Any]]:
