@@ -36,16 +36,9 @@ def greedy(
     end = model.generation_config.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end[0] if isinstance(end, list) else end)
     # the model's own settings, such as a chat checkpoint's sampling, would fill what is left out here
-    plain = {
-        "do_sample": False,
-        "num_beams": 1,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "top_k": 50,
-        "repetition_penalty": 1.0,
-    }
+    plain = {"num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "repetition_penalty": 1.0}
     own = {"eos_token_id": end, "pad_token_id": pad, "prefill_chunk_size": prefill_chunk_size}
-    return GenerationConfig(max_new_tokens=max_new_tokens, **plain, **own)
+    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, **plain, **own)
 
 
 def answer(

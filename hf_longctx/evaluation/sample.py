@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CUTS = ("middle", "document", "left")
-REQUIRED = ("id", "task", "context", "question", "answers", "max_new_tokens", "metric")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +76,6 @@ class Sample:
         """The sample as a JSON object, one line of the JSONL schema."""
         found = dataclasses.asdict(self)
         return {**found, "answers": list(self.answers), "stop": list(self.stop), "meta": dict(self.meta)}
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> Sample:
-        """The sample of a JSON object. Keys beyond the schema go into `meta`.
-
-        Raises:
-            KeyError: A required key is missing.
-        """
-        known = {f.name for f in dataclasses.fields(cls)}
-        for key in REQUIRED:
-            if key not in given:
-                raise KeyError(key)
-        fields = {key: value for key, value in given.items() if key in known}
-        meta = {**given.get("meta", {}), **{key: value for key, value in given.items() if key not in known}}
-        answers = given["answers"]
-        fields["answers"] = (answers,) if isinstance(answers, str) else tuple(map(str, answers))
-        return cls(**{**fields, "id": str(given["id"]), "stop": tuple(given.get("stop", ())), "meta": meta})
 
 
 def check_depth(depth: float) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from ..metrics import metrics, unknown
 from ..records import Record, is_text, records
 from ..sample import Sample
 
-STRINGS = ("task", "context", "question", "metric", "instruction", "answer_prefix", "cut")
-# other keys whose values are not turned into what they should be
+REQUIRED = ("id", "task", "context", "question", "answers", "max_new_tokens", "metric")
+# the types of all keys but `id`, which may be a number
 TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(
+        ("task", "context", "question", "metric", "instruction", "answer_prefix", "cut"), (str, "a string")
+    ),
     "answers": ((str, list), "a string or a list of strings"),
     "max_new_tokens": (int, "a whole number"),
     "length": ((int, type(None)), "a whole number"),
@@ -31,29 +34,26 @@ def read(path: str | Path) -> Iterator[Sample]:
 
 
 def _sample(record: Record) -> Sample:
-    data = dict(record.data)
-    if "answers" not in data and "answer" in data:
-        data["answers"] = data.pop("answer")
+    """The sample of a record; keys beyond the schema go into `meta`."""
+    data = {"answers" if key == "answer" and "answers" not in record.data else key: v for key, v in record.data.items()}
     data["id"] = record.name("id")
-    for key in STRINGS:
-        if not isinstance(data.get(key, ""), str):
-            raise record.wrong(f"{key}={data[key]!r:.60}: expected a string.")
     for key, (kind, words) in TYPES.items():
         # a truth value is an int, too
         if key in data and (not isinstance(data[key], kind) or (kind is not bool and isinstance(data[key], bool))):
             raise record.wrong(f"{key}={data[key]!r:.60}: expected {words}.")
-    for key, some in (("answers", data.get("answers")), ("stop", data.get("stop"))):
+    answers, stop = data.get("answers", []), data.get("stop", [])
+    for key, some in (("answers", answers), ("stop", stop)):
         wrong = [item for item in some if not is_text(item)] if isinstance(some, list) else []
         if wrong:
             raise record.wrong(f"{key} has {wrong[0]!r:.60} in it: expected {TYPES[key][1]}.")
     if not 0 <= (data.get("depth") or 0) <= 1:
         raise record.wrong(f"depth={data['depth']!r:.60}: expected {TYPES['depth'][1]}.")
+    for key in REQUIRED:
+        replace(record, data=data)[key]
+    more = {key: value for key, value in data.items() if key not in ("id", *TYPES)}
+    data = {key: value for key, value in data.items() if key not in more}
+    data |= {"answers": (answers,) if isinstance(answers, str) else tuple(map(str, answers)), "stop": tuple(stop)}
     try:
-        sample = Sample.from_dict(data)
-    except KeyError as error:
-        raise record.wrong(f"the key {error} is missing. There are: {', '.join(map(repr, data))}.") from None
-    except (TypeError, ValueError) as error:
+        return Sample(**data | {"meta": {**data.get("meta", {}), **more}})
+    except ValueError as error:
         raise record.wrong(str(error)) from None
-    if sample.metric not in (known := metrics()):
-        raise record.wrong(unknown(sample.metric, known))
-    return sample
