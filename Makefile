@@ -69,9 +69,9 @@ format: $(READY)  ## Lay out the code and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(READY)  ## Render README's and the cards' tables, docs/composition.md, docs/families.md and methods.json
+tables: $(READY)  ## Render README's and the cards' tables, docs/composition.md, docs/families.md and registry.json
 	$(BIN)/python -m recipes.benchmarks tables
-	$(BIN)/python -m hf_longctx.registry
+	$(BIN)/python -c "from hf_longctx.registry import FILE, text; FILE.write_text(text(), encoding='utf-8')"
 	$(BIN)/python -m tests.composition
 	$(BIN)/python -m tests.families
 

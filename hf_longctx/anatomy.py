@@ -11,34 +11,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import transformers
 from torch import nn
 
 FULL = "full_attention"
 APART = "apart"  # the kind of a module without a config, which names the attention function
-_RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
-# before 5.21 such a model raises UnboundLocalError in the second forward past its trained length
-LONGROPE_PER_LAYER = _RELEASE >= (5, 21)
-# what `generate` does wrong behind a cache that has read already, and the release that mended it, if any did:
-# assisted decoding gives its first forward all of input_ids, though the cache has most of them
-MENDED_BEHIND_A_CACHE: dict[str, tuple[int, int] | None] = {
-    "prefill_chunk_size": (5, 21),
-    "prompt_lookup_num_tokens": None,
-    "assistant_model": None,
-    "assistant_early_exit": None,
-}
-
-
-def check_behind_a_cache(asked: Any) -> None:
-    """ValueError for what this transformers' `generate` cannot do behind a cache. `asked` looks a setting up."""
-    for name, release in MENDED_BEHIND_A_CACHE.items():
-        if asked(name) is not None and (release is None or release > _RELEASE):
-            newer = "" if release is None else f", or install transformers {release[0]}.{release[1]} or newer"
-            given = asked(name) if isinstance(asked(name), int) else type(asked(name)).__name__
-            raise ValueError(
-                f"{name}={given}: transformers {transformers.__version__} reads a cache that is not empty "
-                f"wrongly with it. Leave it out{newer}."
-            )
 
 
 def find_decoder(model: Any) -> nn.Module:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .anatomy import find_decoder
 from .patch import Patch, applied, unwrap
-from .registry import unknown
-from .settings import KEY, Settings, read_settings
+from .registry import Recorded, get
+from .registry import from_spec as any_from_spec
+from .settings import KEY
 from .upstream.installing import UPGRADE
 
 if TYPE_CHECKING:
@@ -24,35 +25,36 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 logger = logging.getLogger("hf_longctx")
-_REGISTRY: dict[str, type[LongContextMethod]] = {}
 M = TypeVar("M", bound="LongContextMethod")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LongContextMethod(Settings):
-    """Base of every method. A subclass sets `name`, `summary` and `paper`, and implements `install`.
+class Footprint:
+    """What one attention layer keeps and reads under a method.
 
-    Its docstring has a paragraph for each of `settings.GUIDANCE`, in a sentence or two, which `hf-longctx methods`
-    shows.
+    Args:
+        kept: Tokens whose keys the cache keeps at most. None: all.
+        span: Keys that a query attends to at most, its own included. None: all before it.
+        looked_up: Keys that a query looks up among all others, for which every pair is scored.
+        on_host: The keys are in host memory, and visit the device while the layer runs.
     """
 
-    summary: ClassVar[str] = ""
-    paper: ClassVar[str] = ""
+    kept: int | None = None
+    span: int | None = None
+    looked_up: int = 0
+    on_host: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongContextMethod(Recorded):
+    """Base of every method. A subclass says what `Recorded` asks for, and implements `install`."""
+
+    kind: ClassVar[str] = "method"
     native: ClassVar[bool] = False  # transformers expresses it by itself: it stays out of the key
     decides_positions: ClassVar[bool] = False  # a model has room for one such method
     endless: ClassVar[bool] = False  # reads on beyond any trained length
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if not cls.__dict__.get("name"):
-            return  # an abstract layer between this class and the methods
-        if cls.name in _REGISTRY:
-            taken = _REGISTRY[cls.name]
-            raise ValueError(
-                f"name={cls.name!r}: {cls.__module__}.{cls.__qualname__} cannot take the name of "
-                f"{taken.__module__}.{taken.__qualname__}. Give the new method a name of its own."
-            )
-        _REGISTRY[cls.name] = cls
+    extends: ClassVar[bool] = True  # reads further than the model does
+    training_free: ClassVar[bool] = True  # of use without fine-tuning
 
     # -- what a method does to a model -----------------------------------------------------------------------------
     def resolve(self: M, config: Any) -> M:
@@ -60,49 +62,59 @@ class LongContextMethod(Settings):
         return self
 
     def install(self, patch: Patch, decoder: nn.Module) -> None:
-        """Change `decoder`, the module with the decoder layers and the rotary embedding, through `patch` only.
+        """Change `decoder`, the method's anchor, through `patch` only. What cannot work raises before any change."""
+        raise NotImplementedError(f"{type(self).__name__} is abstract: subclass it and implement install().")
 
-        Whatever cannot work raises before the first change.
-        """
-        raise NotImplementedError(f"{type(self).__name__} changes nothing: a method is a subclass with an `install`.")
+    def anchor(self, model: nn.Module) -> nn.Module:
+        """The part of `model` that `install` changes, and that keeps the patches. The default is `find_decoder`."""
+        return find_decoder(model)
 
     def surround(self, patch: Patch, outer: nn.Module) -> None:
         """Change `outer`, a model around the decoder, through `patch`; of a vision-language model there are several."""
 
     def apply(self, model: nn.Module) -> Patch:
-        """Change a model in memory, and return the `Patch` that takes the change back.
+        """Change a model in memory, and return the `Patch` that undoes the change.
 
         The model's config carries the method from now on, so `save_pretrained` and `push_to_hub` keep it. Give it the
-        whole model, the one that is saved and generates: what is around a part of it, such as `model.model`, would
-        know nothing of the method. One forward at a time: a model with a method is not for several threads at once.
-        PEFT models are unwrapped, and adapters saved from then on carry the method. Quantised, dispatched and offloaded
-        models are changed as they are. If anything raises, the model is as it was before.
+        whole model, the one that is saved and generates: the model around a part, such as `model.model`, would neither
+        save the method nor use its cache. One forward at a time: a model with a method is not for several threads at
+        once. PEFT models are unwrapped, and adapters saved from then on carry the method. Quantised, dispatched and
+        offloaded models are changed as they are. If anything raises, the model is as it was before.
         """
         root = unwrap(model)
-        return self._apply(find_decoder(root), root, own_configs=True)
+        return self._apply(self.anchor(root), root, own_configs=True)
 
-    def _apply(self, decoder: nn.Module, root: nn.Module, own_configs: bool) -> Patch:
-        patch = Patch(method=self, model=decoder)
+    def _apply(self, anchor: nn.Module, root: nn.Module, own_configs: bool) -> Patch:
+        patch = Patch(method=self, model=anchor)
         with patch.recording():
-            earlier = [p.method for p in applied(decoder)]
+            earlier = applied(root)
+            if earlier and earlier[-1].model is not anchor:
+                raise ValueError(
+                    f"{self!r} changes {type(anchor).__name__}, and {earlier[-1].method!r} has changed "
+                    f"{type(earlier[-1].model).__name__}: methods on one model must change the same part of it."
+                )
             if own_configs:
                 patch.own_configs(root)
-            self.install(patch, decoder)
+            self.install(patch, anchor)
             for outer in root.modules():
-                if outer is not decoder and any(module is decoder for module in outer.modules()):
+                if outer is not anchor and any(module is anchor for module in outer.modules()):
                     self.surround(patch, outer)
             if not self.native:
-                patch.set(decoder.config, KEY, write_key([*earlier, self]))
-        logger.info("applied %r to %s: %s", self, type(decoder).__name__, patch.describe())
+                patch.set(anchor.config, KEY, write_key([*(p.method for p in earlier), self]))
+        logger.info("applied %r to %s: %s", self, type(anchor).__name__, patch.describe())
         return patch
 
     def configure(self, config: Any) -> Any:
         """A copy of `config` that says by itself what a `native` method does."""
         raise NotImplementedError
 
+    def store_(self, model: nn.Module) -> None:
+        """Apply it: the config of a model says what is applied to it."""
+        self.apply(model)
+
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[nn.Module]:
-        """`with method.on(model):` applies the method for the length of the block, or until its undo in there."""
+        """`with method.on(model):` applies the method inside the block; undone on exit unless already undone."""
         patch = self.apply(model)
         try:
             yield model
@@ -110,37 +122,44 @@ class LongContextMethod(Settings):
             if patch.active:
                 patch.undo()
 
+    @contextmanager
+    def running(self, model: nn.Module) -> Iterator[dict[str, Any]]:
+        """`on`, with no argument for `generate`."""
+        with self.on(model):
+            yield {}
 
-def list_methods() -> dict[str, type[LongContextMethod]]:
-    """Every registered method by name, sorted."""
-    from . import load_methods
+    # -- what a method says of itself: `plan` asks -----------------------------------------------------------------
+    def footprint(self, module: nn.Module) -> Footprint | None:
+        """What a full-attention layer keeps and reads; None: what it does in the stock model. Asked once resolved."""
+        return None
 
-    load_methods()
-    return dict(sorted(_REGISTRY.items()))
+    def sees(self) -> str:
+        """What a token of a text longer than the layers' spans can use of it, in words."""
+        return "the whole text"
 
+    def reach(self, config: Any) -> int | None:
+        """The tokens up to which it makes sense on the model of a stock text config. None: any number."""
+        return None if self.endless else getattr(config, "max_position_embeddings", None)
 
-def get(name: str) -> type[LongContextMethod]:
-    """The method class called `name`. ValueError with the nearest name if there is none."""
-    known = list_methods()
-    if name in known:
-        return known[name]
-    raise ValueError(unknown(name, known))
+    def smaller(self: M) -> Iterator[tuple[str, M]]:
+        """The same method with less and less to keep on the device, each with the text of its `--set`."""
+        yield from ()
+
+    @classmethod
+    def proposals(cls: type[M], tokens: int, trained: int | None) -> list[M]:
+        """Settings worth trying for `tokens` on a model trained to `trained`; the one that sees most comes first."""
+        return [cls()] if cls.extends else []
 
 
 def from_spec(spec: dict[str, Any]) -> LongContextMethod:
     """Build a method from its `config.json` entry, e.g. `{"name": "lm_infinite", "n_local": 4096}`."""
-    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
-        raise ValueError(f'{spec!r}: a method is given as {{"name": "...", field: value, ...}}.')
-    fields = {k: v for k, v in spec.items() if k != "name"}
-    return get(spec["name"]).from_fields(fields)
-
-
-def parse(name: str, settings: Iterable[str] = ()) -> LongContextMethod:
-    """Build a method from command-line settings: `parse("lm_infinite", ["n_local=4096", "top_k=5"])`.
-
-    Values are read as `settings.read_settings` says.
-    """
-    return from_spec({"name": name, **read_settings(settings)})
+    found = any_from_spec(spec)
+    if isinstance(found, LongContextMethod):
+        return found
+    raise ValueError(
+        f"name={found.name!r}: {type(found).__name__} is a way to generate, not a change of the model: "
+        f"`hf-longctx generate --method {found.name}`."
+    )
 
 
 def read_key(value: Any) -> list[LongContextMethod]:
@@ -163,7 +182,7 @@ def read_key(value: Any) -> list[LongContextMethod]:
         raise ValueError(shape)
     for spec in value["methods"]:
         name = spec.get("name") if isinstance(spec, dict) else None
-        if isinstance(name, str) and name not in list_methods():
+        if isinstance(name, str):
             try:
                 get(name)
             except ValueError as error:
@@ -184,8 +203,8 @@ def read_key(value: Any) -> list[LongContextMethod]:
     deciding = [method for method in found if method.decides_positions]
     if len(deciding) > 1:
         raise ValueError(
-            f"{KEY}: {deciding[0]!r} and {deciding[1]!r} both decide at which positions keys are read, and a model has "
-            f"room for one such method. Keep one of them."
+            f"{KEY}: {deciding[0]!r} and {deciding[1]!r} both control key positions, and only one such method can be "
+            f"active. Keep one of them."
         )
     return found
 

@@ -1,6 +1,6 @@
 """`Patch`: every change to a model, with its inverse kept as data.
 
-Inverses are `(object, name, old value)` and not closures, so `copy.deepcopy(model)` copies them too: the copy's undo
+Inverses are objects and old values, not closures, so `copy.deepcopy(model)` copies them too: the copy's undo
 acts on the copy. They run last-in first-out, and a change that fails half-way is rolled back.
 """
 
@@ -12,14 +12,11 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 STACK = "_hf_longctx_patches"  # where an anchor module keeps its patches, in its __dict__
 
@@ -28,44 +25,81 @@ class _Missing:
     """There was no such attribute. A class, because it stays itself under deepcopy and pickle."""
 
 
+# -- one kind of change each -------------------------------------------------------------------------------------
 @dataclass
-class Change:
-    """One reversible change: `vars(target)[name]` was `old`.
-
-    For the name `__class__` the class was `old`; for `__buffer__` `old` is a buffer's name and tensor; for `__hook__` a
-    forward hook with the handle `old` was added; for `__edits__` a config had a stand-in, and `old` are the stand-in
-    and its values at the start.
-    """
+class _Attribute:
+    """`vars(target)[name]` was `old`."""
 
     target: Any
     name: str
     old: Any
 
     def revert(self) -> None:
-        if self.name == "__class__":
-            swapped = type(self.target)
-            self.target.__class__ = self.old
-            _rebind_forward(self.target, swapped)
-        elif self.name == "__buffer__":
-            name, tensor = self.old
-            # the model may have moved meanwhile
-            self.target._buffers[name] = tensor.to(self.target._buffers[name].device)
-        elif self.name == "__hook__":
-            self.old.remove()
-        elif self.name == "__edits__":
-            stand_in, before = self.old
-            for name, value in vars(stand_in).items():
-                if not isinstance(value, PreTrainedConfig) and (name not in before or before[name] != value):
-                    vars(self.target)[name] = value  # e.g. vocab_size, after resize_token_embeddings
-        elif self.old is _Missing:
+        if self.old is _Missing:
             vars(self.target).pop(self.name, None)
         else:
             vars(self.target)[self.name] = self.old
 
 
 @dataclass
+class _Class:
+    """The class of `module` was `stock`."""
+
+    module: nn.Module
+    stock: type
+
+    def revert(self) -> None:
+        swapped = type(self.module)
+        self.module.__class__ = self.stock
+        _rebind_forward(self.module, swapped)
+
+
+@dataclass
+class _Buffer:
+    """The buffer `name` of `module` was `old`."""
+
+    module: nn.Module
+    name: str
+    old: Any
+
+    def revert(self) -> None:
+        new: Any = self.module._buffers[self.name]
+        self.module._buffers[self.name] = self.old.to(new.device)  # the model may have moved meanwhile
+
+
+@dataclass
+class _Hook:
+    """A forward hook was added."""
+
+    handle: RemovableHandle
+
+    def revert(self) -> None:
+        self.handle.remove()
+
+
+@dataclass
+class _Config:
+    """A model used `copy`, with the values `before` at the start, in place of `config`.
+
+    What the user has changed in it since is carried over to `config`, e.g. vocab_size by resize_token_embeddings.
+    """
+
+    config: PreTrainedConfig
+    copy: PreTrainedConfig
+    before: dict[str, Any]
+
+    def revert(self) -> None:
+        for name, value in vars(self.copy).items():
+            if not isinstance(value, PreTrainedConfig) and (name not in self.before or self.before[name] != value):
+                vars(self.config)[name] = value
+
+
+Change = _Attribute | _Class | _Buffer | _Hook | _Config
+
+
+@dataclass
 class Patch:
-    """What one method changed in one model. `undo()` takes it back, bit for bit."""
+    """What one method changed in one model. `undo()` restores it, bit for bit."""
 
     method: Any
     model: nn.Module = field(repr=False)
@@ -76,22 +110,22 @@ class Patch:
     # -- making changes ----------------------------------------------------------------------------------------------
     def set(self, target: Any, name: str, value: Any) -> None:
         """`vars(target)[name] = value`, reversibly. Works on modules and configs alike, past their `__setattr__`."""
-        self.changes.append(Change(target, name, vars(target).get(name, _Missing)))
+        self.changes.append(_Attribute(target, name, vars(target).get(name, _Missing)))
         vars(target)[name] = value
 
     def remove(self, target: Any, name: str) -> None:
         """Take `vars(target)[name]` away, if it is there, reversibly. The undo takes what is put there meanwhile."""
-        self.changes.append(Change(target, name, vars(target).pop(name, _Missing)))
+        self.changes.append(_Attribute(target, name, vars(target).pop(name, _Missing)))
 
     def set_buffer(self, module: nn.Module, name: str, tensor: Tensor) -> None:
         """Replace a buffer that `module` has by `tensor`, reversibly. The old one follows the module's device."""
-        self.changes.append(Change(module, "__buffer__", (name, module._buffers[name])))
+        self.changes.append(_Buffer(module, name, module._buffers[name]))
         module._buffers[name] = tensor
 
     def set_class(self, module: nn.Module, cls: type) -> None:
         """Turn `module` into `cls`, reversibly, and let accelerate's hooks on it call the new forward."""
-        self.changes.append(Change(module, "__class__", type(module)))
         stock = type(module)
+        self.changes.append(_Class(module, stock))
         module.__class__ = cls
         _rebind_forward(module, stock)
 
@@ -104,7 +138,7 @@ class Patch:
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
         else:
             handle = module.register_forward_hook(hook, always_call=True)
-        self.changes.append(Change(module, "__hook__", handle))
+        self.changes.append(_Hook(handle))
 
     def own_configs(self, root: nn.Module) -> None:
         """Give the modules of `root` configs of their own: one config object often serves several models.
@@ -119,10 +153,10 @@ class Patch:
         for module in root.modules():
             config = vars(module).get("config")
             if isinstance(config, PreTrainedConfig):
-                if not any(c.name == "__edits__" and c.target is config for c in self.changes):
-                    own = copies[id(config)]
-                    self.changes.append(Change(config, "__edits__", (own, copy.deepcopy(vars(own)))))
-                self.set(module, "config", copies[id(config)])
+                own = copies[id(config)]
+                if not any(isinstance(c, _Config) and c.config is config for c in self.changes):
+                    self.changes.append(_Config(config, own, copy.deepcopy(vars(own))))
+                self.set(module, "config", own)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -135,16 +169,17 @@ class Patch:
         vars(self.model).setdefault(STACK, []).append(self)
         self.active = True
 
-    # -- taking them back ----------------------------------------------------------------------------------------------
+    # -- undoing them ----------------------------------------------------------------------------------------------
     def undo(self) -> None:
-        """Take the change back. Only the newest patch of a model can be undone; undoing twice is an error."""
+        """Undo this patch. Only the newest one of a model can be undone; undoing twice is an error."""
         stack = vars(self.model).get(STACK, [])
         if not self.active or not any(patch is self for patch in stack):
             raise RuntimeError(f"{self.method!r} is not applied to this {type(self.model).__name__}: nothing to undo.")
         if stack[-1] is not self:
             newer = ", ".join(repr(p.method) for p in reversed(stack) if p is not self)
             raise RuntimeError(
-                f"{self.method!r} lies under {newer}: patches are undone last in, first out. Undo the newer one first."
+                f"{self.method!r} is below {newer} on the patch stack: patches are undone last in, first out. Undo the "
+                f"newer one first."
             )
         self._revert()
         stack.pop()
@@ -158,15 +193,15 @@ class Patch:
 
     def describe(self) -> str:
         """What was touched, counted, for the log."""
-        classes = [c for c in self.changes if c.name == "__class__"]
-        kinds = sorted({f"{c.old.__name__}" for c in classes})
+        classes = [c.stock.__name__ for c in self.changes if isinstance(c, _Class)]
+        kinds = sorted(set(classes))
         return f"{len(classes)} x {', '.join(kinds)}" if classes else f"{len(self.changes)} attributes"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT or torch.compile wrapper, or the model itself.
 
-    ValueError for what is no model: a path, a config, a tokenizer, a pipeline.
+    ValueError for other objects: a path, a config, a tokenizer, a pipeline.
     """
     if not isinstance(model, nn.Module):
         given = repr(model) if model is None or isinstance(model, (str, os.PathLike, type)) else type(model).__name__
@@ -185,7 +220,7 @@ def applied(model: nn.Module) -> list[Patch]:
 
 
 def undo(model: nn.Module) -> None:
-    """Take back every patch on a model, newest first. A model without patches is left alone."""
+    """Undo every patch on a model, newest first. A model without patches is left alone."""
     for patch in reversed(applied(model)):
         patch.undo()
 

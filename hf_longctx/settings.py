@@ -28,7 +28,7 @@ class Settings:
     name: ClassVar[str] = ""
 
     def __new__(cls: type[S], *args: Any, **fields: Any) -> S:
-        # the constructor's own error names neither the settings nor the nearest one
+        """Check the names: the constructor's own error names neither the settings nor the nearest one."""
         if args:
             raise TypeError(f"{cls.__name__} takes settings by name only, for example {_example(cls)}.")
         unknown = _unknown(cls, fields)
@@ -49,19 +49,19 @@ class Settings:
 
     @classmethod
     def from_fields(cls: type[S], fields: dict[str, Any]) -> S:
-        """Build it from what was written down. ValueError where the constructor has a TypeError."""
+        """Build it from saved fields. ValueError where the constructor has a TypeError."""
         _check_fields(cls, fields)
         return cls(**fields)
 
     def spec(self) -> dict[str, Any]:
-        """What is written down: the name and every field."""
+        """The name and every field, as they are saved."""
         return {"name": self.name, **dataclasses.asdict(self)}
 
 
 def read_settings(settings: Iterable[str]) -> dict[str, Any]:
     """Fields from command-line settings such as `n_local=4096`.
 
-    Values are read as JSON (numbers, true, false, null); whatever is not JSON is a string. `none` is null.
+    Values are read as JSON (numbers, true, false, null); a value that is not JSON is a string. `none` is null.
     """
     fields: dict[str, Any] = {}
     for setting in settings:
@@ -102,7 +102,7 @@ def _check_fields(cls: type[Settings], fields: dict[str, Any]) -> None:
     known = get_type_hints(cls)
     for key, value in fields.items():
         allowed = getattr(known[key], "__args__", (known[key],))
-        # bool is an int in Python, and nobody means n_local=true
+        # bool is an int in Python, and n_local=true is a mistake
         kinds = [getattr(kind, "__origin__", kind) for kind in allowed]  # list of list[float]
         fits = any(type(value) is kind or (kind is float and type(value) is int) for kind in kinds)
         if not fits:

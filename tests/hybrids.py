@@ -27,7 +27,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "zamba2": {"num_mem_blocks": 1, "mamba_d_state": 8, "mamba_ngroups": 1, "n_mamba_heads": 4, "mamba_headdim": 16}
     | {"layers_block_type": ["mamba", "hybrid"], "use_mem_rope": True},
 }
-ANEW = ("jamba",)  # whose recurrent layers begin anew with every piece of several tokens
+ANEW = ("jamba",)  # whose recurrent layers start again with every piece of several tokens
 
 
 def hybrid(name: str, **changes: Any) -> Any:

@@ -26,7 +26,7 @@ from transformers import (
 
 import hf_longctx
 from hf_longctx import LMInfinite, PositionFree, RopeScaling, StreamingLLM
-from hf_longctx.method import parse
+from hf_longctx.registry import parse
 from tests.contract.registry import close, fingerprint, same
 from tests.tiny import FAMILIES, SIZES, build, left_padded, logits_of, text, tiny, tokenizer
 
@@ -201,7 +201,7 @@ def other(kind: str) -> Any:
 def test_other_anatomies_are_refused(kind: str) -> None:
     model = other(kind)
     stock = logits_of(model, IDS)
-    refused(model, "refused by the self-check" if "hunyuan" in kind else "cannot keep its keys un-rotated")
+    refused(model, "failed the parity check" if "hunyuan" in kind else "cannot keep its keys un-rotated")
     same(logits_of(model, IDS), stock)
 
 
@@ -210,7 +210,7 @@ def test_the_self_check_of_a_loaded_model_is_not_fooled_by_one_token(tmp_path: A
     other("hunyuan_v1_dense").save_pretrained(tmp_path)
     key = {"version": 1, "methods": [PositionFree().spec()]}
     for ids in (text(1, 1), torch.full((1, 9), 5), IDS):
-        with pytest.raises(ValueError, match="refused by the self-check"):
+        with pytest.raises(ValueError, match="failed the parity check"):
             logits_of(AutoModelForCausalLM.from_pretrained(tmp_path, hf_longctx=key), ids)
 
 
@@ -239,13 +239,13 @@ def test_undo_out_of_order_is_an_error_and_changes_nothing() -> None:
     model = tiny()
     first = METHOD.apply(model)
     ours, before = logits_of(model, IDS), fingerprint(model)
-    with pytest.raises(ValueError, match="already that of"):
+    with pytest.raises(ValueError, match="is already applied to"):
         PositionFree().apply(model)
     assert fingerprint(model) == before
     second = hf_longctx.Patch(method=PositionFree(), model=first.model)  # what a second kind of method would leave
     with second.recording():
         second.set(model, "mark", 1)
-    with pytest.raises(RuntimeError, match=r"lies under PositionFree\(\).*Undo the newer one first"):
+    with pytest.raises(RuntimeError, match=r"is below PositionFree\(\).*Undo the newer one first"):
         first.undo()
     same(logits_of(model, IDS), ours)
     assert model.mark == 1

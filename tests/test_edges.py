@@ -15,9 +15,9 @@ import hf_longctx
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
 from hf_longctx.attention.order import is_regular
 from hf_longctx.attention.state import STATE
-from hf_longctx.cache.layers import FullLayer, SinkWindowLayer
+from hf_longctx.cache import FullLayer, SinkWindowLayer
 from hf_longctx.hooks import startup
-from hf_longctx.method import parse
+from hf_longctx.registry import parse
 from tests.tiny import logits_of, text, tiny
 
 METHOD = LMInfinite(n_global=2, n_local=6)
@@ -53,7 +53,7 @@ def test_packed_rows_are_refused_in_a_compiled_graph_too() -> None:
     packed = torch.cat([torch.arange(6), torch.arange(6)])[None]
     with METHOD.on(model), torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend="eager")
-        with pytest.raises(RuntimeError, match="one document a row"):
+        with pytest.raises(RuntimeError, match="one document per row"):
             compiled(ids, position_ids=packed, use_cache=False)
 
 

@@ -14,9 +14,9 @@ from hf_longctx.evaluation.metrics import check, score
 from hf_longctx.evaluation.runner import find_task
 from hf_longctx.evaluation.sample import Sample
 from hf_longctx.generation.xl3m import XL3M
-from hf_longctx.method import get
 from hf_longctx.near import did_you_mean
 from hf_longctx.planning.hardware import find_machine
+from hf_longctx.registry import get
 
 SAMPLE = Sample(id="1", task="t", context="", question="", answers=("a",), max_new_tokens=1, metric="rouge_overal")
 WRONG: dict[str, tuple[Callable[[], object], str]] = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
-from hf_longctx.cache.layers import SinkWindowLayer
+from hf_longctx.cache import SinkWindowLayer
 from hf_longctx.upstream.caches import cache_out, generate_cache, given_cache
 from tests.contract.registry import close, differs, same
 from tests.tiny import FAMILIES, MORE_FAMILIES, left_padded, logits_of, text, tiny
@@ -185,7 +185,7 @@ def test_a_window_that_lost_what_a_row_needs_again_says_so_in_a_plain_forward(me
     mask[1, 12:] = 0
     both = torch.cat([mask, torch.ones(2, 4, dtype=torch.long)], 1)
     pos = (both.cumsum(1) - 1)[:, -4:]
-    with pytest.raises(ValueError, match=r"row 1 goes on at a position before some .* Read its text again"):
+    with pytest.raises(ValueError, match=r"row 1 continues at a position before some .* Read its text again"):
         logits_of(model, ids[:, 30:34], attention_mask=both, position_ids=pos, **given_cache(model, cache))
     with pytest.raises(ValueError, match="Give the ids of the whole text"):
         model.generate(ids[:, 30:34], attention_mask=both, **generate_cache(cache), max_new_tokens=2)

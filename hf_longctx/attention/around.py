@@ -1,16 +1,16 @@
-"""What happens around a forward of the whole decoder: checks before the first layer, and letting go at the end."""
+"""Around a forward of the whole decoder: checks before the first layer, and clean-up at the end."""
 
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..cache.layers import SinkWindowLayer
+from ..cache.base import UnrotatedLayer
 from ..cache.recurrent import broke_off, check_whole
-from ..cache.ring import roll
 from ..upstream.caches import cache_in
 from .caches import adopt_all
 from .state import STATE, DecoderState, check_implementation
@@ -23,7 +23,7 @@ def claim(decoder_module: nn.Module, state: DecoderState) -> None:
     if state.running and state.thread not in (None, threading.get_ident()):
         raise RuntimeError(
             f"{type(decoder_module).__name__}: another thread's forward is still running, and a model with "
-            f"{state.method.name} serves one thread at a time. Use a lock, or one copy of the model a thread."
+            f"{state.method.name} serves one thread at a time. Use a lock, or one copy of the model per thread."
         )
     state.thread = threading.get_ident()
     if state.reading is not None:  # Ctrl-C, after which no hook is called
@@ -40,20 +40,21 @@ def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     if kwargs.get("output_attentions") or getattr(decoder_module.config, "output_attentions", False):
         raise ValueError(f"output_attentions=True: {state.method.name} never forms the attention matrix. Leave it out.")
     open_cache(decoder_module, args, kwargs)
-    bounded = list(dict.fromkeys(layer for layer in state.opened if isinstance(layer, SinkWindowLayer)))
     tokens = next((x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None), None)
-    single = not torch.compiler.is_compiling() and isinstance(tokens, Tensor) and tokens.shape[1:2] == (1,)
-    if bounded and single and not _learns(decoder_module, tokens, bounded):
-        roll(bounded)
-    else:
-        for layer in bounded:
-            layer.to_order()
+    known = not torch.compiler.is_compiling() and isinstance(tokens, Tensor) and tokens.ndim > 1
+    n_new = tokens.shape[1] if known and isinstance(tokens, Tensor) else None
+    learns = partial(_learns, decoder_module, tokens, state.opened)
+    kinds: dict[type[UnrotatedLayer], list[UnrotatedLayer]] = {}
+    for layer in dict.fromkeys(state.opened):
+        kinds.setdefault(type(layer), []).append(layer)
+    for kind, layers in kinds.items():
+        kind.before_forward(layers, n_new, learns)
     if not torch.compiler.is_compiling():
         state.reading = cache_in(kwargs, args)
 
 
-def _learns(decoder_module: nn.Module, tokens: Any, layers: list[SinkWindowLayer]) -> bool:
-    """Will there be gradients? They need the keys of every step as they were, and a ring writes over them."""
+def _learns(decoder_module: nn.Module, tokens: Any, layers: list[UnrotatedLayer]) -> bool:
+    """Will there be gradients?"""
     if not torch.is_grad_enabled():
         return False
     kept = (layer.keys for layer in layers if layer.keys is not None)
@@ -75,7 +76,7 @@ def after_forward(decoder_module: nn.Module, args: Any, output: Any) -> None:
     """Let go of the forward's tensors and close the cache to other models, also after an exception."""
     state: DecoderState = vars(decoder_module)[STATE]
     if not torch.compiler.is_compiling() and state.thread not in (None, threading.get_ident()):
-        return  # this thread's forward was refused; the other's goes on
+        return  # this thread's forward was refused; the other one continues
     if output is None and state.reading is not None and state.following is None:  # it raised
         broke_off(state.reading)
     state.step, state.running, state.pos, state.reading = None, False, None, None

@@ -1,4 +1,4 @@
-"""The `attn_implementation` that the user chose, honoured by a kernel of ours or refused by name."""
+"""The `attn_implementation` that the user chose: done by a kernel of hf_longctx, or refused by name."""
 
 # D head dim
 from __future__ import annotations
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..ops.kernels import KERNELS, Call
 from ..ops.masks import Causal
+from ..ops.positions import Positions
 
-# transformers' name -> our kernel; a branch that the kernel cannot express goes to the fastest one that can
+# transformers' name -> hf_longctx's kernel; a branch that it does not take goes to the fastest kernel that does
 KERNEL_OF = {
     "eager": "reference",
     "sdpa": "auto",
@@ -31,12 +32,15 @@ def check_name(inner: str) -> None:
     if inner.startswith("paged|"):
         reason = "is for continuous batching, which brings a paged cache; methods of hf_longctx keep their own"
     elif "/" in inner:
-        reason = "is a kernel from the Hub; attention in branches needs log-sum-exps, which it need not give"
+        reason = (
+            "is a kernel from the Hub; hf_longctx attention needs the kernel's log-sum-exp, which Hub kernels need not "
+            "return"
+        )
     else:
-        reason = "is none that hf_longctx has a kernel for"
+        reason = "is not supported by hf_longctx"
     raise ValueError(
-        f"attn_implementation={inner!r} {reason}. Load the model with attn_implementation='sdpa' (the fastest kernel "
-        f"that there is) or another of {', '.join(KERNEL_OF)}."
+        f"attn_implementation={inner!r} {reason}. Load the model with attn_implementation='sdpa' (uses the fastest "
+        f"available kernel) or another of {', '.join(KERNEL_OF)}."
     )
 
 
@@ -49,11 +53,12 @@ def check_device(inner: str, module: nn.Module, head_dim: int) -> None:
     half = weight.dtype if weight.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
     like = torch.empty(1, 1, 1, head_dim, dtype=half, device=weight.device)
     pos = torch.zeros(1, 1, dtype=torch.long, device=weight.device)
-    reason = KERNELS[name].refuses(Call(pos, pos, Causal(), 1.0, regular=True, padded=False), like, like)
+    call = Call(Positions(pos, pos, same_rows=True, consecutive=True, padded=False), Causal(), 1.0)
+    reason = KERNELS[name].unsupported_reason(call, like, like)
     if reason is not None:
         raise ValueError(
-            f"attn_implementation={inner!r} cannot be honoured: hf_longctx does it with its kernel {name!r}, and "
-            f"{reason}. Mend that, or load the model with attn_implementation='sdpa'."
+            f"attn_implementation={inner!r} is unavailable here: hf_longctx does it with its kernel {name!r}, and "
+            f"{reason}. Fix that, or load the model with attn_implementation='sdpa'."
         )
 
 
@@ -62,13 +67,17 @@ def checked(
 ) -> tuple[Tensor, float]:
     """The queries and the scale of a call with transformers' attention signature.
 
-    ValueError for what attention in branches does not do.
+    ValueError for what hf_longctx attention does not do.
     """
     if dropout:
-        raise ValueError(f"dropout={dropout}: attention in branches has none. Set attention_dropout to 0.")
+        raise ValueError(
+            f"dropout={dropout}: hf_longctx attention does not implement dropout. Set attention_dropout to 0."
+        )
     for unsupported in ("softcap", "s_aux", "position_bias"):
         if more.get(unsupported) is not None:
-            raise ValueError(f"{type(module).__name__} passes {unsupported}, which attention in branches does not do.")
+            raise ValueError(
+                f"{type(module).__name__} passes {unsupported}, which hf_longctx attention does not implement."
+            )
     if torch.is_autocast_enabled(query.device.type):
         # torch's own attention is cast by autocast; rotating with fp32 cosines has made queries and keys fp32
         query = query.to(torch.get_autocast_dtype(query.device.type))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
-from transformers.cache_utils import Cache, DynamicLayer
+from typing import Any
 
-from ..cache.layers import UnrotatedLayer
+from torch import nn
+from transformers.cache_utils import Cache
+
+from ..cache.base import UnrotatedLayer
+from ..cache.stock import is_plain, owner_of
 from .state import DecidesPositions, DecoderState
 
 
@@ -15,12 +18,13 @@ def adopt(method: DecidesPositions, cache: Cache, module: nn.Module) -> Unrotate
     if getattr(cache, "layer_class_to_replicate", None) is not None:
         while len(cache.layers) <= index:
             cache.layers.append(cache.layer_class_to_replicate())
-    layer = cache.layers[index] if isinstance(cache, Cache) else cache
-    if isinstance(layer, UnrotatedLayer):
-        if layer.owner != method:
-            raise ValueError(f"this cache was written under {layer.owner!r} and cannot be read under {method!r}.")
+    layer: Any = cache.layers[index] if isinstance(cache, Cache) else cache
+    owner = owner_of(layer)
+    if owner is not None:
+        if owner != method:
+            raise ValueError(f"this cache was written under {owner!r} and cannot be read under {method!r}.")
         return layer
-    if type(layer) is not DynamicLayer:
+    if not is_plain(layer):
         raise ValueError(
             f"{type(layer).__name__}: {method.name} keeps its own cache and can replace an empty DynamicCache "
             f"only. Leave the cache and cache_implementation out."
@@ -30,8 +34,8 @@ def adopt(method: DecidesPositions, cache: Cache, module: nn.Module) -> Unrotate
             f"this cache holds {layer.get_seq_length()} rotated keys of a model without {method.name}: they cannot be "
             f"read at other positions. Start with a new cache."
         )
-    cache.layers[index] = method.cache_layer(module)
-    return cache.layers[index]
+    made = cache.layers[index] = method.cache_layer(module)
+    return made
 
 
 def adopt_all(state: DecoderState, cache: Cache) -> list[UnrotatedLayer]:

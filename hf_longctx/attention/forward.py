@@ -1,8 +1,8 @@
 """The position-free attention core: keys are cached un-rotated, and positions are decided when they are read.
 
 `position_free(cls)` is a subclass of a model's own attention class. It hands (cos=1, sin=0) to the model's forward, so
-that queries and keys stay un-rotated and so enter the cache, and carries the real rotation along to our attention
-function, which asks the method what is read where. No model code is copied.
+that queries and keys stay un-rotated and so enter the cache, and carries the real rotation along to hf_longctx's
+attention function, which asks the method where each key is read. No model code is copied.
 """
 
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
@@ -21,7 +21,7 @@ from .caches import adopt
 from .identity import unrotated
 from .order import is_regular, missing, rises, show_cached
 from .selfcheck import check_parity, probe
-from .state import STATE, DecoderState, Step, check_implementation, has_rope
+from .state import STATE, DecoderState, LayerCall, Step, check_implementation, has_rope
 from .subclass import stock_class, subclass
 
 
@@ -59,16 +59,16 @@ def _forward(
         layer.open()
         decoder.opened.append(layer)
         layer.push(step.q_pos_BL, step.padded)
+        kwargs = {**without_cache(kwargs), **given_cache(stock.forward, cache)}
     elif kwargs.get("use_cache") and decoder.running and not torch.compiler.is_compiling():
         raise RuntimeError(
             f"{stock.__name__} was called with use_cache=True and without a cache under a name that hf_longctx knows "
             f"({', '.join(CACHE_NAMES)}): the text read before would be lost. {SAY_VERSION}"
         )
-    if cache is not None:
-        kwargs = {**without_cache(kwargs), **given_cache(stock.forward, cache)}
     # a compiler drops the rotation by itself
     forward = stock.forward if torch.compiler.is_compiling() else unrotated(stock.forward)
-    out = forward(module, hidden_states, position_embeddings=step.identity, longctx=(decoder, step, layer), **kwargs)
+    call = LayerCall(decoder, step, layer)
+    out = forward(module, hidden_states, position_embeddings=step.identity, longctx=call, **kwargs)
     if decoder.following is not None:
         decoder.following(module, step, layer, cache)
     return out
@@ -83,11 +83,11 @@ def _begin(
     if pos is None:
         start = cache.get_seq_length(module.layer_idx) if cache is not None else 0
         pos = torch.arange(start, start + L, device=hidden.device)[None]
-    # a row for each of the positions of a token (mrope), the text's first: served where all are the same
+    # one row for each kind of position of a token (mrope), the text's first: supported where all are the same
     pos = (pos[0] if pos.ndim == 3 else pos).to(hidden.device).expand(B, L)
     _check_embeddings(decoder, module, embeddings, pos)
     mask = kwargs.get("attention_mask")
-    if mask is None:  # none, or nothing but ones
+    if mask is None:  # none, or only ones
         for layer in decoder.opened or ([] if cache is None else [adopt(decoder.method, cache, module)]):
             layer.show_all()
         return _step(decoder, module, embeddings, pos, None, cache)
@@ -114,14 +114,14 @@ def _check_embeddings(decoder: DecoderState, module: Any, embeddings: tuple[Tens
     """ValueError where the model rotates by something other than these positions, as it does tokens of images."""
     compiling = torch.compiler.is_compiling()
     if not has_rope(module) or (pos_BL.is_cuda and pos_BL.shape[1] == 1 and not compiling):
-        return  # asking costs a sync, too much for every token
-    ours = decoder.rotation(module, embeddings[0], pos_BL)
-    close = 4 * torch.finfo(ours.cos.dtype).eps
-    right = ((ours.cos - embeddings[0]).abs().amax() <= close) & ((ours.sin - embeddings[1]).abs().amax() <= close)
+        return  # looking at values costs a sync, too much for every token
+    here = decoder.rotation(module, embeddings[0], pos_BL)
+    close = 4 * torch.finfo(here.cos.dtype).eps
+    right = ((here.cos - embeddings[0]).abs().amax() <= close) & ((here.sin - embeddings[1]).abs().amax() <= close)
     wrong = (
         f"{stock_class(module).__name__} rotates tokens by something other than their positions in the text: "
-        f"{decoder.method.name} works with one position a token. Models that give the tokens of images several (mrope) "
-        f"are supported for text alone."
+        f"{decoder.method.name} works with one position per token. Models that give image tokens several positions "
+        f"(mrope) are supported for text alone."
     )
     if compiling:
         torch._assert_async(right, wrong)
@@ -135,23 +135,23 @@ def _step(
     padded = real is not None
     compiling = torch.compiler.is_compiling()
     if pos.is_cuda and pos.shape[1] == 1 and not compiling:
-        return Step(embeddings, pos, padded, False)  # asking costs a sync, too much for every token
+        return Step(embeddings, pos, padded, False)  # looking at values costs a sync, too much for every token
     layer = None if cache is None else adopt(decoder.method, cache, module)
     kept = None if layer is None or layer.pos is None else layer.pos.to(pos.device)
     rising = rises(pos, kept)
     if layer is not None and layer.padded:
         rising = rising & ~missing(layer, pos).any()
     wrong = (
-        f"position_ids that start again or do not rise within a row: {decoder.method.name} takes one document a row. "
+        f"position_ids that start again or do not rise within a row: {decoder.method.name} takes one document per row. "
         f"Pass packed documents as rows of a padded batch, with an attention_mask; to generate, pad on the left."
     )
     if compiling:
-        torch._assert_async(rising, wrong)  # nothing can be asked while a graph is traced
+        torch._assert_async(rising, wrong)  # values cannot be looked at while a graph is traced
         return Step(embeddings, pos, padded, False)
     if not bool(rising):
         if layer is not None and bool(rises(pos, kept)):
             raise ValueError(
-                f"row {int(missing(layer, pos).long().argmax())} goes on at a position before some that it has read, "
+                f"row {int(missing(layer, pos).long().argmax())} continues at a position before some that it has read, "
                 f"and tokens that it would see there have left the window, or the first tokens, of "
                 f"{decoder.method.name} for others that attention_mask now hides. Read its text again with a new cache "
                 f"(generate does so by itself, given the ids of the whole text and a mask as long)."

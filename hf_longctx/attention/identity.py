@@ -43,9 +43,11 @@ class _Constant(Tensor):
         return out
 
     def times(self, other: Tensor) -> Tensor | None:
+        """The product; None: it must be computed."""
         return None
 
     def plus(self, other: Tensor) -> Tensor | None:
+        """The sum; None: it must be computed."""
         return None
 
     def fits(self, other: Tensor) -> bool:
@@ -58,12 +60,18 @@ class _Constant(Tensor):
 
 
 class Ones(_Constant):
+    """A tensor of ones."""
+
     def times(self, other: Tensor) -> Tensor | None:
+        """See `_Constant`."""
         return other if self.fits(other) else None
 
 
 class Zeros(_Constant):
+    """A tensor of zeros."""
+
     def times(self, other: Tensor) -> Tensor | None:
+        """See `_Constant`."""
         if not self.fits(other):
             return None
         plain = _plain(self)
@@ -71,6 +79,7 @@ class Zeros(_Constant):
         return zero.expand(other.shape).as_subclass(Zeros)
 
     def plus(self, other: Tensor) -> Tensor | None:
+        """See `_Constant`."""
         return other if self.fits(other) else None
 
 

@@ -1,4 +1,4 @@
-"""What is asked of the positions of a forward: their order, what of them the cache still has, what a mask says."""
+"""The positions of a forward: their order, whether the cache still has the ones it needs, what a mask hides."""
 
 # B batch, L queries, S cached tokens
 from __future__ import annotations
@@ -6,12 +6,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cache.layers import UnrotatedLayer
+from ..cache.base import UnrotatedLayer
 
 
 def show_cached(layers: list[UnrotatedLayer], mask_BS: Tensor) -> None:
-    """Hide and show cached tokens as a mask says. Layers of one kind hold the same tokens: one of each is asked."""
-    kinds = {(type(layer), len(layer.slots)): layer for layer in layers if layer.is_initialized}
+    """Hide and show cached tokens as a mask says. Layers of one layout hold the same tokens: one of each is asked."""
+    kinds = {(layer.layout, len(layer.slots)): layer for layer in layers if layer.is_initialized}
     if torch.compiler.is_compiling() or not all(bool(layer.shows(mask_BS)) for layer in kinds.values()):
         for layer in layers:
             layer.show(mask_BS)
@@ -27,13 +27,13 @@ def rises(pos: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def missing(layer: UnrotatedLayer, pos: Tensor) -> Tensor:
-    """(B,): rows that go on where their cache has dropped what they would see."""
+    """(B,): rows that continue where their cache has dropped tokens that they would see."""
     last = torch.iinfo(torch.long).max
     return layer.misses(torch.where(pos < 0, last, pos).amin(1)).to(pos.device)
 
 
 def is_regular(pos: Tensor) -> bool:
-    """Are the real positions of every row consecutive? Index windows, what GPU kernels have, then mean what we mean."""
+    """Are the real positions of every row consecutive? Windows by index, as in GPU kernels, are then by position."""
     real = pos >= 0
     rank = real.long().cumsum(1) - 1
     start = torch.where(real, pos - rank, -1).amax(1, keepdim=True)

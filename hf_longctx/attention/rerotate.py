@@ -1,6 +1,6 @@
-"""Cached keys at other positions: rotated on by the difference of the model's own angles.
+"""Cached keys at other positions: rotated further by the difference of the model's own angles.
 
-Whether a layer rotates its keys, and whether turning them on gives what the layer itself would have cached, is seen in
+Whether a layer rotates its keys, and whether re-rotating them gives what the layer itself would have cached, is seen in
 a forward of a few tokens rather than guessed from its family.
 """
 
@@ -10,23 +10,20 @@ from __future__ import annotations
 import inspect
 from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..anatomy import layer_type
+from ..ops.checked import checked_once, layer_tolerance, relative_error
 from ..ops.rotation import Rotation
 from ..upstream.caches import given_cache
-from .selfcheck import TOLERANCE, probe
+from .selfcheck import probe
 from .state import DecoderState
 from .subclass import rotary_function, stock_class
 from .watch import evaluating
 
 _SHIFT = 20  # positions by which the self-check moves
-_checked: WeakKeyDictionary[nn.Module, bool] = (
-    WeakKeyDictionary()
-)  # attention layers that passed, and whether they rotate
 
 
 def rotary_of(decoder: Any) -> DecoderState:
@@ -59,7 +56,7 @@ class Mover:
         self._turns: dict[tuple[Any, ...], Rotation] = {}
 
     def move(self, module: Any, keys_1GSD: Tensor, start: int, delta: int) -> Tensor:
-        """Keys of the positions from `start` on as the model would have cached them `delta` positions further on."""
+        """Keys of the positions from `start` on as the model would have cached them `delta` positions further."""
         if not delta or not keys_1GSD.shape[2] or not self.rotates(module, keys_1GSD):
             return keys_1GSD
         key = (layer_type(module), keys_1GSD.device, start, keys_1GSD.shape[2], delta, stock_class(module))
@@ -68,31 +65,31 @@ class Mover:
             self._turns[key] = turn(self._rotary, module, pos, pos + delta)
         return self._turns[key](keys_1GSD.float()).to(keys_1GSD.dtype)
 
-    @torch.no_grad()
     def rotates(self, module: Any, keys_1GSD: Tensor) -> bool:
         """Does this layer rotate its keys? ValueError unless its keys, moved, are those that it would have cached."""
-        if module not in _checked:
-            hidden = probe(module.config.hidden_size, keys_1GSD.device, keys_1GSD.dtype)
-            pos = torch.arange(hidden.shape[1], device=hidden.device)[None]
-            here, there = self._cached(module, hidden, pos), self._cached(module, hidden, pos + _SHIFT)
-            if here.shape[1::2] != keys_1GSD.shape[1::2]:
+        return checked_once(module, "rotates", lambda: self._check(module, keys_1GSD))
+
+    @torch.no_grad()
+    def _check(self, module: Any, keys_1GSD: Tensor) -> bool:
+        hidden = probe(module.config.hidden_size, keys_1GSD.device, keys_1GSD.dtype)
+        pos = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        here, there = self._cached(module, hidden, pos), self._cached(module, hidden, pos + _SHIFT)
+        if here.shape[1::2] != keys_1GSD.shape[1::2]:
+            raise ValueError(
+                f"this cache holds {keys_1GSD.shape[1]} heads of {keys_1GSD.shape[3]} dimensions in layer "
+                f"{module.layer_idx}, and the model caches {here.shape[1]} of {here.shape[3]}: it is another "
+                f"model's. Give the cache that this model has filled."
+            )
+        rotates = not torch.equal(here, there)
+        if rotates:
+            off = relative_error(turn(self._rotary, module, pos, pos + _SHIFT)(here.float()), there)
+            if not off <= layer_tolerance(keys_1GSD.dtype):
                 raise ValueError(
-                    f"this cache holds {keys_1GSD.shape[1]} heads of {keys_1GSD.shape[3]} dimensions in layer "
-                    f"{module.layer_idx}, and the model caches {here.shape[1]} of {here.shape[3]}: it is another "
-                    f"model's. Give the cache that this model has filled."
+                    f"{stock_class(module).__name__}: refused by the self-check. Its keys, moved to other "
+                    f"positions, are off by {off:.1e} (relative), so it does more with rotated keys than cache "
+                    f"them. Its cache cannot be edited; read the text again."
                 )
-            rotates = not torch.equal(here, there)
-            if rotates:
-                moved = turn(self._rotary, module, pos, pos + _SHIFT)(here.float())
-                off = float((moved - there.float()).norm() / there.float().norm().clamp(min=1e-30))
-                if not off <= TOLERANCE.get(keys_1GSD.dtype, 6e-2):
-                    raise ValueError(
-                        f"{stock_class(module).__name__}: refused by the self-check. Its keys, moved to other "
-                        f"positions, are off by {off:.1e} (relative), so it does more with rotated keys than cache "
-                        f"them. Its cache cannot be edited; read the text anew."
-                    )
-            _checked[module] = rotates
-        return _checked[module]
+        return rotates
 
     def _cached(self, module: Any, hidden: Tensor, pos: Tensor) -> Tensor:
         """The keys that this layer would cache for `hidden` at these positions."""
@@ -109,8 +106,8 @@ class Mover:
                 failed = error
         if cache.keys is None:
             raise ValueError(
-                f"{stock_class(module).__name__}: its cached keys could not be looked at, so there is no telling how "
-                f"to move them ({failed}). Read the text anew."
+                f"{stock_class(module).__name__}: its cached keys could not be looked at, so hf_longctx cannot tell "
+                f"how to move them ({failed}). Read the text again."
             ) from failed
         return cache.keys
 

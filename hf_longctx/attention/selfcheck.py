@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from ..cache.layers import SinkWindowLayer
 from ..cache.ring import roll
+from ..cache.sink_window import SinkWindowLayer
 from ..cache.slots import KeyValues
 from ..ops.attend import attend
 from ..ops.branch import Branch
-from ..ops.masks import BeyondWindow, Causal, Window
+from ..ops.checked import layer_tolerance, relative_error
+from ..ops.masks import BeyondWindow, Causal, Mask, Window
+from ..ops.positions import Positions
 from ..ops.rotation import Rotation
 from ..upstream.caches import given_cache
 from .base_attention import PLAIN
@@ -36,9 +38,6 @@ from .watch import evaluating, rotates
 TOKENS, WINDOW = 8, 4  # of the check
 PIECES = (0, 3), (3, 6), (6, 7), (7, 8)
 
-# the two ways differ by rounding only; a wrong anatomy differs by its whole size
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-
 
 class _CausalOnly:
     """What a method is to the attention function, with nothing changed: plain causal attention in one branch.
@@ -49,22 +48,26 @@ class _CausalOnly:
     name = "parity check"
     cache: _Watched | None = None
 
+    def angles(self, decoder: DecoderState, pos_BL: Tensor) -> None:
+        """The model's own."""
+
     def attention(self, inputs: AttentionInputs) -> Tensor:
-        if self.cache is None or inputs.head is None:
+        """See `AttentionMethod`."""
+        if self.cache is None or inputs.sinks is None:
             q_rope, k_rope = inputs.true_ropes()
-            keys = inputs.k_BGSD, inputs.v_BGSD, inputs.q_pos_BL, inputs.k_pos_BS
-            return attend([Branch(inputs.q_BHLD, *keys, Causal(), q_rope, k_rope)], scale=inputs.scale)
-        self.cache.compare(inputs.k_BGSD, inputs.v_BGSD)
+            return attend([_branch(inputs, inputs.keys, Causal(), q_rope, k_rope)], scale=inputs.scale)
+        self.cache.compare(inputs.keys)
         q_rope = inputs.rotation(inputs.q_pos_BL)
-        parts = (
-            (KeyValues(inputs.k_BGSD, inputs.v_BGSD, inputs.k_pos_BS), Window(WINDOW)),
-            (inputs.head, BeyondWindow(WINDOW)),
-        )
-        branches = [
-            Branch(inputs.q_BHLD, keys.k, keys.v, inputs.q_pos_BL, keys.pos, visible, q_rope, inputs.rotation(keys.pos))
-            for keys, visible in parts
-        ]
+        parts = (inputs.keys, Window(WINDOW)), (inputs.sinks, BeyondWindow(WINDOW))
+        branches = [_branch(inputs, keys, mask, q_rope, inputs.rotation(keys.pos)) for keys, mask in parts]
         return attend(branches, scale=inputs.scale)
+
+
+def _branch(
+    inputs: AttentionInputs, keys: KeyValues, mask: Mask, q_rope: Rotation | None, k_rope: Rotation | None
+) -> Branch:
+    """A branch of which no kernel knows more than the positions: so the plain ones do it."""
+    return Branch(inputs.q_BHLD, keys.k, keys.v, Positions(inputs.q_pos_BL, keys.pos), mask, q_rope, k_rope)
 
 
 class _Watched(SinkWindowLayer):
@@ -78,9 +81,9 @@ class _Watched(SinkWindowLayer):
         self.returned = super().update(*args, **kwargs)
         return self.returned
 
-    def compare(self, k: Tensor, v: Tensor) -> None:
+    def compare(self, keys: KeyValues) -> None:
         """Note whether the layer attends to something other than what `update` returned."""
-        self.changed |= k is not self.returned[0] or v is not self.returned[1]
+        self.changed |= keys.k is not self.returned[0] or keys.v is not self.returned[1]
 
 
 def eager_causal(hidden_BLX: Tensor) -> Tensor:
@@ -103,7 +106,6 @@ def check_parity(module: Any, decoder: DecoderState, hidden_BLX: Tensor) -> None
     On the meta device, while a model is being loaded, there is nothing to compare; what is not learnt there waits for
     the layer's first forward.
     """
-
     index, loading = module.layer_idx, hidden_BLX.device.type == "meta"
     if index not in decoder.rope:
         try:
@@ -120,11 +122,10 @@ def check_parity(module: Any, decoder: DecoderState, hidden_BLX: Tensor) -> None
 @torch.no_grad()
 def _compare(module: Any, decoder: DecoderState, hidden_1LX: Tensor) -> None:
     """ValueError with the reason unless the patched `module` gives its stock class's output for `hidden_1LX`."""
-
     stock = stock_class(module)
     pos = torch.arange(hidden_1LX.shape[1], device=hidden_1LX.device)[None]
     kwargs: dict[str, Any] = {
-        "attention_mask": eager_causal(hidden_1LX) if decoder.inner == "eager" else None,
+        "attention_mask": eager_causal(hidden_1LX) if decoder.base_attention == "eager" else None,
         "position_ids": pos,
     }
     try:
@@ -143,15 +144,22 @@ def _compare(module: Any, decoder: DecoderState, hidden_1LX: Tensor) -> None:
     device = hidden_1LX.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_1LX.dtype
     for out, words in (
-        (ours, "With keys kept un-rotated {}, so it does more with rotated keys than attend: it normalises them after "
-         "rotating, for example"),
-        (pieces, "Through a cache of first tokens and a window {}, so it does more with cached keys than attend"),
-    ):  # fmt: skip
-        off = float((out.double() - truth.double()).norm() / truth.double().norm().clamp(min=1e-30))
-        if not off <= TOLERANCE.get(dtype, 6e-2):
-            why = words.format(f"its attention is off by {off:.1e} (relative)")
+        (
+            ours,
+            "with un-rotated keys its output differs by {} (relative). It probably post-processes rotated keys, e.g. "
+            "normalises them",
+        ),
+        (
+            pieces,
+            "through a cache of first tokens and a window its output differs by {} (relative), so it does more with "
+            "cached keys than attend",
+        ),
+    ):
+        off = relative_error(out, truth)
+        if not off <= layer_tolerance(dtype):
             raise ValueError(
-                f"{stock.__name__}: refused by the self-check. {why}. hf_longctx does not support this model."
+                f"{stock.__name__} failed the parity check: {words.format(f'{off:.1e}')}. hf_longctx does not support "
+                f"this model."
             )
 
 
@@ -162,7 +170,6 @@ def _in_pieces(
 
     Sets `decoder.joined` where the layer changes keys or values after the cache: its first tokens must come with them.
     """
-
     stock: Any = stock_class(module)
     method: Any = decoder.method
     forward, outputs = unrotated(stock.forward), []
@@ -199,7 +206,6 @@ def check_rotary_function(stock: Any, function: Callable[..., Any]) -> None:
 
 def _refusal(module: Any, decoder: DecoderState, hidden_BLX: Tensor, error: Exception) -> ValueError:
     """Why a layer's forward failed in the check, in words where the reason is known."""
-
     name = stock_class(module).__name__
     sliced = _sliced(module, decoder, hidden_BLX)
     if sliced is not None:
@@ -235,10 +241,9 @@ def head_dim_of(module: Any) -> int:
 @contextlib.contextmanager
 def _plain_inner(module: Any, decoder: DecoderState) -> Iterator[None]:
     """Compare through sdpa where the inner implementation wants a mask or a dtype of its own: rotation is checked."""
-
     config = vars(module.config)
     before = config["_attn_implementation_internal"]
-    if decoder.inner not in PLAIN:
+    if decoder.base_attention not in PLAIN:
         config["_attn_implementation_internal"] = Implementation("sdpa")
     try:
         yield

@@ -1,17 +1,17 @@
-"""What the patched layers of one model share, and the forward in progress."""
+"""The state that the patched layers of one model share, and that of the forward in progress."""
 
 # B batch, L queries, D head dim
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ..anatomy import layer_type
-from ..cache.layers import UnrotatedLayer
+from ..cache.base import UnrotatedLayer
 from ..ops.rotation import Rotation
 from .base_attention import KERNEL_OF
 from .identity import identity
@@ -22,22 +22,26 @@ STATE = "_hf_longctx"  # in the __dict__ of a decoder and of its patched attenti
 
 
 class DecidesPositions(Protocol):
-    """What the forward asks of a method, which is defined above it: `AttentionMethod`."""
+    """A method as the forward sees it; `AttentionMethod` is defined above the forward."""
 
     name: ClassVar[str]
 
-    def cache_layer(self, module: nn.Module) -> UnrotatedLayer: ...
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        """The empty cache layer of one attention module."""
 
-    def attention(self, inputs: Any) -> Tensor: ...
+    def attention(self, inputs: Any) -> Tensor:
+        """The attention of one layer, (B, L, H, D)."""
+
+    def angles(self, decoder: Any, pos_BL: Tensor) -> tuple[Tensor, Tensor] | None: ...
 
 
 @dataclass
 class DecoderState:
-    """What the patched layers of one model share: the method, the rotary embedding, and the forward in progress."""
+    """The state that patched layers share: the method, the rotary embedding, and the forward in progress."""
 
     method: DecidesPositions
     rotary: nn.Module
-    inner: str  # transformers' attention implementation before ours
+    base_attention: str  # transformers' attention implementation that the model had before
     per_layer_type: bool  # the rotary embedding has frequencies for each kind of layer (Gemma3)
     layers: list[nn.Module] = field(default_factory=list, repr=False)
     rope: dict[int, bool] = field(default_factory=dict)  # does the layer of this index rotate? As far as is known
@@ -55,11 +59,18 @@ class DecoderState:
     @property
     def kernel(self) -> str:
         """The kernel that the user's `attn_implementation` asks for."""
-        return KERNEL_OF[self.inner]
+        return KERNEL_OF[self.base_attention]
 
     def rotary_is_ready(self) -> bool:
         """False while a model is being loaded: its buffers hold nothing yet."""
         return all(b.device.type != "meta" for b in self.rotary.buffers())
+
+    def read_rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
+        """The rotation by the method's own angles at these positions, or by the model's."""
+        own = self.method.angles(self, pos_BL)
+        if own is None:
+            return self.rotation(module, like, pos_BL)
+        return Rotation(own[0].to(like), own[1].to(like), rotary_function(stock_class(module)))
 
     def rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
         """The model's own cosines and sines at these positions; pairs with its own `apply_rotary_pos_emb`."""
@@ -71,17 +82,25 @@ class DecoderState:
 
 @dataclass
 class Step:
-    """One forward: what is the same for every layer of a decoder."""
+    """One forward: the values that are the same for every layer of a decoder."""
 
     embeddings: tuple[Tensor, Tensor]
     q_pos_BL: Tensor  # -1 for padding
     padded: bool
-    regular: bool
+    consecutive: bool  # see `Positions`
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # what the model's own rotation is given, so that it leaves queries and keys as they are
+        # given to the model's own rotation, so that it leaves queries and keys as they are
         self.identity = identity(self.embeddings)
+
+
+class LayerCall(NamedTuple):
+    """What the forward of a patched module hands to its attention function, through the model's own code."""
+
+    decoder: DecoderState
+    step: Step
+    layer: UnrotatedLayer | None  # of the cache
 
 
 def has_rope(module: Any) -> bool:
@@ -94,10 +113,10 @@ def has_rope(module: Any) -> bool:
 
 
 def check_implementation(module: nn.Module) -> None:
-    """Notice `set_attn_implementation` behind our back: stock attention would then run without any rotation."""
+    """RuntimeError after `set_attn_implementation`: stock attention would then run without any rotation."""
     if not isinstance(module.config._attn_implementation, Implementation):  # type: ignore[union-attr]
         now = module.config._attn_implementation  # type: ignore[union-attr]
         raise RuntimeError(
             f"attn_implementation was changed to {now!r} under {vars(module)[STATE].method!r}. Undo the method first, "
-            f"set the implementation (it becomes the inner kernel), then apply the method again."
+            f"set the implementation (it becomes the base attention), then apply the method again."
         )

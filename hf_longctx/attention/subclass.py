@@ -1,4 +1,4 @@
-"""Subclasses of a model's own attention class, and what its module defines beside it."""
+"""Subclasses of a model's own attention class, and the functions that its module defines beside it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def _rebuild(factory: Callable[[Any], type[nn.Module]], stock: Any) -> nn.Module
 
 
 def stock_class(module: Any) -> Any:
-    """The model's own attention class under ours."""
+    """The model's own attention class, of which `module`'s may be a subclass of hf_longctx."""
     return getattr(type(module), "_stock", type(module))
 
 
 def function_named(name: str, module: Any) -> Any:
-    """transformers' attention function of this name; eager is that of the module that defines the attention class."""
+    """The attention function of this name; eager is that of the module that defines the attention class."""
     eager = getattr(sys.modules[stock_class(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 
@@ -44,6 +44,7 @@ def rotary_function(stock: type[nn.Module]) -> Callable[..., tuple[Tensor, Tenso
         others = [name for name in vars(sys.modules[stock.__module__]) if name.startswith("apply_rotary")]
         raise ValueError(
             f"{stock.__name__}: keys are rotated by {' or '.join(others) or 'a way of its own'}, not by an "
-            f"apply_rotary_pos_emb(q, k, cos, sin), so there is no telling how. hf_longctx does not support this model."
+            f"apply_rotary_pos_emb(q, k, cos, sin), so hf_longctx cannot tell how this model applies RoPE and "
+            f"does not support it."
         )
     return function

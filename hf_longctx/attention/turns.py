@@ -1,8 +1,8 @@
-"""Batches whose rows ended early and go on in the next turn.
+"""Batches whose rows ended early and continue in the next turn.
 
 `generate` writes padding after a row's end until the last row ends, and a bounded cache takes it for text. The next
-turn's attention mask hides it and lets the row go on at the position after its end; where the padding has pushed tokens
-out of a window that the row needs again, the text is read once more.
+turn's attention mask hides it and lets the row continue at the position after its end; where the padding has pushed
+tokens out of a window that the row needs again, the text is read once more.
 """
 
 # B batch, T tokens read so far
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from ..cache.layers import UnrotatedLayer
+from ..cache.stock import unrotated_layers
 from .caches import adopt_all
 from .state import DecoderState
 
@@ -25,14 +25,14 @@ logger = logging.getLogger("hf_longctx")
 def read_again_if_needed(
     state: DecoderState, decoder: Any, cache: Any, input_ids: Tensor, mask_BT: Tensor | None
 ) -> None:
-    """Empty a cache that misses what the next tokens of `generate` see; it then reads all of `input_ids`.
+    """Empty a cache that misses tokens that `generate`'s next ones see; it then reads all of `input_ids`.
 
     ValueError where `input_ids` are only the new tokens, so that there is nothing to read again.
     """
     seen = cache.get_seq_length() if isinstance(cache, Cache) else 0
     if not seen or mask_BT is None or mask_BT.ndim != 2 or mask_BT.shape[1] <= seen:
         return
-    layers = [layer for layer in cache.layers if isinstance(layer, UnrotatedLayer)]
+    layers = unrotated_layers(cache)
     shown_BT = mask_BT[:, :seen].bool()
     next_B = shown_BT.sum(1)  # the position that `generate` gives a row's next token
     for layer in layers:
@@ -43,10 +43,12 @@ def read_again_if_needed(
     if mask_BT.shape[1] != input_ids.shape[1]:
         raise ValueError(
             f"input_ids of {input_ids.shape[1]} tokens with an attention_mask of {mask_BT.shape[1]}: a row that ended "
-            f"early goes on, and the cache of {state.method.name} has dropped tokens that it would see. Give the ids "
+            f"early continues, and the cache of {state.method.name} has dropped tokens that it would see. Give the ids "
             f"of the whole text, as many as the mask has columns, and it is read again."
         )
-    logger.info("reading %d tokens again: a row that ended early goes on, and has lost what it would see", seen)
-    fresh = DynamicCache(config=decoder.config)
-    adopt_all(state, fresh)
-    cache.layers[:] = fresh.layers
+    logger.info(
+        "reading %d tokens again: a row that ended early continues, and has lost tokens that it would see", seen
+    )
+    empty = DynamicCache(config=decoder.config)
+    adopt_all(state, empty)
+    cache.layers[:] = empty.layers

@@ -1,6 +1,6 @@
-"""Does a layer rotate at all? Watched, because families say so in attributes of many names, or in none.
+"""Does a layer rotate at all? A forward of one token tells: families have attributes of many names for it, or none.
 
-SmolLM3 has `use_rope`; Cohere2 and EXAONE 4 rotate where there is a sliding window. A forward of one token tells.
+SmolLM3 has `use_rope`; Cohere2 and EXAONE 4 rotate where there is a sliding window.
 """
 
 # B batch, L tokens, X hidden width
@@ -32,13 +32,13 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         used = any(x is self.tensor for x in (*args, *(kwargs or {}).values()))
-        if used and func.__name__ != "__get__":  # looking at its shape or dtype is no use of it
+        if used and func.__name__ != "__get__":  # looking at its shape or dtype does not count
             raise _Touched
         return func(*args, **(kwargs or {}))
 
 
 class _Stop:
-    """What our attention function unpacks first of all."""
+    """Stands for the `LayerCall` that hf_longctx's attention function unpacks first of all."""
 
     def __iter__(self) -> Iterator[Any]:
         raise _Attended
@@ -65,7 +65,7 @@ def rotates(module: Any, stock: Any, hidden_BLX: Tensor) -> bool:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Every part of `module` in evaluation mode, and then as it was."""
+    """Put every part of `module` into evaluation mode, and then back."""
     training = [(m, m.training) for m in module.modules()]
     module.eval()
     try:

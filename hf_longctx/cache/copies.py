@@ -1,4 +1,4 @@
-"""Copies of what reads through a model: deep ones have all of its own state, and share the model."""
+"""Copies of objects that read through a model: they share the model and copy everything else."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 def deep_copy(thing: T, memo: dict[int, Any], *shared: Any) -> T:
-    """For `__deepcopy__`: a copy of `thing`, in which `shared` are what they are in it.
+    """For `__deepcopy__`: a copy of `thing` that shares the objects `shared` with it.
 
-    What was copied already, in the same `copy.deepcopy` of something larger, is taken from there.
+    Parts that the same `copy.deepcopy` of something larger has copied already are taken from there.
     """
     for part in shared:
         memo.setdefault(id(part), part)
@@ -23,7 +23,7 @@ def deep_copy(thing: T, memo: dict[int, Any], *shared: Any) -> T:
 
 
 def shallow_copy(thing: T) -> T:
-    """For `__copy__` of what cannot be pickled, which copy.copy would ask for."""
+    """For `__copy__` of objects that cannot be pickled, which copy.copy would need."""
     twin = type(thing).__new__(type(thing))
     vars(twin).update(vars(thing))
     return twin

@@ -1,21 +1,21 @@
-"""What the layers of hybrid models keep beside keys or in place of them: recurrent and convolution states.
+"""Recurrent and convolution states, which layers of hybrid models keep beside keys or instead of them.
 
 A state is of one size however much is read, has no length, and is written in place: nothing shows afterwards how far it
-has read. Some models use the states for single tokens only, and begin anew with every longer piece of a text.
+has read. Some models use the states for single tokens only, and start again with every longer piece of a text.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from ..patch import unwrap
 from ..upstream.caches import given_cache
-from .layers import UnrotatedLayer
+from .stock import unrotated_layers
 
 KINDS = ("recurrent_states", "conv_states")
 BROKEN = "_hf_longctx_broken"  # in the __dict__ of a cache
@@ -34,11 +34,11 @@ def has_states(cache: Any) -> bool:
 
 
 def broke_off(cache: Any) -> None:
-    """A forward through this cache raised: what is half-read is not to be gone on from.
+    """Note that a forward through this cache raised: it cannot be continued where it is half-read.
 
     States show nothing, so any state counts as one that has read on.
     """
-    lengths = {layer.seen for layer in cache.layers if isinstance(layer, UnrotatedLayer)}
+    lengths = {layer.seen for layer in unrotated_layers(cache)}
     vars(cache)[BROKEN] = len(lengths) > 1 or bool(states(cache))
 
 
@@ -51,26 +51,10 @@ def check_whole(cache: Any) -> None:
         )
 
 
-def nbytes(cache: Any) -> int:
-    """Bytes of all that a cache keeps: keys, values, positions, states, and whatever else its layers hold."""
-    return sum(
-        layer.nbytes() if isinstance(layer, UnrotatedLayer) else sum(tensor.nbytes for tensor in _tensors(vars(layer)))
-        for layer in cache.layers
-    )
-
-
-def _tensors(values: dict[Any, Any]) -> Iterator[Tensor]:
-    for value in values.values():
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict):
-            yield from _tensors(value)
-
-
 def takes_positions(model: Any) -> bool:
-    """Is a forward through a cache to be told its `position_ids`? A Bamba that is not counts from 0 again in each.
+    """Should a forward through a cache be told its `position_ids`? A Bamba that is not counts from 0 again in each.
 
-    Models that take none count by themselves, and so have those to whose learned positions padding belongs (RoBERTa's
+    Models that take none count by themselves, as do those whose learned positions have room for padding (RoBERTa's
     tokens begin at 2).
     """
     base: Any = unwrap(model) if isinstance(model, nn.Module) else model
@@ -81,14 +65,12 @@ def takes_positions(model: Any) -> bool:
 
 
 @torch.no_grad()
-def starts_anew(model: Any, piece: int) -> str | None:
-    """What is lost where a text is read in pieces of so many tokens through a cache, in words; None if nothing is.
+def lost_between_pieces(model: Any, piece: int) -> str | None:
+    """Say what is lost where a text is read through a cache in pieces of `piece` tokens; None if nothing is.
 
-    Only models with states are asked, by three forwards of a few tokens: whatever reads a state comes out as NaN once
+    Only models with states are tried, by three forwards of a few tokens: whatever reads a state comes out as NaN once
     the state is NaN.
     """
-    from transformers import DynamicCache
-
     base: Any = unwrap(model) if isinstance(model, nn.Module) else model
     if not hasattr(base, "config") or not has_states(DynamicCache(config=base.config)):
         return None
@@ -112,7 +94,7 @@ def starts_anew(model: Any, piece: int) -> str | None:
             state.fill_(float("nan"))
         if kept and not bool(read(cache, size).isnan().any()):
             words = kind.removesuffix("_states").replace("conv", "convolution")
-            return f"its {words} layers begin anew with every piece of {'several tokens' if size > 1 else 'a text'}"
+            return f"its {words} layers start again with every piece of {'several tokens' if size > 1 else 'a text'}"
         if not states(cache):
             return "it keeps nothing of what it has read in the cache that it is given"
     return None

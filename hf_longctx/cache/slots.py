@@ -1,11 +1,10 @@
-"""Keys and values with the position of each, and what transformers does to their batch dimension."""
+"""Keys and values with the position of each, and changes of their batch dimension."""
 
 # B batch, G key/value heads, S slots, D head dim
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ class KeyValues:
         return self.pos.shape[1]
 
     def then(self, newer: KeyValues) -> KeyValues:
+        """These slots, and then those of `newer`."""
         column = None
         if self.column is not None and newer.column is not None:
             column = torch.cat([self.column, newer.column], 1)
@@ -36,13 +36,13 @@ class KeyValues:
         return KeyValues(k, v, torch.cat([self.pos, newer.pos], 1), column)
 
     def first(self, n: int, padded: bool) -> KeyValues:
-        """The first n real slots of every row (fewer if there are fewer, then with empty slots behind)."""
+        """The first n real slots of every row (fewer if there are fewer, with empty slots after them)."""
         if not padded:
             return self._columns(slice(0, n))
         return self.gather(torch.argsort((self.pos < 0).byte(), dim=1, stable=True)[:, :n])
 
     def last(self, n: int, padded: bool) -> KeyValues:
-        """The last n slots of every row whose tokens are seen, or may be seen again (fewer: with others before)."""
+        """The last n slots of every row whose tokens are seen, or may be seen again (if fewer, with others before)."""
         if not padded:
             return self._columns(slice(max(len(self) - n, 0), len(self)))
         return self.gather(torch.argsort(self.alive().byte(), dim=1, stable=True)[:, max(len(self) - n, 0) :])
@@ -50,7 +50,7 @@ class KeyValues:
     def alive(self) -> Tensor:
         """(B, S): which tokens are seen, or may be once a mask shows them again. For slots in order.
 
-        A hidden token whose position, or one before it, was read anew by a row that went on there is not shown again.
+        A hidden token whose position, or one before it, a row has read again since is not shown again.
         """
         far = torch.iinfo(torch.long).max
         seen = torch.where(self.pos < 0, far, self.pos)
@@ -62,18 +62,19 @@ class KeyValues:
         return KeyValues(self.k[:, :, columns], self.v[:, :, columns], self.pos[:, columns], column)
 
     def gather(self, index_BN: Tensor) -> KeyValues:
-        """The slots of these numbers, for each row its own."""
+        """The slots of these numbers, each row's own."""
         wide = index_BN[:, None, :, None]
         k = self.k.gather(2, wide.expand(-1, self.k.shape[1], -1, self.k.shape[3]))
         v = self.v.gather(2, wide.expand(-1, self.v.shape[1], -1, self.v.shape[3]))
         column = None if self.column is None else self.column.gather(1, index_BN)
         return KeyValues(k, v, self.pos.gather(1, index_BN), column)
 
-    def map(self, f: Any) -> KeyValues:
+    def map(self, f: Callable[[Tensor], Tensor]) -> KeyValues:
+        """`f` of every tensor."""
         return KeyValues(f(self.k), f(self.v), f(self.pos), None if self.column is None else f(self.column))
 
     def shown(self, mask_BT: Tensor) -> KeyValues:
-        """With the tokens hidden, and those shown again, that an attention mask says (see `show`)."""
+        """With tokens hidden and shown as an attention mask says (see `show`)."""
         return replace(self, pos=show(self.pos, self.column, mask_BT.to(self.pos.device)))
 
     def own(self) -> KeyValues:
@@ -82,7 +83,7 @@ class KeyValues:
 
 
 def show(pos_BS: Tensor, column_BS: Tensor | None, mask_BT: Tensor) -> Tensor:
-    """Positions (B, S) with the tokens hidden, and those shown again, that an attention mask (B, T) of bool says.
+    """Positions (B, S) with tokens hidden and shown as an attention mask (B, T) of bool says.
 
     Padding that was never given a position stays what it is.
     """
@@ -94,18 +95,21 @@ def show(pos_BS: Tensor, column_BS: Tensor | None, mask_BT: Tensor) -> Tensor:
     return torch.where(real | (there < 0), there, -2 - there)
 
 
-class Rows:
-    """What transformers does to the batch dimension of a layer, through its `_map`."""
+class BatchRows:
+    """The changes of a layer's batch dimension that transformers makes, by its `map_rows`."""
 
-    def _map(self, f: Callable[[Tensor], Tensor]) -> None:
+    def map_rows(self, f: Callable[[Tensor], Tensor]) -> None:
         """Replace every tensor that has a row for each of the batch by `f` of it."""
         raise NotImplementedError
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._map(lambda t: t.index_select(0, beam_idx.to(t.device)))
+        """Choose the batch's rows again, for beam search."""
+        self.map_rows(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._map(lambda t: t.repeat_interleave(repeats, dim=0))
+        """Repeat every row."""
+        self.map_rows(lambda t: t.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._map(lambda t: t[indices.to(t.device)])
+        """Keep these rows."""
+        self.map_rows(lambda t: t[indices.to(t.device)])

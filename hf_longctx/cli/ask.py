@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,16 +27,19 @@ from .options import (
     sampling,
 )
 
+if TYPE_CHECKING:
+    from ..method import LongContextMethod
+
 
 def ask(
     model: Model,
     document: Annotated[str, typer.Option(help="A text file, -, or python-docs.", show_default=False)],
-    questions: Annotated[Path, typer.Option(help="A text file, a question a line.", show_default=False)],
+    questions: Annotated[Path, typer.Option(help="A text file, one question per line.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option(help="File for answers, a JSON object a line; the same command adds those missing.")
+        Path | None, typer.Option(help="File for answers, JSON objects in lines; the same command adds those missing.")
     ] = None,
     prefix_cache: Annotated[Path | None, typer.Option(help="Folder that keeps what was read for next time.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions that are answered at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 256,
     method: MethodName = None,
     settings: Settings = None,
@@ -52,11 +55,10 @@ def ask(
         raise ValueError(f"--out {out}: expected a file in a folder that exists.")
     if prefix_cache is not None and prefix_cache.exists() and not prefix_cache.is_dir():
         raise ValueError(f"--prefix-cache {prefix_cache}: expected a folder, and it is a file.")
-    from ..sharing.model import check_method
-    from ..text.pieces import read_pieces
+    from ..text.files import read_pieces
 
     if chosen is not None:
-        check_method(chosen)  # before the model is loaded
+        _check_keys(chosen, "Leave --method out, or ask with `hf-longctx generate`")  # before the model is loaded
     if prefix_cache is not None:
         check_folder(prefix_cache, "--prefix-cache")
     with nullcontext() if out is None else resumes(out, file=True):
@@ -76,9 +78,12 @@ def _answer(
 ) -> None:
     """Print the answers as they come, or put those that are missing into a file."""
     from ..anatomy import find_decoder
+    from ..patch import applied
     from ..sharing.model import check
     from ..sharing.questions import Prompt, answers, run_digest
 
+    for patch in applied(model):
+        _check_keys(patch.method, "Give the model without it, or ask with `hf-longctx generate`")
     check(find_decoder(model))  # before the document is read
     prompt = Prompt(tokenizer, document)
     notes().print(f"{len(prompt.document_ids):,} tokens to share", style="dim", highlight=False)
@@ -101,13 +106,21 @@ def _answer(
     notes().print(told, markup=False, highlight=False, soft_wrap=True)
 
 
+def _check_keys(method: LongContextMethod, remedy: str) -> None:
+    if method.decides_positions:
+        raise ValueError(
+            f"{method!r} keeps un-rotated keys in a cache of its own, and a document is shared as stock, rotated keys. "
+            f"{remedy}."
+        )
+
+
 def _lines(path: Path) -> list[str]:
-    from ..text.pieces import lines_of, read_pieces
+    from ..text import lines_of, read_pieces
 
     if str(path) == "-":
-        raise ValueError("--questions -: expected a file with a question a line.")
+        raise ValueError("--questions -: expected a file with one question per line.")
     if not path.exists():
-        raise FileNotFoundError(f"No text file at --questions {path}: expected one with a question a line.")
+        raise FileNotFoundError(f"No text file at --questions {path}: expected one with one question per line.")
     if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").strip():
-        raise ValueError(f"--questions {path}: it is empty; expected a question a line.")
+        raise ValueError(f"--questions {path}: it is empty; expected one question per line.")
     return [line.strip() for line in lines_of("".join(read_pieces(path))) if line.strip()]

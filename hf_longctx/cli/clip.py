@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from .options import Force
+
 app = typer.Typer(no_args_is_help=True, help="Long text in CLIP: stretch a model, convert Long-CLIP's weights.")
 
 Out = Annotated[Path, typer.Option(help="Folder for the checkpoint.", show_default=False)]
 Keep = Annotated[int, typer.Option(help="Positions from the first that stay as they are.")]
-Force = Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")]
 
 
 @app.command()

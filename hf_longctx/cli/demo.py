@@ -54,9 +54,9 @@ def run(out: Path, *, short: bool = False, console: Console | None = None) -> No
     """
     import transformers
 
-    from .. import LMInfinite
     from ..hub import extend, load, locate
     from ..hub.resolve import EXAMPLE_MODEL
+    from ..methods.lm_infinite import LMInfinite
 
     console, sizes, start = console or Console(), SHORT if short else FULL, time.perf_counter()
     # Bars of half a second each would drown the demo's own output.
@@ -71,7 +71,7 @@ def run(out: Path, *, short: bool = False, console: Console | None = None) -> No
     _say(
         console,
         f"So that minutes are enough, a window of {sizes.window:,} tokens stands in for the model's {trained:,}: "
-        f"LM-Infinite and truncation get {sizes.window:,}; the stock model reads all and is at ease up to {trained:,}.",
+        f"LM-Infinite and truncation get {sizes.window:,}; the stock model reads all and works well up to {trained:,}.",
     )
 
     fluent, finding = LMInfinite(n_local=sizes.window), LMInfinite(n_local=sizes.window, top_k=5)
@@ -152,6 +152,7 @@ def _ask(folder: Path, length: int) -> tuple[str, int, int]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..text.corpora import load_text
+    from ..text.tokens import prompt_inputs
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     # float32: bfloat16 is many times slower on a CPU.
@@ -159,8 +160,7 @@ def _ask(folder: Path, length: int) -> tuple[str, int, int]:
     ids = tokenizer(load_text("python-docs"), verbose=False)["input_ids"][:length]
     at = int(0.3 * length)
     document = f"{tokenizer.decode(ids[:at])}\n\n{FACT}\n\n{tokenizer.decode(ids[at:])}"
-    chat = [{"role": "user", "content": f"{document}\n\n{QUESTION}"}]
-    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    inputs = prompt_inputs(tokenizer, f"{document}\n\n{QUESTION}")
     read = inputs["input_ids"].shape[1]
     output = model.generate(**inputs, max_new_tokens=24, do_sample=False, prefill_chunk_size=1024)
     return tokenizer.decode(output[0, read:], skip_special_tokens=True).strip(), read, length - at

@@ -12,8 +12,7 @@ from rich.console import Console
 from ..console.progress import beyond_on_purpose
 from ..console.units import parse_lengths
 from ..settings import read_settings
-from .options import Device, Dtype, MethodName, Model, Settings, load_model, method_of, numbers, resumes
-from .segments import settings_of
+from .options import Device, Dtype, MethodName, Model, Settings, chosen_of, load_model, numbers, resumes
 
 
 def _list(wanted: bool) -> None:
@@ -62,7 +61,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure the stock model, its last window, and a method. An interrupted run continues where it stopped."""
-    chosen: Any = method_of(method, settings) if method != "xl3m" else settings_of(settings)
+    chosen = chosen_of(method, settings)
     length_list = parse_lengths(lengths, "--lengths")
     depth_list = None if depths is None else numbers("depths", depths)
     if not task.strip(", "):

@@ -19,26 +19,27 @@ from ..storage.files import claimed
 from . import clip as cli_clip
 from .ask import ask
 from .eval import evaluate
+from .generate import generate
 from .lm_eval import lm_eval
 from .options import (
     ChunkSize,
     Device,
     Dtype,
+    Force,
     MethodName,
     Model,
     Sample,
     Settings,
+    chosen_of,
     complain,
-    document_pieces,
     dtype_of,
-    encode,
     load_model,
     method_of,
     notes,
-    prompt_text,
     reader_on,
     sampling,
 )
+from .plan import plan
 from .report import report
 
 _out = Console()
@@ -164,15 +165,13 @@ def extend(
     method: Annotated[str, typer.Option(help="A name from `hf-longctx methods`.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the extended model.", show_default=False)],
     settings: Settings = None,
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    force: Force = False,
 ) -> None:
     """Save a model so that plain from_pretrained loads it with the method active."""
     from ..hub import extend as run
-    from .segments import settings_of
 
-    chosen = settings_of(settings) if method == "xl3m" else method_of(method, settings)
+    chosen = chosen_of(method, settings)
     assert chosen is not None
-
     folder = run(model, chosen, out, overwrite=force)
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}  # to be copied, paths whole
     _out.print(f"Saved the model with {chosen!r} to {folder}.", **plain)
@@ -182,72 +181,7 @@ def extend(
     _out.print(f'Load it with: {needed}AutoModelForCausalLM.from_pretrained("{folder}")', **plain)
 
 
-@app.command()
-def generate(
-    model: Model,
-    method: Annotated[str | None, typer.Option("--method", help="xl3m, or a name from `hf-longctx methods`.")] = None,
-    settings: Settings = None,
-    prompt: Annotated[str | None, typer.Option(help="What to answer or continue.")] = None,
-    document: Annotated[str | None, typer.Option(help="A text file to read first, or python-docs.")] = None,
-    question: Annotated[str | None, typer.Option(help="What to ask about the document.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    prefill_chunk_size: ChunkSize = None,
-    sample: Sample = False,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Never hold the whole document, which may be - (standard input).")
-    ] = False,
-    scores: Annotated[
-        Path | None, typer.Option(help="xl3m: file that keeps the scores of segments, for a run that is interrupted.")
-    ] = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-) -> None:
-    """Answer a prompt, or a question about a document; the text appears as it is written."""
-    if method == "xl3m":
-        if stream or prefill_chunk_size is not None:
-            raise ValueError(
-                "--method xl3m reads a document in segments, and never holds it whole: leave --stream and "
-                "--prefill-chunk-size out."
-            )
-        from .segments import answer
-
-        answer(model, settings, prompt, document, question, scores, max_new_tokens, sample, dtype, device)
-        return
-    if scores is not None:
-        raise ValueError("--scores keeps the scores of segments: add --method xl3m.")
-    chosen = method_of(method, settings)
-    if stream:
-        pieces, asked = document_pieces(prompt, document, question)
-        loaded, tokenizer = load_model(model, dtype, device)
-        from ..console.progress import Progress, counted
-        from ..text.pieces import encode_pieces, with_question, written
-
-        reader = reader_on(loaded, chosen, prefill_chunk_size)
-        ids = encode_pieces(tokenizer, with_question(tokenizer, pieces, asked), bos=not tokenizer.chat_template)
-        with Progress("tokens read") as progress:
-            reader.read(counted(ids, progress))
-        notes().print(f"{reader.position:,} tokens read", style="dim", highlight=False)
-        for text in written(tokenizer, reader.generate(max_new_tokens=max_new_tokens, **sampling(sample))):
-            print(text, end="", flush=True)
-        print()
-        return
-    text = prompt_text(prompt, document, question)
-    from transformers import TextStreamer
-
-    loaded, tokenizer = load_model(model, dtype, device)
-    inputs = encode(tokenizer, text).to(loaded.device)
-    notes().print(f"{inputs['input_ids'].shape[1]:,} tokens to read", style="dim", highlight=False)
-    if chosen is not None:
-        chosen.apply(loaded)
-    loaded.generate(
-        **inputs,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        max_new_tokens=max_new_tokens,
-        prefill_chunk_size=prefill_chunk_size,
-        **sampling(sample),
-    )
-
-
+app.command()(generate)
 app.command()(ask)
 
 
@@ -274,60 +208,8 @@ def chat(
 
 app.command("eval")(evaluate)
 app.command("lm-eval")(lm_eval)
-
-
 app.command()(report)
-
-
-@app.command()
-def plan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A folder, a config.json, a Hub id, a .gguf file or smollm2-135m-instruct.", show_default=False
-        ),
-    ],
-    length: Annotated[
-        str, typer.Option(help="Tokens: 200000, 128k (k is 1,024) or 1M (M is 1,000,000).", show_default=False)
-    ],
-    memory: Annotated[
-        str | None, typer.Option(help="24GiB (2^30 bytes each), 24GB or 24G (10^9); by default all of the GPU's.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Rows of this length read at once.")] = 1,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    method: MethodName = None,
-    settings: Settings = None,
-    gpu: Annotated[str, typer.Option(help="h100, h200, a100, l4, rtx4090 or cpu.")] = "h100",
-    tflops: Annotated[float | None, typer.Option(help="Another machine's peak TFLOP/s in 16 bits.")] = None,
-    bandwidth: Annotated[float | None, typer.Option(help="Another machine's memory bandwidth, GB/s.")] = None,
-    chunk: Annotated[
-        int | None, typer.Option(help="Tokens read at once; by default few that are nearly as fast as many.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for a config.json with the method in it.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Every number, in bytes, seconds and tokens.")] = False,
-) -> None:
-    """Predict memory and time of a length from the config alone, and recommend a method. Exit code 1: none fits."""
-    chosen = method_of(method, settings)
-    if out is not None:
-        from ..hub.save import check_target
-
-        check_target(out, overwrite=False)
-    from ..planning.plan import plan as run
-    from ..planning.render import show, write_config
-
-    found = run(
-        model, length, memory, batch=batch, dtype=dtype, method=chosen, gpu=gpu, tflops=tflops, bandwidth=bandwidth,
-        chunk=chunk,
-    )  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2))
-    else:
-        show(found, Console())
-    if found.chosen is None:
-        raise typer.Exit(1)
-    if out is not None:
-        written = write_config(found, out)
-        notes().print(f"Wrote {written}.", markup=False, highlight=False, soft_wrap=True)
+app.command()(plan)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..method import LongContextMethod
+    from ..registry import Recorded
     from ..streaming.reader import Reader
 
 Model = Annotated[
@@ -25,16 +26,18 @@ MethodName = Annotated[str | None, typer.Option("--method", help="A name from `h
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (float32 on a CPU).")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default the accelerator if there is one.")]
-ChunkSize = Annotated[int | None, typer.Option(min=1, help="Read the prompt so many tokens at a time.")]
+ChunkSize = Annotated[int | None, typer.Option(min=1, help="Prefill chunk size, in tokens.")]
+Force = Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Sample as the model's settings say; else greedy.")]
 
 
-def method_of(name: str | None, settings: list[str] | None) -> LongContextMethod | None:
+def chosen_of(name: str | None, settings: list[str] | None) -> Recorded | None:
+    """The method or procedure that `--method` and `--set` name."""
     if name is None:
         if settings:
             raise ValueError(f"--set {settings[0]}: settings belong to a method. Add --method NAME.")
         return None
-    from ..registry import entries, unknown
+    from ..registry import entries, parse, unknown
     from ..settings import read_settings, unknown_setting
 
     # what is misspelt is told before torch is imported
@@ -44,12 +47,32 @@ def method_of(name: str | None, settings: list[str] | None) -> LongContextMethod
     wrong = unknown_setting(name, list(known[name]["settings"]), read_settings(settings or []))
     if wrong:
         raise ValueError(wrong)
-    from ..method import parse
-
     return parse(name, settings or [])
 
 
+def method_of(
+    name: str | None, settings: list[str] | None, instead: str = "Take `hf-longctx generate`"
+) -> LongContextMethod | None:
+    """As `chosen_of`, for a command that changes the model. For a procedure, the error says what to do `instead`."""
+    chosen = chosen_of(name, settings)
+    if chosen is None:
+        return None
+    from ..method import LongContextMethod
+
+    if isinstance(chosen, LongContextMethod):
+        return chosen
+    raise ValueError(f"--method {name} is a way to generate, not a change of the model. {instead}.")
+
+
+@contextmanager
+def running(chosen: Recorded | None, model: PreTrainedModel) -> Iterator[dict[str, Any]]:
+    """`chosen.running(model)`; without one, no argument for `generate`."""
+    with nullcontext({}) if chosen is None else chosen.running(model) as extra:
+        yield extra
+
+
 def load_model(model: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer, which are quoted by the name that the user gave."""
     from ..hub import load, locate
     from ..hub.resolve import usable_device
 
@@ -57,12 +80,13 @@ def load_model(model: str, dtype: str, device: str | None) -> tuple[PreTrainedMo
         usable_device(device)  # before a download
     checkpoint = locate(model)
     loaded, tokenizer = load(checkpoint.location, dtype=dtype_of(dtype), device=device)
-    # Results are quoted with this name; a folder of our cache would say nothing to their reader.
+    # results are quoted with this name; a folder of the cache would say nothing to their reader
     loaded.config._name_or_path = checkpoint.source
     return loaded, tokenizer
 
 
 def dtype_of(name: str) -> Any:
+    """The `torch.dtype` that --dtype names, or "auto"."""
     import torch
 
     known = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -73,34 +97,40 @@ def dtype_of(name: str) -> Any:
 
 def reader_on(model: PreTrainedModel, method: LongContextMethod | None, chunk: int | None) -> Reader:
     """A reader on a model with `method`, else the one it was saved with, else LM-Infinite at its trained length."""
-    import hf_longctx
+    from ..methods.lm_infinite import LMInfinite
+    from ..patch import applied
+    from ..streaming.reader import stream
 
-    if method is None and not hf_longctx.applied(model):
-        method = hf_longctx.LMInfinite()
+    if method is None and not applied(model):
+        method = LMInfinite()
         notes().print(f"no --method given: {method!r}", style="dim", highlight=False, markup=False)
     if method is not None:
         method.apply(model)
-    return hf_longctx.stream(model) if chunk is None else hf_longctx.stream(model, chunk=chunk)
+    return stream(model) if chunk is None else stream(model, chunk=chunk)
 
 
 def sampling(sample: bool) -> dict[str, Any]:
+    """Arguments of `generate` for --sample, and for greedy decoding without it."""
     return {"do_sample": True} if sample else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
-def document_pieces(prompt: str | None, document: str | None, question: str | None) -> tuple[Iterator[str], str]:
-    """The document, read when it is asked for, and the question about it."""
+def document_pieces(
+    option: str, prompt: str | None, document: str | None, question: str | None
+) -> tuple[Iterator[str], str]:
+    """The document, which is read as its pieces are taken, and the question about it. `option` needs both."""
     if document is None or prompt is not None:
         raise ValueError(
-            "--stream reads a document: give --document FILE (or - for standard input) and --question TEXT."
+            f"{option} reads a document: give --document FILE (or - for standard input) and --question TEXT."
         )
     if not (question or "").strip():
         raise ValueError("--document needs a --question that is not empty.")
-    from ..text.pieces import read_pieces
+    from ..text.files import read_pieces
 
     return read_pieces(document), str(question)
 
 
 def prompt_text(prompt: str | None, document: str | None, question: str | None) -> str:
+    """The prompt, or the document with the question after it."""
     if (prompt is None) == (document is None):
         raise ValueError("Give either --prompt TEXT, or --document FILE with --question TEXT.")
     if document is None:
@@ -118,18 +148,8 @@ def prompt_text(prompt: str | None, document: str | None, question: str | None) 
     return f"{load_text(document).strip()}\n\n{question}"
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Any:
-    """The prompt in the model's chat template if it has one, as it is otherwise."""
-    if not tokenizer.chat_template:
-        return tokenizer(text, return_tensors="pt", verbose=False)
-    chat = [{"role": "user", "content": text}]
-    quiet = {"verbose": False}  # a prompt longer than the trained length is what we are for
-    return tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_dict=True, return_tensors="pt", tokenizer_kwargs=quiet
-    )
-
-
 def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
+    """The numbers of an option that takes several."""
     try:
         return [int(part) if whole else float(part) for part in text.split(",")]
     except ValueError:
@@ -139,7 +159,7 @@ def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
 
 @contextmanager
 def resumes(out: Path, name: str = "--out", *, file: bool = False) -> Iterator[None]:
-    """A run that alone writes there (`outputs.claimed`, before a model is loaded), and whose command continues it."""
+    """A run that is the only one to write there, claimed before a model is loaded, and that its command continues."""
     with claimed(out, name, file=file):
         try:
             yield
@@ -150,9 +170,10 @@ def resumes(out: Path, name: str = "--out", *, file: bool = False) -> Iterator[N
 
 
 def notes() -> Console:
+    """Where progress and remarks go: stderr."""
     return Console(stderr=True)
 
 
 def complain(message: str) -> None:
-    # Soft-wrapped: one line in a log, however wide.
+    """Print an error. Soft-wrapped: one line in a log, however wide."""
     notes().print(f"Error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -7,30 +7,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from .embed import encode_captions, pixels_of, read_image
 from .pairs import Pair
+from .settings import FineTuning
 
 _AT_ONCE = 10_000
 
 
 def check_captions(pairs: Sequence[Pair], tokenizer: Any, limit: int) -> None:
-    """ValueError if a caption has more than `limit` tokens: now, and not in the third hour of a training."""
+    """ValueError if a caption has more than `limit` tokens: at the start, not in the third hour of a training."""
     for at in range(0, len(pairs), _AT_ONCE):
-        some = pairs[at : at + _AT_ONCE]
-        for captions in ([pair.long for pair in some], [pair.short for pair in some]):
+        part = pairs[at : at + _AT_ONCE]
+        for captions in ([pair.long for pair in part], [pair.short for pair in part]):
             lengths = [len(row) for row in tokenizer(captions, verbose=False).input_ids]
-            longest = max(range(len(some)), key=lengths.__getitem__)
+            longest = max(range(len(part)), key=lengths.__getitem__)
             if lengths[longest] > limit:
                 raise ValueError(
-                    f"the caption of {str(some[longest].image)!r} has {lengths[longest]} tokens, the model reads "
+                    f"the caption of {str(part[longest].image)!r} has {lengths[longest]} tokens, the model reads "
                     f"{limit}. Shorten it, stretch the model further, or ask for truncation (truncate: true)."
                 )
 
 
 class Epochs(Sampler[int]):
-    """All rows in an order that follows from seed and epoch, so that a resumed run goes on with the same batches."""
+    """All rows in an order that follows from seed and epoch, so that a resumed run continues with the same batches."""
 
     def __init__(self, count: int, seed: int) -> None:
         self._count, self._seed = count, seed
@@ -42,17 +43,6 @@ class Epochs(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self.epoch)
         yield from torch.randperm(self._count, generator=generator).tolist()
-
-
-class _Rows(Dataset[Pair]):
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self._pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, row: int) -> Pair:
-        return self._pairs[row]
 
 
 class _Prepare:
@@ -71,27 +61,15 @@ class _Prepare:
 
 
 def loader(
-    pairs: Sequence[Pair],
-    tokenizer: Any,
-    processor: Any,
-    *,
-    limit: int,
-    batch: int,
-    truncate: bool = False,
-    seed: int = 0,
-    workers: int = 0,
+    pairs: Sequence[Pair], tokenizer: Any, processor: Any, settings: FineTuning, limit: int
 ) -> tuple[DataLoader[Any], Epochs]:
-    """Batches {"pixels": [B, 3, H, W], "long": [B, T], "short": [B, T]}, and the sampler whose `epoch` is to be set.
+    """Batches {"pixels": [B, 3, H, W], "long": [B, T], "short": [B, T]}, and the sampler, whose `epoch` is to be set.
 
-    The last, short batch of an epoch is dropped: the loss needs the same number of pairs everywhere.
+    Captions have at most `limit` tokens. The last, short batch of an epoch is dropped: the loss needs the same number
+    of pairs everywhere.
     """
-    sampler = Epochs(len(pairs), seed)
-    made: DataLoader[Any] = DataLoader(
-        _Rows(pairs),
-        batch_size=batch,
-        sampler=sampler,
-        drop_last=True,
-        num_workers=workers,
-        collate_fn=_Prepare(tokenizer, processor, limit, truncate),
-    )
-    return made, sampler
+    sampler = Epochs(len(pairs), settings.seed)
+    rows: Any = pairs  # a sequence is a data set
+    prepare = _Prepare(tokenizer, processor, limit, settings.truncate)
+    how: dict[str, Any] = {"drop_last": True, "num_workers": settings.workers, "collate_fn": prepare}
+    return DataLoader(rows, settings.batch, sampler=sampler, **how), sampler

@@ -1,4 +1,4 @@
-"""Primary components of a batch of embeddings: what a short caption should match (Long-CLIP, section 3.3)."""
+"""Primary components of a batch of embeddings, which a short caption should match (Long-CLIP, section 3.3)."""
 
 # B images of the batch, D width, K components
 from __future__ import annotations
@@ -8,36 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import is_whole
+
 COMPONENTS = 32  # the published code's
 
 
 def primary_components(features: Tensor, components: int = COMPONENTS) -> Tensor:
-    """`features` with all but the batch's strongest directions of variance taken out; the mean stays.
+    """`features` without all but the batch's strongest directions of variance; the mean stays.
 
-    F, E and the filter of the paper in one: a principal component analysis of the batch, of which the first
-    `components` directions are kept. The result is not normalised again, as in the published code.
+    The paper's F, E and filter in one: a principal component analysis of the batch, of which the first `components`
+    directions are kept. The result is not normalised again, as in the published code.
 
     Args:
         features: [B, D], embeddings of one batch.
         components: K, below B - 1 and D.
 
     Returns:
-        [B, D] in the dtype of `features`. The gradient goes through the directions as well; where the K-th and the next
-        variance are equal they are not determined, and the gradient is bounded there, not exact.
+        [B, D] in the dtype of `features`. The gradient includes the directions; if the K-th and the next variance are
+        equal, they are undetermined, and the gradient is bounded there, not exact.
 
     Raises:
-        ValueError: fewer than K + 2 rows, or as many components as columns: nothing would be taken out.
+        ValueError: Fewer than K + 2 rows, or as many components as columns: nothing would be removed.
     """
     if features.ndim != 2 or not features.is_floating_point():
         raise ValueError(f"features {list(features.shape)}, {features.dtype}: expected floating-point [batch, width].")
-    if isinstance(components, bool) or not isinstance(components, int) or components < 1:
+    if not is_whole(components):
         raise ValueError(f"components={components!r}: expected a whole number from 1 on. The paper's is {COMPONENTS}.")
     rows, width = features.shape
     if rows < components + 2 or width <= components:
         raise ValueError(
             f"a batch of {rows} embeddings of width {width} has at most {max(0, min(rows - 1, width))} directions of "
-            f"variance, so taking {components} primary components would take nothing out. Give at least "
-            f"{components + 2} pairs a process, gather before the analysis (gathered=True), or ask for fewer."
+            f"variance, so {components} primary components would leave everything in. Give at least "
+            f"{components + 2} pairs per process, gather before the analysis (gathered=True), or ask for fewer."
         )
     exact = features if features.dtype == torch.float64 else features.float()
     with torch.autocast(features.device.type, enabled=False):
@@ -50,8 +52,8 @@ def primary_components(features: Tensor, components: int = COMPONENTS) -> Tensor
 class _Projector(torch.autograd.Function):
     """[D, D] symmetric to the projector on its K strongest eigenvectors.
 
-    Autograd through an eigendecomposition divides by the distance of *every* two eigenvalues, and breaks where two
-    are close; a projector depends only on those between the kept and the dropped ones.
+    Autograd through an eigendecomposition divides by the distance of *every* two eigenvalues, and breaks if two are
+    close; a projector depends only on the distances between kept and dropped ones.
     """
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..hub.save import check_target
 from . import geometry, openai
 from .checkpoint import local_folder, save_clip
+from .checks import is_whole, read_json
 from .files import WEIGHTS, read_state
 from .stretch import MARK
 from .table import KEEP, is_interpolated
@@ -26,7 +27,7 @@ _HF_TRAINED = ("text_model.embeddings.position_embedding_res", "text_model.embed
 _LOST = (
     "rows {keep} to {last} of the table of text positions are plain interpolation: the rows that Long-CLIP trained "
     "(its positional_embedding_res) are not in it. Convert the original .pt file instead; allow_interpolated=True "
-    "(--allow-interpolated) takes it as it is."
+    "(--allow-interpolated) accepts it as it is."
 )
 
 
@@ -43,25 +44,25 @@ def convert(
 ) -> Path:
     """Save published Long-CLIP weights as a CLIP checkpoint that plain transformers reads.
 
-    Long-CLIP keeps two tables of positions, of which it reads the first `keep` rows and the others; they become one.
-    Embeddings of texts and images are held against a forward written from the weights alone before anything is saved.
+    Long-CLIP has two tables of positions, and reads the first `keep` rows of one and the others of the other; they
+    become one. Embeddings are compared with a forward pass that uses the weights alone before anything is saved.
 
     Args:
         file: Long-CLIP's .pt or .safetensors file in OpenAI's names, or the folder or Hub id of a conversion with
             transformers' names, with one table or both, or of OpenCLIP.
         out: Appears complete or not at all.
-        keep: Rows read from the first table: 20 in all that is published.
+        keep: Rows read from the first table: 20 in all published models.
         tokenizer: A folder or Hub id with CLIP's tokenizer, whose vocabulary is Long-CLIP's too; by default that of a
             conversion's folder.
-        activation: `quick_gelu` or `gelu`. By default what a config beside the weights says, else `quick_gelu`, that of
+        activation: `quick_gelu` or `gelu`. By default that of a config beside the weights, else `quick_gelu`, that of
             OpenAI's models; for sizes that OpenCLIP alone has (H, g, bigG, ...) it must be given.
-        heads: Attention heads of the text and the image tower. By default what a config beside the weights says
-            (`open_clip_config.json`, or the folder's `config.json`), else those of the published model of this size.
-        allow_interpolated: Take a table whose trained rows were lost, too.
-        overwrite: Write into a folder that holds something.
+        heads: Attention heads of the text and the image tower. By default those of a config beside the weights
+            (`open_clip_config.json`, or the folder's `config.json`), else of the published model of this size.
+        allow_interpolated: Accept a table whose trained rows were lost as well.
+        overwrite: Write into a folder that is not empty.
 
     Raises:
-        ValueError: no whole CLIP, a lost table, heads that cannot be known, or that a config says otherwise.
+        ValueError: No whole CLIP, a lost table, or heads that are unknown or contradict a config.
     """
     check_target(out, overwrite=overwrite)
     path = Path(file).expanduser()
@@ -72,12 +73,18 @@ def convert(
         folder = local_folder(file, "file or folder")
         state = _weights(folder)
     if not any(name.startswith("text_model.") for name in state):
-        weights = openai.tidy(state)
-        found = openai.sizes(weights)
-        told = geometry.told_by_openclip(folder, found)
-        if told is None and not single:
-            told = geometry.told_by_transformers(folder, found)
-        model = _from_openai(weights, keep, activation, heads, told, allow_interpolated)
+        found = openai.sizes(openai.tidy(state))
+        config = geometry.from_openclip_config(folder, found)
+        if config is None and not single:
+            config = geometry.from_transformers_config(folder, found)
+        model = from_openai(
+            state,
+            keep=keep,
+            activation=activation,
+            heads=heads,
+            config=config,
+            allow_interpolated=allow_interpolated,
+        )
         return save_clip(model, tokenizer, out, overwrite=overwrite, images=_image_settings(model))
     model = _from_transformers(state, folder, keep=keep, heads=heads, allow_interpolated=allow_interpolated)
     acts = {model.config.text_config.hidden_act, model.config.vision_config.hidden_act}
@@ -92,42 +99,24 @@ def from_openai(
     keep: int = KEEP,
     activation: str | None = None,
     heads: tuple[int, int] | None = None,
+    config: geometry.Configured | None = None,
     allow_interpolated: bool = False,
 ) -> Any:
     """A CLIPModel from a state dict in OpenAI's names, with one table of positions or Long-CLIP's two; as `convert`."""
-    return _from_openai(openai.tidy(state), keep, activation, heads, None, allow_interpolated)
-
-
-def _from_openai(
-    weights: Mapping[str, Tensor],
-    keep: int,
-    activation: str | None,
-    heads: tuple[int, int] | None,
-    told: geometry.Told | None,
-    allow_interpolated: bool,
-) -> Any:
     from transformers import CLIPModel
 
+    weights = openai.tidy(state)
     found = openai.sizes(weights)
-    chosen = geometry.heads_of(found, heads, told)
-    act = geometry.activation_of(found, activation, told)
+    chosen = geometry.heads_of(found, heads, config)
+    act = geometry.activation_of(found, activation, config)
     table = _merged(weights[openai.TABLE], weights.get(openai.TRAINED_TABLE), keep, allow_interpolated)
-    renamed = openai.to_transformers(
-        {**{name: tensor for name, tensor in weights.items() if name != openai.TRAINED_TABLE}, openai.TABLE: table}
-    )
-    model = _filled(CLIPModel(found.config(act, *chosen)), renamed)
-    _check(model, weights, keep, chosen)
-    _mark(model, keep)
-    return model.to(_widest(weights))
+    merged = {name: tensor for name, tensor in weights.items() if name != openai.TRAINED_TABLE} | {openai.TABLE: table}
+    model = _filled(CLIPModel(found.config(act, *chosen)), openai.to_transformers(merged))
+    return _checked(model, weights, keep, chosen)
 
 
 def _from_transformers(
-    state: Mapping[str, Tensor],
-    folder: Path,
-    *,
-    keep: int,
-    heads: tuple[int, int] | None,
-    allow_interpolated: bool,
+    state: Mapping[str, Tensor], folder: Path, *, keep: int, heads: tuple[int, int] | None, allow_interpolated: bool
 ) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
@@ -142,7 +131,7 @@ def _from_transformers(
     if not any(name.startswith("vision_model.") for name in weights):
         raise ValueError(
             "these are the weights of a text tower alone. Convert the whole model: CLIPTextModel.from_pretrained reads "
-            "the text tower of what is saved."
+            "the text tower of the saved one."
         )
     first = weights[_HF_TABLE]
     weights[_HF_TABLE] = _merged(first, trained, keep, allow_interpolated)
@@ -150,44 +139,37 @@ def _from_transformers(
         raise FileNotFoundError(
             "weights in transformers' names need the config.json beside them. Give the whole folder."
         )
-    try:
-        given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder.name}/config.json is no JSON ({error}). Give an unchanged folder.") from error
+    given = read_json(folder / "config.json", "Give an unchanged folder.")
     known = {key: given[key] for key in ("projection_dim", "logit_scale_init_value") if key in given}
-    # `model_type: longclip` and the like: a class of its own, for what is now a stock CLIP
-    towers = {
-        part: {
-            key: value for key, value in (given.get(part) or {}).items() if key not in ("model_type", "architectures")
-        }
-        for part in ("text_config", "vision_config")
-    }
+    towers = {part: {**(given.get(part) or {})} for part in ("text_config", "vision_config")}
     towers["text_config"]["max_position_embeddings"] = weights[_HF_TABLE].shape[0]
     for tower in towers.values():
         tower["projection_dim"] = given.get("projection_dim", 512)
+        # `model_type: longclip` and the like name classes of their own; the result is a stock CLIP
+        for key in ("model_type", "architectures"):
+            tower.pop(key, None)
     model = _filled(CLIPModel(CLIPConfig(**known, **towers)), weights)
     tables = {openai.TABLE: first} if trained is None else {openai.TABLE: first, openai.TRAINED_TABLE: trained}
     original = openai.from_transformers(weights) | tables
-    _check(model, original, keep, _said(model.config, towers, openai.sizes(original), heads))
-    _mark(model, keep)
-    return model.to(_widest(weights))
+    return _checked(model, original, keep, _configured_heads(model.config, towers, openai.sizes(original), heads))
 
 
-def _said(config: Any, towers: dict[str, Any], sizes: openai.Sizes, given: tuple[int, int] | None) -> geometry.Heads:
-    """The heads by a conversion's config, which must be those of the published model where it leaves them out."""
+def _configured_heads(
+    config: Any, towers: dict[str, Any], sizes: openai.Sizes, given: tuple[int, int] | None
+) -> geometry.Heads:
+    """The heads by a conversion's config, which must be those of the published model if it leaves them out."""
     read = geometry.Heads(config.text_config.num_attention_heads, config.vision_config.num_attention_heads)
-    parts = zip(towers.items(), read, geometry.known(sizes), strict=True)
-    for (part, fields), heads, published in parts:
+    for (part, fields), heads, published in zip(towers.items(), read, geometry.known(sizes), strict=True):
         if "num_attention_heads" not in fields and published not in (None, heads):
             raise ValueError(
-                f"config.json does not say num_attention_heads in {part}, for which transformers takes {heads}; the "
-                f"published model of this size has {published}. Write what is right into it."
+                f"config.json has no num_attention_heads in {part}, for which transformers takes {heads}; the "
+                f"published model of this size has {published}. Add the right number."
             )
-    return geometry.heads_of(sizes, given, geometry.Told(read, None, "config.json"))
+    return geometry.heads_of(sizes, given, geometry.Configured(read, None, "config.json"))
 
 
 def _merged(table: Tensor, trained: Tensor | None, keep: int, allow_interpolated: bool) -> Tensor:
-    if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep < table.shape[0]:
+    if not is_whole(keep, 0) or keep >= table.shape[0]:
         raise ValueError(
             f"keep={keep!r}: expected a whole number below the table's {table.shape[0]} rows. Long-CLIP's is {KEEP}."
         )
@@ -208,10 +190,8 @@ def _merged(table: Tensor, trained: Tensor | None, keep: int, allow_interpolated
 
 def _filled(model: Any, weights: Mapping[str, Tensor]) -> Any:
     expected = set(model.state_dict())
-    wrong = {"lacks": expected - set(weights), "has unknown": set(weights) - expected}
-    # loading is strict, and says so in a page of text
-    if any(wrong.values()):
-        found = " and ".join(f"{word} {', '.join(sorted(names)[:3])}" for word, names in wrong.items() if names)
+    # torch's own error is a page of text
+    if found := openai.differences(expected - set(weights), set(weights) - expected):
         raise ValueError(
             f"this is not a whole CLIP: it {found}. Give Long-CLIP's own .pt or an unchanged transformers folder."
         )
@@ -225,19 +205,30 @@ def _filled(model: Any, weights: Mapping[str, Tensor]) -> Any:
     return model.eval()
 
 
-@torch.no_grad()
-def _check(model: Any, weights: Mapping[str, Tensor], keep: int, heads: geometry.Heads) -> None:
-    """What the converted model says of random texts and images must be what the weights, as OpenAI names them, say.
+def _checked(model: Any, weights: Mapping[str, Tensor], keep: int, heads: geometry.Heads) -> Any:
+    """The model in the weights' dtype, after the comparison with them; a stretched one is marked."""
+    _compare(model, weights, keep, heads)
+    config = model.config.text_config
+    if config.max_position_embeddings > 77:  # CLIP's own table is not a stretched one
+        setattr(config, MARK, {"keep": keep})
+    # files keep some weights in half and others in full precision: nothing is lost in the widest
+    kinds = [tensor.dtype for tensor in weights.values() if tensor.is_floating_point()]
+    return model.to(functools.reduce(torch.promote_types, kinds))
 
-    `heads` are those of the weights' own model, wherever the converted one has its from.
+
+@torch.no_grad()
+def _compare(model: Any, weights: Mapping[str, Tensor], keep: int, heads: geometry.Heads) -> None:
+    """The converted model's embeddings of random texts and images must be those of the weights in OpenAI's names.
+
+    `heads` are those of the weights' own model, from wherever the converted one has its own.
     """
     text, vision = model.config.text_config, model.config.vision_config
-    if not {text.hidden_act, vision.hidden_act} <= {"quick_gelu", "gelu"}:
-        acts = {text.hidden_act, vision.hidden_act}
+    acts = {text.hidden_act, vision.hidden_act}
+    if not acts <= set(geometry.ACTIVATIONS):
         logger.warning("no reference forward knows %s, so the conversion was not checked", " and ".join(sorted(acts)))
         return
     length = text.max_position_embeddings
-    # the reference pools at the largest id, as configs with end token 2 do as well
+    # the reference pools at the largest id, as do configs with end token 2
     end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
     chance = torch.Generator().manual_seed(0)  # the global one is the caller's
     ids = torch.randint(3, max(4, end), (2, length), generator=chance)
@@ -245,39 +236,17 @@ def _check(model: Any, weights: Mapping[str, Tensor], keep: int, heads: geometry
     ids[1, length // 2 + 1 :] = 0  # as OpenAI pads
     pixels = torch.randn(2, 3, vision.image_size, vision.image_size, generator=chance)
     exact = {name: tensor.float() for name, tensor in weights.items()}
-    pairs = {
-        "text": (
-            model.get_text_features(input_ids=ids).pooler_output,
-            openai.encode_text(exact, ids, keep, text.hidden_act, heads.text),
-        ),
-        "image": (
-            model.get_image_features(pixel_values=pixels).pooler_output,
-            openai.encode_image(exact, pixels, vision.hidden_act, heads.image),
-        ),
-    }
-    for kind, (ours, theirs) in pairs.items():
-        error = (ours - theirs).abs().max() / theirs.abs().max()
+    texts = openai.encode_text(exact, ids, keep, text.hidden_act, heads.text)
+    images = openai.encode_image(exact, pixels, vision.hidden_act, heads.image)
+    found = model.get_text_features(input_ids=ids), model.get_image_features(pixel_values=pixels)
+    for kind, truth, converted in zip(("text", "image"), (texts, images), found, strict=True):
+        error = (converted.pooler_output - truth).abs().max() / truth.abs().max()
         # float32 through 12 to 24 layers; a wrong name or table gives about 1
         if not error < 1e-3:
             raise RuntimeError(
                 f"the converted model's {kind} embeddings differ from the file's by {error:.1e} of their size. Nothing "
                 f"was saved; please report this with the name of the file."
             )
-
-
-def _mark(model: Any, keep: int) -> None:
-    config = model.config.text_config
-    if config.max_position_embeddings > 77:  # CLIP's own table is not a stretched one
-        setattr(config, MARK, {"keep": keep})
-
-
-def _widest(weights: Mapping[str, Tensor]) -> torch.dtype:
-    """Files keep some weights in half and others in full precision; nothing is lost in the widest."""
-    kinds = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
-    widest = (
-        torch.float16 if kinds == {torch.float16} else torch.bfloat16 if kinds == {torch.bfloat16} else torch.float32
-    )
-    return torch.float64 if torch.float64 in kinds else widest
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..upstream.installing import install_extra
+from .checks import evaluating
 
 
 def encode_captions(tokenizer: Any, captions: Sequence[str], limit: int, *, truncate: bool = False) -> Tensor:
     """Token ids, [C, T], start and end included, padded on the right to the longest.
 
     Raises:
-        ValueError: a caption of more than `limit` tokens, unless `truncate` cuts it; an empty one.
+        ValueError: A caption of more than `limit` tokens, unless `truncate` cuts it; an empty one.
     """
-    empty = next((i for i, caption in enumerate(captions) if not caption.strip()), None)
-    if empty is not None:
-        raise ValueError(f"caption {empty} is empty. Leave its image out, or caption it.")
+    for i, caption in enumerate(captions):
+        if not caption.strip():
+            raise ValueError(f"caption {i} is empty. Leave its image out, or caption it.")
     cut = {"truncation": True, "max_length": limit} if truncate else {}
     rows = tokenizer(list(captions), verbose=False, **cut).input_ids
     longest = max(range(len(rows)), key=lambda i: len(rows[i]), default=None)
@@ -52,7 +52,7 @@ def read_image(path: str | os.PathLike[str]) -> Any:
             return picture.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image {os.fspath(path)!r}. Correct the path, or leave it out.") from None
-    # what a broken file raises depends on its format
+    # each format has its own exceptions for a broken file
     except Exception as error:
         raise ValueError(
             f"{os.fspath(path)!r} cannot be read as an image ({error}). Repair it, or leave it out."
@@ -60,12 +60,12 @@ def read_image(path: str | os.PathLike[str]) -> Any:
 
 
 def text_embeddings(model: Any, ids: Tensor) -> Tensor:
-    """[C, T] ids to [C, D], normalised, with gradient if there is any."""
+    """[C, T] ids to [C, D], normalised, with gradient."""
     return _normalised(model.get_text_features(input_ids=ids))
 
 
 def image_embeddings(model: Any, pixels: Tensor) -> Tensor:
-    """[I, 3, H, W] to [I, D], normalised, with gradient if there is any."""
+    """[I, 3, H, W] to [I, D], normalised, with gradient."""
     return _normalised(model.get_image_features(pixel_values=pixels))
 
 
@@ -75,7 +75,7 @@ def embed_captions(
 ) -> Tensor:
     """[C, D] in float32, on the model's device. `limit` is the model's length in tokens."""
     ids = encode_captions(tokenizer, captions, limit, truncate=truncate)
-    with _evaluating(model):
+    with evaluating(model):
         return torch.cat([text_embeddings(model, part.to(model.device)).float() for part in ids.split(batch)])
 
 
@@ -84,7 +84,7 @@ def embed_images(model: Any, processor: Any, paths: Sequence[str | Path], *, bat
     """[I, D] in float32, on the model's device."""
     dtype = next(model.parameters()).dtype
     found = []
-    with _evaluating(model):
+    with evaluating(model):
         for at in range(0, len(paths), batch):
             pixels = pixels_of(processor, [read_image(path) for path in paths[at : at + batch]])
             found.append(image_embeddings(model, pixels.to(model.device, dtype)).float())
@@ -99,15 +99,5 @@ def pixels_of(processor: Any, pictures: Sequence[Any]) -> Tensor:
 
 
 def _normalised(out: Any) -> Tensor:
-    # transformers 5 wraps them; a model of one's own may not
+    # transformers 5 wraps them; a user's own model may not
     return F.normalize(out if isinstance(out, Tensor) else out.pooler_output, dim=-1)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)

@@ -10,20 +10,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..text.tokens import encode
+from .checks import is_whole
 from .stretch import text_length
 
-_FILLING = 60  # the paper's filling is the mean of so many last states of an empty prompt
+_FILLING = 60  # the number of last states of an empty prompt whose mean is the paper's filling
 _BATCH = 64  # segments in one forward
 _READ = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
 _EXPECTED = "expected a Stable Diffusion or SDXL pipeline, or its (tokenizer, text_encoder), or a list of such pairs"
 
 
 class Encoded(NamedTuple):
-    """What an encoder makes of segments; the width is its own."""
+    """Segments as an encoder reads them; the width is its own."""
 
     states: list[Tensor]  # for each segment those of its start token and its words, [tokens, width]
     pooled: Tensor | None  # [segments, width of the projection]
-    filling: Tensor  # the mean state behind an empty prompt, [1, width]
+    filling: Tensor  # the mean state after an empty prompt, [1, width]
 
 
 @dataclass
@@ -37,16 +39,15 @@ class TextEncoder:
 
     @cached_property
     def length(self) -> int:
-        """How many tokens the encoder reads at once, start and end token among them."""
+        """The number of tokens that the encoder reads at once, with start and end token."""
         return min(text_length(self.model), int(self.tokenizer.model_max_length))
 
     def count(self, text: str) -> int:
-        """How many tokens a text has, start and end token left out."""
-        # verbose: a text longer than the model is what this is for
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        """The number of tokens of a text, without start and end token."""
+        return len(encode(self.tokenizer, text))
 
     def encode(self, texts: list[str]) -> Encoded:
-        """Texts that fit; each is as if encoded alone, since a token sees only those before it."""
+        """Texts that fit; each as if encoded alone, since a token sees only earlier ones."""
         states: list[Tensor] = []
         pooled: list[Tensor] = []
         for start in range(0, len(texts), _BATCH):
@@ -61,7 +62,7 @@ class TextEncoder:
         return Encoded(states, torch.cat(pooled) if pooled else None, filling)
 
     def tokens(self, texts: list[str], padding: bool | str = "max_length") -> Any:
-        """`input_ids` and `attention_mask`, [texts, tokens]. Nothing is cut: a text that does not fit is a mistake."""
+        """`input_ids` and `attention_mask`, [texts, tokens], without truncation: every text must fit."""
         length = self.length if padding == "max_length" else None
         return self.tokenizer(
             texts, padding=padding, max_length=length, truncation=False, padding_side="right", return_tensors="pt"
@@ -77,7 +78,7 @@ class TextEncoder:
 
     def _forward(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         device = next(self.model.parameters()).device
-        # where an encoder is offloaded, its hook moves the ids
+        # the hook of an offloaded encoder moves the ids
         out = self.model(ids if device.type == "meta" else ids.to(device), output_hidden_states=True)
         if self.penultimate:
             return out.hidden_states[-2 - self.clip_skip], getattr(out, "text_embeds", None)
@@ -100,7 +101,7 @@ def text_encoders(pipeline_or_encoders: Any, clip_skip: int | None = None) -> li
         )
     skip = 0 if clip_skip is None else clip_skip
     layers = min(int(model.config.num_hidden_layers) for _, model in pairs)
-    if isinstance(skip, bool) or not isinstance(skip, int) or not 0 <= skip < layers:
+    if not is_whole(skip, 0) or skip >= layers:
         raise ValueError(f"clip_skip={clip_skip!r}: expected None or 0 to {layers - 1}, of {layers} layers.")
     return [TextEncoder(tokenizer, model, projecting[-1], skip) for tokenizer, model in pairs]
 
@@ -109,7 +110,7 @@ def _pairs(given: Any) -> list[tuple[Any, Any]]:
     if hasattr(given, "text_encoder"):
         if getattr(given, "text_encoder_3", None) is not None:
             raise ValueError(
-                f"{type(given).__name__} reads with three text encoders, of which one takes long prompts itself (see "
+                f"{type(given).__name__} reads with three text encoders, of which one accepts long prompts itself (see "
                 f"its max_sequence_length); {_EXPECTED}."
             )
         parts = [(getattr(given, one, None), getattr(given, two, None)) for one, two in _READ]
@@ -117,10 +118,10 @@ def _pairs(given: Any) -> list[tuple[Any, Any]]:
         if not found:
             raise ValueError(f"{type(given).__name__} was loaded without its text encoders; load them, or give pairs.")
         return found
-    if isinstance(given, Sequence) and len(given) == 2 and isinstance(given[1], nn.Module):
-        return [(given[0], given[1])]
     if not isinstance(given, Sequence) or isinstance(given, str) or not 1 <= len(given) <= 2:
         raise ValueError(f"{type(given).__name__}: {_EXPECTED}.")
+    if len(given) == 2 and isinstance(given[1], nn.Module):
+        given = [given]
     if not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in given):
         raise ValueError(f"{given!r}: {_EXPECTED}.")
     return [(tokenizer, model) for tokenizer, model in given]
@@ -135,5 +136,5 @@ def _check(tokenizer: Any, model: Any) -> None:
         text_length(model)
     except ValueError as error:
         raise ValueError(
-            f"{type(model).__name__} is no CLIP text encoder (T5, for one, reads long prompts itself): {_EXPECTED}."
+            f"{type(model).__name__} is no CLIP text encoder (T5, for example, reads long prompts itself): {_EXPECTED}."
         ) from error

@@ -1,4 +1,4 @@
-"""State dicts from files, without ever running what a file says: safetensors, or torch's own tensors only."""
+"""State dicts from files, without ever running code in them: safetensors, or torch's own tensors only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")  # what files of weights are called
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
 
 
@@ -24,7 +24,7 @@ def read_state(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     for name in _WRAPPERS:  # training scripts save their weights beside other things
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
-    tensors = {} if not isinstance(found, Mapping) else {k: v for k, v in found.items() if isinstance(v, Tensor)}
+    tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
         raise ValueError(
             f"{path.name}: expected a state dict, tensors by name; found {type(found).__name__} without any."
@@ -36,6 +36,7 @@ def read_state(file: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def write_state(state: Mapping[str, Tensor], file: Path) -> None:
+    """Save tensors as safetensors."""
     from safetensors.torch import save_file
 
     # safetensors refuses tensors that share memory, as tied weights and slices do

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .stretch import MARK, _text_configs, _text_embeddings
+from .checks import is_whole
+from .stretch import MARK, find_text_embeddings, text_configs
 from .table import KEEP
 
 
 class FrozenRows:
-    """The first `keep` rows of a model's text positions stay bit for bit what they are, whatever the optimizer does.
+    """The first `keep` rows of a model's text positions stay bit for bit the same, whatever the optimizer does.
 
-    Their gradient is zero, so they count in no norm; and since weight decay and old momentum move a row without
-    any gradient, they are put back after every step. Works under accelerate, DDP and with LoRA on the rest. FSDP's
-    sharded table is refused. A context manager; `remove` ends it. Long-CLIP's own code keeps a second table instead.
+    Their gradient is zero, so no norm includes them; and since weight decay and old momentum change a row without any
+    gradient, they are restored after every step. Works under accelerate, DDP and with LoRA on the rest. FSDP's sharded
+    table is refused. A context manager; `remove` ends it. Long-CLIP's own code keeps a second table instead.
 
     Args:
         model: A CLIP or SigLIP model of transformers, also wrapped in DDP or PEFT.
-        optimizer: Of the training, torch's or accelerate's. Freeze after `accelerator.prepare`.
+        optimizer: The training's, of torch or accelerate. Freeze after `accelerator.prepare`.
         keep: Rows from the first; by default those that stretching kept, or the paper's 20.
 
     Raises:
-        ValueError: a `keep` beyond the table, an optimizer that does not train the table, or a sharded table.
+        ValueError: A `keep` beyond the table, an optimizer that does not train the table, or a sharded table.
     """
 
     def __init__(self, model: nn.Module, optimizer: Any, keep: int | None = None) -> None:
-        table: nn.Parameter = _text_embeddings(model)[1].position_embedding.weight
+        table: nn.Parameter = find_text_embeddings(model)[1].position_embedding.weight
         rows = table.shape[0]
         if keep is None:
-            marks = (getattr(config, MARK, None) for config in _text_configs(model, rows))
+            marks = (getattr(config, MARK, None) for config in text_configs(model, rows))
             keep = next((mark["keep"] for mark in marks if mark), KEEP)
-        if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep <= rows:
+        if not is_whole(keep, 0) or keep > rows:
             raise ValueError(f"keep={keep!r}: expected 0 to {rows}, as the table has {rows} rows.")
         if type(table.data) not in (Tensor, nn.Parameter) or table.numel() == 0:
             raise ValueError("the table of text positions is sharded (FSDP or DeepSpeed). Train it under DDP.")
@@ -49,10 +49,7 @@ class FrozenRows:
         self.keep = keep
         self._table = table
         self._rows = table.detach()[:keep].clone()
-        self._handles = [
-            table.register_hook(self._without_gradient),
-            inner.register_step_post_hook(self._put_back),
-        ]
+        self._handles = [table.register_hook(self._without_gradient), inner.register_step_post_hook(self._put_back)]
 
     def _without_gradient(self, grad: Tensor) -> Tensor:
         grad = grad.clone()
@@ -72,7 +69,5 @@ class FrozenRows:
     def __enter__(self) -> FrozenRows:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()

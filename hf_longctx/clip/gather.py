@@ -1,4 +1,4 @@
-"""All processes' rows of a tensor, with a gradient that goes back to the process a row came from."""
+"""All processes' rows of a tensor, with a gradient that returns to each row's own process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 def gather_rows(rows: Tensor) -> Tensor:
     """[B, ...] on each of P processes to [P * B, ...] on all, in the order of their ranks.
 
-    Backward adds up what every process' loss has to say about a row, so that gradients which DDP or accelerate average
-    afterwards are those of the mean of the processes' losses. Without torch.distributed, or alone, `rows` itself.
+    Backward adds the gradients of every process' loss for a row: averaged by DDP or accelerate afterwards, they are
+    those of the mean of the processes' losses. Without torch.distributed, or on one process, `rows` itself.
 
     Raises:
-        ValueError: the processes hold different numbers of rows.
+        ValueError: The processes hold different numbers of rows.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _distributed() or dist.get_world_size() == 1:
         return rows
     counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.full_like(counts[0], rows.shape[0]))
@@ -32,9 +32,12 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def own_rows(count: int, device: torch.device) -> Tensor:
-    """Where this process' `count` rows are among the gathered ones."""
-    alone = not (dist.is_available() and dist.is_initialized())
-    return torch.arange(count, device=device) + (0 if alone else dist.get_rank() * count)
+    """The places of this process' `count` rows among the gathered ones."""
+    return torch.arange(count, device=device) + (dist.get_rank() * count if _distributed() else 0)
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 class _Gather(torch.autograd.Function):

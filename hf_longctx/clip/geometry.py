@@ -1,18 +1,19 @@
-"""How many heads a CLIP in OpenAI's names has, which no tensor says, and its activation.
+"""The number of heads of a CLIP in OpenAI's names, which no tensor shows, and its activation.
 
-From the config beside the weights, or from the sizes that have been published; never from a width alone.
+From the config beside the weights, or from published sizes; never from a width alone.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .checks import read_json
 from .openai import Sizes
 
 OPENCLIP_CONFIG = "open_clip_config.json"
 ACTIVATIONS = ("quick_gelu", "gelu")
+_UNCHANGED = "Give an unchanged folder."
 
 
 class Heads(NamedTuple):
@@ -23,17 +24,8 @@ class Heads(NamedTuple):
 
 
 # (width, layers) to heads, of OpenAI's models and OpenCLIP's model_configs
-_TEXT = {
-    (256, 10): 4,
-    (384, 12): 6,
-    (512, 12): 8,
-    (640, 12): 10,
-    (768, 12): 12,
-    (1024, 12): 16,
-    (1024, 24): 16,
-    (1280, 32): 20,
-    (1280, 36): 20,
-}
+_TEXT = {(256, 10): 4, (384, 12): 6, (512, 12): 8, (640, 12): 10, (768, 12): 12}
+_TEXT |= {(1024, 12): 16, (1024, 24): 16, (1280, 32): 20, (1280, 36): 20}
 _OPENAI = {(768, 12): 12, (1024, 24): 16}  # ViT-B and L
 _IMAGE = _OPENAI | {
     (384, 12): 6,  # ViT-S
@@ -44,14 +36,14 @@ _IMAGE = _OPENAI | {
     (1664, 48): 16,  # bigG, of 104
     (1792, 56): 16,  # e, of 112
 }
-# what OpenCLIP computes otherwise where its config says so, without any tensor that tells; these are as CLIP
+# OpenCLIP's fields that agree with CLIP; others change its computation without any trace in the tensors
 _SIZES = ("image_size", "layers", "width", "head_width", "heads", "mlp_ratio", "patch_size", "context_length")
 _NO_MATTER = (*_SIZES, "vocab_size", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id", "patch_dropout")
 _AS_CLIP = {"pool_type": ("tok", "argmax"), "proj_type": ("linear",), "pos_embed_type": ("learnable",)}
 
 
-class Told(NamedTuple):
-    """What a config says; None for what it does not."""
+class Configured(NamedTuple):
+    """Heads and activation (None if missing) by a config file."""
 
     heads: Heads
     activation: str | None
@@ -59,43 +51,37 @@ class Told(NamedTuple):
 
 
 def known(sizes: Sizes) -> tuple[int | None, int | None]:
-    """Heads of the text and the image tower by the published sizes; None where there is no such model."""
-    return (
-        _TEXT.get((sizes.text_width, sizes.text_layers)),
-        _IMAGE.get((sizes.vision_width, sizes.vision_layers)),
-    )
+    """Heads of the text and the image tower by the published sizes; None if there is no such model."""
+    text, image = (sizes.text_width, sizes.text_layers), (sizes.vision_width, sizes.vision_layers)
+    return _TEXT.get(text), _IMAGE.get(image)
 
 
-def heads_of(sizes: Sizes, given: tuple[int, int] | None, told: Told | None) -> Heads:
-    """The heads that were given, that the config says, or that the published model of this size has, in this order.
+def heads_of(sizes: Sizes, given: tuple[int, int] | None, config: Configured | None) -> Heads:
+    """The heads that were given, else those of the config, else those of the published model of this size.
 
-    ValueError where they cannot be known, contradict each other, or do not divide their tower.
+    ValueError where none is known, two contradict each other, or they do not divide their tower.
     """
     if given is not None:
         if not isinstance(given, (tuple, list)) or len(given) != 2 or not all(type(n) is int and n > 0 for n in given):
             raise ValueError(f"heads={given!r}: expected those of the text tower and of the image tower: (16, 16).")
-        if told is not None and tuple(given) != told.heads:
+        if config is not None and tuple(given) != config.heads:
             raise ValueError(
-                f"heads={tuple(given)}: {told.file} beside the weights says {tuple(told.heads)}. Leave heads out, or "
-                f"take the config away if it is of another model."
+                f"heads={tuple(given)}: {config.file} beside the weights says {tuple(config.heads)}. Leave heads out, "
+                f"or remove the config if it is of another model."
             )
         chosen = Heads(*given)
-    elif told is not None:
-        chosen = told.heads
+    elif config is not None:
+        chosen = config.heads
     else:
         text, image = known(sizes)
         if text is None or image is None:
-            towers = {
-                "text": (text, sizes.text_width, sizes.text_layers),
-                "image": (image, sizes.vision_width, sizes.vision_layers),
-            }
-            unknown = [
-                f"{n} tower of {width} channels in {layers} layers"
-                for n, (heads, width, layers) in towers.items()
-                if heads is None
-            ]
+            towers = []
+            if text is None:
+                towers.append(f"text tower of {sizes.text_width} channels in {sizes.text_layers} layers")
+            if image is None:
+                towers.append(f"image tower of {sizes.vision_width} channels in {sizes.vision_layers} layers")
             raise ValueError(
-                f"no published CLIP has this: {' and '.join(unknown)}; and no weight says how many heads it has. "
+                f"no published CLIP has this: {' and '.join(towers)}; and no weight shows its number of heads. "
                 f"Give the heads, text and image: heads=(16, 16) (--heads 16,16), or put the model's {OPENCLIP_CONFIG} "
                 f"beside the weights."
             )
@@ -106,34 +92,34 @@ def heads_of(sizes: Sizes, given: tuple[int, int] | None, told: Told | None) -> 
     return chosen
 
 
-def activation_of(sizes: Sizes, given: str | None, told: Told | None) -> str:
+def activation_of(sizes: Sizes, given: str | None, config: Configured | None) -> str:
     """As `heads_of`. OpenAI's is the default, except for sizes of which OpenCLIP alone has models, with either."""
     if given is not None and given not in ACTIVATIONS:
         raise ValueError(
             f"activation={given!r}: expected quick_gelu (OpenAI's, Long-CLIP's) or gelu (most of OpenCLIP's)."
         )
-    said = None if told is None else told.activation
-    if given is not None and said is not None and given != said:
-        raise ValueError(f"activation={given!r}: {told.file if told else ''} beside the weights says {said}.")
+    if config is not None and config.activation is not None:
+        if given not in (None, config.activation):
+            raise ValueError(f"activation={given!r}: {config.file} beside the weights says {config.activation}.")
+        return config.activation
     size = sizes.vision_width, sizes.vision_layers
-    if given is None and said is None and size in _IMAGE and size not in _OPENAI:
+    if given is None and size in _IMAGE and size not in _OPENAI:
         raise ValueError(
             f"OpenCLIP has models of this size ({size[0]} channels, {size[1]} layers) with either activation. Give it: "
             f"activation='gelu' (--activation gelu, as of LAION's), or quick_gelu (names that end in quickgelu)."
         )
-    return given or said or "quick_gelu"
+    return given or "quick_gelu"
 
 
-# -- configs -----------------------------------------------------------------------------------------------------------
-def told_by_openclip(folder: Path, sizes: Sizes) -> Told | None:
-    """What the OpenCLIP config in a folder says of the weights beside it; None without one.
+def from_openclip_config(folder: Path, sizes: Sizes) -> Configured | None:
+    """Heads and activation by the OpenCLIP config in a folder; None without one.
 
-    ValueError where it is of another model, or of one that computes what transformers' CLIP does not.
+    ValueError if it belongs to another model, or to one that transformers' CLIP does not compute.
     """
     path = folder / OPENCLIP_CONFIG
     if not path.is_file():
         return None
-    config = _json(path)
+    config = read_json(path, _UNCHANGED)
     config = config.get("model_cfg", config)
     text, image = ({**(config.get(part) or {})} for part in ("text_cfg", "vision_cfg"))
     _check_same(
@@ -153,17 +139,17 @@ def told_by_openclip(folder: Path, sizes: Sizes) -> Told | None:
             if key in _NO_MATTER or value in (None, False, {}, *_AS_CLIP.get(key, ())):
                 continue
             raise ValueError(
-                f"{OPENCLIP_CONFIG}: {part}.{key}={value!r} is not what transformers' CLIP computes, so these weights "
-                f"would give other embeddings there. Read them with OpenCLIP."
+                f"{OPENCLIP_CONFIG}: {part}.{key}={value!r} is unknown to transformers' CLIP, so these weights would "
+                f"give other embeddings there. Read them with OpenCLIP."
             )
     heads = Heads(text.get("heads", 8), sizes.vision_width // image.get("head_width", 64))  # OpenCLIP's defaults
-    return Told(heads, "quick_gelu" if config.get("quick_gelu") else "gelu", OPENCLIP_CONFIG)
+    return Configured(heads, "quick_gelu" if config.get("quick_gelu") else "gelu", OPENCLIP_CONFIG)
 
 
-def told_by_transformers(folder: Path, sizes: Sizes) -> Told | None:
-    """The same of a `config.json` in transformers' words beside weights in OpenAI's."""
+def from_transformers_config(folder: Path, sizes: Sizes) -> Configured | None:
+    """The same by transformers' `config.json` beside weights in OpenAI's names."""
     path = folder / "config.json"
-    config = _json(path) if path.is_file() else {}
+    config = read_json(path, _UNCHANGED) if path.is_file() else {}
     text, image = (config.get(part) or {} for part in ("text_config", "vision_config"))
     if "num_attention_heads" not in text or "num_attention_heads" not in image:
         return None
@@ -179,20 +165,13 @@ def told_by_transformers(folder: Path, sizes: Sizes) -> Told | None:
     acts = {part.get("hidden_act", "quick_gelu") for part in (text, image)}
     if len(acts) > 1 or not acts <= set(ACTIVATIONS):
         raise ValueError(f"config.json: activations {sorted(acts)}; expected one for both, quick_gelu or gelu.")
-    return Told(Heads(text["num_attention_heads"], image["num_attention_heads"]), acts.pop(), "config.json")
+    return Configured(Heads(text["num_attention_heads"], image["num_attention_heads"]), acts.pop(), "config.json")
 
 
 def _check_same(file: str, fields: dict[str, tuple[Any, int]]) -> None:
-    wrong = [f"{name} is {said}, of the weights {is_}" for name, (said, is_) in fields.items() if said != is_]
+    wrong = [f"{name} is {wrong}, of the weights {real}" for name, (wrong, real) in fields.items() if wrong != real]
     if wrong:
         raise ValueError(
             f"{file} beside the weights is of another model ({'; '.join(wrong)}). Put the weights' own there, or move "
             f"the weights to a folder of their own."
         )
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.parent.name}/{path.name} is no JSON ({error}). Give an unchanged folder.") from error

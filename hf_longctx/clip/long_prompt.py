@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .encoders import Encoded, TextEncoder, text_encoders
+from .checks import is_whole
+from .encoders import TextEncoder, text_encoders
 from .sentences import Splitter, segments
 
 MAX_TOKENS = 240  # the paper's
@@ -35,42 +36,40 @@ def encode_long_prompt(
     merge: bool = False,
     clip_skip: int | None = None,
 ) -> dict[str, Tensor]:
-    """What a Stable Diffusion or SDXL pipeline takes in place of prompts, for prompts longer than its encoders read.
+    """Embeddings that a Stable Diffusion or SDXL pipeline accepts in place of prompts longer than its encoders read.
 
-    Each sentence is encoded by itself. The states of its words, led by that of its start token, are put one after the
-    other; the states of end tokens are left out. Behind them every prompt is filled up to the same length with one
-    vector, the mean of the last 60 states of an empty prompt. Cross-attention knows no positions, so a stock UNet takes
-    it, though the paper fine-tunes its own on such prompts. Nothing is trained here and no gradient flows. Weights in a
-    prompt, as in `(word:1.3)`, are not read: they are text, and a warning says so.
+    Each sentence is encoded by itself. The states of its words, led by that of its start token, are joined in order;
+    the states of end tokens are left out. After them every prompt is filled to the same length with one vector, the
+    mean of the last 60 states of an empty prompt. Cross-attention has no positions, so a stock UNet accepts it, though
+    the paper fine-tunes its own on such prompts. There is no training and no gradient. Weights in a prompt, as in
+    `(word:1.3)`, are read as text, with a warning.
 
     For SDXL both encoders see the same segments and their states are joined by channel; the pooled embedding is the
-    mean of the segments', which is the encoder's own for a prompt of one. That mean is this project's choice, after the
-    paper's embeddings of captions: the published code reads with Stable Diffusion's encoder alone. A second prompt for
-    the second encoder (`prompt_2`) is not supported, since the states are joined token by token.
+    mean of the segments'. That mean is this project's choice, after the paper's embeddings of captions: the published
+    code reads with Stable Diffusion's encoder alone. `prompt_2` is not supported, since states are joined by token.
 
     Args:
         pipeline_or_encoders: A pipeline of diffusers with CLIP text encoders (text to image, image to image,
             inpainting, ControlNet, ...), whose textual inversions are applied; or (tokenizer, text_encoder), or a list
-            of such pairs. SDXL is told by an encoder with a projection.
+            of such pairs, of which SDXL's second has a projection.
         prompts: One or several, of any lengths. An empty one is a start token and filling.
-        negative_prompts: One for all, or one for each. Without any they are empty prompts, or zeros where a pipeline's
+        negative_prompts: One for all, or one for each. By default empty prompts, or zeros if the pipeline's
             `force_zeros_for_empty_prompt` says so, as in SDXL.
-        max_tokens: Length of every embedding, the paper's by default. None: what the longest prompt of the call needs.
+        max_tokens: Length of every embedding, the paper's by default. None: the length of the longest prompt.
         truncate: Cut longer prompts, as the published code does.
         splitter: "sentences"; "longalign", the published code's splitting, for models that were trained with it; or a
-            function from a text to a list of sentences. A sentence longer than the encoders read is split again and
-            not cut.
-        merge: Let neighbouring sentences that fit the encoders together be one segment, with fewer start tokens.
-        clip_skip: As in diffusers: how many more layers from the last are left out for the prompts, and none for the
-            negative prompts; the vector that fills a prompt up is of the prompt's layer.
+            function from a text to a list of sentences. A longer sentence than the encoders read is split, not cut.
+        merge: Let neighbouring sentences share a segment if they fit, with fewer start tokens.
+        clip_skip: As in diffusers: the number of further layers, from the last, to leave out for the prompts, but not
+            for the negative prompts.
 
     Returns:
         `prompt_embeds` and `negative_prompt_embeds`, [P, max_tokens, C]; for SDXL also `pooled_prompt_embeds` and
         `negative_pooled_prompt_embeds`, [P, width of the projection]. In the encoders' dtype, on their device.
 
     Raises:
-        ValueError: encoders that are no CLIP, such as T5, tokenizers that do not agree, no prompts, other numbers of
-            negative prompts, or a prompt of more than `max_tokens`, unless `truncate`.
+        ValueError: Encoders other than CLIP's, tokenizers that do not agree, no prompts, another number of negative
+            prompts, or a prompt of more than `max_tokens` without `truncate`.
     """
     encoders = text_encoders(pipeline_or_encoders, clip_skip)
     texts = _texts("prompts", prompts)
@@ -82,10 +81,10 @@ def encode_long_prompt(
         raise ValueError(
             f"{len(negative)} negative prompts for {len(texts)} prompts: expected one for each, or one string for all."
         )
-    if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
+    if max_tokens is not None and not is_whole(max_tokens):
         raise ValueError(
             f"max_tokens={max_tokens!r}: expected a whole number of tokens, the paper's {MAX_TOKENS}, or None for "
-            f"what the longest prompt needs."
+            f"the length of the longest prompt."
         )
     if weighted := next((found[0] for text in texts + negative if (found := _WEIGHTED.search(text))), None):
         warnings.warn(f"{weighted!r} in a prompt is read as text: weights are not supported.", stacklevel=3)
@@ -95,24 +94,18 @@ def encode_long_prompt(
         segments(_inverted(text, pipeline_or_encoders, first.tokenizer), first.count, limit, splitter, merge=merge)
         for text in texts + negative
     ]
-    # as in diffusers, layers are skipped for prompts only
-    groups = (
-        [(encoders, parts)]
-        if not clip_skip
-        else list(
-            zip(
-                (encoders, text_encoders(pipeline_or_encoders)), (parts[: len(texts)], parts[len(texts) :]), strict=True
-            )
-        )
-    )
-    read = [one for group in groups for one in _read(*group)]
+    if clip_skip:  # as in diffusers, for prompts only
+        read = _read(encoders, parts[: len(texts)])
+        read += _read(text_encoders(pipeline_or_encoders), parts[len(texts) :])
+    else:
+        read = _read(encoders, parts)
     length = max(len(row) for row, *_ in read) if max_tokens is None else max_tokens
     longest = max(range(len(read)), key=lambda i: len(read[i].states))
     if len(read[longest].states) > length and not truncate:
         which = f"prompt {longest}" if longest < len(texts) else f"negative prompt {longest - len(texts)}"
         raise ValueError(
             f"{which} has {len(read[longest].states)} tokens in {len(parts[longest])} segments, more than max_tokens="
-            f"{length}. Give a larger max_tokens, None for what is needed, or truncate=True to cut it."
+            f"{length}. Give a larger max_tokens, None for the longest prompt's length, or truncate=True to cut it."
         )
     embeds = torch.stack(
         [torch.cat([row.states[:length], row.filling.expand(max(0, length - len(row.states)), -1)]) for row in read]
@@ -127,30 +120,32 @@ def encode_long_prompt(
     return out
 
 
-class _Row(NamedTuple):
-    """A prompt by all encoders: its states, [tokens, C], what fills it up, [1, C], and its pooled embedding."""
+class _EncodedPrompt(NamedTuple):
+    """A prompt by all encoders: its states, [tokens, C], the vector that fills it, [1, C], and its pooled embedding."""
 
     states: Tensor
     filling: Tensor
     pooled: Tensor | None
 
 
-def _read(encoders: list[TextEncoder], parts: list[list[str]]) -> list[_Row]:
+def _read(encoders: list[TextEncoder], parts: list[list[str]]) -> list[_EncodedPrompt]:
     """Prompts that were cut into segments. A segment of several prompts is read once."""
-    every = list(dict.fromkeys(part for each in parts for part in each))
-    read = [encoder.encode(every) for encoder in encoders]
-    _check_lengths(read)
-    states = [_joined([one.states[i] for one in read]) for i in range(len(every))]
-    where = {part: i for i, part in enumerate(every)}
-    filling, pooled = _joined([one.filling for one in read]), read[-1].pooled
-    return [
-        _Row(
-            torch.cat([states[where[part]] for part in each]),
-            filling,
-            None if pooled is None else pooled[[where[part] for part in each]].mean(0),
+    where = {part: i for i, part in enumerate(dict.fromkeys(part for each in parts for part in each))}
+    read = [encoder.encode(list(where)) for encoder in encoders]
+    lengths = [[len(states) for states in one.states] for one in read]
+    if lengths[0] != lengths[-1]:
+        raise ValueError(
+            f"the two tokenizers cut the same segments into {lengths[0]} and {lengths[-1]} tokens, so the encoders' "
+            f"states cannot be joined. Load textual inversions and added tokens into both."
         )
-        for each in parts
-    ]
+    states = [_joined([one.states[i] for one in read]) for i in range(len(where))]
+    filling, pooled, rows = _joined([one.filling for one in read]), read[-1].pooled, []
+    for each in parts:
+        at = [where[part] for part in each]
+        rows.append(
+            _EncodedPrompt(torch.cat([states[i] for i in at]), filling, None if pooled is None else pooled[at].mean(0))
+        )
+    return rows
 
 
 def _texts(what: str, given: str | Sequence[str]) -> list[str]:
@@ -167,15 +162,6 @@ def _inverted(text: str, pipeline: Any, tokenizer: Any) -> str:
     return str(pipeline.maybe_convert_prompt(text, tokenizer))
 
 
-def _check_lengths(read: list[Encoded]) -> None:
-    lengths = [[len(states) for states in one.states] for one in read]
-    if lengths[0] != lengths[-1]:
-        raise ValueError(
-            f"the two tokenizers cut the same segments into {lengths[0]} and {lengths[-1]} tokens, so the encoders' "
-            f"states cannot be joined. Load textual inversions and added tokens into both."
-        )
-
-
 def _joined(tensors: list[Tensor]) -> Tensor:
-    """By channel, where and as the last is: an encoder that is offloaded leaves its states where it ran."""
+    """By channel, on the device and in the dtype of the last: an offloaded encoder leaves its states where it ran."""
     return torch.cat([tensor.to(tensors[-1]) for tensor in tensors], -1)

@@ -1,4 +1,4 @@
-"""The loss that Long-CLIP trains with: long captions against images, short ones against their primary components.
+"""The loss of Long-CLIP: long captions against images, short ones against the images' primary components.
 
 from hf_longctx.clip import long_clip_loss
 loss = long_clip_loss(images, long_captions, short_captions, model.logit_scale.exp())
@@ -20,7 +20,7 @@ from .gather import gather_rows, own_rows
 
 @dataclass(frozen=True)
 class LongClipLoss:
-    """Scalars of this process' rows: `total.backward()` is what training needs."""
+    """Scalars of this process' rows; training calls `total.backward()`."""
 
     total: Tensor
     long: Tensor
@@ -31,7 +31,8 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor | float, *, la
     """CLIP's loss of this process' pairs among those of all processes, both ways; a scalar.
 
     Args:
-        images, texts: [B, D], normalised, the same number on every process. Row i of one belongs to row i of the other.
+        images: [B, D], normalised, the same number on every process.
+        texts: [B, D], as `images`; row i belongs to image i.
         scale: The factor of the similarities: `model.logit_scale.exp()`.
         label_smoothing: The share of a target that is spread over all pairs.
     """
@@ -53,20 +54,22 @@ def long_clip_loss(
 ) -> LongClipLoss:
     """Primary component matching (Zhang et al. 2024, https://arxiv.org/abs/2403.15378, section 3.3).
 
-    Long captions are matched with the images, short ones with what is left of the images when all but the batch's
-    primary components are taken out, so that an image need not forget its details to agree with a short caption.
+    Long captions are matched with the images, short ones with the batch's primary components of the images, so that an
+    image need not forget its details to agree with a short caption. Embeddings are gathered, with gradient, if
+    torch.distributed (accelerate, DDP) runs on several processes.
 
     Args:
-        images, long, short: [B, D], normalised embeddings of this process' pairs, the same number on every process.
-            They are gathered, with gradient, where torch.distributed (accelerate, DDP) runs on several processes.
+        images: [B, D], normalised embeddings of this process' pairs, the same number on every process.
+        long: [B, D], of their long captions.
+        short: [B, D], of their short captions.
         scale: The factor of the similarities: `model.logit_scale.exp()`.
-        components: How many primary components short captions are matched with.
+        components: The number of primary components that short captions are matched with.
         gathered: Analyse the pairs of all processes together. The published code analyses each process' own.
         short_weight: The weight of the short captions' part; the paper's is 1.
         label_smoothing: The paper has none; the published code has 0.1.
 
     Raises:
-        ValueError: shapes that do not fit, or a batch that cannot carry so many components (`primary_components`).
+        ValueError: Shapes that do not fit, or a batch too small for `components` (`primary_components`).
     """
     _check(images, long)
     _check(images, short)
@@ -102,4 +105,4 @@ def _check(images: Tensor, texts: Tensor) -> None:
             f"[batch, width] twice, a caption for each image."
         )
     if images.shape[0] < 2:
-        raise ValueError("a batch of 1 pair has nothing to tell it from. Give at least 2, better hundreds.")
+        raise ValueError("a batch of 1 pair has nothing to compare it with. Give at least 2, better hundreds.")

@@ -1,12 +1,13 @@
-"""CLIP as OpenAI and Long-CLIP name its weights: which there are, what transformers calls them, and what they compute.
+"""CLIP as OpenAI and Long-CLIP name its weights: their list, their names in transformers, and a forward pass.
 
-The forward is written from the state dict alone, without transformers, so that a conversion can be held against it.
+The forward uses the state dict alone, without transformers, so that a conversion can be compared with it.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import some
+
 TABLE, TRAINED_TABLE = "positional_embedding", "positional_embedding_res"
-# numbers about the model that OpenAI's files hold as tensors
+# numbers about the model, which OpenAI's files hold as tensors
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 _SINGLE = {
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -38,18 +41,13 @@ _TOWERS = {
     "transformer.resblocks": "text_model.encoder.layers",
     "visual.transformer.resblocks": "vision_model.encoder.layers",
 }
-_IN_LAYER = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
+_IN_LAYER = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj"}
+_IN_LAYER |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the shapes of a state dict say about its model: not how many heads there are (`geometry.py`)."""
+    """The sizes of a model that the shapes of its state dict show; the heads are not among them (`geometry.py`)."""
 
     vocab: int
     positions: int
@@ -64,36 +62,24 @@ class Sizes:
     vision_layers: int
 
     def config(self, activation: str, text_heads: int, image_heads: int) -> Any:
+        """A CLIPConfig of these sizes."""
         from transformers import CLIPConfig
 
-        both = {"hidden_act": activation, "projection_dim": self.projection}
-        return CLIPConfig(
-            projection_dim=self.projection,
-            text_config={
-                **both,
-                "vocab_size": self.vocab,
-                "max_position_embeddings": self.positions,
-                "hidden_size": self.text_width,
-                "intermediate_size": self.text_inner,
-                "num_hidden_layers": self.text_layers,
-                "num_attention_heads": text_heads,
-                "bos_token_id": self.vocab - 2,
-                "eos_token_id": self.vocab - 1,  # the largest id, which this format pools at
-            },
-            vision_config={
-                **both,
-                "image_size": self.image,
-                "patch_size": self.patch,
-                "hidden_size": self.vision_width,
-                "intermediate_size": self.vision_inner,
-                "num_hidden_layers": self.vision_layers,
-                "num_attention_heads": image_heads,
-            },
-        )
+        def tower(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
+            sizes = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
+            return {**sizes, "num_attention_heads": heads, "hidden_act": activation, "projection_dim": self.projection}
+
+        text = tower(self.text_width, self.text_inner, self.text_layers, text_heads)
+        text |= {"vocab_size": self.vocab, "max_position_embeddings": self.positions}
+        # this format pools at the largest id
+        text |= {"bos_token_id": self.vocab - 2, "eos_token_id": self.vocab - 1}
+        vision = tower(self.vision_width, self.vision_inner, self.vision_layers, image_heads)
+        vision |= {"image_size": self.image, "patch_size": self.patch}
+        return CLIPConfig(projection_dim=self.projection, text_config=text, vision_config=vision)
 
 
 def tidy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what are no weights; layers kept as length and direction (geometric parametrisation) as plain weights."""
+    """The weights alone; layers stored as length and direction (geometric parametrisation) become plain weights."""
     kept = {name: tensor for name, tensor in state.items() if name not in _NOT_WEIGHTS}
     for name in [name for name in kept if name.endswith(".theta")]:
         layer = name.removesuffix(".theta")
@@ -103,19 +89,18 @@ def tidy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sizes(state: Mapping[str, Tensor]) -> Sizes:
-    """ValueError with what is missing or too much, where `state` is not exactly such a model."""
+    """The sizes of a state dict; a ValueError lists missing and unknown names unless it is exactly such a model."""
     if any(name.startswith("visual.layer") for name in state):
         raise ValueError(
             "the image tower is a ResNet, which transformers' CLIP does not have. Give a ViT model (B/32, B/16, L/14)."
         )
-    layers = {old: 1 + max(_numbers(state, old), default=0) for old in _TOWERS}
-    expected = set(names(layers))
+    layers = {old: _layers(state, old) for old in _TOWERS}
+    expected = {name for name, _ in _renamed(layers)}
     missing, unknown = expected - set(state), set(state) - expected - {TRAINED_TABLE}
     if missing or unknown:
-        lists = [f"{word} {_some(names)}" for word, names in (("lacks", missing), ("has unknown", unknown)) if names]
         raise ValueError(
-            f"this is not a whole CLIP in OpenAI's names: it {' and '.join(lists)}. Give Long-CLIP's own .pt or a "
-            f"transformers folder, complete and unchanged."
+            f"this is not a whole CLIP in OpenAI's names: it {differences(missing, unknown)}. Give Long-CLIP's own .pt "
+            f"or a transformers folder, complete and unchanged."
         )
     grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
     patch = state["visual.conv1.weight"].shape[-1]
@@ -134,43 +119,40 @@ def sizes(state: Mapping[str, Tensor]) -> Sizes:
     )
 
 
-def names(layers: Mapping[str, int]) -> list[str]:
-    """Every weight of a model with so many layers in each tower."""
-    parts = [f"{part}.{kind}" for part in _IN_LAYER for kind in ("weight", "bias")]
-    parts += ["attn.in_proj_weight", "attn.in_proj_bias"]
-    return [*_SINGLE, *(f"{old}.{i}.{part}" for old, count in layers.items() for i in range(count) for part in parts)]
+def differences(missing: set[str], unknown: set[str]) -> str:
+    """The names that a state dict lacks, and those that it has beyond the expected ones."""
+    lists = (("lacks", missing), ("has unknown", unknown))
+    return " and ".join(f"{word} {some(sorted(names))}" for word, names in lists if names)
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same weights under the names, and in the shapes, of transformers' CLIPModel."""
     out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name in _SINGLE:
-            out[_SINGLE[name]] = tensor.T if name in _TRANSPOSED else tensor
-            continue
-        match = re.fullmatch(r"(.*resblocks)\.(\d+)\.(.+?)[._](weight|bias)", name)
-        assert match, name  # `sizes` has looked at the names
-        old, index, part, kind = match.groups()
-        layer = f"{_TOWERS[old]}.{index}"
-        if part == "attn.in_proj":
-            for letter, piece in zip("qkv", tensor.chunk(3), strict=True):
-                out[f"{layer}.self_attn.{letter}_proj.{kind}"] = piece
-        else:
-            out[f"{layer}.{_IN_LAYER[part]}.{kind}"] = tensor
+    for old, new in _renamed({old: _layers(state, old) for old in _TOWERS}):
+        tensor = state[old].T if old in _TRANSPOSED else state[old]
+        out |= zip(new, tensor.chunk(3), strict=True) if len(new) == 3 else {new[0]: tensor}
     return out
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `to_transformers`."""
-    out = {ours: state[theirs].T if ours in _TRANSPOSED else state[theirs] for ours, theirs in _SINGLE.items()}
-    for ours, theirs in _TOWERS.items():
-        for i in sorted(_numbers(state, theirs)):
-            for kind in ("weight", "bias"):
-                for part, name in _IN_LAYER.items():
-                    out[f"{ours}.{i}.{part}.{kind}"] = state[f"{theirs}.{i}.{name}.{kind}"]
-                pieces = [state[f"{theirs}.{i}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
-                out[f"{ours}.{i}.attn.in_proj_{kind}"] = torch.cat(pieces)
+    out: dict[str, Tensor] = {}
+    for old, new in _renamed({old: _layers(state, new) for old, new in _TOWERS.items()}):
+        tensor = torch.cat([state[name] for name in new]) if len(new) == 3 else state[new[0]]
+        out[old] = tensor.T if old in _TRANSPOSED else tensor
     return out
+
+
+def _renamed(layers: Mapping[str, int]) -> Iterator[tuple[str, list[str]]]:
+    """Every weight of a model with these layers in its towers, and its names in transformers: one, or q, k and v."""
+    for old, new in _SINGLE.items():
+        yield old, [new]
+    for tower, count in layers.items():
+        for i, kind in itertools.product(range(count), ("weight", "bias")):
+            old, new = f"{tower}.{i}", f"{_TOWERS[tower]}.{i}"
+            for part, name in _IN_LAYER.items():
+                yield f"{old}.{part}.{kind}", [f"{new}.{name}.{kind}"]
+            yield f"{old}.attn.in_proj_{kind}", [f"{new}.self_attn.{letter}_proj.{kind}" for letter in "qkv"]
 
 
 def encode_text(state: Mapping[str, Tensor], ids: Tensor, keep: int, activation: str, heads: int) -> Tensor:
@@ -197,19 +179,20 @@ def encode_image(state: Mapping[str, Tensor], pixels: Tensor, activation: str, h
 def _blocks(
     state: Mapping[str, Tensor], tower: str, x: Tensor, mask: Tensor | None, activation: str, heads: int
 ) -> Tensor:
+    def linear(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, state[f"{name}weight"], state[f"{name}bias"])
+
     dim = x.shape[-1] // heads
-    for i in range(1 + max(_numbers(state, tower))):
+    for i in range(_layers(state, tower)):
         at = f"{tower}.{i}"
-        mixed = F.linear(
-            _norm(state, f"{at}.ln_1", x), state[f"{at}.attn.in_proj_weight"], state[f"{at}.attn.in_proj_bias"]
-        )
+        mixed = linear(f"{at}.attn.in_proj_", _norm(state, f"{at}.ln_1", x))
         q, k, v = (part.unflatten(-1, (heads, dim)).transpose(1, 2) for part in mixed.chunk(3, -1))
         scores = q @ k.transpose(-1, -2) / dim**0.5
         read = ((scores if mask is None else scores + mask).softmax(-1) @ v).transpose(1, 2).flatten(2)
-        x = x + F.linear(read, state[f"{at}.attn.out_proj.weight"], state[f"{at}.attn.out_proj.bias"])
-        inner = F.linear(_norm(state, f"{at}.ln_2", x), state[f"{at}.mlp.c_fc.weight"], state[f"{at}.mlp.c_fc.bias"])
+        x = x + linear(f"{at}.attn.out_proj.", read)
+        inner = linear(f"{at}.mlp.c_fc.", _norm(state, f"{at}.ln_2", x))
         inner = inner * torch.sigmoid(1.702 * inner) if activation == "quick_gelu" else F.gelu(inner)
-        x = x + F.linear(inner, state[f"{at}.mlp.c_proj.weight"], state[f"{at}.mlp.c_proj.bias"])
+        x = x + linear(f"{at}.mlp.c_proj.", inner)
     return x
 
 
@@ -217,10 +200,6 @@ def _norm(state: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"])
 
 
-def _numbers(state: Mapping[str, Tensor], tower: str) -> set[int]:
-    return {int(m[1]) for name in state if (m := re.match(re.escape(tower) + r"\.(\d+)\.", name))}
-
-
-def _some(names: set[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+def _layers(state: Mapping[str, Tensor], tower: str) -> int:
+    numbers = (re.match(re.escape(tower) + r"\.(\d+)\.", name) for name in state)
+    return 1 + max((int(found[1]) for found in numbers if found), default=0)

@@ -1,8 +1,8 @@
 """LongAlign's preference score for long captions, decomposed (https://arxiv.org/abs/2410.11817), and its loss.
 
 A CLIP tuned to preferences (the paper's Denscore, PickScore) embeds every segment of a caption. Their mean is compared
-with the image, after most of what all captions share, which says how an image should look whatever its text, is taken
-out, since fine-tuning overfits to it.
+with the image, after most of the part that all captions share is removed: it describes how any image should look,
+whatever its text, and fine-tuning overfits to it.
 """
 
 from __future__ import annotations
@@ -44,15 +44,9 @@ def caption_embeddings(
     encoder = TextEncoder(getattr(tokenizer, "tokenizer", tokenizer), model)
     parts = [segments(one, encoder.count, encoder.length - 2, splitter, merge=merge) for one in captions]
     flat = [part for each in parts for part in each]
-    found = torch.cat(
-        [
-            F.normalize(
-                model.get_text_features(**encoder.tokens(flat[at : at + _BATCH]).to(model.device)).pooler_output, dim=-1
-            )
-            for at in range(0, len(flat), _BATCH)
-        ]
-    )
-    return torch.stack([rows.mean(0) for rows in found.split([len(each) for each in parts])])
+    batches = (encoder.tokens(flat[at : at + _BATCH]).to(model.device) for at in range(0, len(flat), _BATCH))
+    found = torch.cat([model.get_text_features(**batch).pooler_output for batch in batches])
+    return torch.stack([rows.mean(0) for rows in F.normalize(found, dim=-1).split([len(each) for each in parts])])
 
 
 @torch.no_grad()
@@ -60,7 +54,7 @@ def common_direction(texts_BD: Tensor, gather: Callable[[Tensor], Tensor] | None
     """V: the direction, of length 1, that the captions' embeddings share, [D].
 
     Args:
-        texts_BD: Of a batch, or of any set of captions, the larger the better.
+        texts_BD: Embeddings of a batch, or of any set of captions, the larger the better.
         gather: Stacks the [1, D] of all processes to [N, D], as `accelerator.gather` does: V of the whole batch.
     """
     total = _precise(texts_BD).sum(0, keepdim=True)
@@ -77,17 +71,17 @@ def preference_score(
     common: Tensor | None = None,
     gather: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """How well each image fits its own caption, [B]: the text-relevant part of the score, and `omega` of the rest.
+    """The match of each image with its own caption, [B]: the text-relevant part of the score, and `omega` of the rest.
 
     <e - (1 - omega) <e, V> V, x>, where x is the image's normalised embedding, e the caption's (`caption_embeddings`,
     or the normalised one of a short text), V the direction that captions share. Gradients flow to the images only.
 
     Args:
-        images_BD: Embeddings of images, of any length.
-        texts_BD: Of their captions, in the same order.
-        omega: The weight of what captions share: 0.3 in the paper; 1 is the plain score, 0 leaves that part out.
-        common: V, by default `common_direction` of this batch, as the paper has it.
-        gather: As in `common_direction`; where V is of this batch.
+        images_BD: Embeddings of images, of any norm.
+        texts_BD: Embeddings of their captions, in the same order.
+        omega: The weight of the shared part: 0.3 in the paper; 1 is the plain score, 0 leaves that part out.
+        common: V, by default `common_direction` of this batch, as in the paper.
+        gather: As in `common_direction`, if V is of this batch.
 
     Raises:
         ValueError: Shapes that differ, an omega outside 0 to 1, or a batch of one without `common`: its V is itself.
@@ -101,7 +95,7 @@ def preference_score(
     if common is None:
         if len(texts_BD) < 2 and gather is None:
             raise ValueError(
-                "one caption: what captions share cannot be told from what it says. Give a larger batch, `gather`, or "
+                "one caption: the part that captions share cannot be separated. Give a larger batch, `gather`, or "
                 "common=common_direction(...) of other captions."
             )
         common = common_direction(texts_BD, gather)

@@ -1,4 +1,4 @@
-"""A long text as segments that a short text encoder takes: sentences, and parts of those that are too long."""
+"""A long text as segments that fit a short text encoder: sentences, and parts of those that are too long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 Splitter = Literal["sentences", "longalign"] | Callable[[str], Iterable[str]]
 
-# . ! ? ; and what ends a sentence in Chinese, Japanese, Arabic, Urdu, Hindi, Armenian and Amharic
+# . ! ? ; and the marks that end a sentence in Chinese, Japanese, Arabic, Urdu, Hindi, Armenian and Amharic
 _ENDS = ".!?;…。！？；｡．؟۔؛।॥։።"
 _SPACED = ".!?;…"  # these stand inside numbers, names and ellipses as well, and end a sentence only before a space
 _CLOSING = "\"'”’»」』】》〉）)]}"
@@ -32,10 +32,9 @@ _PUBLISHED = re.compile(r'"!|\.|\?|;"')
 def split_sentences(text: str) -> list[str]:
     """The sentences of `text`, stripped, with the marks that end them. No character but white space is lost.
 
-    It keeps decimals (`3.5`), versions, file names, abbreviations (`Dr.`, `e.g.`), initials, list numbers (`1.`) and
-    ellipses in the middle of a sentence together; `;` and an empty line end a sentence, and marks of scripts without
-    spaces do so wherever they stand. A rule of thumb, made for captions in English: pass another function as `splitter`
-    where it does not do.
+    Decimals (`3.5`), versions, file names, abbreviations (`Dr.`, `e.g.`), initials, list numbers (`1.`) and ellipses
+    inside a sentence stay whole; `;` and an empty line end a sentence, and marks of scripts without spaces do so
+    anywhere. A rule of thumb for captions in English: for other texts pass another function as `splitter`.
     """
     pieces, start = [], 0
     for mark in _END.finditer(text):
@@ -62,11 +61,11 @@ def segments(
 
     Args:
         text: Any text.
-        count: How many tokens a text has, start and end tokens left out.
-        limit: What the encoder takes, start and end tokens left out.
+        count: The number of tokens of a text, without start and end token.
+        limit: The number of tokens that the encoder reads, without start and end token.
         splitter: "sentences" (`split_sentences`), "longalign" (`split_as_published`), or a function from a text to its
-            sentences. A sentence longer than `limit` is split again: at commas and brackets, or between words, or,
-            where nothing else is left, within a word.
+            sentences. A sentence longer than `limit` is split again: at commas and brackets, else between words, else
+            within a word.
         merge: Let sentences that fit together share a segment.
     """
     parts = [part.strip() for piece in _split(text, splitter) for part in _fitted(piece, count, limit)]
@@ -95,7 +94,7 @@ def _split(text: str, splitter: Splitter) -> list[str]:
 
 
 def _ends_sentence(before: str, mark: str, after: str) -> bool:
-    """Whether `mark`, found between `before` (from the start of the sentence on) and `after`, ends a sentence."""
+    """Whether `mark`, found between `before` (from the start of the sentence) and `after`, ends a sentence."""
     if mark[0] not in _SPACED:
         return True  # an empty line, or a script without spaces
     if after and not after[0].isspace():
@@ -117,7 +116,7 @@ def _ends_sentence(before: str, mark: str, after: str) -> bool:
 
 
 def _fitted(text: str, count: Callable[[str], int], limit: int) -> list[str]:
-    """`text`, or parts of it as long as `limit` allows, cut at the largest joints there are; together `text`."""
+    """`text`, or parts of it as long as `limit` allows, cut at the largest joints; together they are `text`."""
     if count(text.strip()) <= limit:
         return [text]
     for joint in _JOINTS:

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..hub.resolve import first_line
+from .checks import evaluating, some
 from .table import KEEP, RATIO, is_interpolated, stretch_table, stretched_length
 
 logger = logging.getLogger(__name__)
 
-# Left in the text config: a trained table does not show that it was stretched. transformers keeps and ignores it.
+# A key of the text config: a trained table does not show that it was stretched. transformers keeps and ignores it.
 MARK = "position_stretch"
 # OpenCLIP: of a plain CLIP, and of one whose text tower is a module
 OPENCLIP_TABLES = ("positional_embedding", "text.positional_embedding")
@@ -29,18 +31,18 @@ NEEDS_TRAINING = (
 def stretch_positions(model_or_path: Any, keep: int = KEEP, ratio: int = RATIO) -> Any:
     """Stretch the text positions of a model, in place, and return it: with 20 and 4, 77 tokens become 248.
 
-    Texts of at most `keep` tokens have the outputs that they had. Make optimizers afterwards: the table is a new
-    parameter. The tokenizer is `stretch_tokenizer`'s matter; `stretch_checkpoint` does both and saves.
+    Texts of at most `keep` tokens keep their outputs. Make optimizers afterwards: the table is a new parameter. For the
+    tokenizer there is `stretch_tokenizer`; `stretch_checkpoint` does both and saves.
 
     Args:
         model_or_path: A CLIP or SigLIP model of transformers, or its text tower; the path or Hub id of one, which is
             loaded in its own dtype; or an OpenCLIP state dict.
         keep: Rows from the first that stay as they are.
-        ratio: How many rows each of the others becomes.
+        ratio: The number of rows that each of the others becomes.
 
     Raises:
-        ValueError: no or several tables of text positions, wrong `keep` or `ratio`, or a table that was stretched.
-            Nothing has been changed then. A Long-CLIP trained elsewhere shows no sign of having been stretched.
+        ValueError: No or several tables of text positions, wrong `keep` or `ratio`, or a table that was stretched
+            before, as far as it shows: that of a Long-CLIP trained elsewhere does not. Nothing has been changed.
     """
     if isinstance(model_or_path, (str, os.PathLike)):
         model_or_path = load_whole(os.fspath(model_or_path))
@@ -58,13 +60,13 @@ def stretch_positions(model_or_path: Any, keep: int = KEEP, ratio: int = RATIO) 
 
 def text_length(model: nn.Module) -> int:
     """The rows of the model's table of text positions."""
-    return int(_text_embeddings(model)[1].position_embedding.weight.shape[0])
+    return int(find_text_embeddings(model)[1].position_embedding.weight.shape[0])
 
 
 def load_whole(path: str) -> Any:
-    """The model as its config's `architectures` names it: AutoModel would drop the projection of a text tower.
+    """The model in the class that its config names: AutoModel would drop the projection of a text tower.
 
-    A folder or Hub id that does not give a whole model, safely, is a ValueError or an OSError that says why.
+    ValueError or OSError with the reason if a folder or Hub id does not give a whole model, safely.
     """
     import transformers
     from safetensors import SafetensorError
@@ -74,7 +76,7 @@ def load_whole(path: str) -> Any:
         config = AutoConfig.from_pretrained(path)
     except OSError as error:
         raise OSError(
-            f"{path!r}: the config of a model could not be read ({_first_line(error)}). Give a folder that "
+            f"{path!r}: the config of a model could not be read ({first_line(error)}). Give a folder that "
             f"save_pretrained wrote, or a Hub id ('owner/name')."
         ) from error
     kind = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None) or AutoModel
@@ -90,29 +92,23 @@ def load_whole(path: str) -> Any:
         ) from error
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path!r}: its weights are cut short or damaged ({_first_line(error)}). Get them again."
+            f"{path!r}: its weights are cut short or damaged ({first_line(error)}). Get them again."
         ) from error
     wrong = [f"{key[0]} is {list(key[1])} and not {list(key[2])}" for key in found["mismatched_keys"]]
     wrong += [f"{key} is missing" for key in sorted(found["missing_keys"])]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"{path!r}: weights and config do not belong together: {', '.join(wrong[:3])}{more}. Give both from one "
-            f"checkpoint."
+            f"{path!r}: weights and config do not belong together: {some(wrong)}. Give both from one checkpoint."
         )
     return model.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def stretch_state_dict_(
     state: MutableMapping[str, Tensor], keep: int = KEEP, ratio: int = RATIO, mark: dict[str, int] | None = None
 ) -> int:
-    """Stretch the table of an OpenCLIP state dict; returns the new length, its `context_length` from now on.
+    """Stretch the table of an OpenCLIP state dict; returns the new length, its new `context_length`.
 
-    `mark` is what an earlier stretching left beside it.
+    `mark` is the note that an earlier stretching left in its config.
     """
     found = [name for name in OPENCLIP_TABLES if name in state]
     if len(found) != 1 or "positional_embedding_res" in state:
@@ -128,12 +124,12 @@ def stretch_state_dict_(
 
 
 def _stretch_model(model: nn.Module, keep: int, ratio: int) -> None:
-    name, embeddings = _text_embeddings(model)
+    name, embeddings = find_text_embeddings(model)
     table = embeddings.position_embedding.weight
     length = stretched_length(table.shape[0], keep, ratio)
     if table.device.type == "meta":
         raise ValueError("the table of text positions is offloaded. Load the model without device_map, stretch, save.")
-    configs = list(_text_configs(model, table.shape[0]))
+    configs = list(text_configs(model, table.shape[0]))
     if not configs:
         raise ValueError(
             f"{type(model).__name__}: no config of it has max_position_embeddings={table.shape[0]}, the rows of its "
@@ -161,14 +157,13 @@ def _stretch_model(model: nn.Module, keep: int, ratio: int) -> None:
         warnings.warn(NEEDS_TRAINING.format(name=type(model).__name__), UserWarning, stacklevel=3)
 
 
-def _text_embeddings(model: nn.Module) -> tuple[str, Any]:
-    """The one module that adds learned positions to tokens, wherever this model or version keeps it."""
+def find_text_embeddings(model: nn.Module) -> tuple[str, Any]:
+    """The name and module that adds learned positions to tokens, wherever this model or version keeps it."""
+    parts = ("token_embedding", "position_embedding")
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if all(
-            isinstance(getattr(module, part, None), nn.Embedding) for part in ("token_embedding", "position_embedding")
-        )
+        if all(isinstance(getattr(module, part, None), nn.Embedding) for part in parts)
     ]
     if len(found) != 1:
         raise ValueError(
@@ -178,8 +173,8 @@ def _text_embeddings(model: nn.Module) -> tuple[str, Any]:
     return found[0]
 
 
-def _text_configs(model: nn.Module, length: int) -> Iterator[Any]:
-    """Every config that says how long text may be, once; parts of a model may share theirs or have copies."""
+def text_configs(model: nn.Module, length: int) -> Iterator[Any]:
+    """Every config with this length of text, once; parts of a model may share theirs or have copies."""
     seen: set[int] = set()
     for module in model.modules():
         config = getattr(module, "config", None)
@@ -200,21 +195,16 @@ def _refuse_stretched(table: Tensor, mark: dict[str, int] | None = None) -> None
 
 @torch.no_grad()
 def _sees_what_follows(tower: nn.Module, embeddings: Any) -> bool:
-    """Whether the first position's output depends on a later token. Asked of the model itself: no flag tells."""
-    modes = {module: module.training for module in tower.modules()}
+    """Whether the first position's output depends on a later token. It is tried, since no flag shows it."""
     ids = torch.zeros(2, min(4, embeddings.position_embedding.weight.shape[0]), dtype=torch.long)
     ids[1, -1] = 1
-    tower.eval()
-    try:
+    with evaluating(tower):
         first = tower(ids.to(embeddings.token_embedding.weight.device)).last_hidden_state[:, 0]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return not torch.equal(first[0], first[1])
 
 
 def _agree_on_projection(model: Any) -> None:
-    """CLIPTextModelWithProjection reads `projection_dim` from the text config, where a whole CLIP's may be wrong."""
+    """CLIPTextModelWithProjection reads `projection_dim` from the text config, which may be wrong in a whole CLIP."""
     config: Any = getattr(model, "config", None)
     for part, name in (("text_config", "text_projection"), ("vision_config", "visual_projection")):
         layer: Any = getattr(model, name, None)

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 KEEP, RATIO = 20, 4  # the paper's: 77 rows become 248
-# How far from one line rows may be, as a share of the distance between neighbours: trained rows are far above it.
+# The largest deviation from a line, as a share of the distance between neighbours: trained rows are far above it.
 _STRAIGHT = 0.05
 
 
 def stretched_length(length: int, keep: int = KEEP, ratio: int = RATIO) -> int:
-    """How many rows a table of `length` rows has when stretched; ValueError if it cannot be."""
+    """The number of rows of a table of `length` rows when stretched; ValueError if it cannot be."""
     for name, value in (("keep", keep), ("ratio", ratio)):
-        if isinstance(value, bool) or not isinstance(value, int):
+        if type(value) is not int:
             raise ValueError(f"{name}={value!r}: expected a whole number. The paper's are keep={KEEP}, ratio={RATIO}.")
     if ratio < 2:
         raise ValueError(
-            f"ratio={ratio}: expected 2 or more, which many times the rows after `keep` become. The paper's is {RATIO}."
+            f"ratio={ratio}: expected 2 or more, the number of rows for each after `keep`. The paper's is {RATIO}."
         )
     if length < 2:
         raise ValueError(f"a table of {length} positions cannot be stretched: two rows at least are needed.")
@@ -51,13 +51,13 @@ def stretch_table(table: Tensor, keep: int = KEEP, ratio: int = RATIO) -> Tensor
     here, after = table[left[inner]], table[left[inner] + 1]
     between = (ratio - part[inner]) * here / ratio + part[inner] * after / ratio
     between = torch.where(part[inner] == 0, here, between)  # 3 * x / 3 is not always x
-    # the last row has no row after it: go on as from the one before
+    # the last row has no row after it: continue the line from the one before
     beyond = table[-1] + part[~inner] * (table[-1] - table[-2]) / ratio
     return torch.cat([table[:keep], between, beyond])
 
 
 def is_interpolated(table: Tensor) -> bool:
-    """Whether the end of `table` is still what stretching made: its last rows lie on one line, evenly spaced.
+    """Whether the end of `table` is still plain interpolation: its last rows lie on one line, evenly spaced.
 
     True for a stretched table, and for a Long-CLIP checkpoint whose trained rows were lost; False for trained ones.
     """

@@ -1,16 +1,18 @@
-"""The tokenizer's side of a stretched table."""
+"""The tokenizer of a stretched table."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .checks import is_whole
+
 
 def stretch_tokenizer(tokenizer_or_processor: Any, length: int) -> Any:
-    """Let a tokenizer, or the one inside a processor, hand out `length` tokens. In place; returns what was given.
+    """Let a tokenizer, or the one inside a processor, return `length` tokens. In place; returns its argument.
 
     `truncation=True` and `padding="max_length"` then mean `length`, also after save_pretrained.
     """
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+    if not is_whole(length):
         raise ValueError(f"length={length!r}: expected a whole number of tokens, the rows of the stretched table.")
     tokenizer = getattr(tokenizer_or_processor, "tokenizer", tokenizer_or_processor)
     if not hasattr(tokenizer, "model_max_length"):
@@ -20,7 +22,7 @@ def stretch_tokenizer(tokenizer_or_processor: Any, length: int) -> Any:
         )
     tokenizer.model_max_length = length
     settings = getattr(tokenizer, "init_kwargs", {})
-    # A processor's own default (SigLIP 2: 64) gives way to a setting of its tokenizer, and only to that.
+    # Only a setting of its tokenizer overrides a processor's own default (SigLIP 2: 64).
     if "max_length" in settings or has_default_length(type(tokenizer_or_processor)):
         settings["max_length"] = length
         if hasattr(tokenizer, "max_length"):

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, elsewhere a plain line on standard error now and then."""
+"""Progress of a run: a bar on a terminal, elsewhere a plain line on standard error from time to time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rich.console import Console
 
 from .units import show_seconds
 
-EVERY = 30.0  # seconds between two lines at least; a run that is shorter has none
+EVERY = 30.0  # least seconds between two lines; a shorter run has none
 
 
 class Progress:
-    """Counts what is done of a run; use it as a context manager.
+    """Counts the finished units of a run; use it as a context manager.
 
     Args:
-        unit: What is counted, in the plural.
-        total: How many there are; None: that is not known.
-        console: A terminal for the bar; standard error where it is none or not given. If that is none either, there are
-            lines of text, the first after `EVERY` seconds.
+        unit: The name of the units, in the plural.
+        total: Their number, None if unknown.
+        console: The terminal for the bar; by default, or if it is no terminal, standard error. If that is none either,
+            there are lines of text, the first after `EVERY` seconds.
     """
 
     def __init__(self, unit: str, total: int | None = None, console: Console | None = None) -> None:
@@ -41,14 +41,8 @@ class Progress:
 
             counted = bars.MofNCompleteColumn() if self._total is not None else bars.TextColumn("{task.completed:,}")
             left = bars.TimeRemainingColumn() if self._total is not None else bars.TimeElapsedColumn()
-            columns = (
-                bars.TextColumn("{task.description}"),
-                bars.BarColumn(),
-                counted,
-                bars.TextColumn(self._unit),
-                left,
-            )
-            self._bar = bars.Progress(*columns, console=self._terminal, transient=self._total is None)
+            columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), counted, bars.TextColumn(self._unit))
+            self._bar = bars.Progress(*columns, left, console=self._terminal, transient=self._total is None)
             self._task = self._bar.add_task(self._what, total=self._total)
             self._bar.start()
         return self
@@ -57,22 +51,22 @@ class Progress:
         self.stop()
 
     def stop(self) -> None:
-        """Take the bar away; once is enough, twice does no harm."""
+        """Remove the bar; a second call does nothing."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def describe(self, what: str) -> None:
-        """What is being done now."""
+        """Name the current work."""
         self._what = what
         self._show()
 
     def advance(self, n: int) -> None:
-        """So many more are done."""
+        """Add `n` finished units."""
         self.reach(self.done + n)
 
     def reach(self, done: int) -> None:
-        """So many are done in all."""
+        """Set the number of finished units."""
         self.done = done
         self._show()
 
@@ -93,20 +87,20 @@ class Progress:
 
 
 def counted(pieces: Iterable[Any], progress: Progress) -> Iterator[Any]:
-    """The same pieces; each counts when the next one is asked for, so when it has been used."""
+    """The same pieces; each counts when the next one is requested, so after its use."""
     for piece in pieces:
         yield piece
         progress.advance(len(piece))
 
 
 def on_terminal(console: Console) -> bool:
-    """Does somebody look at it? Colour can be forced on a file, and is then no sign of one."""
+    """Whether this is a real terminal: colour can be forced on a file as well."""
     return console.is_interactive and console.file.isatty()
 
 
 @contextmanager
 def bars_as_lines() -> Iterator[None]:
-    """Without a terminal, other libraries' bars (tqdm) are plain lines too, and those of less than `EVERY` none."""
+    """Without a terminal, other libraries' bars (tqdm) become plain lines; those shorter than `EVERY` vanish."""
     if sys.stderr.isatty():
         yield
         return
@@ -115,9 +109,10 @@ def bars_as_lines() -> Iterator[None]:
     stock = tqdm.__init__
 
     def plain(self: Any, *args: Any, **settings: Any) -> None:
-        ours = {"file": _Lines(sys.stderr), "mininterval": EVERY, "maxinterval": EVERY, "delay": EVERY, "leave": False}
-        # what may come by its place without being one of ours: the iterable, a name and a total
-        stock(self, *args[:3], **{**settings, **ours, "bar_format": "{desc}: {n_fmt} of {total_fmt} in {elapsed}"})
+        forced: dict[str, Any] = dict.fromkeys(("mininterval", "maxinterval", "delay"), EVERY)
+        forced |= {"file": _Lines(sys.stderr), "leave": False}
+        # only the iterable, a name and a total may be positional: the others would collide
+        stock(self, *args[:3], **{**settings, **forced, "bar_format": "{desc}: {n_fmt} of {total_fmt} in {elapsed}"})
 
     tqdm.__init__ = plain
     try:
@@ -128,7 +123,7 @@ def bars_as_lines() -> Iterator[None]:
 
 @contextmanager
 def beyond_on_purpose() -> Iterator[None]:
-    """Without the warning of transformers that `generate` has left the trained length, which is what is measured."""
+    """Without transformers' warning that `generate` exceeds the trained length: that is intended here."""
     logger = logging.getLogger("transformers.generation.stopping_criteria")
 
     def kept(record: logging.LogRecord) -> bool:
@@ -142,7 +137,7 @@ def beyond_on_purpose() -> Iterator[None]:
 
 
 class _Lines:
-    """A stream that takes what a bar draws over itself, and writes it as lines."""
+    """A stream that writes a bar's successive states as lines."""
 
     encoding = "utf-8"
 

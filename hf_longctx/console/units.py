@@ -1,4 +1,4 @@
-"""Lengths and sizes as people write them, both ways."""
+"""Lengths and sizes as people write them: parsed and shown."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ def parse_tokens(text: int | str, name: str = "length") -> int:
     tokens = float(found[1]) * TOKENS[found[2].lower()] if found else 0.0
     if not found or tokens < 1 or tokens != int(tokens):
         raise ValueError(
-            f"{name}={text!r}: expected a whole number of tokens, at least 1, such as 200000, 128k (131,072) or 1M "
-            f"(1,000,000)."
+            f"{name}={text!r}: expected a whole number of tokens, at least 1: 200000, 128k (131,072) or 1M (1,000,000)."
         )
     return int(tokens)
 
 
 def parse_lengths(text: str, name: str = "lengths") -> list[int]:
-    """`"4096,8k,1M"` as a list, each part as `parse_tokens` reads it. Whether 0 is a length is left to the caller."""
+    """`"4096,8k,1M"` as a list, each part as in `parse_tokens`. The caller decides whether 0 is a length."""
     found = []
     for part in text.split(","):
         whole = re.fullmatch(r"\s*([+-]?\d+)\s*", part)
@@ -58,6 +57,7 @@ def show_bytes(size: float) -> str:
 
 
 def show_seconds(seconds: float) -> str:
+    """Hours, minutes, seconds or milliseconds."""
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} h"
     if seconds >= 90:

@@ -1,10 +1,10 @@
-"""What two lists of tokens have in common: long stretches in order, found in time that is linear in their length.
+"""The common stretches of two lists of tokens, in order, found in time that is linear in their length.
 
 Beginnings and ends that agree are cut off at once. Between them, runs of tokens that occur once on either side are
 anchors (a patience diff), and only short gaps are compared token by token.
 """
 
-# all arrays are 1-D, of token ids; NumPy, as torch hands what is long to threads, which takes longer than the work
+# all arrays are 1-D, of token ids; NumPy, as torch hands long arrays to threads, which takes longer than the work
 from __future__ import annotations
 
 import difflib
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 
-GRAMS = (8, 4)  # lengths of anchors; the second one is for what is left between those of the first
+GRAMS = (8, 4)  # lengths of anchors; the second one is for the gaps between those of the first
 SHORT = 128  # gaps up to here are compared token by token
-CHANCE = 4  # shorter agreements between two edits are chance, and a forward of their own costs more than they save
+CHANCE = 4  # shorter agreements between two edits are chance, and a forward for them costs more than they save
 _BASE = 6364136223846793005  # of the polynomial that hashes a run of tokens, modulo 2^64
 
 
@@ -44,20 +44,20 @@ def matches(old: Ids, new: Ids) -> list[Match]:
 
 
 def _between(old: Ids, new: Ids, left: Match, right: Match, grams: tuple[int, ...]) -> Iterator[Match]:
-    """Matches behind `left` and before `right`."""
+    """Matches after `left` and before `right`."""
     o, n, o_end, n_end = left.old + left.length, left.new + left.length, right.old, right.new
-    head = _agreeing(old[o:o_end], new[n:n_end])
-    yield Match(o, n, head)
-    o, n = o + head, n + head
-    tail = _agreeing(old[o:o_end][::-1], new[n:n_end][::-1])
-    o_end, n_end = o_end - tail, n_end - tail
+    prefix = _agreeing(old[o:o_end], new[n:n_end])
+    yield Match(o, n, prefix)
+    o, n = o + prefix, n + prefix
+    suffix = _agreeing(old[o:o_end][::-1], new[n:n_end][::-1])
+    o_end, n_end = o_end - suffix, n_end - suffix
     if o < o_end and n < n_end:
         if max(o_end - o, n_end - n) <= SHORT:
             yield from _token_by_token(old, new, Match(o, n, 0), Match(o_end, n_end, 0))
         elif grams:
             last = Match(o, n, 0)
             for anchor in _anchors(old[o:o_end], new[n:n_end], grams[0]):
-                # two anchors may overlap on one side; what is taken is taken
+                # two anchors may overlap on one side; the first one keeps the tokens
                 taken = max(last.old + last.length - (o + anchor.old), last.new + last.length - (n + anchor.new), 0)
                 if taken < anchor.length:
                     match = Match(o + anchor.old + taken, n + anchor.new + taken, anchor.length - taken)
@@ -65,11 +65,11 @@ def _between(old: Ids, new: Ids, left: Match, right: Match, grams: tuple[int, ..
                     yield match
                     last = match
             yield from _between(old, new, last, Match(o_end, n_end, 0), grams[1:])
-    yield Match(o_end, n_end, tail)
+    yield Match(o_end, n_end, suffix)
 
 
 def _agreeing(a: Ids, b: Ids) -> int:
-    """How many tokens agree from the start on."""
+    """The length of the common prefix."""
     length = min(len(a), len(b))
     same = a[:length] == b[:length]
     return length if same.all() else int(same.argmin())
@@ -83,7 +83,7 @@ def _token_by_token(old: Ids, new: Ids, left: Match, right: Match) -> Iterator[M
 
 
 def _anchors(a: Ids, b: Ids, gram: int) -> list[Match]:
-    """Runs of tokens that occur once in `a` and once in `b`, those of them that stand in the same order."""
+    """Runs of tokens that occur once in `a` and once in `b`, as far as they are in the same order."""
     if min(len(a), len(b)) < gram:
         return []
     (hash_a, at_a), (hash_b, at_b) = _once(a, gram), _once(b, gram)

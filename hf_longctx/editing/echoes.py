@@ -1,8 +1,8 @@
-"""Which tokens far behind an edit are off most? Those that repeat what was changed.
+"""Which tokens far after an edit have the largest error? Those that repeat the edited phrase.
 
-A model that sees the beginning of a phrase for the second time looks up the first (induction heads, Olsson et al. 2022,
-https://arxiv.org/abs/2209.11895). If the first is what was edited, the keys and values of the second say so, however
-far behind it is. They are found from token ids alone.
+A model that reads the beginning of a phrase for the second time looks up the first (induction heads, Olsson et al.
+2022, https://arxiv.org/abs/2209.11895). If the first was edited, the keys and values of the second depend on it, at any
+distance. Repetitions are found from token ids alone.
 """
 
 # all arrays are 1-D, of token ids or positions
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from .difference import Ids
 
 
-def echoes(text: Ids, changed: Sequence[Ids], may: NDArray[np.bool_], most: int) -> NDArray[np.intp]:
-    """Up to `most` positions of `text` where phrases of the changed tokens come again.
+def echoes(text: Ids, changed: Sequence[Ids], may: NDArray[np.bool_], limit: int) -> NDArray[np.intp]:
+    """Up to `limit` positions of `text` where phrases of the changed tokens are repeated.
 
-    A phrase is two tokens or more in a row. Rare ones come first: what is common is looked up elsewhere too. Of two
-    that are as rare, the first one does.
+    A phrase is two tokens or more in a row. Rare ones are chosen first: common ones are looked up elsewhere too. Of two
+    that are equally rare, the first one is chosen.
 
     Args:
-        text: the text after the edit.
-        changed: runs of tokens that were deleted or are new.
-        may: the positions that may be chosen, a bool each.
-        most: how many positions are wanted.
+        text: The text after the edit.
+        changed: Runs of tokens that were deleted or are new.
+        may: The positions that may be chosen, one bool per token.
+        limit: The number of positions.
     """
     nothing = np.zeros(0, np.intp)
     changed = [t for t in changed if len(t) > 1]
-    if not changed or most < 1 or len(text) < 2:
+    if not changed or limit < 1 or len(text) < 2:
         return nothing
     tokens = np.sort(np.concatenate(changed))
     base = int(tokens[-1]) + 2
@@ -47,11 +47,11 @@ def echoes(text: Ids, changed: Sequence[Ids], may: NDArray[np.bool_], most: int)
     begins, ends = pair[np.concatenate([[True], apart])], pair[np.concatenate([apart, [True]])] + 2  # of each phrase
     counts = np.bincount(np.searchsorted(tokens, text[both]), minlength=len(tokens))
     rare = np.log(len(text) / counts[np.searchsorted(tokens, text[_ranges(begins, ends)])])
-    # rounded: a product of counts is the same in any order, a sum of their logarithms is so but for the last bits
+    # rounded: a product of counts is the same in any order, a sum of logarithms only up to the last bits
     rarity = np.add.reduceat(rare, np.cumsum(ends - begins) - (ends - begins)).round(9)
-    first = np.argsort(-rarity, kind="stable")[:most]  # a phrase is a token at least
+    first = np.argsort(-rarity, kind="stable")[:limit]  # a phrase has at least one token
     at = _ranges(begins[first], ends[first])
-    return at[may[at]][:most]
+    return at[may[at]][:limit]
 
 
 def _ranges(begins: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.intp]:

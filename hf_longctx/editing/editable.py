@@ -1,4 +1,4 @@
-"""What `edit` can work on, and the reasons for what it cannot: all of it is checked before anything is changed."""
+"""The models, caches and ids that `edit` takes, and the reasons for others: checked before anything is changed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..anatomy import layer_types
-from ..attention.selfcheck import TOLERANCE, check_rotary_function
+from ..attention.selfcheck import check_rotary_function
 from ..attention.state import STATE
 from ..attention.subclass import rotary_function, stock_class
-from ..cache.layers import FullLayer, SinkWindowLayer, UnrotatedLayer
-from ..cache.slots import KeyValues
+from ..cache import KeyValues, UnrotatedLayer
+from ..cache.stock import is_editable, is_window, owner_of
+from ..ops.checked import layer_tolerance
 from ..rope.parameters import moving_types
 from ..upstream.caches import given_cache
 from .difference import Ids
 from .workspace import first_kept
 
-_KINDS = (DynamicLayer, DynamicSlidingWindowLayer, FullLayer, SinkWindowLayer)
-_ANEW = "Read the new text into a new cache instead."
+_READ_AGAIN = "Read the new text into a new cache instead."
 SAMPLE = 8  # tokens that are looked up in the cache
 
 
@@ -69,7 +69,7 @@ def _as_tensor(given: Any, name: str) -> Tensor:
 
 
 def check_vocabulary(ids: Ids | Tensor, name: str, decoder: Any) -> None:
-    """ValueError for token ids that the model has no embedding of, before a GPU trips over them."""
+    """ValueError for token ids that the model has no embedding of, before they fail on a GPU."""
     size = getattr(decoder.config, "vocab_size", None)
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or (size is not None and high >= size):
@@ -86,12 +86,13 @@ def check_model(decoder: Any) -> None:
     if moving:
         raise ValueError(
             f"rope_type={moving[0]!r} changes its frequencies with the length read, so cached keys were rotated by "
-            f"other ones than an edited text's would be. {_ANEW}"
+            f"other ones than an edited text's would be. {_READ_AGAIN}"
         )
     entries = [e for e in (parameters, *(parameters or {}).values()) if isinstance(e, dict)]
     if any("mrope_section" in entry for entry in entries):
         raise ValueError(
-            f"{type(decoder).__name__}: its tokens have several positions each (mrope), and an edit moves one. {_ANEW}"
+            f"{type(decoder).__name__}: its tokens have several positions each (mrope), and an edit moves one. "
+            f"{_READ_AGAIN}"
         )
 
 
@@ -103,7 +104,7 @@ def check_cache(decoder: Any, modules: Sequence[Any], cache: Any, n_old: int, ro
     if not isinstance(cache, Cache):
         raise ValueError(f"{type(cache).__name__}: expected the Cache that the model has filled.")
     if getattr(cache, "offloading", False):
-        raise ValueError(f"an offloaded cache cannot be edited: its layers are elsewhere. {_ANEW}")
+        raise ValueError(f"an offloaded cache cannot be edited: its layers are elsewhere. {_READ_AGAIN}")
     check_kinds(cache)
     layers = cache.layers
     if sorted(int(module.layer_idx) for module in modules) != list(range(len(layers))):
@@ -116,7 +117,9 @@ def check_cache(decoder: Any, modules: Sequence[Any], cache: Any, n_old: int, ro
         for module, kind in zip(modules, layer_types(modules), strict=True)
     }
     if len(lengths) > 1:
-        raise ValueError(f"the layers of this cache hold {sorted(lengths)} tokens: a forward was interrupted. {_ANEW}")
+        raise ValueError(
+            f"the layers of this cache hold {sorted(lengths)} tokens: a forward was interrupted. {_READ_AGAIN}"
+        )
     length = lengths.pop()
     if length not in (n_old, n_old - 1):
         raise ValueError(
@@ -129,11 +132,11 @@ def check_cache(decoder: Any, modules: Sequence[Any], cache: Any, n_old: int, ro
 def check_kinds(cache: Any) -> None:
     """ValueError unless all layers of a cache are of a kind that can be edited."""
     layers = getattr(cache, "layers", None)
-    other = next((layer for layer in layers or () if type(layer) not in _KINDS), None)
+    other = next((layer for layer in layers or () if not is_editable(layer)), None)
     if layers is None or other is not None:
         raise ValueError(
             f"{type(cache if layers is None else other).__name__}: only dynamic caches can be edited, not static, "
-            f"quantised or recurrent ones. {_ANEW}"
+            f"quantised or recurrent ones. {_READ_AGAIN}"
         )
 
 
@@ -147,35 +150,34 @@ def _check_layer(module: Any, layer: Any, rows: int, kind_of_layer: str) -> int:
             + ("edit takes one text. Use edit_batch." if rows == 1 else "expected a list with the ids of every row.")
         )
     method = vars(module)[STATE].method if STATE in vars(module) else None
-    owner = layer.owner if isinstance(layer, UnrotatedLayer) else None
+    owner = owner_of(layer)
     if owner != method:
         raise ValueError(
-            f"this cache was written under {owner or 'no method'!r}, and the model has {method!r}. {_ANEW}"
+            f"this cache was written under {owner or 'no method'!r}, and the model has {method!r}. {_READ_AGAIN}"
         )
-    if isinstance(layer, UnrotatedLayer):
+    if owner is not None:
         _check_unrotated(layer)
     else:
         kind = stock_class(module)
         check_rotary_function(kind, rotary_function(kind))
         if kind_of_layer == "chunked_attention":
             raise ValueError(
-                f"{kind.__name__}: an edit moves tokens across the chunks that its layers attend in. {_ANEW}"
+                f"{kind.__name__}: an edit moves tokens across the chunks that its layers attend in. {_READ_AGAIN}"
             )
     return int(layer.get_seq_length())
 
 
-def _check_unrotated(layer: UnrotatedLayer) -> None:
-    kept = layer.in_order()
+def _check_unrotated(layer: Any) -> None:
+    kept = layer.editable_view()
     if len(kept) < layer.seen:
         raise ValueError(
-            f"this cache has read {layer.seen} tokens under {layer.owner!r} and keeps {len(kept)}: what is gone cannot "
-            f"be read by what is new. {_ANEW}"
+            f"this cache has read {layer.seen} tokens under {layer.owner!r} and keeps {len(kept)}: new tokens cannot "
+            f"attend to evicted keys. {_READ_AGAIN}"
         )
     if not torch.equal(kept.pos[0], torch.arange(len(kept), device=kept.pos.device)):
-        raise ValueError(f"the tokens of this cache do not stand at 0, 1, 2, ... (padding, or a stream). {_ANEW}")
+        raise ValueError(f"the tokens of this cache do not stand at 0, 1, 2, ... (padding, or a stream). {_READ_AGAIN}")
 
 
-# -- are these the tokens? --------------------------------------------------------------------------------
 def check_tokens(
     decoder: Any, modules: Sequence[Any], cache: Cache, rows: Sequence[Ids], columns: Sequence[int] = (0,)
 ) -> None:
@@ -184,13 +186,16 @@ def check_tokens(
     They follow from the token and its position alone, so other tokens, another model and other rotary settings show.
 
     Args:
-        rows: the ids that the cache holds, of every row.
-        columns: where in the cache each row begins; before that is padding.
+        decoder: The model's decoder.
+        modules: Its attention layers.
+        cache: The cache of the text.
+        rows: The ids that the cache holds, of every row.
+        columns: Where in the cache each row begins; before that is padding.
     """
     first = next(i for i, module in enumerate(modules) if int(module.layer_idx) == 0)
     layer: Any = cache.layers[0]
-    start = first_kept(layer) if isinstance(layer, DynamicSlidingWindowLayer) else 0
-    if decoder.device.type == "meta":  # an interrupted forward leaves offloaded weights behind
+    start = first_kept(layer) if is_window(layer) else 0
+    if decoder.device.type == "meta":  # an interrupted forward leaves the weights offloaded
         return
     used = [r for r, ids in enumerate(rows) if len(ids) > start]
     if not used:
@@ -202,11 +207,11 @@ def check_tokens(
     ids = torch.from_numpy(np.stack([rows[r][at] for r, at in zip(used, looked, strict=True)]))
     order = sorted(modules, key=lambda module: int(module.layer_idx))
     found = keys_of(decoder, ids, pos, [_probe_of(cache.layers[int(module.layer_idx)]) for module in order])
-    kept = layer.in_order().k if isinstance(layer, UnrotatedLayer) else layer.keys
+    kept = layer.keys if owner_of(layer) is None else layer.editable_view().k
     if found.dtype != kept.dtype:
         raise ValueError(
             f"this cache holds keys in {kept.dtype}, and the model makes them in {found.dtype}: expected the cache "
-            f"that this model has filled, in the dtype (and under the autocast) it has now. {_ANEW}"
+            f"that this model has filled, in the dtype (and under the autocast) it has now. {_READ_AGAIN}"
         )
     found = found.float()
     at = (pos - start + torch.tensor([columns[r] for r in used])[:, None]).to(kept.device)
@@ -217,7 +222,7 @@ def check_tokens(
         off = float((apart / found.square().sum(size).clamp(min=1e-30)).sqrt().amax())  # padding may be embedded as 0
     else:
         off = float("inf")
-    if not off <= TOLERANCE.get(kept.dtype, 6e-2):
+    if not off <= layer_tolerance(kept.dtype):
         raise not_these(modules[first], n, off)
 
 
@@ -238,16 +243,16 @@ def keys_of(decoder: Any, ids: Tensor, pos: Tensor, probes: Sequence[CacheLayerM
 
 
 def not_these(module: Any, n: int, off: float) -> ValueError:
-    """What to say of a cache that does not hold the old text: keys of `n` tokens are off by `off`."""
+    """The error for a cache that does not hold the old text: keys of `n` tokens are off by `off`."""
     return ValueError(
         f"this cache does not hold old_ids as {type(module).__name__} reads them (keys of {n} tokens looked up in it "
         f"are off by {off:.1e}): it is of other tokens, of another model, or was filled with other rotary settings. "
-        f"{_ANEW}"
+        f"{_READ_AGAIN}"
     )
 
 
 def caches_nothing(decoder: Any) -> ValueError:
-    """What to say of a model whose forward left its cache alone."""
+    """The error for a model whose forward left its cache alone."""
     return ValueError(
         f"{type(decoder).__name__}: it caches nothing in this state (gradient checkpointing in training mode?). Call "
         f"model.eval() first."
@@ -260,35 +265,21 @@ class _Seen(Exception):
         self.keys = keys
 
 
-class _StockProbe(CacheLayerMixin):
+class _StockProbe(DynamicLayer):
     """An empty layer that stops the forward when keys come."""
 
     def __init__(self, is_sliding: bool) -> None:
         super().__init__()
         self.is_sliding = is_sliding
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise _Seen(key_states)
-
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         raise _Seen(key_states)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        return 0
-
-    def get_max_length(self) -> int:
-        return -1
-
 
 class _UnrotatedProbe(UnrotatedLayer):
-    def _keep(self, new: KeyValues) -> KeyValues:
+    def keep(self, new: KeyValues) -> KeyValues:
         raise _Seen(new.k)
 
 
 def _probe_of(layer: Any) -> CacheLayerMixin:
-    if isinstance(layer, UnrotatedLayer):
-        return _UnrotatedProbe(layer.owner)
-    return _StockProbe(isinstance(layer, DynamicSlidingWindowLayer))
+    return _StockProbe(is_window(layer)) if owner_of(layer) is None else _UnrotatedProbe(layer.owner)

@@ -1,7 +1,7 @@
 """A model's decoder and attention layers, found once: looking for them takes longer than planning a small edit.
 
-They are remembered with every module below the model and its class. Whatever puts in another module or changes a class
-(a method of ours, PEFT, quantisation) has them looked for anew.
+They are remembered with every module below the model and its class. They are looked for again once another module was
+put in or a class was changed (by a method of hf_longctx, PEFT, quantisation).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..anatomy import attention_layers, find_decoder
 _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()  # of each model
 
 
-class Parts(NamedTuple):
+class ModelParts(NamedTuple):
     """The decoder of a model, its attention layers in order, and every module of the decoder."""
 
     decoder: Any
@@ -25,7 +25,7 @@ class Parts(NamedTuple):
     everything: Sequence[Any]
 
 
-def parts_of(model: Any) -> Parts:
+def parts_of(model: Any) -> ModelParts:
     """The parts of a model. ValueError as `find_decoder`."""
     now = every_module(model)
     known = _known.get(model)
@@ -33,13 +33,13 @@ def parts_of(model: Any) -> Parts:
     if found is None:
         _known.pop(model, None)
         decoder = find_decoder(model)
-        found = Parts(decoder, attention_layers(decoder), every_module(decoder))
+        found = ModelParts(decoder, attention_layers(decoder), every_module(decoder))
         _known[model] = _Known(now, found)
     return found
 
 
 def every_module(root: nn.Module) -> list[nn.Module]:
-    """What `root.modules()` finds, shared ones each time they are met, in a tenth of the time."""
+    """The modules that `root.modules()` finds, shared ones each time they are met, in a tenth of the time."""
     found = [root]
     for module in found:  # grows as it goes
         if module._modules:
@@ -48,21 +48,21 @@ def every_module(root: nn.Module) -> list[nn.Module]:
 
 
 class _Known:
-    """Places in the list of all modules: a model may be its own decoder, and is to go when nobody else wants it."""
+    """Places in the list of all modules: references would keep a model alive that is its own decoder."""
 
-    def __init__(self, modules: list[nn.Module], parts: Parts) -> None:
+    def __init__(self, modules: list[nn.Module], parts: ModelParts) -> None:
         self.ids, self.classes = list(map(id, modules)), list(map(type, modules))
         where = {id(module): i for i, module in enumerate(modules)}
         self.decoder = where[id(parts.decoder)]
         self.attention, self.everything = ([where[id(module)] for module in part] for part in parts[1:])
-        # another module may come to stand where one that has gone stood in memory
+        # another module may be allocated where one that has gone was in memory
         self.alive = list(map(ref, modules))
 
-    def among(self, modules: list[nn.Module]) -> Parts | None:
+    def among(self, modules: list[nn.Module]) -> ModelParts | None:
         """The parts, if every module is where it was, and what it was."""
         if self.ids != list(map(id, modules)) or self.classes != list(map(type, modules)):
             return None
         if any(known() is None for known in self.alive):
             return None
         at = modules.__getitem__
-        return Parts(at(self.decoder), list(map(at, self.attention)), list(map(at, self.everything)))
+        return ModelParts(at(self.decoder), list(map(at, self.attention)), list(map(at, self.everything)))

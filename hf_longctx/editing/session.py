@@ -18,7 +18,7 @@ from .edit import CHUNK, EditReport, edit
 from .editable import check_kinds
 from .plan import repair_of
 
-# what turns the one row of the cache into several, leaves the cache out, or leaves it with other tokens than the text's
+# settings that turn the one row of the cache into several, leave it out, or leave it with other tokens than the text's
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
@@ -28,31 +28,29 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "prompt_lookup_num_tokens": (None,),
     "use_cache": (None, True),
 }
-# what the session gives `generate` itself, and what would change what comes back
-_OWN = (
-    *CACHE_NAMES, "cache_implementation", "inputs", "input_ids", "inputs_embeds", "attention_mask",
-    "position_ids", "return_dict_in_generate", "custom_generate",
-)  # fmt: skip
+# arguments that the session gives `generate` itself, and those that would change what comes back
+_OWN = {*CACHE_NAMES, "cache_implementation", "inputs", "input_ids", "inputs_embeds", "attention_mask"}
+_OWN |= {"position_ids", "return_dict_in_generate", "custom_generate"}
 
 
 class EditSession:
     """A text that is edited while a model keeps up with it.
 
-    Text in, text out: `replace` changes the text, `complete` writes on at its end. Each change is tokenised and read
-    by `hf_longctx.editing.edit.edit`, which is approximate; `refresh` reads the whole text anew.
+    Text in, text out: `replace` changes the text, `complete` continues it at its end. Each change is tokenised and read
+    by `hf_longctx.editing.edit.edit`, which is approximate; `refresh` reads the whole text again.
 
         session = EditSession(model, tokenizer, source)
         session.replace(120, 124, "name")     # characters, as in source[120:124]
         session.complete(max_new_tokens=32)   # the text written, which is then part of session.text
         session.undo()
 
-    After an error the text and the cache are what they were, or the text is read anew before it is used next.
+    After an error the text and the cache are what they were, or the text is read again before its next use.
 
     Args:
-        model: the causal language model, stock or with a method that keeps what it has read.
-        tokenizer: its tokenizer; the text is tokenised with its special tokens, as `tokenizer(text)` does.
-        text: what to begin with. It is read at once.
-        repair: the tokens behind each edit that are read again, as for `edit`.
+        model: The causal language model, stock or with a method that keeps all that it has read.
+        tokenizer: Its tokenizer; the text is tokenised with its special tokens, as `tokenizer(text)` does.
+        text: The text to begin with. It is read at once.
+        repair: How many tokens are read again for each edit, as for `edit`.
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, text: str, *, repair: int | None = None) -> None:
@@ -92,10 +90,11 @@ class EditSession:
         return self._tokenise(self.text)
 
     def replace(self, start: int, end: int, text: str) -> EditReport:
-        """Put `text` in place of the characters from `start` to before `end`; what was done to the cache.
+        """Put `text` in place of the characters from `start` to before `end`; the report says what the cache took.
 
-        ValueError, and nothing is changed: places outside the text or no whole numbers, a `text` that is no string, or
-        no token left.
+        Raises:
+            ValueError: For places outside the text or no whole numbers, a `text` that is no string, or no token left.
+                Nothing is changed then.
         """
         _string(text)
         whole = isinstance(start, SupportsIndex) and isinstance(end, SupportsIndex)
@@ -111,7 +110,7 @@ class EditSession:
         return report
 
     def complete(self, max_new_tokens: int = 32, **settings: Any) -> str:
-        """Let the model write on at the end of the text. What it wrote is returned and is part of the text.
+        """Let the model continue the text at its end. The new text is returned, and is part of the text.
 
         Takes the settings of `generate`, but for those that make several rows (beams), leave the cache out or rewind
         it; a character that `max_new_tokens` cuts in two is left out of the text.
@@ -121,11 +120,11 @@ class EditSession:
             wanted = settings.get(name, getattr(config, name, None))
             if wanted not in off:
                 raise ValueError(f"{name}={wanted!r}: a session has one text and one cache. Leave it out.")
-        asked = getattr(config, "cache_implementation", None)
-        if asked not in (None, self.model.generation_config.cache_implementation):
-            raise ValueError(f"cache_implementation={asked!r}: a session has a cache of its own. Leave it out.")
-        for name in _OWN:
-            if name in settings:
+        chosen = getattr(config, "cache_implementation", None)
+        if chosen not in (None, self.model.generation_config.cache_implementation):
+            raise ValueError(f"cache_implementation={chosen!r}: a session has a cache of its own. Leave it out.")
+        for name in settings:
+            if name in _OWN:
                 raise ValueError(f"{name}: a session keeps its own cache and tokens, and returns text. Leave it out.")
         if self._held != self.ids:  # tokens that were written need not be those that their text has
             self._follow(self.text)
@@ -160,7 +159,7 @@ class EditSession:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Read the whole text anew: afterwards nothing in the cache is approximate."""
+        """Read the whole text again: afterwards nothing in the cache is approximate."""
         base: Any = unwrap(self.model)
         decoder: Any = find_decoder(base)
         ids = self.ids
@@ -186,7 +185,7 @@ class EditSession:
         return report
 
     def _tokenise(self, text: str) -> list[int]:
-        # the whole text: what an edit does to its neighbours' tokens is then found, wherever it is
+        # the whole text: changes of tokens next to an edit are then found, wherever they are
         ids = list(self.tokenizer(text, verbose=False)["input_ids"])
         if not ids:
             raise ValueError("the text has no tokens, so there is nothing to read. Begin with some text.")

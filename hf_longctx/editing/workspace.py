@@ -1,4 +1,4 @@
-"""Where an edit is made: layers beside the caller's own, filled with what stays, that a model reads and writes.
+"""Where an edit is made: layers beside the caller's own, which hold the tokens that stay and which a model writes.
 
 A layer knows which of the new text's tokens it has; `begin` says which tokens the next forward brings, and which of
 them it is to keep. Nothing of the caller's cache is touched before `commit`.
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..cache.layers import SinkWindowLayer, UnrotatedLayer
-from ..cache.slots import KeyValues
+from ..cache import KeyValues, UnrotatedLayer
+from ..cache.stock import is_window, owner_of
 from .difference import Match
 
 Move = Callable[[Tensor, int, int], Tensor]  # keys, the position of the first one, by how much
@@ -34,17 +34,16 @@ class Span:
         return self.end - self.start
 
     def cut(self, other: Span) -> Span:
-        """What both have; empty if there is nothing."""
+        """The tokens of both; empty if there are none."""
         start = max(self.start, other.start)
         return Span(start, max(start, min(self.end, other.end)))
 
 
 class _Buffer:
-    """Keys and values of the whole new text in one piece; those that stay are put where they will be."""
+    """Keys and values of the whole new text in one piece; those that stay are put in their new places."""
 
     def __init__(self, keys: Tensor, values: Tensor, copies: Sequence[Match], length: int, move: Move | None) -> None:
-        self.whole = len(copies) == 1 and copies[0] == (0, 0, length)
-        if self.whole:  # nothing but an end was cut off
+        if len(copies) == 1 and copies[0] == (0, 0, length):  # only an end was cut off
             self.k, self.v = keys[:, :, :length], values[:, :, :length]
             return
         self.k = keys.new_empty(*keys.shape[:2], length, keys.shape[3])
@@ -61,10 +60,9 @@ class _Buffer:
             self.v[:, :, span.start : span.end] = values[:, :, part]
 
 
-class _Stock(CacheLayerMixin):
-    """What the two kinds of stock layers share."""
+class _Stock(DynamicLayer):
+    """The common part of the two kinds of stock layers."""
 
-    is_initialized = True
     run = Span(0, 0)
     fresh: Sequence[Span] = ()
     written = True
@@ -72,24 +70,16 @@ class _Stock(CacheLayerMixin):
     def begin(self, run: Span, fresh: Sequence[Span]) -> None:
         self.run, self.fresh, self.written = run, fresh, False
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        raise AssertionError("filled when it was made")
-
     def get_seq_length(self) -> int:
         return self.run.end if self.written else self.run.start
 
-    def get_max_length(self) -> int:
-        return -1
-
     @abstractmethod
     def commit(self, layer: Any) -> None:
-        """Put what was made into the caller's layer."""
+        """Put the new keys and values into the caller's layer."""
 
 
-class FullWork(_Stock):
+class _FullWork(_Stock):
     """A `DynamicLayer` in the making."""
-
-    is_sliding = False
 
     def __init__(self, layer: DynamicLayer, copies: Sequence[Match], length: int, move: Move) -> None:
         super().__init__()
@@ -101,14 +91,11 @@ class FullWork(_Stock):
         self.written = True
         return self.buffer.k[:, :, : self.run.end], self.buffer.v[:, :, : self.run.end]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.run.start + query_length, 0
-
     def commit(self, layer: Any) -> None:
         layer.keys, layer.values = self.buffer.k, self.buffer.v
 
 
-class WindowWork(_Stock):
+class _WindowWork(_Stock):
     """A `DynamicSlidingWindowLayer` in the making: pieces of the text, as its own window has only the last tokens."""
 
     is_sliding = True
@@ -143,7 +130,7 @@ class WindowWork(_Stock):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         kept = []
-        for span, k, v in self.pieces:  # what this forward reads anew replaces what was there
+        for span, k, v in self.pieces:  # those that this forward reads again are replaced
             for part in (span.cut(Span(0, self.run.start)), span.cut(Span(self.run.end, self.length))):
                 if len(part):
                     at = slice(part.start - span.start, part.end - span.start)
@@ -162,12 +149,12 @@ class WindowWork(_Stock):
         layer.cumulative_length = self.length
 
 
-class UnrotatedWork(UnrotatedLayer):
-    """A `FullLayer`, or a `SinkWindowLayer` that has not evicted anything, in the making."""
+class _UnrotatedWork(UnrotatedLayer):
+    """An editable un-rotated layer, which has not evicted anything, in the making."""
 
-    def __init__(self, layer: UnrotatedLayer, copies: Sequence[Match], length: int) -> None:
+    def __init__(self, layer: Any, copies: Sequence[Match], length: int) -> None:
         super().__init__(layer.owner)
-        kept = layer.in_order()
+        kept = layer.editable_view()
         self.buffer = _Buffer(kept.k, kept.v, copies, length, None)
         self.all_pos = torch.arange(length, device=kept.pos.device)[None]
         self.is_initialized = True
@@ -178,7 +165,8 @@ class UnrotatedWork(UnrotatedLayer):
         self.seen = run.start
         self.pos = self.all_pos[:, : run.start]
 
-    def _keep(self, new: KeyValues) -> KeyValues:
+    def keep(self, new: KeyValues) -> KeyValues:
+        """Write those of `new` that the edit is to keep."""
         host = self.buffer.k.device
         self.buffer.write(self.run, self.fresh, new.k.to(host), new.v.to(host))
         self.written = True
@@ -186,27 +174,19 @@ class UnrotatedWork(UnrotatedLayer):
         readable = KeyValues(self.buffer.k[:, :, :end], self.buffer.v[:, :, :end], self.all_pos[:, :end])
         return readable.map(lambda t: t.to(new.k.device))  # moves nothing but keys kept on the host
 
-    def commit(self, layer: UnrotatedLayer) -> None:
-        length = self.all_pos.shape[1]
-        everything = KeyValues(self.buffer.k, self.buffer.v, self.all_pos)
-        layer.seen = length
-        if isinstance(layer, SinkWindowLayer):
-            layer.ring, layer.evicted_B = None, None
-            everything = replace(everything, column=self.all_pos)
-            layer.head = everything.first(layer.n_first, False).own()
-            layer.keep_last(everything)
-        else:
-            layer._store(everything)
+    def commit(self, layer: Any) -> None:
+        """Put the new keys and values into the caller's layer."""
+        layer.hold(KeyValues(self.buffer.k, self.buffer.v, self.all_pos))
 
 
-Work = FullWork | WindowWork | UnrotatedWork
+Work = _FullWork | _WindowWork | _UnrotatedWork
 
 
 def work_on(layer: Any, copies: Sequence[Match], length: int, move: Move) -> Work:
     """The layer beside `layer` in which an edit is made."""
-    if isinstance(layer, UnrotatedLayer):
-        return UnrotatedWork(layer, copies, length)
-    kind = WindowWork if isinstance(layer, DynamicSlidingWindowLayer) else FullWork
+    if owner_of(layer) is not None:
+        return _UnrotatedWork(layer, copies, length)
+    kind = _WindowWork if is_window(layer) else _FullWork
     return kind(layer, copies, length, move)
 
 
@@ -216,7 +196,7 @@ def first_kept(layer: DynamicSlidingWindowLayer) -> int:
 
 
 def in_window(layer: DynamicSlidingWindowLayer, copies: Sequence[Match]) -> list[Match]:
-    """Of each copy, what a sliding-window layer still has of it; perhaps nothing."""
+    """The part of each copy that a sliding-window layer still has; it may be empty."""
     start = first_kept(layer)
     cut = [max(start - old, 0) for old, _, _ in copies]
     return [Match(c.old + n, c.new + n, max(c.length - n, 0)) for c, n in zip(copies, cut, strict=True)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..cache.recurrent import starts_anew
+from ..cache.recurrent import lost_between_pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ def greedy(
     """
     from transformers import GenerationConfig
 
-    lost = None if prefill_chunk_size is None else starts_anew(model, prefill_chunk_size)
+    lost = None if prefill_chunk_size is None else lost_between_pieces(model, prefill_chunk_size)
     if lost is not None:
         raise ValueError(
             f"{type(model).__name__} cannot read a prompt in chunks of {prefill_chunk_size} tokens, since {lost}. "
@@ -48,6 +48,7 @@ def answer(
     max_new_tokens: int,
     *,
     prefill_tokens: int | None = None,
+    **generate: Any,
 ) -> list[str]:
     """The text that the model writes after each prompt, without special tokens.
 
@@ -58,6 +59,7 @@ def answer(
             the fastest kernels need.
         max_new_tokens: Tokens written at most; a row ends at the end-of-text token.
         prefill_tokens: Tokens of the whole batch that one forward pass reads; None: the prompts in one piece.
+        **generate: Further arguments of `model.generate`.
     """
     width = max(map(len, prompts))
     config = greedy(model, tokenizer, max_new_tokens, _chunk(prefill_tokens, len(prompts), width))
@@ -66,7 +68,8 @@ def answer(
     for row, ids in enumerate(prompts):
         ids_BL[row, width - len(ids) :] = torch.as_tensor(ids)
         mask_BL[row, width - len(ids) :] = 1
-    output = model.generate(ids_BL.to(model.device), attention_mask=mask_BL.to(model.device), generation_config=config)
+    mask_BL = mask_BL.to(model.device)
+    output = model.generate(ids_BL.to(model.device), attention_mask=mask_BL, generation_config=config, **generate)
     return [str(text) for text in tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)]
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..text.joins import ids_after, ids_of
-from ..text.tokens import bos_prefix
+from ..text.joins import ids_after
+from ..text.tokens import bos_prefix, encode
 from .answer import greedy
 from .sample import check_depth
 
@@ -101,7 +101,7 @@ def passkey_prompts(
     if trials < 1:
         raise ValueError(f"trials={trials}: expected at least 1.")
     hay = haystack_ids(tokenizer, haystack)
-    head = bos_prefix(tokenizer) + ids_of(tokenizer, TASK + "\n")
+    head = bos_prefix(tokenizer) + encode(tokenizer, TASK + "\n")
     question = ids_after(tokenizer, "a", "\n" + QUESTION)
     rows, keys = [], []
     for trial in range(trials):

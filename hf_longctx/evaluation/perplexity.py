@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cache.recurrent import starts_anew, takes_positions
+from ..cache.recurrent import lost_between_pieces, takes_positions
 from ..upstream.caches import cache_out, given_cache
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read(
     first = length - n_targets - 1
     cache, nll = None, []
     pieces = list(_pieces(first, length - 1, chunk, score_chunk))
-    if len(pieces) > 1 and starts_anew(model, max(stop - start for start, stop in pieces)):
+    if len(pieces) > 1 and lost_between_pieces(model, max(stop - start for start, stop in pieces)):
         return _at_once(model, input_ids, n_targets, progress)
     told = takes_positions(model)
     for start, stop in pieces:

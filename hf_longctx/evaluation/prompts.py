@@ -48,8 +48,9 @@ def answered(
     tokenizer: PreTrainedTokenizerBase,
     asked: Mapping[Cell, Sequence[Sample]],
     limits: Limits,
-    extra: Mapping[str, Any],
     progress: Callable[[int], None],
+    extra: Mapping[str, Any],
+    reads_documents: bool,
 ) -> Iterator[tuple[Cell, list[str] | None, dict[str, float | None]]]:
     """Each cell with its answers, and their cost, as soon as it has all; None for a cell that did not fit.
 
@@ -58,11 +59,15 @@ def answered(
         tokenizer: Its tokenizer.
         asked: The samples of cells of one length, whose keys end with the tokens that prompts are cut to, or None.
         limits: Of batches; a batch that does not fit into memory is halved.
-        extra: Arguments of `generate` for a procedure, which reads prompts one by one.
         progress: Called with the number of prompts that were answered.
+        extra: Further arguments of `generate`.
+        reads_documents: Prompts are read one by one, and `generate` is told where the document is.
     """
     waiting = [_Open(cell, samples, [None] * len(samples)) for cell, samples in asked.items()]
-    work = _one_by_one(model, tokenizer, waiting, extra) if extra else _batched(model, tokenizer, waiting, limits)
+    if reads_documents:
+        work = _one_by_one(model, tokenizer, waiting, extra)
+    else:
+        work = _batched(model, tokenizer, waiting, limits, extra)
     for done in work:
         progress(done)
         for one in [one for one in waiting if None not in one.said or one.failed]:
@@ -72,7 +77,7 @@ def answered(
 
 
 def _one_by_one(model: Any, tokenizer: Any, cells: Sequence[_Open], extra: Mapping[str, Any]) -> Iterator[int]:
-    """A procedure is told where the document is: `head` tokens before it, `question` tokens after it."""
+    """Tell `generate` where the document is: `head` tokens before it, `question` tokens after it."""
     for one in list(cells):
         for i, sample in enumerate(one.samples):
             head, document, question = encode_parts(tokenizer, sample)
@@ -88,37 +93,39 @@ def _one_by_one(model: Any, tokenizer: Any, cells: Sequence[_Open], extra: Mappi
             yield 1
 
 
-def _batched(model: Any, tokenizer: Any, cells: Sequence[_Open], limits: Limits) -> Iterator[int]:
+def _batched(
+    model: Any, tokenizer: Any, cells: Sequence[_Open], limits: Limits, extra: Mapping[str, Any]
+) -> Iterator[int]:
     rows: list[_Row] = []
     for one in cells:
         # a text that was made for a length loses its beginning, one of a file what its benchmark gives up
         cut = [s if s.length is None else dataclasses.replace(s, cut="left") for s in one.samples]
         rooms = [(one.cell.key[-1] or one.cell.length) - sample.max_new_tokens for sample in cut]
         rows += [(one, i, ids) for i, ids in enumerate(encode_all(tokenizer, cut, rooms))]
-    most = [len(rows)]
+    most, given = [len(rows)], {"prefill_tokens": limits[2], **extra}
     budgets = [one.samples[i].max_new_tokens for one, i, _ in rows]
     for budget in sorted(set(budgets), reverse=True):
         own = [row for row, tokens in zip(rows, budgets, strict=True) if tokens == budget]
         for batch in batches([len(ids) for _, _, ids in own], *limits[:2]):
-            yield from _batch(model, tokenizer, [own[i] for i in batch], budget, limits[2], most)
+            yield from _batch(
+                model, tokenizer, [own[i] for i in batch], budget, most, {"prefill_tokens": limits[2], **extra}
+            )
 
 
 def _batch(
-    model: Any, tokenizer: Any, rows: list[_Row], budget: int, prefill: int | None, most: list[int]
+    model: Any, tokenizer: Any, rows: list[_Row], budget: int, most: list[int], given: Mapping[str, Any]
 ) -> Iterator[int]:
     """Answer some rows; `most` is how many fit into memory as far as is known by now, and falls when they do not."""
     if len(rows) > most[0]:
         half = -(-len(rows) // 2)
-        yield from _batch(model, tokenizer, rows[:half], budget, prefill, most)
-        yield from _batch(model, tokenizer, rows[half:], budget, prefill, most)
+        yield from _batch(model, tokenizer, rows[:half], budget, most, given)
+        yield from _batch(model, tokenizer, rows[half:], budget, most, given)
         return
     prompts = [ids for _, _, ids in rows]
-    texts, seconds, peak = attempt(
-        lambda: answer(model, tokenizer, prompts, budget, prefill_tokens=prefill), model.device
-    )
+    texts, seconds, peak = attempt(lambda: answer(model, tokenizer, prompts, budget, **given), model.device)
     if texts is None and len(rows) > 1:
         most[0] = -(-len(rows) // 2)
-        yield from _batch(model, tokenizer, rows, budget, prefill, most)
+        yield from _batch(model, tokenizer, rows, budget, most, given)
         return
     for at, (one, i, _) in enumerate(rows):
         one.take(i, texts[at] if texts else None, seconds / len(rows), peak)

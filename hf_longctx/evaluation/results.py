@@ -106,9 +106,9 @@ def write_results(path: str | Path, data: Mapping[str, Any]) -> None:
 
 def package_version() -> str:
     """Version of the package that runs, installed or imported from a bare folder."""
-    import hf_longctx
+    from .. import __version__
 
-    return hf_longctx.__version__
+    return __version__
 
 
 def _holds(value: float | None, bar: str) -> bool:

@@ -6,8 +6,8 @@ Finished cells are kept in `cells.jsonl` as they come, so an interrupted run con
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ def evaluate(
             task like the others, with a chat template.
         lengths: Context lengths in tokens; of tasks and files, of prompt and answer together.
         out: Folder of the results; the same arguments and folder resume an interrupted run.
-        method: Compared with the model as it is: a method, or a procedure around `generate`.
+        method: Compared with the model as it is: a method, or for tasks that ask questions a procedure.
         depths: Where the answer is, 0 first to 1 last: one cell for each.
         text: Which is read, or in which needles are hidden, see `load_text`.
         seed: Of the generated prompts.
@@ -90,9 +90,9 @@ def evaluate(
     kinds = _configurations(model, method, window, alone)
     if method is not None:
         # a method that refuses this model should do so before the stock model has run for an hour
-        with running(method, model):
-            if hasattr(method, "check_room") and max(grid.lengths) > window:
-                method.check_room(model)
+        with method.running(model):
+            pass
+        method.check_room(model, max(grid.lengths))
     prepared = chosen.prepare(tokenizer, grid)
     places = prepared.places()
     cells = {name: {at: prepared.cell(kind, at, cut) for at in places} for name, (kind, cut) in kinds.items()}
@@ -137,31 +137,15 @@ def _measure(
     waiting = {cell.key: cell for cell in cells if cell.key not in store}
     with Progress(prepared.unit, sum(cell.size for cell in waiting.values()), console) as progress:
         for kind in ("stock", "method"):
+            apart = kind == "method" and method is not None and method.reads_documents
             own = [cell for cell in waiting.values() if cell.key[0] == kind]
-            with running(method if kind == "method" and own else None, model) as extra:
+            with method.running(model) if kind == "method" and own else nullcontext({}) as extra:
                 for length in sorted({cell.length for cell in own}):
                     progress.describe(f"{kind} {length:,}")
                     some = [cell for cell in own if cell.length == length]
-                    for cell, value in prepared.measure(model, some, extra, progress.advance):
+                    for cell, value in prepared.measure(model, some, progress.advance, extra, apart):
                         if value is not None:
                             store.put(cell.key, value)
-
-
-@contextmanager
-def running(method: Any, model: Any) -> Iterator[dict[str, Any]]:
-    """The model with a method applied; yields further arguments of `generate`, which a procedure has."""
-    if method is None:
-        yield {}
-    elif is_procedure(method):
-        yield {"custom_generate": method}
-    else:
-        with method.on(model):
-            yield {}
-
-
-def is_procedure(method: Any) -> bool:
-    """Whether it is a procedure around `generate`, which changes nothing in the model."""
-    return method is not None and not hasattr(method, "on")
 
 
 def _names(task: str | Sequence[str]) -> list[str]:
@@ -210,10 +194,10 @@ def described() -> dict[str, list[str]]:
 
 def checked(task: Task, grid: Grid, method: Any) -> Grid:
     """The grid in order; ValueError for what cannot be measured, whatever the model and its tokenizer are."""
-    if is_procedure(method) and not task.asks:
+    if method is not None and method.kind == "procedure" and not task.asks:
         raise ValueError(
-            f"{type(method).__name__} answers questions from segments, and {task.name} is measured on the model "
-            "itself. Take a task that asks questions instead, such as niah or ruler."
+            f"--method {method.name} is a way to generate, not a change of the model. {task.name} is measured on the "
+            "model itself: take a task that asks questions, such as niah or ruler."
         )
     task.check(grid)
     return grid.sorted()

@@ -159,12 +159,17 @@ class _Questions(Prepared):
         return Cell((kind, task, length, depth, keep), length, len(some))
 
     def measure(
-        self, model: Any, cells: Sequence[Cell], extra: Mapping[str, Any], progress: Callable[[int], None]
+        self,
+        model: Any,
+        cells: Sequence[Cell],
+        progress: Callable[[int], None],
+        extra: Mapping[str, Any],
+        reads_documents: bool,
     ) -> Iterator[tuple[Cell, Value | None]]:
         tokens = self.task.batch_tokens or (2**18 if model.device.type == "cuda" else 1)
         limits = tokens, self.task.batch_rows, self.task.prefill_tokens
         asked = {cell: self.samples[cell.key[1:4]] for cell in cells}
-        for cell, said, cost in answered(model, self.tokenizer, asked, limits, extra, progress):
+        for cell, said, cost in answered(model, self.tokenizer, asked, limits, progress, extra, reads_documents):
             if said is None:
                 yield cell, None
                 continue

@@ -119,12 +119,17 @@ class Prepared(ABC):
         """
 
     def measure(
-        self, model: Any, cells: Sequence[Cell], extra: Mapping[str, Any], progress: Callable[[int], None]
+        self,
+        model: Any,
+        cells: Sequence[Cell],
+        progress: Callable[[int], None],
+        extra: Mapping[str, Any],
+        reads_documents: bool,
     ) -> Iterator[tuple[Cell, Value | None]]:
         """Cells of one length and kind with their values as they are finished; None: it did not fit into memory.
 
-        The method, if one is measured, is applied; a procedure around `generate` is in its arguments `extra`.
-        `progress` is called with the size of the work done since its last call.
+        The method, if one is measured, is running: `extra` are its arguments of `generate`, and with `reads_documents`
+        it is told where a prompt's document is. `progress` is called with the size of the work since its last call.
         """
         for cell in cells:
             value, seconds, peak = attempt(lambda: self.value(model, cell, progress), model.device)  # noqa: B023

@@ -1,6 +1,6 @@
 """Decoding from a CUDA graph: a cache of fixed buffers keeps its addresses, so one recorded step serves every token.
 
-These are the caches of bounded methods, and those behind a shared prefix (which record anew when their buffers grow).
+These are the caches of bounded methods, and those after a shared prefix (which record again when their buffers grow).
 
 Launching a small model's kernels one by one takes many times as long as running them. A graph launches them all at
 once; recording it is one forward, and nothing is compiled. A model's first replay is checked against the model itself.
@@ -21,20 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.selfcheck import TOLERANCE
-from ..cache.layers import SinkWindowLayer
 from ..cache.ring import Ring
-from ..sharing.layers import SharedLayer
+from ..cache.stock import has_fixed_buffers
+from ..ops.checked import layer_tolerance, relative_error
 from ..upstream.caches import CACHE_NAMES, cache_in, given_cache
 
 logger = logging.getLogger("hf_longctx")
-Layers = Sequence[SinkWindowLayer | SharedLayer]
+Layers = Sequence[Any]  # with fixed buffers: those of their `ring`, once they have one
 # what a one-token forward may be given besides tensors of its own; anything else is for the model itself
 HARMLESS = {"attention_mask", "use_cache", "return_dict", "logits_to_keep", "cache_position"}
 
 
 @dataclass
-class Recorded:
+class RecordedStep:
     """A one-token forward as a graph, and the tensors it reads and writes."""
 
     graph: Any  # None: the model does what a graph cannot hold
@@ -52,13 +51,13 @@ class Recorded:
 # models, and the kinds of cache whose graphs gave what the model gives
 _CHECKED: weakref.WeakKeyDictionary[Any, set[type]] = weakref.WeakKeyDictionary()
 # by the ring that every layer of a cache shares: a copied cache has another, and a graph dies with its cache
-_RECORDED: weakref.WeakKeyDictionary[Ring, Recorded | None] = weakref.WeakKeyDictionary()
+_RECORDED: weakref.WeakKeyDictionary[Ring, RecordedStep | None] = weakref.WeakKeyDictionary()
 
 
 def can_replay(model: Any, cache: Any) -> bool:
     """Can one-token forwards of `model` over `cache` come from a graph?
 
-    All layers must stand in fixed buffers, all weights on one GPU, and nobody else may want to see the forwards run.
+    All layers must stand in fixed buffers, all weights on one GPU, and no hooks of other code watch the forwards.
     """
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1 or next(iter(devices)).type != "cuda" or getattr(model.config, "output_hidden_states", False):
@@ -71,16 +70,19 @@ def can_replay(model: Any, cache: Any) -> bool:
 
 def _layers(cache: Any) -> Layers | None:
     """The layers of a cache, if all of them can stand in fixed buffers."""
-    layers: Any = getattr(cache, "layers", ())
-    fixed = any(all(isinstance(layer, kind) for layer in layers) for kind in (SinkWindowLayer, SharedLayer))
-    return layers if len(layers) and fixed else None
+    return cache.layers if has_fixed_buffers(cache) else None
+
+
+def _rings(layers: Layers) -> list[Ring]:
+    """The rings that all layers of a cache share; none if a layer has none yet."""
+    rings = list(dict.fromkeys(layer.ring for layer in layers))
+    return [] if None in rings else rings
 
 
 def forget(cache: Any) -> None:
-    """Let the next step over `cache` be recorded anew: adapters or weights may have changed since."""
-    for layer in _layers(cache) or ():
-        if layer.ring is not None:
-            _RECORDED.pop(layer.ring, None)
+    """Let the next step over `cache` be recorded again: adapters or weights may have changed since."""
+    for ring in _rings(_layers(cache) or ()):
+        _RECORDED.pop(ring, None)
 
 
 def graph_forward(model: Any) -> Callable[..., Any]:
@@ -96,12 +98,10 @@ def graph_forward(model: Any) -> Callable[..., Any]:
         layers = _layers(cache)
         if not known or ids is None or ids.shape[1] != 1 or layers is None or torch.is_grad_enabled():
             return model(**inputs)
-        rings = [layer.ring for layer in layers if layer.ring is not None]
-        ready = len(rings) == len(layers) and rings[0] in _RECORDED
-        if not ready or rings[0].must_grow(layers[0].n_last + 1):
+        rings = _rings(layers)
+        if not rings or rings[0] not in _RECORDED or any(ring.must_grow for ring in rings):
             output = model(**inputs)  # turns layers into rings (larger ones), and compiles kernels
-            if all(layer.ring is not None for layer in layers):
-                _RECORDED[layers[0].ring] = None  # type: ignore[index]
+            _RECORDED.update(dict.fromkeys(_rings(layers)[:1]))
             return output
         return _step(model, inputs, layers, rings)
 
@@ -126,38 +126,37 @@ def _step(model: Any, inputs: dict[str, Any], layers: Layers, rings: list[Ring])
         return _check(model, inputs, recorded, layers, rings)
     for layer in layers:
         layer.seen += 1
-    for ring in {id(ring): ring for ring in rings}.values():
+    for ring in rings:
         ring.filled = min(ring.filled + 1, ring.size)
     # the next replay writes over these logits
     of = type(recorded.output)
     return of(logits=recorded.output.logits.clone(), **given_cache(of, cache))
 
 
-def _check(model: Any, inputs: dict[str, Any], recorded: Recorded, layers: Layers, rings: list[Ring]) -> Any:
+def _check(model: Any, inputs: dict[str, Any], recorded: RecordedStep, layers: Layers, rings: list[Ring]) -> Any:
     """A model's first replay against the model itself, whose output is returned; they must agree, or it stays eager."""
-    ours = recorded.output.logits[:, -1].float()
-    for ring in {id(ring): ring for ring in rings}.values():
+    replayed = recorded.output.logits[:, -1]
+    for ring in rings:
         ring.take_back()  # the model writes the same columns once more
     output = model(**inputs)
-    truth = output.logits[:, -1].float()
-    off = float((ours - truth).norm() / truth.norm().clamp(min=1e-9))
-    if off <= TOLERANCE.get(output.logits.dtype, 6e-2):
+    off = relative_error(replayed, output.logits[:, -1])
+    if off <= layer_tolerance(output.logits.dtype):
         _CHECKED.setdefault(model, set()).add(type(layers[0]))
     else:
         recorded.graph = None
-        logger.warning("decoding goes on without a CUDA graph: its first logits are off by %.1e (relative)", off)
+        logger.warning("decoding continues without a CUDA graph: its first logits are off by %.1e (relative)", off)
     return output
 
 
-def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, rings: list[Ring]) -> Recorded:
+def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, rings: list[Ring]) -> RecordedStep:
     """Record one forward without running it. Everything is as before if the model does what a graph cannot hold."""
     start = time.perf_counter()
-    recorded = Recorded(torch.cuda.CUDAGraph(), ids.clone(), pos.expand_as(ids).clone(), None)
+    recorded = RecordedStep(torch.cuda.CUDAGraph(), ids.clone(), pos.expand_as(ids).clone(), None)
     recorded.rings = [weakref.ref(ring) for ring in rings]
     seen, filled = [layer.seen for layer in layers], [ring.filled for ring in rings]
     padded = [layer.padded for layer in layers]
     for ring in rings:
-        ring.whole = True
+        ring.recorded = True
     random = torch.cuda.default_generators[ids.get_device()] if ids.is_cuda else None
     before = None if random is None else random.clone_state()
     failed = True
@@ -174,19 +173,18 @@ def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, ri
         recorded.output = type(output)(logits=output.logits)  # not the cache: a graph must not keep it alive
         failed = False
     except (RuntimeError, ValueError, TypeError) as error:
-        logger.warning("decoding goes on without a CUDA graph: %s: %s", type(error).__name__, error)
+        logger.warning("decoding continues without a CUDA graph: %s: %s", type(error).__name__, error)
     finally:
         # recording ran the bookkeeping on the host, and nothing on the GPU
         for layer, n, was in zip(layers, seen, padded, strict=True):
             layer.seen, layer.padded = n, was
         for ring, n in zip(rings, filled, strict=True):
             ring.filled = n
-            ring.whole = not failed
+            ring.recorded = not failed
     if failed:
         recorded.graph = None
-        if (
-            random is not None and before is not None
-        ):  # a capture that broke off leaves the generator in the state of being captured
+        # a capture that broke off leaves the generator in the state of being captured
+        if random is not None and before is not None:
             random.graphsafe_set_state(before)
     else:
         logger.info("recorded a decoding step as a CUDA graph in %.2f s", time.perf_counter() - start)

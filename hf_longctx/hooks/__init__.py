@@ -1,1 +1,1 @@
-"""The inert hooks: what `import hf_longctx` puts into transformers and peft, each with its reason, in tables."""
+"""The inert hooks that `import hf_longctx` puts into transformers and PEFT, each with its reason, in tables."""

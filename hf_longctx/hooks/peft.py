@@ -1,10 +1,10 @@
-"""The fourth hook: a PEFT adapter that was trained under a method carries it in `adapter_config.json`.
+"""The hooks of PEFT: an adapter that was trained under a method carries it in `adapter_config.json`.
 
-Saving an adapter writes what its base model carries, native methods included, since an adapter holds no
-`rope_parameters`; loading it onto a base without methods applies them. What does not go together on one base is refused
-before anything is changed (`adapter_methods.py`), however the weights come: beside others, in place of others, through
-PEFT or through transformers. Everything here is inert where no adapter has our entry, waits until peft is imported, and
-is taken back by `uninstall`. Without hf_longctx peft ignores the entry, and warns that it does.
+Saving an adapter writes the methods of its base model, native ones included, since an adapter holds no
+`rope_parameters`; loading it onto a base without methods applies them. Adapters that cannot share a base are refused
+before anything is changed (`adapter_methods.py`), whether their weights come beside others or in place of others,
+through PEFT or through transformers. The wraps do nothing for adapters without the entry, wait until peft is imported,
+and are removed by `uninstall`. Without hf_longctx peft ignores the entry, and warns that it does.
 """
 
 from __future__ import annotations
@@ -19,33 +19,26 @@ from typing import TYPE_CHECKING, Any
 
 from ..method import KEY
 from ..storage.files import write_whole
-from .adapter_methods import adopt, as_before_on_failure, check_swap, entry_of, read_entry, undone_on_failure
-from .startup import peft_watch as _watch
+from .adapter_methods import adopt_methods, as_before_on_failure, check_swap, entry_of, read_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MISSING = object()
-_wrapped: list[tuple[Any, str, Any, Any]] = []  # owner, name, what it was, ours
+_wrapped: list[tuple[Any, str, Any, Any]] = []  # owner, name, stock function, wrap
 
 
-# -- the hook ----------------------------------------------------------------------------------------------------------
-def install() -> None:
-    """Put the hook in place, now or when peft is imported: we do not import it ourselves, since many never need it."""
-    _watch.start()
-
-
-def uninstall() -> None:
-    """Take the hook back. Models keep what adapters have brought until its undo."""
-    _watch.stop()
-    for owner, name, was, ours in _wrapped:
-        if vars(owner).get(name) is ours:  # else it lies under somebody else's wrap, and passes through
-            setattr(owner, name, was)
+# -- the wraps ---------------------------------------------------------------------------------------------------------
+def unhook() -> None:
+    """Remove the wraps. Models keep the methods that adapters have brought until their undo."""
+    for owner, name, stock, wrap in _wrapped:
+        if vars(owner).get(name) is wrap:  # else other code has wrapped it again, and the wrap passes through
+            setattr(owner, name, stock)
     _wrapped.clear()
 
 
 def hook() -> None:
-    """Put the wraps around an imported peft; those that are there stay."""
+    """Put the wraps around an imported peft, unless they are in place."""
     from peft import PeftMixedModel, PeftModel
     from peft.config import PeftConfigMixin
     from peft.tuners.adaption_prompt import AdaptionPromptModel
@@ -56,34 +49,39 @@ def hook() -> None:
 
     if _wrapped:
         return
-    _replace(PeftConfigMixin, "from_peft_type", _read)
-    _replace(PeftConfigMixin, "save_pretrained", _write)
-    _replace(PeftModel, "save_pretrained", _stamp)
-    _replace(PreTrainedModel, "save_pretrained", _stamp)  # transformers' own way to keep an adapter
-    _replace(BaseTuner, "__init__", _build)
-    _replace(BaseTuner, "inject_adapter", _inject)
-    _replace(PeftModel, "add_adapter", _add)  # prompt learning and adaption prompts inject nothing
-    _replace(AdaptionPromptModel, "add_adapter", _add_prompts)
-    _replace(PeftModel, "from_pretrained", _from_pretrained)
-    _replace(PeftMixedModel, "from_pretrained", _from_pretrained)
-    _replace(PeftModel, "load_adapter", _load)  # mixed models call it, too
-    _replace(PeftAdapterMixin, "load_adapter", _load_own)
-    _replace(hotswap, "hotswap_adapter_from_state_dict", _hotswap)  # by which every swap of PEFT and diffusers goes
+    wraps: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+        (PeftConfigMixin, "from_peft_type", _read),
+        (PeftConfigMixin, "save_pretrained", _write),
+        (PeftModel, "save_pretrained", _stamp),
+        (PreTrainedModel, "save_pretrained", _stamp),  # transformers' own way to keep an adapter
+        (BaseTuner, "__init__", _build),
+        (BaseTuner, "inject_adapter", _inject),
+        (PeftModel, "add_adapter", _add),  # prompt learning and adaption prompts inject nothing
+        (AdaptionPromptModel, "add_adapter", _add_prompts),
+        (PeftModel, "from_pretrained", _from_pretrained),
+        (PeftMixedModel, "from_pretrained", _from_pretrained),
+        (PeftModel, "load_adapter", _load),  # mixed models call it, too
+        (PeftAdapterMixin, "load_adapter", _load_own),
+        (hotswap, "hotswap_adapter_from_state_dict", _hotswap),  # every swap of PEFT and diffusers calls it
+    )
+    for owner, name, function in wraps:
+        stock = vars(owner)[name]
+        wrap = _wrap_of(stock, function)
+        setattr(owner, name, wrap)
+        _wrapped.append((owner, name, stock, wrap))
 
 
-def _replace(owner: Any, name: str, ours: Callable[..., Any]) -> None:
-    was = vars(owner)[name]
-    stock = was.__func__ if isinstance(was, classmethod) else was
+def _wrap_of(stock: Any, function: Callable[..., Any]) -> Any:
+    """A wrap that calls `function` with the stock function first."""
+    plain = stock.__func__ if isinstance(stock, classmethod) else stock
 
-    @functools.wraps(stock)
+    @functools.wraps(plain)
     def wrap(*args: Any, **kwargs: Any) -> Any:
         if not _wrapped:
-            return stock(*args, **kwargs)  # uninstalled, under a wrap of somebody else's
-        return ours(stock, *args, **kwargs)
+            return plain(*args, **kwargs)  # uninstalled, below a wrap of other code
+        return function(plain, *args, **kwargs)
 
-    new = classmethod(wrap) if isinstance(was, classmethod) else wrap
-    setattr(owner, name, new)
-    _wrapped.append((owner, name, was, new))
+    return classmethod(wrap) if isinstance(stock, classmethod) else wrap
 
 
 # -- configs -----------------------------------------------------------------------------------------------------------
@@ -92,7 +90,7 @@ def _read(stock: Any, cls: Any, **kwargs: Any) -> Any:
     config = stock(cls, **kwargs)
     if entry is not None:
         read_entry(entry)  # raises here, before any weight is read
-    setattr(config, KEY, entry)  # None: it comes from a file, which says nothing of methods
+    setattr(config, KEY, entry)  # None: it comes from a file without methods
     return config
 
 
@@ -125,9 +123,9 @@ def _stamp(stock: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
                 setattr(config, KEY, was)
 
 
-# -- adapters that come beside others ----------------------------------------------------------------------------------
+# -- adapters that are added beside others -----------------------------------------------------------------------------
 def _build(stock: Any, tuner: Any, model: Any, *args: Any, **kwargs: Any) -> None:
-    """A tuner writes into the configs that `model` has before it looks at anything: taken back if it fails."""
+    """A tuner writes into the configs of `model` before it checks anything: restored if it fails."""
     configs = getattr(model, "peft_config", None)
     before = dict(configs) if isinstance(configs, dict) else {}
     try:
@@ -159,7 +157,8 @@ def _add_prompts(stock: Any, tuner: Any, adapter: str, config: Any) -> Any:
 @contextmanager
 def _brought(configs: dict[str, Any], model: Any, adapter: str) -> Iterator[None]:
     """Inside, `model` has the methods of an adapter's config; they stay unless the block raises."""
-    with undone_on_failure(adopt(model, configs[adapter], adapter, _besides(configs, adapter))):
+    with as_before_on_failure(model):
+        adopt_methods(model, configs[adapter], adapter, _besides(configs, adapter))
         yield
 
 
@@ -178,9 +177,9 @@ def _load(stock: Any, outer: Any, *args: Any, **kwargs: Any) -> Any:
     folder, adapter = given["model_id"], given["adapter_name"]
     with as_before_on_failure(outer):
         there, found = outer.peft_config.get(adapter), None
-        # PEFT asks for the config of a new adapter only, and reads weights over one that is there
+        # PEFT reads the config of a new adapter only, and replaces the weights of an existing one
         if there is not None and (found := _config_at(folder, outer._split_kwargs(given.get("kwargs", {}))[0])):
-            adopt(outer, found, adapter, _besides(outer.peft_config, adapter))
+            adopt_methods(outer, found, adapter, _besides(outer.peft_config, adapter))
         result = stock(outer, *args, **kwargs)
     if found is not None:
         setattr(there, KEY, vars(found)[KEY])
@@ -204,7 +203,7 @@ def _hotswap(stock: Any, model: Any, state_dict: Any, adapter_name: str, config:
 
 
 def _config_at(folder: Any, download: dict[str, Any]) -> Any:
-    """The config beside an adapter's weights; None where there is none, as with weights that are given in memory."""
+    """The config beside an adapter's weights; None if there is none, as for weights in memory."""
     from peft import PeftConfig
 
     if folder is None:

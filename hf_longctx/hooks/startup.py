@@ -1,7 +1,7 @@
-"""What `import hf_longctx` does, without importing torch or transformers: our hooks go in when transformers comes.
+"""What `import hf_longctx` does, without importing torch or transformers: the hooks go in when transformers comes.
 
 Each is put on its class once the module of that class has been executed, and imports what it needs when it is called.
-So there is none too late whichever is imported first, and none that meets a transformers that is half there.
+So none is too late whichever is imported first, and none meets a transformers that is half imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .when_imported import WhenImported
 
 CONFIG, MODELS = "transformers.configuration_utils", "transformers.modeling_utils"
 GENERATION, MASKS = "transformers.generation.utils", "transformers.masking_utils"
-# module, class, method -> the function in hooks.py that is called in its place, with the stock one first
+# module, class, method -> the function in transformers.py that is called in its place, with the stock one first
 HOOKS = {
     (MODELS, "PreTrainedModel", "post_init"): "keyed_post_init",
     (GENERATION, "GenerationMixin", "_prepare_cache_for_generation"): "keyed_prepare_cache",
@@ -27,19 +27,19 @@ HOOKS = {
     (MODELS, "PreTrainedModel", "get_compiled_call"): "keyed_compiled_call",
     (GENERATION, "GenerationMixin", "_extract_generation_mode_kwargs"): "keyed_mode_kwargs",
 }
-# the registries of transformers, and the names in them that are ours -> the modules that have the functions
+# the registries of transformers, and hf_longctx's names in them -> the modules that have the functions
 REGISTRIES = {
     (MODELS, "ALL_ATTENTION_FUNCTIONS", "attention"): {
         KEY: "attention.registry",
         f"{KEY}_shared_prefix": "sharing.model",
-        "longctx_few_queries": "editing.attention",
+        f"{KEY}_scattered": "editing.graph.attention",
     },
     (MASKS, "ALL_MASK_ATTENTION_FUNCTIONS", "mask"): {
         KEY: "attention.registry",
         f"{KEY}_shared_prefix": "sharing.model",
     },
 }
-_made: dict[tuple[Any, str], tuple[Any, Any]] = {}  # (class, method) -> the stock one and ours
+_made: dict[tuple[Any, str], tuple[Any, Any]] = {}  # (class, method) -> the stock one and its wrap
 _lock = threading.RLock()
 
 
@@ -73,22 +73,27 @@ def install() -> None:
 
 def uninstall() -> None:
     """Take the hooks back: from now on a config's key is ignored. Models that carry a method keep it until its undo."""
-    peft_watch.stop()
-    if "hf_longctx.hooks.peft" in sys.modules:
-        from . import peft as adapters
-
-        adapters.uninstall()
+    uninstall_peft()
     transformers_watch.stop()
     if not _installed():
         return
     delattr(_class(CONFIG, "PreTrainedConfig"), KEY)
-    for (owner, name), (stock, ours) in _made.items():
-        if vars(owner).get(name) is ours:  # else it lies under somebody else's wrap, and passes through
+    for (owner, name), (stock, wrap) in _made.items():
+        if vars(owner).get(name) is wrap:  # else it is under a wrap of other code, and passes through
             setattr(owner, name, stock)
 
 
+def uninstall_peft() -> None:
+    """Remove the wraps around peft alone. Models keep the methods that adapters have brought until their undo."""
+    peft_watch.stop()
+    if "hf_longctx.hooks.peft" in sys.modules:
+        from . import peft as adapters
+
+        adapters.unhook()
+
+
 def _class(module: str, name: str) -> Any:
-    """What a module of transformers has under a name, if it is there yet."""
+    """The object of this name in a module of transformers, if it is there yet."""
     return getattr(sys.modules.get(module), name, None)
 
 
@@ -97,45 +102,45 @@ def _installed() -> bool:
 
 
 def _hook(module: str) -> None:
-    """Put in place what belongs into one module."""
+    """Put the hooks of one module in place."""
     with _lock:
         if module == CONFIG and not _installed():
             setattr(_class(CONFIG, "PreTrainedConfig"), KEY, Key())
         for (place, registry, function), names in REGISTRIES.items():
             if place == module:
                 _register(_class(module, registry), function, names)
-        for (place, owner, name), ours in HOOKS.items():
+        for (place, owner, name), hook in HOOKS.items():
             if place == module:
-                _wrap(_class(module, owner), name, ours)
+                _wrap(_class(module, owner), name, hook)
 
 
-def _wrap(owner: Any, name: str, ours: str) -> None:
+def _wrap(owner: Any, name: str, hook: str) -> None:
     now = getattr(owner, name)
     stock, wrap = _made.get((owner, name), (None, None))
     if now is wrap:
         return
-    if now is not stock:  # never wrapped, or somebody else has wrapped it meanwhile
-        _made[owner, name] = now, _wrapped(now, name, ours)
+    if now is not stock:  # never wrapped, or other code has wrapped it meanwhile
+        _made[owner, name] = now, _wrapped(now, name, hook)
     setattr(owner, name, _made[owner, name][1])
 
 
-def _wrapped(stock: Any, name: str, ours: str) -> Any:
+def _wrapped(stock: Any, name: str, hook: str) -> Any:
     @functools.wraps(stock)
     def wrap(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not _installed():
-            return stock(self, *args, **kwargs)  # uninstalled, under a wrap of somebody else's
+            return stock(self, *args, **kwargs)  # uninstalled, under a wrap of other code
         in_use = "hf_longctx.patch" in sys.modules or getattr(self.config, KEY, None)
         if name == "post_init" and not in_use:
-            return stock(self)  # stock models do without our imports
+            return stock(self)  # stock models do without the imports below
         from . import transformers as hooks
 
-        return getattr(hooks, ours)(stock, self, *args, **kwargs)
+        return getattr(hooks, hook)(stock, self, *args, **kwargs)
 
     return wrap
 
 
 def _register(registry: Any, function: str, names: dict[str, str]) -> None:
-    """Stand-ins for our functions: the real ones need more imports, and take these places with them."""
+    """Register stand-ins: the real functions need more imports, and replace these once they are imported."""
     for name, home in names.items():
         if name not in registry:
             type(registry).register(name, _late(home, function))

@@ -1,17 +1,26 @@
-"""The hooks that make plain `from_pretrained` and `generate` do the right thing for a model that carries our key.
+"""The hooks that make plain `from_pretrained` and `generate` do the right thing for a model that carries a method.
 
-1. a data descriptor `hf_longctx` on `PreTrainedConfig`: the key is kept, checked early, and can be passed as a keyword;
-2. a wrap of `PreTrainedModel.post_init`: a model whose config has the key gets its methods as it is built;
-3. a wrap of `GenerationMixin._prepare_cache_for_generation`: a model with a method gets that method's cache;
-4. wraps of what `generate` asks before it compiles: decoding with a bounded method, or behind a shared prefix, comes
-   from a CUDA graph instead;
-5. a wrap of `_extract_generation_mode_kwargs`: our own decoding methods get the streamer and the tokenizer, which
-   `generate` takes away from every other `custom_generate` callable;
-6. a wrap of `_get_stopping_criteria`: no warning of the trained length where a method reads beyond it;
-7. once peft is imported, wraps around its saving and loading: an adapter carries its base's methods (`adapters.py`).
+Each is called in the place of a method of transformers, which it gets first, and does nothing more for a model without
+a method. `startup.HOOKS` is the table; `startup.uninstall` takes all of them back.
 
-All of them do nothing for a config without the key and a model without a method, and `uninstall` takes them back.
-`startup.py` puts them in place when transformers is imported; this module is imported by the first of their calls.
+1. `PreTrainedModel.post_init`: a model whose config has the key gets its methods as it is built. Can go when
+   transformers calls code that is registered for an entry of a config, as it does for quantisation.
+2. `GenerationMixin._prepare_cache_for_generation`: a model with a method gets that method's cache, also where the
+   checkpoint names another. Can go when a model says itself which layers its cache has.
+3. `GenerationMixin._prefill`: the text is read again where the cache has dropped tokens of a row that ended early and
+   now continues. Can go when `generate` gives all ids to a cache that asks for them.
+4. `GenerationMixin._get_stopping_criteria`: no warning of the trained length where a method reads beyond it. Can go
+   when that warning can be turned off in the generation config.
+5. `GenerationMixin._valid_auto_compile_criteria`: `generate` takes number 6 for caches of fixed buffers, those after a
+   shared prefix included. Can go with number 6.
+6. `PreTrainedModel.get_compiled_call`: single tokens come from a CUDA graph, without compiling anything. Can go when
+   transformers replays caches that are not static.
+7. `GenerationMixin._extract_generation_mode_kwargs`: decoding methods of hf_longctx get the streamer and the tokenizer.
+   Can go when `generate` gives them to every `custom_generate` callable.
+
+There are three more, elsewhere: the descriptor `startup.Key` on `PreTrainedConfig`, which keeps and checks the key (can
+go with number 1); the names of `startup.REGISTRIES`, which transformers has registries for; and once peft is imported,
+wraps around its saving and loading, so that an adapter carries its base's methods (`peft.py`).
 """
 
 from __future__ import annotations
@@ -28,18 +37,18 @@ from ..attention.caches import adopt_all
 from ..attention.method import AttentionMethod
 from ..attention.state import STATE
 from ..attention.turns import read_again_if_needed
+from ..cache.stock import shares_prefix
 from ..generation.cuda_graph import can_replay, forget, graph_forward
 from ..method import KEY, read_key
 from ..patch import applied
-from ..sharing.layers import SharedCache
 from ..sharing.model import is_shared
 from ..upstream.caches import cache_in
 
-TAKES_ALL = "takes_all_of_generate"  # marks a decoding method of ours
+TAKES_ALL = "takes_all_of_generate"  # marks a decoding method of hf_longctx
 
 
-# -- called in the place of transformers' methods, which come first: `startup.HOOKS` says which is whose ---------------
 def keyed_post_init(stock: Any, self: Any) -> None:
+    """Hook 1: apply the methods that the config names."""
     stock(self)
     if applied(self):
         _share_config(self)  # an inner model, built before, has the method already
@@ -50,8 +59,9 @@ def keyed_post_init(stock: Any, self: Any) -> None:
 def keyed_prepare_cache(
     stock: Any, self: Any, generation_config: Any, model_kwargs: Any, generation_mode: Any, *args: Any, **kwargs: Any
 ) -> Any:
+    """Hook 2: put the method's layers into the cache, and refuse what it cannot do."""
     methods = _attention_methods(self)
-    if methods or isinstance(cache_in(model_kwargs), SharedCache):
+    if methods or shares_prefix(cache_in(model_kwargs)):
         _replace_cache(self, generation_config)
     if methods:
         _check_generation(methods[0], generation_config, generation_mode)
@@ -59,7 +69,7 @@ def keyed_prepare_cache(
     cache = cache_in(model_kwargs)
     if methods and cache is not None:
         adopt_all(vars(find_decoder(self))[STATE], cache)
-    if methods or isinstance(cache, SharedCache):
+    if methods or shares_prefix(cache):
         forget(cache)
     return result
 
@@ -67,6 +77,7 @@ def keyed_prepare_cache(
 def keyed_prefill(
     stock: Any, self: Any, input_ids: Any, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
 ) -> Any:
+    """Hook 3: let the text be read again where needed."""
     if _attention_methods(self):
         decoder = find_decoder(self)
         cache, mask = cache_in(model_kwargs), model_kwargs.get("attention_mask")
@@ -75,29 +86,33 @@ def keyed_prefill(
 
 
 def keyed_stopping(stock: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Hook 4: leave out the warning of "performance degradation" beyond the trained length."""
     found = stock(self, *args, **kwargs)
     if any(method.endless for method in _attention_methods(self)):
-        for criterion in found:  # it warns of "performance degradation" beyond the trained length
+        for criterion in found:
             if isinstance(criterion, MaxLengthCriteria):
                 criterion.max_position_embeddings = None
     return found
 
 
 def keyed_criteria(stock: Any, self: Any, model_kwargs: Any, generation_config: Any) -> bool:
+    """Hook 5: whether single tokens can come from a graph."""
     cache = cache_in(model_kwargs)
-    if not _attention_methods(self) and not isinstance(cache, SharedCache):
+    if not _attention_methods(self) and not shares_prefix(cache):
         return stock(self, model_kwargs, generation_config)
     return not generation_config.disable_compile and can_replay(self, cache)
 
 
 def keyed_compiled_call(stock: Any, self: Any, compile_config: Any) -> Any:
-    ours = _attention_methods(self) or is_shared(self)
-    return graph_forward(self) if ours else stock(self, compile_config)
+    """Hook 6: the forward that replays a graph."""
+    carries = _attention_methods(self) or is_shared(self)
+    return graph_forward(self) if carries else stock(self, compile_config)
 
 
 def keyed_mode_kwargs(
     stock: Any, self: Any, custom_generate: Any, kwargs: Any, synced_gpus: Any, assistant_model: Any, streamer: Any
 ) -> Any:
+    """Hook 7: add the arguments that `generate` keeps from custom callables."""
     if not getattr(custom_generate, TAKES_ALL, False):
         return stock(self, custom_generate, kwargs, synced_gpus, assistant_model, streamer)
     given = {name: kwargs.get(name) for name in ("tokenizer", "assistant_tokenizer")}
@@ -106,25 +121,22 @@ def keyed_mode_kwargs(
     return found | {name: value for name, value in given.items() if value is not None}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-
-
 def _attention_methods(model: Any) -> list[AttentionMethod]:
     return [patch.method for patch in applied(model) if isinstance(patch.method, AttentionMethod)]
 
 
 def _apply_key(model: Any) -> None:
     methods = read_key(getattr(model.config, KEY))
-    decoder = find_decoder(model)
+    anchors: list[Any] = [method.anchor(model) for method in methods]
     copies: dict[int, Any] = {}  # the caller's config may build other models
     for module in model.modules():
         if isinstance(vars(module).get("config"), PreTrainedConfig):
             module.config = copy.deepcopy(module.config, copies)
     # the entry is the method's own to write, so that undoing the method leaves none behind
-    for config in (model.config, decoder.config):
+    for config in (model.config, *(anchor.config for anchor in anchors)):
         vars(config).pop(KEY, None)
-    for method in methods:
-        method._apply(decoder, model, own_configs=False)
+    for method, anchor in zip(methods, anchors, strict=True):
+        method._apply(anchor, model, own_configs=False)
 
 
 def _share_config(model: Any) -> None:
@@ -151,11 +163,11 @@ def _share_config(model: Any) -> None:
 
 
 def _replace_cache(model: Any, generation_config: Any) -> None:
-    """What a checkpoint says of its cache (Gemma's "hybrid", "static") gives way to ours; what a call says does not."""
-    asked = generation_config.cache_implementation
-    if asked not in (None, "dynamic", model.generation_config.cache_implementation):
+    """Override a checkpoint's kind of cache (Gemma's "hybrid", "static"); ValueError for one that a call asks for."""
+    wanted = generation_config.cache_implementation
+    if wanted not in (None, "dynamic", model.generation_config.cache_implementation):
         raise ValueError(
-            f"cache_implementation={asked!r}: a model with a method of hf_longctx, or with a shared prefix, keeps a "
+            f"cache_implementation={wanted!r}: a model with a method of hf_longctx, or with a shared prefix, keeps a "
             f"cache of its own. Leave it out."
         )
     generation_config.cache_implementation = None

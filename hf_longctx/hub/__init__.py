@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, the Hub, a GGUF file or the PyPI wheel of the model our examples use."""
+"""Models in and out: from a folder, the Hub, a GGUF file or the example model's PyPI wheel, and saved with a method."""
 
 from .extend import extend
 from .gguf import convert

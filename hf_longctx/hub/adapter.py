@@ -1,7 +1,7 @@
 """A model from a PEFT adapter: the base that its config names, and the adapter on it.
 
-transformers can do this by itself, each release of it from another release of PEFT on; through PEFT it is one way for
-all, and for every kind of adapter.
+transformers can do this as well, each of its releases with other releases of PEFT; through PEFT one way serves all
+releases and every kind of adapter.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-_CONFIG = "adapter_config.json"
-# of the adapter, not of its base
+# arguments about the adapter's files, not its base's
 _DOWNLOAD = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 
 def adapter_settings(location: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """What an adapter's config says; None for a model, also for one that has an adapter lying beside its weights."""
+    """An adapter's config; None for a model, also for one that has an adapter beside its weights."""
     from transformers.utils import find_adapter_config_file
 
     if Path(location).is_dir() and (Path(location) / "config.json").is_file():
@@ -28,20 +27,19 @@ def adapter_settings(location: str, kwargs: dict[str, Any]) -> dict[str, Any] | 
     try:
         settings: Any = json.loads(Path(found).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{location!r}: its {_CONFIG} is no JSON ({error}). Save the adapter again.") from error
+        raise ValueError(
+            f"{location!r}: its adapter_config.json is no JSON ({error}). Save the adapter again."
+        ) from error
     if not isinstance(settings, dict) or not settings.get("base_model_name_or_path"):
         raise ValueError(
-            f"{location!r}: its {_CONFIG} does not say of which model it is an adapter. Write the folder or Hub id of "
-            f"its base there, as base_model_name_or_path."
+            f"{location!r}: its adapter_config.json does not name the model that it adapts. Write the folder or Hub id "
+            f"of its base there, as base_model_name_or_path."
         )
     return settings
 
 
 def load_adapted(location: str, settings: dict[str, Any], **kwargs: Any) -> Any:
-    """The adapter on its base, which is loaded with what of `kwargs` is not about the adapter's own files.
-
-    ImportError if PEFT is not installed.
-    """
+    """The adapter on its base, which gets all of `kwargs` but those about the adapter's own files."""
     from transformers import AutoModelForCausalLM
 
     try:

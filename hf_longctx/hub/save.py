@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# what save_pretrained calls weights: one file, or parts with an index
+# the names that save_pretrained gives weights: one file, or parts with an index
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
@@ -33,7 +33,7 @@ def save(
 
     Raises:
         ValueError: `folder` is a file, or holds something and `overwrite` is not set.
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: The folder cannot be written, or the disk is full.
     """
 
     def write(target: Path) -> None:
@@ -46,7 +46,7 @@ def save(
 def save_with(
     write: Callable[[Path], object], folder: str | os.PathLike[str], nbytes: int, *, overwrite: bool = False
 ) -> Path:
-    """Let `write` fill a folder that becomes `folder` when it is whole; `nbytes` is what an error says is needed."""
+    """Let `write` fill a folder that becomes `folder` when it is whole; `nbytes` is the size that an error names."""
     from safetensors import SafetensorError
 
     check_target(folder, overwrite=overwrite)
@@ -55,7 +55,7 @@ def save_with(
     draft: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # beside a new folder, so that it becomes it; in one that is there, which its owner may have on another disk
+        # beside a new folder, to be renamed to it; inside an existing one, which may be on another disk
         draft = (target if occupied else target.parent) / f".saving-{uuid.uuid4().hex}"
         draft.mkdir()
         write(draft)
@@ -78,7 +78,7 @@ def save_with(
 
 
 def _move(draft: Path, target: Path) -> None:
-    """Put the files of a draft into the place of others, and take away weights that would be loaded beside them."""
+    """Replace files by those of a draft, and remove weights that would be loaded beside them."""
     new = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
     for name in new:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -98,5 +98,5 @@ def check_target(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise ValueError(
             f"{str(target)!r} is not empty. Choose another folder, or overwrite it (--force, overwrite=True)."
         )
-    # where it will be made: for a moment, others might take the folder itself for a checkpoint
+    # where it will be created: for a moment, other code might take the folder itself for a checkpoint
     check_folder(target if target.is_dir() else target.parent)

@@ -33,17 +33,18 @@ class Giraffe(RopeMethod):
 
     Args:
         basis: "truncated" (theta_j >= b: kept; a <= theta_j < b: rho; below a: 0) or "power" (theta_j (1 - 2j/d)^k).
-        train_length: the length the model was trained on. None: `config.max_position_embeddings`.
-        zero_below: truncated: a / b, from 0 to 1. The authors' code has 1/8.
-        middle: truncated: rho / b, from 0 to 1. The authors' code has 1/16, which is below a.
-        exponent: power: k, above 0. The paper uses 0.5.
-        scale: linear scaling on top: every frequency is divided by it, at least 1.
-        replace: put this in the place of a scaling that the model has already (otherwise refused).
+        train_length: The length the model was trained on. None: `config.max_position_embeddings`.
+        zero_below: Truncated: a / b, from 0 to 1. The authors' code has 1/8.
+        middle: Truncated: rho / b, from 0 to 1. The authors' code has 1/16, which is below a.
+        exponent: Power: k, above 0. The paper uses 0.5.
+        scale: Linear scaling on top: every frequency is divided by it, at least 1.
+        replace: Put this in the place of a scaling that the model already has (otherwise refused).
     """
 
     name: ClassVar[str] = "giraffe"
     summary: ClassVar[str] = "slow rotary frequencies stopped (truncated) or lowered (power); meant for fine-tuning"
     paper: ClassVar[str] = "https://arxiv.org/abs/2308.10882"
+    training_free: ClassVar[bool] = False
 
     basis: str = "truncated"
     train_length: int | None = None
@@ -85,6 +86,7 @@ class Giraffe(RopeMethod):
         return [f / self.scale for f in chosen]
 
     def scaling(self, config: Any, entry: dict[str, Any]) -> dict[str, Any]:
+        """A longrope whose short and long factors are equal."""
         trained = self.train_length or entry.get("original_max_position_embeddings") or config.max_position_embeddings
         base = frequencies(config, entry)
         divisors = [f / new if new else STILL for f, new in zip(base, self.table(base, trained), strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from ..anatomy import attention_layers
 from ..attention.inputs import AttentionInputs
-from ..attention.method import AttentionMethod
-from ..cache.layers import FullLayer, SinkWindowLayer, UnrotatedLayer
-from ..cache.slots import KeyValues
+from ..attention.method import AttentionMethod, halved
+from ..cache import FullLayer, KeyValues, SinkWindowLayer, UnrotatedLayer
+from ..method import Footprint
 from ..ops.branch import Branch
 from ..ops.masks import BeyondWindow, TopKeys, Window, pairs
 from ..rope.parameters import readable_length
@@ -25,33 +26,33 @@ BLOCK = 256  # queries whose middle keys are scored at once: bounds the O(L S) o
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LMInfinite(AttentionMethod):
-    """LM-Infinite (Han et al. 2023): read on for ever with the attention the model was trained for.
+    """LM-Infinite (Han et al. 2023): read text of any length with the attention the model was trained for.
 
     Every token sees the first `n_global` tokens and the last `n_local`; the first ones are read as if they were
     `n_local` away however far they are (the paper's distance ceiling, section 3.2). `top_k` lets every head of the
     later layers look up its best `top_k` tokens in between (section 3.2, "optional").
 
-    Use when: a text is longer than the trained length and should be read on fluently; with `top_k`, when single facts
-    far back must be found.
+    Use when: a text is longer than the trained length and should be read fluently; with `top_k`, when single facts far
+    back must be found.
 
     Cannot: retrieve what has left the window with `top_k=0`; relate many far tokens to each other even with it.
 
-    Costs: constant memory and time a token, less than the stock model's beyond the window. With `top_k` all keys are
-    kept, and memory and time a token grow with the text.
+    Costs: constant memory and time per token, less than the stock model's beyond the window. With `top_k` all keys are
+    kept, and memory and time per token grow with the text.
 
     Differs from the authors' code: top-k serves every query, in prefill as well (theirs only the last row of a call);
-    keys behind the window are evicted (theirs grow for ever); batches, padding, GQA, chunked prefill and several
-    turns work. Symbols: n_global and n_local are the paper's; its L_pretrain is n_local, d = L_pretrain / 2 is where
-    top-k tokens are read.
+    keys that leave the window are evicted (theirs grow with the text); batches, padding, GQA, chunked prefill and
+    several turns work. Symbols: n_global and n_local are the paper's; its L_pretrain is n_local, d = L_pretrain / 2 is
+    where top-k tokens are read.
 
     Args:
-        n_global: tokens at the start that stay visible, at least 0. The paper finds 5 to 100 equally good and 0 fatal.
-        n_local: tokens of the window, the query's own included. None: the model's trained length
+        n_global: Tokens at the start that stay visible, at least 0. The paper finds 5 to 100 equally good and 0 fatal.
+        n_local: Tokens of the window, the query's own included. None: the model's trained length
             (`config.max_position_embeddings`), the paper's choice.
-        top_k: middle tokens a head may look up for a query; 0: none. The paper uses 5 for retrieval.
-        top_k_from_layer: the first layer (from 0) that looks up middle tokens. The paper leaves out five; on SmolLM2
+        top_k: Middle tokens a head may look up for a query; 0: none. The paper uses 5 for retrieval.
+        top_k_from_layer: The first layer (from 0) that looks up middle tokens. The paper leaves out five; on SmolLM2
             passkeys are found far more often when the early layers look up too (see the card).
-        keys_on_host: with `top_k`, keep keys in host memory and move one layer's at a time: slow, saves device memory.
+        keys_on_host: With `top_k`, keep keys in host memory and move one layer's at a time: slow, saves device memory.
     """
 
     name: ClassVar[str] = "lm_infinite"
@@ -80,6 +81,7 @@ class LMInfinite(AttentionMethod):
             )
 
     def resolve(self, config: Any) -> LMInfinite:
+        """Fill in `n_local`."""
         trained = getattr(config, "max_position_embeddings", None)
         if self.n_local is None and trained is None:
             raise ValueError("n_local=None: the config names no trained length (max_position_embeddings). Set n_local.")
@@ -89,6 +91,7 @@ class LMInfinite(AttentionMethod):
         return dataclasses.replace(self, n_local=trained if self.n_local is None else self.n_local)
 
     def check(self, decoder: nn.Module) -> None:
+        """Refuse a `top_k_from_layer` beyond the model's last layer."""
         n_layers = len(attention_layers(decoder))
         if self.top_k and self.top_k_from_layer >= n_layers:
             raise ValueError(
@@ -96,44 +99,75 @@ class LMInfinite(AttentionMethod):
                 f"no layer would look up its top {self.top_k}. Choose a smaller one."
             )
 
-    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+    def _looks_up(self, module: nn.Module) -> bool:
+        return self.top_k > 0 and bool(module.layer_idx >= self.top_k_from_layer)  # type: ignore[operator]
+
+    def footprint(self, module: nn.Module) -> Footprint:
+        """All keys in the layers that look up; elsewhere the first tokens, the window, and the query's own key."""
         assert self.n_local is not None
-        if self.top_k and module.layer_idx >= self.top_k_from_layer:  # type: ignore[operator]
+        if self._looks_up(module):
+            return Footprint(span=self.n_local, looked_up=self.top_k, on_host=self.keys_on_host)
+        return Footprint(kept=self.n_global + self.n_local - 1, span=self.n_global + self.n_local)
+
+    def sees(self) -> str:
+        """The first tokens, the window, and what is looked up."""
+        near = f"the first {self.n_global} and the last {self.n_local:,} tokens"
+        looked_up = f", and looks up {self.top_k} others a head wherever they are"
+        return near + (looked_up if self.top_k else "; forgets what lies between")
+
+    def smaller(self) -> Iterator[tuple[str, LMInfinite]]:
+        """Keys in host memory, then smaller windows."""
+        more = f" --set top_k={self.top_k}" if self.top_k else ""
+        if self.top_k and not self.keys_on_host:
+            yield f"keys_on_host=true{more}", dataclasses.replace(self, keys_on_host=True)
+        for window in halved(self.n_local):
+            yield f"n_local={window}{more}", dataclasses.replace(self, n_local=window)
+
+    @classmethod
+    def proposals(cls, tokens: int, trained: int | None) -> list[LMInfinite]:
+        """With the paper's look-ups, and without any."""
+        return [cls(top_k=5), cls()]
+
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        """All keys where they are looked up, else the first tokens and the window."""
+        assert self.n_local is not None
+        if self._looks_up(module):
             return FullLayer(self, on_host=self.keys_on_host)
         return SinkWindowLayer(self, n_first=self.n_global, n_last=self.n_local - 1)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
+        """A window, the first tokens beyond it at the ceiling, and with `top_k` chosen keys in between, halfway."""
         assert self.n_local is not None
         first = inputs.first(self.n_global)
         # the ceiling: all of them at distance n_local, wherever the query is
         ceiling = inputs.relative(-self.n_local)
-        local = inputs.branch(Window(self.n_local))
-        far = inputs.branch(BeyondWindow(self.n_local), keys=first, q_rope=None, k_rope=ceiling)
-        if not self.top_k or inputs.module.layer_idx < self.top_k_from_layer:  # type: ignore[operator]
+        local = inputs.branch(Window(self.n_local), inputs.keys, *inputs.true_ropes())
+        far = inputs.branch(BeyondWindow(self.n_local), first, q_rope=None, k_rope=ceiling)
+        if not self._looks_up(inputs.module):
             return [local, far]
         halfway = inputs.relative(self.n_local // 2)  # queries moved, keys as they are: there are more keys
         q_half = inputs.q_BHLD if halfway is None else halfway(inputs.q_BHLD)
         chosen = TopKeys(self._best_middle(inputs, q_half, first))
-        return [local, far, dataclasses.replace(local, q_BHLD=q_half, visible=chosen, q_rope=None, k_rope=None)]
+        return [local, far, inputs.branch(chosen, inputs.keys, q_rope=None, k_rope=None, q_BHLD=q_half)]
 
     @torch.no_grad()
     def _best_middle(self, inputs: AttentionInputs, q_BHLD: Tensor, first: KeyValues) -> Tensor:
         """The slots of the best keys between the first tokens and the window, (B, H, L, K); -1: there are fewer."""
         B, H, L, _ = q_BHLD.shape
-        S, G = inputs.k_BGSD.shape[2], inputs.k_BGSD.shape[1]
+        keys, k_pos_BS = inputs.keys.k, inputs.keys.pos
+        S, G = keys.shape[2], keys.shape[1]
         assert self.n_local is not None
         index = torch.full((B, H, L, min(self.top_k, S)), -1, dtype=torch.long, device=q_BHLD.device)
-        after_first = inputs.k_pos_BS > first.pos.amax(1, keepdim=True) if len(first) else inputs.k_pos_BS >= 0
+        after_first_BS = k_pos_BS > first.pos.amax(1, keepdim=True) if len(first) else k_pos_BS >= 0
         for start in range(0, L, BLOCK):
             rows = slice(start, min(start + BLOCK, L))
-            middle_BLS = (
-                pairs(BeyondWindow(self.n_local), inputs.q_pos_BL[:, rows], inputs.k_pos_BS) & after_first[:, None]
-            )
-            if not inputs.q_BHLD.is_cuda and not torch.compiler.is_compiling() and not middle_BLS.any():
+            beyond_B1LS = pairs(BeyondWindow(self.n_local), inputs.q_pos_BL[:, rows], k_pos_BS)
+            middle_B1LS = beyond_B1LS & after_first_BS[:, None, None]
+            if not inputs.q_BHLD.is_cuda and not torch.compiler.is_compiling() and not middle_B1LS.any():
                 continue  # a text within the window
             q_BGRLD = q_BHLD[:, :, rows].unflatten(1, (G, -1))
-            scores = torch.einsum("bgrld,bgsd->bgrls", q_BGRLD, inputs.k_BGSD)
-            scores = scores.masked_fill_(~middle_BLS[:, None, None], float("-inf")).flatten(1, 2)
+            scores = torch.einsum("bgrld,bgsd->bgrls", q_BGRLD, keys)
+            scores = scores.masked_fill_(~middle_B1LS[:, None], float("-inf")).flatten(1, 2)
             best = scores.topk(index.shape[-1], dim=-1)
             index[:, :, rows] = best.indices.masked_fill(best.values == float("-inf"), -1)
         return index

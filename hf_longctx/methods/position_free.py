@@ -1,4 +1,4 @@
-"""The hook alone: keys cached un-rotated, read where they are, through the model's own attention."""
+"""The hook alone: keys cached un-rotated, read at their own positions, through the model's own attention."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..attention.base_attention import PLAIN
 from ..attention.inputs import AttentionInputs
 from ..attention.method import AttentionMethod
-from ..attention.registry import inner_function
-from ..cache.layers import FullLayer, UnrotatedLayer
+from ..attention.names import base_function
+from ..cache import FullLayer, UnrotatedLayer
 from ..ops.branch import Branch
 from ..ops.masks import Causal, pairs
 
@@ -24,7 +24,7 @@ class PositionFree(AttentionMethod):
     Keys are cached un-rotated, which every attention method rests on. The smallest example of one.
     Under flash and flex attention the output is the model's own up to rounding.
 
-    Use when: you want to know whether attention methods can serve a model: its `apply` checks that.
+    Use when: you want to know whether attention methods can serve a model: `hf_longctx.check(model)` applies it.
 
     Cannot: read further than the model does.
 
@@ -35,27 +35,39 @@ class PositionFree(AttentionMethod):
     summary: ClassVar[str] = "nothing changed but un-rotated keys in the cache: for checking a model"
     paper: ClassVar[str] = ""
     endless: ClassVar[bool] = False
+    extends: ClassVar[bool] = False
 
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        """All keys."""
         return FullLayer(self)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
-        return [inputs.branch(Causal())]
+        """All keys, at their true distances."""
+        return [inputs.branch(Causal(), inputs.keys, *inputs.true_ropes())]
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
-        if inputs.decoder.inner not in PLAIN:
+        """Through the model's own attention function where it takes any mask."""
+        if inputs.decoder.base_attention not in PLAIN:
             return super().attention(inputs)
         q_rope, k_rope = inputs.true_ropes()
         q = inputs.q_BHLD if q_rope is None else q_rope(inputs.q_BHLD)
-        k = inputs.k_BGSD if k_rope is None else k_rope(inputs.k_BGSD)
+        k = inputs.keys.k if k_rope is None else k_rope(inputs.keys.k)
         mask = None
-        eager = inputs.decoder.inner == "eager"
-        if eager or inputs.padded or not (inputs.fresh or q.shape[2] == 1):
-            visible = pairs(Causal(), inputs.q_pos_BL, inputs.k_pos_BS)
-            mask = (visible | ~visible.any(-1, keepdim=True))[:, None]
+        eager = inputs.decoder.base_attention == "eager"
+        if eager or inputs.padded or not (inputs.nothing_cached or q.shape[2] == 1):
+            seen = pairs(Causal(), inputs.q_pos_BL, inputs.keys.pos)
+            mask = seen | ~seen.any(-1, keepdim=True)
             if eager:  # it adds its mask
                 mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-        out: Tensor = inner_function(inputs.module)(
-            inputs.module, q, k, inputs.v_BGSD, mask, scaling=inputs.scale, dropout=0.0
+        out: Tensor = base_function(inputs.module)(
+            inputs.module, q, k, inputs.keys.v, mask, scaling=inputs.scale, dropout=0.0
         )[0]
         return out
+
+
+def check(model: nn.Module) -> None:
+    """Raise ValueError, with the reason, where attention methods cannot serve `model`. The model is left as it was.
+
+    `PositionFree` is applied, whose self-check compares a layer of each kind with the model's own, and undone.
+    """
+    PositionFree().apply(model).undo()

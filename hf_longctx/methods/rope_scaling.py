@@ -8,21 +8,21 @@ from typing import Any, ClassVar
 
 from ..near import did_you_mean
 from ..rope.method import RopeMethod
-from ..rope.parameters import FIELDS, is_nested, rotary_dim
+from ..rope.parameters import FIELDS, is_nested, readable_length, rotary_dim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling(RopeMethod):
     """RoPE scaling (Chen et al. 2023 and after): read `factor` times the trained length with lower rotary frequencies.
 
-    Use when: a text is some times the trained length and all of it must stay visible, untrained up to about 4 times:
-    `ntk` at about twice the factor finds most, `yarn` reads more fluently and finds less. Further after fine-tuning,
-    which `linear` needs.
+    Use when: a text is a few times the trained length and must all stay visible, untrained up to about 4 times: `ntk`
+    at about twice the factor finds most, `yarn` reads more fluently and finds less. Further after fine-tuning, which
+    `linear` needs.
 
-    Cannot: go on for ever, or make reading cheaper; text within the trained length is read a little worse, under
+    Cannot: continue indefinitely, or make reading cheaper; text within the trained length is read a little worse, under
     `linear` without fine-tuning much worse.
 
-    Costs: nothing beyond the stock model, whose memory and time a token grow with the text.
+    Costs: nothing beyond the stock model, whose memory and time per token grow with the text.
 
     `dynamic`, and `longrope` with two tables, change their frequencies with the length read, while keys in a cache stay
     rotated with those of their time: a generation that crosses the switch differs from a forward without a cache. The
@@ -37,21 +37,21 @@ class RopeScaling(RopeMethod):
         type: "yarn" (https://arxiv.org/abs/2309.00071), "linear" (positions divided), "ntk" (theta *
             factor^(d/(d-2)), saved as a larger rope_theta), "dynamic" (ntk that grows with the text), "longrope"
             (https://arxiv.org/abs/2402.13753) or "llama3" (Llama 3.1).
-        factor: times the trained length, at least 1. For longrope it sets the attention factor only.
-        original_max_position_embeddings: yarn, longrope, llama3: the trained length. None: what the config says.
-        attention_factor: yarn, longrope: multiplies queries and keys each. None: from `factor`, as published.
-        beta_fast, beta_slow: yarn: turns within the trained length above which a frequency is kept (None: 32) and
+        factor: Times the trained length, at least 1. For longrope it sets the attention factor only.
+        original_max_position_embeddings: Yarn, longrope, llama3: the trained length. None: what the config says.
+        attention_factor: Yarn, longrope: multiplies queries and keys each. None: from `factor`, as published.
+        beta_fast, beta_slow: Yarn: turns within the trained length above which a frequency is kept (None: 32) and
             below which it is divided by `factor` (None: 1).
-        mscale, mscale_all_dim: yarn: DeepSeek's form of the attention factor.
-        truncate: yarn: round the ramp's ends to whole dims. None: yes.
-        short_factor, long_factor: longrope: a divisor for each frequency, up to the trained length and beyond it.
-        low_freq_factor, high_freq_factor: llama3: turns below which a frequency is divided (None: 1) and above which
+        mscale, mscale_all_dim: Yarn: DeepSeek's form of the attention factor.
+        truncate: Yarn: round the ramp's ends to whole dims. None: yes.
+        short_factor, long_factor: Longrope: a divisor for each frequency, up to the trained length and beyond it.
+        low_freq_factor, high_freq_factor: Llama3: turns below which a frequency is divided (None: 1) and above which
             it is kept (None: 4).
-        replace: put this in the place of a scaling that the model has already (otherwise refused).
+        replace: Put this in the place of a scaling that the model already has (otherwise refused).
     """
 
     name: ClassVar[str] = "rope_scaling"
-    summary: ClassVar[str] = "lower rotary frequencies (yarn, ntk, linear, ...): some times the trained length"
+    summary: ClassVar[str] = "lower rotary frequencies (yarn, ntk, linear, ...): a few times the trained length"
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.00071"
 
     type: str = "yarn"
@@ -104,7 +104,22 @@ class RopeScaling(RopeMethod):
         if below >= above:
             raise ValueError(f"{low}={below}, {high}={above}: cut-offs in the wrong order, {low} must be the smaller.")
 
+    def reach(self, config: Any) -> int | None:
+        """`factor` times what the config says the model reads; for ntk half of that, as in `proposals`."""
+        readable = readable_length(config)
+        assert self.factor is not None
+        times = max(self.factor / 2, 1) if self.type == "ntk" else self.factor
+        return None if readable is None else int(readable * times)
+
+    @classmethod
+    def proposals(cls, tokens: int, trained: int | None) -> list[RopeScaling]:
+        """Without training ntk finds most, at twice the factor that the length asks for (zero_shot_best.json)."""
+        if trained is None or not cls.is_worth(tokens, trained):
+            return []
+        return [cls(type="ntk", factor=2 * math.ceil(tokens / trained))]
+
     def scaling(self, config: Any, entry: dict[str, Any]) -> dict[str, Any]:
+        """The fields that are set, and what the model's own entry says of its trained length."""
         assert self.factor is not None
         dim = rotary_dim(config, entry)
         if self.type == "ntk":

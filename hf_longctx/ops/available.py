@@ -1,4 +1,4 @@
-"""Which optional packages are here."""
+"""Which optional packages are installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from packaging.version import Version
 
 from ..upstream.installing import install_extra
 
-# the first release whose low-level functions give the log-sum-exp in the form that our kernel reads
+# the first release whose low-level functions give the log-sum-exp in the form that hf_longctx reads
 FLASH_ATTN_FLOOR = Version("2.7")
 
 
@@ -25,4 +25,4 @@ def _flash_attn_lacks() -> str | None:
 
 # constants, not cached functions: torch.compile traces through the reads
 TRITON = importlib.util.find_spec("triton") is not None  # comes with CUDA builds of torch
-FLASH_ATTN_LACKS = _flash_attn_lacks()  # None: it is here
+FLASH_ATTN_LACKS = _flash_attn_lacks()  # None: it is installed

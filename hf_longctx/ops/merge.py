@@ -10,7 +10,16 @@ from torch import Tensor
 def merge(out_BLHD: Tensor, lse_BHL: Tensor, part_BLHD: Tensor, part_lse_BHL: Tensor) -> tuple[Tensor, Tensor]:
     """Two parts of one softmax as one. Log-sum-exps are fp32 (fp64 for fp64 inputs); -inf is a row without keys."""
     lse = torch.logaddexp(lse_BHL, part_lse_BHL)
-    base = torch.where(lse == float("-inf"), 0.0, lse)  # rows without any key: exp(-inf - 0) = 0, not nan
-    old = torch.exp(lse_BHL - base).transpose(1, 2)[..., None]
-    new = torch.exp(part_lse_BHL - base).transpose(1, 2)[..., None]
-    return out_BLHD * old + part_BLHD * new, lse
+    return out_BLHD * share(lse_BHL, lse) + part_BLHD * share(part_lse_BHL, lse), lse
+
+
+def merge_sink(out_BLHD: Tensor, lse_BHL: Tensor, sink_H: Tensor) -> tuple[Tensor, Tensor]:
+    """A softmax with one more logit for each head, in its denominator only: a key whose value is 0."""
+    lse = torch.logaddexp(lse_BHL, sink_H.to(lse_BHL.dtype)[:, None].expand_as(lse_BHL))
+    return out_BLHD * share(lse_BHL, lse), lse
+
+
+def share(part_lse_BHL: Tensor, lse_BHL: Tensor) -> Tensor:
+    """(B, L, H, 1): how much of a softmax is in one of its parts; 0 for rows without any key, not nan."""
+    base = torch.where(lse_BHL == float("-inf"), 0.0, lse_BHL)
+    return torch.exp(part_lse_BHL - base).transpose(1, 2)[..., None]

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 
 from .available import TRITON
+from .checked import checked_once, disagreement, randoms
 from .kernels import Call, choose
-from .kernels.check import TOLERANCE
-from .kernels.few import ALWAYS
-from .masks import Causal, Full, Window
+from .kernels.base import NO_TRITON
+from .kernels.decode import DTYPES
+from .masks import ANY, Causal, Full, Window
 from .merge import merge
+from .positions import Positions
 
 logger = logging.getLogger("hf_longctx")
 TILE = 128  # queries of a tile of flash attention
@@ -35,7 +37,7 @@ LEAST = 256  # keys of a part
 
 
 @dataclass(frozen=True, eq=False)
-class Shared:
+class PrefixKeys:
     """Keys and values (1, G, P, D) that every row sees, and their positions (1, P). Cut into parts: see `cut`."""
 
     k_1GPD: Tensor
@@ -44,19 +46,19 @@ class Shared:
 
 
 @dataclass(frozen=True, eq=False)
-class Own:
+class SuffixKeys:
     """Keys and values (B, G, S, D) of each row's own, with positions (B, S); -1 is an empty slot."""
 
     k_BGSD: Tensor
     v_BGSD: Tensor
     pos_BS: Tensor
-    regular: bool  # real tokens stand one behind the other, and end with the queries
+    consecutive: bool  # see `Positions`
     padded: bool
 
 
 @dataclass(frozen=True, eq=False)
-class Query:
-    """Queries (B, H, L, D) at positions (B, L), and how they attend: see `Branch` for `memo`."""
+class PrefixQuery:
+    """Queries (B, H, L, D) at positions (B, L), and how they attend: see `Positions` for `memo`."""
 
     q_BHLD: Tensor
     pos_BL: Tensor
@@ -66,33 +68,35 @@ class Query:
 
 
 @torch.no_grad()
-def attend(query: Query, own: Own, prefix: Sequence[Shared], kernel: str = "auto") -> Tensor:
+def attend(query: PrefixQuery, own: SuffixKeys, prefix: Sequence[PrefixKeys], kernel: str = "auto") -> Tensor:
     """Softmax attention over the union of a prefix and each row's own keys.
 
     Args:
-        query: the queries.
-        own: what each row has of its own, the queries' own tokens included.
-        prefix: the levels of the prefix, in order; all before everything in `own`. Sliding-window layers may hold none.
+        query: The queries.
+        own: What each row has of its own, the queries' own tokens included.
+        prefix: The levels of the prefix, in order; all before everything in `own`. Sliding-window layers may hold none.
         kernel: "auto" or a name from `hf_longctx.ops.kernels.KERNELS`.
 
     Returns:
         (B, L, H, D) in the queries' dtype.
     """
     q = query.q_BHLD
-    prefix = [Shared(s.k_1GPD.to(q.device, q.dtype), s.v_1GPD.to(q.device, q.dtype), s.pos_1P) for s in prefix]
-    own = Own(own.k_BGSD.to(q.dtype), own.v_BGSD.to(q.dtype), own.pos_BS, own.regular, own.padded)
+    prefix = [PrefixKeys(s.k_1GPD.to(q.device, q.dtype), s.v_1GPD.to(q.device, q.dtype), s.pos_1P) for s in prefix]
+    own = SuffixKeys(own.k_BGSD.to(q.dtype), own.v_BGSD.to(q.dtype), own.pos_BS, own.consecutive, own.padded)
     prefix = [shared for shared in prefix if shared.k_1GPD.shape[2]]  # CPU flash ends the process at zero keys
     if kernel == "auto" and q.shape[2] == 1 and fused_refuses(query, own) is None:
         return fused(query, own, prefix)
     return merged(query, own, prefix, kernel)
 
 
-def merged(query: Query, own: Own, prefix: Sequence[Shared], kernel: str = "auto") -> Tensor:
+def merged(query: PrefixQuery, own: SuffixKeys, prefix: Sequence[PrefixKeys], kernel: str = "auto") -> Tensor:
     """`attend` in torch's own operations, by any kernels."""
     q = query.q_BHLD
-    visible = Causal() if query.window is None else Window(query.window)
+    mask = Causal() if query.window is None else Window(query.window)
     memo = query.memo.setdefault("own", {})
-    call = Call(query.pos_BL, own.pos_BS, visible, query.scale, regular=own.regular, padded=own.padded, memo=memo)
+    same_rows = own.consecutive and q.shape[2] == own.pos_BS.shape[1]
+    positions = Positions(query.pos_BL, own.pos_BS, same_rows, own.consecutive, own.padded, memo)
+    call = Call(positions, mask, query.scale)
     out, lse = choose(call, q, own.k_BGSD, kernel, strict=False).forward(call, q, own.k_BGSD, own.v_BGSD)
     for i, shared in enumerate(prefix):
         parts, rest = cut(shared, parts_for(query, shared))
@@ -105,7 +109,7 @@ def merged(query: Query, own: Own, prefix: Sequence[Shared], kernel: str = "auto
 
 
 # -- one product for all rows ------------------------------------------------------------------------------------------
-def parts_for(query: Query, shared: Shared) -> int:
+def parts_for(query: PrefixQuery, shared: PrefixKeys) -> int:
     """How many parts of a prefix fill the card."""
     (B, H, L, _), (_, G, P, _) = query.q_BHLD.shape, shared.k_1GPD.shape
     if query.window is not None or query.q_BHLD.device.type != "cuda":
@@ -126,16 +130,16 @@ def _parts(tiles: int, keys: int, processors: int) -> int:
     return min(range(1, max(keys // LEAST, 1) + 1), key=length)
 
 
-def cut(shared: Shared, parts: int) -> tuple[Shared, Shared | None]:
+def cut(shared: PrefixKeys, parts: int) -> tuple[PrefixKeys, PrefixKeys | None]:
     """A prefix as (G, N, P // N, D), a view, and the fewer than N keys that are left, if any."""
     size = shared.k_1GPD.shape[2] // parts
     end = size * parts
     k, v = (x[0, :, :end].unflatten(1, (parts, size)) for x in (shared.k_1GPD, shared.v_1GPD))
-    rest = Shared(shared.k_1GPD[:, :, end:], shared.v_1GPD[:, :, end:], shared.pos_1P[:, end:])
-    return Shared(k, v, shared.pos_1P[:, :end]), rest if rest.k_1GPD.shape[2] else None
+    rest = PrefixKeys(shared.k_1GPD[:, :, end:], shared.v_1GPD[:, :, end:], shared.pos_1P[:, end:])
+    return PrefixKeys(k, v, shared.pos_1P[:, :end]), rest if rest.k_1GPD.shape[2] else None
 
 
-def folded(query: Query, parts: Shared, memo: dict[Any, Any], kernel: str = "auto") -> tuple[Tensor, Tensor]:
+def folded(query: PrefixQuery, parts: PrefixKeys, memo: dict[Any, Any], kernel: str = "auto") -> tuple[Tensor, Tensor]:
     """Every part of what `cut` gave by one kernel, all queries at once: out (G, R, N, D) and lse (G, N, R)."""
     k, v = parts.k_1GPD, parts.v_1GPD
     q_GNRD = fold(query.q_BHLD, *k.shape[:2])
@@ -148,22 +152,22 @@ def folded(query: Query, parts: Shared, memo: dict[Any, Any], kernel: str = "aut
     return (out.transpose(0, 2), lse.transpose(0, 1)) if alone else (out, lse)
 
 
-def _memo(query: Query, shared: Shared, level: int, name: str) -> dict[Any, Any]:
+def _memo(query: PrefixQuery, shared: PrefixKeys, level: int, name: str) -> dict[Any, Any]:
     """What follows from positions and numbers of heads alone, and is the same for other layers."""
     place = name, level, query.window, query.q_BHLD.shape[1], *shared.k_1GPD.shape[:3]
     memo: dict[Any, Any] = query.memo.setdefault(place, {})
     return memo
 
 
-def _call(query: Query, pos_1P: Tensor, q: Tensor, k: Tensor, memo: dict[Any, Any]) -> Call:
+def _call(query: PrefixQuery, pos_1P: Tensor, q: Tensor, k: Tensor, memo: dict[Any, Any]) -> Call:
     R = q.shape[2]
     if query.window is None:
-        # padding rows may see the prefix: nobody reads them, and fast kernels want no padding
+        # padding rows may see the prefix: their output is not used, and fast kernels want no padding
         zero = query.pos_BL.new_zeros(1, 1)
         pos = zero.expand(len(q), R), zero.expand(len(k), k.shape[2])
-        return Call(*pos, Full(), query.scale, regular=False, padded=False, memo=memo)
+        return Call(Positions(*pos, padded=False, memo=memo), Full(), query.scale)
     rows = query.pos_BL.reshape(-1).repeat_interleave(R // query.pos_BL.numel())[None]
-    return Call(rows, pos_1P, Window(query.window), query.scale, regular=False, padded=True, memo=memo)
+    return Call(Positions(rows, pos_1P, memo=memo), Window(query.window), query.scale)
 
 
 def fold(q_BHLD: Tensor, groups: int, parts: int) -> Tensor:
@@ -180,29 +184,28 @@ def unfold(out_GRND: Tensor, lse_GNR: Tensor, shape: Sequence[int]) -> tuple[Ten
     return out, lse_GNR.unflatten(2, rows).permute(1, 2, 0, 4, 3).flatten(2, 3)
 
 
-# -- one token a row, in three kernels ---------------------------------------------------------------------------------
-def fused_refuses(query: Query, own: Own) -> str | None:
-    """Why one token a row cannot go through our Triton kernels; None if it can."""
-    from .kernels.decode import DTYPES
-
+# -- one token per row, in three kernels -------------------------------------------------------------------------------
+def fused_refuses(query: PrefixQuery, own: SuffixKeys) -> str | None:
+    """Why one token per row cannot go through the Triton kernels; None if it can."""
     q, k = query.q_BHLD, own.k_BGSD
     if not q.is_cuda or not TRITON or torch.compiler.is_compiling():
-        return "it is for Triton on a CUDA device, and not while torch.compile is tracing"
+        return "tensors are not on a CUDA device" if not q.is_cuda else NO_TRITON
     if q.dtype not in DTYPES or q.shape[-1] > 256 or q.shape[-1] % 2 or own.v_BGSD.shape[-1] != q.shape[-1]:
         return f"{q.dtype} with head dim {q.shape[-1]}"
-    return disagreement(q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1])
+    kind = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1]
+    return checked_once(fused, kind, lambda: _check(*kind))
 
 
-def fused(query: Query, own: Own, prefix: Sequence[Shared], parts: int | None = None) -> Tensor:
-    """`attend` for one token a row: suffixes (and what is windowed) by one kernel, the prefix by another, one merge."""
+def fused(query: PrefixQuery, own: SuffixKeys, prefix: Sequence[PrefixKeys], parts: int | None = None) -> Tensor:
+    """`attend` for one token per row: suffixes and windowed levels by one kernel, the prefix by another, one merge."""
     from .kernels.triton_decode import Keys, decode, decode_parts
     from .kernels.triton_merge import merge_folded
 
     q_BHLD, B = query.q_BHLD, len(query.q_BHLD)
     q_BHD, q_pos, D = q_BHLD[:, :, 0], query.pos_BL[:, 0], q_BHLD.shape[-1]
-    far = ALWAYS if query.window is None else query.window
+    far = ANY if query.window is None else query.window
 
-    def seen(shared: Shared) -> Keys:
+    def seen(shared: PrefixKeys) -> Keys:
         k, v = (x.expand(B, -1, -1, -1) for x in (shared.k_1GPD, shared.v_1GPD))
         return Keys(k, v, shared.pos_1P, None, None, 0, far)
 
@@ -224,39 +227,29 @@ def fused(query: Query, own: Own, prefix: Sequence[Shared], parts: int | None = 
     return found[0].transpose(0, 1)
 
 
-@functools.cache
 @torch.no_grad()
-def disagreement(device: torch.device, dtype: torch.dtype, dim: int, group: int) -> str | None:
+def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int) -> str | None:
     """What is wrong with `fused` for such heads on this device; None if it gives what `merged` gives."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
-
+    random = randoms(device, dtype)
     P, S, B, G = 603, 37, 5, 2
-    q, k, v = random(B, G * group, 1, dim), random(B, G, S, dim), random(B, G, S, dim)
-    shared = random(1, G, P, dim), random(1, G, P, dim)
+    tensors = [random(*shape) for shape in ((B, G * group, 1, dim), *[(B, G, S, dim)] * 2, *[(1, G, P, dim)] * 2)]
     pos = torch.arange(P, device=device)[None]
     own_pos = P + torch.arange(S, device=device).expand(B, S).clone()
     own_pos[:, -7:] = -1
     own_pos[0, :3] = -1
     at = torch.full((B, 1), P + S - 7, device=device)
 
-    def given(to: torch.dtype) -> tuple[Query, Own, list[Shared]]:
-        a, b, c, d, e = (x.to(dtype).to(to) for x in (q, k, v, *shared))
-        own = Own(b, c, own_pos, regular=False, padded=True)
-        return Query(a, at, None, dim**-0.5), own, [Shared(d, e, pos)]
+    def given(to: torch.dtype) -> tuple[PrefixQuery, SuffixKeys, list[PrefixKeys]]:
+        q, k, v, prefix_k, prefix_v = (x.to(to) for x in tensors)
+        own = SuffixKeys(k, v, own_pos, consecutive=False, padded=True)
+        return PrefixQuery(q, at, None, dim**-0.5), own, [PrefixKeys(prefix_k, prefix_v, pos)]
 
-    try:
+    def got() -> list[Tensor]:
         out = fused(*given(dtype), parts=4)
         torch.accelerator.synchronize()
-    except Exception as error:  # Triton, its compiler and the driver raise whatever they like
-        reason = f"its check raised {type(error).__name__}: {error}"
-    else:
-        truth = merged(*given(torch.float64), kernel="reference")
-        off = float((out.double() - truth).norm() / truth.norm())
-        if off <= TOLERANCE[dtype]:
-            return None
-        reason = f"its output is off by {off:.1e} (relative), more than {TOLERANCE[dtype]:.0e}"
-    logger.warning("decoding behind a shared prefix takes longer, without our Triton kernels: %s", reason)
+        return [out]
+
+    reason = disagreement(got, {"output": merged(*given(torch.float64), kernel="reference")}, dtype)
+    if reason is not None:
+        logger.warning("decoding after a shared prefix takes longer, without the Triton kernels: %s", reason)
     return reason

@@ -28,6 +28,7 @@ class Rotation:
     apply_rotary: ApplyRotary
 
     def __call__(self, x_BHLD: Tensor) -> Tensor:
+        """Queries or keys, rotated."""
         if _one_kernel(x_BHLD) and rotates_halves(self.apply_rotary, x_BHLD.shape[-1], self.cos.shape[-1]):
             from .kernels.triton_rotate import rotate
 

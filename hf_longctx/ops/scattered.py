@@ -1,6 +1,6 @@
-"""Attention of a few tokens, at any places of one long text, to all that stands before each: for a CUDA graph.
+"""Attention of a few tokens, at any places of one long text, to everything before each: for a CUDA graph.
 
-What is seen follows from positions, which are data, not from shapes: the same recorded kernels serve every edit.
+What each sees follows from positions, which are data, not from shapes: the same recorded kernels serve every edit.
 """
 
 # H query heads, G key/value heads, L queries, S columns of the keys, D head dim
@@ -16,11 +16,11 @@ from torch import Tensor
 
 @dataclass
 class Places:
-    """Where the queries stand, as a tensor that may be filled anew between two runs.
+    """Where the queries stand, as a tensor that may be filled again between two runs.
 
     Attributes:
-        pos_L: positions, rising; the keys of column s are those of position s.
-        unused: where queries that are left over stand: a column of no text. They see nothing.
+        pos_L: Positions, rising; the keys of column s are those of position s.
+        unused: Where queries that are left over stand: a column of no text. They see nothing.
     """
 
     pos_L: Tensor

@@ -1,18 +1,18 @@
 """Bytes and FLOPs of a decoder, as pure functions. Elements become bytes where a dtype enters, and names say which.
 
-Conventions: `tokens` are those of one row; a matmul of n parameters costs 2 n FLOPs a token; an attention pair costs
+Conventions: `tokens` are those of one row; a matmul of n parameters costs 2 n FLOPs per token; an attention pair costs
 4 * heads * head_dim FLOPs (q k and p v). Nothing here knows a machine or a method.
 """
 
 from __future__ import annotations
 
 POSITION_BYTES = 8  # int64
-LOOKUP_BLOCK = 256  # queries that LMInfinite scores at once (methods/lm_infinite.py: BLOCK)
+LOOKUP_BLOCK = 256  # queries whose look-ups are scored at once (methods/lm_infinite.py: BLOCK)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 def weight_bytes(n_parameters: int, dtype_bytes: int) -> int:
-    """Parameters in one dtype; tied ones are counted once by whoever counts `n_parameters`."""
+    """Parameters in one dtype; tied ones are counted once in `n_parameters`."""
     return n_parameters * dtype_bytes
 
 
@@ -36,7 +36,7 @@ def mlp_phase_token_bytes(hidden: int, mlp: int, head_dim: int, dtype_bytes: int
 
     transformers' decoder keeps the embeddings, the layer's input, the residual and its norm (4 hidden); a gated MLP
     the activated gate, the other projection and their product (3 mlp); and cos and sin and the position. SmolLM2 at
-    128k: 14,088 bytes a token predicted, 14,088 measured.
+    128k: 14,088 bytes per token predicted, 14,088 measured.
     """
     return (4 * hidden + 3 * mlp + 2 * head_dim) * dtype_bytes + POSITION_BYTES
 
@@ -68,7 +68,7 @@ def method_rotation_bytes(queries: int, keys: int, kv_heads: int, head_dim: int,
 
 
 def lookup_bytes(queries: int, keys: int, heads: int, head_dim: int, top_k: int, dtype_bytes: int) -> int:
-    """LMInfinite's top_k in one layer: the larger of one block's scores and the chosen keys, gathered in fp32."""
+    """Look-ups in one layer: the larger of one block's scores and the chosen keys, gathered in fp32."""
     scores = min(queries, LOOKUP_BLOCK) * keys * (heads * dtype_bytes + POSITION_BYTES + 4)
     gathered = queries * top_k * heads * (head_dim * (2 * dtype_bytes + 4) + POSITION_BYTES)
     return max(scores, gathered)
@@ -98,10 +98,12 @@ def causal_pairs(before: int, queries: int, span: int | None) -> int:
 
 
 def matmul_flops(n_active_parameters: float, tokens: int) -> float:
+    """Of `tokens` through matrices with that many parameters."""
     return 2.0 * n_active_parameters * tokens
 
 
 def attention_flops(pairs: int, heads: int, head_dim: int) -> float:
+    """Of (query, key) pairs: q k and p v."""
     return 4.0 * pairs * heads * head_dim
 
 
@@ -110,7 +112,7 @@ def elementwise_token_bytes(
 ) -> int:  # fmt: skip
     """Memory traffic of one token in one eager layer, everything but weights and attention's inner loop.
 
-    Counted from transformers' Llama, reads and writes: two norms through fp32 (6 fp32 and 4 own accesses an element),
+    Counted from transformers' Llama, reads and writes: two norms through fp32 (6 fp32 and 4 own accesses per element),
     rotation of q and k (10), activation and product (5 mlp), two residual sums (6 hidden), inputs and outputs of the
     seven matmuls, the cache's copy and attention's inputs and output.
     """
@@ -125,6 +127,6 @@ def elementwise_token_bytes(
 def lookup_pair_bytes(heads: int, dtype_bytes: int) -> int:
     """Memory traffic of one (query, key) pair that top_k scores: scores written, masked, and passed over by topk.
 
-    Six passes of own dtype a head, and the positions' difference and masks once (about 25 bytes).
+    Six passes of own dtype per head, and the positions' difference and masks once (about 25 bytes).
     """
     return 6 * heads * dtype_bytes + 25

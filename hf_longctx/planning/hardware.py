@@ -21,6 +21,7 @@ class Machine:
     graphs: bool = True  # CUDA graphs
 
     def peak_flops(self, dtype_bytes: int) -> float:
+        """FLOP/s of dense matmuls in a dtype of this size."""
         return 1e12 * (self.tflops if dtype_bytes == 2 else self.tflops_fp32)
 
 
@@ -45,17 +46,17 @@ class Calibration:
     `tests/planning/test_calibration.py` compares the predictions with what was measured, within a factor of 1.5.
 
     Args:
-        matmul: large bf16 matmuls (8192 cubed: about 790 of 989 TFLOP/s), somewhat less for flat ones.
-        bandwidth: what element-wise kernels reach.
+        matmul: Large bf16 matmuls (8192 cubed: about 790 of 989 TFLOP/s), somewhat less for flat ones.
+        bandwidth: What element-wise kernels reach.
         causal_attention: SDPA without a mask (cuDNN at 128k, 9/3 heads of 64: 465 of 989 TFLOP/s).
-        window_attention: our window kernel with its rotations and first tokens (3.69 ms a layer at 128k, window 4k).
+        window_attention: The window kernel with its rotations and first tokens (3.69 ms per layer at 128k, window 4k).
         masked_attention: SDPA with a mask, which stock needs for every chunk but the first.
-        eager_attention: attention that writes its scores (models with softcap or sinks). Not measured.
-        read_launch_s, method_launch_s: host seconds a layer and forward, stock and under one of our attention methods.
-        decode_eager_s: host seconds a layer and token in `generate`.
-        decode_graph_s: seconds a layer and token of a replayed graph: the latency of its small kernels.
-        lookup_block_s: host seconds to score and choose for one block of queries in one layer (top_k). Not measured.
-        runtime_bytes: what the CUDA context and libraries take beside torch's own memory. Not measured here.
+        eager_attention: Attention that writes its scores (models with softcap or sinks). Not measured.
+        read_launch_s, method_launch_s: Host seconds per layer and forward, stock and under an attention method.
+        decode_eager_s: Host seconds per layer and token in `generate`.
+        decode_graph_s: Seconds per layer and token of a replayed graph: the latency of its small kernels.
+        lookup_block_s: Host seconds to score and choose for one block of queries in one layer (top_k). Not measured.
+        runtime_bytes: What the CUDA context and libraries take beside torch's own memory. Not measured here.
     """
 
     matmul: float = 0.75

@@ -1,7 +1,7 @@
 """What a model's own cache holds, found out by filling one on the meta device: shapes and dtypes, no memory.
 
-Attributes of configs do not tell: layers share keys, values are narrower than keys, recurrent and convolution states
-lie beside them or in their place, each family in its own way. The cache that a forward fills does tell.
+Configs do not say: layers share keys, values are narrower than keys, recurrent and convolution states are beside them
+or in their place, each family in its own way.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Held:
     """What one layer's cache holds for each row, in elements of the model's dtype and in bytes of any other.
 
     Args:
-        token_elements: keys and values of a token.
-        kept: the tokens whose keys and values are kept at most. None: all.
-        grows: what else each token adds, such as an indexer's keys.
-        elements: what does not grow: convolution and recurrent states.
-        n_bytes: the same, of states whose dtype does not follow the model's.
+        token_elements: Keys and values of a token.
+        kept: The tokens whose keys and values are kept at most. None: all.
+        grows: What else each token adds, such as an indexer's keys.
+        elements: What does not grow: convolution and recurrent states.
+        n_bytes: The same, of states whose dtype does not follow the model's.
     """
 
     token_elements: int = 0
@@ -44,7 +44,7 @@ class Held:
 def held_by(decoder: Any) -> list[Held]:
     """What each layer of the cache of `decoder`, a text decoder on the meta device, holds; last what is in no layer.
 
-    Raises whatever the forward raises: a model that looks at values cannot run without them.
+    Raises any error of the forward: a model that looks at values cannot run without them.
     """
     key = f"{type(decoder).__qualname__} {decoder.config.to_json_string(use_diff=False)}"
     if key not in _found:

@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
-PATIENCE_S = 600.0  # a method that sees more is preferred while it reads the text in so many seconds
-SMALLEST_WINDOW = 256
+PATIENCE_S = 600.0  # a method that sees more is preferred if it reads the text within this time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The answer. `chosen` is None where nothing fits or serves; then `remedies` say what would."""
+    """The answer. `chosen` is None where nothing fits or serves; then `remedies` say what would fit."""
 
     model: str
     tokens: int
@@ -45,8 +44,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: numbers in bytes, seconds and tokens, as their names say."""
-        skip = ("options", "chosen", "config", "machine")
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skip}
+        plain = _fields(self, ("options", "chosen", "config", "machine"))
         plain["machine"] = dataclasses.asdict(self.machine)
         plain["options"] = [_option_dict(option) for option in self.options]
         plain["chosen"] = None if self.chosen is None else self.chosen.name
@@ -75,19 +73,20 @@ def plan(
     """Predict bytes and seconds of reading `length` tokens, for stock and for each method, and recommend one.
 
     From the config alone: the model is built on the meta device, where it fills its cache without memory; `notes` say
-    so where that cannot be and the cache is a guess. Bytes were within 5 % and seconds within 15 % of what
+    so where that is impossible and the cache is a guess. Bytes were within 5 % and seconds within 15 % of what
     was measured with SmolLM2-135M on one H100; other machines and top_k look-ups are not calibrated.
 
     Args:
-        model: a folder, a config.json, a Hub id, a .gguf file, `"smollm2-135m-instruct"` or a config.
-        length: tokens to read in each row: 200000, "128k" (131,072) or "1M" (1,000,000).
-        memory: of the device: bytes, "24GiB" or "24GB". None: all that `gpu` has.
-        batch: rows read at once, of this length each.
+        model: A folder, a config.json, a Hub id, a .gguf file, `"smollm2-135m-instruct"` or a config.
+        length: Tokens to read in each row: 200000, "128k" (131,072) or "1M" (1,000,000).
+        memory: Of the device: bytes, "24GiB" or "24GB". None: all that `gpu` has.
+        batch: Rows read at once, of this length each.
         dtype: "bfloat16", "float16" or "float32", of weights and cache.
-        method: look at this one and at stock only. None: at all that can serve.
+        method: Look at this one and at stock only. None: at all that can serve.
         gpu: "h100", "h200", "a100", "l4", "rtx4090" or "cpu".
-        tflops, bandwidth: peak TFLOP/s in 16 bits and GB/s of another machine, instead of `gpu`'s.
-        chunk: tokens read at once (`prefill_chunk_size`). None: the smallest that is nearly as fast as any that fits.
+        tflops: Peak TFLOP/s in 16 bits of another machine, instead of `gpu`'s.
+        bandwidth: The same for its memory, in GB/s.
+        chunk: Tokens read at once (`prefill_chunk_size`). None: the smallest that is nearly as fast as any that fits.
     """
     tokens, machine = parse_tokens(length), find_machine(gpu, tflops, bandwidth)
     memory_bytes = machine.memory_bytes if memory is None else parse_bytes(memory)
@@ -103,23 +102,24 @@ def plan(
     meta = build(config)
     stock = measure(meta)
     job = Job(tokens=tokens, batch=batch, dtype_bytes=DTYPES[dtype], machine=machine, memory_bytes=memory_bytes)
-    looked_at = candidates(tokens, stock.trained) if method is None else [None, method]
-    options = [assess(each, meta, stock, job, chunk) for each in looked_at]
-    if method is not None and options[1].shape is None:
-        raise ValueError(options[1].obstacle)
+    if method is None:
+        options = candidates(meta, stock, job, chunk)
+    else:
+        options = [assess(each, meta, stock, job, chunk) for each in (None, method)]
+        if options[1].shape is None:
+            raise ValueError(options[1].obstacle)
     chosen = _choose(options, asked=method is not None)
     notes = [stock.caveat] if stock.caveat else []
     if getattr(config, "quantization_config", None) is not None:
         notes.append(f"The config's quantization is not counted: weights are those of {dtype}.")
     if machine != find_machine("h100"):
         notes.append("Seconds are calibrated on an H100 only: take them as an order of magnitude.")
-    remedies = [] if chosen else _remedies(options, meta, stock, job, chunk)
     asked = f"{tokens:,} tokens x {batch} in {dtype} within {show_bytes(memory_bytes)}"
     return Plan(
         model=source, tokens=tokens, batch=batch, dtype=dtype, memory_bytes=memory_bytes, machine=machine,
         parameters=stock.parameters, trained=stock.trained, options=options, chosen=chosen,
         why=_why_not(options, asked) if chosen is None else _why(chosen, options, memory_bytes),
-        remedies=remedies, notes=notes, config=config,
+        remedies=[] if chosen else _remedies(options, meta, stock, job, chunk), notes=notes, config=config,
     )  # fmt: skip
 
 
@@ -142,12 +142,12 @@ def _why(chosen: Option, options: list[Option], memory_bytes: int) -> str:
         f"{show_seconds(made.read_seconds)} in chunks of {made.chunk:,} and writes a token in {written}.",
         f"A token sees {chosen.sees}.",
     ]
-    before = options[: options.index(chosen)]
-    for other in (o for o in before if o.prediction and not o.obstacle and not o.remark and o.method is not None):
-        assert other.prediction is not None
-        cost = f"reads in {show_seconds(_read_seconds(other))}" if other.fits else "does not fit"
-        least = show_bytes(other.prediction.peak_bytes)
-        sentences.append(f"{other.name} sees more, but {cost}{'' if other.fits else f' ({least})'}.")
+    for other in options[1 : options.index(chosen)]:
+        if other.prediction is None or other.obstacle or other.remark:
+            continue
+        lacks = f"does not fit ({show_bytes(other.prediction.peak_bytes)})"
+        slow = f"reads in {show_seconds(other.prediction.read_seconds)}"
+        sentences.append(f"{other.name} sees more, but {slow if other.fits else lacks}.")
     stock = options[0]
     if chosen is not stock and stock.obstacle:
         sentences.append(f"The stock model {stock.obstacle}.")
@@ -183,18 +183,16 @@ def _remedies(options: list[Option], meta: Any, stock: Shape, job: Job, chunk: i
 def _changes(option: Option, meta: Any, stock: Shape, job: Job, chunk: int | None) -> list[str]:
     shape, changes = option.shape, []
     assert shape is not None
-    half = dataclasses.replace(job, dtype_bytes=2)
-    if job.dtype_bytes > 2 and fits(shape, half, chunk):
+    if job.dtype_bytes > 2 and fits(shape, dataclasses.replace(job, dtype_bytes=2), chunk):
         changes.append("--dtype bfloat16")
-    for batch in range(job.batch - 1, 0, -1):
-        if fits(shape, dataclasses.replace(job, batch=batch), chunk):
-            changes.append(f"--batch {batch}")
-            break
+    batches = range(job.batch - 1, 0, -1)
+    batch = next((batch for batch in batches if fits(shape, dataclasses.replace(job, batch=batch), chunk)), None)
+    changes += [f"--batch {batch}"] if batch else []
     if chunk is not None:
         smaller = (2**n for n in range(min(chunk, job.tokens).bit_length() - 1, 7, -1))
         size = next((size for size in smaller if fits(shape, job, size)), None)
         changes += [f"--chunk {size}"] if size else []
-    for setting, method in _smaller(option.method):
+    for setting, method in () if option.method is None else option.method.smaller():
         smaller_shape = as_read(method, meta, stock)[1]
         for size in dict.fromkeys((chunk, None)):
             if fits(smaller_shape, job, size):
@@ -203,36 +201,17 @@ def _changes(option: Option, meta: Any, stock: Shape, job: Job, chunk: int | Non
     return changes
 
 
-def _smaller(method: LongContextMethod | None) -> list[tuple[str, LongContextMethod]]:
-    """The same method with ever smaller windows, or with its keys in host memory."""
-    if method is None:
-        return []
-    found: list[tuple[str, LongContextMethod]] = []
-    settings = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-    more = f" --set top_k={settings['top_k']}" if settings.get("top_k") else ""
-    if more and not settings["keys_on_host"]:
-        found.append((f"keys_on_host=true{more}", dataclasses.replace(method, keys_on_host=True)))  # type: ignore[call-arg]
-    for name in ("n_local", "window"):
-        size = settings.get(name) or 0
-        while size // 2 >= SMALLEST_WINDOW:
-            size //= 2
-            found.append((f"{name}={size}{more}", dataclasses.replace(method, **{name: size})))
-    return found
-
-
 def _read_seconds(option: Option) -> float:
     assert option.prediction is not None
     return option.prediction.read_seconds
 
 
 def _option_dict(option: Option) -> dict[str, Any]:
-    skip = ("shape", "method", "prediction")
-    plain = {f.name: getattr(option, f.name) for f in dataclasses.fields(option) if f.name not in skip}
-    made = option.prediction
+    made, method = option.prediction, None if option.method is None else option.method.spec()
     numbers = None if made is None else {**dataclasses.asdict(made), "peak_bytes": made.peak_bytes}
-    return {
-        "name": option.name,
-        "method": None if option.method is None else option.method.spec(),
-        **plain,
-        "prediction": numbers,
-    }
+    plain = _fields(option, ("shape", "method", "prediction"))
+    return {"name": option.name, "method": method, **plain, "prediction": numbers}
+
+
+def _fields(value: Any, but: tuple[str, ...]) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in but}

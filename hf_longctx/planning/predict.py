@@ -39,7 +39,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is asked: tokens of each of `batch` rows, in a dtype, on a machine, within its memory."""
+    """Tokens of each of `batch` rows, in a dtype, on a machine, within its memory."""
 
     tokens: int
     machine: Machine
@@ -50,13 +50,8 @@ class Job:
 
 
 def predict(shape: Shape, job: Job, chunk: int | None = None) -> Prediction:
-    """The numbers of reading in chunks of `chunk` tokens, and of each token then written.
-
-    `None` takes the smallest chunk that fits the memory and is nearly as fast as the fastest one that does; if none
-    fits, the one that needs least.
-    """
-    if chunk is None:
-        chunk = best_chunk(shape, job)
+    """The numbers of reading in chunks of `chunk` tokens (None: `best_chunk`), and of each token then written."""
+    chunk = best_chunk(shape, job) if chunk is None else chunk
     eager, graph = decode_seconds(shape, job)
     return Prediction(
         chunk=min(chunk, job.tokens),
@@ -85,7 +80,10 @@ def peak_bytes(shape: Shape, job: Job, chunk: int) -> int:
 
 
 def best_chunk(shape: Shape, job: Job) -> int:
-    """See `predict`."""
+    """The smallest chunk that fits the memory and is nearly as fast as the fastest one that does.
+
+    If none fits, the one that needs least.
+    """
     sizes = sorted({min(size, job.tokens) for size in (*CHUNKS, job.tokens)})
     fitting = [size for size in sizes if fits(shape, job, size)]
     if not fitting:
@@ -99,16 +97,16 @@ def best_chunk(shape: Shape, job: Job) -> int:
 # -- memory ------------------------------------------------------------------------------------------------------------
 def kv_bytes(shape: Shape, job: Job) -> int:
     """The cache on the device after reading, of all rows. Of layers on the host, the one that is visiting."""
-    on_device = [layer_kv_bytes(layer, job) * n for layer, n in shape.layers if not layer.on_host]
-    visiting = [layer_kv_bytes(layer, job) for layer, _ in shape.layers if layer.on_host]
+    on_device = sum(layer_kv_bytes(layer, job) * n for layer, n in shape.layers if not layer.on_host)
+    visiting = max((layer_kv_bytes(layer, job) for layer, _ in shape.layers if layer.on_host), default=0)
     states = account.state_bytes(shape.state_elements, shape.state_bytes, job.dtype_bytes)
     loose = shape.loose_elements * job.dtype_bytes * job.tokens
-    return sum(on_device) + max(visiting, default=0) + job.batch * (states + loose)
+    return on_device + visiting + job.batch * (states + loose)
 
 
 def layer_kv_bytes(layer: Layer, job: Job) -> int:
     """One layer's cache after all tokens; un-rotated ones hold their slots' positions, bounded ones columns too."""
-    numbers = (1 if layer.kept is None else 2) if layer.ours else 0
+    numbers = (1 if layer.kept is None else 2) if layer.patched else 0
     each = layer.kv_elements * job.dtype_bytes + numbers * account.POSITION_BYTES
     return job.batch * each * account.kept_tokens(job.tokens, layer.kept)
 
@@ -116,7 +114,7 @@ def layer_kv_bytes(layer: Layer, job: Job) -> int:
 def read_kv_bytes(layer: Layer, job: Job, tokens: int | None = None) -> int:
     """What one layer reads after `tokens` (None: all), be it its own cache or another layer's."""
     each = account.kv_token_bytes(layer.kv_heads, layer.head_dim, job.dtype_bytes)
-    each += account.POSITION_BYTES if layer.ours else 0
+    each += account.POSITION_BYTES if layer.patched else 0
     return job.batch * each * account.kept_tokens(job.tokens if tokens is None else tokens, layer.kept)
 
 
@@ -124,22 +122,18 @@ def activation_bytes(shape: Shape, job: Job, chunk: int) -> int:
     """What the last chunk's forward holds beside weights and cache: the wider of its MLP and its attention."""
     chunk = min(chunk, job.tokens)
     before, wide, dtype = job.tokens - chunk, shape.widest, job.dtype_bytes
-    shared = sum(_shared_bytes(shape, layer, before, chunk, dtype) for layer in _kinds(shape))
+    # masks and rotations are made once for all layers that read alike
+    shared = sum(_shared_bytes(shape, layer, before, chunk, dtype) for layer in {layer for layer, _ in shape.layers})
     mlp = chunk * account.mlp_phase_token_bytes(shape.hidden, shape.mlp, wide.head_dim, dtype)
     attention = chunk * account.attention_phase_token_bytes(shape.hidden, wide.heads, wide.head_dim, dtype)
     attention += max(_layer_bytes(shape, layer, before, chunk, dtype) for layer, _ in shape.layers)
     return job.batch * (shared + max(mlp, attention) + account.prompt_bytes(job.tokens))
 
 
-def _kinds(shape: Shape) -> set[Layer]:
-    """One layer of each way of reading: masks and rotations are made once for all that read alike."""
-    return {layer for layer, _ in shape.layers}
-
-
 def _shared_bytes(shape: Shape, layer: Layer, before: int, chunk: int, dtype: int) -> int:
-    """Held through the whole forward: the boolean mask of stock layers, or the rotations of ours."""
+    """Held through the whole forward: the boolean mask of stock layers, or the rotations of patched ones."""
     keys = account.kept_tokens(before, layer.kept) + chunk
-    if layer.ours:  # of a first chunk they are the model's own
+    if layer.patched:  # of a first chunk they are the model's own
         return account.method_rotation_bytes(chunk, keys, layer.kv_heads, layer.head_dim, dtype)[0] if before else 0
     return chunk * keys if _masked(shape, layer, before, chunk) else 0
 
@@ -148,7 +142,7 @@ def _layer_bytes(shape: Shape, layer: Layer, before: int, chunk: int, dtype: int
     """Held only while one layer of this kind attends."""
     heads, kv_heads, dim = layer.heads, layer.kv_heads, layer.head_dim
     keys = account.kept_tokens(before, layer.kept) + chunk
-    if layer.ours:
+    if layer.patched:
         rotated = account.method_rotation_bytes(chunk, keys, kv_heads, dim, dtype)[1]
         readable = 0 if layer.kept is None else keys * account.kv_token_bytes(kv_heads, dim, dtype)
         lookup = account.lookup_bytes(chunk, keys, heads, dim, layer.top_k, dtype) if layer.top_k else 0
@@ -175,8 +169,8 @@ def _masked(shape: Shape, layer: Layer, before: int, chunk: int) -> bool:
 def read_seconds(shape: Shape, job: Job, chunk: int) -> float:
     """All chunks, one after the other: each takes what the device or what the host needs, whichever is more."""
     chunk, total, before = min(chunk, job.tokens), 0.0, 0
-    ours = any(layer.ours for layer, _ in shape.layers)
-    launch = shape.n_layers * (job.calibration.method_launch_s if ours else job.calibration.read_launch_s)
+    patched = any(layer.patched for layer, _ in shape.layers)
+    launch = shape.n_layers * (job.calibration.method_launch_s if patched else job.calibration.read_launch_s)
     while before < job.tokens:
         size = min(chunk, job.tokens - before)
         work = layers_seconds(shape, job, size)
@@ -203,7 +197,7 @@ def attention_seconds(shape: Shape, layer: Layer, job: Job, before: int, size: i
     of = job.calibration
     keys = account.kept_tokens(before, layer.kept) + size
     pairs, share = account.causal_pairs(before, size, layer.span), of.causal_attention
-    if layer.ours:
+    if layer.patched:
         share = of.window_attention if layer.span is not None else of.causal_attention
     elif _masked(shape, layer, before, size):
         pairs = size * keys  # a mask does not spare the work on what it hides
@@ -214,19 +208,19 @@ def attention_seconds(shape: Shape, layer: Layer, job: Job, before: int, size: i
         scored = job.batch * size * keys
         scoring = account.attention_flops(scored, layer.heads, layer.head_dim) / 2 / (of.matmul * peak)
         seconds += scoring + _moved(job, scored * account.lookup_pair_bytes(layer.heads, job.dtype_bytes))
-    # what is cached is copied, and rotated anew under a method, once a chunk
+    # what is cached is copied, and rotated again under a method, once per chunk
     return seconds + _moved(job, read_kv_bytes(layer, job, before) * _passes(layer, graph=False))
 
 
 def decode_seconds(shape: Shape, job: Job) -> tuple[float, float | None]:
-    """Seconds a token of each row, eager and replayed from a graph (stock: a static cache and torch.compile).
+    """Seconds per token of each row, eager and replayed from a graph (stock: a static cache and torch.compile).
 
     Eager hides the device behind the host unless the device is slower. A graph pays the latency of its kernels, or
     the reading of the weights where that takes longer, and then the cache. None where no graph can be: machines
     without, and look-ups, whose shapes grow.
     """
     of = job.calibration
-    weights = _moved(job, (shape.active + shape.head) * job.dtype_bytes)
+    weights = _moved(job, (shape.active + shape.lm_head) * job.dtype_bytes)
     eager = graph = 0.0
     for layer, n in shape.layers:
         each = _moved(job, n * read_kv_bytes(layer, job))
@@ -241,15 +235,15 @@ def decode_seconds(shape: Shape, job: Job) -> tuple[float, float | None]:
 def _passes(layer: Layer, *, graph: bool) -> int:
     """How often a decoding step moves a layer's cache.
 
-    Eager: growing by `torch.cat` reads and writes it, attention reads it; ours rotates the keys and copies what it
-    keeps besides. Graph: stock's static cache has a mask, so that keys and values are repeated to all heads (read,
-    written and read again, R = heads / kv_heads times: the 7 passes of 9/3 heads explain 10.5 ms at 128k); a ring is
-    rotated and read.
+    Eager: growing by `torch.cat` reads and writes it, attention reads it; a patched layer rotates the keys and copies
+    what it keeps besides. Graph: stock's static cache has a mask, so that keys and values are repeated to all heads
+    (read, written and read again, R = heads / kv_heads times: the 7 passes of 9/3 heads explain 10.5 ms at 128k); a
+    ring is rotated and read.
     """
     repeats = layer.heads // layer.kv_heads
     if graph:
-        return 3 if layer.ours else 1 + (2 * repeats if repeats > 1 else 0)
-    return 8 if layer.ours else 3
+        return 3 if layer.patched else 1 + (2 * repeats if repeats > 1 else 0)
+    return 8 if layer.patched else 3
 
 
 def _moved(job: Job, n_bytes: float) -> float:

@@ -31,10 +31,8 @@ def show(plan: Plan, console: Console) -> None:
     else:
         for option in plan.options:
             style = "green" if option is plan.chosen else ""
-            say(option.name, style)
-            for line in _lines(option):
-                say(f"  {line}", style)
-    say("(graph): replayed from a CUDA graph; stock with a static cache and torch.compile\n", "dim")
+            say("\n  ".join([option.name, *_lines(option)]), style)
+    say("(graph): per token, replayed from a CUDA graph; stock with a static cache and torch.compile\n", "dim")
     for option in plan.options:
         remark = f"; {option.remark}" if option.remark else ""
         say(f"{option.name}: {option.obstacle or f'sees {option.sees}'}{remark}.".replace("..", "."))
@@ -44,21 +42,24 @@ def show(plan: Plan, console: Console) -> None:
         for line in (*plan.remedies, *plan.notes):
             say(line)
         return
-    say(f"Take {plan.why}", "bold green")
+    say(f"Recommended: {plan.why}", "bold green")
     made = plan.chosen.prediction
     assert made is not None
     parts = {
-        "weights": made.weight_bytes, "cache": made.kv_bytes, "one chunk": made.activation_bytes,
-        "logits": made.logits_bytes, "CUDA and libraries": made.runtime_bytes,
-    }  # fmt: skip
+        "weights": made.weight_bytes,
+        "cache": made.kv_bytes,
+        "one chunk": made.activation_bytes,
+        "logits": made.logits_bytes,
+        "CUDA and libraries": made.runtime_bytes,
+    }
     say("Its memory: " + ", ".join(f"{name} {show_bytes(size)}" for name, size in parts.items()) + ".")
     for line in plan.notes:
         say(line)
 
 
-def write_config(plan: Plan, folder: str | os.PathLike[str]) -> Path:
+def write_config(plan: Plan, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write the model's config with the chosen method in it. ValueError if `folder` holds something."""
-    check_target(folder, overwrite=False)
+    check_target(folder, overwrite=overwrite)
     target = Path(folder).expanduser()
     plan.extended_config().save_pretrained(target)
     return target / "config.json"
@@ -67,22 +68,22 @@ def write_config(plan: Plan, folder: str | os.PathLike[str]) -> Path:
 def _table(plan: Plan) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("method")
-    for name in ("GiB", "fits", "reads in", "a token", "(graph)", "most tokens"):
+    for name in ("GiB", "fits", "prefill", "per token", "(graph)", "most tokens"):
         table.add_column(name, justify="right", no_wrap=True)
     for option in plan.options:
-        table.add_row(*_row(option), style="green" if option is plan.chosen else "")
+        table.add_row(option.name, *_row(option), style="green" if option is plan.chosen else "")
     return table
 
 
 def _lines(option: Option) -> list[str]:
     """A row in lines of at most 38 columns."""
-    _, size, fit, reads, token, graph, most = _row(option)
     if option.prediction is None:
         return ["refuses this model"]
+    size, fit, prefill, token, graph, most = _row(option)
     return [
         f"{size} GiB: {'fits' if fit == 'yes' else 'does not fit'}",
-        f"reads in {reads}",
-        f"a token {token} (graph {graph})",
+        f"prefill {prefill}",
+        f"per token {token} (graph {graph})",
         f"most tokens {most}",
     ]
 
@@ -90,10 +91,9 @@ def _lines(option: Option) -> list[str]:
 def _row(option: Option) -> list[str]:
     made = option.prediction
     if made is None:
-        return [option.name, *["–"] * 6]
+        return ["–"] * 6
     graph = made.decode_seconds_graph
     return [
-        option.name,
         f"{made.peak_bytes / GIB:,.1f}",
         "yes" if option.fits else "no",
         show_seconds(made.read_seconds),

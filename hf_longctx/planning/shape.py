@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
 from ..anatomy import FULL, attention_layers, find_decoder, layer_type
 from ..attention.selfcheck import head_dim_of
+from ..hub.adapter import adapter_settings
 from ..hub.gguf import read_gguf_config
-from ..hub.resolve import EXAMPLE_MODEL, _first_line, _hub_problem, _not_found, find, is_gguf
+from ..hub.resolve import EXAMPLE_MODEL, find, first_line, hub_problem, is_gguf, not_found
 from ..rope.parameters import readable_length
 from .held import Held, held_by
 
@@ -28,13 +30,10 @@ class Layer:
     """One attention layer as it reads.
 
     Args:
-        heads, kv_heads, head_dim: of its queries, and of its keys and values.
-        kv_elements: of a token's key and value in its cache; 0 where it reads another layer's.
-        kept: the tokens its cache keeps at most. None: all.
-        span: the keys a query attends to at most, its own included. None: all before it.
-        ours: whether a method of hf_longctx reads it: keys un-rotated, no mask; else it is stock.
-        top_k: keys that a query looks up among all of them; scores every pair.
-        on_host: its cache lives in host memory and visits the device while the layer runs.
+        heads, kv_heads, head_dim: Of its queries, and of its keys and values.
+        kv_elements: Of a token's key and value in its cache; 0 where it reads another layer's.
+        kept, span, top_k, on_host: As `method.Footprint` says.
+        patched: Whether a method of hf_longctx reads it: keys un-rotated, no mask; else it is stock.
     """
 
     heads: int
@@ -43,7 +42,7 @@ class Layer:
     kv_elements: int
     kept: int | None = None
     span: int | None = None
-    ours: bool = False
+    patched: bool = False
     top_k: int = 0
     on_host: bool = False
 
@@ -53,18 +52,18 @@ class Shape:
     """A model's sizes.
 
     Args:
-        active: the parameters that one token's matmuls in the layers use, experts by share.
-        head: parameters of the output projection, tied or not.
-        layers: attention layers of one kind, and how many there are.
-        each: all attention layers in order.
-        loose_elements: what each token adds to caches beside the keys and values of `layers`.
-        state_elements, state_bytes: of a row's recurrent and convolution states, in the model's dtype and in their own.
-        caveat: what is not known of the cache; "" if all of it is.
+        active: The parameters that one token's matmuls in the layers use, experts by share.
+        lm_head: Parameters of the output projection, tied or not.
+        layers: Attention layers of one kind, and how many there are.
+        each: All attention layers in order.
+        loose_elements: What each token adds to caches beside the keys and values of `layers`.
+        state_elements, state_bytes: Of a row's recurrent and convolution states, in the model's dtype and in their own.
+        caveat: What is not known of the cache; "" if all of it is.
     """
 
     parameters: int
     active: float
-    head: int
+    lm_head: int
     hidden: int
     mlp: int
     vocab: int
@@ -80,7 +79,19 @@ class Shape:
 
     @property
     def widest(self) -> Layer:
+        """The layer with most query dims."""
         return max((layer for layer, _ in self.layers), key=lambda layer: layer.heads * layer.head_dim)
+
+    @property
+    def span(self) -> int | None:
+        """The shortest span of the layers that a method reads. None: each of them sees everything."""
+        return min((layer.span for layer, _ in self.layers if layer.patched and layer.span is not None), default=None)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether no layer that a method reads keeps everything, and there are such."""
+        patched = [layer for layer, _ in self.layers if layer.patched]
+        return bool(patched) and all(layer.kept is not None for layer in patched)
 
 
 def read_config(model: str | os.PathLike[str] | PreTrainedConfig) -> tuple[PreTrainedConfig, str]:
@@ -94,22 +105,26 @@ def read_config(model: str | os.PathLike[str] | PreTrainedConfig) -> tuple[PreTr
     else:
         checkpoint = find(model)
         location, source = checkpoint.location, checkpoint.source
+        adapter = adapter_settings(location, {}) if Path(location).is_dir() else None
+        if adapter is not None:
+            raise ValueError(
+                f"{name!r} holds a PEFT adapter, and no config of a model. Give the folder or Hub id of its base "
+                f"model, {adapter['base_model_name_or_path']!r}."
+            )
         if is_gguf(location):  # its header has all that is needed; its weights are not converted for a plan
             config, raw = read_gguf_config(location)
             _check_fields(name, raw, config)
             return config, source
         # as in `load`: an unreachable Hub is tried for a minute before it is told
-        problem = None if Path(location).is_dir() else _hub_problem(location)
-        if problem:
-            raise OSError(_not_found(location, problem))
+        if not Path(location).is_dir() and (problem := hub_problem(location)):
+            raise OSError(not_found(location, problem))
     try:
         raw, _ = PreTrainedConfig.get_config_dict(location)
         config = AutoConfig.from_pretrained(location)
     except Exception as error:  # transformers' own are many: JSON, validation of fields, unknown types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{name!r}: its config cannot be read ({reason}). Expected the config.json of a causal language model that "
-            f"transformers knows; give such a folder or file, a Hub id, or {EXAMPLE_MODEL!r}."
+            f"{name!r}: its config cannot be read ({first_line(error)}). Expected the config.json of a causal language "
+            f"model that transformers knows; give such a folder or file, a Hub id, or {EXAMPLE_MODEL!r}."
         ) from error
     _check_fields(name, raw, config)
     return config, source
@@ -117,8 +132,6 @@ def read_config(model: str | os.PathLike[str] | PreTrainedConfig) -> tuple[PreTr
 
 def build(config: PreTrainedConfig) -> Any:
     """The model on the meta device: modules and shapes, no memory. ValueError unless it is a causal LM with RoPE."""
-    import torch
-
     problem: Exception | None = None
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
         if type(config) not in auto._model_mapping:
@@ -149,7 +162,7 @@ def measure(model: Any) -> Shape:
     except Exception as error:  # a forward on the meta device stops wherever a model looks at values
         more["caveat"] = (
             f"What {type(model).__name__} caches could not be found out without its weights "
-            f"({_first_line(error)}): {_guess(decoder)}."
+            f"({first_line(error)}): {_guess(decoder)}."
         )
     else:
         layers, more = _as_held(modules, layers, held)
@@ -162,7 +175,7 @@ def measure(model: Any) -> Shape:
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         active=active,
-        head=config.vocab_size * config.hidden_size,
+        lm_head=config.vocab_size * config.hidden_size,
         hidden=config.hidden_size,
         mlp=mlp,
         vocab=config.vocab_size,
@@ -197,7 +210,7 @@ def _as_held(modules: list[Any], layers: list[Layer], held: list[Held]) -> tuple
 
 
 def _guess(decoder: Any) -> str:
-    """What is counted where a cache could not be asked."""
+    """What is counted where a cache could not be filled."""
     others = len(decoder.layers) - len(keyed_layers(decoder))
     plain = "the keys and values of its attention layers are counted as their projections have them"
     if others <= 0:
@@ -247,7 +260,7 @@ def _experts(config: Any) -> tuple[float, int]:
 
 
 def _check_fields(name: str, raw: dict[str, Any], config: PreTrainedConfig) -> None:
-    """transformers fills in what a config leaves out, with the sizes of some other model."""
+    """ValueError for missing sizes, which transformers fills in with those of some other model."""
     text = config.get_text_config(decoder=True)
     entry = raw
     if text is not config:

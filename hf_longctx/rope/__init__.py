@@ -1,0 +1,1 @@
+"""Rotary frequencies: `rope_parameters` read, scaled and checked."""

@@ -7,19 +7,31 @@ transformers can express them by itself, so a config carries them as plain `rope
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
 
-from ..anatomy import LONGROPE_PER_LAYER, attention_layers
+from ..anatomy import attention_layers
 from ..method import LongContextMethod
 from ..patch import Patch, applied
-from .parameters import REPLACEABLE, full_entry, is_nested, moving_types, refuse_moving_frequencies, with_entry
+from ..upstream.versions import LONGROPE_PER_LAYER
+from .parameters import (
+    REPLACEABLE,
+    full_entry,
+    is_nested,
+    moving_types,
+    readable_length,
+    refuse_moving_frequencies,
+    with_entry,
+)
 
 logger = logging.getLogger("hf_longctx")
+REACH = 4  # times the trained length: as far as scaled frequencies are worth it (README, methods)
 # what stock rotary embeddings write into themselves as they run
 WRITTEN = ("long_inv_freq", "max_seq_len_cached", "attention_scaling")
+
+R = TypeVar("R", bound="RopeMethod")
 
 
 class RopeMethod(LongContextMethod):
@@ -32,6 +44,21 @@ class RopeMethod(LongContextMethod):
     def scaling(self, config: Any, entry: dict[str, Any]) -> dict[str, Any]:
         """The changes to `entry`, the `rope_parameters` of the full-attention layers: a `rope_type` and its fields."""
         raise NotImplementedError
+
+    def reach(self, config: Any) -> int | None:
+        """`REACH` times what the config says the model reads."""
+        readable = readable_length(config)
+        return None if readable is None else int(REACH * readable)
+
+    @classmethod
+    def proposals(cls: type[R], tokens: int, trained: int | None) -> list[R]:
+        """The defaults, beyond the trained length and up to `REACH` times that."""
+        return [cls()] if cls.is_worth(tokens, trained) else []
+
+    @staticmethod
+    def is_worth(tokens: int, trained: int | None) -> bool:
+        """Whether a text is longer than the trained length, and not more than `REACH` times as long."""
+        return trained is not None and trained < tokens <= REACH * trained
 
     def configure(self, config: Any) -> Any:
         """A copy of `config`, a text model's, with native `rope_parameters` that say what this method does.
@@ -49,7 +76,7 @@ class RopeMethod(LongContextMethod):
         changes = self.scaling(config, entry)
         if changes["rope_type"] == "longrope" and is_nested(config) and not LONGROPE_PER_LAYER:
             raise ValueError(
-                f"{self!r}: it is written as longrope, and this release of transformers cannot read on past the "
+                f"{self!r}: it is written as longrope, and this release of transformers cannot read past the "
                 f"trained length with a longrope for each kind of layer. Upgrade to transformers 5.21, or choose "
                 f"yarn, ntk or linear."
             )
@@ -72,6 +99,7 @@ class RopeMethod(LongContextMethod):
         return new
 
     def install(self, patch: Patch, decoder: nn.Module) -> None:
+        """Replace the tables of the model's rotary embedding, and `rope_parameters` in its config."""
         twice = [p.method for p in applied(decoder) if isinstance(p.method, RopeMethod)]
         if twice:
             raise ValueError(

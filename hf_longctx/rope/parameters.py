@@ -10,7 +10,7 @@ from transformers.configuration_utils import ALLOWED_ATTN_LAYER_TYPES
 
 from ..anatomy import FULL
 
-# the fields that each type of `RopeScaling` takes besides `factor`; ntk is ours, the others are transformers' own types
+# the fields that each type of `RopeScaling` takes besides `factor`; all but ntk are types of transformers
 FIELDS: dict[str, tuple[str, ...]] = {
     "linear": (),
     "ntk": (),
@@ -126,7 +126,7 @@ def refuse_moving_frequencies(method: object, rope_parameters: dict[str, Any] | 
     moving = moving_types(rope_parameters)
     if moving:
         raise ValueError(
-            f"rope_type={moving[0]!r} changes its frequencies with the length read, so positions cannot be decided "
-            f"anew. {type(method).__name__} needs none of it beyond its window: use the model's original "
+            f"rope_type={moving[0]!r} changes its frequencies with the length read, so cached keys cannot be "
+            f"re-positioned. {type(method).__name__} needs no scaling beyond its window: use the model's original "
             f"rope_parameters."
         )

@@ -1,4 +1,4 @@
-"""A shared prefix on disk: one safetensors file, which names the model and the tokens that it is good for."""
+"""A shared prefix on disk: one safetensors file, which names the model and the tokens that it belongs to."""
 
 # G key/value heads, P tokens, D head dim
 from __future__ import annotations
@@ -7,7 +7,7 @@ import json
 import os
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ FORMAT, VERSION = "hf_longctx.shared_prefix", 1
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a prefix's keys follow from, besides its tokens."""
+    """What determines a prefix's keys besides its tokens."""
 
     model: str  # hash of the config and of a few values of every weight
-    methods: tuple[str, ...]  # those that the model carried
+    methods: tuple[str, ...]  # of the model when it read
 
 
 def write_levels(path: Path, fingerprint: Fingerprint, levels: tuple[Level, ...]) -> Path:
-    """Write a prefix; the file appears when it is whole. OSError, and an old file is as it was, if it cannot."""
+    """Write a prefix; the file appears when it is complete. OSError, and an old file is unchanged, if it cannot."""
     path = path.expanduser()
     make_folder(path.parent)
     if path.is_dir():
@@ -41,18 +41,12 @@ def write_levels(path: Path, fingerprint: Fingerprint, levels: tuple[Level, ...]
         for j, (k, v) in enumerate(zip(level.keys, level.values, strict=True)):
             tensors[f"{i}.{j}.keys"], tensors[f"{i}.{j}.values"] = k, v
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    about = {
-        "version": VERSION,
-        "model": fingerprint.model,
-        "methods": fingerprint.methods,
-        "checksum": _checksum(tensors),
-        "levels": len(levels),
-    }
+    about = {"version": VERSION, **asdict(fingerprint), "checksum": _checksum(tensors), "levels": len(levels)}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, partial, metadata={FORMAT: json.dumps(about)})  # one entry: their order is random
         partial.replace(path)
-    except SafetensorError as error:  # a full disk, a folder of somebody else's
+    except SafetensorError as error:  # a full disk, a read-only folder
         raise OSError(f"the prefix could not be written to {path} ({error}). Save it somewhere else.") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -60,7 +54,7 @@ def write_levels(path: Path, fingerprint: Fingerprint, levels: tuple[Level, ...]
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for prefixes, unless it is there; OSError says what is in the way."""
+    """Make a folder for prefixes, unless it exists; OSError says why not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -69,10 +63,10 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def read_levels(path: Path, fingerprint: Fingerprint, places: list[torch.device]) -> tuple[Level, ...]:
-    """The levels of a file, every layer on its place.
+def read_levels(path: Path, fingerprint: Fingerprint, devices: list[torch.device]) -> tuple[Level, ...]:
+    """The levels of a file, every layer on its device.
 
-    ValueError unless it is whole and was written for this very model; OSError if it cannot be opened.
+    ValueError unless it is complete and was written for this model; OSError if it cannot be opened.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -85,14 +79,13 @@ def read_levels(path: Path, fingerprint: Fingerprint, places: list[torch.device]
             f"{path} is a prefix of version {about.get('version')}, and this release reads version {VERSION}. "
             f"Read the document again and save it."
         )
-    wrong = _wrong_in(about)
-    if wrong is not None:
-        raise _damaged(path, wrong)
+    _check_header(path, about)
     methods = tuple(about["methods"])
     if methods != fingerprint.methods:
+        then, now = (", ".join(each) or "no method" for each in (methods, fingerprint.methods))
         raise ValueError(
-            f"{path} was read by a model with {_named(methods)}, and this one has {_named(fingerprint.methods)}. Apply "
-            f"the same methods, or read the document again."
+            f"{path} was read by a model with {then}, and this one has {now}. Apply the same methods, or read the "
+            f"document again."
         )
     if about["model"] != fingerprint.model:
         raise ValueError(
@@ -103,46 +96,45 @@ def read_levels(path: Path, fingerprint: Fingerprint, places: list[torch.device]
         raise _damaged(path, "its checksum is wrong")
     expected = {f"{i}.ids" for i in range(about["levels"])}
     expected |= {
-        f"{i}.{j}.{part}" for i in range(about["levels"]) for j in range(len(places)) for part in ("keys", "values")
+        f"{i}.{j}.{part}" for i in range(about["levels"]) for j in range(len(devices)) for part in ("keys", "values")
     }
     if expected != tensors.keys():
-        raise _damaged(path, f"its tensors are not those of {about['levels']} levels of {len(places)} layers")
+        raise _damaged(path, f"its tensors are not those of {about['levels']} levels of {len(devices)} layers")
     levels: list[Level] = []
     for i in range(about["levels"]):
-        keys = tuple(tensors[f"{i}.{j}.keys"].to(place) for j, place in enumerate(places))
-        values = tuple(tensors[f"{i}.{j}.values"].to(place) for j, place in enumerate(places))
+        keys = tuple(tensors[f"{i}.{j}.keys"].to(device) for j, device in enumerate(devices))
+        values = tuple(tensors[f"{i}.{j}.values"].to(device) for j, device in enumerate(devices))
         levels.append(Level(tensors[f"{i}.ids"], levels[-1].end if levels else 0, keys, values))
     return tuple(levels)
 
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    with path.open("rb"):
-        pass  # safetensors says of a file that it may not open that there is none
+    path.open("rb").close()  # safetensors says of a file without read permission that it does not exist
     try:
         with safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get(FORMAT)
             if about is None:
                 raise _foreign(path)
             names: Any = file.keys()
-            told = json.loads(about)
-            if not isinstance(told, dict):
-                raise _damaged(path, f"its header describes it by a {type(told).__name__}, not by an object")
-            return told, {name: file.get_tensor(name) for name in names}
+            header = json.loads(about)
+            if not isinstance(header, dict):
+                raise _damaged(path, f"its header describes it by a {type(header).__name__}, not by an object")
+            return header, {name: file.get_tensor(name) for name in names}
     except json.JSONDecodeError as error:
-        raise _damaged(path, f"what its header says of it is no JSON: {error}") from None
+        raise _damaged(path, f"its header is no JSON: {error}") from None
     except (SafetensorError, struct.error) as error:
-        if not _ours(path):
-            raise _foreign(path) from None
-        raise _damaged(path, str(error)) from None
+        with path.open("rb") as file:
+            is_prefix = FORMAT.encode() in file.read(4096)  # the metadata come first
+        raise (_damaged(path, str(error)) if is_prefix else _foreign(path)) from None
 
 
-def _wrong_in(about: dict[str, Any]) -> str | None:
-    """What is wrong with what a file of this version says of itself, if anything."""
+def _check_header(path: Path, about: dict[str, Any]) -> None:
     kinds: dict[str, type] = {"model": str, "methods": list, "checksum": str, "levels": int}
     for name, kind in kinds.items():
         if type(about.get(name)) is not kind:
-            return f"its header has {name}={about.get(name)!r}, expected a value of type {kind.__name__}"
-    return None if about["levels"] > 0 else f"its header has levels={about['levels']}, expected at least 1"
+            raise _damaged(path, f"its header has {name}={about.get(name)!r}, expected a value of type {kind.__name__}")
+    if about["levels"] < 1:
+        raise _damaged(path, f"its header has levels={about['levels']}, expected at least 1")
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
@@ -153,16 +145,6 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
         data: Any = tensor.reshape(-1).view(torch.uint8).numpy()  # a buffer, without a copy
         value = zlib.crc32(data, value)
     return f"{value:08x}"
-
-
-def _named(methods: tuple[str, ...]) -> str:
-    return ", ".join(methods) or "no method"
-
-
-def _ours(path: Path) -> bool:
-    """Does a file that cannot be read begin as ours do, with the metadata in its header?"""
-    with path.open("rb") as file:
-        return FORMAT.encode() in file.read(4096)
 
 
 def _foreign(path: Path) -> ValueError:

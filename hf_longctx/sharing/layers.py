@@ -2,12 +2,13 @@
 
 Keys are the model's own, rotated at their absolute positions: the prefix at 0 to P - 1, the suffixes from P on. While
 single tokens are read, suffixes stand in buffers with room for more (a `Ring` that is never overrun): nothing is copied
-for a token, and no address changes, which is what CUDA graphs need.
+per token, and no address changes, which is what CUDA graphs need.
 """
 
 # B batch, G key/value heads, S slots of a suffix, L new tokens, P tokens of the prefix, D head dim
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from ..cache.copies import deep_copy, shallow_copy
 from ..cache.ring import Ring
-from ..cache.slots import Rows, show
+from ..cache.slots import BatchRows, show
+from ..cache.stock import nbytes
 
 ROOM = 128  # columns that a full buffer grows by at the least; half of what it holds, if that is more
 
@@ -36,10 +38,11 @@ class Level:
 
     @property
     def end(self) -> int:
+        """The position after its last token."""
         return self.start + len(self.ids_N)
 
     def positions(self, layer: int) -> Tensor:
-        """(1, n)"""
+        """(1, n): those of the keys that a layer keeps."""
         keys = self.keys[layer]
         return torch.arange(self.end - keys.shape[2], self.end, device=keys.device)[None]
 
@@ -49,15 +52,16 @@ class Level:
         return Level(self.ids_N[:-1], self.start, keys, values)
 
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        """Bytes of all keys and values."""
+        return sum(t.nbytes for t in (*self.keys, *self.values))
 
     def __deepcopy__(self, memo: Any) -> Level:
         return self  # one copy, also when a cache is copied
 
 
 @dataclass
-class Step:
-    """One forward: what is the same for every layer."""
+class SharedStep:
+    """One forward: the values that are the same for every layer."""
 
     q_pos_BL: Tensor  # true positions, -1 for padding
     k_pos_BS: Tensor  # of the suffixes, the new tokens included
@@ -79,13 +83,13 @@ class Step:
 class Current:
     """The forward in progress, shared by a cache and its layers."""
 
-    step: Step | None = None
+    step: SharedStep | None = None
 
 
-class SharedLayer(Rows, DynamicLayer):
-    """The suffixes of one layer, behind a prefix that it only points to."""
+class SharedLayer(BatchRows, DynamicLayer):
+    """The suffixes of one layer, after a prefix that it only points to."""
 
-    n_last = 2**62  # its ring holds every token: it grows, and never comes round
+    fixed_buffers = True
     padded = False
     seen = 0  # kept by graphs for layers that forget; this one does not
     keys: Tensor
@@ -99,6 +103,7 @@ class SharedLayer(Rows, DynamicLayer):
 
     @property
     def own_length(self) -> int:
+        """Tokens of the suffixes."""
         if self.ring is not None:
             return self.ring.filled
         return self.keys.shape[-2] if self.is_initialized and self.keys is not None and self.keys.numel() else 0
@@ -107,7 +112,7 @@ class SharedLayer(Rows, DynamicLayer):
         """Keep L new keys and values; return those of the suffixes, (B, G, S + L, D)."""
         if self.current.step is None:
             raise RuntimeError(
-                "this cache stands behind a shared prefix, and the model is not (or no longer) inside "
+                "this cache stands after a shared prefix, and the model is not (or no longer) inside "
                 "`with shared_prefix(model, ...)`. Call prefix.generate inside of it, or start with a new cache."
             )
         if self.ring is None:
@@ -117,61 +122,60 @@ class SharedLayer(Rows, DynamicLayer):
         n = self.ring.readable
         return self.keys[:, :, :n], self.values[:, :, :n]
 
-    def positions(self, step: Step) -> Tensor:
+    def positions(self, step: SharedStep) -> Tensor:
         """(B, S): those of the keys that `update` returned."""
         return step.k_pos_BS if self.ring is None else self.ring.pos_BN[:, : self.ring.readable]
 
     def to_ring(self, ring: Ring) -> None:
-        """Go on in buffers of as many columns as `ring` has."""
-        filled = self.own_length
-        keys, values = (t.new_zeros(*t.shape[:2], ring.size, t.shape[3]) for t in (self.keys, self.values))
-        keys[:, :, :filled], values[:, :, :filled] = self.keys[:, :, :filled], self.values[:, :, :filled]
-        self.keys, self.values, self.ring = keys, values, ring
+        """Continue in buffers of as many columns as `ring` has."""
+        self.to_order()
+        self.keys, self.values, self.ring = ring.buffer(self.keys), ring.buffer(self.values), ring
 
     def to_order(self) -> None:
-        """Back from buffers to tensors that hold what was read and nothing else."""
+        """Go back from buffers to tensors without empty columns."""
         if self.ring is not None:
             filled = self.ring.filled
             self.keys, self.values, self.ring = self.keys[:, :, :filled], self.values[:, :, :filled], None
 
     def get_seq_length(self) -> int:
+        """Tokens of the prefix and of a suffix."""
         return self.prefix_length + self.own_length
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
     def crop(self, tokens_to_remove: int) -> None:
+        """Take tokens back out of the suffixes; ValueError if they have fewer."""
         if abs(tokens_to_remove) > self.own_length:
             raise ValueError(
-                f"crop({tokens_to_remove}): the suffixes behind this shared prefix have {self.own_length} tokens. "
+                f"crop({tokens_to_remove}): the suffixes after this shared prefix have {self.own_length} tokens. "
                 f"Crop at most those; the prefix is shared and stays."
             )
         self.to_order()
         super().crop(tokens_to_remove)
 
     def offload(self) -> None:
-        raise RuntimeError("a cache behind a shared prefix is not offloaded. Leave cache_implementation out.")
+        """Refuse to move elsewhere."""
+        raise RuntimeError("a cache after a shared prefix is not offloaded. Leave cache_implementation out.")
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Choose the batch's rows again, for beam search; in buffers, in place."""
         if self.ring is None:
             super().reorder_cache(beam_idx)
-            return
-        for tensor in (self.keys, self.values):
-            tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
-        self.ring.reorder(self, beam_idx)
+        else:
+            self.ring.reorder(self, (self.keys, self.values), beam_idx)
 
-    def _map(self, f: Any) -> None:
-        """The suffixes alone: the prefix has no batch."""
+    def map_rows(self, f: Callable[[Tensor], Tensor]) -> None:
+        """`f` of the suffixes alone: the prefix has no batch."""
         self.to_order()
         if self.own_length:
             self.keys, self.values = f(self.keys), f(self.values)
 
 
 class SharedCache(Cache):
-    """A cache of suffixes behind `levels`. `owner` is the prefix that made it.
+    """A cache of suffixes after `levels`. `owner` is the prefix that made it.
 
     `most` is how many tokens a suffix will have at the most, if that is known: its buffers are no longer than that.
     """
+
+    shares_prefix = True
 
     def __init__(self, levels: tuple[Level, ...], n_layers: int, owner: Any = None) -> None:
         self.current, self.owner, self.padded = Current(), owner, False
@@ -195,6 +199,7 @@ class SharedCache(Cache):
 
     @property
     def prefix_length(self) -> int:
+        """Tokens of the prefix."""
         return self.layers[0].prefix_length
 
     @property
@@ -205,35 +210,36 @@ class SharedCache(Cache):
 
     def nbytes(self) -> int:
         """Bytes of the suffixes; the prefix's are `Prefix.nbytes`, however many caches point to it."""
-        held = [t for layer in self.layers if layer.own_length for t in (layer.keys, layer.values)]
-        return sum(t.numel() * t.element_size() for t in held)
+        return nbytes(self)
 
     def begin(
         self, mask_BP: Tensor | None, batch: int, new: int, device: torch.device, pos_BL: Tensor | None = None
-    ) -> Step:
-        """Work out the positions of a forward of `new` tokens a row.
+    ) -> SharedStep:
+        """Work out the positions of a forward of `new` tokens per row.
 
         Args:
             mask_BP: 1 for every token read so far and for the new ones, 0 for padding; the prefix's included.
-            batch, new, device: of the new tokens.
-            pos_BL: their positions, where the caller knows them. Only a single token's are made use of.
+            batch: The number of rows.
+            new: New tokens per row.
+            device: Where the new tokens are.
+            pos_BL: Their positions, where the caller knows them. Only a single token's are used.
         """
         self.check_whole()
         own = self.layers[0].own_length + new
         if mask_BP is not None and (mask_BP.ndim != 2 or mask_BP.shape[1] != self.prefix_length + own):
             raise ValueError(
-                f"attention_mask of shape {tuple(mask_BP.shape)}: behind a shared prefix of {self.prefix_length} "
+                f"attention_mask of shape {tuple(mask_BP.shape)}: after a shared prefix of {self.prefix_length} "
                 f"tokens it must be (batch, {self.prefix_length + own}), ones for the prefix and ones and zeros for "
                 f"the suffixes."
             )
         if new == 1 and own > 1 and not torch.is_grad_enabled():  # gradients need the keys as they were, no buffers
-            step = self._turn(mask_BP, batch, device, pos_BL)
+            step = self._single(mask_BP, batch, device, pos_BL)
         else:
             for layer in self.layers:
                 layer.to_order()
             pos, self.padded = self._ranks(mask_BP, batch, own, device)
             q_pos = pos[:, -new:]
-            step = Step(q_pos, pos, self.padded, _stand_in(q_pos))
+            step = SharedStep(q_pos, pos, self.padded, _stand_in(q_pos))
         self.current.step = step
         return step
 
@@ -246,7 +252,7 @@ class SharedCache(Cache):
             )
 
     def end(self, whole: bool = True) -> None:
-        """After a forward, also one that failed: it is not `whole` then."""
+        """End a forward, also one that failed: it is not `whole` then."""
         self.broken = self.broken or (not whole and self.current.step is not None)
         self.current.step = None
         for ring in self._rings():
@@ -259,8 +265,8 @@ class SharedCache(Cache):
         real = mask_BP[:, self.prefix_length : self.prefix_length + own].to(device).bool()
         return torch.where(real, self.prefix_length + real.long().cumsum(1) - 1, -1), not bool(real.all())
 
-    def _turn(self, mask_BP: Tensor | None, batch: int, device: torch.device, pos_BL: Tensor | None) -> Step:
-        """A single token a row: its place in the buffers."""
+    def _single(self, mask_BP: Tensor | None, batch: int, device: torch.device, pos_BL: Tensor | None) -> SharedStep:
+        """The step of a single token per row, with its place in the buffers."""
         self._roll(mask_BP, batch, device)
         rings = self._rings()
         if mask_BP is not None or self.masked:  # it may hide tokens of suffixes, those after a row's end among them
@@ -273,16 +279,16 @@ class SharedCache(Cache):
             pos = rings[0].pos_BN.amax(1, keepdim=True).clamp(min=self.prefix_length - 1).to(device) + 1
         else:
             pos = pos_BL.to(device).expand(batch, 1)
-        if mask_BP is not None:  # never asked whether all is real: a sync is too much for every token
+        if mask_BP is not None:  # whether all is real is not looked up: a sync is too much for every token
             pos = torch.where(mask_BP[:, -1:].to(device) != 0, pos, -1)
         for ring in rings:
             ring.begin(pos.to(ring.pos_BN.device))
-        return Step(pos, rings[0].pos_BN[:, : rings[0].readable], True, _stand_in(pos))
+        return SharedStep(pos, rings[0].pos_BN[:, : rings[0].readable], True, _stand_in(pos))
 
     def _roll(self, mask_BP: Tensor | None, batch: int, device: torch.device) -> None:
         """Give every layer buffers with a free column, sharing their positions."""
         rings = self._rings()
-        if all(layer.ring is not None for layer in self.layers) and not any(r.must_grow(r.size + 1) for r in rings):
+        if all(layer.ring is not None for layer in self.layers) and not any(ring.must_grow for ring in rings):
             return
         filled = self.layers[0].own_length
         if rings and all(layer.ring is not None for layer in self.layers):
@@ -304,8 +310,8 @@ class SharedCache(Cache):
             layer.to_ring(new[where])
 
     def _rings(self) -> list[Ring]:
-        """One for every device."""
-        return list({id(layer.ring): layer.ring for layer in self.layers if layer.ring is not None}.values())
+        """The rings of the layers: one per device."""
+        return list(dict.fromkeys(layer.ring for layer in self.layers if layer.ring is not None))
 
 
 def _stand_in(q_pos_BL: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How a stock model gets attention to a shared prefix (`folded.py`) for a while.
+"""How a stock model gets attention to a shared prefix (`ops/prefix.py`) inside a `with` block.
 
 Forwards with any other cache, or with none, go to the implementation that the model had before.
 """
@@ -7,68 +7,63 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface
 
 from ..anatomy import FULL, attention_layers, layer_type
 from ..attention.base_attention import KERNEL_OF, PLAIN, checked
 from ..attention.method import AttentionMethod
-from ..attention.names import Named
-from ..attention.subclass import function_named, subclass
+from ..attention.names import Named, base_function, base_mask
+from ..attention.subclass import subclass
 from ..cache.recurrent import has_states
 from ..method import KEY, LongContextMethod
-from ..ops.prefix import Own, Query, Shared, attend
+from ..ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, attend
 from ..patch import Patch, applied
 from ..rope.parameters import moving_types
 from ..upstream.caches import cache_in
 from .layers import SharedCache, SharedLayer
 
 NAME = f"{KEY}_shared_prefix"
-STATE = "_hf_longctx_shared"  # in the __dict__ of the decoder and of the models around it: their State
+STATE = "_hf_longctx_shared"  # in the __dict__ of the decoder and of the models around it: their SharingState
 SLIDING = "sliding_attention"
 
 
-class Implementation(Named):
-    """Of layers behind a shared prefix."""
+class SharedImplementation(Named):
+    """Of layers after a shared prefix."""
 
     NAME = NAME
 
 
 @dataclass
-class State:
-    """The cache behind a shared prefix that the forward in progress writes."""
+class SharingState:
+    """The cache after a shared prefix that the forward in progress writes."""
 
     cache: SharedCache | None = None
 
 
-class Sharing(LongContextMethod):
-    """What stands on a model's list of patches inside `with shared_prefix(...)`. Not a method: no config names it."""
+class Sharing:
+    """Stands for a shared prefix among a model's patches. It has a method's flags and is none: no config names it."""
 
-    decides_positions: ClassVar[bool] = True
+    native, decides_positions, endless = True, True, False
 
     def __repr__(self) -> str:
         return "shared_prefix(...)"
 
-    def install(self, patch: Patch, decoder: nn.Module) -> None:
-        raise NotImplementedError("a prefix is shared by `with shared_prefix(model, document_ids)`.")
 
-
-# -- the model -------------------------------------------------------------------------------------------------------
 def install(patch: Patch, decoder: Any, root: nn.Module) -> None:
-    """Give a model's attention modules our forward. ValueError, before the first change, if it cannot have it."""
-    check(decoder)
+    """Give a model's attention the forward below, after `check`."""
     patch.own_configs(root)
-    inner = decoder.config._attn_implementation or "sdpa"
+    base = decoder.config._attn_implementation or "sdpa"
     layers: list[Any] = attention_layers(decoder)
     for module in layers:
         stock: Any = type(module)
         patch.set_class(module, sharing(stock))
     for config in {id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}.values():
-        patch.set(config, "_attn_implementation_internal", Implementation(inner))
-    state = State()
+        patch.set(config, "_attn_implementation_internal", SharedImplementation(base))
+    state = SharingState()
     # the models around it too: some make the masks of their decoders
     for module in root.modules():
         if module is decoder or any(m is decoder for m in module.modules()):
@@ -83,21 +78,19 @@ def is_shared(model: Any) -> bool:
 
 
 def check(decoder: Any) -> None:
-    """ValueError unless what a model computes behind a shared prefix is exactly what it computes behind its own."""
+    """ValueError unless a model computes exactly the same after a shared prefix as after its own."""
     config, name = decoder.config, type(decoder).__name__
-    carried = [p.method for p in applied(decoder)]
-    held = [method for method in carried if isinstance(method, AttentionMethod | Sharing)]
-    if held and isinstance(held[0], Sharing):
+    if is_shared(decoder):
         raise ValueError(
             "this model is inside `with shared_prefix(...)` already. Use prefix.extend for a deeper level."
         )
-    for method in held:
-        check_method(method)
-    inner = config._attn_implementation or "sdpa"
-    if inner not in PLAIN:
+    for patch in applied(decoder):
+        check_method(patch.method)
+    base = config._attn_implementation or "sdpa"
+    if base not in PLAIN:
         raise ValueError(
-            f"attn_implementation={inner!r}: a prefix is shared with {' or '.join(PLAIN)}. Load the model with "
-            f"attn_implementation='sdpa' (the fastest kernel that there is)."
+            f"attn_implementation={base!r}: a prefix is shared with {' or '.join(PLAIN)}. Load the model with "
+            f"attn_implementation='sdpa' (hf_longctx then uses the fastest available kernel)."
         )
     moving = moving_types(getattr(config, "rope_parameters", None))
     if moving:
@@ -149,11 +142,11 @@ def window_of(module: Any) -> int | None:
 
 @functools.cache
 def sharing(stock: Any) -> type[nn.Module]:
-    """The subclass of an attention class that tells our attention function which cache layer it writes."""
+    """The subclass of an attention class that tells the attention function below which cache layer it writes."""
 
     @functools.wraps(stock.forward)  # attention modules are found by their arguments' names
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(self.config._attn_implementation, Implementation):  # type: ignore[union-attr]
+        if not isinstance(self.config._attn_implementation, SharedImplementation):  # type: ignore[union-attr]
             raise RuntimeError(
                 f"attn_implementation was changed to {self.config._attn_implementation!r} "  # type: ignore[union-attr]
                 f"inside `with shared_prefix(...)`. Leave the block first."
@@ -176,9 +169,9 @@ def before_forward(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     if step is not None and all(one is step.mask for one in masks):
         return None  # a model around this one has done it
     if kwargs.get("output_attentions"):
-        raise ValueError("output_attentions=True: behind a shared prefix there is no attention matrix. Leave it out.")
+        raise ValueError("output_attentions=True: after a shared prefix there is no attention matrix. Leave it out.")
     tokens = next(x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None)
-    state: State = vars(module)[STATE]
+    state: SharingState = vars(module)[STATE]
     if state.cache is not None:  # Ctrl-C, after which no hook is called
         state.cache.end(whole=False)
     state.cache = cache
@@ -190,14 +183,13 @@ def before_forward(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def after_forward(module: nn.Module, args: Any, output: Any) -> None:
-    """Close the cache to models without our forward, also after an exception."""
-    state: State = vars(module)[STATE]
+    """Close the cache to models without this forward, also after an exception."""
+    state: SharingState = vars(module)[STATE]
     if state.cache is not None:
         state.cache.end(whole=output is not None)
         state.cache = None
 
 
-# -- transformers' registries ----------------------------------------------------------------------------------------
 def attention(
     module: Any,
     query: Tensor,
@@ -209,25 +201,25 @@ def attention(
     shared: SharedLayer | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention signature."""
-    inner = module.config._attn_implementation.inner
+    """Attention with the signature that transformers calls."""
     if shared is None:
-        function = function_named(inner, module)
-        return function(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+        return base_function(module)(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
     query, scale = checked(module, query, scaling, dropout, kwargs)
     step = shared.current.step
     assert step is not None
     to, index = query.device, shared.index
-    asked = Query(query, step.q_pos_BL.to(to), window_of(module), scale, step.memo)
+    asked = PrefixQuery(query, step.q_pos_BL.to(to), window_of(module), scale, step.memo)
     # real tokens of a row are consecutive, also with padding between turns; a buffer ends with empty columns
-    own = Own(key, value, shared.positions(step).to(to), regular=shared.ring is None, padded=step.padded)
-    levels = [Shared(level.keys[index], level.values[index], step.positions(level, index)) for level in shared.levels]
-    return attend(asked, own, levels, KERNEL_OF[inner]), None
+    own = SuffixKeys(key, value, shared.positions(step).to(to), consecutive=shared.ring is None, padded=step.padded)
+    levels = [
+        PrefixKeys(level.keys[index], level.values[index], step.positions(level, index)) for level in shared.levels
+    ]
+    return attend(asked, own, levels, KERNEL_OF[module.config._attn_implementation.base_attention]), None
 
 
-def mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """The inner implementation's: forwards behind a prefix never ask for one."""
-    return ALL_MASK_ATTENTION_FUNCTIONS[kwargs["config"]._attn_implementation.inner](*args, **kwargs)
+mask = base_mask  # forwards after a prefix never ask for one
 
 
 AttentionInterface.register(NAME, attention)

@@ -1,10 +1,10 @@
-"""What looks back over the tokens of a shared prefix's questions sees their padding in front, where stock has it.
+"""Logits processors and stopping criteria see the padding of shorter questions first in each row, as in a stock batch.
 
-Shorter questions are padded behind the prefix, since its keys are the first of every row. A logits processor would take
-that padding for a word between prefix and question: it would penalise it and break n-grams in two.
+After a shared prefix the padding is between prefix and question, since the prefix' keys are the first of every row. A
+logits processor would take it for a word there: it would penalise it and break n-grams in two.
 """
 
-# B rows that were given, N rows that are decoded (beams and samples of each), L tokens of prefix and questions
+# B rows of the caller, N rows that are decoded (beams and samples of each), L tokens of prefix and questions
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ _MAKERS = ("_get_logits_processor", "_get_stopping_criteria")
 
 @contextmanager
 def padding_in_front(base: Any, mask_BL: Tensor) -> Iterator[None]:
-    """Inside, what `base.generate` makes of its settings and what the caller brings sees ids without padding between.
+    """Inside, the processors and criteria of `base.generate`, the caller's too, see rows that begin with their padding.
 
     Args:
-        base: the model whose `generate` runs.
-        mask_BL: of prefix and questions; 0 where there is padding, anywhere in a row.
+        base: The model whose `generate` runs.
+        mask_BL: Of prefix and questions; 0 for padding, anywhere in a row.
     """
     if bool((mask_BL != 0).all()):
         yield
@@ -35,7 +35,7 @@ def padding_in_front(base: Any, mask_BL: Tensor) -> Iterator[None]:
 
     def processors(**given: Any) -> LogitsProcessorList:
         kwargs = dict(given.get("model_kwargs") or {})
-        if kwargs.get("attention_mask") is not None:  # by which stock tells padding from a prompt
+        if kwargs.get("attention_mask") is not None:  # by which transformers tells padding from a prompt
             given["model_kwargs"] = {**kwargs, "attention_mask": move(kwargs["attention_mask"])}
         if given.get("encoder_input_ids") is not None:
             given["encoder_input_ids"] = move(given["encoder_input_ids"])
@@ -43,7 +43,7 @@ def padding_in_front(base: Any, mask_BL: Tensor) -> Iterator[None]:
         return LogitsProcessorList([_Processors(made, move)]) if made else made
 
     def criteria(**given: Any) -> StoppingCriteriaList:
-        return StoppingCriteriaList([_seen(one, move) for one in make_criteria(**given)])
+        return StoppingCriteriaList([_moved(one, move) for one in make_criteria(**given)])
 
     before = {name: vars(base)[name] for name in _MAKERS if name in vars(base)}
     vars(base).update(zip(_MAKERS, (processors, criteria), strict=True))
@@ -56,7 +56,7 @@ def padding_in_front(base: Any, mask_BL: Tensor) -> Iterator[None]:
 
 
 class _Move:
-    """Moves the padding of rows to their front. What follows the first L tokens stays where it is."""
+    """Moves the padding among the first L tokens of each row to its front."""
 
     def __init__(self, mask_BL: Tensor) -> None:
         self.order_BL = (mask_BL != 0).long().argsort(dim=1, stable=True)
@@ -68,25 +68,25 @@ class _Move:
 
 
 class _Processors(LogitsProcessor):
-    def __init__(self, inner: LogitsProcessorList, move: _Move) -> None:
-        self.inner, self.move = inner, move
+    def __init__(self, stock: LogitsProcessorList, move: _Move) -> None:
+        self.stock, self.move = stock, move
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         moved: Any = self.move(input_ids)
-        seen: Tensor = self.inner(moved, scores)
-        return seen
+        processed: Tensor = self.stock(moved, scores)
+        return processed
 
 
 class _Criterion(StoppingCriteria):
-    def __init__(self, inner: StoppingCriteria, move: _Move) -> None:
-        self.inner, self.move = inner, move
+    def __init__(self, stock: StoppingCriteria, move: _Move) -> None:
+        self.stock, self.move = stock, move
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         moved: Any = self.move(input_ids)
-        return self.inner(moved, scores, **kwargs)
+        return self.stock(moved, scores, **kwargs)
 
 
-def _seen(criterion: Any, move: _Move) -> Any:
+def _moved(criterion: Any, move: _Move) -> Any:
     # `generate` looks for an `eos_token_id`; these read the last token, a length or a clock
     if hasattr(criterion, "eos_token_id") or isinstance(criterion, (MaxLengthCriteria, MaxTimeCriteria)):
         return criterion

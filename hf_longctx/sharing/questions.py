@@ -1,4 +1,4 @@
-"""Many questions about one text: it is read once, or not at all if it was read before."""
+"""Many questions about one text: it is prefilled once, or loaded from a saved prefix."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..storage.fingerprint import model_digest, tokenizer_digest
-from ..text.joins import common, ids_after, ids_before, ids_of
+from ..text.joins import common, ids_after, ids_before
 from ..text.pieces import around, encoded, last_line
+from ..text.tokens import bos_prefix, encode, left_pad
 from .file import make_folder
 from .prefix import Prefix, load_prefix, shared_prefix
 
@@ -26,15 +27,13 @@ logger = logging.getLogger("hf_longctx")
 
 
 class Prompt:
-    """A text and a question about it, in the tokenizer's chat template if it has one, in two parts.
+    """A text and a question about it, in the tokenizer's chat template if it has one, as two lists of ids.
 
-    Put together, the ids of both are those of the whole prompt tokenised at once. The text is tokenised without the
-    question, as a prefix must be: tokens at its end that a question may change are left to the questions.
+    Joined, they are the ids of the whole prompt tokenised at once. The text is tokenised without the question, as a
+    prefix must be: tokens at its end that a question may change belong to the questions.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str]) -> None:
-        from ..text.tokens import bos_prefix
-
         self.tokenizer = tokenizer
         head, self._tail = around(tokenizer)
         ids = [] if tokenizer.chat_template else bos_prefix(tokenizer)
@@ -54,8 +53,8 @@ class Prompt:
     def question(self, text: str) -> list[int]:
         """The ids that follow those of the document."""
         text = f"{BREAK}{text}{self._tail}"
-        known = ids_of(self.tokenizer, self._before) + self._known
-        whole = ids_of(self.tokenizer, f"{self._before}{self._end}{text}")
+        known = encode(self.tokenizer, self._before) + self._known
+        whole = encode(self.tokenizer, f"{self._before}{self._end}{text}")
         if whole[: len(known)] == known:
             return whole[len(known) :]
         return self._rest + ids_after(self.tokenizer, "a", text)  # it changes more than is left to it
@@ -71,16 +70,16 @@ def answers(
     chunk: int | None = None,
     **settings: Any,
 ) -> Iterator[str]:
-    """The answers, in the order of the questions, as their batches come.
+    """The answers, in the order of the questions, batch by batch.
 
     Args:
-        model: see `shared_prefix`.
-        prompt: the document.
-        questions: at least one, none of them empty.
-        batch_size: questions that are answered at once.
-        prefix_cache: a folder where what was read is kept for the next time. None: it is not.
-        chunk: read so many tokens of the document at a time.
-        **settings: for `model.generate`.
+        model: See `shared_prefix`.
+        prompt: The document.
+        questions: At least one, none of them empty.
+        batch_size: Questions that are answered at once.
+        prefix_cache: A folder where the prefix is saved for the next time. None: it is not saved.
+        chunk: The prefill chunk size, in tokens.
+        **settings: For `model.generate`.
     """
     if not questions or not all(question.strip() for question in questions):
         raise ValueError("there is no question, or one of them is empty. Give at least one, and words in each.")
@@ -91,26 +90,26 @@ def answers(
     rows = [prompt.question(question) for question in questions]
     with cached_prefix(model, prompt.document_ids, prefix_cache, chunk) as prefix:
         for start in range(0, len(rows), batch_size):
-            ids, mask = _padded(rows[start : start + batch_size], pad)
+            ids, mask = left_pad(rows[start : start + batch_size], pad)
             out = prefix.generate(ids, attention_mask=mask, pad_token_id=pad, **settings)
             for row in out[:, ids.shape[1] :]:
                 yield str(tokenizer.decode(row, skip_special_tokens=True)).strip()
 
 
 def run_digest(model: Any, tokenizer: Any, prompt: Prompt, settings: Mapping[str, Any]) -> str:
-    """A short hash of all that decides the answers to questions: whether answers may stand beside each other."""
+    """A short hash of everything that determines the answers to questions: those of one hash can share a file."""
     what = f"{model_digest(model)} {model.dtype} {tokenizer_digest(tokenizer)} {json.dumps(settings, sort_keys=True)}"
-    end = prompt.question("?")  # what stands around a question counts, and what of the document it may change
+    end = prompt.question("?")  # the text around a question, and the end of the document that it may change
     ids = torch.cat([prompt.document_ids, torch.tensor(end)])
     return hashlib.sha256(what.encode() + ids.numpy().tobytes()).hexdigest()[:16]
 
 
 @contextmanager
 def cached_prefix(model: Any, ids: Tensor, folder: str | Path | None, chunk: int | None = None) -> Iterator[Prefix]:
-    """`shared_prefix`, or `load_prefix` where `folder` has this prefix of this model; it has it afterwards.
+    """`shared_prefix`, or `load_prefix` if `folder` has this prefix of this model; afterwards it has.
 
-    A file that cannot be used or written is warned of, and costs no more than the reading.
-    OSError, before anything is read, if there can be no such folder.
+    A file that cannot be used or written causes a warning, and the document is read. OSError, before anything is read,
+    if the folder cannot be made.
     """
     with ExitStack() as stack:
         if folder is None:
@@ -132,12 +131,5 @@ def cached_prefix(model: Any, ids: Tensor, folder: str | Path | None, chunk: int
                 prefix.save(path)
                 logger.info("saved %r to %s", prefix, path)
             except OSError as error:
-                logger.warning("what was read is not kept for the next time: %s", error)
+                logger.warning("the prefix is not kept for the next time: %s", error)
         yield prefix
-
-
-def _padded(rows: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)

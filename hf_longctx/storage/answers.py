@@ -1,14 +1,13 @@
-"""Questions and their answers in a file, a JSON object a line, where an interrupted run finds its own again."""
+"""Questions and their answers in a file of JSON lines, in which an interrupted run finds its own."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import append_line, whole_lines
+from .files import append_line, drop_half_line, whole_lines
 
 _KEYS = {"question", "answer", "run"}
 
@@ -17,10 +16,10 @@ class AnswerFile:
     """An answer is on disk before the next batch begins. A last line that was cut off in the middle is dropped.
 
     Args:
-        path: The file; made with the first answer.
+        path: The file; created with the first answer.
 
     Raises:
-        ValueError: It holds something else than answers of runs.
+        ValueError: It holds anything but answers of runs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,42 +27,40 @@ class AnswerFile:
         self._lines: list[Any] = []
         self._size = 0
         try:
-            if path.is_file():  # not a pipe, which has nothing to find
+            if path.is_file():  # a pipe cannot be read back
                 self._lines, self._size = whole_lines(path, '{"question": "')
-            ours = all(isinstance(line, dict) and line.keys() >= _KEYS for line in self._lines)
+            intact = all(isinstance(line, dict) and line.keys() >= _KEYS for line in self._lines)
         except ValueError:
-            ours = False
-        if not ours:
+            intact = False
+        if not intact:
             raise ValueError(
-                f"--out {path} holds something else than answers that a run can continue (JSON lines with a question, "
-                f"an answer and the run that it is of). Choose another --out, or move that file away."
+                f"--out {path} holds something else than answers that a run can continue (JSON lines with question, "
+                f"answer and run). Choose another --out, or move that file away."
             )
 
     def of(self, run: str) -> AnswerFile:
-        """The file as that of a run, which is told from others by this short text. ValueError if it is another's."""
+        """The file as that of a run, named by this short text. ValueError if it belongs to another."""
         if any(line["run"] != run for line in self._lines):
             raise ValueError(
                 f"--out {self.path} holds answers of another run: its model, document, method or settings differ. "
                 f"Choose another --out, or move that file away."
             )
-        if self.path.exists() and self._size < self.path.stat().st_size:
-            # Otherwise the next answer would be glued to the half line.
-            os.truncate(self.path, self._size)
+        drop_half_line(self.path, self._size)
         self.run = run
         return self
 
     def missing(self, questions: Sequence[str]) -> list[str]:
-        """Those that have no answer yet, in their order; one that is asked twice has two."""
-        there = Counter(line["question"] for line in self._lines)
+        """The questions without an answer, in their order; one that is asked twice needs two."""
+        answered = Counter(line["question"] for line in self._lines)
         found = []
         for question in questions:
-            there[question] -= 1
-            if there[question] < 0:
+            answered[question] -= 1
+            if answered[question] < 0:
                 found.append(question)
         return found
 
     def add(self, question: str, answer: str) -> None:
-        """Write an answer down."""
+        """Append an answer."""
         line = {"question": question, "answer": answer, "run": self.run}
         append_line(self.path, line, "answers", escaped=False)
         self._lines.append(line)

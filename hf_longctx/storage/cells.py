@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import append_line, whole_lines
+from .files import append_line, drop_half_line, whole_lines
 
 
 class CellStore:
-    """Finished cells of a run, one JSON line each, so that an interrupted run goes on where it stopped.
+    """Finished cells of a run, one JSON line each, so that an interrupted run continues where it stopped.
 
     A cell is on disk before the next one starts. A last line that was cut off in the middle is dropped.
 
     Args:
-        path: The `.jsonl` file; made, with its folder, if it isn't there.
+        path: The `.jsonl` file; it and its folder are created if missing.
         fingerprint: JSON values that tell this run from others; cells of another fingerprint are never mixed in.
-        other: What errors tell the user to choose instead.
+        other: The alternative that errors suggest.
 
     Raises:
-        ValueError: The file belongs to a run with another fingerprint, or isn't a cell store.
-        OSError: It can't be written.
+        ValueError: The file belongs to a run with another fingerprint, or is not a cell store.
+        OSError: It cannot be written.
     """
 
     def __init__(self, path: str | Path, fingerprint: Mapping[str, Any], *, other: str = "another --out") -> None:
@@ -32,12 +31,14 @@ class CellStore:
         given = json.loads(json.dumps(fingerprint))
         lines = self._whole_lines(other)
         if not lines:
-            self._append({"fingerprint": given})
+            append_line(self.path, {"fingerprint": given}, "cells")
             return
         kept = lines[0].get("fingerprint")
         if kept != given:
-            raise ValueError(f"{self.path} holds cells of another run: {_difference(kept, given)}. "
-                             f"Choose {other}, or delete that file to start over.")  # fmt: skip
+            raise ValueError(
+                f"{self.path} holds cells of another run: {_difference(kept, given)}. "
+                f"Choose {other}, or delete that file to start over."
+            )
         self._cells = {_name(line["key"]): line["value"] for line in lines[1:]}
 
     def __contains__(self, key: Sequence[Any]) -> bool:
@@ -47,6 +48,7 @@ class CellStore:
         return self._cells[_name(key)]
 
     def get(self, key: Sequence[Any], default: Any = None) -> Any:
+        """A cell's value, or `default` if it is not finished."""
         return self._cells.get(_name(key), default)
 
     def __len__(self) -> int:
@@ -54,7 +56,7 @@ class CellStore:
 
     def put(self, key: Sequence[Any], value: Any) -> None:
         """Add a finished cell; `key` is a flat list of strings, numbers and None."""
-        self._append({"key": list(key), "value": value})
+        append_line(self.path, {"key": list(key), "value": value}, "cells")
         self._cells[_name(key)] = value
 
     def run(self, key: Sequence[Any], work: Callable[[], Any]) -> Any:
@@ -62,9 +64,6 @@ class CellStore:
         if key not in self:
             self.put(key, work())
         return self[key]
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        append_line(self.path, line, "cells")
 
     def _whole_lines(self, other: str) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -78,10 +77,8 @@ class CellStore:
         except (ValueError, TypeError):
             intact = False
         if not intact:
-            raise ValueError(f"{self.path} isn't a store of finished cells. Choose {other}, or delete it.")
-        if size < self.path.stat().st_size:
-            # Otherwise the next cell would be glued to the half line.
-            os.truncate(self.path, size)
+            raise ValueError(f"{self.path} is not a store of finished cells. Choose {other}, or delete it.")
+        drop_half_line(self.path, size)
         return lines
 
 

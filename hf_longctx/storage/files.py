@@ -1,4 +1,4 @@
-"""Files that a run writes: checked before it begins, appended line by line or moved into place whole, by one run."""
+"""Files that a run writes: checked before it begins, appended by line or moved into place whole, by one run only."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ logger = logging.getLogger("hf_longctx")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-_held: dict[str, int] = {}  # what this process has claimed, and by which thread
+_held: dict[str, int] = {}  # places that this process has claimed, and the thread
 
 
 def advice(error: OSError) -> str:
-    """What to do about a place that cannot be written: what is in the way is said, not guessed."""
+    """The remedy for a place that cannot be written."""
     if error.errno in _FULL:
         return "Free some space or choose another folder, then run again"
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -43,7 +43,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file through a temporary one beside it.
 
     Raises:
-        OSError: The disk is full or the folder can't be written; what was at `path` is still there, whole.
+        OSError: The disk is full or the folder cannot be written; the old file at `path` is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -57,23 +57,23 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"could not write {path} ({error.strerror or error}); what was there before is unchanged. {advice(error)}",
+            f"could not write {path} ({error.strerror or error}); the old file is unchanged. {advice(error)}",
         ) from error
     finally:
-        # Still there only if something failed.
+        # It exists only if something failed.
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def append_line(path: Path, line: Mapping[str, Any], what: str, *, escaped: bool = True) -> None:
-    """Add a JSON object to a file of one a line, whole or not at all; `what` they are called in an error.
+    """Add a JSON object to a file of one per line, whole or not at all; `what` is their name in errors.
 
-    Characters beyond ASCII are `escaped`, which keeps even half a one, or written as they are.
+    Characters beyond ASCII are `escaped`, which keeps even lone surrogates, or written as they are.
 
     Raises:
-        OSError: It can't be written; the lines before it are as they were.
+        OSError: It cannot be written; the lines before it are unchanged.
     """
-    # NaN stays as Python writes it: the file is ours to read.
+    # NaN stays as Python writes it: only Python reads the file.
     data = json.dumps(line, ensure_ascii=escaped).encode("utf-8", "replace") + b"\n"
     size = path.stat().st_size if path.exists() else 0
     try:
@@ -94,36 +94,42 @@ def whole_lines(path: Path, *begins: str) -> tuple[list[Any], int]:
     """The JSON values of a file's lines, and its size in bytes without a last line that was cut off in the middle.
 
     Raises:
-        ValueError: A line is no JSON, or the last one, half or not, does not begin as ours do.
+        ValueError: A line is no JSON, or an unfinished last one does not begin like any of `begins`.
     """
     data = path.read_bytes()
     size = data.rfind(b"\n") + 1
     half = data[size:]
     if half and not any(half.startswith(one[: len(half)]) for one in map(str.encode, begins)):
-        raise ValueError("its last line has no end and is none of ours")
+        raise ValueError("its last line has no end and an unknown beginning")
     return [json.loads(line) for line in data.split(b"\n")[:-1]], size
 
 
+def drop_half_line(path: Path, size: int) -> None:
+    """Cut a file to the size of its whole lines: the next line would be glued to an unfinished one."""
+    if path.exists() and size < path.stat().st_size:
+        os.truncate(path, size)
+
+
 def check_folder(folder: str | os.PathLike[str], name: str = "out") -> None:
-    """Can this folder be made and written into? It is tried, and nothing is left.
+    """Try to create this folder and write into it, then remove it again.
 
     Raises:
         ValueError: It is a file.
-        OSError: It can't, and why.
+        OSError: It cannot be written, with the reason.
     """
     _remove(_make(Path(folder), name))
 
 
 @contextlib.contextmanager
 def claimed(path: str | os.PathLike[str], name: str = "out", *, file: bool = False) -> Iterator[None]:
-    """For the length of the block, no other process that asks writes into this folder (or file).
+    """Inside the block, no other process that claims this folder (or file) writes there.
 
     The lock is the operating system's: a process that is killed leaves none. Claiming again in the block is allowed.
-    What was made for it, and is still empty at the end, is removed.
+    Folders and files that were created for it are removed if they are still empty at the end.
 
     Raises:
         ValueError: The folder is a file.
-        OSError: It can't be written, and why; or another run has claimed it.
+        OSError: It cannot be written, with the reason; or another run has claimed it.
     """
     place = Path(path)
     key = os.path.realpath(place)
@@ -141,14 +147,14 @@ def claimed(path: str | os.PathLike[str], name: str = "out", *, file: bool = Fal
             del _held[key]
             if new and place.is_file() and not place.stat().st_size:
                 place.unlink()
-        # before the lock is given back: who waits for it must not get what is removed
+        # before the lock is released: the next owner must not get a place that is then removed
         _remove(made)
         if handle is not None:
             os.close(handle)
 
 
 def _locked(place: Path, key: str, name: str, file: bool) -> int | None:
-    """An open handle that holds the lock, None where the system has no such locks."""
+    """An open handle that holds the lock, None if the system has no such locks."""
     taken = BlockingIOError(
         errno.EWOULDBLOCK,
         f"{_named(place, name)}: another run is writing there now. Wait until it ends, or choose another place",
@@ -159,7 +165,7 @@ def _locked(place: Path, key: str, name: str, file: bool) -> int | None:
         if fcntl is None and not file:
             return _unlocked(place, key, "this system has no such locks")
         try:
-            # a folder itself can be locked: no file is left in it
+            # the folder itself is locked: no lock file is left in it
             handle = os.open(place, os.O_RDWR | os.O_CREAT if file else os.O_RDONLY, 0o666)
         except OSError as error:
             raise _cannot(place, name, error) from error
@@ -179,7 +185,7 @@ def _locked(place: Path, key: str, name: str, file: bool) -> int | None:
 
 
 def _lock(handle: int) -> int | None:
-    """Why the lock cannot be had; None where it is ours now."""
+    """The error number if the lock is not available; None if this process has it now."""
     if fcntl is None:
         return errno.ENOSYS
     try:
@@ -196,7 +202,7 @@ def _is_at(handle: int, place: Path) -> bool:
 
 
 def _check_room(handle: int, place: Path, name: str) -> None:
-    """Try to write into a file that is empty, as a folder is tried."""
+    """Try to write into an empty file, as into a folder."""
     if not stat.S_ISREG(os.fstat(handle).st_mode) or os.fstat(handle).st_size:
         return
     try:
@@ -214,7 +220,7 @@ def _unlocked(place: Path, key: str, why: str) -> int | None:
 
 
 def _make(folder: Path, name: str) -> list[Path]:
-    """Make a folder and try to write into it; the folders that were made, the innermost first."""
+    """Make a folder and try to write into it; returns the folders that were created, the innermost first."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{_named(folder, name)} is a file; expected the name of a folder to write into.")
     missing = [one for one in (folder, *folder.parents) if not one.exists()]

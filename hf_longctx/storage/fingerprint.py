@@ -1,4 +1,4 @@
-"""Short hashes that tell models and tokenizers apart."""
+"""Short hashes that identify models and tokenizers."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import hashlib
 import json
 from typing import Any
 
-import torch
-
-# what a config may say differently though every key of a cache is the same
+# fields of a config that change no key of a cache
 INCIDENTAL = ("transformers_version", "_name_or_path", "use_cache", "architectures", "dtype")
 
 
 def weights_digest(model: Any) -> str:
-    """A short hash of the config and of a few values of every weight: tells models without a name apart."""
+    """A short hash of the config and of a few values of every weight, which identifies a model without a name."""
     config = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
     return _digest(f"{config}{model.config._attn_implementation}", model)
 
 
 def model_digest(model: Any) -> str:
-    """The same, of what decides a cache's contents: not the folder it came from, nor which kernel reads it."""
+    """A short hash of everything that decides a cache's contents: neither the model's folder nor its kernel."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in INCIDENTAL}
     return _digest(json.dumps(config, sort_keys=True, default=str), model)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """The same of a tokenizer: of everything that decides the ids of a text or of a chat."""
+    """A short hash of everything that decides a tokenizer's ids for a text or a chat."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     own = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     settings = [type(tokenizer).__name__, tokenizer.chat_template, sorted(map(str, tokenizer.all_special_tokens))]
@@ -33,6 +31,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _digest(config: str, model: Any) -> str:
+    import torch
+
     digest = hashlib.sha256(config.encode())
     for name, weight in model.named_parameters():
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())

@@ -1,4 +1,4 @@
-"""A conversation without an end: each turn reads only what is new, so a turn costs the same however long one talks."""
+"""A conversation of any length: each turn reads only the new text, so turns cost the same however many there were."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..cache.copies import deep_copy
-from ..text.joins import common, ids_after, ids_of
-from ..text.pieces import MARK, render, written
+from ..text.detokenizer import written
+from ..text.joins import common, ids_after
+from ..text.pieces import MARK
+from ..text.tokens import encode, render
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,9 +30,9 @@ class Chat:
     """Turns of a conversation on a `Reader`.
 
     The model reads what the template renders for the whole conversation. It is never rendered whole, and not kept: one
-    exchange with stand-ins for its words takes the place of what was said, since what a template writes after an answer
-    and before the next one does not depend on them. What the model wrote to end its answer (an end token, line ends) is
-    not read twice, and what the template has there instead is read. Templates that rewrite earlier turns (dropping the
+    exchange with stand-ins for its words takes the place of the earlier turns, since the text that a template writes
+    between an answer and the next one does not depend on them. The model's own end of an answer (an end token, line
+    ends) is not read twice, and the template's is read instead. Templates that rewrite earlier turns (dropping the
     thoughts of a reasoning model) have no effect on what the model has read already.
 
     Args:
@@ -42,8 +44,8 @@ class Chat:
     def __init__(self, reader: Reader, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> None:
         if not tokenizer.chat_template:
             raise ValueError(
-                "this model's tokenizer has no chat template, so there is no telling where a turn ends. Use a model "
-                "that was tuned for conversations, or `hf-longctx generate`."
+                "this model's tokenizer has no chat template, so hf_longctx cannot tell where a turn ends. Use a "
+                "model that was tuned for conversations, or `hf-longctx generate`."
             )
         self.reader, self.tokenizer = reader, tokenizer
         self._system = [] if system is None else [{"role": "system", "content": system}]
@@ -53,13 +55,13 @@ class Chat:
         self.tokens, self.seconds = 0, 0.0  # of the last answer
 
     def __deepcopy__(self, memo: Any) -> Chat:
-        """The conversation so far, which goes on by itself from here, with the same model."""
+        """The conversation so far, which continues by itself from here, with the same model."""
         return deep_copy(self, memo, self.tokenizer)
 
     def answer(self, text: str, **settings: Any) -> Iterator[str]:
         """Read a turn of the user and write the answer, as text that comes piece by piece. Settings: `Reader.generate`.
 
-        Whoever leaves the loop early has stopped the answer; the conversation goes on from what was written.
+        Breaking out of the loop stops the answer; the conversation continues from the text written so far.
         """
         self.reader.read(self._next(text) if self._begun else self._first(text))
         self._begun, self.tokens, self.seconds = True, 0, 0.0
@@ -68,7 +70,7 @@ class Chat:
         yield from written(self.tokenizer, self._tokens(settings))
 
     def _first(self, text: str) -> list[int]:
-        return ids_of(self.tokenizer, render(self.tokenizer, [*self._system, {"role": "user", "content": text}]))
+        return encode(self.tokenizer, render(self.tokenizer, [*self._system, {"role": "user", "content": text}]))
 
     def _next(self, text: str) -> list[int]:
         """What the template writes from the end of the last answer to the beginning of the next, as ids."""
@@ -83,7 +85,7 @@ class Chat:
             _, found, new = render(self.tokenizer, chat).partition(MARK)
             if not found:
                 raise ValueError(
-                    "the chat template leaves earlier answers out, so a conversation cannot go on with it."
+                    "the chat template leaves earlier answers out, so a conversation cannot continue with it."
                 )
             return new[common(new, blank) :]
 
@@ -114,12 +116,12 @@ class Chat:
 
     def stats(self) -> str:
         """How far the conversation is and how fast the last answer came, in one line."""
-        pace = f"{self.seconds / self.tokens:.3f} s a token" if self.tokens else "no answer yet"
+        pace = f"{self.seconds / self.tokens:.3f} s per token" if self.tokens else "no answer yet"
         return f"position {self.reader.position:,}; {pace}; {self.reader.nbytes / 2**20:,.1f} MiB of cache"
 
 
 def converse(chat: Chat, notes: Console, **settings: Any) -> None:
-    """Talk in the terminal until /exit or the end of input. `notes` shows what is no answer."""
+    """Talk in the terminal until /exit or the end of input. `notes` shows everything but the answers."""
 
     def note(text: str) -> None:
         notes.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)

@@ -1,10 +1,10 @@
-"""Reading and writing without an end: constant memory and constant time a token, on a model with a bounded method.
+"""Reading and writing indefinitely, in constant memory and time per token, on a model with a bounded method.
 
 with LMInfinite(n_local=4096).on(model):
     reader = stream(model, ids)                # any number of ids, from anywhere, a chunk at a time
     for token in reader.generate(do_sample=False):
         ...
-    reader.read(more_ids)                      # the cache goes on: several turns are one text
+    reader.read(more_ids)                      # with the same cache: several turns are one text
 """
 
 # L tokens of a piece, V vocabulary; the batch is always 1
@@ -16,45 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from ..attention.caches import adopt_all
 from ..attention.state import STATE
 from ..cache.copies import deep_copy
-from ..cache.layers import UnrotatedLayer
-from ..cache.recurrent import nbytes, starts_anew, states, takes_positions
+from ..cache.recurrent import lost_between_pieces, states, takes_positions
+from ..cache.stock import is_bounded, nbytes
 from ..generation.cuda_graph import can_replay, forget, graph_forward
 from ..patch import applied, unwrap
-from ..text.ids import pieces
+from ..text.ids import SourceError, pieces
 from ..upstream.caches import given_cache
 from .rebase import Rebase
+from .settings import generation_config as _generation_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# what needs all that was read, several texts at once, or a cache that can be rewound; with the values that mean "off"
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "num_return_sequences": (None, 1),
-    "guidance_scale": (None, 1),
-    "penalty_alpha": (None, 0),
-    "prompt_lookup_num_tokens": (None,),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    "exponential_decay_length_penalty": (None,),
-    "begin_suppress_tokens": (None,),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "stop_strings": (None,),
-    "max_time": (None,),
-}
-
-
-class SourceError(RuntimeError):
-    """The iterator of token ids raised. `reader` holds every whole chunk before that, and can go on."""
-
-    def __init__(self, message: str, reader: Reader) -> None:
-        super().__init__(message)
-        self.reader = reader
+Progress = Callable[[int], None]
 
 
 def stream(
@@ -65,9 +44,9 @@ def stream(
     bounded: bool = True,
     recent: int = 1024,
     compile: bool = True,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Reader:
-    """Read a text of any length, and return the `Reader` that writes on and reads more.
+    """Read a text of any length, and return the `Reader` that continues it and reads more.
 
     Args:
         model: A causal language model in eval mode, usually with a method whose memory is bounded: `LMInfinite` without
@@ -75,9 +54,9 @@ def stream(
         ids: Token ids of one text: an iterable of whole numbers, or of lists or 1-D tensors of them, or one 1-D tensor,
             memory-mapped or not. They are taken as they are needed, at most `chunk` of them are held at any time, and
             they may stay on the host.
-        chunk: Tokens of one forward pass. What is read does not depend on it; memory and speed do.
+        chunk: Tokens of one forward pass. Memory and speed depend on it, the result does not.
         bounded: Refuse a model whose cache would grow with the text. False: take any model.
-        recent: The last so many ids are kept for `repetition_penalty` and whatever else looks back in `generate`.
+        recent: How many of the last ids are kept, for `repetition_penalty` and other settings that look back.
         compile: On a GPU, replay written tokens from a CUDA graph. False: run each forward as it is.
         progress: Called after each forward pass that read something, with the position reached.
 
@@ -85,26 +64,17 @@ def stream(
         ValueError: Something is wrong with the model, the arguments or an id.
         SourceError: `ids` raised while it was read; its `.reader` is usable.
     """
-    reader = Reader(model, chunk=chunk, bounded=bounded, recent=recent, compile=compile, progress=progress)
+    reader = Reader(model, chunk, bounded, recent, compile, progress)
     reader.read(ids)
     return reader
 
 
 class Reader:
-    """One endless text: what has been read and written so far, in the model's own cache. Made by `stream`."""
+    """One endless text: all that was read and written so far, in the model's own cache. Made by `stream`."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        chunk: int = 16384,
-        bounded: bool = True,
-        recent: int = 1024,
-        compile: bool = True,
-        progress: Callable[[int], None] | None = None,
+        self, model: PreTrainedModel, chunk: int, bounded: bool, recent: int, compile: bool, progress: Progress | None
     ) -> None:
-        from transformers import DynamicCache
-
         if chunk < 1 or recent < 1:
             raise ValueError(f"chunk={chunk}, recent={recent}: both must be at least 1 token.")
         self.model, self.chunk, self._progress = model, chunk, progress
@@ -127,10 +97,10 @@ class Reader:
         self._step: Any = None
         self._told = takes_positions(model)
         self._check_model()
-        lost = starts_anew(model, chunk)
+        lost = lost_between_pieces(model, chunk)
         if lost is not None:
             raise ValueError(
-                f"chunk={chunk}: {type(self._base).__name__} cannot read a text in pieces of so many tokens, since "
+                f"chunk={chunk}: {type(self._base).__name__} cannot read a text in pieces of {chunk} tokens, since "
                 f"{lost}. Pass chunk=1, which is slow, or read the text in one forward pass of the model."
             )
 
@@ -138,7 +108,7 @@ class Reader:
         return f"{type(self).__name__}({type(self._base).__name__}, position={self.position:,}, nbytes={self.nbytes:,})"
 
     def __deepcopy__(self, memo: Any) -> Reader:
-        """A reader that goes on from here by itself, on the same model."""
+        """A reader that continues from here by itself, on the same model."""
         twin = deep_copy(self, memo, self.model, self._base, *self._patches, self._progress, self._step)
         twin._step = None  # a graph belongs to one cache
         return twin
@@ -161,12 +131,11 @@ class Reader:
             raise ValueError("nothing has been read yet, so there are no logits. Call reader.read(ids) first.")
         return self._last_V
 
-    # -- reading -----------------------------------------------------------------------------------------------------
     def read(self, ids: Iterable[Any]) -> None:
-        """Read on: `ids` as in `stream`. After an error the reader holds all chunks before it, and can go on.
+        """Read more `ids`, as in `stream`. After an error the reader holds all chunks before it, and can be used.
 
         Unless a forward pass broke off between two layers (Ctrl-C, no memory): RuntimeError then, for all that follows.
-        Of a model with recurrent or convolution states any error of a forward pass counts, since they do not show it.
+        With recurrent or convolution states any error of a forward pass counts as that, since they do not show it.
         """
         self._check_model()
         self._flush()
@@ -177,27 +146,25 @@ class Reader:
             if self._progress is not None:
                 self._progress(self.position)
 
-    # -- writing -----------------------------------------------------------------------------------------------------
     def generate(
         self, *, generation_config: Any = None, logits_processor: Any = None, **settings: Any
     ) -> Iterator[int]:
-        """Write on, token by token, as `model.generate` would. Every token that comes out is part of the text.
+        """Write token by token, as `model.generate` would. Every token that comes out is part of the text.
 
-        An end-of-sequence token comes out too, and is the last. Without `max_new_tokens` writing goes on until there
-        is one, for ever if need be; stop by leaving the loop.
+        An end-of-sequence token comes out too, and is the last. Without `max_new_tokens` writing continues until there
+        is one, indefinitely if there is none; stop by leaving the loop.
 
         Args:
-            generation_config, logits_processor: as `model.generate` takes them.
-            **settings: of a `GenerationConfig`: `max_new_tokens`, `do_sample`, `temperature`, `eos_token_id`...
-                The model's own `generation_config` is the default. What looks back (`repetition_penalty`) sees the last
-                `recent` ids. `max_length` is not looked at.
+            generation_config: As `model.generate` takes it.
+            logits_processor: As `model.generate` takes it.
+            **settings: Of a `GenerationConfig`: `max_new_tokens`, `do_sample`, `temperature`, `eos_token_id`...
+                The model's own `generation_config` is the default. Those that look back (`repetition_penalty`) see the
+                last `recent` ids. `max_length` has no effect.
         """
         self._check_model()
         if not self.position:
-            raise ValueError(
-                "nothing has been read yet, so there is nothing to go on from. Call reader.read(ids) first."
-            )
-        config = self._generation_config(generation_config, settings)
+            raise ValueError("nothing has been read yet, so there is nothing to continue. Call reader.read(ids) first.")
+        config = _generation_config(self._base, generation_config, settings, self._recent.maxlen)
         self._step = None
         forget(self.cache)
         processors = self._base._get_logits_processor(
@@ -233,28 +200,6 @@ class Reader:
             return int(torch.multinomial(scores_1V.softmax(-1), 1))
         return int(scores_1V.argmax(-1))
 
-    def _generation_config(self, given: Any, settings: dict[str, Any]) -> Any:
-        config, unknown = self._base._prepare_generation_config(given, **settings)
-        if unknown:
-            raise ValueError(
-                f"{', '.join(unknown)}: no such generation setting. Pass those of a transformers GenerationConfig, "
-                f"such as max_new_tokens, do_sample, temperature or eos_token_id."
-            )
-        for name, off in REFUSED.items():
-            value = getattr(config, name, None)
-            if value not in off:
-                raise ValueError(
-                    f"{name}={value!r}: a stream keeps one text, the last {self._recent.maxlen} ids of it and no way "
-                    f"back, which is not enough for this setting. Leave it out (or set it to {off[-1]!r})."
-                )
-        if config.max_new_tokens is not None and config.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={config.max_new_tokens}: expected at least 1, or None for no limit.")
-        if config.pad_token_id is None:  # nothing is padded; transformers would say that it chose one
-            config.pad_token_id = 0
-        self._base._prepare_special_tokens(config, device=self.model.device)
-        return config
-
-    # -- the model ---------------------------------------------------------------------------------------------------
     @property
     def _place(self) -> int:
         """The position that the model is given for the next token it reads."""
@@ -289,7 +234,7 @@ class Reader:
         try:
             logits_1V = forward(ids_1L)
         except BaseException as error:
-            # states have no length: a forward of which they may have seen a part is not to be gone on from
+            # states have no length: they cannot be used after a forward of which they may have seen a part
             self._broken = bool(states(self.cache)) or any(n != self._position - self._start for n in self._lengths())
             if isinstance(error, torch.OutOfMemoryError):
                 raise torch.OutOfMemoryError(self._out_of_memory(ids_1L.shape[1])) from error
@@ -299,7 +244,7 @@ class Reader:
         self._last_V = logits_1V[0].to(torch.float32, copy=True)
 
     def _flush(self) -> None:
-        """Let the model read the token that was written last. Not before somebody asks for what follows from it."""
+        """Let the model read the token that was written last: only when the logits after it are needed."""
         if self._pending is not None:
             self._forward(torch.tensor([[self._pending]], device=self.model.device), self._forward_one)
             self._pending = None
@@ -307,7 +252,6 @@ class Reader:
     def _lengths(self) -> list[int]:
         return [int(layer.get_seq_length()) for layer in self.cache.layers if hasattr(layer, "get_seq_length")]
 
-    # -- what can be wrong -------------------------------------------------------------------------------------------
     def _check_model(self) -> None:
         if self.model.training:
             raise ValueError("the model is in train mode, where dropout would change what is read. Call model.eval().")
@@ -324,18 +268,14 @@ class Reader:
             self._check_model()
 
     def _refuse_growing(self) -> None:
-        growing = [layer for layer in self.cache.layers if _grows(layer)]
-        if not growing:
-            return
-        methods = [p.method for p in self._patches]
-        reason = (
-            f"under {', '.join(map(repr, methods)) or 'no method at all'}, {len(growing)} of the "
-            f"{len(self.cache.layers)} layers of this {type(self._base).__name__} keep every key, so memory and time a "
-            f"token would grow with the text."
-        )
-        raise ValueError(
-            f"{reason} Apply a method that bounds them (LMInfinite without top_k, StreamingLLM), or pass bounded=False."
-        )
+        growing = [layer for layer in self.cache.layers if not is_bounded(layer)]
+        if growing:
+            methods = ", ".join(repr(patch.method) for patch in self._patches) or "no method at all"
+            raise ValueError(
+                f"under {methods}, {len(growing)} of the {len(self.cache.layers)} layers of this "
+                f"{type(self._base).__name__} keep every key, so memory and time per token would grow with the text. "
+                f"Apply a method that bounds them (LMInfinite without top_k, StreamingLLM), or pass bounded=False."
+            )
 
     def _out_of_memory(self, tokens: int) -> str:
         device = self.model.device
@@ -350,15 +290,7 @@ class Reader:
     def _source_error(self, error: Exception, taken: int, dropped: int) -> SourceError:
         return SourceError(
             f"the iterator of token ids raised {type(error).__name__}: {error} (after {taken:,} ids). The reader "
-            f"stands at {self.position:,}, after the last whole chunk; the {dropped:,} ids behind it were not read. Go "
-            f"on with reader.read(...); this exception has the reader as .reader.",
+            f"stands at {self.position:,}, after the last whole chunk; the {dropped:,} ids after it were not read. "
+            f"Continue with reader.read(...); this exception has the reader as .reader.",
             self,
         )
-
-
-def _grows(layer: Any) -> bool:
-    from transformers.cache_utils import DynamicLayer
-
-    if isinstance(layer, UnrotatedLayer):
-        return not layer.bounded
-    return isinstance(layer, DynamicLayer) and not layer.is_sliding

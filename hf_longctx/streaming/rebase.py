@@ -1,9 +1,9 @@
 """Moving a cache back by some positions, for layers that transformers rotates itself.
 
 Un-rotated layers are exact at any position. Sliding-window layers (Gemma3 has them beside full attention) keep their
-stock class and rotated keys, and their angles are fp32 products with the position: ten million tokens on, they are off
-by half a radian. Only distances matter to them, so positions may count from anywhere: every now and then what is kept
-is moved back to where angles are small.
+stock class and rotated keys, and their angles are fp32 products with the position: ten million tokens later, they are
+off by half a radian. Only distances matter to them, so positions may count from anywhere: from time to time the keys
+are moved back to where angles are small.
 """
 
 # L new tokens, W kept keys of a sliding window; the batch is always 1
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ..anatomy import attention_layers, find_decoder
 from ..attention.rerotate import rotary_of, turn
@@ -22,24 +21,23 @@ from ..attention.selfcheck import probe
 from ..attention.subclass import stock_class
 from ..attention.watch import rotates
 from ..cache.copies import deep_copy
-from ..cache.layers import SinkWindowLayer, UnrotatedLayer
+from ..cache.stock import is_bounded, is_window, unrotated_layers
 
 REACH = 2**16  # positions between two moves
 
 
 class Rebase:
-    """Keeps the positions at which a model reads small. `move_back` before each forward says by how much.
+    """Keeps the positions at which a model reads small: `move_back`, called before each forward, lowers them.
 
     Does nothing for models without rotated sliding-window layers, or whose other layers keep every key.
     """
 
     def __init__(self, model: Any, cache: Cache) -> None:
-        sliding = [i for i, layer in enumerate(cache.layers) if isinstance(layer, DynamicSlidingWindowLayer)]
-        unrotated = [layer for layer in cache.layers if isinstance(layer, UnrotatedLayer)]
-        self._bounded = [layer for layer in unrotated if isinstance(layer, SinkWindowLayer)]
-        self._sliding: list[tuple[Any, DynamicSlidingWindowLayer]] = []
+        sliding = [i for i, layer in enumerate(cache.layers) if is_window(layer)]
+        self._unrotated = unrotated_layers(cache)
+        self._sliding: list[tuple[Any, Any]] = []  # a module and its layer
         self._floor: int | None = None  # from here on the first tokens of bounded layers are as far as they can be
-        if not sliding or len(self._bounded) < len(unrotated):
+        if not sliding or not all(map(is_bounded, self._unrotated)):
             return
         decoder: Any = find_decoder(model)
         self._rotary = rotary_of(decoder)
@@ -54,17 +52,19 @@ class Rebase:
 
     def move_back(self, place: int, length: int) -> int:
         """Move what the cache keeps back, if `length` more tokens from `place` on would go too far; by how much."""
-        if not self._sliding or any(layer.seen and not layer.full for layer in self._bounded):
+        if not self._sliding:
             return 0
-        if self._floor is None or not any(layer.seen for layer in self._bounded):
+        if self._floor is None or not any(layer.seen for layer in self._unrotated):
             # the first tokens stay what they are: asking a GPU once is enough
-            self._floor = max([layer.far() for layer in self._bounded], default=0)
-        floor = self._floor
-        delta = place - floor
-        if delta <= 0 or place + length <= floor + REACH:
+            floors = [layer.far() for layer in self._unrotated]
+            if None in floors:
+                return 0
+            self._floor = max(floors, default=0)
+        delta = place - self._floor
+        if delta <= 0 or delta + length <= REACH:
             return 0
-        for bounded in self._bounded:
-            bounded.move_back(delta)
+        for unrotated in self._unrotated:
+            unrotated.move_back(delta)
         for module, layer in self._sliding:
             if layer.is_initialized:
                 layer.keys = self._move_back(module, layer.keys, place, delta)

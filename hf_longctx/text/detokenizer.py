@@ -1,4 +1,4 @@
-"""Text from token ids as they come. Joined, the pieces are what the tokenizer decodes of all the ids."""
+"""Text from token ids as they come. Joined, the pieces are the tokenizer's text of all the ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RUN = 1024  # byte tokens in a row that are waited for; a wrong one after them is taken for itself alone
+RUN = 1024  # byte tokens in a row that are held back; a wrong one after them affects itself alone
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # the end of a text that `clean_up_tokenization` may still change: each of its patterns begins with a space
 _OPEN = re.compile(r"(?: (?:n'?|'[vr]?)?)+$")
@@ -17,17 +17,18 @@ _CLEAN_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_o
 
 
 class Detokenizer:
-    """What `tokenizer.decode(ids, skip_special_tokens=True)` gives, as the ids come. It looks back a few tokens only.
+    """The text of `tokenizer.decode(ids, skip_special_tokens=True)`, as the ids come, from a few tokens of history.
 
-    Whatever a later token could change is held back: a part of a character until it is whole (or can no longer be), the
-    spaces that the tokenizer cleans up, and a run of byte tokens (`<0xF0>`, of SentencePiece models) until it ends,
-    since one wrong byte turns all of its run into replacement characters. Of one longer than 1,024 what is whole comes.
+    Text that a later token could change is held back: a part of a character until it is whole (or can no longer be),
+    the spaces that the tokenizer cleans up, and a run of byte tokens (`<0xF0>`, of SentencePiece models) until it ends,
+    since one wrong byte turns its whole run into replacement characters. Whole characters of a run of more than 1,024
+    are returned.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []  # those that the text of the next ones may depend on
-        self._shown = 0  # characters of their text that came out
+        self._ids: list[int] = []  # ids on which the text of the next ones may depend
+        self._shown = 0  # characters of their text that were returned
         self._run = 0  # byte tokens at their end
         self._kinds: dict[int, str] = {}
         self._clean = _cleans(tokenizer)
@@ -36,17 +37,17 @@ class Detokenizer:
     def add(self, token: int) -> str:
         """The text that this token completes, perhaps none."""
         kind = self._kind(token)
-        if kind == "none":  # also no context for the next one's
+        if kind == "none":  # the next one's text does not depend on it either
             return ""
         self._ids.append(token)
         self._run = self._run + 1 if kind == "byte" else 0
-        # of a long run what is whole comes out, at the end of a character: four bytes are the longest
+        # whole characters of a long run are returned, at a character's end: the longest has four bytes
         if self._run and (self._run < RUN or self._run % RUN > 3):
             return ""
         text = self._decode(self._ids)
         if self._run and text.endswith("\ufffd"):
             return ""
-        # the last one may be a part of a character; those before it are none at all, and stay what they are
+        # the last one may be a part of a character; those before it are invalid, and stay
         whole = text.removesuffix("\ufffd")
         new = whole[self._shown :]
         self._shown = max(self._shown, len(whole))
@@ -54,15 +55,15 @@ class Detokenizer:
         return self._cleaned(new)
 
     def end(self) -> str:
-        """What is left, if the last character never became whole."""
+        """The rest, if the last character never became whole."""
         new = self._decode(self._ids)[self._shown :]
         self._ids, self._shown, self._run = [], 0, 0
         return self._cleaned(new, last=True)
 
     def _forget(self, held: int) -> None:
-        """Keep the shortest end of the ids that has a text of its own: what follows is spaced by it, and by no other.
+        """Keep the shortest end of the ids that has a text of its own, which alone decides the spaces after it.
 
-        Where `held` characters of the text have not come out, the last of them is made of four tokens at the most.
+        If `held` characters of the text were not returned, the last of them consists of at most four tokens.
         """
         keep = 4 if held else 1
         while keep < len(self._ids):
@@ -82,7 +83,7 @@ class Detokenizer:
         return str(self._tokenizer.clean_up_tokenization(done))
 
     def _kind(self, token: int) -> str:
-        """ "none" for special tokens and those that the tokenizer does not know, "byte", or "text"."""
+        """Either "none" (special tokens and those that the tokenizer does not know), "byte" or "text"."""
         if token not in self._kinds:
             name = self._tokenizer.convert_ids_to_tokens(token)
             special = not self._decode([token]) and bool(self._decode([token], skip=False))
@@ -98,16 +99,14 @@ def written(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> Iterat
     """The text of `tokens`, piece by piece as they come."""
     detokenizer = Detokenizer(tokenizer)
     for token in tokens:
-        text = detokenizer.add(token)
-        if text:
+        if text := detokenizer.add(token):
             yield text
-    rest = detokenizer.end()
-    if rest:
+    if rest := detokenizer.end():
         yield rest
 
 
 def _cleans(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Does `decode` clean up spaces by itself? transformers does not for BPE, whatever the tokenizer's setting."""
+    """Whether `decode` cleans up spaces by itself: transformers does not for BPE, whatever the tokenizer's setting."""
     if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
         return False
     inner = getattr(tokenizer, "backend_tokenizer", None)

@@ -1,4 +1,4 @@
-"""Token ids from wherever they come, in pieces of one size: never more of them in memory than one piece."""
+"""Token ids from any source, in pieces of one size: never more of them in memory than one piece."""
 
 from __future__ import annotations
 
@@ -12,20 +12,32 @@ from torch import Tensor
 EXPECTED = "expected an iterable of token ids (whole numbers), or of lists or 1-D tensors of them: one text, no batch"
 
 
+class SourceError(RuntimeError):
+    """The iterator of token ids raised; its own exception is the cause.
+
+    Attributes:
+        reader: The reader of the ids, which holds every whole chunk before that and can be used; None without one.
+    """
+
+    def __init__(self, message: str, reader: Any = None) -> None:
+        super().__init__(message)
+        self.reader = reader
+
+
 def pieces(
     source: Iterable[Any], size: int, vocabulary: int, failed: Callable[[Exception, int, int], Exception]
 ) -> Iterator[list[int]]:
     """The ids of `source` in lists of `size`, the last one shorter.
 
     Args:
-        source: as the argument `ids` of `hf_longctx.stream`.
-        size: ids of a piece.
-        vocabulary: ids are 0 to this, exclusive.
-        failed: makes the exception to raise when `source` itself raises, from that exception, the number of ids taken
-            and how many of them were not handed on.
+        source: As the argument `ids` of `hf_longctx.stream`.
+        size: Ids of a piece.
+        vocabulary: Ids are below this number.
+        failed: Makes the exception to raise when `source` itself raises, from that exception, the number of ids taken
+            and the number of those that were not yielded.
     """
     piece: list[int] = []
-    taken = 0  # handed on in whole pieces
+    taken = 0  # yielded in whole pieces
     items = _items(source)
     while True:
         try:
@@ -34,7 +46,7 @@ def pieces(
             break
         except Exception as error:
             raise failed(error, taken + len(piece), len(piece)) from error
-        if type(item) is int:  # the common case, once a token
+        if type(item) is int:  # the common case, once per token
             piece.append(item)
         else:
             row = _row(item, taken + len(piece))
@@ -55,7 +67,7 @@ def pieces(
 def blocks(
     source: Iterable[Any], size: int, vocabulary: int, failed: Callable[[Exception, int, int], Exception]
 ) -> Iterator[Tensor]:
-    """`pieces` as 1-D int64 tensors. One tensor or array is cut where it lies, without a list of its ids."""
+    """`pieces` as 1-D int64 tensors. One tensor or array is cut in place, without a list of its ids."""
     if not hasattr(source, "ndim"):
         for piece in pieces(source, size, vocabulary, failed):
             yield torch.tensor(piece)
@@ -65,7 +77,7 @@ def blocks(
         block = torch.as_tensor(row[start : start + size]).long()
         low, high = torch.aminmax(block)
         if low < 0 or high >= vocabulary:
-            _checked(block.tolist(), vocabulary, start)  # says which
+            _checked(block.tolist(), vocabulary, start)  # names the wrong one
         yield block
 
 

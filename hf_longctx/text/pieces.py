@@ -1,18 +1,15 @@
-"""Texts that are never whole in memory: read from a file in pieces, tokenised in pieces, written out token by token."""
+"""Texts that are never whole in memory: decoded and tokenised in pieces."""
 
 from __future__ import annotations
 
 import codecs
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .detokenizer import Detokenizer as Detokenizer
-from .detokenizer import written as written
-from .joins import ids_after, ids_before, ids_of
+from .joins import ids_after, ids_before
+from .tokens import bos_prefix, encode, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,40 +19,17 @@ MARK = "\ue000-hf-longctx-\ue000"  # stands for a text in a chat template; priva
 # tokenizers split between a line's last word and the next line's first, whatever stands around them
 _LINE, _WORD = re.compile(r"(?<=\S)\n(?=\S)"), re.compile(r"(?<=\S)(?= \S)")
 
-_AFTER_LINE, _AFTER_WORD = "a\n", "a"  # stand-ins for what was cut off there
+_AFTER_LINE, _AFTER_WORD = "a\n", "a"  # stand-ins for the text that was cut off there
 
 
 class CutError(ValueError):
     """A tokenizer makes other tokens of a text's parts than of the text."""
 
 
-def read_pieces(path_or_name: str | Path) -> Iterator[str]:
-    """A UTF-8 text in pieces: a file, `-` for standard input, or `python-docs` as in `evaluation.texts.load_text`.
-
-    White space at both ends is left out. FileNotFoundError and ValueError as in `load_text`; a file that is empty or
-    no text is refused at once, what is wrong further on is found when it is read.
-    """
-    if path_or_name == "python-docs":
-        from .corpora import load_text
-
-        return iter([load_text(path_or_name)])
-    if str(path_or_name) == "-":
-        return _stripped(_decoded(sys.stdin.buffer, "standard input"), "standard input")
-    path = Path(path_or_name).expanduser()
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: give one text file, '-' for standard input, or 'python-docs'.")
-    if not path.exists():
-        raise FileNotFoundError(f"No text file at {path}. Give a UTF-8 file, '-' for standard input, or 'python-docs'.")
-    pieces = _stripped(_from_file(path), str(path))
-    if not path.is_file():  # a pipe may not have been written to yet
-        return pieces
-    return chain([next(pieces)], pieces)
-
-
 def encode_pieces(
     tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], *, bos: bool = True, after: str = ""
 ) -> Iterator[list[int]]:
-    """The token ids of the text that `pieces` make up, a list for about every 32,000 characters.
+    """The token ids of the text that `pieces` form, one list for about every 32,000 characters.
 
     The text is cut between a line and the next where neither is blank. Byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM)
     splits there before it merges, and SentencePiece models have no token across such a line end, so the ids are those
@@ -65,13 +39,11 @@ def encode_pieces(
     Args:
         tokenizer: The model's.
         pieces: The text, cut anywhere.
-        bos: Begin with the beginning-of-text token, where the tokenizer adds one by itself. False for a text that goes
-            on, or a chat template that has it.
-        after: The text that this one goes on from, if there is one. Its own ids are those of `joins.ids_before`.
+        bos: Begin with the beginning-of-text token, where the tokenizer adds one by itself. False for a continuation,
+            or a chat template that has it.
+        after: The text that this one continues, if there is one. Its own ids are those of `joins.ids_before`.
     """
     if bos:
-        from .tokens import bos_prefix
-
         yield bos_prefix(tokenizer)
     for _, _, ids in encoded(tokenizer, pieces, after):
         yield ids
@@ -80,7 +52,7 @@ def encode_pieces(
 def encoded(
     tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], after: str = ""
 ) -> Iterator[tuple[str, str, list[int]]]:
-    """The parts in which `encode_pieces` tokenises a text: a stand-in for what each goes on from, the text, its ids."""
+    """The parts in which `encode_pieces` tokenises a text: a stand-in for the text before each, the text, its ids."""
     for number, (before, text) in enumerate(_cut(pieces)):
         if number == 0:
             yield after, text, ids_after(tokenizer, after, text, ids_before(tokenizer, after))
@@ -88,8 +60,8 @@ def encoded(
         if before not in (_AFTER_LINE, _AFTER_WORD):
             yield before, text, ids_after(tokenizer, before, text)
             continue
-        # after a stand-in for what was cut off, else some tokenizers take it for a beginning and put a space there
-        known, ids = ids_of(tokenizer, before), ids_of(tokenizer, before + text)
+        # after a stand-in for the text that was cut off: else some tokenizers add a space, as at a text's beginning
+        known, ids = encode(tokenizer, before), encode(tokenizer, before + text)
         if ids[: len(known)] != known:
             raise CutError(
                 f"{type(tokenizer).__name__}: {before!r} and {text[:20]!r}... share a token of this tokenizer, so a "
@@ -99,42 +71,38 @@ def encoded(
 
 
 def lines_of(text: str) -> list[str]:
-    """They end at a line feed, with or without a carriage return before it. `str.splitlines` cuts at eight more
-    characters (U+2028, U+0085, form feed ...), which texts have inside of their lines."""
+    """Lines end at a line feed, with or without a carriage return before it.
+
+    `str.splitlines` cuts at eight more characters (U+2028, U+0085, form feed ...), which texts have inside their lines.
+    """
     lines = text.replace("\r\n", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def last_line(text: str) -> tuple[str, str]:
-    """The last line that is tokenised as it would be alone, and a stand-in for what it follows; "" if that is all."""
+    """The last line that is tokenised as if alone, and a stand-in for the text before it, "" if there is none."""
     at = max((match.start() + 1 for match in _LINE.finditer(text)), default=0)
     return (_AFTER_LINE if at else ""), text[at:]
 
 
 def with_question(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str], question: str) -> Iterator[str]:
     """A document and a question about it as one prompt, in the tokenizer's chat template if it has one."""
-    head, tail = around(tokenizer, f"\n\n{question}")
-    return chain([head], pieces, [tail])
+    before, after = around(tokenizer, f"\n\n{question}")
+    return chain([before], pieces, [after])
 
 
 def around(tokenizer: PreTrainedTokenizerBase, tail: str = "") -> tuple[str, str]:
-    """What stands before and behind a text in a turn of the user that ends with `tail`; no more without a template."""
+    """A prompt's text before and after a document in a user's turn that ends with `tail`; ("", `tail`) untemplated."""
     if not tokenizer.chat_template:
         return "", tail
-    head, found, rest = render(tokenizer, [{"role": "user", "content": f"{MARK}{tail}"}]).partition(MARK)
+    before, found, after = render(tokenizer, [{"role": "user", "content": f"{MARK}{tail}"}]).partition(MARK)
     if not found:
         raise ValueError("the chat template leaves the user's text out, so a document cannot be put there.")
-    return head, rest
-
-
-def render(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]]) -> str:
-    """A chat as the text that the model goes on from."""
-    text: Any = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    return str(text)
+    return before, after
 
 
 def _cut(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The text in parts that can be tokenised alone, each with a stand-in for what it follows."""
+    """The text in parts that can be tokenised alone, each with a stand-in for the text before it."""
     text = before = ""
     for more in pieces:
         text += more
@@ -151,13 +119,8 @@ def _cut(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> int:
-    """Where `pattern` is last in the first part of `text`; 0: nowhere."""
+    """Where `pattern` last matches in the first part of `text`; 0 for nowhere."""
     return max((match.start() for match in pattern.finditer(text, 0, 2 * PIECE)), default=0)
-
-
-def _from_file(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        yield from _decoded(file, str(path))
 
 
 def _decoded(file: Any, name: str) -> Iterator[str]:
@@ -166,12 +129,12 @@ def _decoded(file: Any, name: str) -> Iterator[str]:
     while True:
         data = file.read(PIECE)
         if b"\0" in data:
-            raise ValueError(f"{name} holds zero bytes, so it isn't plain text. Convert it to UTF-8 text first.")
+            raise ValueError(f"{name} holds zero bytes, so it is not plain text. Convert it to UTF-8 text first.")
         try:
             text = carriage + decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{name} isn't UTF-8 somewhere from byte {at} on ({error.reason}). Convert it first, for example with "
+                f"{name} is not UTF-8 somewhere from byte {at} on ({error.reason}). Convert it first, for example with "
                 f"`iconv -f latin1 -t utf-8`."
             ) from error
         at += len(data)
@@ -179,18 +142,3 @@ def _decoded(file: Any, name: str) -> Iterator[str]:
         yield text.removesuffix(carriage).replace("\r\n", "\n")
         if not data:
             return
-
-
-def _stripped(pieces: Iterable[str], name: str) -> Iterator[str]:
-    """`pieces` without the white space at both ends; ValueError if nothing is left."""
-    held, begun = "", False
-    for piece in pieces:
-        text = held + piece
-        text = text if begun else text.lstrip()
-        rest = text.rstrip()
-        if rest:
-            begun = True
-            yield rest
-        held = text[len(rest) :]
-    if not begun:
-        raise ValueError(f"{name} is empty. Give a file with text in it, or 'python-docs'.")

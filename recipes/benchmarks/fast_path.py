@@ -34,7 +34,7 @@ COPY = "the card's copy"
 # -- decoding ----------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def tokens_ms(step: Callable[..., Any], cache: Any, at: int, count: int = 40, warm: int = 8) -> float:
-    """Median milliseconds a token of greedy decoding, by the clock: what a user waits for."""
+    """Median milliseconds per token of greedy decoding, by the clock: a user's waiting time."""
     ids = torch.full((1, 1), 50, device=DEVICE)
     times = []
     for i in range(count):
@@ -97,7 +97,7 @@ def ours_ms(model: Any, ids: Tensor, chunk: int = 32 * K) -> tuple[float, float]
 
 
 def decode(model: Any, ids: Tensor, contexts: tuple[int, ...], window: int) -> Iterator[dict[str, Any]]:
-    """Milliseconds a token by context, and the two ratios that the bars are about."""
+    """Milliseconds per token by context, and the two ratios of the bars."""
     ours, eager, compiled = {}, {}, {}
     with LMInfinite(n_local=window).on(model):
         for context in contexts:
@@ -109,7 +109,7 @@ def decode(model: Any, ids: Tensor, contexts: tuple[int, ...], window: int) -> I
             compiled[context], compiling = compiled_ms(model, context)
         beside = {"stock eager": eager.get(context), "stock static + compile": compiled.get(context)}
         yield row(
-            f"decoding after {context:,} tokens, window {window:,}: ms a token", ours[context], "ms", beside=beside
+            f"decoding after {context:,} tokens, window {window:,}: ms per token", ours[context], "ms", beside=beside
         )
     low, high = stock[0], stock[-1]
     what = f"decoding at {low:,}: time over stock static + compile's"
@@ -138,7 +138,7 @@ def prefill(model: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     linear = slow / m - square * m
     at_million = linear * MILLION + square * MILLION**2
     rates = {n: n / seconds for n, seconds in ours.items()}
-    detail = {"ours, s": ours, "stock, s": stock, "stock at 1,000,000, extrapolated, s": at_million}
+    detail = {"hf_longctx, s": ours, "stock, s": stock, "stock at 1,000,000, extrapolated, s": at_million}
     what = "prefill, window 4k: tokens/s at 1,000,000 over those at 128k"
     beside = {"tokens/s at 1,000,000": rates[MILLION], "tokens/s at 128k": rates[128 * K]}
     yield row(what, rates[MILLION] / rates[128 * K], "", bar=">= 0.95", beside=beside, detail=detail)
@@ -181,6 +181,7 @@ def kernel() -> Iterator[dict[str, Any]]:
     from hf_longctx.ops.attend import attend
     from hf_longctx.ops.branch import Branch
     from hf_longctx.ops.masks import Causal
+    from hf_longctx.ops.positions import Positions
     from hf_longctx.ops.rotation import Rotation
 
     S, H, G, D = 128 * K, 32, 8, 128
@@ -191,7 +192,7 @@ def kernel() -> Iterator[dict[str, Any]]:
     cos, sin = (f(torch.cat([angle, angle], -1)).to(q.dtype) for f in (torch.cos, torch.sin))
     at_q = Rotation(cos[:, -1:], sin[:, -1:], apply_rotary_pos_emb)
     at_k = Rotation(cos, sin, apply_rotary_pos_emb)
-    branch = Branch(q, k, v, pos[:, -1:], pos, Causal(), at_q, at_k, padded=False)
+    branch = Branch(q, k, v, Positions(pos[:, -1:], pos, padded=False), Causal(), at_q, at_k)
     turned = at_q(q), branch.k_rope(k)  # type: ignore[misc]
 
     def replayed(work: Callable[[], Any]) -> float:
@@ -210,17 +211,31 @@ def kernel() -> Iterator[dict[str, Any]]:
     peers = {
         "torch flash, keys rotated before": replayed(
             lambda: torch.ops.aten._flash_attention_forward(
-                turned[0].transpose(1, 2), turned[1].transpose(1, 2), v.transpose(1, 2), None, None, 1, S, 0.0, False,
-                False, scale=D**-0.5,
+                turned[0].transpose(1, 2),
+                turned[1].transpose(1, 2),
+                v.transpose(1, 2),
+                None,
+                None,
+                1,
+                S,
+                0.0,
+                False,
+                False,
+                scale=D**-0.5,
             )
         ),
         "stock SDPA, keys rotated before": replayed(
             lambda: torch.nn.functional.scaled_dot_product_attention(*turned, v, enable_gqa=True)
         ),
-    }  # fmt: skip
+    }
     beside = {"GB/s of keys and values": read, f"GB/s of {COPY}": copied}
-    yield row("decoding attention, 128k keys, 32/8 heads d128: share of the copy bandwidth", read / copied, "",
-              bar=">= 0.60", beside=beside)  # fmt: skip
+    yield row(
+        "decoding attention, 128k keys, 32/8 heads d128: share of the copy bandwidth",
+        read / copied,
+        "",
+        bar=">= 0.60",
+        beside=beside,
+    )
     milli = {"ms": ours, **{f"{name}, ms": value for name, value in peers.items()}}
     for name, other in peers.items():
         yield row(f"decoding attention: time over {name}", ours / other, "", bar="<= 1", beside=milli)
@@ -231,7 +246,7 @@ def kernel() -> Iterator[dict[str, Any]]:
 def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     """Sixteen left-padded prompts of unequal length: fp32 tokens, and bf16 logits, against one by one.
 
-    In bf16 a batch rounds otherwise than a row alone, in the stock model too, whose difference is the measure of ours.
+    In bf16 a batch rounds otherwise than a row alone, in the stock model too, whose difference is the yardstick.
     """
     lengths = [64 + 97 * i for i in range(16)]
     rows = [ids[5000 * i : 5000 * i + n].to(DEVICE) for i, n in enumerate(lengths)]
@@ -250,7 +265,7 @@ def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     model.bfloat16()
 
     def off() -> float:
-        """How far a row's first logits in the batch are from those that it has alone, at most."""
+        """The largest difference of a row's first logits in the batch from those that it has alone."""
         logits = model.generate(padded, attention_mask=mask, **settings).logits[0].float()
         one = torch.cat([model.generate(row[None], **settings).logits[0].float() for row in rows])
         return ((logits - one).norm(dim=-1) / one.norm(dim=-1)).max().item()
@@ -266,9 +281,15 @@ def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
 def llama_8b() -> Any:
     """A random Llama of 8B geometry, bf16."""
     config = LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=131072, rope_theta=5e5,
-    )  # fmt: skip
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        rope_theta=5e5,
+    )
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     model = model.to_empty(device=DEVICE)
@@ -288,7 +309,7 @@ def main() -> None:
         parser.error("it reads texts: python -m recipes.benchmarks.documents DIR, then --documents DIR")
     model, tokenizer, documents = subject(args)
     model.requires_grad_(False)
-    # the time that a token takes does not depend on what it says
+    # the time per token does not depend on the token
     ids = max(documents.values(), key=len) if documents else torch.randint(model.config.vocab_size, (MILLION,))
     failed = []
     for part in args.parts:

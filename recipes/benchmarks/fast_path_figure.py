@@ -1,4 +1,4 @@
-"""Draws docs/figures/fast_path.png from results/fast_path_*.json: a token's time, reading time and memory by context.
+"""Draws docs/figures/fast_path.png from results/fast_path_*.json: time per token, prefill time and memory by context.
 
 python -m recipes.benchmarks.fast_path_figure
 """
@@ -19,7 +19,7 @@ OURS, EAGER, STATIC = plots.LINES[2], plots.LINES[0], plots.LINES[3]
 
 
 def figure() -> Any:
-    """Three panels; what is extrapolated is dashed and hollow."""
+    """Three panels; extrapolated points are dashed and hollow."""
     made = plots.require_matplotlib()(figsize=(12.5, 4.3), layout="constrained")
     decode, prefill, memory = made.subplots(1, 3)
     for axes, draw in ((decode, _decode), (prefill, _prefill), (memory, _memory)):
@@ -45,19 +45,19 @@ def _decode(axes: Any) -> None:
                     lines[name][int(found[1].replace(",", ""))] = value
     for (name, line), style in zip(lines.items(), (OURS, EAGER, STATIC), strict=True):
         axes.plot(list(line), list(line.values()), label=name, **style)
-    _axes(axes, "Writing a token", "ms", {n for line in lines.values() for n in line})
+    _axes(axes, "Decoding", "ms per token", {n for line in lines.values() for n in line})
 
 
 def _prefill(axes: Any) -> None:
     detail = read("fast_path_prefill")["rows"][0]["detail"]
-    ours, stock = ({int(n): s for n, s in detail[key].items()} for key in ("ours, s", "stock, s"))
-    far = max(ours)
-    axes.plot(list(ours), list(ours.values()), label="LM-Infinite, window 4k", **OURS)
+    own, stock = ({int(n): s for n, s in detail[key].items()} for key in ("hf_longctx, s", "stock, s"))
+    far = max(own)
+    axes.plot(list(own), list(own.values()), label="LM-Infinite, window 4k", **OURS)
     axes.plot(list(stock), list(stock.values()), label="stock", **EAGER)
     last, at_far = max(stock), detail["stock at 1,000,000, extrapolated, s"]
     hollow = EAGER | {"ls": ":", "mfc": "white"}
     axes.plot([last, far], [stock[last], at_far], label="stock, extrapolated by its square law", **hollow)
-    _axes(axes, "Reading the text", "s", {*ours, *stock})
+    _axes(axes, "Prefill", "s", {*own, *stock})
 
 
 def _memory(axes: Any) -> None:

@@ -60,10 +60,11 @@ def measure(bench: Any, task: Any, new_tokens: int, args: Namespace) -> Iterator
                 counts = {} if found is None else {"trials": len(found), "correct": sum(found)}
                 yield row(
                     f"needle found, {length:,} tokens, depth {100 * detail['depth']:.3g} %, {name}",  # type: ignore[operator]
-                    None if found is None else sum(found) / len(found), "share of trials",
+                    None if found is None else sum(found) / len(found),
+                    "share of trials",
                     why=None if found is not None else "out of time" if late else f"not run: {skipped}",
                     detail=detail | counts,
-                )  # fmt: skip
+                )
 
 
 def draw(path: Path) -> Any:
@@ -71,7 +72,7 @@ def draw(path: Path) -> Any:
     (file,), _ = collect(path)
     (task,) = measured([file])
     settings = settings_of(file)
-    subtitle = f"{file.data['model']} on {file.data['hardware']}; {settings['trials']} needles a cell; texts: "
+    subtitle = f"{file.data['model']} on {file.data['hardware']}; {settings['trials']} needles per cell; texts: "
     return plots.passkey_figure(
         {name: task.grid(name) for name in task.configurations},
         window=settings["window"],
@@ -108,14 +109,14 @@ def main() -> None:
     parser.add_argument("part", choices=["measure", "draw"])
     parser.add_argument("--lengths", type=lengths, default=LENGTHS)
     parser.add_argument("--depths", type=int, default=10)
-    parser.add_argument("--trials", type=int, default=2, help="needles a cell")
+    parser.add_argument("--trials", type=int, default=2, help="needles per cell")
     parser.add_argument("--stock-most", type=int, default=64 * K, help="the longest text the stock model reads whole")
     parser.add_argument("--seconds", type=float, default=150.0)
     args = parser.parse_args()
     if args.part == "draw":
         plots.save(draw((args.out or RESULTS) / f"{NAME}.json"), FIGURE if args.out is None else args.out / "xl3m.png")
         return
-    from .xl3m import NEW_TOKENS, TASKS, Bench
+    from .xl3m_bench import NEW_TOKENS, TASKS, Bench
 
     bench = Bench(args)
     settings = {"window": TRAINED, "trials": args.trials, "text": f"{bench.hay.distinct:,} distinct tokens, shuffled"}

@@ -25,7 +25,7 @@ from transformers import (
 
 from hf_longctx import shared_prefix
 from hf_longctx.evaluation.results import row
-from hf_longctx.generation.cuda_graph import can_replay, decoder
+from hf_longctx.generation.cuda_graph import can_replay, graph_forward
 from hf_longctx.text.corpora import load_text
 from hf_longctx.upstream.caches import given_cache
 
@@ -37,7 +37,7 @@ QUESTION = 16  # tokens
 
 
 class Attempt:
-    """Makes a row, or says why there is none: it failed, or the time is up."""
+    """Makes a row, or one with the reason for its absence: a failure, or the end of the time."""
 
     def __init__(self, seconds: float) -> None:
         self.until = time.perf_counter() + seconds
@@ -98,7 +98,7 @@ def exact(model: Any, ids: Tensor, length: int, batch: int, new: int) -> Iterato
     cast_(model, torch.float32)
     tokens, truth = stock()
     told, logits = ours()
-    where = f"{batch} unequal questions behind {length:,} tokens, {new} greedy tokens each"
+    where = f"{batch} unequal questions after {length:,} tokens, {new} greedy tokens each"
     yield row(f"fp32: rows with stock's tokens; {where}", int((tokens == told).all(1).sum()), "", bar=f"== {batch}")
     same = (tokens == told).long().cumprod(1).bool()
     # logits that follow the same tokens
@@ -114,8 +114,8 @@ def exact(model: Any, ids: Tensor, length: int, batch: int, new: int) -> Iterato
     cast_(model, was)
     far, stock_far = _off(mine, truth), _off(half, truth)
     what = "bf16: how much further from stock's fp32 logits than stock's own bf16 is (norms as above, mean)"
-    beside = {"ours to fp32": far.mean().item(), "stock to fp32": stock_far.mean().item()}
-    beside |= {"ours to stock, both bf16": _off(mine, half).mean().item()}
+    beside = {"hf_longctx to fp32": far.mean().item(), "stock to fp32": stock_far.mean().item()}
+    beside |= {"hf_longctx to stock, both bf16": _off(mine, half).mean().item()}
     yield row(what, far.mean().item() - stock_far.mean().item(), "", bar="<= 2e-3", beside=beside)
     chances = (mine.softmax(-1) - half.softmax(-1)).abs().amax(-1)
     what = "bf16: largest difference of a token's probability to stock's bf16, mean of all tokens"
@@ -169,18 +169,25 @@ def ours(model: Any, document: Tensor, questions: Tensor, new: int) -> dict[str,
         cache = prefix.cache()
         settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
         prefix.generate(
-            questions, attention_mask=torch.ones_like(questions), cache=cache,
-            stopping_criteria=StoppingCriteriaList([clock]), **settings,
-        )  # fmt: skip
+            questions,
+            attention_mask=torch.ones_like(questions),
+            cache=cache,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            **settings,
+        )
         seconds = _now() - start
         peak = (torch.cuda.max_memory_allocated() - weights) if torch.cuda.is_available() else 0
         kv = (prefix.nbytes + cache.nbytes()) / 2**30
         del cache
         forward = _forward_ms(model, prefix, questions, new)
     return {
-        "step of generate, ms": clock.step_ms(), "forward, ms": forward, "reading, s": read, "all, s": seconds,
-        "KV, GiB": kv, "peak above the weights, GiB": peak / 2**30,
-    }  # fmt: skip
+        "step of generate, ms": clock.step_ms(),
+        "forward, ms": forward,
+        "reading, s": read,
+        "all, s": seconds,
+        "KV, GiB": kv,
+        "peak above the weights, GiB": peak / 2**30,
+    }
 
 
 @torch.no_grad()
@@ -189,7 +196,7 @@ def _forward_ms(model: Any, prefix: Any, questions: Tensor, new: int, count: int
     cache = prefix.cache()
     cache.most = questions.shape[1] + new
     model(input_ids=questions, **given_cache(model, cache), use_cache=True, logits_to_keep=1)
-    step = decoder(model) if can_replay(model, cache) else model
+    step = graph_forward(model) if can_replay(model, cache) else model
     times = []
     for i in range(min(count, new)):
         pos = torch.full_like(questions[:, :1], prefix.length + questions.shape[1] + i)
@@ -239,7 +246,7 @@ def decode(
                 traceback.print_exc()
                 why, theirs = f"stock at batch {other}: {type(error).__name__}", {}
             rate = batch / mine["step of generate, ms"] * 1e3
-            detail = {"ours": mine, "stock": theirs}
+            detail = {"hf_longctx": mine, "stock": theirs}
             return row(f"{name}: tokens/s while decoding", rate, "", beside=beside, detail=detail, why=why)
 
         yield attempt(f"{name}: tokens/s while decoding", "", tokens)
@@ -249,8 +256,8 @@ def decode(
             yield row(what, found[batch, length]["KV, GiB"], "GiB", bar="< 8", beside={"stock would need": needed})
         if len(found) == 2 and all(size[:2] in found for size in sizes[:2]):
             high, low = (found[size[:2]]["forward, ms"] for size in sizes[:2])
-            what = f"forward of one token at batch {batch:,}: time behind {sizes[0][1]:,} tokens over {sizes[1][1]:,}"
-            beside = {f"ms behind {n:,}": ms for n, ms in ((sizes[0][1], high), (sizes[1][1], low))}
+            what = f"forward of one token at batch {batch:,}: time after {sizes[0][1]:,} tokens over {sizes[1][1]:,}"
+            beside = {f"ms after {n:,}": ms for n, ms in ((sizes[0][1], high), (sizes[1][1], low))}
             yield row(what, high / low, "", bar="<= 2", beside=beside)
 
 
@@ -258,10 +265,10 @@ def decode(
 def continuous(
     model: Any, ids: Tensor, attempt: Attempt, length: int, batch: int, new: int
 ) -> Iterator[dict[str, Any]]:
-    """Stock continuous batching, which shares the blocks of a common beginning, on the same requests as ours."""
+    """Stock continuous batching, which shares the blocks of a common beginning, on the same requests."""
     document = ids[:length]
     questions = ids[length:][: batch + QUESTION].unfold(0, QUESTION, 1)[:batch].contiguous()
-    name = f"{batch} questions behind {length:,} tokens, {new} new tokens each"
+    name = f"{batch} questions after {length:,} tokens, {new} new tokens each"
     start = _now()
     with shared_prefix(model, document.to(model.device)) as prefix:
         asked = questions.to(model.device)
@@ -280,7 +287,7 @@ def continuous(
             errors = {str(one.error) for one in out.values()}
             raise RuntimeError(f"{written} of {batch * new} tokens were written: {errors}")
         what = f"{name}: all of it, seconds; times faster than stock continuous batching"
-        return row(what, taken / seconds, "x", beside={"ours, s": seconds, "stock continuous batching, s": taken})
+        return row(what, taken / seconds, "x", beside={"hf_longctx, s": seconds, "stock continuous batching, s": taken})
 
     yield attempt(f"{name}: stock continuous batching", "s", peer)
 

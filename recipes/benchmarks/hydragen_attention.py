@@ -1,4 +1,4 @@
-"""Attention of one layer to a shared prefix and to suffixes, one token a row, beside what stock's sdpa takes."""
+"""Attention of one layer to a shared prefix and to suffixes, one token per row, beside stock's sdpa."""
 
 # B batch, H query heads, G key/value heads, P keys of a prefix, S keys of a suffix, D head dim
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_longctx.evaluation.results import row
-from hf_longctx.ops.prefix import Own, Query, Shared, attend, cut, folded, fused_refuses, parts_for
+from hf_longctx.ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, attend, cut, folded, fused_refuses, parts_for
 
 from .reading import K
 from .timing import milliseconds
@@ -44,7 +44,7 @@ def replayed(work: Callable[[], Any], runs: int = 7, inside: int = 5) -> float:
     return milliseconds(graph.replay, runs=runs, warm_up=2) / inside
 
 
-def problem(B: int, heads: tuple[int, int, int], P: int, S: int) -> tuple[Query, Own, Shared]:
+def problem(B: int, heads: tuple[int, int, int], P: int, S: int) -> tuple[PrefixQuery, SuffixKeys, PrefixKeys]:
     """Random queries, suffixes and a prefix."""
     (H, G, D), device = heads, "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -53,9 +53,11 @@ def problem(B: int, heads: tuple[int, int, int], P: int, S: int) -> tuple[Query,
         return torch.randn(shape, device=device, dtype=dtype)
 
     pos = torch.arange(P + S, device=device)
-    query = Query(random(B, H, 1, D), pos[-1:].expand(B, 1), None, D**-0.5)
-    own = Own(random(B, G, S, D), random(B, G, S, D), pos[P:].expand(B, S).contiguous(), regular=False, padded=True)
-    return query, own, Shared(random(1, G, P, D), random(1, G, P, D), pos[None, :P])
+    query = PrefixQuery(random(B, H, 1, D), pos[-1:].expand(B, 1), None, D**-0.5)
+    own = SuffixKeys(
+        random(B, G, S, D), random(B, G, S, D), pos[P:].expand(B, S).contiguous(), consecutive=False, padded=True
+    )
+    return query, own, PrefixKeys(random(1, G, P, D), random(1, G, P, D), pos[None, :P])
 
 
 def rows(attempt: Attempt, small: bool) -> Iterator[dict[str, Any]]:
@@ -114,7 +116,7 @@ def _ratio(what: str, B: int, heads: tuple[int, int, int], P: int, S: int) -> di
     if off > 2e-2:
         raise RuntimeError(f"the outputs differ by {off:.1e} (relative)")
     mine, theirs = replayed(ours), replayed(stock)
-    beside: dict[str, Any] = {"ours, ms": mine, "stock, ms": theirs}
+    beside: dict[str, Any] = {"hf_longctx, ms": mine, "stock, ms": theirs}
     if torch.cuda.is_available():
         for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
             try:

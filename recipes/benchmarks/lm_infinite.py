@@ -23,6 +23,7 @@ from hf_longctx.evaluation.results import row
 from hf_longctx.ops.branch import Branch
 from hf_longctx.ops.kernels import KERNELS, Call
 from hf_longctx.ops.masks import BeyondWindow, Causal, Window
+from hf_longctx.ops.positions import Positions
 from hf_longctx.ops.rotation import Rotation
 from hf_longctx.upstream.caches import given_cache
 
@@ -39,17 +40,19 @@ def attention(model: Any) -> Iterator[dict[str, Any]]:
     L, size, H, G, D = 128 * K, 4 * K, 9, 3, 64
     q, k, v = (torch.randn(1, L, h, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for h in (H, G, G))
     pos = torch.arange(L, device="cuda")[None]
+    everywhere = Positions(pos, pos, same_rows=True, consecutive=True, padded=False)
     cos, sin = model.model.rotary_emb(q, pos)
     rope = Rotation(cos, sin, apply_rotary_pos_emb)
     far = Rotation(cos[:, :1], sin[:, :1], apply_rotary_pos_emb)
 
     def ours() -> Tensor:
-        local = Branch(q, k, v, pos, pos, Window(size), rope, rope, regular=True, padded=False)
-        sinks = Branch(q, k[:, :, :10], v[:, :, :10], pos, pos[:, :10], BeyondWindow(size), k_rope=far, padded=False)
+        local = Branch(q, k, v, everywhere, Window(size), rope, rope)
+        first = Positions(pos, pos[:, :10], padded=False)
+        sinks = Branch(q, k[:, :, :10], v[:, :, :10], first, BeyondWindow(size), k_rope=far)
         return attend([local, sinks], scale=D**-0.5)
 
     def torch_flash() -> Any:
-        return KERNELS["cuda_flash"].forward(Call(pos, pos, Causal(), D**-0.5, True, False), q, k, v)
+        return KERNELS["cuda_flash"].forward(Call(everywhere, Causal(), D**-0.5), q, k, v)
 
     def dispatched() -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -156,7 +159,7 @@ def passkey(model: Any, tokenizer: Any, window: int, every: int, trials: int) ->
         yield row(f"accuracy at {factor:g} times the window, top_k=5", fmean(ours[factor]), "", beside=beside)
     ratio = fmean(map(fmean, ours.values())) / fmean(map(fmean, truncated.values()))
     detail = {"depths": depths, "trials": trials, "top_k=5": ours, "truncated": truncated, "inside": inside}
-    what = f"mean accuracy over truncation's, {len(depths)} depths, {trials} prompts a cell"
+    what = f"mean accuracy over truncation's, {len(depths)} depths, {trials} prompts per cell"
     yield row(what, ratio, "x", bar=">= 1.85", detail=detail)
 
 
@@ -192,7 +195,7 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--window", type=int, default=2 * K, help="the passkey part's emulated window, tokens")
     parser.add_argument("--every", type=int, default=1, help="passkey: read every n-th of the ten depths")
-    parser.add_argument("--trials", type=int, default=20, help="passkey: prompts a cell")
+    parser.add_argument("--trials", type=int, default=20, help="passkey: prompts per cell")
     args = parser.parse_args()
     if args.part in ("speed", "perplexity") and not args.documents:
         parser.error("this part reads texts: python -m recipes.benchmarks.documents DIR, then --documents DIR")

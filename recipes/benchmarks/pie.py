@@ -1,4 +1,4 @@
-"""PIE: edits of a text that was read, against reading it anew.
+"""PIE: edits of a text in the cache, against a full re-read.
 
 python -m recipes.benchmarks.pie fidelity     # KL and top-1 agreement, SmolLM2 in fp32: 7 minutes on an H100
 python -m recipes.benchmarks.pie rules        # which tokens to read again: rules of equal cost, side by side: 1 minute
@@ -60,7 +60,7 @@ FREE = 256  # tokens of the trained length for what an edit adds and what follow
 
 
 def rules(model: Any, tokenizer: Any, args: Any) -> Iterator[dict[str, Any]]:
-    """The same number of tokens read again, chosen by several rules. Two of them know what only a full read tells."""
+    """The same number of tokens read again, chosen by several rules. Some use a full read."""
     for length in args.lengths[:1]:
         sample = edits(tokenizer, min(length, TRAINED - FREE), args.edits, args.per_text, seed=length + 1)
         found = measure(model, sample, RULES, 2 * args.batch, attended=True)
@@ -70,10 +70,7 @@ def rules(model: Any, tokenizer: Any, args: Any) -> Iterator[dict[str, Any]]:
 def _rows(found: dict[str, Result], length: int, bar: str | None, top_bar: str | None) -> Iterator[dict[str, Any]]:
     ours = found[OURS]
     n = len(ours.kl)
-    detail = {
-        name: {"kl": r.kl, "top1": r.top1, "read again": r.again, "kind": r.kind, "length behind": r.behind}
-        for name, r in found.items()
-    }
+    detail = {name: r.spread() for name, r in found.items()}
 
     def beside(value: Callable[[Result], float]) -> dict[str, float]:
         return {name: value(result) for name, result in found.items() if name != OURS}
@@ -104,7 +101,7 @@ def _mean(values: list[float]) -> float:
 # -- time -------------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def timed(args: Any) -> Iterator[dict[str, Any]]:
-    """An edit of up to 64 tokens against reading the new text anew, a random 1B Llama in bf16."""
+    """An edit of up to 64 tokens against a full re-read, a random 1B Llama in bf16."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     config = LlamaConfig(**(ONE_B | ({"num_hidden_layers": 2} if args.smoke else {})))
@@ -127,7 +124,7 @@ def timed(args: Any) -> Iterator[dict[str, Any]]:
 def _timed(
     model: Any, decoder: Any, old: Tensor, before: DynamicCache, read: list[float], places: int, args: Any
 ) -> dict[str, Any]:
-    """Edits at so many places, of up to 64 tokens altogether; reading the text anew takes `read` seconds."""
+    """Edits at this number of places, of up to 64 tokens altogether; a full re-read takes `read` seconds."""
     modes = {"eager": False} | ({"compiled": True} if torch.cuda.is_available() else {})
     length, full = len(old), median(read)
     seconds: dict[str, list[float]] = {name: [] for name in modes}
@@ -147,7 +144,7 @@ def _timed(
     label = f"edit of 1 to 64 tokens in {length // K}k" if length >= K else f"edit in {length}"
     label += f" at {places} places" * (places > 1)
     return row(
-        f"{label}, times faster than reading anew",
+        f"{label}, times faster than a full re-read",
         full / median(seconds[best]),
         "x",
         bar=SPEED.get(length) if best == "compiled" and places == 1 else None,
@@ -155,10 +152,10 @@ def _timed(
             "eager": f"{full / median(seconds['eager']):.1f} x",
             "milliseconds": f"{1e3 * median(seconds[best]):.2f}",
             "milliseconds, eager": f"{1e3 * median(seconds['eager']):.2f}",
-            "milliseconds, reading anew": f"{1e3 * full:.1f}",
+            "milliseconds, full re-read": f"{1e3 * full:.1f}",
             "tokens forwarded": f"{median(forwarded):.0f} of {length:,}",
         },
-        detail={"seconds": seconds, "reading anew": read, "forwarded": forwarded, "repair": REPAIR, "parts": parts},
+        detail={"seconds": seconds, "full re-read": read, "forwarded": forwarded, "repair": REPAIR, "parts": parts},
     )
 
 
@@ -205,8 +202,12 @@ def rotation(model: Any, tokenizer: Any, args: Any) -> Iterator[dict[str, Any]]:
         edit(first, cache, held, new, 0)
         wrong += cache.get_seq_length() != len(new) - 1
         held = new
-    yield row(f"of {args.many} edits upon each other: caches as long as the text", float(args.many - wrong), "",
-              bar=f"== {args.many}")  # fmt: skip
+    yield row(
+        f"of {args.many} edits upon each other: caches as long as the text",
+        float(args.many - wrong),
+        "",
+        bar=f"== {args.many}",
+    )
     off = _apart(cache, _read(first, held[:-1]))
     yield row(f"largest difference of layer-0 keys after {args.many} edits upon each other", off, "")
 
@@ -233,7 +234,7 @@ def main() -> None:
     """Run one part and write its result file."""
     parser = arguments(__doc__)
     parser.add_argument("part", choices=("fidelity", "rules", "time", "rotation"))
-    parser.add_argument("--edits", type=int, default=200, help="edits of a cell")
+    parser.add_argument("--edits", type=int, default=200, help="edits per cell")
     parser.add_argument("--per-text", type=int, default=5, help="edits of one text")
     parser.add_argument("--batch", type=int, default=40, help="edits read together at 8k; twice as many at 2k")
     parser.add_argument("--lengths", type=lengths, default=None)

@@ -1,8 +1,9 @@
-"""Ways to make a cache follow an edit, and how far each is from reading anew: a batch of edits at a time."""
+"""Ways to make a cache follow an edit, and the distance of each from a full re-read: a batch of edits at a time."""
 
 # B edits, T following tokens, V vocabulary, N columns
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,7 @@ from hf_longctx.anatomy import attention_layers, find_decoder
 from hf_longctx.attention.rerotate import Mover
 from hf_longctx.editing.batch import edit_batch
 from hf_longctx.editing.echoes import echoes
-from hf_longctx.editing.placed import PlacedWork, Row, read_placed
+from hf_longctx.editing.placed import PlacedWork, RowEdit, read_placed
 from hf_longctx.editing.plan import REPAIR, compare, make_plan
 from hf_longctx.editing.workspace import Span
 from hf_longctx.upstream.caches import given_cache
@@ -26,29 +27,40 @@ from .pie_texts import Edit
 
 OURS = "hf_longctx"
 FOLLOWING = 64  # tokens over which distributions are compared
+QUANTILES = {"least": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "most": 1.0}
 
 
 @dataclass
 class Result:
-    """Of one method, edit by edit: mean KL, share of tokens with the same first choice, tokens read again, kind."""
+    """Of one method, edit by edit: mean KL, share of tokens with the same first choice, tokens read again, kind, and
+    the number of tokens after the edit."""
 
     kl: list[float] = field(default_factory=list)
     top1: list[float] = field(default_factory=list)
     again: list[int] = field(default_factory=list)
     kind: list[str] = field(default_factory=list)
-    behind: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
+
+    def spread(self) -> dict[str, Any]:
+        """For the result file: of each number its quantiles over the edits, of the kinds their counts."""
+        numbers = {"kl": self.kl, "top1": self.top1, "read again": self.again, "tokens after the edit": self.after}
+        found: dict[str, Any] = {
+            name: dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values())).tolist(), strict=True))
+            for name, values in numbers.items()
+        }
+        return {"edits": len(self.kl), "kinds": dict(Counter(self.kind)), **found}
 
 
 @dataclass
 class Known:
-    """What is known of one edit after a full read: how far each token's keys and values are off, and how much each
-    attends to the edit. (N,) each; a rule that uses them cannot be had in practice."""
+    """The facts about one edit that only a full read shows: the error of each token's keys and values, and its
+    attention to the edit. (N,) each; a rule that uses them is impossible in practice."""
 
     off: Tensor | None = None
     attends: Tensor | None = None
 
 
-Choose = Callable[[Edit, Known, list[int]], list[int]]  # the tokens behind the edit, in order -> those to read again
+Choose = Callable[[Edit, Known, list[int]], list[int]]  # the tokens after the edit, in order -> those to read again
 
 
 def measure(
@@ -65,7 +77,7 @@ def measure(
 @torch.no_grad()
 def _measure(model: Any, group: list[Edit], methods: dict[str, Any], attended: bool, found: dict[str, Result]) -> None:
     old = _old(model, group)
-    truth, known = _anew(model, group, attended)
+    truth, known = _full_read(model, group, attended)
     if attended:
         _offsets(model, old, truth, group, known)
     lengths = torch.tensor([len(e.new) for e in group], device=model.device)
@@ -74,17 +86,19 @@ def _measure(model: Any, group: list[Edit], methods: dict[str, Any], attended: b
     for name, method in methods.items():
         cache, again = method(model, view(old), group, known)
         mask, pos = _where(lengths, cache.get_seq_length() + FOLLOWING, FOLLOWING)
-        ours = model(fed_BT, attention_mask=mask, position_ids=pos, **given_cache(model, cache), use_cache=True).logits
+        logits = model(
+            fed_BT, attention_mask=mask, position_ids=pos, **given_cache(model, cache), use_cache=True
+        ).logits
         del cache
         for b, e in enumerate(group):
-            p, q = logp_BTV[b], ours[b].float().log_softmax(-1)
+            p, q = logp_BTV[b], logits[b].float().log_softmax(-1)
             result = found[name]
             result.kl.append(float((p.exp() * (p - q)).sum(-1).mean()))
             result.top1.append(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
             result.again.append(again[b])
             result.kind.append(e.kind)
-            result.behind.append(len(e.new) - e.spans[0][1])
-        del ours
+            result.after.append(len(e.new) - e.spans[0][1])
+        del logits
 
 
 def _old(model: Any, group: list[Edit]) -> DynamicCache:
@@ -97,7 +111,7 @@ def _old(model: Any, group: list[Edit]) -> DynamicCache:
     return _stacked([read[e.text] for e in group])
 
 
-def _anew(model: Any, group: list[Edit], attended: bool) -> tuple[DynamicCache, list[Known]]:
+def _full_read(model: Any, group: list[Edit], attended: bool) -> tuple[DynamicCache, list[Known]]:
     """The new texts read by the stock model, all but the last token, one after the other."""
     caches, known = [], []
     stock = model.config._attn_implementation
@@ -145,12 +159,12 @@ def _stacked(caches: list[DynamicCache]) -> DynamicCache:
 
 
 def _offsets(model: Any, old: DynamicCache, truth: DynamicCache, group: list[Edit], known: list[Known]) -> None:
-    """How far the keys and values of each token would be off, if they were moved and not read again."""
-    moved, _ = _edited(model, view(old), group, known, lambda e, k, behind: [])
+    """The error of each token's keys and values if they are moved and not read again."""
+    moved, _ = _edited(model, view(old), group, known, lambda e, k, after: [])
     width = truth.get_seq_length()
     total = torch.zeros(len(group), width, device=model.device)
-    for ours, theirs in zip(moved.layers, truth.layers, strict=True):
-        for a, b in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+    for own, reference in zip(moved.layers, truth.layers, strict=True):
+        for a, b in ((own.keys, reference.keys), (own.values, reference.values)):
             total += (a - b).norm(dim=-1).mean(1) / b.norm(dim=-1).mean()
     for r, e in enumerate(group):
         known[r].off = total[r, width - len(e.new) + 1 :].cpu()
@@ -188,7 +202,7 @@ def view(cache: DynamicCache) -> DynamicCache:
 
 
 # -- methods ----------------------------------------------------------------------------------------------------------
-def _ours(repair: int | None) -> Any:
+def _hf_longctx(repair: int | None) -> Any:
     def method(model: Any, cache: Any, group: list[Edit], known: Any) -> tuple[Any, list[int]]:
         made = edit_batch(model, cache, [e.old for e in group], [e.new for e in group], repair)
         return made.cache, [report.repaired for report in made.reports]
@@ -199,18 +213,18 @@ def _ours(repair: int | None) -> Any:
 def _edited(
     model: Any, cache: Any, group: list[Edit], known: list[Known], choose: Choose, move: bool = True
 ) -> tuple[Any, list[int]]:
-    """What is new is read, and of what is behind it what `choose` says; keys are moved or (naive) left as they are."""
+    """New tokens are read, and those after them that `choose` names; keys are moved or (naive) left as they are."""
     decoder: Any = find_decoder(model)
     length, rows, again = max(len(e.new) for e in group) - 1, [], []
     for e, about in zip(group, known, strict=True):
         difference = compare(e.old.numpy(), e.new.numpy(), len(e.old))
         plan = make_plan(difference, 0)
-        fresh = {i for span in plan.fresh for i in range(span.start, span.end)}
-        behind = [i for _, new, n in plan.copies if new for i in range(new, new + n)]
-        chosen = [i for i in choose(e, about, behind) if i not in fresh]
+        fresh = {i for span in plan.read for i in range(span.start, span.end)}
+        after = [i for _, new, n in plan.copies if new for i in range(new, new + n)]
+        chosen = [i for i in choose(e, about, after) if i not in fresh]
         again.append(len(chosen))
         spans = [Span(i, i + 1) for i in sorted({*fresh, *chosen})]
-        rows.append(Row(plan.copies, spans, e.new[:-1].numpy(), 0, length - len(e.new) + 1))
+        rows.append(RowEdit(plan.copies, spans, e.new[:-1].numpy(), 0, length - len(e.new) + 1))
     mover, works = Mover(decoder), []
     for module in attention_layers(decoder):
         index: Any = module.layer_idx
@@ -227,75 +241,75 @@ def _rule(choose: Choose) -> Any:
     return lambda model, cache, group, known: _edited(model, cache, group, known, choose)
 
 
-def _next(e: Edit, n: int, behind: list[int]) -> list[int]:
-    """The next n tokens behind each place."""
-    inside = set(behind)
+def _next(e: Edit, n: int, after: list[int]) -> list[int]:
+    """The next n tokens after each edit."""
+    inside = set(after)
     return sorted({i for _, end in e.spans for i in range(end, end + n) if i in inside})
 
 
-def _cost(e: Edit, behind: list[int]) -> int:
+def _cost(e: Edit, after: list[int]) -> int:
     """As many tokens as the default reads again."""
-    return min(REPAIR * len(e.spans), len(behind))
+    return min(REPAIR * len(e.spans), len(after))
 
 
-def _nearest(e: Edit, known: Known, behind: list[int]) -> list[int]:
-    near = _next(e, REPAIR, behind)
-    return [*near, *[i for i in behind if i not in set(near)][: _cost(e, behind) - len(near)]]
+def _nearest(e: Edit, known: Known, after: list[int]) -> list[int]:
+    near = _next(e, REPAIR, after)
+    return [*near, *[i for i in after if i not in set(near)][: _cost(e, after) - len(near)]]
 
 
-def _spread(e: Edit, known: Known, behind: list[int]) -> list[int]:
-    n = _cost(e, behind)
-    return [behind[i] for i in torch.linspace(0, len(behind) - 1, n).long().tolist()] if behind else []
+def _spread(e: Edit, known: Known, after: list[int]) -> list[int]:
+    n = _cost(e, after)
+    return [after[i] for i in torch.linspace(0, len(after) - 1, n).long().tolist()] if after else []
 
 
-def _halves(e: Edit, known: Known, behind: list[int]) -> list[int]:
-    near = _next(e, REPAIR // 2, behind)
-    left = [i for i in behind if i not in set(near)]
-    n = _cost(e, behind) - len(near)
+def _halves(e: Edit, known: Known, after: list[int]) -> list[int]:
+    near = _next(e, REPAIR // 2, after)
+    left = [i for i in after if i not in set(near)]
+    n = _cost(e, after) - len(near)
     return [*near, *(left[-n:] if n > 0 else [])]
 
 
-def _echoes(e: Edit, known: Known, behind: list[int]) -> list[int]:
+def _echoes(e: Edit, known: Known, after: list[int]) -> list[int]:
     """Half the next ones, half phrases of the changed text that come again (and more of the next ones)."""
-    n = _cost(e, behind)
-    near = _next(e, REPAIR // 2, behind)
+    n = _cost(e, after)
+    near = _next(e, REPAIR // 2, after)
     may = np.zeros(len(e.new), bool)
-    may[sorted(set(behind) - set(near))] = True
+    may[sorted(set(after) - set(near))] = True
     far = echoes(e.new.numpy(), [ids.numpy() for ids in e.changed], may, n - len(near)).tolist()
-    rest = [i for i in behind if i not in {*near, *far}]
+    rest = [i for i in after if i not in {*near, *far}]
     return [*near, *far, *rest[: n - len(near) - len(far)]]
 
 
 def _most(name: str, near: int = 0) -> Choose:
-    def choose(e: Edit, known: Known, behind: list[int]) -> list[int]:
-        first = _next(e, near, behind)
+    def choose(e: Edit, known: Known, after: list[int]) -> list[int]:
+        first = _next(e, near, after)
         score: Tensor = getattr(known, name)
-        left = [i for i in behind if i not in set(first) and i < len(score)]
-        n = max(_cost(e, behind) - len(first), 0)
+        left = [i for i in after if i not in set(first) and i < len(score)]
+        n = max(_cost(e, after) - len(first), 0)
         return [*first, *sorted(left, key=lambda i: -float(score[i]))[:n]]
 
     return choose
 
 
 def _naive(model: Any, cache: Any, group: list[Edit], known: list[Known]) -> tuple[Any, list[int]]:
-    return _edited(model, cache, group, known, lambda e, k, behind: [], move=False)
+    return _edited(model, cache, group, known, lambda e, k, after: [], move=False)
 
 
 METHODS: dict[str, Any] = {
-    OURS: _ours(None),
-    "repair=0 (the paper)": _ours(0),
-    **{f"repair={n}": _ours(n) for n in (16, 64, 128, 256) if n != REPAIR},
+    OURS: _hf_longctx(None),
+    "repair=0 (the paper)": _hf_longctx(0),
+    **{f"repair={n}": _hf_longctx(n) for n in (16, 64, 128, 256) if n != REPAIR},
     "naive splice": _naive,
 }
 RULES: dict[str, Any] = {
-    OURS: _ours(None),
+    OURS: _hf_longctx(None),
     "the next ones": _rule(_nearest),
-    "the last ones": _rule(lambda e, known, behind: behind[-n:] if (n := _cost(e, behind)) else []),
+    "the last ones": _rule(lambda e, known, after: after[-n:] if (n := _cost(e, after)) else []),
     "half next, half last": _rule(_halves),
     "half next, half phrases that come again": _rule(_echoes),
     "evenly spread": _rule(_spread),
     "those that attend most to the edit (needs a full read)": _rule(_most("attends")),
     "half next, half those (needs a full read)": _rule(_most("attends", REPAIR // 2)),
     "those that are off most (needs a full read)": _rule(_most("off")),
-    "none": _rule(lambda e, known, behind: []),
+    "none": _rule(lambda e, known, after: []),
 }

@@ -30,7 +30,7 @@ class Edit:
     old: Tensor
     new: Tensor
     spans: tuple[tuple[int, int], ...]
-    changed: tuple[Tensor, ...]  # what was deleted and what is new, with a token on either side
+    changed: tuple[Tensor, ...]  # the deleted and the new tokens, with a token on either side
 
 
 def edits(tokenizer: Any, length: int, count: int, per_text: int, seed: int) -> Iterator[Edit]:

@@ -23,14 +23,26 @@ from hf_longctx.planning.shape import build, measure
 from .reading import RESULTS, TRAINED, K
 
 SMOLLM2 = LlamaConfig(
-    hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-    head_dim=64, vocab_size=49152, max_position_embeddings=TRAINED, tie_word_embeddings=True,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
+    vocab_size=49152,
+    max_position_embeddings=TRAINED,
+    tie_word_embeddings=True,
     rope_parameters={"rope_type": "default", "rope_theta": 1e5},
-)  # fmt: skip
+)
 LLAMA_8B = LlamaConfig(
-    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=8, max_position_embeddings=128 * K,
-)  # fmt: skip
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=128 * K,
+)
 MODELS = {"SmolLM2-135M": SMOLLM2, "Llama of 8B geometry": LLAMA_8B}
 BYTES, SECONDS = 1.15, 1.5  # what the predictions must hold, as factors
 
@@ -84,7 +96,7 @@ def _reading() -> Iterator[Pair]:
 
 def _prefill() -> Iterator[Pair]:
     detail = read("fast_path_prefill")["rows"][0]["detail"]
-    for who, chunk, window in (("ours, s", 32 * K, 4 * K), ("stock, s", None, None)):
+    for who, chunk, window in (("hf_longctx, s", 32 * K, 4 * K), ("stock, s", None, None)):
         for tokens, value in detail[who].items():
             made = predicted(SMOLLM2, int(tokens), chunk or int(tokens), window)
             name = "LM-Infinite, window 4k" if window else "stock"
@@ -118,7 +130,7 @@ def _decoding(name: str, model: str) -> Iterator[Pair]:
         ):
             if value is not None:
                 assert seconds is not None
-                yield Pair(f"{model} writes a token after {tokens:,}: {who}", 1e3 * seconds, value, "ms")
+                yield Pair(f"{model} decodes a token after {tokens:,}: {who}", 1e3 * seconds, value, "ms")
 
 
 def rows() -> Iterator[dict[str, Any]]:

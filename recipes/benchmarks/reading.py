@@ -1,4 +1,4 @@
-"""What the reading benchmarks share: arguments, the model, the texts cut into spans, ratios to the stock model."""
+"""Shared by the reading benchmarks: arguments, the model, the texts cut into spans, ratios to the stock model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def finish(
 ) -> None:
     """Print every row as it comes, and write the result file `name` when all are there.
 
-    Until then they are in NAME.json.partial beside it: an interrupted run leaves those, and what an earlier run wrote.
+    Until then they are in NAME.json.partial beside it: an interrupted run leaves those, and an earlier run's file.
     """
     label = label or f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(model.dtype).removeprefix('torch.')}"
     out = args.out or RESULTS
@@ -81,7 +81,7 @@ def finish(
 
 
 def _command(args: argparse.Namespace) -> str:
-    """The command without the places where texts, model and results lie on one machine."""
+    """The command without the paths of texts, model and results on one machine."""
     parts = ["python", "-m", f"recipes.benchmarks.{Path(sys.argv[0]).stem}"]
     skip = False
     for word in sys.argv[1:]:
@@ -107,14 +107,14 @@ def ratios(texts: dict[str, Tensor], nll: Iterable[float], stock: Iterable[float
 
 
 def nll_detail(texts: dict[str, Tensor], score: LengthScore, stock: LengthScore) -> dict[str, Any]:
-    """The raw samples behind a ratio."""
+    """The raw samples of a ratio."""
     samples = {"nll": list(score.nll), "nll of stock": list(stock.nll)}
     return {"documents": list(texts), **samples, "targets": score.n_targets}
 
 
 @torch.no_grad()
 def cache_bytes(model: Any, ids: Tensor, chunk: int = 32 * K) -> int:
-    """What the cache holds after reading a text."""
+    """The bytes of the cache after reading a text."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)

@@ -20,7 +20,7 @@ from hf_longctx.evaluation.catalogue import RULER
 from hf_longctx.evaluation.effective import RULER_BAR, SHARE, effective_length, own_score
 from hf_longctx.evaluation.results import row
 from hf_longctx.evaluation.runner import evaluate
-from hf_longctx.method import parse
+from hf_longctx.registry import parse
 
 from .reading import K, arguments, finish, lengths, subject
 
@@ -42,11 +42,20 @@ def suite(args: Any, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
         for length, count in zip(lengths, counts, strict=True):
             start = time.perf_counter()
             found = evaluate(
-                model, tokenizer, task=tasks, lengths=[length], method=method, out=Path(folder) / str(length),
-                samples=count, text=text, alone=True, batch_tokens=2**23,
-                batch_rows=args.batch_rows, prefill_tokens=args.prefill_tokens,
+                model,
+                tokenizer,
+                task=tasks,
+                lengths=[length],
+                method=method,
+                out=Path(folder) / str(length),
+                samples=count,
+                text=text,
+                alone=True,
+                batch_tokens=2**23,
+                batch_rows=args.batch_rows,
+                prefill_tokens=args.prefill_tokens,
                 console=Console(),
-            )  # fmt: skip
+            )
             seconds[length] = round(time.perf_counter() - start, 1)
             making += found["settings"]["seconds_making_samples"]
             for line in found["rows"]:

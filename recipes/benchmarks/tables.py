@@ -23,7 +23,7 @@ def documents(root: Path = ROOT) -> list[Path]:
 
 
 def render(text: str, results: Path = ROOT / "recipes/benchmarks/results") -> str:
-    """`text` with every block rendered anew; a block in a code sample (indented) is left alone."""
+    """`text` with every block rendered again; a block in a code sample (indented) is left alone."""
 
     def block(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.json"
@@ -34,7 +34,7 @@ def render(text: str, results: Path = ROOT / "recipes/benchmarks/results") -> st
 
 
 def table(result: dict[str, Any]) -> str:
-    """A Markdown table, one line a row, others' values beside ours, and the conditions below it."""
+    """A Markdown table, one line per row, other packages' values beside hf_longctx's, and the conditions below it."""
     head, *rest = row_lines(result)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rest]
     why = [f"- {reason}" for reason in reasons(result["rows"])]

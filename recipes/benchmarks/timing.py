@@ -25,7 +25,7 @@ def milliseconds(work: Callable[[], Any], *, runs: int = 10, warm_up: int = 3) -
 
 
 def peak_gib(work: Callable[[], Any]) -> float:
-    """Most memory that `work` holds at once above what is held before it, GiB."""
+    """Peak memory of `work` above the memory in use before it, GiB."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

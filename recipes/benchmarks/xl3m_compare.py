@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +23,7 @@ from hf_longctx.upstream.caches import generate_cache, given_cache
 
 from .haystacks import put
 from .reading import TRAINED, K
-from .xl3m import OWN
-
-if TYPE_CHECKING:
-    from .xl3m import Bench
+from .xl3m_bench import OWN, Bench
 
 CACHE = 25e9  # bytes of the caches that are read at once
 CHUNK = 16 * K
@@ -34,7 +31,7 @@ CHUNK = 16 * K
 
 @dataclass(frozen=True)
 class Asked:
-    """One text and questions of one length about it, each with the answers that must be in what is written."""
+    """One text and questions of one length about it, each with the answers that the output must contain."""
 
     head: list[int]
     text: Tensor
@@ -93,8 +90,11 @@ def key_value(bench: Bench, length: int, n: int) -> Asked:
 
 
 TASKS = {
-    "multi-key": multi_key, "multi-value": multi_value, "variable tracking": variable_tracking, "key-value": key_value,
-}  # fmt: skip
+    "multi-key": multi_key,
+    "multi-value": multi_value,
+    "variable tracking": variable_tracking,
+    "key-value": key_value,
+}
 READERS: dict[str, tuple[list[LongContextMethod], int | None, int]] = {  # methods, chunk, longest
     "LM-Infinite 8k": ([LMInfinite(n_local=TRAINED)], CHUNK, 10**9),
     "dynamic NTK": ([RopeScaling(type="dynamic", factor=2)], None, 10**9),  # consistent in one piece only
@@ -108,7 +108,7 @@ def _tasks(bench: Bench) -> dict[str, Callable[[Bench, int, int], Asked]]:
 
 
 def own(bench: Bench) -> Iterator[dict[str, Any]]:
-    """What the model itself answers to the same questions about 2k tokens: how much of a loss is the reader's."""
+    """The model's own answers to the same questions about 2k tokens: the reader's share of a loss."""
     for name, make in _tasks(bench).items():
         asked = make(bench, OWN, bench.args.questions)
         text = asked.text.tolist()
@@ -118,7 +118,7 @@ def own(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def kept(bench: Bench) -> Iterator[dict[str, Any]]:
-    """The share of the answers that is in what XL3M has the model read: the search without the reader."""
+    """The share of the answers in the text that XL3M has the model read: the search without the reader."""
     length = bench.args.compare_lengths[0]
     for name, make in _tasks(bench).items():
         asked = make(bench, length, bench.args.questions)
@@ -129,7 +129,7 @@ def kept(bench: Bench) -> Iterator[dict[str, Any]]:
 
 
 def compare(bench: Bench) -> Iterator[dict[str, Any]]:
-    """The mean share of the answers that is in what is written, for every task, length and method."""
+    """The mean share of the answers that the output contains, for every task, length and method."""
     end = time.monotonic() + bench.args.seconds
     slow: dict[str, str] = {}
     for length in bench.args.compare_lengths:
@@ -157,13 +157,16 @@ def compare(bench: Bench) -> Iterator[dict[str, Any]]:
                 torch.cuda.empty_cache()
                 seconds[method] = time.perf_counter() - start
                 if seconds[method] > bench.args.patience:
-                    slow[method] = f"{method} not run again: {seconds[method]:.0f} s a text"
+                    slow[method] = f"{method} not run again: {seconds[method]:.0f} s per text"
             ours = found.pop("XL3M")
             yield row(
-                f"{name}, {length // K}k tokens, {len(asked.questions)} questions", ours, "", beside=found,
+                f"{name}, {length // K}k tokens, {len(asked.questions)} questions",
+                ours,
+                "",
+                beside=found,
                 why="; ".join(slow[m] for m, value in found.items() if value is None) or None,
                 detail={"seconds": seconds, "length": length},
-            )  # fmt: skip
+            )
 
 
 def _methods() -> dict[str, Callable[[Bench, Asked], list[str]]]:
@@ -193,7 +196,7 @@ def _truncated(bench: Bench, asked: Asked) -> list[str]:
 
 @torch.no_grad()
 def _read_once(bench: Bench, asked: Asked, methods: list[LongContextMethod], chunk: int | None) -> list[str]:
-    """The text is read once; each question goes on from a copy of the cache."""
+    """The text is read once; each question continues from a copy of the cache."""
     from transformers import DynamicCache
 
     model = bench.model
@@ -213,9 +216,17 @@ def _read_once(bench: Bench, asked: Asked, methods: list[LongContextMethod], chu
             own.batch_repeat_interleave(len(some))
             ids = torch.cat([read.expand(len(some), -1), some], 1)
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), **generate_cache(own), max_new_tokens=asked.new_tokens,
-                do_sample=False, temperature=None, top_p=None, top_k=None, pad_token_id=0, disable_compile=True,
-            )  # fmt: skip
+                ids,
+                attention_mask=torch.ones_like(ids),
+                **generate_cache(own),
+                max_new_tokens=asked.new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=0,
+                disable_compile=True,
+            )
             written += bench.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
         return written
 
@@ -251,9 +262,14 @@ def _needles(bench: Bench, length: int, n: int, values: int) -> Asked:
 
 
 def _hidden(
-    bench: Bench, length: int, head: list[int], facts: list[list[int]], questions: list[list[int]],
-    answers: list[list[str]], new_tokens: int,
-) -> Asked:  # fmt: skip
+    bench: Bench,
+    length: int,
+    head: list[int],
+    facts: list[list[int]],
+    questions: list[list[int]],
+    answers: list[list[str]],
+    new_tokens: int,
+) -> Asked:
     hay = bench.hay.make(length - len(head) - len(questions[0]), seed=length % 1000)
     places = [((i + 0.5) / len(facts), ids) for i, ids in enumerate(facts)]
     return Asked(head, put(hay, places), questions, answers, new_tokens)

@@ -1,4 +1,4 @@
-"""What XL3M's defaults were chosen by: how well its scores tell facts apart, and accuracy with other settings."""
+"""The grounds of XL3M's defaults: how well its scores separate facts, and accuracy with other settings."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from hf_longctx.evaluation.results import row
 from hf_longctx.generation.xl3m import XL3M
 from hf_longctx.generation.xl3m.frame import Frame
-from hf_longctx.generation.xl3m.xl3m import SCORES
+from hf_longctx.generation.xl3m.settings import SCORES
 
 from .haystacks import put
-from .xl3m import CITIES, NEW_TOKENS, TASKS, clock, words
-
-if TYPE_CHECKING:
-    from .xl3m import Bench
+from .xl3m_bench import CITIES, NEW_TOKENS, TASKS, Bench, clock, words
 
 
 def scores(bench: Bench) -> Iterator[dict[str, Any]]:
-    """How far each score tells segments with the fact from all others, at the longest of `--lengths`."""
+    """How well each score separates segments with the fact from all others, at the longest of `--lengths`."""
     length, places = bench.args.lengths[-1], max(1, bench.args.trials)
     for task in TASKS:
         parts, _ = bench.prompt(task, length, 0, 1, seed=3)
@@ -49,11 +46,16 @@ def scores(bench: Bench) -> Iterator[dict[str, Any]]:
         for name in SCORES:
             other = max(found[f"{name}: best other"])
             yield row(
-                f"{task.name}, {words(length)} tokens: {name}", min(found[name]) / other, "x",
-                beside={"worst with the fact": min(found[name]), "median with the fact": median(found[name]),
-                        "best without": other},
+                f"{task.name}, {words(length)} tokens: {name}",
+                min(found[name]) / other,
+                "x",
+                beside={
+                    "worst with the fact": min(found[name]),
+                    "median with the fact": median(found[name]),
+                    "best without": other,
+                },
                 detail={"facts": len(found[name]), "spreads above the median segment": found[name]},
-            )  # fmt: skip
+            )
 
 
 def _shared(items: int, most: int) -> list[range]:
@@ -69,12 +71,12 @@ def _starts(tokens: int) -> list[int]:
 GRID: dict[str, XL3M] = {
     "defaults": XL3M(),
     "the paper's entropy": XL3M(score="entropy"),
-    "entropy, whatever there is room for": XL3M(score="entropy", keep=0.0),
-    "entropy, whatever 6,144 tokens hold": XL3M(score="entropy", keep=0.0, key_context=6144),
+    "entropy, as many as fit": XL3M(score="entropy", keep=0.0),
+    "entropy, as many as fit 6,144 tokens": XL3M(score="entropy", keep=0.0, key_context=6144),
     "question NLL": XL3M(score="question_nll"),
-    "question NLL, whatever 6,144 tokens hold": XL3M(score="question_nll", keep=0.0, key_context=6144),
-    "gain, whatever there is room for": XL3M(keep=0.0),
-    "gain, whatever 6,144 tokens hold": XL3M(keep=0.0, key_context=6144),
+    "question NLL, as many as fit 6,144 tokens": XL3M(score="question_nll", keep=0.0, key_context=6144),
+    "gain, as many as fit": XL3M(keep=0.0),
+    "gain, as many as fit 6,144 tokens": XL3M(keep=0.0, key_context=6144),
     "gain, up to 6,144 tokens": XL3M(key_context=6144),
     "gain, keep=0.25": XL3M(keep=0.25),
     "gain, keep=0.75": XL3M(keep=0.75),
@@ -85,7 +87,7 @@ GRID: dict[str, XL3M] = {
 
 
 def settings(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Both tasks at the longest of `--lengths` under other settings: what the defaults were chosen by."""
+    """Both tasks at the longest of `--lengths` under other settings, by which the defaults were chosen."""
     length, trials, stop = bench.args.lengths[-1], bench.args.setting_trials, clock(bench.args.seconds)
     with tempfile.TemporaryDirectory() as folder:
         for name, chosen in GRID.items():

@@ -2,7 +2,7 @@
 
 python -m recipes.benchmarks.documents DOCS        # fetches the texts
 python -m recipes.benchmarks.zero_shot perplexity|passkey --documents DOCS
-python -m recipes.benchmarks.zero_shot best|figure|summary      # from the two result files
+python -m recipes.benchmarks.zero_shot best|figure              # from the two result files
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TIMES = (2, 4, 8)
 FIGURE = RESULTS.parents[2] / "docs/figures/zero_shot.png"
 TRUNCATED = "stock, last 8k only"
-SUMMARY = FIGURE.with_name("summary.png")
 SLOW = "LM-Infinite 8k, top_k=5"  # looks every query up among all keys: its time grows with the square of the length
 
 SETTINGS: dict[str, list[LongContextMethod]] = {
@@ -112,9 +111,8 @@ def best() -> Iterator[dict[str, Any]]:
             yield row(f"{times} times ({times * 8}k): choice {place + 1}", key[name][length], "", beside=beside)
 
 
-# what the pictures show; all settings are in the tables of the cards
+# what the picture shows; all settings are in the tables of the cards
 LINES = {
-    SUMMARY: ["stock", TRUNCATED, "LM-Infinite 8k", SLOW],
     FIGURE: ["stock", TRUNCATED, "StreamingLLM 8k", SLOW, "dynamic x2", "ntk x8", "ntk x16"],
 }
 
@@ -132,7 +130,7 @@ def curves(names: list[str]) -> dict[str, dict[str, dict[int, float]]]:
 
 
 def figure(path: Path) -> Any:
-    """One of the two pictures: perplexity and passkeys by length."""
+    """A picture: perplexity and passkeys by length."""
     from hf_longctx.evaluation.report import plots
 
     found = curves(LINES[path])
@@ -166,7 +164,7 @@ def _by_name(part: str, field: str) -> dict[str, dict[str, float]]:
 
 def _row(name: str, found: dict[int, float], detail: dict[str, Any]) -> dict[str, Any]:
     beside = {_k(n): found.get(n) for n in LENGTHS[:-1]}
-    why = "not measured: a minute a prompt" if LENGTHS[-1] not in found else None
+    why = "not measured: a minute per prompt" if LENGTHS[-1] not in found else None
     return row(name, found.get(LENGTHS[-1]), "", beside=beside, why=why, detail=detail)
 
 
@@ -177,16 +175,15 @@ def _k(n: int) -> str:
 def main() -> None:
     """Run one part and write its result file, or draw the figure."""
     parser = arguments(__doc__)
-    parser.add_argument("part", choices=("perplexity", "passkey", "best", "figure", "summary"))
+    parser.add_argument("part", choices=("perplexity", "passkey", "best", "figure"))
     args = parser.parse_args()
     if args.part == "perplexity" and not args.documents:
         parser.error("this part reads texts: python -m recipes.benchmarks.documents DIR, then --documents DIR")
     match args.part:
-        case "figure" | "summary" as part:
+        case "figure":
             from hf_longctx.evaluation.report import plots
 
-            path = FIGURE if part == "figure" else SUMMARY
-            plots.save(figure(path), args.out or path, metadata={"Source": stamp(path)})
+            plots.save(figure(FIGURE), args.out or FIGURE, metadata={"Source": stamp(FIGURE)})
         case "best":
             source = json.loads((RESULTS / "zero_shot_passkey.json").read_text(encoding="utf-8"))
             kept = {key: source[key] for key in ("commit", "hardware", "versions", "model", "date")}

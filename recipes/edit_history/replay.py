@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longctx.editing.session import EditSession
+from hf_longctx.editing import EditSession
 from hf_longctx.evaluation.results import result_file, row, write_results
 from hf_longctx.hub import load
 from hf_longctx.upstream.caches import given_cache

@@ -1,4 +1,4 @@
-"""The versions that a file went through: from git, or from one file to another, a change at a time."""
+"""The versions of a file: from git, or from one file to another, one change at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def from_git(file: Path, most: int) -> list[str]:
 
 
 def from_two(old: str, new: str) -> list[str]:
-    """`old`, and what it becomes as the lines that differ turn into those of `new`, one block after the other."""
+    """`old`, then its versions while blocks of lines that differ become those of `new`, one block after the other."""
     a, b = old.splitlines(keepends=True), new.splitlines(keepends=True)
     versions, done = [old], list(a)
     shift = 0

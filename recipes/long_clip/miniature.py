@@ -59,13 +59,18 @@ SMOKE = Size(width=32, heads=2, layers=2, batch=64, base_steps=6, extra_steps=2,
 def build(size: Size, length: int) -> Any:
     """A CLIPModel with a table of `length` positions, which starts as sinusoids: smooth, as CLIP's trained table is.
 
-    The whole picture is one patch: what is where is linear in it and soon seen, and time is left for the captions.
+    The whole picture is one patch: objects and places are linear in it, soon learned, and leave time for the captions.
     """
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(0)
-    tower = {"hidden_size": size.width, "intermediate_size": 4 * size.width, "num_hidden_layers": size.layers,
-             "num_attention_heads": size.heads, "projection_dim": size.width}  # fmt: skip
+    tower = {
+        "hidden_size": size.width,
+        "intermediate_size": 4 * size.width,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "projection_dim": size.width,
+    }
     special = {"bos_token_id": captions.START, "eos_token_id": captions.END, "pad_token_id": captions.PAD}
     words = {"vocab_size": len(captions.WORDS), "max_position_embeddings": length, **special}
     pictures = {"image_size": SIDE, "patch_size": SIDE}
@@ -100,9 +105,15 @@ def start(name: str, base: Any, size: Size) -> Any:
 
 
 def train(
-    model: Any, size: Size, steps: int, *, long: bool, freeze: bool = False,
-    at: Callable[[int], None] = lambda step: None, of: int | None = None,
-) -> list[float]:  # fmt: skip
+    model: Any,
+    size: Size,
+    steps: int,
+    *,
+    long: bool,
+    freeze: bool = False,
+    at: Callable[[int], None] = lambda step: None,
+    of: int | None = None,
+) -> list[float]:
     """Train on scenes made on the fly; a few losses. `at` is called after every step, `of` is the schedule's length."""
     device = model.device
     generator = torch.Generator(device).manual_seed(1 + long)
@@ -111,8 +122,10 @@ def train(
     rate = size.extra_rate if long else size.base_rate
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}],
-        lr=rate, betas=(0.9, 0.98), fused=device.type == "cuda",
-    )  # fmt: skip
+        lr=rate,
+        betas=(0.9, 0.98),
+        fused=device.type == "cuda",
+    )
     frozen = FrozenRows(model, optimizer) if freeze else None
     of, losses = of or steps, []
     warmup = max(1, min(200, of // 10))
@@ -177,10 +190,12 @@ def scores(model: Any, size: Size, limit: int) -> dict[str, float]:
     reader, device = tasks.reader_of(model, limit), model.device
     long, short = tasks.long_captions(reader, size.scenes, device), tasks.short_captions(reader, size.scenes, device)
     return {
-        "long": long.text_to_image[1], "long, image to text": long.image_to_text[1],
-        "short": short.text_to_image[1], "short, image to text": short.image_to_text[1],
+        "long": long.text_to_image[1],
+        "long, image to text": long.image_to_text[1],
+        "short": short.text_to_image[1],
+        "short, image to text": short.image_to_text[1],
         "zero-shot": tasks.zero_shot(reader, size.scenes, device),
-    }  # fmt: skip
+    }
 
 
 def measure(base: Any, size: Size, seconds: dict[str, float]) -> Iterator[dict[str, Any]]:
@@ -192,14 +207,20 @@ def measure(base: Any, size: Size, seconds: dict[str, float]) -> Iterator[dict[s
     curves = {"77 tokens": tasks.by_position(tasks.reader_of(base.eval(), BASE), size.scenes, base.device)}
     detail = {"losses": losses, "seconds a step": seconds, "steps": size.base_steps, "batch": size.batch}
     yield row(
-        f"77 tokens, {size.base_steps:,} steps on web captions: R@1 on long captions, cut at 77", stock["long"], "",
-        beside={"short": stock["short"], "zero-shot": stock["zero-shot"]}, detail={**stock, **detail},
-    )  # fmt: skip
+        f"77 tokens, {size.base_steps:,} steps on web captions: R@1 on long captions, cut at 77",
+        stock["long"],
+        "",
+        beside={"short": stock["short"], "zero-shot": stock["zero-shot"]},
+        detail={**stock, **detail},
+    )
     after = {position: share for position, share in curves["77 tokens"].items() if position >= 80}
     yield row(
-        "77 tokens: R@1 where the deciding sentence starts at token 80 or later (chance is 0.1)", max(after.values()),
-        "", bar="<= 0.2", detail={"by position": curves["77 tokens"]},
-    )  # fmt: skip
+        "77 tokens: R@1 where the deciding sentence starts at token 80 or later (chance is 0.1)",
+        max(after.values()),
+        "",
+        bar="<= 0.2",
+        detail={"by position": curves["77 tokens"]},
+    )
     results: dict[str, dict[str, float]] = {}
     for name in NAMES:
         steps = size.extra_steps * (4 if name == "native" else 1)
@@ -220,10 +241,12 @@ def measure(base: Any, size: Size, seconds: dict[str, float]) -> Iterator[dict[s
         path_ = {str(step): found for step, found in path.items()}
         now = results[name]
         yield row(
-            f"{name}, {steps:,} steps on long captions: R@1 on long captions", now["long"], "",
+            f"{name}, {steps:,} steps on long captions: R@1 on long captions",
+            now["long"],
+            "",
             beside={"short": now["short"], "zero-shot": now["zero-shot"]},
             detail={**now, "losses": losses, "by position": curves[name], "path": path_, "steps": steps},
-        )  # fmt: skip
+        )
         if name == "Long-CLIP":
             yield from _kept(stock, now, curves[name])
     yield from _beside(stock, results, size)
@@ -233,8 +256,9 @@ def measure(base: Any, size: Size, seconds: dict[str, float]) -> Iterator[dict[s
 def _kept(stock: dict[str, float], now: dict[str, float], curve: dict[int, float]) -> Iterator[dict[str, Any]]:
     for task in ("short", "zero-shot"):
         lost = 100 * (stock[task] - now[task])
-        yield row(f"Long-CLIP: {task}, points lost to the 77-token model", lost, "", bar="<= 1",
-                  beside={task: now[task]})  # fmt: skip
+        yield row(
+            f"Long-CLIP: {task}, points lost to the 77-token model", lost, "", bar="<= 1", beside={task: now[task]}
+        )
     low, high = min(curve.values()), max(curve.values())
     what = "Long-CLIP: R@1 by position of the deciding sentence to token 200, highest less lowest, points"
     yield row(what, 100 * (high - low), "", bar="<= 10", beside={"lowest": low, "highest": high})
@@ -246,11 +270,16 @@ def _beside(stock: dict[str, float], found: dict[str, dict[str, float]], size: S
     # an untrained native model finds nothing
     share = ours / found["native"]["long"] if found["native"]["long"] else None
     yield row(f"{what} over native's with 4 times the steps", share, "", bar=">= 0.95")
-    yield row(f"{what} less interpolated's with equal steps, points", 100 * (ours - found["interpolated"]["long"]), "",
-              bar="> 0")  # fmt: skip
+    yield row(
+        f"{what} less interpolated's with equal steps, points",
+        100 * (ours - found["interpolated"]["long"]),
+        "",
+        bar="> 0",
+    )
     yield row(f"{what} less the 77-token model's, points", 100 * (ours - stock["long"]), "", bar="> 0")
-    yield row("Long-CLIP's steps on long captions over native's", size.extra_steps / (4 * size.extra_steps), "",
-              bar="<= 0.25")  # fmt: skip
+    yield row(
+        "Long-CLIP's steps on long captions over native's", size.extra_steps / (4 * size.extra_steps), "", bar="<= 0.25"
+    )
 
 
 def _table(model: Any, tower: str) -> Any:
@@ -274,8 +303,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, help="how long the whole may take; steps follow")
-    parser.add_argument("--base-steps", type=int, help="at most so many at 77 tokens")
-    parser.add_argument("--extra-steps", type=int, help="at most so many at 248 tokens; native takes 4 times as many")
+    parser.add_argument("--base-steps", type=int, help="most steps at 77 tokens")
+    parser.add_argument("--extra-steps", type=int, help="most steps at 248 tokens; native takes 4 times as many")
     parser.add_argument("--smoke", action="store_true", help="a tiny model and a few steps")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")

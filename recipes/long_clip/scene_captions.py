@@ -28,9 +28,14 @@ LINES = (*SUMMARIES, *PARTS, *DETAILS)
 _FIRST_PART, _FIRST_DETAIL = len(SUMMARIES), len(SUMMARIES) + len(PARTS)
 # In the order of Scenes.main, then of a detail.
 _SLOTS = {
-    "colour": COLOURS, "shape": SHAPES, "pattern": PATTERNS, "ground": COLOURS, "frame": FRAMES,
-    "hour": HOURS, "badge": [badge for hour in BADGES for badge in hour],
-}  # fmt: skip
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "pattern": PATTERNS,
+    "ground": COLOURS,
+    "frame": FRAMES,
+    "hour": HOURS,
+    "badge": [badge for hour in BADGES for badge in hour],
+}
 _FIXED = sorted({word for line in LINES for word in line.split() if not word.startswith("{")})
 WORDS = ("<pad>", "<start>", *dict.fromkeys([*(word for words in _SLOTS.values() for word in words), *_FIXED]), "<end>")
 PAD, START, END = 0, 1, len(WORDS) - 1
@@ -120,7 +125,7 @@ def write(scenes: Scenes, lines: Tensor, hours: Tensor | None, limit: int) -> Ca
     Args:
         scenes: N scenes.
         lines: [N, S]: which of LINES each sentence is; -1 for none.
-        hours: [N, S - 1]: whose details the sentences after the first are; None where there is only one.
+        hours: [N, S - 1]: the hours that the sentences after the first describe; None if there is only one sentence.
         limit: Tokens of the padded result, with start and end.
     """
     device, count = lines.device, len(scenes)
@@ -139,7 +144,7 @@ def write(scenes: Scenes, lines: Tensor, hours: Tensor | None, limit: int) -> Ca
     starts = ends - size
     place = starts[..., None] + torch.arange(table.shape[1], device=device)
     used = (torch.arange(table.shape[1], device=device) < size[..., None]) & (place < limit - 1)
-    ids = torch.full((count, limit + 1), PAD, device=device)  # one column more takes what is not used
+    ids = torch.full((count, limit + 1), PAD, device=device)  # one extra column for unused words
     ids.scatter_(1, torch.where(used, place, limit).flatten(1), tokens.flatten(1))
     ids[:, 0] = START
     ids.scatter_(1, ends[:, -1:].clamp(max=limit - 1), END)

@@ -1,9 +1,9 @@
 """Rendered scenes with captions made by rule: a world small enough to train a CLIP of its own on.
 
-A scene has a large shape on a patterned ground inside a frame, which its short caption tells, and six small badges
-around them like hours of a clock, which only a long caption tells, a sentence each. Shape and ground share the words
-for colours, so a summary is read only by who tells neighbours apart. Scenes and captions are tensors made where the
-model is, so no loader stands between them.
+A scene has a large shape on a patterned ground inside a frame, which its short caption describes, and six small badges
+around them like hours of a clock, which only a long caption describes, in one sentence each. Shape and ground share the
+words for colours, so understanding a summary takes the order of its words. Scenes and captions are tensors on the
+model's device, so there is no loader.
 """
 
 from __future__ import annotations
@@ -15,15 +15,27 @@ import torch
 from torch import Tensor
 
 COLOURS = {
-    "red": (0.86, 0.12, 0.12), "green": (0.1, 0.62, 0.2), "blue": (0.12, 0.25, 0.85), "yellow": (0.95, 0.85, 0.1),
-    "purple": (0.55, 0.15, 0.7), "orange": (0.98, 0.55, 0.08), "white": (0.97, 0.97, 0.97), "black": (0.05, 0.05, 0.05),
-}  # fmt: skip
+    "red": (0.86, 0.12, 0.12),
+    "green": (0.1, 0.62, 0.2),
+    "blue": (0.12, 0.25, 0.85),
+    "yellow": (0.95, 0.85, 0.1),
+    "purple": (0.55, 0.15, 0.7),
+    "orange": (0.98, 0.55, 0.08),
+    "white": (0.97, 0.97, 0.97),
+    "black": (0.05, 0.05, 0.05),
+}
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 FRAMES = {
-    "pink": (0.98, 0.6, 0.75), "cyan": (0.1, 0.85, 0.9), "brown": (0.45, 0.25, 0.1), "grey": (0.5, 0.5, 0.5),
-    "lime": (0.65, 0.95, 0.2), "navy": (0.05, 0.08, 0.4), "maroon": (0.5, 0.02, 0.15), "beige": (0.93, 0.87, 0.7),
-}  # fmt: skip
-# Every hour has names of its own, so that one word tells what is where: a model need not bind a name to its hour.
+    "pink": (0.98, 0.6, 0.75),
+    "cyan": (0.1, 0.85, 0.9),
+    "brown": (0.45, 0.25, 0.1),
+    "grey": (0.5, 0.5, 0.5),
+    "lime": (0.65, 0.95, 0.2),
+    "navy": (0.05, 0.08, 0.4),
+    "maroon": (0.5, 0.02, 0.15),
+    "beige": (0.93, 0.87, 0.7),
+}
+# Every hour has its own names, so that one word gives an object and its place: a model need not bind a name to an hour.
 BADGES = (
     ["apple", "pear", "plum", "cherry", "lemon", "grape", "mango", "peach", "melon", "banana", "fig", "kiwi"],
     ["cat", "dog", "horse", "cow", "sheep", "goat", "pig", "duck", "hen", "fox", "bear", "wolf"],
@@ -63,7 +75,7 @@ def draw(count: int, generator: torch.Generator, *, alike: int = 1, shared: floa
 
     Args:
         count: How many; a multiple of `alike`.
-        alike: Scenes come in groups of so many that have one summary, so that details must tell them apart.
+        alike: The size of groups of scenes with one summary, which only details tell apart.
         shared: The probability with which a badge is the whole group's.
 
     Raises:
@@ -122,9 +134,14 @@ def _palettes(device: torch.device) -> tuple[Tensor, Tensor]:
 @functools.cache
 def _patterns(device: torch.device) -> Tensor:
     y, x = torch.meshgrid(torch.arange(SIDE, device=device), torch.arange(SIDE, device=device), indexing="ij")
-    return torch.stack([
-        torch.zeros_like(x, dtype=torch.bool), (x + y) % 8 < 3, (x % 8 < 3) & (y % 8 < 3), (x // 4 + y // 4) % 2 == 0,
-    ]).float()  # fmt: skip
+    return torch.stack(
+        [
+            torch.zeros_like(x, dtype=torch.bool),
+            (x + y) % 8 < 3,
+            (x % 8 < 3) & (y % 8 < 3),
+            (x // 4 + y // 4) % 2 == 0,
+        ]
+    ).float()
 
 
 @functools.cache
@@ -132,14 +149,16 @@ def _shapes(size: int, device: torch.device) -> Tensor:
     line = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
     radius, inside = (x**2 + y**2).sqrt(), 0.8
-    return torch.stack([
-        radius < inside,
-        (x.abs() < 0.68) & (y.abs() < 0.68),
-        (y < 0.7) & (y > -0.75) & (x.abs() < (y + 0.75) * 0.55),
-        x.abs() + y.abs() < 0.88,
-        ((x.abs() < 0.26) | (y.abs() < 0.26)) & (x.abs() < inside) & (y.abs() < inside),
-        (radius < inside) & (radius > 0.42),
-    ]).float()  # fmt: skip
+    return torch.stack(
+        [
+            radius < inside,
+            (x.abs() < 0.68) & (y.abs() < 0.68),
+            (y < 0.7) & (y > -0.75) & (x.abs() < (y + 0.75) * 0.55),
+            x.abs() + y.abs() < 0.88,
+            ((x.abs() < 0.26) | (y.abs() < 0.26)) & (x.abs() < inside) & (y.abs() < inside),
+            (radius < inside) & (radius > 0.42),
+        ]
+    ).float()
 
 
 @functools.cache

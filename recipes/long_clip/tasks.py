@@ -55,7 +55,7 @@ def short_captions(reader: Reader, count: int, device: torch.device) -> Recall:
 
 
 def distinct(count: int, generator: torch.Generator) -> Scenes:
-    """Scenes no two of which have one summary; ValueError where there are not so many summaries."""
+    """Scenes with different summaries; ValueError if there are fewer summaries than scenes."""
     drawn = draw(4 * count, generator)
     mains = drawn.main.unique(dim=0)
     if len(mains) < count:

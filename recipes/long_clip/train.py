@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("config.yaml"))
-    parser.add_argument("--resume", action="store_true", help="go on from the state in the config's `out`")
+    parser.add_argument("--resume", action="store_true", help="continue from the state in the config's `out`")
     parser.add_argument("--smoke", action="store_true", help="a tiny CLIP on rendered scenes, in a temporary folder")
     args = parser.parse_args(arguments)
     if args.smoke:

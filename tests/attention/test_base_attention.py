@@ -19,7 +19,8 @@ from hf_longctx.attention.base_attention import KERNEL_OF
 from hf_longctx.attention.state import STATE
 from hf_longctx.ops import available
 from hf_longctx.ops.attend import attend
-from hf_longctx.ops.kernels import KERNELS, Call, blocked
+from hf_longctx.ops.kernels import KERNELS, Call
+from hf_longctx.ops.kernels.blocked import Blocked
 from hf_longctx.ops.masks import BeyondWindow, Causal, Full, Window
 from tests.contract.registry import close, fingerprint, same
 from tests.ops.cases import problem
@@ -37,8 +38,8 @@ REFUSED = {
     "paged|sdpa": "continuous batching",
     "paged|eager": "continuous batching",
     "kernels-community/flash-attn2": "from the Hub",
-    "my_own_attention": "none that hf_longctx has a kernel for",
-    "hf_longctx": "none that hf_longctx has a kernel for",
+    "my_own_attention": "is not supported by hf_longctx",
+    "hf_longctx": "is not supported by hf_longctx",
     "flash_attention_2": "flash-attn is not installed",
     "flash_attention_3": "flash-attn is not installed",
     "flash_attention_4": "flash-attn is not installed",
@@ -46,17 +47,17 @@ REFUSED = {
 }
 
 
-class Stand(blocked.Kernel):
+class Stand(Blocked):
     """A kernel that says no to what flash attention has no words for, and remembers what it did."""
 
     def __init__(self) -> None:
         self.did: list[Any] = []
 
-    def refuses(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
-        return None if isinstance(call.visible, Causal | Window | Full) else "it cannot be said as a window"
+    def unsupported_reason(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
+        return None if isinstance(call.mask, Causal | Window | Full) else "it cannot be said as a window"
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
-        self.did.append(type(call.visible))
+        self.did.append(type(call.mask))
         return super().forward(call, q_BHLD, k_BGSD, v_BGSD)
 
 
@@ -110,7 +111,7 @@ def test_a_keyed_checkpoint_on_the_cpu_fails_by_name_and_not_silently(
     name: str, tmp_path: Path, unchecked: None
 ) -> None:
     saved(tmp_path)
-    with pytest.raises(ValueError, match=f"kernel='{KERNEL_OF[name]}' cannot do this attention|cannot be honoured"):
+    with pytest.raises(ValueError, match=f"kernel='{KERNEL_OF[name]}' cannot do this attention|is unavailable here"):
         logits_of(AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=name), IDS)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
-from hf_longctx.cache.layers import SinkWindowLayer
+from hf_longctx.cache import SinkWindowLayer
 from hf_longctx.sharing.prefix import shared_prefix
 from hf_longctx.upstream.caches import given_cache
 from tests.contract.registry import close

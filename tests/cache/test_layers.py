@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, PositionFree
-from hf_longctx.cache.layers import FullLayer, SinkWindowLayer
-from hf_longctx.cache.slots import KeyValues
+from hf_longctx.cache import FullLayer, KeyValues, SinkWindowLayer
 from tests.contract.registry import close, same
 from tests.tiny import left_padded, logits_of, text, tiny
 
@@ -44,7 +43,7 @@ def test_bounded_keeps_the_first_and_the_last() -> None:
     for start, end in ((0, 1), (1, 2), (2, 9), (9, 10), (10, 12)):
         readable = feed(layer, torch.arange(start, end)[None])
         assert rows(readable) == [list(range(max(0, start - 3), end))]
-        assert rows(layer.head) == [list(range(min(2, end)))]
+        assert rows(layer.sinks) == [list(range(min(2, end)))]
         assert rows(layer.slots) == [list(range(max(0, end - 3), end))]
         assert layer.get_seq_length() == end
 
@@ -67,7 +66,7 @@ def test_positions_are_right_under_padding(chunk: int) -> None:
         new = [[p for p in row if p >= 0] for row in part.tolist()]
         assert readable == [old + add for old, add in zip(before, new, strict=True)]
         assert rows(layer.slots) == [row[-4:] for row in seen]
-        assert rows(layer.head) == [row[:3] for row in seen]
+        assert rows(layer.sinks) == [row[:3] for row in seen]
 
 
 @pytest.mark.parametrize("n_first", [0, 5])
@@ -79,7 +78,7 @@ def test_bounded_memory_is_constant(n_first: int, n_last: int) -> None:
         feed(layer, torch.arange(start, start + 20)[None])
         sizes.append(layer.nbytes())
         storage = [layer.keys, layer.values, layer.pos, layer.column]
-        storage += [layer.head.k, layer.head.v, layer.head.pos, layer.head.column]
+        storage += [layer.sinks.k, layer.sinks.v, layer.sinks.pos, layer.sinks.column]
         held = sum(t.untyped_storage().nbytes() for t in storage)
         assert held == layer.nbytes(), "a slice keeps a larger tensor alive"
     assert len(set(sizes)) == 1

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, StreamingLLM
-from hf_longctx.cache.layers import SinkWindowLayer
+from hf_longctx.cache import SinkWindowLayer
 from tests.tiny import left_padded, logits_of, text, tiny
 
 METHODS = {"lm_infinite": LMInfinite(n_global=2, n_local=6), "streaming_llm": StreamingLLM(n_sink=2, window=6)}

@@ -190,6 +190,7 @@ def test_what_cannot_share_a_prefix_is_refused_early(
     # there is no such model: who looks for it first says so
     windowed = complaint(run("ask", tmp_path / "none", *files, "--method", "lm_infinite", "--set", "n_local=16"))
     assert "keeps un-rotated keys" in windowed
+    assert "undo" not in windowed, "which a command cannot do"
 
     def unread(*args: object) -> None:
         raise AssertionError("the document was read")

@@ -237,7 +237,7 @@ def test_interruption_is_one_line_and_exit_code_130(monkeypatch: pytest.MonkeyPa
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "prompt_text", interrupt)
+    monkeypatch.setattr("hf_longctx.cli.generate.prompt_text", interrupt)
     assert complaint(run("generate", "m", "--prompt", "a"), code=130) == "Error: interrupted"
 
 
@@ -250,7 +250,7 @@ def test_bug_of_ours_is_not_dressed_up_as_the_user_s(monkeypatch: pytest.MonkeyP
     def broken(*_: Any) -> None:
         raise AssertionError("ours")
 
-    monkeypatch.setattr(cli, "prompt_text", broken)
+    monkeypatch.setattr("hf_longctx.cli.generate.prompt_text", broken)
     assert isinstance(run("generate", "m", "--prompt", "a").exception, AssertionError)
 
 

@@ -188,5 +188,7 @@ def test_a_suite_reads_in_segments(model: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["ppl", "passkey"])
 def test_the_grids_do_not_read_in_segments(model: str, tmp_path: Path, task: str) -> None:
     options = "--task", task, "--lengths", "64", "--method", "xl3m", "--out", tmp_path / "out"
-    assert "answers questions from segments" in complaint(run("eval", model, *options))
+    assert f"is a way to generate, not a change of the model. {task} is measured on the model itself" in complaint(
+        run("eval", model, *options)
+    )
     assert not (tmp_path / "out").exists()

@@ -53,7 +53,7 @@ def test_what_is_wrong_is_one_line(asked: list[str], more: list[str], message: s
 
 def test_files_that_are_no_text_are_one_line(asked: list[str], tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
-    for data, message in ((b"", "is empty"), (b"ab\0cd", "holds zero bytes"), (b"caf\xe9 " * 9, "isn't UTF-8")):
+    for data, message in ((b"", "is empty"), (b"ab\0cd", "holds zero bytes"), (b"caf\xe9 " * 9, "is not UTF-8")):
         file.write_bytes(data)
         assert message in complaint(run(*asked))
 

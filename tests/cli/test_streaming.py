@@ -85,7 +85,7 @@ def test_chat_answers_shows_how_far_it_is_and_leaves(model: str) -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.count("\n") >= 2
     first, second = [line for line in result.stderr.splitlines() if line.startswith("position ")]
-    assert "s a token" in first
+    assert "s per token" in first
     assert int(second.split()[1].rstrip(";")) > int(first.split()[1].rstrip(";"))
     assert result.stderr.count("/exit") == 2  # at the start, and for what is no command
 

@@ -56,10 +56,10 @@ def test_a_file_without_a_question_is_told_as_such(model: str, tmp_path: Path, c
     document.write_text("w3 w4 w5")
     result = run("ask", model, "--document", document, "--questions", questions)
     assert result.exit_code == 2
-    assert f"--questions {questions}: it is empty; expected a question a line." in result.stderr
+    assert f"--questions {questions}: it is empty; expected one question per line." in result.stderr
     questions.unlink()
     result = run("ask", model, "--document", document, "--questions", questions)
-    assert f"No text file at --questions {questions}: expected one with a question a line" in result.stderr
+    assert f"No text file at --questions {questions}: expected one with one question per line" in result.stderr
 
 
 def test_what_extend_says_can_be_copied_whole(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

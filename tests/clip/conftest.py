@@ -17,9 +17,13 @@ def _process(rank: int, folder: str) -> None:
     from tests.clip import two
 
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true",
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        ACCELERATE_USE_CPU="true",
         MASTER_PORT=Path(folder, "port").read_text(encoding="utf-8"),
-    )  # fmt: skip
+    )
     torch.save({"loss": two.losses(), "training": two.training(Path(folder))}, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

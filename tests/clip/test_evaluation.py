@@ -56,7 +56,7 @@ def test_a_model_that_sees_nothing_finds_nothing() -> None:
 @pytest.mark.parametrize(
     ("sizes", "image_of", "words"),
     [
-        ((3, 4), None, "3 images and 4 captions: say with image_of"),
+        ((3, 4), None, "3 images and 4 captions: give image_of"),
         ((3, 4), [0, 1, 2, 3], "whole numbers from 0 to 2"),
         ((3, 4), [0, 0, 1, 1], "1 of 3 images have no caption"),
         ((0, 0), None, "at least one row"),

@@ -75,10 +75,13 @@ def test_adapters_are_merged_into_a_stock_model(scene_files: Path, tmp_path: Pat
     trained = finetune(*parts, FineTuning(**SETTINGS | {"lora": 2, "epochs": 2}), tmp_path)
     after = weights(trained)
     assert after.keys() == before.keys()
-    assert not torch.equal(after["text_model.encoder.layers.0.self_attn.q_proj.weight"],
-                           before["text_model.encoder.layers.0.self_attn.q_proj.weight"])  # fmt: skip
-    assert torch.equal(after["text_model.embeddings.token_embedding.weight"],
-                       before["text_model.embeddings.token_embedding.weight"])  # fmt: skip
+    assert not torch.equal(
+        after["text_model.encoder.layers.0.self_attn.q_proj.weight"],
+        before["text_model.encoder.layers.0.self_attn.q_proj.weight"],
+    )
+    assert torch.equal(
+        after["text_model.embeddings.token_embedding.weight"], before["text_model.embeddings.token_embedding.weight"]
+    )
     table = "text_model.embeddings.position_embedding.weight"
     assert torch.equal(after[table][:20], before[table][:20])
     assert not torch.equal(after[table][20:], before[table][20:])
@@ -113,9 +116,13 @@ def test_wrong_data_and_models_are_told(scene_files: Path, tmp_path: Path) -> No
     broken.write_text("no image")
     with pytest.raises(ValueError, match=r"broken\.png' cannot be read as an image"):
         finetune(
-            model, tokenizer, processor, [Pair(broken, one.long, one.short) for one in pairs],
-            FineTuning(**SETTINGS), tmp_path / "run",
-        )  # fmt: skip
+            model,
+            tokenizer,
+            processor,
+            [Pair(broken, one.long, one.short) for one in pairs],
+            FineTuning(**SETTINGS),
+            tmp_path / "run",
+        )
     for other in (siglip(), text_tower()):
         with pytest.raises(ValueError, match="expected a CLIPModel"):
             finetune(other, tokenizer, processor, pairs, FineTuning(**SETTINGS), tmp_path)

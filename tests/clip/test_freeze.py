@@ -19,7 +19,11 @@ def step(model: Any, optimizer: Any) -> None:
 
 
 def table_of(model: Any) -> torch.nn.Parameter:
-    (table,) = [weight for name, weight in model.named_parameters() if name.endswith("text_model.embeddings.position_embedding.weight")]  # fmt: skip  # noqa: E501
+    (table,) = [
+        weight
+        for name, weight in model.named_parameters()
+        if name.endswith("text_model.embeddings.position_embedding.weight")
+    ]
     return table
 
 

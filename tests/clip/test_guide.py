@@ -80,9 +80,12 @@ def test_recipe_smoke(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_recipe_resumes_with_adapters(scene_files: Path, tmp_path: Path) -> None:
     config = {
-        "model": str(scene_files / "clip"), "pairs": str(scene_files / "pairs/captions.jsonl"), "held_out": 8,
-        "out": str(tmp_path), "training": {"batch": 16, "epochs": 2, "components": 8, "lora": 2, "save_every": 1},
-    }  # fmt: skip
+        "model": str(scene_files / "clip"),
+        "pairs": str(scene_files / "pairs/captions.jsonl"),
+        "held_out": 8,
+        "out": str(tmp_path),
+        "training": {"batch": 16, "epochs": 2, "components": 8, "lora": 2, "save_every": 1},
+    }
     before = train.run(config)["before"]
     again = train.run(config, resume=True)  # nothing left to train: measured and saved again
     assert again["before"] == json.loads(json.dumps(before, default=str))

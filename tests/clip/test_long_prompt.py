@@ -184,7 +184,7 @@ def test_what_is_no_clip_encoder_is_named() -> None:
     t5 = T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
     other = bytes_tokenizer()
     for given, says in (
-        ((tokenizer, t5), r"T5EncoderModel is no CLIP text encoder \(T5, for one"),
+        ((tokenizer, t5), r"T5EncoderModel is no CLIP text encoder \(T5, for example"),
         ((tokenizer, tiny()), "LlamaForCausalLM is no CLIP text encoder"),
         ((tokenizer, clip()), "CLIPModel in place of a text encoder"),
         ([(model, tokenizer)], "CLIPTextModel in place of a tokenizer"),

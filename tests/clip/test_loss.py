@@ -53,7 +53,7 @@ def test_equal_variances_have_a_finite_gradient() -> None:
 @pytest.mark.parametrize(
     ("shape", "components", "words"),
     [
-        ((33, 64), 32, "at least 34 pairs a process, gather before"),
+        ((33, 64), 32, "at least 34 pairs per process, gather before"),
         ((64, 32), 32, "has at most 32 directions"),
         ((64, 64), 0, "expected a whole number from 1 on"),
         ((4, 4, 4), 2, r"expected floating-point \[batch, width\]"),
@@ -67,7 +67,7 @@ def test_batch_that_cannot_carry_the_components_is_refused(shape: Any, component
 def test_captions_of_another_number_are_refused() -> None:
     with pytest.raises(ValueError, match="a caption for each image"):
         contrastive_loss(torch.randn(4, 8), torch.randn(5, 8), 1.0)
-    with pytest.raises(ValueError, match="nothing to tell it from"):
+    with pytest.raises(ValueError, match="nothing to compare it with"):
         contrastive_loss(torch.randn(1, 8), torch.randn(1, 8), 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Images and captions on disk: what is read, and what is told of what is missing or broken."""
+"""Images and captions on disk: what is read, and which errors name missing or broken ones."""
 
 from __future__ import annotations
 

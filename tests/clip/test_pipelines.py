@@ -26,7 +26,7 @@ def image(pipeline: Any, **prompt: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", PIPELINES)
-def test_a_word_far_behind_the_encoders_limit_changes_the_image(kind: str) -> None:
+def test_a_word_far_beyond_the_encoders_limit_changes_the_image(kind: str) -> None:
     pipeline = PIPELINES[kind]()
     other = LONG.replace("dog", "cat")
     assert torch.equal(image(pipeline, prompt=LONG), image(pipeline, prompt=other)), "what stock cuts off is not seen"

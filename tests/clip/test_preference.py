@@ -127,7 +127,7 @@ def test_wrong_input_is_named(scorer: tuple[CLIPModel, Any]) -> None:
     for call, says in (
         (lambda: preference_score(two, two[:, :5]), r"\[2, 6\] and texts of shape \[2, 5\]: expected the same"),
         (lambda: preference_score(two[0], two[0]), r"expected the same \[pairs, width\]"),
-        (lambda: preference_score(two[:1], two[:1]), "one caption: what captions share cannot be told"),
+        (lambda: preference_score(two[:1], two[:1]), "one caption: the part that captions share cannot be separated"),
         (lambda: preference_score(two, two, common=torch.ones(5)), r"common of shape \[5\]: expected \[6\]"),
         (lambda: preference_score(two, two, omega=1.5), "omega=1.5: expected a number from 0 to 1"),
         (lambda: preference_loss(two[0], omega=True), "omega=True"),

@@ -1,4 +1,4 @@
-"""Rendered scenes and their captions: what is told is what is drawn, and where."""
+"""Rendered scenes and their captions: the captions describe the drawing and its places."""
 
 from __future__ import annotations
 

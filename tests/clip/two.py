@@ -51,7 +51,7 @@ def parts(folder: Path) -> tuple[Any, Any, Any, Any]:
 
 
 def training(folder: Path) -> dict[str, Tensor]:
-    """The weights after steps of sixteen pairs, whoever holds them."""
+    """The weights after steps of sixteen pairs, on whichever process they are."""
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     batch = 16 // accelerator.num_processes

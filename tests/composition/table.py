@@ -20,9 +20,9 @@ ATTENTION: dict[str, Any] = {
     "position_free": PositionFree(),
 }
 
-# -- who is tested in a row or column: what the document calls it -> its members
-SCALING, REPLACING, LENGTHWISE = "static scaling", "static, `replace=True`", "moving scaling"
-BY_HAND, LENGTHWISE_BY_HAND = "static scaling in its `config.json`", "moving scaling in its `config.json`"
+# -- the members of a row or column: the name in the document -> its methods
+SCALING, REPLACING, LENGTHWISE = "static scaling", "static, `replace=True`", "length-dependent scaling"
+BY_HAND, LENGTHWISE_BY_HAND = "static scaling in its `config.json`", "length-dependent scaling in its `config.json`"
 INFINITE, STREAMING, FREE = "`lm_infinite`", "`streaming_llm`", "`position_free`"
 MEMBERS: dict[str, tuple[str, ...]] = {
     SCALING: STATIC,
@@ -35,22 +35,22 @@ MEMBERS: dict[str, tuple[str, ...]] = {
     FREE: ("position_free",),
 }
 
-# -- what can be the matter: what the document says -> what the error must say
+# -- outcomes: the wording of the document -> that of the error
 WORKS = "works"
 STACKED = "refused: scalings do not stack"
 SCALED = "refused: scaled already, needs `replace=True`"
-MOVES = "refused: frequencies move with the length"
-POSITIONS = "refused: two would decide positions"
+MOVES = "refused: length-dependent frequencies"
+POSITIONS = "refused: both control key positions"
 ORDER = "refused (a `RuntimeError`): patches are undone last in, first out"
 REASONS = {
     STACKED: r"rotary frequencies are already those of .*Undo it first",
     SCALED: r"scaled already .*scalings do not stack\. Pass replace=True",
-    MOVES: r"changes its frequencies with the length read, so positions cannot be decided",
-    POSITIONS: r"attention is already that of .*Undo it first",
-    ORDER: r"lies under .*last in, first out",
+    MOVES: r"changes its frequencies with the length read, so cached keys cannot be re-positioned",
+    POSITIONS: r"is already applied to this model's attention. Undo it first",
+    ORDER: r"is below .*last in, first out",
 }
 
-# -- the table: what is there first (rows), what is applied then (columns)
+# -- the table: present first (rows), applied next (columns)
 THEN = (SCALING, REPLACING, LENGTHWISE, INFINITE, STREAMING, FREE)
 _UNDER_A_METHOD = (WORKS, WORKS, MOVES, POSITIONS, POSITIONS, POSITIONS)
 TABLE: dict[str, tuple[str, ...]] = {
@@ -98,19 +98,19 @@ def document() -> str:
     undo = "\n".join(f"- {order}: {outcome}" for order, outcome in UNDO.items())
     return f"""# What composes with what
 
-Rows are what a model has already, columns are what is applied to it then.
+A row is what a model has already, a column what is applied to it next.
 
 - *Static scaling*: `rope_scaling` of type linear, ntk, yarn, llama3, or longrope with equal tables; `giraffe`.
-- *Moving scaling*: `rope_scaling` of type dynamic, or longrope with two tables: its frequencies change with the length.
-- *In its `config.json`*: a checkpoint that was scaled by hand, or by somebody else.
-- *Works*: the logits are those of a brute-force computation from the published formulas, the saved model loads with
-  the same logits, and each undo is exact to the bit.
-- *Refused*: a `ValueError` with that reason and what to do; nothing has changed.
+- *Length-dependent scaling*: `rope_scaling` of type dynamic, or longrope with two tables.
+- *In its `config.json`*: a checkpoint that was scaled by hand, or by other software.
+- *Works*: the logits equal a brute-force computation from the published formulas, the saved model loads with the
+  same logits, and each undo is bit-exact.
+- *Refused*: a `ValueError` with that reason and what to do; the model is unchanged.
 
 {table}
 
-`extend_config` takes and refuses the same pairs. A scaling of type ntk is saved as a larger `rope_theta`, which nothing
-tells from a trained one: such a model, once saved, can be scaled again.
+`extend_config` accepts and refuses the same pairs. A scaling of type ntk is saved as a larger `rope_theta`, which
+cannot be distinguished from a trained one: such a model, once saved, can be scaled again.
 
 Undoing two patches:
 

@@ -1,4 +1,4 @@
-"""How far a run is: a bar where somebody looks, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -77,9 +77,11 @@ def bars() -> dict[str, Any]:
     import transformers.utils.logging
 
     return {
-        "tqdm": tqdm.tqdm, "tqdm.auto": tqdm.auto.tqdm, "transformers": transformers.utils.logging.tqdm,
+        "tqdm": tqdm.tqdm,
+        "tqdm.auto": tqdm.auto.tqdm,
+        "transformers": transformers.utils.logging.tqdm,
         "huggingface_hub": huggingface_hub.utils.tqdm,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", ["tqdm", "tqdm.auto", "transformers", "huggingface_hub"])
@@ -113,4 +115,4 @@ def test_on_a_terminal_other_bars_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     with bars_as_lines():
         list(tqdm.tqdm(range(2), desc="bar"))
-    assert "bar: 100%" in sys.stderr.getvalue()  # type: ignore[attr-defined]  # ours
+    assert "bar: 100%" in sys.stderr.getvalue()  # type: ignore[attr-defined]

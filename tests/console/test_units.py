@@ -9,9 +9,16 @@ from hf_longctx.console.units import parse_bytes, parse_lengths, parse_tokens, s
 
 @pytest.mark.parametrize(
     ("text", "tokens"),
-    [("128k", 131_072), ("1M", 1_000_000), ("1.5m", 1_500_000), ("0.5k", 512), ("200_000", 200_000), ("8,192", 8192),
-     (7, 7)],
-)  # fmt: skip
+    [
+        ("128k", 131_072),
+        ("1M", 1_000_000),
+        ("1.5m", 1_500_000),
+        ("0.5k", 512),
+        ("200_000", 200_000),
+        ("8,192", 8192),
+        (7, 7),
+    ],
+)
 def test_lengths(text: str | int, tokens: int) -> None:
     assert parse_tokens(text) == tokens
 
@@ -32,9 +39,16 @@ def test_what_is_no_length_is_refused_with_examples(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("24GiB", 24 * 2**30), ("24GB", 24 * 10**9), ("24G", 24 * 10**9), ("24 gib", 24 * 2**30), ("0.5TiB", 2**39),
-     ("512MiB", 2**29), (1000, 1000)],
-)  # fmt: skip
+    [
+        ("24GiB", 24 * 2**30),
+        ("24GB", 24 * 10**9),
+        ("24G", 24 * 10**9),
+        ("24 gib", 24 * 2**30),
+        ("0.5TiB", 2**39),
+        ("512MiB", 2**29),
+        (1000, 1000),
+    ],
+)
 def test_sizes(text: str | int, size: int) -> None:
     assert parse_bytes(text) == size
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx import PositionFree
-from hf_longctx.editing.batch import EditedBatch, edit_batch
-from hf_longctx.editing.edit import edit
+from hf_longctx.editing import EditedBatch, edit, edit_batch
 from tests.editing.test_edit import EDITS, EVERYTHING, IDS, read
 from tests.tiny import greedy_uncached, left_padded, logits_of, text, tiny
 
@@ -120,5 +119,5 @@ def test_caches_whose_rows_cannot_be_edited_together() -> None:
         with pytest.raises(ValueError, match=f"a batch cannot be edited here: .*{reason}.*its own cache"):
             edit_batch(model, read_padded(model, OLD), OLD, NEW)
     model = tiny("llama")
-    with PositionFree().on(model), pytest.raises(ValueError, match="its layers are GrowingLayers"):
+    with PositionFree().on(model), pytest.raises(ValueError, match="its layers are FullLayers"):
         edit_batch(model, read_padded(model, OLD), OLD, NEW)

@@ -57,7 +57,7 @@ def test_as_many_as_were_asked_for_and_everything_if_there_are_fewer() -> None:
         for repair in (0, 1, 2, 7, 16, 1000):
             plan = make_plan(difference, repair)
             assert int(again(difference, repair, True).sum()) == min(repair * places, behind)
-            kept, read = sum(n for _, _, n in plan.copies), sum(map(len, plan.fresh))
+            kept, read = sum(n for _, _, n in plan.copies), sum(map(len, plan.read))
             assert kept + read == difference.n_new
             for o, i, n in plan.copies:
                 assert np.array_equal(old[o : o + n], new[i : i + n])

@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
-from hf_longctx.anatomy import LONGROPE_PER_LAYER, attention_layers, find_decoder
+from hf_longctx.anatomy import attention_layers, find_decoder
 from hf_longctx.attention.rerotate import Mover
-from hf_longctx.editing.edit import EditReport, edit
+from hf_longctx.editing import EditReport, edit
+from hf_longctx.upstream.versions import LONGROPE_PER_LAYER
 from tests.tiny import FAMILIES, MORE_FAMILIES, VOCAB, config_of, greedy_uncached, logits_of, text, tiny
 
 ALL = (*FAMILIES, *MORE_FAMILIES)

@@ -14,10 +14,9 @@ import torch
 
 from hf_longctx import PositionFree
 from hf_longctx.anatomy import find_decoder
-from hf_longctx.editing import graph as edit_graph
-from hf_longctx.editing import move
-from hf_longctx.editing.edit import edit
-from hf_longctx.ops import scattered as few_queries
+from hf_longctx.editing import edit, forget_graph
+from hf_longctx.editing.graph import fast, is_checked, move, recorded
+from hf_longctx.ops import scattered
 from tests.editing.test_edit import EDITS, IDS, read
 from tests.tiny import VOCAB, text, tiny
 
@@ -28,11 +27,11 @@ LONG = text(1, 150, 4)[0].tolist()
 @pytest.fixture(autouse=True)
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A CPU in fp32 passes for a GPU."""
-    monkeypatch.setattr(edit_graph, "suits", lambda keys: True)
-    monkeypatch.setattr(edit_graph, "ROUND", 64)
+    monkeypatch.setattr(fast, "suits", lambda keys: True)
+    monkeypatch.setattr(fast, "ROUND", 64)
     yield
-    edit_graph._graphs.clear()
-    edit_graph._without.clear()
+    fast._graphs.clear()
+    fast._without.clear()
 
 
 def both(model: Any, old: list[int], new: list[int], repair: int, left_out: int = 0) -> Any:
@@ -49,15 +48,15 @@ def both(model: Any, old: list[int], new: list[int], repair: int, left_out: int 
 def test_the_step_makes_what_the_plain_path_makes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(family)
     steps = []
-    record = edit_graph.record
-    monkeypatch.setattr(edit_graph, "record", lambda *args: steps.append(1) or record(*args))
+    record = recorded.record
+    monkeypatch.setattr(recorded, "record", lambda *args: steps.append(1) or record(*args))
     for what in ("insert", "delete", "replace", "replace by more", "several", "at the start", "delete the start"):
         for repair in (0, 5) if "delete" not in what else (5,):
             for ours, plain in both(model, IDS, EDITS[what], repair, repair % 2):
                 torch.testing.assert_close(ours.keys, plain.keys, atol=1e-5, rtol=1e-5)
                 torch.testing.assert_close(ours.values, plain.values, atol=1e-5, rtol=1e-5)
     assert len(steps) <= 2, "one for every padded size and for longer buffers"
-    assert edit_graph.is_checked(find_decoder(model))
+    assert is_checked(find_decoder(model))
 
 
 def test_random_edits_of_caches_of_many_lengths() -> None:
@@ -113,7 +112,7 @@ def test_two_caches_edited_in_turn_and_generated_from() -> None:
         held[seed] = made[0][0].tolist()
         for layer, truth in zip(caches[seed].layers, plain[seed].layers, strict=True):
             torch.testing.assert_close(layer.keys, truth.keys, atol=1e-5, rtol=1e-5)
-    assert edit_graph.is_checked(decoder)
+    assert is_checked(decoder)
 
 
 def test_what_begins_between_two_boundaries_is_copied_for_the_kernel() -> None:
@@ -139,19 +138,19 @@ def test_graphs_come_with_the_second_edit_and_only_where_they_can() -> None:
     model = tiny("llama")
     decoder: Any = find_decoder(model)
     edit(model, read(model, IDS), IDS, EDITS["insert"])
-    assert decoder not in edit_graph._graphs
+    assert decoder not in fast._graphs
     edit(model, read(model, IDS), IDS, EDITS["insert"])
-    assert edit_graph.is_checked(decoder)
-    graph = edit_graph._graphs[decoder]
+    assert is_checked(decoder)
+    graph = fast._graphs[decoder]
     edit(model, read(model, LONG), LONG, [*LONG[:80], 5, *LONG[80:]])  # longer than its buffers
-    assert edit_graph._graphs[decoder] is not graph
-    graph = edit_graph._graphs[decoder]
+    assert fast._graphs[decoder] is not graph
+    graph = fast._graphs[decoder]
     with torch.no_grad():
         decoder.layers[0].mlp.up_proj.weight = torch.nn.Parameter(decoder.layers[0].mlp.up_proj.weight.clone())
     edit(model, read(model, LONG), LONG, [*LONG[:80], 5, *LONG[80:]])
-    assert edit_graph._graphs[decoder] is not graph
-    edit_graph.forget(decoder)
-    assert decoder not in edit_graph._graphs
+    assert fast._graphs[decoder] is not graph
+    forget_graph(decoder)
+    assert decoder not in fast._graphs
 
 
 REFUSED = {
@@ -176,10 +175,10 @@ def test_models_that_cannot_be_recorded() -> None:
             edit(model, read(model, IDS), IDS, EDITS["insert"], compiled=True)
     model = tiny("llama")
     handle = model.model.layers[0].register_forward_hook(lambda *args: None)
-    with pytest.raises(ValueError, match="somebody else's hooks"):
+    with pytest.raises(ValueError, match="hooks of other code"):
         edit(model, read(model, IDS), IDS, EDITS["insert"], compiled=True)
     handle.remove()
-    with PositionFree().on(model), pytest.raises(ValueError, match="GrowingLayers"):
+    with PositionFree().on(model), pytest.raises(ValueError, match="FullLayers"):
         edit(model, read(model, IDS), IDS, EDITS["insert"], compiled=True)
 
 
@@ -193,10 +192,10 @@ def test_without_a_graph_the_edit_goes_on(how: str, monkeypatch: pytest.MonkeyPa
             raise RuntimeError("operation not permitted when stream is capturing")
         return q.transpose(0, 1)
 
-    monkeypatch.setattr(few_queries, "attend", wrong)
+    monkeypatch.setattr(scattered, "attend", wrong)
     with caplog.at_level(logging.WARNING, "hf_longctx"):
         cache, _ = edit(model, read(model, IDS), IDS, EDITS["insert"], compiled=True)
-    assert "edits go on without a CUDA graph" in caplog.text
+    assert "edits continue without a CUDA graph" in caplog.text
     for ours, truth in zip(cache.layers, plain.layers, strict=True):
         assert torch.equal(ours.keys, truth.keys)
     assert model.config._attn_implementation == "sdpa"
@@ -208,8 +207,8 @@ def test_without_a_graph_the_edit_goes_on(how: str, monkeypatch: pytest.MonkeyPa
 def test_buffers_go_with_the_model() -> None:
     model = tiny("llama")
     edit(model, read(model, IDS), IDS, EDITS["insert"], compiled=True)
-    edit_graph._graphs[find_decoder(model)].steps.clear()  # a recorded graph knows no model; the step of a CPU does
-    assert len(edit_graph._graphs) == 1
+    fast._graphs[find_decoder(model)].steps.clear()  # a recorded graph knows no model; the step of a CPU does
+    assert len(fast._graphs) == 1
     del model
     gc.collect()
-    assert len(edit_graph._graphs) == 0
+    assert len(fast._graphs) == 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerFast
 
 from hf_longctx import LMInfinite, PositionFree
-from hf_longctx.editing.session import EditSession
+from hf_longctx.editing import EditSession
 from tests.tiny import BOS, EOS, PAD, VOCAB, logits_of, text, tiny, tokenizer
 
 TEXT = " ".join(f"w{i}" for i in text(1, 40)[0].tolist())
@@ -215,7 +215,7 @@ def test_half_a_character_is_not_written() -> None:
 
 
 def test_character_that_is_cut_takes_no_other_with_it() -> None:
-    from tests.text.test_detokenizer import bytes_of, llama2
+    from tests.tokenizer_kinds import bytes_of, llama2
 
     for made in (llama2(), bytes_of()):
         session = EditSession(tiny(vocab_size=len(made)), made, "ok \U0001f642")

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+from tests.tokenizer_kinds import byte_tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,19 +20,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def byte_tokenizer(*, bos: bool) -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<bos>", "<eos>"])
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>")
 
 
 @pytest.fixture(scope="session")
@@ -87,15 +75,20 @@ class Oracle:
 class Louder:
     """A method in name only: twice the logits while it is on."""
 
+    kind, name, reads_documents = "method", "louder", False
+
     def __init__(self) -> None:
         self.applied = 0
 
+    def check_room(self, model: Any, n_tokens: int) -> None:
+        pass
+
     @contextmanager
-    def on(self, model: Any) -> Any:
+    def running(self, model: Any) -> Any:
         self.applied += 1
         model.lm_head.weight.data.mul_(2)
         try:
-            yield
+            yield {}
         finally:
             model.lm_head.weight.data.div_(2)
 

@@ -126,7 +126,7 @@ def test_cells_of_another_run_are_refused_by_what_differs(tmp_path: Path) -> Non
 def test_a_file_that_is_no_store_is_refused_and_kept(tmp_path: Path, text: str) -> None:
     path = tmp_path / "cells.jsonl"
     path.write_text(text)
-    with pytest.raises(ValueError, match="isn't a store of finished cells"):
+    with pytest.raises(ValueError, match="is not a store of finished cells"):
         CellStore(path, {})
     assert path.read_text() == text
 

@@ -66,7 +66,7 @@ def test_perplexity_of_stock_truncated_and_method(llama: Any, tokenizer: Any, tm
     truncated = [line["beside"]["last 64 tokens"] for line in found["rows"]]
     assert stock == pytest.approx(expected, rel=1e-4)
     assert truncated == [stock[0], stock[1], stock[1]]
-    with method.on(llama):
+    with method.running(llama):
         louder = [score.perplexity for score in fixed_targets(llama, documents, [32, 64, 96], n_targets=8)]
     assert [line["value"] for line in found["rows"]] == pytest.approx(louder, rel=1e-4)
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
@@ -190,7 +190,7 @@ def test_a_method_that_refuses_the_model_does_so_before_anything_runs(
     llama: Any, tokenizer: Any, tmp_path: Path, console: Console
 ) -> None:
     class Refuses(Louder):
-        def on(self, model: Any) -> Any:
+        def running(self, model: Any) -> Any:
             raise ValueError("not this model")
 
     with pytest.raises(ValueError, match="not this model"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -191,12 +192,20 @@ def test_files_are_cut_to_the_length_and_judged_ones_have_no_score(
 class Tail:
     """A procedure for `custom_generate`: reads the question alone."""
 
+    kind, name, reads_documents = "procedure", "tail", True
+
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
 
     def __call__(self, model: Any, input_ids: Any, generation_config: Any, head: int, question: int, **_: Any) -> Any:
         self.seen.append((head, question))
         return torch.cat([input_ids, input_ids[:, -3:]], dim=1)
+
+    def check_room(self, model: Any, n_tokens: int) -> None:
+        pass
+
+    def running(self, model: Any) -> Any:
+        return nullcontext({"custom_generate": self})
 
     def spec(self) -> dict[str, Any]:
         return {"name": "tail"}

@@ -31,7 +31,7 @@ class Machine:
 
         def recording(model: Any, cache: Any, ids: Any, pos: Any, layers: list[Any], rings: list[Any]) -> Any:
             tensors = [t for layer in layers for t in (layer.keys, layer.values)]
-            tensors += [t for ring in rings for t in ring.tensors()]
+            tensors += [t for ring in rings for t in vars(ring).values() if isinstance(t, torch.Tensor)]
             before = [t.clone() for t in tensors]
             found = record(model, cache, ids, pos, layers, rings)
             for tensor, was in zip(tensors, before, strict=True):

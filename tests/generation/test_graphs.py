@@ -75,7 +75,7 @@ def test_a_model_that_cannot_be_recorded_goes_on_as_it_is(machine: Any, caplog: 
         watched.refuses = True
         assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False), truth)
     assert watched.recorded == watched.replayed == 0
-    assert caplog.text.count("decoding goes on without a CUDA graph") == 1
+    assert caplog.text.count("decoding continues without a CUDA graph") == 1
 
 
 def test_a_graph_that_gives_something_else_is_left_out(machine: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,8 +14,9 @@ from hf_longctx import LMInfinite, StreamingLLM
 from hf_longctx.generation.cuda_graph import can_replay, graph_forward
 from hf_longctx.ops.attend import attend
 from hf_longctx.ops.branch import Branch
-from hf_longctx.ops.kernels import decode
+from hf_longctx.ops.kernels import FUSED
 from hf_longctx.ops.masks import BeyondWindow, Window
+from hf_longctx.ops.positions import Positions
 from hf_longctx.ops.rotation import Rotation
 from tests.tiny import left_padded, text, tiny
 
@@ -59,10 +60,10 @@ def test_kernel(dtype: Any, heads: tuple[int, int], dim: int, rotary: int, batch
     size = max(keys // 2, 1)
     few = min(keys, 7)
     branches = [
-        Branch(q, k, v, q_pos, k_pos, Window(size), *ropes),
-        Branch(q, k[:, :, :few], v[:, :, :few], q_pos, k_pos[:, :few], BeyondWindow(size), None, far),
+        Branch(q, k, v, Positions(q_pos, k_pos), Window(size), *ropes),
+        Branch(q, k[:, :, :few], v[:, :, :few], Positions(q_pos, k_pos[:, :few]), BeyondWindow(size), None, far),
     ]
-    assert decode.refuses(branches) is None
+    assert FUSED[0].unsupported_reason(branches) is None
     with torch.no_grad():
         ours = attend(branches, scale=dim**-0.5)
         truth = attend([_double(b) for b in branches], scale=dim**-0.5, kernel="reference")
@@ -77,7 +78,7 @@ def _double(branch: Branch) -> Branch:
         for r in (branch.q_rope, branch.k_rope)
     ]
     three = branch.q_BHLD.double(), branch.k_BGSD.double(), branch.v_BGSD.double()
-    return Branch(*three, branch.q_pos_BL, branch.k_pos_BS, branch.visible, *turn)
+    return Branch(*three, branch.positions, branch.mask, *turn)
 
 
 def test_a_row_without_keys_gets_zeros() -> None:

@@ -11,8 +11,8 @@ import torch
 from transformers import DynamicCache
 
 from hf_longctx.anatomy import find_decoder
-from hf_longctx.editing import graph as edit_graph
-from hf_longctx.editing.edit import edit
+from hf_longctx.editing import edit
+from hf_longctx.editing.graph import is_checked
 from tests.tiny import text, tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -48,4 +48,4 @@ def test_a_graph_makes_what_the_plain_path_makes(family: str, caplog: Any) -> No
                         off = (got.float() - expected.float()).norm() / expected.float().norm()
                         assert off < 2e-2, "bf16, and the two paths round at other places"
     assert "without a CUDA graph" not in caplog.text
-    assert edit_graph.is_checked(find_decoder(model))
+    assert is_checked(find_decoder(model))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx import shared_prefix
-from hf_longctx.ops.prefix import Own, Query, Shared, attend, fused, fused_refuses, merged
+from hf_longctx.ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, attend, fused, fused_refuses, merged
 from tests.sharing.prefixes import DOCUMENT, GREEDY, IDS, LOGITS, MASK
 from tests.tiny import left_padded, text, tiny
 
@@ -41,9 +41,9 @@ def problem(
               for n, start in zip(lengths, starts, strict=True)]  # fmt: skip
 
     def given(to: Any) -> Any:
-        query = Query(q.to(to), at, window, D**-0.5)
-        own = Own(k.to(to), v.to(to), pos, regular=empty == 0, padded=True)
-        return query, own, [Shared(a.to(to), b.to(to), p) for a, b, p in levels]
+        query = PrefixQuery(q.to(to), at, window, D**-0.5)
+        own = SuffixKeys(k.to(to), v.to(to), pos, consecutive=empty == 0, padded=True)
+        return query, own, [PrefixKeys(a.to(to), b.to(to), p) for a, b, p in levels]
 
     return given(dtype), given(torch.float64)
 
@@ -75,8 +75,10 @@ def test_many_rows_fill_the_card() -> None:
     asked, exact = problem(1024, 1, (9, 3), 64, (4099,), torch.bfloat16, None)
     some = slice(None, None, 100)
     query, own, levels = exact
-    fewer = Query(query.q_BHLD[some], query.pos_BL[some], None, query.scale)
-    truth = merged(fewer, Own(own.k_BGSD[some], own.v_BGSD[some], own.pos_BS[some], False, True), levels, "reference")
+    fewer = PrefixQuery(query.q_BHLD[some], query.pos_BL[some], None, query.scale)
+    truth = merged(
+        fewer, SuffixKeys(own.k_BGSD[some], own.v_BGSD[some], own.pos_BS[some], False, True), levels, "reference"
+    )
     assert off(attend(*asked)[some], truth) <= TOLERANCE[torch.bfloat16]
 
 

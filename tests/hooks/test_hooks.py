@@ -33,7 +33,7 @@ from tests.tiny import FAMILIES, build, config_of, logits_of, sharpen, text, tin
 IDS = text(2, 24)
 METHOD = LMInfinite(n_global=2, n_local=6)
 KEY = {"version": 1, "methods": [{"name": "lm_infinite", "n_global": 2, "n_local": 6}]}
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(code: str, *args: str) -> str:
@@ -294,7 +294,9 @@ def test_methods_are_listed_and_names_are_unique() -> None:
         "lm_infinite",
         "position_free",
         "rope_scaling",
+        "share_beginning",
         "streaming_llm",
+        "xl3m",
     ]
     with pytest.raises(ValueError, match="cannot take the name of"):
         type("Another", (hf_longctx.LongContextMethod,), {"name": "lm_infinite"})

@@ -15,10 +15,10 @@ import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 from transformers import AutoModelForCausalLM, Gemma4TextConfig, LlamaConfig
 
-from hf_longctx.anatomy import LONGROPE_PER_LAYER
 from hf_longctx.hub import convert
 from hf_longctx.hub.gguf import read_gguf_config
-from hf_longctx.hub.gguf_rope import FileRope, as_the_file_says
+from hf_longctx.hub.gguf_rope import FileRope, with_file_rope
+from hf_longctx.upstream.versions import LONGROPE_PER_LAYER
 from tests.hub.stock_gguf import HEAD_DIM, THETA, TRAINED, stock, write
 
 ORIGINAL = 64
@@ -176,13 +176,13 @@ def test_llama_3_s_own_fields_are_found_again(factor: float, head_dim: int) -> N
     )  # fmt: skip
     divisors = llama3_divisors(factor, 1, 4, 8192, head_dim, 500000.0)
     fields = {"rope.freq_base": 500000.0, "rope.dimension_count": head_dim}
-    found = as_the_file_says(config, FileRope("llama", fields, {"rope_freqs.weight": divisors})).rope_parameters
+    found = with_file_rope(config, FileRope("llama", fields, {"rope_freqs.weight": divisors})).rope_parameters
     assert found == {
         "rope_type": "llama3", "rope_theta": 500000.0, "factor": factor, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
     }  # fmt: skip
     with_length = {**fields, "rope.scaling.original_context_length": 4096}
-    again = as_the_file_says(config, FileRope("llama", with_length, {"rope_freqs.weight": divisors})).rope_parameters
+    again = with_file_rope(config, FileRope("llama", with_length, {"rope_freqs.weight": divisors})).rope_parameters
     assert (again["original_max_position_embeddings"], again["low_freq_factor"], again["high_freq_factor"]) == (
         4096,
         0.5,
@@ -246,9 +246,9 @@ def test_a_family_that_knows_its_scaling_keeps_it(tmp_path: Path) -> None:
     stopped = np.array([1.0] * 4 + [1e30] * 12, dtype=np.float32)
     fields = {"rope.freq_base": 1e6, "rope.freq_base_swa": 1e4, "rope.dimension_count": 32}
     file = FileRope("gemma4", fields, {"rope_freqs.weight": stopped})
-    assert as_the_file_says(config, file).rope_parameters == config.rope_parameters
+    assert with_file_rope(config, file).rope_parameters == config.rope_parameters
     with pytest.raises(ValueError, match=r"gemma4\.rope\.scaling|rope_freqs\.weight"):
-        as_the_file_says(config, FileRope("gemma4", {**fields, "rope.scaling.factor": 2.0}, file.tensors))
+        with_file_rope(config, FileRope("gemma4", {**fields, "rope.scaling.factor": 2.0}, file.tensors))
 
 
 def test_a_config_that_transformers_cannot_read_is_refused_with_what_the_file_says(tmp_path: Path) -> None:

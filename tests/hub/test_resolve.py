@@ -159,7 +159,7 @@ def test_an_adapter_whose_base_cannot_be_had_says_so(tmp_path: Path) -> None:
     fields = json.loads(path.read_text())
     for base, says in (
         ("owner/name", r"is an adapter of 'owner/name', which is no folder here.*HF_HUB_OFFLINE.*Correct base_model"),
-        (None, "does not say of which model it is an adapter"),
+        (None, "does not name the model that it adapts"),
     ):
         path.write_text(json.dumps({**fields, "base_model_name_or_path": base}))
         with pytest.raises((OSError, ValueError), match=says):
@@ -176,7 +176,7 @@ def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_example_model_is_the_hub_s_where_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "_hub_problem", lambda *_: None)
+    monkeypatch.setattr(resolve, "hub_problem", lambda *_: None)
     assert locate("smollm2-135m-instruct").location == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 

@@ -3,6 +3,7 @@
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim, K selected keys of a query
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,22 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_longctx.ops.bias import DistanceBuckets
 from hf_longctx.ops.branch import Branch
-from hf_longctx.ops.masks import BeyondWindow, Causal, Full, TopKeys, Window
+from hf_longctx.ops.masks import BeyondWindow, Causal, Chunk, Full, Packed, TopBlocks, TopKeys, Window
+from hf_longctx.ops.positions import Positions
 
 # who sees whom, by query and key position: the definitions, written a second time
 SEES: dict[Any, Callable[[Any, Tensor, Tensor], Tensor]] = {
-    Causal: lambda visible, q, k: k <= q,
-    Window: lambda visible, q, k: (k <= q) & (k > q - visible.size),
-    BeyondWindow: lambda visible, q, k: k <= q - visible.size,
-    Full: lambda visible, q, k: (q == q) & (k == k),
+    Causal: lambda mask, q, k: k <= q,
+    Window: lambda mask, q, k: (k <= q) & (k > q - mask.size),
+    BeyondWindow: lambda mask, q, k: k <= q - mask.size,
+    Full: lambda mask, q, k: (q == q) & (k == k),
+    Packed: lambda mask, q, k: (q >> 32 == k >> 32) & SEES[type(mask.inside)](mask.inside, q & LOW, k & LOW),
+    Chunk: lambda mask, q, k: (k <= q) & _chunks_back(mask, q, k),
 }
-VISIBLE = {
+LOW = 2**32 - 1
+MASKS = {
     "causal": Causal(),
     "window": Window(7),
     "wide-window": Window(500),
     "outside": BeyondWindow(9),
     "full": Full(),
+    "own-chunk": Chunk(5),
+    "chunk-before": Chunk(5, back=1),
+    "chunks-before-that": Chunk(5, back=2, earlier=True),
 }
 
 
@@ -41,13 +50,27 @@ class Problem:
     k_pos: Tensor
     grad: Tensor
 
-    def branch(self, visible: Any, **changes: Any) -> Branch:
-        padded = bool((self.q_pos < 0).any() or (self.k_pos < 0).any())
-        args = self.q, self.k, self.v, self.q_pos, self.k_pos
-        return Branch(*args, visible, **{"padded": padded, "regular": regular(self.q_pos, self.k_pos), **changes})
+    def branch(self, mask: Any, **more: Any) -> Branch:
+        return Branch(self.q, self.k, self.v, positions(self.q_pos, self.k_pos), mask, **more)
 
 
-def regular(q_pos: Tensor, k_pos: Tensor) -> bool:
+def positions(q_pos: Tensor, k_pos: Tensor) -> Positions:
+    """With everything that is true of them."""
+    return Positions(
+        q_pos,
+        k_pos,
+        same_rows=q_pos.shape == k_pos.shape and torch.equal(q_pos, k_pos) and rising(q_pos),
+        consecutive=consecutive(q_pos, k_pos),
+        padded=bool((q_pos < 0).any() or (k_pos < 0).any()),
+    )
+
+
+def rising(pos: Tensor) -> bool:
+    rows = [[p for p in row if p >= 0] for row in pos.tolist()]
+    return all(row == sorted(set(row)) for row in rows)
+
+
+def consecutive(q_pos: Tensor, k_pos: Tensor) -> bool:
     """Consecutive positions in order, ending together, in every row."""
     for q_row, k_row in zip(q_pos.tolist(), k_pos.tolist(), strict=True):
         q, k = ([p for p in row if p >= 0] for row in (q_row, k_row))
@@ -117,28 +140,65 @@ def visible_pairs(branch: Branch) -> Tensor:
     """Which pairs exist, (B, H, L, S)."""
     B, H, L, _ = branch.q_BHLD.shape
     S = branch.k_BGSD.shape[2]
-    if isinstance(branch.visible, TopKeys):
-        index = branch.visible.index_BHLK
+    q, k = branch.positions.q_pos_BL[:, None, :, None], branch.positions.k_pos_BS[:, None, None, :]
+    real = (q >= 0) & (k >= 0)
+    if isinstance(branch.mask, TopBlocks):
+        mask = torch.zeros(B, H, L, S, dtype=torch.bool, device=q.device)
+        index, size = branch.mask.index_BHMK, branch.mask.k_size
+        for b, h, m in itertools.product(*map(range, index.shape[:3])):
+            heads = slice(None) if index.shape[1] == 1 else h
+            rows = slice(m * branch.mask.q_size, (m + 1) * branch.mask.q_size)
+            for block in index[b, h, m].tolist():
+                mask[b, heads, rows, block * size : (block + 1) * size] |= block >= 0
+        return mask & real & SEES[type(branch.mask.inside)](branch.mask.inside, q, k)
+    if isinstance(branch.mask, TopKeys):
+        index = branch.mask.index_BHLK
         mask = torch.zeros(B, H, L, S + 1, dtype=torch.bool, device=index.device)
         return mask.scatter(-1, torch.where(index < 0, S, index), True)[..., :S]  # slot S takes the -1s
-    q, k = branch.q_pos_BL[:, None, :, None], branch.k_pos_BS[:, None, None, :]
-    return (SEES[type(branch.visible)](branch.visible, q, k) & (q >= 0) & (k >= 0)).expand(B, H, L, S)
+    return (SEES[type(branch.mask)](branch.mask, q, k) & real).expand(B, H, L, S)
 
 
-def truth(branches: list[Branch], scale: float) -> tuple[Tensor, Tensor]:
+def _chunks_back(mask: Chunk, q: Tensor, k: Tensor) -> Tensor:
+    """By counting the chunks' beginnings between key and query."""
+    latest = min(int(q.max()) + 1, 2000)  # padding among packed positions is far up
+    begins = torch.tensor([p % mask.size == 0 for p in range(latest + 1)], device=q.device).cumsum(0)
+    back = begins[q.clamp(0, latest)] - begins[k.clamp(0, latest)]
+    return back >= mask.back if mask.earlier else back == mask.back
+
+
+def truth(branches: list[Branch], scale: float, sink_H: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Out (B, L, H, D) and log-sum-exp (B, H, L) of the softmax over all branches' keys, in float64, with gradients."""
     scores, values = [], []
     for branch in branches:
         group = branch.q_BHLD.shape[1] // branch.k_BGSD.shape[1]
         q = branch.q_BHLD.double()
         k, v = (x.double().repeat_interleave(group, 1) for x in (branch.k_BGSD, branch.v_BGSD))
-        scores.append((q @ k.mT * scale).masked_fill(~visible_pairs(branch), -math.inf))
+        score = q @ k.mT * scale
+        if branch.bias is not None:
+            score = score + biases(branch)
+        scores.append(score.masked_fill(~visible_pairs(branch), -math.inf))
         values.append(v)
+    if sink_H is not None:  # a key without a value
+        scores.append(sink_H.double()[:, None, None].expand_as(scores[0][..., :1]))
+        values.append(torch.zeros_like(values[0][:, :, :1]))
     score, value = torch.cat(scores, -1), torch.cat(values, 2)
     lse = score.logsumexp(-1)
     weights = torch.exp(score - torch.where(lse == -math.inf, 0.0, lse.detach())[..., None])
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
     return (weights @ value).transpose(1, 2), lse
+
+
+def biases(branch: Branch) -> Tensor:
+    """(B, H, L, S) in float64, from each pair's own distance; 0 where a pair does not exist."""
+    assert branch.bias is not None
+    weights, seen = branch.bias.weights.double(), visible_pairs(branch)
+    rows = zip(branch.positions.q_pos_BL.tolist(), branch.positions.k_pos_BS.tolist(), strict=True)
+    distance = torch.tensor([[[[q - k for k in k_row] for q in q_row]] for q_row, k_row in rows], device=seen.device)
+    distance = distance.expand_as(seen).masked_fill(~seen, 0)
+    if isinstance(branch.bias, DistanceBuckets):
+        heads = torch.arange(seen.shape[1], device=seen.device)[:, None, None].expand_as(seen)
+        return weights[heads, branch.bias.bucket(distance)] * seen
+    return -weights[:, None, None] * distance
 
 
 def selected(shape: str, k: int = 3, **kwargs: Any) -> tuple[Problem, TopKeys]:

@@ -11,7 +11,7 @@ pytestmark = needs_triton
 INTERPRETED = """
 import torch
 from hf_longctx import LMInfinite, StreamingLLM
-from hf_longctx.ops.kernels import decode
+from hf_longctx.ops.kernels import FUSED, decode
 from tests.tiny import left_padded, text, tiny
 
 def everywhere(branches):
@@ -23,22 +23,23 @@ def everywhere(branches):
 
 ids, mask = left_padded([text(1, n, seed=n)[0] for n in (20, 7)])
 settings = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-stock = decode.refuses
+(kernel,) = FUSED
+stock = kernel.unsupported_reason
 for family in ("llama", "gpt_neox", "smollm3"):
     for method in (LMInfinite(n_global=4, n_local=12), StreamingLLM(n_sink=4, window=12)):
         model, calls = tiny(family), []
         with method.on(model):
             truth = torch.stack(model.generate(ids, attention_mask=mask, **settings).logits)
-            decode.refuses = everywhere
+            kernel.unsupported_reason = everywhere
             ours = torch.stack(model.generate(ids, attention_mask=mask, **settings).logits)
-            decode.refuses = stock
+            kernel.unsupported_reason = stock
         assert calls
         torch.testing.assert_close(ours, truth, atol=1e-5, rtol=1e-5)
 """
 
 SHARED = """
 import torch
-from hf_longctx.ops.prefix import Own, Query, Shared, fused, merged
+from hf_longctx.ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, fused, merged
 
 torch.manual_seed(0)
 def check(B, H, G, D, P, S, window, parts, levels):
@@ -46,8 +47,8 @@ def check(B, H, G, D, P, S, window, parts, levels):
     pos = (P * levels + torch.arange(S)).expand(B, S).clone()
     pos[:, -2:], pos[0, :1] = -1, -1  # empty columns, and padding
     at = torch.full((B, 1), P * levels + S - 3)
-    prefix = [Shared(*torch.randn(2, 1, G, P, D).unbind(), torch.arange(P)[None] + i * P) for i in range(levels)]
-    given = Query(q, at, window, D**-0.5), Own(k, v, pos, False, True), prefix
+    prefix = [PrefixKeys(*torch.randn(2, 1, G, P, D).unbind(), torch.arange(P)[None] + i * P) for i in range(levels)]
+    given = PrefixQuery(q, at, window, D**-0.5), SuffixKeys(k, v, pos, False, True), prefix
     torch.testing.assert_close(fused(*given, parts), merged(*given, "reference"), atol=2e-6, rtol=2e-6)
 
 check(5, 6, 2, 16, 70, 9, None, 4, 1)  # two keys are left over
@@ -58,7 +59,7 @@ check(3, 8, 1, 64, 130, 20, 50, None, 2)  # a sliding-window layer
 
 COMPILED = """
 import triton
-from tests.attention.interpreted import compile_for_h100
+from tests.ops.interpreted import compile_for_h100
 from hf_longctx.ops.kernels import triton_decode as T
 from hf_longctx.ops.kernels import triton_merge as M
 
@@ -79,7 +80,7 @@ for dtype, (tile, warps, stages, _) in (("*bf16", T.HALF), ("*fp32", T.FULL)):
         assert kernel.metadata.shared < 227 * 1024, (dtype, dim, kernel.metadata.shared)
 pointers = {"part": "*fp32", "part_lse": "*fp32", "out": "*bf16", "lse": "*fp32"}
 compile(T._merge, dict(D=128, DP=128, PP=512, STEP=8), pointers)
-# behind a shared prefix: keys are rotated already
+# after a shared prefix: keys are rotated already
 sizes |= dict(D=64, DP=64, R2=32, RP=32, EP=16, GROUP=3, N=T.HALF[0], Q_ROTATE=False, K_ROTATE=False,
               Q_ROTATE2=False, K_ROTATE2=False)
 one_set = {name: "*bf16" for name in ("k", "v", "q_cos", "q_sin", "k_cos", "k_sin")} | {"k_pos": "*i64"}

@@ -14,7 +14,8 @@ from hf_longctx.ops.branch import Branch
 from hf_longctx.ops.kernels import KERNELS, Call, choose
 from hf_longctx.ops.masks import BeyondWindow, Causal, Full, TopKeys, Window
 from hf_longctx.ops.merge import merge
-from tests.ops.cases import SHAPES, VISIBLE, Problem, gradients, problem, selected, truth
+from hf_longctx.ops.positions import Positions
+from tests.ops.cases import MASKS, SHAPES, Problem, gradients, problem, selected, truth
 
 CPU = ("reference", "blocked")
 SCALE = 0.4
@@ -25,8 +26,7 @@ LSE_TOLERANCE = {d: {"rtol": t, "atol": t} for d, t in TOLERANCE.items()} | {tor
 
 
 def call_of(branch: Branch) -> Call:
-    pos = branch.q_pos_BL, branch.k_pos_BS
-    return Call(*pos, branch.visible, SCALE, regular=branch.regular, padded=branch.padded)
+    return Call(branch.positions, branch.mask, SCALE, branch.bias)
 
 
 def near(actual: Tensor, expected: Tensor, dtype: Any) -> None:
@@ -35,12 +35,12 @@ def near(actual: Tensor, expected: Tensor, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("visible", VISIBLE)
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kernel", CPU)
-def test_a_kernel_gives_values_and_lse(kernel: str, shape: str, visible: str, dtype: Any) -> None:
+def test_a_kernel_gives_values_and_lse(kernel: str, shape: str, mask: str, dtype: Any) -> None:
     p = problem(shape, dtype=dtype)
-    branch = p.branch(VISIBLE[visible])
+    branch = p.branch(MASKS[mask])
     out, lse = KERNELS[kernel].forward(call_of(branch), p.q, p.k, p.v)
     true_out, true_lse = truth([branch], SCALE)
     near(out, true_out, dtype)
@@ -78,7 +78,8 @@ def test_three_branches_with_a_selection_give_gradients(kernel: str) -> None:
         x.requires_grad_()
     index = torch.full((2, 4, 37, 2), -1)
     index[:, :, 20:] = torch.tensor([4, 9])  # at distance 11 and more of queries 20...36
-    first = Branch(p.q, p.k[:, :, :3], p.v[:, :, :3], p.q_pos, p.k_pos[:, :3], BeyondWindow(6), padded=False)
+    positions = Positions(p.q_pos, p.k_pos[:, :3], padded=False)
+    first = Branch(p.q, p.k[:, :, :3], p.v[:, :, :3], positions, BeyondWindow(6))
     branches = [p.branch(Window(6)), first, p.branch(TopKeys(index))]
     check_values_and_gradients(branches, p, kernel, torch.float64)
 
@@ -99,13 +100,14 @@ def check_values_and_gradients(branches: list[Branch], p: Problem, kernel: str, 
 @pytest.mark.parametrize("kernel", ["reference", "selected"])
 def test_gradcheck(kernel: str) -> None:
     p, chosen = selected("left-padded", dtype=torch.float64, heads=2, groups=1, dim=4)
-    visible: Any = chosen if kernel == "selected" else Window(4)
+    positions = Positions(p.q_pos, p.k_pos)
+    mask: Any = chosen if kernel == "selected" else Window(4)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        branches = [Branch(q, k, v, p.q_pos, p.k_pos, visible)]
+        branches = [Branch(q, k, v, positions, mask)]
         if kernel == "reference":
-            branches.append(Branch(q, k, v, p.q_pos, p.k_pos, BeyondWindow(4)))
-        return attend(branches, scale=SCALE, kernel="reference")
+            branches.append(Branch(q, k, v, positions, BeyondWindow(4)))
+        return attend(branches, scale=SCALE, kernel=kernel)
 
     inputs = [x.requires_grad_() for x in (p.q, p.k, p.v)]
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
@@ -122,13 +124,13 @@ def test_a_second_derivative_is_an_error_and_not_a_wrong_number() -> None:
 @pytest.mark.parametrize("kernel", [*CPU, "auto"])
 def test_no_keys_and_no_queries_give_zeros(kernel: str) -> None:
     p = problem("prefill")
-    nothing = Branch(p.q, p.k[:, :, :0], p.v[:, :, :0], p.q_pos, p.k_pos[:, :0], Causal())
+    nothing = Branch(p.q, p.k[:, :, :0], p.v[:, :, :0], Positions(p.q_pos, p.k_pos[:, :0]), Causal())
     out = attend([nothing], scale=SCALE, kernel=kernel)
     assert out.shape == (2, 37, 4, 8)
     assert not out.any()
     both = attend([nothing, p.branch(Causal())], scale=SCALE, kernel=kernel)
     torch.testing.assert_close(both, attend([p.branch(Causal())], scale=SCALE, kernel=kernel), rtol=0, atol=0)
-    no_rows = Branch(p.q[:, :, :0], p.k, p.v, p.q_pos[:, :0], p.k_pos, Causal())
+    no_rows = Branch(p.q[:, :, :0], p.k, p.v, Positions(p.q_pos[:, :0], p.k_pos), Causal())
     assert attend([no_rows], scale=SCALE, kernel=kernel).shape == (2, 0, 4, 8)
 
 
@@ -141,7 +143,7 @@ def test_blocks_of_queries_equal_one_matrix() -> None:
     pos = torch.arange(L)[None]
     outs = []
     for kernel in CPU:
-        branches = [Branch(q, k, v, pos, pos, Window(300)), Branch(q, k, v, pos, pos, BeyondWindow(300))]
+        branches = [Branch(q, k, v, Positions(pos, pos), mask) for mask in (Window(300), BeyondWindow(300))]
         out = attend(branches, scale=0.3, kernel=kernel)
         outs.append([out, *torch.autograd.grad(out.square().sum(), [q, k, v])])
     for mine, other in zip(*outs, strict=True):

@@ -10,7 +10,7 @@ pytestmark = needs_triton
 
 ATTENTION = """
 import torch
-from hf_longctx.attention import few_queries
+from hf_longctx.ops import scattered
 from hf_longctx.ops.kernels import triton_places
 triton_places.SMALLEST = 64  # several parts of short texts
 torch.manual_seed(0)
@@ -18,16 +18,16 @@ for H, G, D, S, L in ((4, 2, 64, 300, 70), (6, 2, 32, 130, 40), (2, 1, 128, 257,
     q, (k, v) = torch.randn(L, H, D).transpose(0, 1), torch.randn(2, G, S, D)
     pos = torch.randint(0, S - 1, (L,)).sort()[0]
     pos[-5:] = S - 1
-    places = few_queries.Places(pos, S - 1)
+    places = scattered.Places(pos, S - 1)
     ours = triton_places.attend(q, k, v, pos, S - 1, D**-0.5)
-    torch.testing.assert_close(ours, few_queries.attend(q, k, v, places, D**-0.5), atol=2e-6, rtol=2e-6)
+    torch.testing.assert_close(ours, scattered.attend(q, k, v, places, D**-0.5), atol=2e-6, rtol=2e-6)
     assert not ours[-1].any(), "a query that is left over sees nothing"
 """
 
 MOVING = """
 import torch
 from hf_longctx.ops.kernels.triton_move import move
-from hf_longctx.editing.move import fits, table_of
+from hf_longctx.editing.graph.move import fits, table_of
 torch.manual_seed(0)
 for D, R, G, S in ((64, 64, 2, 100), (64, 16, 3, 70), (80, 20, 1, 130)):
     tensors = [torch.randn(1, G, S + 8, D)[:, :, 4 : S + 4] for _ in range(4)]
@@ -52,7 +52,7 @@ for D, R, G, S in ((64, 64, 2, 100), (64, 16, 3, 70), (80, 20, 1, 130)):
 
 COMPILED = """
 import triton
-from tests.attention.interpreted import compile_for_h100
+from tests.ops.interpreted import compile_for_h100
 from hf_longctx.ops.kernels import triton_move as V
 from hf_longctx.ops.kernels import triton_places as P
 

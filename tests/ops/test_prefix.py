@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.ops import prefix as folded
-from hf_longctx.ops.prefix import Own, Query, Shared, _parts, attend, cut
+from hf_longctx.ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, _parts, attend, cut
 
 D = 8
 
@@ -20,13 +20,13 @@ def problem(B: int, L: int, heads: tuple[int, int], lengths: tuple[int, ...], wi
     pos[0, :3] = -1
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     levels = [
-        Shared(*torch.randn(2, 1, G, n, D).unbind(), torch.arange(n)[None] + start)
+        PrefixKeys(*torch.randn(2, 1, G, n, D).unbind(), torch.arange(n)[None] + start)
         for n, start in zip(lengths, starts, strict=True)
     ]
-    return Query(q, pos[:, -L:], window, D**-0.5), Own(k, v, pos, True, True), levels
+    return PrefixQuery(q, pos[:, -L:], window, D**-0.5), SuffixKeys(k, v, pos, True, True), levels
 
 
-def truth(query: Query, own: Own, levels: list[Shared]) -> Tensor:
+def truth(query: PrefixQuery, own: SuffixKeys, levels: list[PrefixKeys]) -> Tensor:
     B, H = query.q_BHLD.shape[:2]
     keys, values = (
         torch.cat([*(x.expand(B, -1, -1, -1) for x in shared), mine], 2).repeat_interleave(H // mine.shape[1], 1)
@@ -54,7 +54,7 @@ def test_values(
 ) -> None:  # fmt: skip
     """However a prefix is cut: also where its length is no multiple, and where it has fewer keys than parts."""
 
-    def asked(query: Query, shared: Shared) -> int:
+    def asked(query: PrefixQuery, shared: PrefixKeys) -> int:
         return 1 if query.window is not None else min(parts, shared.k_1GPD.shape[2])
 
     monkeypatch.setattr(folded, "parts_for", asked)

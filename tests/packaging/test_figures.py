@@ -1,4 +1,4 @@
-"""README's first pictures are drawn from the committed results, and show lengths that the stock model cannot read."""
+"""README's pictures are drawn from the committed results, and show lengths that the stock model cannot read."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from recipes.benchmarks import zero_shot
+from recipes.benchmarks import summary, zero_shot
 from recipes.benchmarks.reading import RESULTS, TRAINED
 from recipes.benchmarks.tables import ROOT
 
-PICTURES = sorted(zero_shot.LINES)
+PICTURES = {summary.FIGURE: summary.stamp, zero_shot.FIGURE: lambda: zero_shot.stamp(zero_shot.FIGURE)}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def texts(path: Path) -> dict[str, str]:
@@ -29,19 +30,17 @@ def texts(path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
 def test_the_committed_picture_is_that_of_the_committed_results(path: Path) -> None:
-    assert texts(path)["Source"] == zero_shot.stamp(path), "python -m recipes.benchmarks.zero_shot figure (or summary)"
-    assert f"({path.relative_to(ROOT)})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert texts(path)["Source"] == PICTURES[path](), "python -m recipes.benchmarks.summary, or ...zero_shot figure"
+    assert f"({path.relative_to(ROOT)})" in README
 
 
-@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
-def test_its_lines_are_the_numbers_beyond_the_trained_length(path: Path) -> None:
+def test_its_lines_are_the_numbers_beyond_the_trained_length() -> None:
     pytest.importorskip("matplotlib")
-    figure = zero_shot.figure(path)
-    for axes, part in zip(figure.axes, ("perplexity", "passkey"), strict=True):
+    for axes, part in zip(zero_shot.figure(zero_shot.FIGURE).axes, ("perplexity", "passkey"), strict=True):
         rows = json.loads((RESULTS / f"zero_shot_{part}.json").read_text(encoding="utf-8"))["rows"]
         measured = {row["what"]: row["detail"][part] for row in rows}
         lines = {line.get_label(): line for line in axes.get_lines() if line.get_label() in measured}
-        assert list(lines) == zero_shot.LINES[path], "no more lines than can be told apart"
+        assert list(lines) == zero_shot.LINES[zero_shot.FIGURE], "no more lines than can be told apart"
         assert len(lines) <= 7
         for name, line in lines.items():
             lengths, values = (list(map(float, data)) for data in line.get_data())
@@ -52,7 +51,30 @@ def test_its_lines_are_the_numbers_beyond_the_trained_length(path: Path) -> None
     assert perplexity[8 * TRAINED] > 100 * perplexity[TRAINED]
 
 
+def test_the_first_picture_shows_stock_failing_and_the_methods_not() -> None:
+    pytest.importorskip("matplotlib")
+    shown = summary.curves()
+    for axes, (part, lines) in zip(summary.figure().axes, shown.items(), strict=True):
+        drawn = [line.get_data() for line in axes.get_lines()][: len(lines)]
+        for (lengths, values), line in zip(drawn, lines.values(), strict=True):
+            assert dict(zip(map(int, lengths), map(float, values), strict=True)) == line
+        assert {text.get_text() for text in axes.texts} >= set(lines), f"every line of {part} has its name"
+        assert sum(n > TRAINED for n in lines["stock"]) >= 2
+    rows = json.loads((RESULTS / "zero_shot_perplexity.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        if row["what"] in shown["perplexity"]:
+            assert shown["perplexity"][row["what"]] == {int(n): v for n, v in row["detail"]["perplexity"].items()}
+    rows = json.loads((RESULTS / "xl3m_needle.json").read_text(encoding="utf-8"))["rows"]
+    for name, line in shown["needle"].items():
+        for length in [n for n in line if n <= 1 << 20]:
+            found = [r["value"] for r in rows if (r["detail"]["method"], r["detail"]["length"]) == (name, length)]
+            assert line[length] == pytest.approx(100 * sum(found) / len(found))
+    fluent, needle = shown.values()
+    assert fluent["stock"][8 * TRAINED] > 100 * fluent["LM-Infinite 8k"][8 * TRAINED]
+    assert max(needle["stock"][n] for n in needle["stock"] if n > TRAINED) == 0
+    assert min(needle["XL3M"][n] for n in needle["XL3M"] if n > TRAINED) >= 95
+
+
 def test_readme_says_what_the_picture_shows_in_its_own_numbers() -> None:
     stock = zero_shot.curves(["stock"])["perplexity"]["stock"]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"rises from {stock[TRAINED]:.0f} to {stock[8 * TRAINED]:,.0f}" in readme
+    assert f"rises from {stock[TRAINED]:.0f} to {stock[8 * TRAINED]:,.0f}" in README

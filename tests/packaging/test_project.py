@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -74,14 +75,17 @@ def test_results_name_no_folder_of_the_machine_they_come_from() -> None:
         assert not re.search(r'"[^"]*(/home/|/root/|/tmp/|/Users/)', path.read_text(encoding="utf-8")), path.name
 
 
-def test_readme_lists_every_method() -> None:
-    pytest.importorskip("hf_longctx.method")
+def unlisted(readme: str) -> list[str]:
+    """What the table of methods in a README lacks: rows of methods and procedures, and in a row its file."""
     import hf_longctx
 
-    for name, cls in hf_longctx.list_methods().items():
-        assert f"| `{name}` |" in README, f"README's method table lacks {name}"
-        file = cls.__module__.replace(".", "/") + ".py"
-        assert f"`{file}`" in README, f"README's row of {name} does not name {file}"
+    files = {name: f"{cls.__module__.replace('.', '/')}.py" for name, cls in hf_longctx.list_methods().items()}
+    rows = {name: re.search(rf"^\| `{name}` \|.*", readme, re.MULTILINE) for name in files}
+    return [name for name, file in files.items() if (row := rows[name]) is None or f"`{file}`" not in row[0]]
+
+
+def test_readme_lists_every_method() -> None:
+    assert unlisted(README) == [], "README's table lacks these, or the files in their rows"
 
 
 @pytest.mark.parametrize("path", [*documents(), ROOT / "docs/composition.md"], ids=lambda path: path.name)
@@ -90,7 +94,7 @@ def test_links_and_pictures_exist(path: Path) -> None:
         assert (path.parent / target).exists(), target
 
 
-CARDS = [path for path in sorted((ROOT / "model_cards").glob("*.md")) if path.stem != "xl3m"]  # in tests/segments
+CARDS = [path for path in sorted((ROOT / "model_cards").glob("*.md")) if path.stem != "xl3m"]  # run with XL3M's tests
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.name)
@@ -150,8 +154,8 @@ def test_readme_lines_on_keeping_a_method_run_as_pasted(tmp_path: Path, monkeypa
 
 def test_every_block_of_a_document_is_run_by_a_test() -> None:
     """A new one goes into this list together with a test that runs it."""
-    # here: README, editing, report, sharing, streaming; tests/segments; tests/evaluation/test_guide.py; tests/clip has
-    # one in test_stretch.py, two in test_pipelines.py and three in test_guide.py
+    # here: README, editing, report, sharing, streaming; tests/generation/xl3m; tests/evaluation/test_guide.py;
+    # tests/clip has one in test_stretch.py, two in test_pipelines.py and three in test_guide.py
     run = {
         "README": 2,
         "clip": 6,
@@ -205,8 +209,29 @@ def test_lines_on_reports_run_as_pasted(
     assert "95 % (76–99)" in (tmp_path / "page/report.html").read_text()
 
 
+def test_imports_inside_the_package_are_relative() -> None:
+    for path in (ROOT / "hf_longctx").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not any(name.split(".")[0] == "hf_longctx" for name in names), f"{path}:{node.lineno}"
+
+
 def test_every_guide_is_linked() -> None:
     assert all(f"docs/{name}.md" in README for name in GUIDES)
+
+
+IMPORT = re.compile(r"^\s*(from (hf_longctx[\w.]*) import (?:\([^)]*\)|[^\n#]+))", re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "path", [*documents(), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_a_reader_imports_from_the_package_and_its_rooms_only(path: Path) -> None:
+    """No deeper than `from hf_longctx.<room> import`, and names that are there."""
+    for line, module in IMPORT.findall(path.read_text(encoding="utf-8")):
+        assert module.count(".") <= 1, f"{line}: export it from the room's __init__.py"
+        exec(line, {})
 
 
 def test_lines_on_sharing_run_as_pasted(printed: Callable[..., str]) -> None:

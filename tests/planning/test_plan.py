@@ -186,7 +186,7 @@ def test_command_prints_the_table_within_80_columns(folder: Path, monkeypatch: p
     result = run(folder, "--length", "1M", "--memory", "24GiB")
     assert result.exit_code == 0, result.output
     assert "1,000,000 tokens" in result.stdout
-    assert "Take LMInfinite()" in result.stdout
+    assert "Recommended: LMInfinite()" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     rows = [line for line in result.stdout.splitlines() if line.startswith(("stock ", "LMInfinite() "))]
     assert all(len(line.split()) >= 8 for line in rows), rows
@@ -237,6 +237,9 @@ def test_command_writes_a_config_with_the_method(folder: Path, tmp_path: Path) -
     assert result.exit_code == 0, result.output
     assert AutoConfig.from_pretrained(out).hf_longctx["methods"][0]["n_local"] == 8192
     assert "not empty" in complaint(folder, "--length", "1M", "--memory", "24GiB", "--out", out)
+    again = run(folder, "--length", "1M", "--memory", "24GiB", "--out", out, "--force", "--method", "streaming_llm")
+    assert again.exit_code == 0, again.output
+    assert AutoConfig.from_pretrained(out).hf_longctx["methods"][0]["name"] == "streaming_llm"
 
 
 def test_command_ends_with_1_and_writes_nothing_where_nothing_fits(folder: Path, tmp_path: Path) -> None:
@@ -270,6 +273,7 @@ def test_command_takes_a_method_with_settings(folder: Path) -> None:
         (["--length", "1M", "--method", "lm_infinit"], "Did you mean 'lm_infinite'"),
         (["--length", "1M", "--set", "n_local=4"], "Add --method"),
         (["--length", "1M", "--method", "rope_scaling"], "factor=None"),
+        (["--length", "1M", "--method", "xl3m"], "--method xl3m is a way to generate, not a change of the model"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -302,9 +306,13 @@ def test_wrong_configs_are_one_line(tmp_path: Path, content: str, words: str) ->
 def test_wrong_places_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "folder without a config.json" in complaint(tmp_path, "--length", "1M")
     assert "no such folder" in complaint(tmp_path / "none", "--length", "1M")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "its/base"}')
+    adapter = complaint(tmp_path / "adapter", "--length", "1M")
+    assert "Give the folder or Hub id of its base model, 'its/base'" in adapter
     from hf_longctx.planning import shape
 
-    monkeypatch.setattr(shape, "_hub_problem", lambda repo: "offline")
+    monkeypatch.setattr(shape, "hub_problem", lambda repo: "offline")
     assert "the Hub did not give a model" in complaint("owner/name", "--length", "1M")
 
 
@@ -322,7 +330,7 @@ def test_a_gguf_file_s_header_is_enough(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.options[0].prediction == wanted.options[0].prediction
     assert not (tmp_path / "home").exists()
     # the examples' model where the Hub cannot be reached
-    monkeypatch.setattr(resolve, "_hub_problem", lambda *_: "offline")
+    monkeypatch.setattr(resolve, "hub_problem", lambda *_: "offline")
     monkeypatch.setattr(resolve, "_gguf_from_wheel", lambda: file)
     assert plan("smollm2-135m-instruct", "1k", "1GiB").parameters == wanted.parameters
 

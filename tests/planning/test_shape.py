@@ -41,7 +41,7 @@ def test_parameters_are_the_model_s_with_tied_ones_once(family: str) -> None:
 
 def test_untied_weights_count_twice() -> None:
     tied, untied = (measure(build(tiny("llama", tie_word_embeddings=tie).config)) for tie in (True, False))
-    assert untied.parameters == tied.parameters + tied.head
+    assert untied.parameters == tied.parameters + tied.lm_head
     assert untied.active == tied.active
 
 
@@ -76,7 +76,7 @@ def test_experts_count_by_the_share_that_a_token_uses() -> None:
     )  # fmt: skip
     shape = measure(build(config))
     experts = 2 * 8 * 3 * 32 * 16  # layers, experts, gate, up and down
-    everything = shape.parameters - shape.head
+    everything = shape.parameters - shape.lm_head
     assert shape.mlp == 2 * 16
     # norms are no matmuls
     assert everything - experts * 3 / 4 - shape.active == pytest.approx(2 * (2 * 32 + 2 * 8) + 32)

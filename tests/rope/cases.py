@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from hf_longctx import Giraffe, RopeScaling
-from hf_longctx.anatomy import LONGROPE_PER_LAYER
+from hf_longctx.upstream.versions import LONGROPE_PER_LAYER
 from tests.tiny import config_of, tiny
 
 # 4 frequencies in Llama's, Qwen3's, Gemma3's, Mistral's and SmolLM3's heads of 8; 2 in GPT-NeoX's, half of them rotary

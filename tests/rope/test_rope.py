@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
 
 import hf_longctx
 from hf_longctx import Giraffe, LMInfinite, PositionFree, RopeScaling, StreamingLLM
-from hf_longctx.method import from_spec, parse
+from hf_longctx.registry import from_spec, parse
 from tests.contract.registry import close, differs, fingerprint, same
 from tests.rope.cases import MOVING, full_of, methods, works_here, written_by_hand
 from tests.test_vision_language import model as vision_language_model

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longctx import anatomy
 from hf_longctx.sharing.prefix import Prefix
+from hf_longctx.upstream import versions
 from tests.contract.registry import close, same
 from tests.tiny import left_padded, text
 
@@ -25,9 +25,9 @@ def behind(document: Tensor, ids: Tensor) -> Tensor:
 
 
 def mended(setting: str) -> Any:
-    """For tests of what older transformers do wrong behind any cache."""
-    release = anatomy.MENDED_BEHIND_A_CACHE[setting]
-    old = release is None or release > anatomy._RELEASE
+    """For tests of what older transformers do wrong with any cache."""
+    release = versions.FIXED_FOR_FILLED_CACHES[setting]
+    old = release is None or release > versions.RELEASE
     return pytest.mark.skipif(old, reason="transformers is too old for it, and it is refused")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from hf_longctx import RopeScaling, load_prefix, shared_prefix
+from hf_longctx import RopeScaling, applied, load_prefix, shared_prefix
 from tests.contract.registry import fingerprint, same
 from tests.sharing.prefixes import DOCUMENT, GREEDY, IDS, LOGITS, MASK, QUESTIONS, agree, behind, mended, stock_batch
 from tests.tiny import EOS, FAMILIES, MORE_FAMILIES, logits_of, text, tiny
@@ -252,7 +252,7 @@ def test_a_prefix_ends_with_its_block() -> None:
         prefix.generate(IDS, attention_mask=MASK)
     with pytest.raises(RuntimeError, match="block that has ended"):
         prefix.extend(IDS[:1])
-    with pytest.raises(RuntimeError, match="behind a shared prefix"):
+    with pytest.raises(RuntimeError, match="after a shared prefix"):
         model(IDS, past_key_values=cache)
 
 
@@ -276,6 +276,15 @@ def test_peft_models() -> None:
     with shared_prefix(model, DOCUMENT) as prefix:
         agree(prefix, model, DOCUMENT, QUESTIONS)
     assert fingerprint(model) == before
+
+
+def test_an_adapter_saved_inside_the_block_loads_without_a_method(tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    model = get_peft_model(tiny(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
+    with shared_prefix(model, DOCUMENT):
+        model.save_pretrained(tmp_path)
+    assert not applied(PeftModel.from_pretrained(tiny(), tmp_path))
 
 
 def test_offloaded_models(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from hf_longctx import LMInfinite, RopeScaling, anatomy, applied, load_prefix, shared_prefix
+from hf_longctx import LMInfinite, RopeScaling, applied, load_prefix, shared_prefix
 from hf_longctx.sharing.file import FORMAT
+from hf_longctx.upstream import versions
 from tests.contract.registry import fingerprint, same
 from tests.sharing.prefixes import DOCUMENT, GREEDY, IDS, MASK, QUESTIONS, agree
 from tests.tiny import FAMILIES, PAD, text, tiny
@@ -166,8 +167,8 @@ def test_bad_questions_are_refused() -> None:
 
         refused("there is nothing in it", IDS[:, :0])
         refused("there is nothing in it", IDS[:0])
-        refused("a question a row", DOCUMENT)
-        refused("a question a row", "what is it?")
+        refused("a question per row", DOCUMENT)
+        refused("a question per row", "what is it?")
         refused(f"hold the padding token {PAD}", IDS)
         refused("expected that of input_ids", IDS, MASK[:, 1:])
         refused("Pad on the left", IDS.flip(1), MASK.flip(1))
@@ -199,7 +200,7 @@ def test_models_that_cannot_be_exact_are_refused() -> None:
     with shared_prefix(model, DOCUMENT) as prefix:
         with pytest.raises(ValueError, match=r"Use prefix\.extend"), shared_prefix(model, DOCUMENT):
             pass
-        with pytest.raises(ValueError, match=r"already that of shared_prefix\(...\)"):
+        with pytest.raises(ValueError, match=r"shared_prefix\(...\) is already applied"):
             LMInfinite(n_local=8).apply(model)
         with RopeScaling(type="yarn", factor=4.0).on(model), pytest.raises(RuntimeError, match="applied after"):
             prefix.generate(IDS, attention_mask=MASK, **GREEDY)
@@ -213,7 +214,7 @@ def test_what_transformers_reads_wrongly_is_refused(monkeypatch: pytest.MonkeyPa
         for setting, value in never.items():
             with pytest.raises(ValueError, match=rf"{setting}=\w+: transformers .* Leave it out\.$"):
                 prefix.generate(IDS[:1, -5:], **{setting: value}, **GREEDY)
-        monkeypatch.setattr(anatomy, "_RELEASE", (5, 17))
+        monkeypatch.setattr(versions, "RELEASE", (5, 17))
         with pytest.raises(ValueError, match=r"prefill_chunk_size=3: transformers .* Leave it out, or install"):
             prefix.generate(IDS[:1, -5:], prefill_chunk_size=3, **GREEDY)
         config = copy.copy(prefix.model.generation_config)

@@ -124,5 +124,5 @@ def test_a_half_line_of_ours_is_left_out_and_one_of_others_refused(tmp_path: Pat
     assert whole_lines(path, '{"key": ') == ([{"key": 1}], 11)
     for text in (b"a note without an end of line", b'{"key": 1}\nmine'):
         path.write_bytes(text)
-        with pytest.raises(ValueError, match="none of ours"):
+        with pytest.raises(ValueError, match="unknown beginning"):
             whole_lines(path, '{"key": ')

@@ -83,7 +83,7 @@ def test_answer_that_is_stopped_is_part_of_the_conversation(model: Any, tokenize
                 if number == 3:
                     break
         assert 0 < chat.tokens < 40
-        assert f"position {chat.reader.position:,}; {chat.seconds / chat.tokens:.3f} s a token" in chat.stats()
+        assert f"position {chat.reader.position:,}; {chat.seconds / chat.tokens:.3f} s per token" in chat.stats()
 
 
 def test_turn_costs_the_same_after_many(model: Any, tokenizer: Any) -> None:

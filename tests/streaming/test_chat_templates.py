@@ -10,18 +10,11 @@ import pytest
 
 from hf_longctx import LMInfinite, stream
 from hf_longctx.streaming.chat import Chat
-from hf_longctx.text.joins import common, ids_after, ids_of
+from hf_longctx.text.joins import common, ids_after
+from hf_longctx.text.tokens import encode
 from tests.streaming.test_chat import Recorder
-from tests.text.test_detokenizer import bytes_of, llama2, metaspace, no_strip
 from tests.tiny import tiny
-
-STYLES: dict[str, Any] = {
-    "byte-level": bytes_of,
-    "byte-level, as Llama 3": lambda: bytes_of("llama3"),
-    "byte fallback": llama2,
-    "byte fallback, metaspace always": lambda: metaspace("always"),
-    "byte fallback, no space before": no_strip,
-}
+from tests.tokenizer_kinds import KINDS
 
 
 def template(before: str, after: str, content: str = "m.content") -> str:
@@ -70,9 +63,9 @@ class Scripted:
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n", "\n\n"])
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", KINDS)
 def test_what_is_read_is_what_the_template_renders(style: str, blank: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = STYLES[style]()
+    tokenizer = KINDS[style]()
     model = tiny(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, num_hidden_layers=1)
     with LMInfinite(n_global=2, n_local=64).on(model):
         for (name, (lead, tokenizer.chat_template)), by_itself in product(TEMPLATES.items(), (True, False)):
@@ -87,14 +80,14 @@ def test_what_is_read_is_what_the_template_renders(style: str, blank: str, monke
             if "trim" in name:  # what is stripped has been read, and is not read twice
                 own = re.search(r"ok(\s*)", text)[1]  # type: ignore[index]
                 text = text.replace(f"ok{own}", f"ok{blank}{own[common(own, blank) :]}")
-            whole = ids_of(tokenizer, text)
+            whole = encode(tokenizer, text)
             assert tokenizer.decode(seen) == tokenizer.decode(whole), name
             assert blank or seen == whole, name
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", KINDS)
 def test_end_token_that_was_read_already_is_not_read_again(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = STYLES[style]()
+    tokenizer = KINDS[style]()
     model = tiny(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, num_hidden_layers=1)
     with LMInfinite(n_global=2, n_local=64).on(model):
         for name, (_, tokenizer.chat_template) in TEMPLATES.items():

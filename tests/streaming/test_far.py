@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 import hf_longctx.streaming.rebase as rebase
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
-from hf_longctx.streaming.reader import Reader
+from hf_longctx.streaming.reader import Reader, stream
 from tests.tiny import FAMILIES, MORE_FAMILIES, text, tiny
 
 FAR = 10_000_000
@@ -51,7 +51,7 @@ def test_model_that_starts_far_on(family: str, method: Any) -> None:
 
 def read(model: Any, ids_1L: Tensor, start: int, chunk: int) -> tuple[Tensor, Reader]:
     """Logits after every chunk of a reader that is told that it has read `start` tokens before."""
-    reader, logits = Reader(model, chunk=chunk), []
+    reader, logits = stream(model, chunk=chunk), []
     reader._position = reader._start = start
     for piece in ids_1L[0].split(chunk):
         reader.read(piece)

@@ -79,7 +79,7 @@ def test_a_reader_in_chunks_is_one_forward(name: str) -> None:
 @pytest.mark.parametrize("name", ANEW)
 def test_what_begins_anew_with_every_piece_is_read_token_by_token_or_not_at_all(name: str) -> None:
     model, ids = hybrid(name), text(1, 40)
-    with pytest.raises(ValueError, match="recurrent layers begin anew with every piece of several tokens") as error:
+    with pytest.raises(ValueError, match="recurrent layers start again with every piece of several tokens") as error:
         stream(model, ids[0], chunk=7, bounded=False)
     assert "chunk=1" in str(error.value)
     reader = stream(model, ids[0], chunk=1, bounded=False)

@@ -242,7 +242,7 @@ def test_end_of_sequence_comes_out_and_is_the_last() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_beams": 2}, "num_beams=2: a stream keeps one text"),
+        ({"num_beams": 2}, "num_beams=2: a stream cannot rewind: it keeps one sequence"),
         ({"stop_strings": ["x"]}, "stop_strings"),
         ({"min_new_tokens": 3}, "min_new_tokens=3"),
         ({"max_new_tokens": 0}, "max_new_tokens"),

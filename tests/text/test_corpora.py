@@ -150,7 +150,7 @@ def test_a_large_file_that_is_no_text_is_refused(tokenizer: Any, large: Path) ->
     with large.open("r+b") as file:
         file.write(b"caf\xe9 au lait")
     for read in (lambda: read_documents(tokenizer, large, 10, 1), lambda: beginning(large, 10)):
-        with pytest.raises(ValueError, match=r"is(n't| not) UTF-8.*iconv"):
+        with pytest.raises(ValueError, match=r"is not UTF-8.*iconv"):
             read()
 
 
@@ -167,9 +167,16 @@ def test_every_task_reads_a_large_file_in_parts(
     text = {"text": str(large), "console": quiet}
     evaluate(llama, tokenizer, task="ppl", lengths=[32], n_targets=8, out=tmp_path / "a", **text)
     found = evaluate(
-        llama, tokenizer, task="passkey", lengths=[500], depths=[0.5], trials=2, haystack="text",
-        out=tmp_path / "b", **text,
-    )  # fmt: skip
+        llama,
+        tokenizer,
+        task="passkey",
+        lengths=[500],
+        depths=[0.5],
+        trials=2,
+        haystack="text",
+        out=tmp_path / "b",
+        **text,
+    )
     assert found["settings"]["text"] == "large.txt"
     made = suite.collect(tokenizer, Grid(tasks=["niah_single_2"], lengths=[900], text=str(large)), {900: 1})
     assert ", a line" in next(iter(made.values()))[0].context

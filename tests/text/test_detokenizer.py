@@ -1,4 +1,4 @@
-"""What comes token by token is what the tokenizer decodes of all of them: every style of tokenizer, any ids."""
+"""Text that comes token by token is the tokenizer's text of all of them: every kind of tokenizer, any ids."""
 
 from __future__ import annotations
 
@@ -6,104 +6,11 @@ import random
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
+from hf_longctx.text import written
 from hf_longctx.text.detokenizer import RUN, Detokenizer
-from hf_longctx.text.pieces import written
-from tests.text.test_pieces import HARD, byte_level
 from tests.tiny import tokenizer as word_level
-
-# characters of 1 to 4 bytes, joined ones, combining marks, a replacement character of the text's own, odd spaces
-TEXTS = (
-    "\U0001f642 ok", "ok \U0001f642", "न ok", "नमस्ते दुनिया", "e\u0301a\u0308 o", "👩‍👩‍👧 ok",
-    "  two  spaces ", "日本語 テスト",
-    "it 's n't so , is n ' t it ? ' yes ' !", " ' s .  .", "x \ufffd y\ufffd", "é\u2028ü\n\n ok\n", "ñ",
-    "<b> ok </b>", "ok  ok",
-)  # fmt: skip
-SPECIAL = ["<s>", "</s>", "<unk>", "<|think|>"]
-BYTES = [f"<0x{i:02X}>" for i in range(256)]
-TOLD = " ".join(TEXTS[:4]) + " ok it 's so , is it n't ? yes ! '"
-ALPHABET = " ".join(map(chr, range(33, 127))) + "\n" + "".join(map(chr, range(33, 127))) + "¿é。"
-
-
-def made(inner: Any, **settings: Any) -> PreTrainedTokenizerFast:
-    found = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        additional_special_tokens=["<|think|>"], **settings,
-    )  # fmt: skip
-    found.add_tokens([AddedToken("<tool>", special=False), AddedToken("<é>", special=False)])  # shown
-    return found
-
-
-def llama2(decoder: Any = None, scheme: str = "first") -> PreTrainedTokenizerFast:
-    words = [
-        *SPECIAL,
-        *BYTES,
-        "\u2581",
-        "o",
-        "k",
-        "ok",
-        "\u2581ok",
-        "न",
-        "\u2581\u2581",
-        "\ufffd",
-        "e",
-        "'",
-        "n",
-        "t",
-        "s",
-        ".",
-    ]
-    merges = [("o", "k"), ("\u2581", "ok"), ("\u2581", "\u2581")]
-    inner = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, merges, byte_fallback=True, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    inner.decoder = decoders.Sequence(parts if decoder is None else decoder)
-    return made(inner)
-
-
-def metaspace(scheme: str) -> PreTrainedTokenizerFast:
-    space = decoders.Metaspace(prepend_scheme=scheme)
-    return llama2([decoders.ByteFallback(), space, decoders.Fuse()], scheme)
-
-
-def no_strip() -> PreTrainedTokenizerFast:  # as Gemma
-    return llama2([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()], "never")
-
-
-def unigram(**settings: Any) -> PreTrainedTokenizerFast:
-    inner = Tokenizer(models.Unigram())
-    lines = pre_tokenizers.Split("\n", "isolated")
-    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), lines])
-    inner.decoder = decoders.Metaspace()
-    inner.train_from_iterator(
-        [TOLD, HARD, ALPHABET], trainers.UnigramTrainer(vocab_size=400, special_tokens=SPECIAL, unk_token="<unk>")
-    )
-    return made(inner, **settings)
-
-
-def word_piece(cleanup: bool, **settings: Any) -> PreTrainedTokenizerFast:
-    inner = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(cleanup=cleanup)
-    inner.train_from_iterator([TOLD, HARD, ALPHABET], trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL))
-    return made(inner, **settings)
-
-
-def word_ends(**settings: Any) -> PreTrainedTokenizerFast:  # as CLIP and the first GPT
-    inner = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.WhitespaceSplit(), decoders.BPEDecoder()
-    inner.train_from_iterator(
-        [TOLD, HARD], trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL, end_of_word_suffix="</w>")
-    )
-    return made(inner, **settings)
-
-
-def bytes_of(split: Any = None, **settings: Any) -> PreTrainedTokenizerFast:
-    inner = byte_level(split).backend_tokenizer
-    inner.add_special_tokens(SPECIAL)
-    return made(inner, **settings)
-
+from tests.tokenizer_kinds import TEXTS, bytes_of, llama2, metaspace, no_strip, unigram, word_ends, word_piece
 
 CLEAN: dict[str, Any] = {"clean_up_tokenization_spaces": True}
 CORRUPT = {**CLEAN, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True}
@@ -124,7 +31,7 @@ STYLES: dict[str, Any] = {
     "word pieces, cleaned up twice": lambda: word_piece(True, **CLEAN),
     "word ends": word_ends,
     "words": word_level,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("style", STYLES)

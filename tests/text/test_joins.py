@@ -14,17 +14,12 @@ from hf_longctx.evaluation.sample import Sample, encode, encode_parts
 from hf_longctx.generation.xl3m.arguments import opened
 from hf_longctx.generation.xl3m.prompt import around_text, split, text_before
 from hf_longctx.sharing.questions import Prompt
-from hf_longctx.text.joins import ids_after, ids_before, ids_of, ids_of_parts
-from hf_longctx.text.pieces import encode_pieces
-from tests.text.test_detokenizer import bytes_of, llama2, metaspace, no_strip, unigram, word_piece
-from tests.text.test_pieces import HARD, sentence_piece
+from hf_longctx.text import encode as encode_text
+from hf_longctx.text import encode_pieces, ids_after, ids_before, ids_of_parts
+from tests.tokenizer_kinds import HARD, KINDS, sentence_piece, unigram, word_piece
 
 STYLES: dict[str, Any] = {
-    "byte-level": bytes_of,
-    "byte-level, as Llama 3": lambda: bytes_of("llama3"),
-    "byte fallback": llama2,
-    "byte fallback, metaspace always": lambda: metaspace("always"),
-    "byte fallback, no space before": no_strip,
+    **KINDS,
     "no pre-tokeniser": sentence_piece,
     "unigram": unigram,
     "word pieces": lambda: word_piece(False),
@@ -119,9 +114,15 @@ def test_parts_of_a_sample(style: str) -> None:
         tokenizer = ready(style, template)
         for document in DOCUMENTS:
             sample = Sample(
-                id="0", task="t", instruction="Read this.\n", context=document, question="\n\nWhy?", answers=("x",),
-                max_new_tokens=4, metric="presence",
-            )  # fmt: skip
+                id="0",
+                task="t",
+                instruction="Read this.\n",
+                context=document,
+                question="\n\nWhy?",
+                answers=("x",),
+                max_new_tokens=4,
+                metric="presence",
+            )
             head, text, tail = encode_parts(tokenizer, sample)
             assert head + text + tail == encode(tokenizer, sample)
             assert encode(tokenizer, sample) == whole(tokenizer, sample.user)
@@ -146,7 +147,7 @@ def test_long_line_has_no_spaces_that_are_in_no_text(style: str, monkeypatch: py
     if style != "word pieces":
         text = "日本語テスト" * 200
         ids = [i for some in encode_pieces(tokenizer, [text], bos=False) for i in some]
-        assert tokenizer.decode(ids).strip() == tokenizer.decode(ids_of(tokenizer, text)).strip()
+        assert tokenizer.decode(ids).strip() == tokenizer.decode(encode_text(tokenizer, text)).strip()
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -162,6 +163,6 @@ def test_ids_of_a_text_that_goes_on(style: str) -> None:
         ("x ", " y"),
     ):
         known = ids_before(tokenizer, first)
-        assert known + ids_after(tokenizer, first, then, known) == ids_of(tokenizer, first + then)
+        assert known + ids_after(tokenizer, first, then, known) == encode_text(tokenizer, first + then)
         one, two, three = ids_of_parts(tokenizer, first, then, "?")
-        assert one + two + three == ids_of(tokenizer, f"{first}{then}?")
+        assert one + two + three == encode_text(tokenizer, f"{first}{then}?")

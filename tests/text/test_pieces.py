@@ -1,4 +1,4 @@
-"""Texts in pieces: read, tokenised and written out, they are what they are as a whole."""
+"""Texts in pieces: read, tokenised and written, they equal the whole."""
 
 from __future__ import annotations
 
@@ -10,58 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import hf_longctx.text.pieces as text_stream
+from hf_longctx.text import encode_pieces, read_pieces, with_question, written
 from hf_longctx.text.corpora import load_text
-from hf_longctx.text.pieces import encode_pieces, read_pieces, with_question, written
 from tests import tiny
-
-# blank lines, indents, white space at ends of lines, digits, several bytes a character: what may go wrong at a cut
-HARD = (
-    "\n\n\n  x \n\n \t y\n".join(
-        ["a.\nb", "日本語\nテスト", "1234\n5678", "f(x)\n  g(y)\n", "naïve — né\nça", "8\n9\n"]
-    )
-    * 20
-)
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def documents() -> str:
-    return load_text("python-docs")[:40_000] + HARD
-
-
-def byte_level(split: Any = None) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: with GPT-2's own pattern, or after another split."""
-    inner = Tokenizer(models.BPE())
-    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None or split == "digits")
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    before = {None: [], "digits": [digits], "llama3": [pre_tokenizers.Split(Regex(LLAMA3), "isolated")]}[split]
-    inner.pre_tokenizer = pre_tokenizers.Sequence([*before, plain])
-    inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    inner.train_from_iterator([documents()], trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet))
-    return PreTrainedTokenizerFast(tokenizer_object=inner)
-
-
-def sentence_piece() -> PreTrainedTokenizerFast:
-    """As Llama 2's: no pre-tokeniser, a space before the text, bytes for what is in no token; and a first token."""
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Split("\n", "isolated")])
-    inner.train_from_iterator([documents()], trainers.BpeTrainer(vocab_size=1500))
-    inner.pre_tokenizer = None
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    inner.add_special_tokens(["<s>"])
-    inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
-
+from tests.tokenizer_kinds import HARD, byte_level, documents, sentence_piece
 
 TOKENIZERS: dict[str, Any] = {
     "gpt2": byte_level,
@@ -135,7 +91,7 @@ def test_character_comes_whole_and_broken_ones_come_at_the_end() -> None:
     assert len(ids) > 3
     assert list(written(tokenizer, ids)) == ["a", "😀", "b"]
     assert "".join(written(tokenizer, ids[:-2])) == tokenizer.decode(ids[:-2])
-    assert len(list(written(tokenizer, ids[1:2] * 100))) > 10  # not held back for ever
+    assert len(list(written(tokenizer, ids[1:2] * 100))) > 10  # not held back indefinitely
 
 
 def test_words_of_a_plain_tokenizer_are_spaced() -> None:
@@ -160,7 +116,7 @@ def test_file_is_read_in_pieces_as_the_text_it_holds(tmp_path: Path, monkeypatch
     ("data", "message"),
     [
         (b"a\0b", "zero bytes"),
-        (b"a \xe9t\xe9", "isn't UTF-8 somewhere from byte 0"),
+        (b"a \xe9t\xe9", "is not UTF-8 somewhere from byte 0"),
         (b" \n ", "is empty"),
         (b"", "is empty"),
     ],

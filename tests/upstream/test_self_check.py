@@ -73,7 +73,7 @@ def test_attention_that_mixes_cached_keys_is_refused(method: Any, monkeypatch: p
     forward.__wrapped__ = stock  # type: ignore[attr-defined]  (the signature, and with it the cache's name)
     monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", forward)
     assert modeling_llama.apply_rotary_pos_emb is repeat
-    with pytest.raises(ValueError, match="Through a cache of first tokens and a window its attention is off by"):
+    with pytest.raises(ValueError, match="through a cache of first tokens and a window its output differs by"):
         method.apply(tiny("llama"))
 
 

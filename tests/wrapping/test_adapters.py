@@ -34,6 +34,7 @@ from transformers.integrations.peft import PeftAdapterMixin
 import hf_longctx
 from hf_longctx import LMInfinite, RopeScaling, StreamingLLM
 from hf_longctx.hooks import peft as adapters
+from hf_longctx.hooks import startup
 from tests.contract.registry import close, differs, fingerprint, same
 from tests.tiny import logits_of, text, tiny
 from tests.transformers_peft import needs_transformers_peft
@@ -339,7 +340,8 @@ assert hf_longctx.applied(stock)
 
 
 def test_uninstall_before_peft_is_imported() -> None:
-    run("import hf_longctx\nhf_longctx.uninstall()\nimport peft, sys\nassert not hf_longctx.hooks.peft._wrapped\n")
+    code = "import hf_longctx\nhf_longctx.uninstall()\nimport peft\nfrom hf_longctx.hooks import peft as hooks\n"
+    run(f"{code}assert not hooks._wrapped\n")
 
 
 def test_the_hook_is_taken_back_whole() -> None:
@@ -347,18 +349,18 @@ def test_the_hook_is_taken_back_whole() -> None:
     peft_owners = {PeftConfigMixin, PeftModel, PeftMixedModel, BaseTuner, AdaptionPromptModel, hotswap}
     assert {owner for owner, _ in ours} == peft_owners | {PreTrainedModel, PeftAdapterMixin}
     try:
-        adapters.uninstall()
-        adapters.uninstall()
+        startup.uninstall_peft()
+        startup.uninstall_peft()
         for (owner, name), wrap in ours.items():
             now = vars(owner)[name]
             assert now is not wrap
             assert not getattr(now, "__module__", "").startswith("hf_longctx"), name
-        assert adapters._watch not in sys.meta_path
+        assert startup.peft_watch not in sys.meta_path
     finally:
-        adapters.install()
-        adapters.install()
+        startup.peft_watch.start()
+        startup.peft_watch.start()
     assert len(adapters._wrapped) == len(ours)
-    assert sys.meta_path.count(adapters._watch) == 1
+    assert sys.meta_path.count(startup.peft_watch) == 1
 
 
 BAD: dict[str, tuple[Any, str]] = {

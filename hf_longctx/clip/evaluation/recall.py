@@ -1,13 +1,16 @@
-"""R@k both ways, with one or several captions for an image."""
+"""R@k both ways, with one or several captions for an image; and shares of hits by a quantity of the caption."""
 
 # I images, C captions, D width
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from ..checks import is_whole
 
 KS = (1, 5, 10)
 _BLOCK = 4096  # rows scored at once: 31,000 images against 155,000 captions are 19 GB otherwise
@@ -15,13 +18,7 @@ _BLOCK = 4096  # rows scored at once: 31,000 images against 155,000 captions are
 
 @dataclass(frozen=True)
 class Recall:
-    """Shares, 0 to 1, by k.
-
-    Args:
-        text_to_image: Of captions whose image is among the k nearest.
-        image_to_text: Of images that have one of their captions among the k nearest.
-        images, captions: How many took part.
-    """
+    """Shares, 0 to 1, by k: of captions whose image, and of images with a caption, is among the k nearest."""
 
     text_to_image: dict[int, float]
     image_to_text: dict[int, float]
@@ -39,12 +36,11 @@ def recall(images: Tensor, captions: Tensor, image_of: Tensor | None = None, ks:
         ks: Cut-offs.
 
     Raises:
-        ValueError: shapes that do not fit, or an image without a caption.
+        ValueError: Shapes that do not fit, or an image without a caption.
     """
     owner = _owner(images, captions, image_of)
-    if not ks or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in ks):
+    if not ks or not all(is_whole(k) for k in ks):
         raise ValueError(f"ks={tuple(ks)}: expected whole numbers from 1 on, such as {KS}.")
-    to_image = _ranks(captions, images, owner)
     # an image's rank is that of its nearest caption
     to_text = torch.full((images.shape[0],), captions.shape[0], device=images.device)
     for rows in torch.arange(images.shape[0], device=images.device).split(_BLOCK):
@@ -52,27 +48,66 @@ def recall(images: Tensor, captions: Tensor, image_of: Tensor | None = None, ks:
         own = owner[None, :] == rows[:, None]
         best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
         to_text[rows] = ((scores >= best) & ~own).sum(1)
-    return Recall(
-        {k: float((to_image < k).double().mean()) for k in ks},
-        {k: float((to_text < k).double().mean()) for k in ks},
-        images.shape[0],
-        captions.shape[0],
-    )
+    return Recall(shares(ranks(captions, images, owner), ks), shares(to_text, ks), len(images), len(captions))
 
 
 def found(images: Tensor, captions: Tensor, image_of: Tensor | None = None, k: int = 1) -> Tensor:
-    """[C] booleans: whether each caption's image is among its k nearest. What `by_bins` takes."""
-    return _ranks(captions, images, _owner(images, captions, image_of)) < k
+    """[C] booleans, for `by_bins`: whether each caption's image is among its k nearest."""
+    return ranks(captions, images, _owner(images, captions, image_of)) < k
 
 
-def _ranks(captions: Tensor, images: Tensor, owner: Tensor) -> Tensor:
-    """How many other images are at least as near: a tie is no hit, so that equal embeddings score 0, not 1."""
-    ranks = []
-    for rows in torch.arange(captions.shape[0], device=captions.device).split(_BLOCK):
-        scores = captions[rows] @ images.T
-        own = scores.gather(1, owner[rows, None])
-        ranks.append((scores >= own).sum(1) - 1)
-    return torch.cat(ranks)
+def ranks(queries: Tensor, items: Tensor, owner: Tensor) -> Tensor:
+    """The number of other items at least as near as a query's own: a tie is no hit, so equal embeddings score 0."""
+    found = []
+    for block, own in zip(queries.split(_BLOCK), owner.split(_BLOCK), strict=True):
+        scores = block @ items.T
+        found.append((scores >= scores.gather(1, own[:, None])).sum(1) - 1)
+    return torch.cat(found)
+
+
+def shares(rank: Tensor, ks: Sequence[int]) -> dict[int, float]:
+    """The share of ranks below each k."""
+    return {k: float((rank < k).double().mean()) for k in ks}
+
+
+@dataclass(frozen=True)
+class Bin:
+    """`share` of the `count` captions whose quantity is in [low, high); None if there are none."""
+
+    low: int
+    high: int
+    share: float | None
+    count: int
+
+
+def by_bins(hits: Tensor, quantity: Tensor, edges: Sequence[int]) -> list[Bin]:
+    """The share of hits in each bin between two edges.
+
+    Args:
+        hits: [C] booleans, of `found`.
+        quantity: [C], for each caption: its tokens, or the token at which its deciding sentence starts.
+        edges: At least two, rising. A value outside all bins is left out.
+    """
+    if len(edges) < 2 or any(high <= low for low, high in pairwise(edges)):
+        raise ValueError(f"edges={list(edges)}: expected at least two numbers, each above the one before it.")
+    if hits.ndim != 1 or hits.shape != quantity.shape:
+        raise ValueError(
+            f"hits {list(hits.shape)} and quantity {list(quantity.shape)}: expected one value per caption."
+        )
+    bins = []
+    for low, high in pairwise(edges):
+        inside = (quantity >= low) & (quantity < high)
+        count = int(inside.sum())
+        bins.append(Bin(low, high, float(hits[inside].double().mean()) if count else None, count))
+    return bins
+
+
+def caption_lengths(ids: Tensor, end: int) -> Tensor:
+    """Tokens of each caption, with start and end: [C] from [C, T] ids that are padded on the right."""
+    is_end = ids == end
+    if not bool(is_end.any(1).all()):
+        raise ValueError(f"a caption without its end token ({end}). Give whole rows of the tokenizer.")
+    return is_end.to(torch.int8).argmax(1) + 1
 
 
 def _owner(images: Tensor, captions: Tensor, image_of: Tensor | None) -> Tensor:
@@ -86,7 +121,7 @@ def _owner(images: Tensor, captions: Tensor, image_of: Tensor | None) -> Tensor:
     if image_of is None:
         if len(images) != len(captions):
             raise ValueError(
-                f"{len(images)} images and {len(captions)} captions: say with image_of which image each belongs to."
+                f"{len(images)} images and {len(captions)} captions: give image_of, the image of each caption."
             )
         return torch.arange(len(images), device=images.device)
     owner = image_of.to(images.device)

@@ -12,12 +12,11 @@ import torch
 from ..embed import embed_captions, embed_images
 from ..pairs import Pair
 from ..stretch import text_length
-from .bins import Bin, by_bins
 from .protocols import Retrieval
-from .recall import Recall, found, recall
+from .recall import Bin, Recall, by_bins, found, recall
 from .zero_shot import TEMPLATES, class_embeddings, classify, read_classes
 
-_LENGTHS = (21, 78, 128, 192, 249)  # kept positions, CLIP's table, and so on to Long-CLIP's
+_LENGTHS = (21, 78, 128, 192, 249)  # from the kept positions and CLIP's table to Long-CLIP's
 
 
 def evaluate_retrieval(
@@ -26,9 +25,10 @@ def evaluate_retrieval(
     """R@1, R@5 and R@10, both ways.
 
     Args:
-        model: A CLIPModel or the like, on its device.
-        tokenizer, processor: Of the model; a processor may be the image processor alone.
-        data: What `read_protocol` reads, or one's own.
+        model: A CLIPModel or similar, on its device.
+        tokenizer: The model's.
+        processor: The model's, or its image processor alone.
+        data: From `read_protocol`, or your own.
         truncate: Cut captions at the model's length; by default as the protocol does.
         batch: Images and captions embedded at once.
     """
@@ -59,7 +59,7 @@ def evaluate_zero_shot(
 
 @dataclass(frozen=True)
 class PairsReport:
-    """What a model makes of held-out pairs: long and short captions both ways, and R@1 by the long captions' tokens."""
+    """Retrieval among held-out pairs: long and short captions both ways, and R@1 by the long captions' tokens."""
 
     long: Recall
     short: Recall
@@ -69,12 +69,9 @@ class PairsReport:
 def evaluate_pairs(
     model: Any, tokenizer: Any, processor: Any, pairs: Sequence[Pair], *, truncate: bool = False, batch: int = 128
 ) -> PairsReport:
-    """Retrieval among one's own pairs, with their long and their short captions.
+    """Retrieval among pairs held out of the training, with their long and their short captions.
 
-    Args:
-        model, tokenizer, processor, batch: As in `evaluate_retrieval`.
-        pairs: Held out of the training.
-        truncate: Cut captions at the model's length, as a model of 77 tokens has to.
+    The other arguments are those of `evaluate_retrieval`; `truncate` is what a model of 77 tokens needs.
     """
     length = text_length(model)
     images = embed_images(model, processor, [pair.image for pair in pairs], batch=batch)

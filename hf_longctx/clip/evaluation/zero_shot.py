@@ -12,12 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..pairs import PICTURES
+from .recall import ranks, shares
 
 # Few and general; a benchmark's own (ImageNet's 80) are given by the caller.
 TEMPLATES = (
-    "a photo of a {}.", "a blurry photo of a {}.", "a close-up photo of a {}.", "a bright photo of the {}.",
-    "a drawing of a {}.", "a small picture of the {}.", "a large picture of the {}.",
-)  # fmt: skip
+    "a photo of a {}.",
+    "a blurry photo of a {}.",
+    "a close-up photo of a {}.",
+    "a bright photo of the {}.",
+    "a drawing of a {}.",
+    "a small picture of the {}.",
+    "a large picture of the {}.",
+)
 
 
 def class_embeddings(
@@ -27,11 +33,11 @@ def class_embeddings(
 
     Args:
         embed: Texts to their normalised embeddings, [count, D].
-        names: Of the classes, each once.
+        names: The classes, each once.
         templates: Texts with one {} for the name.
 
     Raises:
-        ValueError: no names, a name twice, no templates, or one without its {}.
+        ValueError: No names, a name twice, no templates, or one without its {}.
     """
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{len(names)} class names, {len(set(names))} different: expected each once, at least one.")
@@ -46,14 +52,11 @@ def classify(images: Tensor, classes: Tensor, labels: Tensor, ks: Sequence[int] 
     """The share of images, [I, D], whose label is among the k nearest of `classes`, [K, D]; k above K is left out."""
     if labels.shape != (len(images),) or not len(images) or int(labels.max()) >= len(classes) or int(labels.min()) < 0:
         raise ValueError(f"labels {list(labels.shape)}: expected {len(images)} numbers from 0 to {len(classes) - 1}.")
-    scores = images @ classes.T
-    own = scores.gather(1, labels[:, None].to(scores.device))
-    rank = (scores >= own).sum(1) - 1  # a tie is no hit
-    return {k: float((rank < k).double().mean()) for k in ks if k <= len(classes)}
+    return shares(ranks(images, classes, labels.to(images.device)), [k for k in ks if k <= len(classes)])
 
 
 def read_classes(folder: str | os.PathLike[str]) -> tuple[list[Path], Tensor, list[str]]:
-    """Images, labels and class names of a folder with a folder of images for each class; `_` reads as a space."""
+    """Images, labels and class names of a folder with one folder of images per class; `_` is read as a space."""
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{str(folder)!r}: there is no such folder. Give one with a folder for each class.")

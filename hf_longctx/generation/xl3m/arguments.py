@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ...text.pieces import encode_pieces, read_pieces
+from ...text.files import read_pieces
+from ...text.pieces import encode_pieces
 from ...upstream.caches import cache_in
 from .decoding import repeats
 from .prompt import text_before
@@ -20,8 +21,8 @@ def prompts(prompt_BL: Tensor, model_kwargs: dict[str, Any], generation_config: 
     cache = cache_in(model_kwargs)
     if cache is not None and cache.get_seq_length():
         raise ValueError(
-            f"the cache holds {cache.get_seq_length():,} tokens. Segments are read on their own, so there is "
-            f"nothing to go on from: pass the whole prompt without a cache."
+            f"the cache holds {cache.get_seq_length():,} tokens, and segments are read on their own, not after "
+            f"others: pass the whole prompt without a cache."
         )
     if "inputs_embeds" in model_kwargs:
         raise ValueError("inputs_embeds: segments are cut from token ids. Pass input_ids.")
@@ -32,7 +33,7 @@ def prompts(prompt_BL: Tensor, model_kwargs: dict[str, Any], generation_config: 
 
 
 def per_row(question: Any, rows: int) -> list[Any]:
-    """One question for every row: the same for all, unless there is a list with one for each."""
+    """One question per row: the same for all, unless there is a list with one for each."""
     several = isinstance(question, list | tuple) and not all(type(part) is int for part in question)
     if several and len(question) != rows:
         raise ValueError(f"question: {len(question)} questions for {rows} prompts. Give one, or one for each.")
@@ -40,7 +41,7 @@ def per_row(question: Any, rows: int) -> list[Any]:
 
 
 def files(scores_file: str | Path | None, rows: int) -> list[Path | None]:
-    """A file of scores for every row."""
+    """One file of scores per row."""
     if scores_file is None:
         return [None] * rows
     path = Path(scores_file).expanduser()

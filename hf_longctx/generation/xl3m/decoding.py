@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
+from ...text.tokens import left_pad
 from ...upstream.caches import CACHE_NAMES
 
 HERE = (*CACHE_NAMES, "attention_mask", "position_ids", "cache_position", "logits_to_keep", "use_cache")
@@ -29,14 +30,9 @@ def decode(
 ) -> Any:
     """What `generate` returns for `prompt_BL`, if the model has read `rows` in its place.
 
-    As many tokens are written as `generate` would write behind `prompt_BL`, by the same strategy. Processors and
-    criteria of the caller's own see the ids of `rows`.
-
-    Args:
-        model, prompt_BL, logits_processor, stopping_criteria, generation_config, model_kwargs: what `generate` hands to
-            a decoding method; `prompt_BL` is repeated for beams and sequences by then.
-        rows: ids for each prompt that the caller gave, of different lengths.
-        given: arguments of `generate` that are no settings: streamer, tokenizer, assistant model.
+    `generate` writes as many tokens as after `prompt_BL`, by the same strategy. Processors and criteria of the caller
+    see the ids of `rows`: those of each prompt that the caller gave, of different lengths; `prompt_BL` is repeated for
+    beams and sequences. `given` are arguments of `generate` that are no settings: streamer, tokenizer.
     """
     length, each = prompt_BL.shape[1], repeats(generation_config)
     config = copy.deepcopy(generation_config)
@@ -44,7 +40,7 @@ def decode(
     config.min_new_tokens = max(0, (generation_config.min_length or 0) - length) or None
     config.min_length = None
     config.max_time = None  # its criterion is in `stopping_criteria`, and counts from the call on
-    ids_BL, mask_BL = _left_padded(rows, config, prompt_BL.device)
+    ids_BL, mask_BL = (batch.to(prompt_BL.device) for batch in left_pad(rows, _pad_id(config)))
     processors, criteria = _defaults(model, prompt_BL, generation_config, given.get("tokenizer"), model_kwargs)
     if given.get("streamer") is not None:
         given = {**given, "streamer": _WithoutPrompt(given["streamer"])}
@@ -77,32 +73,23 @@ class _WithoutPrompt:
     """A streamer that has been given the prompt already."""
 
     def __init__(self, streamer: Any) -> None:
-        self._streamer = streamer
-        self._prompt = True
+        self._streamer, self._prompt, self.end = streamer, True, streamer.end
 
     def put(self, value: Tensor) -> None:
         if not self._prompt:
             self._streamer.put(value)
         self._prompt = False
 
-    def end(self) -> None:
-        self._streamer.end()
 
-
-def _left_padded(rows: list[list[int]], config: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    pad = config.pad_token_id
-    if pad is None:
-        ends = config.eos_token_id
-        pad = (ends[0] if isinstance(ends, list) else ends) or 0
-    width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+def _pad_id(config: Any) -> int:
+    ends = config.eos_token_id
+    first = ends[0] if isinstance(ends, list) else ends
+    return (first or 0) if config.pad_token_id is None else config.pad_token_id
 
 
 @contextmanager
 def _settings_are_complete(model: Any) -> Iterator[None]:
-    """`generate` fills what is None from the model's settings, and has done so once: None now means None."""
+    """`generate` fills each None from the model's settings, and has done so once: None now means None."""
     before = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -116,13 +103,16 @@ def _defaults(
 ) -> tuple[Any, Any]:
     """What `generate` made of its settings for the long prompt. It makes it again for the short one."""
     processors = model._get_logits_processor(
-        generation_config=config, input_ids_seq_length=prompt_BL.shape[1], encoder_input_ids=prompt_BL,
-        logits_processor=LogitsProcessorList(), device=prompt_BL.device, model_kwargs=model_kwargs,
-    )  # fmt: skip
-    criteria = model._get_stopping_criteria(
+        generation_config=config,
+        input_ids_seq_length=prompt_BL.shape[1],
+        encoder_input_ids=prompt_BL,
+        logits_processor=LogitsProcessorList(),
+        device=prompt_BL.device,
+        model_kwargs=model_kwargs,
+    )
+    return processors, model._get_stopping_criteria(
         generation_config=config, stopping_criteria=StoppingCriteriaList(), tokenizer=tokenizer
     )
-    return processors, criteria
 
 
 def _own(prepared: Any, defaults: Any) -> list[Any]:
@@ -131,9 +121,9 @@ def _own(prepared: Any, defaults: Any) -> list[Any]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and vars(one).keys() == vars(other).keys() and all(
-        _equal(value, vars(other)[name]) for name, value in vars(one).items()
-    )  # fmt: skip
+    if type(one) is not type(other) or vars(one).keys() != vars(other).keys():
+        return False
+    return all(_equal(value, vars(other)[name]) for name, value in vars(one).items())
 
 
 def _equal(one: Any, other: Any) -> bool:

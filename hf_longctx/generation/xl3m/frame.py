@@ -1,10 +1,10 @@
-"""How much of a text the trained length has room for, and what is read of it."""
+"""How much of a text fits the trained length, and which part of it is read."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +13,13 @@ from .prompt import Parts
 from .reading import read
 from .search import Search
 from .selection import Selection
-
-if TYPE_CHECKING:
-    from .xl3m import XL3M
+from .settings import Segmenting
 
 
 class Frame:
     """The trained length of a model, and `new_tokens` that are written into it."""
 
-    def __init__(self, model: Any, settings: XL3M, new_tokens: int) -> None:
+    def __init__(self, model: Any, settings: Segmenting, new_tokens: int) -> None:
         self.model, self.settings, self.new_tokens = model, settings, new_tokens
         if getattr(model.config, "is_encoder_decoder", False):
             raise ValueError(f"{type(model).__name__}: XL3M is for causal language models, not for encoder-decoders.")
@@ -40,10 +38,7 @@ class Frame:
     def find(self, parts: Parts, document: Iterable[Any] | None, **options: Any) -> tuple[list[int], Selection]:
         """The ids of the text that are read between `parts.head` and `parts.question`, and how they were chosen.
 
-        Args:
-            parts: a prompt; without a document its own text is searched.
-            document: the text in place of the prompt's.
-            **options: of `Search`.
+        The text is `document`, or else that of `parts`; `options` are those of `Search`.
         """
         self._check(parts)
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
@@ -69,7 +64,7 @@ class Frame:
                 f"at the end of the prompt (question=...)."
             )
         if not parts.question:
-            raise ValueError("the question is empty: nothing stands behind the text. Give at least 1 token.")
+            raise ValueError("the question is empty: nothing stands after the text. Give at least 1 token.")
         if self.settings.score != "entropy" and len(parts.question) < 2:
             raise ValueError(
                 f"a question of 1 token: score={self.settings.score!r} needs at least 2. Give a longer question, or "

@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ...text.joins import ids_after, ids_before
-from ...text.pieces import MARK, around, render
+from ...text.pieces import MARK, around
+from ...text.tokens import bos_prefix, render
 
 SPACES = 4  # tokens, at most, of white space before a question that belong to it
 
 
 class Parts(NamedTuple):
-    """A prompt cut into three: `head` before the text, the `text` itself, the `question` behind it."""
+    """A prompt cut into three: `head` before the text, the `text` itself, the `question` after it."""
 
     head: list[int]
     text: Tensor
@@ -36,19 +37,12 @@ def split(
 ) -> Parts:
     """Cut one prompt, given as a 1-D tensor of ids.
 
-    Args:
-        ids_L: the prompt.
-        question: how many tokens at the end are the question; or its words or ids, which are looked for from the end
-            and are the question with all that follows them, as is white space before words. None: the last turn of the
-            user, if `tokenizer` has a chat template and that turn fits in half the window, else the last `tail` tokens.
-        head: how many tokens stand before the text. None: what the chat template puts before the user's first words,
-            or the beginning-of-text token `bos` if the prompt begins with it.
-        tokenizer: the model's; needed for words and for chat templates.
-        window: tokens that the model can read.
-        tail: tokens of a question that nothing is known about.
+    `question`, `head` and `tokenizer` are those of `XL3M.__call__`; white space before the words of a question belongs
+    to it. `bos` is the beginning-of-text token, `window` what the model can read, and `tail` the tokens of a question
+    of which nothing is known.
 
     Raises:
-        ValueError: The question is not in the prompt, or head and question overlap or leave nothing.
+        ValueError: The question is not in the prompt, or head and question overlap.
     """
     at = len(ids_L) - _question_length(ids_L, question, tokenizer, window, tail)
     first = _head_length(ids_L, tokenizer, bos, window) if head is None else _length("head", head, len(ids_L))
@@ -65,17 +59,15 @@ def around_text(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[list
     """Head and question for a text that comes from elsewhere, in the tokenizer's chat template if it has one.
 
     With the text's own ids between them (`encode_pieces(..., bos=False, after=text_before(tokenizer, head))`) they are
-    those of the whole prompt, but for a token that the text's last word and the line end after it may share.
+    those of the whole prompt, except for a token that the text's last word and the line end after it may share.
     """
-    from ...text.tokens import bos_prefix
-
     before, after = around(tokenizer, f"\n\n{question}")
     head = ids_before(tokenizer, before) if tokenizer.chat_template else bos_prefix(tokenizer)
     return head, ids_after(tokenizer, "a", after)
 
 
 def text_before(tokenizer: PreTrainedTokenizerBase, head: Sequence[int]) -> str:
-    """What the ids of a prompt's head say, as what a text goes on from; "" if that is no more than its first token."""
+    """The text of a prompt's head, which a document continues; "" if the head is no more than its first token."""
     if tokenizer.chat_template:
         usual = around(tokenizer)[0]
         if ids_before(tokenizer, usual) == list(head):
@@ -93,8 +85,10 @@ def _question_length(
     tail: int,
 ) -> int:
     if question is None:
-        turn = _last_turn(ids_L[-(window // 2) :], tokenizer)
-        return turn or min(tail, len(ids_L))
+        marker = torch.tensor(_marker(tokenizer), dtype=torch.long, device=ids_L.device)
+        end_L = ids_L[-(window // 2) :]
+        start = _last(end_L, marker)  # of the user's last turn, if it begins in there
+        return min(tail, len(ids_L)) if start is None else len(end_L) - start
     if isinstance(question, bool) or (isinstance(question, int) and question < 1):
         raise ValueError(f"question={question}: expected at least 1 token at the end of the prompt.")
     if isinstance(question, int):
@@ -104,7 +98,7 @@ def _question_length(
     if isinstance(question, float):
         raise ValueError(f"question={question}: expected a whole number of tokens, words or ids.")
     wanted = torch.as_tensor(question, dtype=torch.long, device=ids_L.device).flatten()
-    start = _last(ids_L, wanted) if len(wanted) else None
+    start = _last(ids_L, wanted)
     if start is None:
         raise ValueError(
             f"question: these {len(wanted):,} ids are not in the prompt. Give the ids as they stand there, or how many "
@@ -135,18 +129,11 @@ def _words(ids_L: Tensor, words: str, tokenizer: PreTrainedTokenizerBase | None,
         )
     # the last place at which all of the words are still ahead
     start = bisect_right(range(len(end)), False, key=lost) - 1
-    # the empty line before them keeps them apart from whichever segment comes to stand there
+    # the empty line before them keeps them apart from the segment that comes to stand there
     for _ in range(SPACES):
         if start and not tokenizer.decode(end[start - 1 : start], clean_up_tokenization_spaces=False).strip():
             start -= 1
     return len(end) - start
-
-
-def _last_turn(end_L: Tensor, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
-    """Tokens from the beginning of the user's last turn on, if it begins in there."""
-    marker = _marker(tokenizer)
-    start = _last(end_L, torch.tensor(marker, device=end_L.device)) if marker else None
-    return None if start is None else len(end_L) - start
 
 
 def _head_length(ids_L: Tensor, tokenizer: PreTrainedTokenizerBase | None, bos: int | None, window: int) -> int:
@@ -157,7 +144,7 @@ def _head_length(ids_L: Tensor, tokenizer: PreTrainedTokenizerBase | None, bos: 
             return len(usual)
         marker = torch.tensor(_marker(tokenizer), dtype=torch.long, device=ids_L.device)
         places = _places(begins, marker)
-        if len(marker) and len(places):
+        if len(places):
             return int(places[0]) + len(marker)
     return int(bos is not None and len(ids_L) > 0 and int(ids_L[0]) == bos)
 
@@ -178,6 +165,6 @@ def _last(ids_L: Tensor, wanted_W: Tensor) -> int | None:
 
 
 def _places(ids_L: Tensor, wanted_W: Tensor) -> Tensor:
-    if len(wanted_W) > len(ids_L):
+    if not 0 < len(wanted_W) <= len(ids_L):
         return torch.empty(0, dtype=torch.long)
-    return (ids_L.unfold(0, len(wanted_W), 1) == wanted_W).all(-1).nonzero()[:, 0] if len(wanted_W) else wanted_W
+    return (ids_L.unfold(0, len(wanted_W), 1) == wanted_W).all(-1).nonzero()[:, 0]

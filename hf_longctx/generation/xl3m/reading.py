@@ -10,25 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...text.ids import blocks
+from ...text.ids import SourceError, blocks
 
 BLOCK = 2**16  # ids that are taken from a source at once
-
-
-class SourceError(RuntimeError):
-    """The iterator of token ids raised. Segments scored before that are kept in the file of scores, if there is one."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Segments of one length, in the order of the text."""
 
-    first: int
-    """Number of the first segment, counted from the start of the text."""
-    starts: list[int]
-    """Where each begins, in tokens of the text."""
-    ids_NS: Tensor
-    """Token ids, on the device of the source. Rows share memory: they overlap."""
+    first: int  # number of the first segment, counted from the start of the text
+    starts: list[int]  # where each begins, in tokens of the text
+    ids_NS: Tensor  # on the device of the source; rows share memory, as they overlap
 
 
 def read(source: Iterable[Any], vocabulary: int) -> Iterator[Tensor]:
@@ -44,13 +37,9 @@ def read(source: Iterable[Any], vocabulary: int) -> Iterator[Tensor]:
 def batches(text: Iterable[Tensor], segment: int, overlap: int, rows: int) -> Iterator[Batch]:
     """Every token of a text is in a segment; no more than a few batches are in memory.
 
-    The last segment is as long as the others, and overlaps the one before by more. A text shorter than a segment is one
-    segment of its own length; of an empty text there is none.
-
-    Args:
-        text: 1-D tensors of ids, from `read`.
-        segment, overlap: tokens of a segment, and how many of them two neighbours share.
-        rows: segments of a batch; the last batches may be smaller.
+    Segments of `segment` tokens share `overlap` with the next one. The last is as long as the others, and overlaps the
+    one before by more. A text shorter than a segment is one segment of its own length; of an empty text there is none.
+    Batches have `rows` segments; the last ones may be smaller.
     """
     stride = segment - overlap
     held = torch.empty(0, dtype=torch.long)  # not handed out yet, or overlapping what comes
@@ -82,12 +71,5 @@ def _failed(error: Exception, taken: int, dropped: int) -> SourceError:
     said = str(error).removesuffix(".")
     return SourceError(
         f"the source of token ids raised {type(error).__name__} after {taken:,} ids: {said}. With a file of scores, "
-        f"the same call goes on behind the segments that were scored."
+        f"the same call continues after the segments that were scored."
     )
-
-
-def number_of_segments(length: int, segment: int, overlap: int) -> int:
-    """How many segments `batches` makes of so many tokens."""
-    if length <= segment:
-        return int(length > 0)
-    return -((segment - length) // (segment - overlap)) + 1

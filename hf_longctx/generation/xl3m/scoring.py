@@ -1,4 +1,4 @@
-"""How sure a model is, and how expected a question, behind one segment of a text: a batch of segments a forward."""
+"""How sure a model is, and how expected a question, after one segment of a text: one forward per batch of segments."""
 
 # N segments, S tokens of a segment, Q tokens of the question, V vocabulary
 from __future__ import annotations
@@ -21,11 +21,7 @@ FLOATS = 2**26  # logits that are turned into fp32 at once
 class Scorer:
     """Reads `[head; segment; question]` for many segments at once: rows of one length, so no padding and no mask.
 
-    Args:
-        model: a causal language model in eval mode.
-        head: ids before every segment, perhaps none: the beginning-of-text token, a system prompt.
-        question: ids behind every segment, at least one.
-        compiled: it will be called inside `layers_compiled`.
+    The question has at least one token. With `compiled` it will be called inside `layers_compiled`.
     """
 
     def __init__(self, model: Any, head: list[int], question: list[int], compiled: bool = False) -> None:
@@ -39,7 +35,7 @@ class Scorer:
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
 
     def rows(self, segment: int) -> int:
-        """How many segments of so many tokens fit a batch."""
+        """How many segments of this length fit a batch."""
         kind = self.device.type
         length = len(self.head_H) + segment + len(self.question_Q)
         scored = len(self.question_Q) if self._kept else length
@@ -48,10 +44,12 @@ class Scorer:
 
     @torch.inference_mode()
     def __call__(self, ids_NS: Tensor) -> Tensor:
-        """(N, Q) fp32 on the model's device, in nats: the negative log-likelihood (NLL) of each token of the question
-        but the first, and the entropy of what follows the last.
+        """Score a batch: (N, Q) fp32 on the model's device, in nats.
 
-        How expected the first token is says where the segment was cut, not what is in it. A batch that does not fit the
+        They are the negative log-likelihood (NLL) of each token of the question but the first, and the entropy of the
+        distribution after the last.
+
+        The first token's likelihood says where the segment was cut, not what is in it. A batch that does not fit the
         GPU's memory is scored in halves.
         """
         if self.device.type == "cuda" and ids_NS.device.type == "cpu":
@@ -68,7 +66,7 @@ class Scorer:
 
     def _score(self, ids_NS: Tensor) -> Tensor:
         n, q = len(ids_NS), len(self.question_Q)
-        if self._compiled and n == 1:  # which would be compiled for itself
+        if self._compiled and n == 1:  # a batch of one would be compiled separately
             return self._score(ids_NS.expand(2, -1))[:1]
         row_NL = torch.cat([self.head_H.expand(n, -1), ids_NS, self.question_Q.expand(n, -1)], 1)
         keep = {"logits_to_keep": q} if self._kept else {}
@@ -91,15 +89,12 @@ def _statistics(logits_NQV: Tensor, target_NQ: Tensor) -> Tensor:
 
 
 def gain(nll_NQ: Tensor, usual_Q: Tensor) -> Tensor:
-    """(N,) nats a token: by how much less surprising the question is behind a segment than behind the usual one.
+    """(N,) nats per token: by how much less surprising the question is after a segment than after the usual one.
 
-    Only tokens that became less surprising count. What a segment's style does to the words around the ones that matter
-    is most of the spread of the plain mean, and is left out. Subtracting one number from every segment's mean, such as
-    the question's NLL behind nothing, would leave their order as it is.
-
-    Args:
-        nll_NQ: NLL of the question's tokens behind each segment.
-        usual_Q: their medians over the segments of the text.
+    `nll_NQ` is the NLL of the question's tokens after each segment, `usual_Q` their medians over the text. Only tokens
+    that became less surprising count: most of the spread of the plain mean is what a segment's style does to the words
+    around the ones that matter. Subtracting one number from every segment's mean, such as the question's NLL alone,
+    would leave their order as it is.
     """
     return (usual_Q - nll_NQ).clamp(min=0).mean(-1)
 
@@ -118,7 +113,7 @@ def layers_compiled(model: Any) -> Iterator[None]:
 
 
 class OnItsWay:
-    """A tensor on its way to the host. `wait` waits for it only, not for what the GPU was given to do behind it."""
+    """A tensor on its way to the host. `wait` waits for it only, not for the work that the GPU was given after it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._event = None

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
@@ -20,9 +20,7 @@ from ...storage.fingerprint import model_digest
 from .reading import Batch, batches
 from .scoring import OnItsWay, Scorer, gain, layers_compiled
 from .selection import Best, Candidate, Kept, Selection, choose, spans, splice, threshold
-
-if TYPE_CHECKING:
-    from .xl3m import XL3M
+from .settings import Segmenting
 
 Progress = Callable[[int], None]
 POOL = 4  # segments that are held for one that there is room for
@@ -30,18 +28,10 @@ FIRST = 64  # segments from which the others are told apart before all are known
 
 
 class Search:
-    """Finds what of a text to read for a question.
+    """Finds the segments of a text to read for a question.
 
-    Args:
-        model: a causal language model in eval mode.
-        head, question: ids before and behind every segment; the question has at least one.
-        settings: see `XL3M`.
-        room: tokens of the text that may be kept.
-        scores_file: keeps scores, and gives them to the next search of the same text by the same model. With several
-            processes each has a file of its own.
-        compile: run the decoder layers compiled while scoring.
-        accelerator: with `process_index` and `num_processes`; None: this process scores everything.
-        progress: called with the number of tokens scored by this process.
+    `head` and `question` are ids before and after every segment, `room` the tokens of the text that may be kept. All
+    else is as `XL3M.__call__` says; with several processes each has a `scores_file` of its own.
     """
 
     def __init__(
@@ -49,7 +39,7 @@ class Search:
         model: Any,
         head: list[int],
         question: list[int],
-        settings: XL3M,
+        settings: Segmenting,
         *,
         room: int,
         scores_file: str | Path | None = None,
@@ -58,8 +48,7 @@ class Search:
         progress: Progress | None = None,
     ) -> None:
         self._scorer = Scorer(model, head, question, compile)
-        self._compile = compile
-        self._settings, self._room, self._progress = settings, room, progress
+        self._settings, self._room, self._progress, self._compile = settings, room, progress, compile
         self._rank = 0 if accelerator is None else int(accelerator.process_index)
         self._ranks = 1 if accelerator is None else int(accelerator.num_processes)
         self._store = self._open(model, head, question, scores_file)
@@ -102,7 +91,7 @@ class Search:
                     settle(*waiting)
                 waiting = batch, OnItsWay(score_NQ)
         finally:
-            # whatever ended the text, what was scored is kept
+            # however the text ended, what was scored is kept
             if waiting is not None:
                 settle(*waiting)
         return tokens, digest.hexdigest()
@@ -133,7 +122,7 @@ class Search:
         return nll_NQ.mean(-1) if self._settings.score == "question_nll" else -gain(nll_NQ, _usual(known_NQ[:, :-1]))
 
     def _gathered(self, pool: _Pool, digest: str) -> tuple[list[Candidate], Tensor]:
-        """What all processes found, the same on each."""
+        """The findings of all processes, the same on each."""
         from accelerate.utils import gather_object
 
         pool.end()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 class Kept:
     """One segment that is in the key context, with its three scores.
 
-    `gain` and `question_nll` are in nats a token of the question, `entropy`, that of the next token, is in nats.
+    `gain` and `question_nll` are in nats per token of the question; `entropy`, that of the next token, is in nats.
     """
 
     number: int
@@ -65,33 +65,26 @@ class Candidate:
 
 
 class Best:
-    """The best so many candidates of a text that passes by; only their ids are held."""
+    """The `most` best candidates of a text that passes by; only their ids are held."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._found: list[Candidate] = []
+        self.found: list[Candidate] = []  # best first
 
     def add(self, score_N: Tensor, first: int, starts: Sequence[int], ids_NS: Tensor) -> None:
-        """A batch of segments and their scores."""
+        """Take in a batch of segments and their scores."""
         values, order = score_N.topk(min(self._most, len(score_N)), largest=False)
-        worst = self._found[-1].score if len(self._found) == self._most else float("inf")
+        worst = self.found[-1].score if len(self.found) == self._most else float("inf")
         better = [i for value, i in zip(values.tolist(), order.tolist(), strict=True) if value <= worst]
         rows = ids_NS[torch.tensor(better, dtype=torch.long, device=ids_NS.device)].tolist()
-        self.merge(
+        new = (
             Candidate(float(score_N[i]), first + i, starts[i], tuple(row)) for i, row in zip(better, rows, strict=True)
         )
-
-    def merge(self, candidates: Iterable[Candidate]) -> None:
-        self._found = heapq.nsmallest(self._most, [*self._found, *candidates])
-
-    @property
-    def found(self) -> list[Candidate]:
-        """Best first."""
-        return list(self._found)
+        self.found = heapq.nsmallest(self._most, [*self.found, *new])
 
 
 def threshold(score_N: Tensor, keep: float) -> float:
-    """The score at which `keep` of the way from the median segment to the best is still ahead of a segment.
+    """The score that lies the share `keep` of the way from the median segment to the best.
 
     It depends on how the best stands out, not on how many segments there are or on the unit of the score.
     """

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from ...near import did_you_mean
-from ...patch import unwrap
-from ...settings import Settings
+from ...text.pieces import encode_pieces
 from .arguments import files, opened, per_row, prompts
 from .decoding import decode
 from .frame import Frame
-from .prompt import split
+from .prompt import around_text, split, text_before
 from .search import Progress
+from .settings import Segmenting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SCORES = ("gain", "question_nll", "entropy")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class XL3M(Settings):
-    """Wang et al. 2024 (https://arxiv.org/abs/2405.17755): read `[head; segment; question]` for every segment of a text
-    on its own, put the segments that matter for the question together in the order of the text, and answer from this
-    key context. Any causal language model, no training; time grows with the text, memory does not.
+class XL3M(Segmenting):
+    """XL3M (Wang et al. 2024, https://arxiv.org/abs/2405.17755): answer from the segments that matter for a question.
+
+    It reads `[head; segment; question]` for every segment of a text on its own, and puts those that matter together in
+    the order of the text. Any causal language model, no training; time grows with the text, memory does not.
 
     `model.generate(ids, custom_generate=XL3M(), max_new_tokens=...)`. A prompt that fits the trained length is answered
     by stock `generate` as it is.
@@ -40,16 +39,16 @@ class XL3M(Settings):
 
     Costs: one forward over the text, in short pieces, for each question; nothing is kept of it.
 
-    What could be had of the paper names neither sizes nor a stopping rule. Ours are the segment and its overlap, the
-    share of the trained length that is read, `keep`, and two of the scores. `model_cards/xl3m.md` has measurements.
+    The paper gives neither sizes nor a stopping rule. hf_longctx's are the segment and its overlap, the share of the
+    trained length that is read, `keep`, and two of the scores. `model_cards/xl3m.md` has measurements.
 
     Args:
         segment: Tokens of a segment.
         overlap: How many of them two neighbours share, so that what one cuts in two the other has whole.
-        score: "entropy" is how open the next token is behind a segment and the question, the paper's certainty.
-            "question_nll" is how surprising the question itself is there: it falls where the text speaks of what is
-            asked. "gain" is its difference to what is usual in this text, token by token, where that is a drop
-            (`scoring.gain`): the style of a segment, which is most of the spread of the mean, does not count.
+        score: "entropy" is that of the next-token distribution after [segment; question], the paper's certainty.
+            "question_nll" is how surprising the question itself is there: it falls where the text speaks of its
+            subject. "gain" is its drop below the usual value in this text, token by token (`scoring.gain`): the style
+            of a segment, which is most of the spread of the mean, does not count.
         keep: How far from the median segment to the best one a segment must be to be kept, 0 to 1. 0 keeps whatever
             there is room for, 1 the best only.
         key_context: Tokens of the text that are read again, at most. None: a quarter of the trained length.
@@ -58,49 +57,42 @@ class XL3M(Settings):
     """
 
     name: ClassVar[str] = "xl3m"
+    summary: ClassVar[str] = "reads the segments of a text that matter for a question, in `generate`"
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.17755"
-    takes_all_of_generate: ClassVar[bool] = True  # streamer and tokenizer too, see hooks.py
+    takes_all_of_generate: ClassVar[bool] = True
+    reads_documents: ClassVar[bool] = True
 
-    segment: int = 256
-    overlap: int = 32
-    score: str = "gain"
-    keep: float = 0.5
-    key_context: int | None = None
-    question_tokens: int = 64
-    window: int | None = None
+    def check_room(self, model: PreTrainedModel, n_tokens: int) -> None:
+        """Raise ValueError if the prompt must be cut into segments, and this model has no room for one."""
+        frame = Frame(model, self, new_tokens=0)
+        if n_tokens > frame.window:
+            frame.check_room()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.segment < 1 or not 0 <= self.overlap < self.segment:
-            raise ValueError(
-                f"xl3m: segment={self.segment}, overlap={self.overlap}: expected a segment of at least 1 token, and an "
-                f"overlap from 0 to less than the segment."
-            )
-        if self.score not in SCORES:
-            near = did_you_mean(self.score, SCORES).strip()
-            raise ValueError(f"xl3m: score={self.score!r}: expected one of {', '.join(SCORES)}. {near}".rstrip())
-        if not 0 <= self.keep <= 1:
-            raise ValueError(f"xl3m: keep={self.keep}: expected 0 (whatever there is room for) to 1 (the best only).")
-        for name in ("key_context", "window", "question_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"xl3m: {name}={value}: expected at least 1 token.")
-        if self.key_context is not None and self.key_context < self.segment:
-            raise ValueError(
-                f"xl3m: key_context={self.key_context} has no room for a segment of {self.segment} tokens. Make it "
-                f"larger, or the segment smaller."
-            )
-
-    def store_(self, model: PreTrainedModel) -> None:
-        """Make these the model's own settings: saved with it, and what `custom_generate=xl3m` takes."""
-        config: Any = unwrap(model).generation_config
-        config.xl3m = self.spec()
-        # else loading leaves out what transformers does not know
-        config._from_model_config = False
-
-    def check_room(self, model: PreTrainedModel) -> None:
-        """ValueError if this model has no room for a segment, even without head, question and answer."""
-        Frame(model, self, new_tokens=0).check_room()
+    def answer(
+        self,
+        model: Any,
+        tokenizer: Any,
+        document: Iterable[str],
+        question: str,
+        *,
+        scores_file: Path | None = None,
+        progress: Callable[[int], None] | None = None,
+        **generate: Any,
+    ) -> Any:
+        """Answer a question to a document that comes in pieces of text; returns the `Selection` that was read."""
+        head, tail = around_text(tokenizer, question)
+        _, (found,) = model.generate(
+            torch.tensor([[*head, *tail]], device=model.device),
+            custom_generate=self,
+            document=encode_pieces(tokenizer, document, bos=False, after=text_before(tokenizer, head)),
+            head=len(head),
+            question=len(tail),
+            scores_file=scores_file,
+            read_progress=progress,
+            return_segments=True,
+            **generate,
+        )
+        return found
 
     def __call__(
         self,
@@ -123,9 +115,9 @@ class XL3M(Settings):
         assistant_tokenizer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Called by `generate`, which hands these on under the same names:
+        """Called by `generate`, which passes these on under the same names.
 
-        Args:
+        Settings of the call:
             question: What is asked: how many tokens at the prompt's end it has; or its words (needs `tokenizer`) or
                 ids, which are looked for from the end, and are the question with all that follows; or a list with one
                 of these for every row. None: the user's last turn, if `tokenizer` has a chat template and that turn
@@ -152,7 +144,7 @@ class XL3M(Settings):
                 cache that is not empty was passed; rows are padded in the middle.
             SourceError: `document` raised while it was read.
         """
-        settings = stored(generation_config) if self is xl3m else self
+        settings = (self.stored_in(generation_config) or self) if self is xl3m else self
         frame = Frame(model, settings, new_tokens=generation_config.max_length - input_ids.shape[1])
         rows = prompts(input_ids, model_kwargs, generation_config)
         if document is not None and len(rows) > 1:
@@ -164,13 +156,9 @@ class XL3M(Settings):
                 window=frame.window, tail=settings.question_tokens,
             )  # fmt: skip
             context, selection = frame.find(
-                parts,
-                opened(document, tokenizer, parts.head),
-                scores_file=file,
-                accelerator=accelerator,
-                compile=compile,
-                progress=read_progress,
-            )
+                parts, opened(document, tokenizer, parts.head), scores_file=file, accelerator=accelerator,
+                compile=compile, progress=read_progress,
+            )  # fmt: skip
             short.append([*parts.head, *context, *parts.question])
             selections.append(selection)
         given = {
@@ -187,15 +175,3 @@ class XL3M(Settings):
 
 xl3m = XL3M()
 """For `custom_generate=`: the settings that the model carries (`XL3M(...).store_(model)`), or the defaults."""
-
-
-def stored(generation_config: Any) -> XL3M:
-    """The settings in a generation config, or the defaults."""
-    spec = getattr(generation_config, XL3M.name, None)
-    if spec is None:
-        return xl3m
-    if not isinstance(spec, Mapping):
-        raise ValueError(
-            f"generation_config.xl3m is {spec!r:.60}; expected the object that XL3M(...).store_(model) writes."
-        )
-    return XL3M.from_fields({k: v for k, v in spec.items() if k != "name"})

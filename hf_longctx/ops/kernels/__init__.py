@@ -2,53 +2,72 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ..masks import Causal
-from . import blocked, cuda_flash, cudnn, decode, few, flash_attn, flex, reference, selected, window
-from .base import Call, Kernel
+from .base import Call, FusedKernel, Kernel
+from .blocked import Blocked
+from .cuda_flash import CudaFlash
+from .cudnn import Cudnn
+from .decode import TritonDecode
+from .few import TritonFew
+from .flash_attn import FlashAttn
+from .flex import Flex
+from .reference import Reference
+from .selected import Selected
+from .window import TritonWindow
 
-__all__ = ["KERNELS", "Call", "Kernel", "choose", "decode"]
+__all__ = ["FUSED", "KERNELS", "Call", "FusedKernel", "Kernel", "choose"]
 
 # in order of preference: the first that can do a call gets it. flex compiles for every shape, so only by name.
 ORDER: list[Kernel] = [
-    selected.Kernel(),
-    few.Kernel(),
-    cudnn.Kernel(),
-    window.Kernel(),
-    flash_attn.Kernel(),
-    cuda_flash.Kernel(),
-    blocked.Kernel(),
-    reference.Kernel(),
-    flex.Kernel(),
+    Selected(),
+    TritonFew(),
+    Cudnn(),
+    TritonWindow(),
+    FlashAttn(),
+    CudaFlash(),
+    Blocked(),
+    Reference(),
+    Flex(),
 ]
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in ORDER}
+# those that do all branches of a softmax at once; tried before the others
+FUSED: list[FusedKernel] = [TritonDecode()]
 
 
 def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto", strict: bool = True) -> Kernel:
     """The kernel for a call. A kernel asked for by name that cannot do the call is an error, not a fallback.
 
     With `strict=False` it is an error only if the kernel cannot run here at all (its package, the device, the dtype);
-    a call that it has no words for goes to the fastest that has.
+    a call with a mask or a bias that it does not take goes to the fastest kernel that does.
     """
     if name == "auto":
-        if q_BHLD.shape[2] == 1 and q_BHLD.dtype == torch.float32 and not call.is_selected:
-            return KERNELS["reference"]  # blocks and their masks cost more than one row of scores
         for kernel in ORDER:
-            if kernel.refuses(call, q_BHLD, k_BGSD) is None:
+            args = call, q_BHLD, k_BGSD
+            if kernel.unsupported_reason(*args) is None and kernel.slower_reason(*args) is None:
                 return kernel
-        raise AssertionError("the reference kernel refuses nothing but TopKeys, which `selected` takes")
+        raise ValueError(f"no kernel can do this attention. {_reasons(call, q_BHLD, k_BGSD)}")
     if name not in KERNELS:
         raise ValueError(f"kernel={name!r}: expected auto or one of {', '.join(KERNELS)}.")
-    kernel = KERNELS["selected"] if call.is_selected else KERNELS[name]
-    reason = kernel.refuses(call, q_BHLD, k_BGSD)
-    if reason is not None and not strict:
-        plainest = dataclasses.replace(call, visible=Causal(), regular=True)
-        if kernel.refuses(plainest, q_BHLD, k_BGSD) is None:
+    kernel = KERNELS[name]
+    reason = kernel.unsupported_reason(call, q_BHLD, k_BGSD)
+    if reason is None:
+        return kernel
+    if not strict:
+        in_order = replace(call.positions, same_rows=True, consecutive=True)
+        plainest = replace(call, positions=in_order, mask=Causal(), bias=None)
+        if kernel.unsupported_reason(plainest, q_BHLD, k_BGSD) is None:
             return choose(call, q_BHLD, k_BGSD)
-    if reason is not None:
-        raise ValueError(f"kernel={name!r} cannot do this attention: {reason}. Use kernel='auto' or 'reference'.")
-    return kernel
+    raise ValueError(
+        f"kernel={name!r} cannot do this attention: {reason}. Use kernel='auto' or 'reference'. "
+        f"{_reasons(call, q_BHLD, k_BGSD)}"
+    )
+
+
+def _reasons(call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str:
+    """What every kernel says to a call."""
+    said = {kernel.name: kernel.unsupported_reason(call, q_BHLD, k_BGSD) for kernel in ORDER}
+    return "All kernels: " + "; ".join(f"{name}: {reason or 'can'}" for name, reason in said.items()) + "."

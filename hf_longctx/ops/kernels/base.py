@@ -1,51 +1,146 @@
-"""The one signature of every kernel."""
+"""What every kernel says of itself, and its one signature."""
 
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from ..masks import Mask, TopKeys
+from ..available import TRITON
+from ..bias import Bias
+from ..branch import Branch
+from ..masks import Mask
+from ..merge import merge
+from ..positions import Positions
+
+HALF = (torch.float16, torch.bfloat16)
+NO_TRITON = "Triton is not installed, or torch.compile is tracing"
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
     """What a kernel must know besides q, k and v; the fields are those of `Branch`."""
 
-    q_pos_BL: Tensor
-    k_pos_BS: Tensor
-    visible: Mask
+    positions: Positions
+    mask: Mask
     scale: float
-    regular: bool
-    padded: bool
-    memo: dict[Any, Any] | None = None
-
-    @property
-    def is_selected(self) -> bool:
-        return isinstance(self.visible, TopKeys)
+    bias: Bias | None = None
 
 
-class Kernel(Protocol):
+class Kernel:
     """A kernel computes one branch: its part of the output, normalised on its own, and its log-sum-exp.
 
     The log-sum-exp is fp32 (fp64 for fp64 inputs), -inf where a row has no key; the output is 0 there.
-    `backward` gets the output and log-sum-exp of the *whole* softmax, and returns this branch's share of dq and its
-    dk and dv.
+
+    Attributes:
+        name: What `attend` takes.
+        summary: A line for the table of kernels.
+        masks: The classes of masks that it takes, without their subclasses; `Mask` itself stands for all of them.
+        biases: The classes of biases that it takes; `Bias` for all of them.
+        device: The only type of device that it runs on, if there is one.
+        dtypes: Those that it takes; None: all.
+        head_dims: The largest head dim, and what every one must be a multiple of.
+        triton: It is written in Triton.
     """
 
-    name: str
-    summary: str
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    masks: ClassVar[tuple[type[Mask], ...]]
+    biases: ClassVar[tuple[type[Bias], ...]] = ()
+    device: ClassVar[str | None] = None
+    dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
+    head_dims: ClassVar[tuple[int, int] | None] = None
+    triton: ClassVar[bool] = False
 
-    def refuses(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
+    def unsupported_reason(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """Why this kernel cannot do the call; None if it can."""
+        if self.device is not None and q_BHLD.device.type != self.device:
+            return f"tensors are not on a {self.device.upper()} device"
+        if not takes(self.masks, call.mask):
+            return f"it has no {type(call.mask).__name__} mask"
+        if call.bias is not None and not takes(self.biases, call.bias):
+            return f"it adds no {type(call.bias).__name__} to scores"
+        if self.dtypes is not None and q_BHLD.dtype not in self.dtypes:
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+            return f"dtype {q_BHLD.dtype} is not {names}"
+        if self.head_dims is not None:
+            most, step = self.head_dims
+            if q_BHLD.shape[-1] > most or q_BHLD.shape[-1] % step:
+                return f"head dim {q_BHLD.shape[-1]} is over {most}" + f" or no multiple of {step}" * (step > 1)
+        if self.triton and (not TRITON or torch.compiler.is_compiling()):
+            return NO_TRITON
+        return self.limits(call, q_BHLD, k_BGSD)
+
+    def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
+        """What only this kernel knows of what it cannot do."""
+        return None
+
+    def slower_reason(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
+        """Why `auto` should look further, although this kernel can do the call."""
+        return None
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
-        """-> out (B, L, H, D), lse (B, H, L)"""
+        """Compute out (B, L, H, D) and lse (B, H, L) of one branch."""
+        raise NotImplementedError
+
+    def merge_(
+        self, call: Call, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Merge the branch into an output and a log-sum-exp, which may be overwritten, and return them."""
+        return merge(out_BLHD, lse_BHL, *self.forward(call, q, k, v))
+
+    def gradients(
+        self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
+    ) -> Sequence[Tensor]:
+        """dq, dk and dv, then that of a bias' weights where they require one, in the precision they were summed in.
+
+        The output and the log-sum-exp are those of the *whole* softmax.
+        """
+        raise NotImplementedError
 
     def backward(
-        self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
+        self,
+        call: Call,
+        grad_BLHD: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out_BLHD: Tensor,
+        lse_BHL: Tensor,
+        into: Sequence[Tensor | None] = (None,) * 4,
     ) -> list[Tensor]:
-        """-> [dq (B, H, L, D), dk (B, G, S, D), dv (B, G, S, D)]"""
+        """The `gradients`, rounded to the dtype of what they are of.
+
+        Those with a buffer `into`, usually fp32, are added to it, unrounded; it takes their place.
+        """
+        of = [q, k, v] if call.bias is None else [q, k, v, call.bias.weights]
+        grads = self.gradients(call, grad_BLHD, q, k, v, out_BLHD, lse_BHL)
+        return [
+            grad.to(x.dtype) if buffer is None else buffer.add_(grad)
+            for x, grad, buffer in zip(of, grads, into, strict=False)  # weights may need no gradient
+        ]
+
+
+class FusedKernel:
+    """A kernel that computes all branches of one softmax at once, and has no gradients."""
+
+    name: ClassVar[str]
+    masks: ClassVar[tuple[type[Mask], ...]]
+    biases: ClassVar[tuple[type[Bias], ...]] = ()
+
+    def unsupported_reason(self, branches: list[Branch]) -> str | None:
+        """Why this kernel cannot do these branches; None if it can."""
+        raise NotImplementedError
+
+    def forward(self, branches: list[Branch], scale: float) -> tuple[Tensor, Tensor]:
+        """Compute out (B, L, H, D) and lse (B, H, L) of the union of the branches."""
+        raise NotImplementedError
+
+
+def takes(classes: tuple[type, ...], value: object) -> bool:
+    """Is a mask (or a bias) one of these classes, its very class or the base of all?"""
+    return type(value) in classes or Mask in classes or Bias in classes

@@ -7,90 +7,108 @@ public function's log-sum-exp is silently zero, and its backward cannot be given
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim, N real tokens of all rows
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..masks import Causal, Full, TopKeys, Window
-from .base import Call
+from ..masks import Causal, Full, Mask, Window
+from ..positions import Positions
+from .base import HALF, Call, Kernel
 
 
-class Kernel:
+class CudaFlash(Kernel):
+    """See the module."""
+
     name = "cuda_flash"
     summary = "torch's CUDA flash attention (varlen, windows): half precision, rows in order, any padding"
+    masks: ClassVar[tuple[type[Mask], ...]] = (Causal, Window, Full)
+    device = "cuda"
+    dtypes = HALF
+    head_dims = (256, 8)
 
-    def refuses(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
-        if not q_BHLD.is_cuda:
-            return "tensors are not on a CUDA device"
-        if q_BHLD.dtype not in (torch.float16, torch.bfloat16):
-            return f"dtype {q_BHLD.dtype} is not float16 or bfloat16"
-        if q_BHLD.shape[-1] > 256 or q_BHLD.shape[-1] % 8:
-            return f"head dim {q_BHLD.shape[-1]} is over 256 or no multiple of 8"
-        if isinstance(call.visible, TopKeys) or not isinstance(call.visible, Causal | Window | Full):
-            return f"{type(call.visible).__name__} cannot be said as a window of indices"
-        if not call.regular and not isinstance(call.visible, Full):
-            return "rows are not consecutive positions in order"
-        return None
+    def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
+        """See `Kernel`."""
+        positions = call.positions
+        if positions.consecutive or isinstance(call.mask, Full):
+            return None
+        if positions.same_rows and isinstance(call.mask, Causal):
+            return None
+        return "rows are not consecutive positions in order"
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
-        rows, cols = Rows(call.q_pos_BL, call.padded), Rows(call.k_pos_BS, call.padded)
+        """See `Kernel`."""
+        rows, columns = varlen(call.positions)
+        packed = rows.pack(q_BHLD), columns.pack(k_BGSD), columns.pack(v_BGSD)
+        out, lse = self._forward(call, rows, columns, *packed)
+        lse = torch.where(torch.isinf(lse), float("-inf"), lse)  # flash says +inf for a row without keys
+        return rows.unpack(out), rows.unpack(lse.T, fill=float("-inf")).transpose(1, 2)
+
+    def gradients(
+        self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
+    ) -> list[Tensor]:
+        """See `Kernel`."""
+        rows, columns = varlen(call.positions)
+        lse = rows.pack(lse_BHL[..., None])[..., 0].T.contiguous()
+        lse = torch.where(lse == float("-inf"), float("inf"), lse)
+        grad, out = (rows.pack(x.to(q.dtype).transpose(1, 2)) for x in (grad_BLHD, out_BLHD))
+        packed = rows.pack(q), columns.pack(k), columns.pack(v)
+        dq, dk, dv = self._backward(call, rows, columns, grad, *packed, out, lse)
+        return [rows.unpack(dq).transpose(1, 2), columns.unpack(dk).transpose(1, 2), columns.unpack(dv).transpose(1, 2)]
+
+    def _forward(
+        self, call: Call, rows: VarlenRows, columns: VarlenRows, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor
+    ) -> tuple[Tensor, Tensor]:
         left, right = window_of(call)
         out, lse = torch.ops.aten._flash_attention_forward(
-            rows.pack(q_BHLD),
-            cols.pack(k_BGSD),
-            cols.pack(v_BGSD),
+            q_NHD,
+            k_NGD,
+            v_NGD,
             rows.starts,
-            cols.starts,
+            columns.starts,
             rows.longest,
-            cols.longest,
+            columns.longest,
             0.0,
-            isinstance(call.visible, Causal),
+            isinstance(call.mask, Causal),
             False,
             scale=call.scale,
             window_size_left=left,
             window_size_right=right,
         )[:2]
-        lse = torch.where(torch.isinf(lse), float("-inf"), lse)  # flash says +inf for a row without keys
-        return rows.unpack(out), rows.unpack(lse.T, fill=float("-inf")).transpose(1, 2)
+        return out, lse
 
-    def backward(
-        self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
-    ) -> list[Tensor]:
-        rows, cols = Rows(call.q_pos_BL, call.padded), Rows(call.k_pos_BS, call.padded)
+    def _backward(self, call: Call, rows: VarlenRows, columns: VarlenRows, *packed: Tensor) -> tuple[Tensor, ...]:
+        """dq, dk, dv from the gradient, q, k, v, the output and the log-sum-exp, all of them packed."""
         left, right = window_of(call)
-        lse = rows.pack(lse_BHL[..., None])[..., 0].T.contiguous()
-        lse = torch.where(lse == float("-inf"), float("inf"), lse)
-        seed = torch.zeros(2, dtype=torch.uint64, device=q.device)
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            rows.pack(grad_BLHD.to(q.dtype).transpose(1, 2)),
-            rows.pack(q),
-            cols.pack(k),
-            cols.pack(v),
-            rows.pack(out_BLHD.to(q.dtype).transpose(1, 2)),
-            lse,
+            *packed,
             rows.starts,
-            cols.starts,
+            columns.starts,
             rows.longest,
-            cols.longest,
+            columns.longest,
             0.0,
-            isinstance(call.visible, Causal),
-            seed,
-            torch.empty(0, device=q.device),
+            isinstance(call.mask, Causal),
+            torch.zeros(2, dtype=torch.uint64, device=packed[0].device),
+            torch.empty(0, device=packed[0].device),
             scale=call.scale,
             window_size_left=left,
             window_size_right=right,
         )
-        return [rows.unpack(dq).transpose(1, 2), cols.unpack(dk).transpose(1, 2), cols.unpack(dv).transpose(1, 2)]
+        return dq, dk, dv
 
 
 def window_of(call: Call) -> tuple[int | None, int | None]:
     """Flash attention's window (left, right), inclusive, in indices aligned at the end; None: no window."""
-    return (call.visible.size - 1, 0) if isinstance(call.visible, Window) else (None, None)
+    return (call.mask.size - 1, 0) if isinstance(call.mask, Window) else (None, None)
 
 
-class Rows:
-    """The real tokens of a batch, packed one row behind the other as flash attention's varlen form wants them."""
+def varlen(positions: Positions) -> tuple[VarlenRows, VarlenRows]:
+    """Queries and keys in flash attention's varlen form."""
+    return VarlenRows(positions.q_pos_BL, positions.padded), VarlenRows(positions.k_pos_BS, positions.padded)
+
+
+class VarlenRows:
+    """The real tokens of a batch, one row after the other, as flash attention's varlen form wants them."""
 
     def __init__(self, pos_BX: Tensor, padded: bool) -> None:
         self.batch, self.length = pos_BX.shape
@@ -104,12 +122,12 @@ class Rows:
         self.starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
     def pack(self, x_BHXD: Tensor) -> Tensor:
-        """(B, H, X, D) -> (N, H, D)"""
+        """(B, H, X, D) to (N, H, D)."""
         x = x_BHXD.transpose(1, 2)
         return x.flatten(0, 1) if self.real is None else x[self.real]
 
     def unpack(self, x_N: Tensor, fill: Any = 0.0) -> Tensor:
-        """(N, ...) -> (B, X, ...), `fill` where there is no token"""
+        """(N, ...) to (B, X, ...), `fill` where there is no token."""
         if self.real is None:
             return x_N.unflatten(0, (self.batch, self.length))
         full = x_N.new_full((self.batch, self.length, *x_N.shape[1:]), fill)

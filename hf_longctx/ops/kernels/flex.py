@@ -10,30 +10,36 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as fa
 
-from ..masks import TopKeys
-from .base import Call
+from ..masks import Mask, pairs
+from .base import Call, Kernel
 
 
-class Kernel:
+class Flex(Kernel):
+    """See the module."""
+
     name = "flex"
     summary = "compiled FlexAttention: any mask, any positions; compiles for every new shape, so by name only"
+    masks = (Mask,)
 
-    def refuses(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
-        if isinstance(call.visible, TopKeys):
-            return "keys are chosen per query"
+    def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
+        """See `Kernel`."""
         if not q_BHLD.is_cuda:
             return "its compiled kernel has no backward on the CPU"
+        if not call.mask.by_position:
+            return f"the keys of {type(call.mask).__name__} are chosen by slot, not by position"
         if q_BHLD.shape[-1] & (q_BHLD.shape[-1] - 1):
             return f"head dim {q_BHLD.shape[-1]} is no power of two"
         return None
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Kernel`."""
         out, lse = _run(call, q_BHLD, k_BGSD, v_BGSD)
         return out.transpose(1, 2), lse
 
-    def backward(
+    def gradients(
         self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
     ) -> list[Tensor]:
+        """See `Kernel`."""
         # its own log-sum-exp has a right gradient: run it again and send the merge's gradient through it
         with torch.enable_grad():
             leaves = [x.detach().requires_grad_() for x in (q, k, v)]
@@ -53,12 +59,10 @@ def _run(call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _block_mask(call: Call, device: torch.device) -> Any:
-    visible, q_pos, k_pos = call.visible, call.q_pos_BL, call.k_pos_BS
-    assert not isinstance(visible, TopKeys)
+    q_pos, k_pos = call.positions.q_pos_BL, call.positions.k_pos_BS
 
     def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        query, key = q_pos[b, i], k_pos[b, j]
-        return (query >= 0) & (key >= 0) & visible.pairs(query.view(1, 1), key.view(1, 1)).view(())
+        return pairs(call.mask, q_pos[b, i].view(1, 1), k_pos[b, j].view(1, 1)).view(())
 
     sizes = q_pos.shape[0], None, q_pos.shape[1], k_pos.shape[1]
     return fa.create_block_mask(mask_mod, *sizes, device=device)

@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 from ..masks import TopKeys
-from .base import Call
+from .base import Call, Kernel
 from .reference import weights_of
 
 
-class Kernel:
+class Selected(Kernel):
+    """See the module."""
+
     name = "selected"
     summary = "a few keys chosen for every query and head; plain torch, any device"
-
-    def refuses(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
-        return None if isinstance(call.visible, TopKeys) else "its keys are not chosen per query"
+    masks = (TopKeys,)
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Kernel`."""
         index = _index(call)
         scores = _scores(call, q_BHLD, _take(k_BGSD, index, q_BHLD.shape[1]))
         lse = scores.logsumexp(-1)
@@ -26,9 +27,10 @@ class Kernel:
         out = torch.einsum("bhlk,bhlkd->blhd", weights_of(scores, lse), values)
         return out, lse
 
-    def backward(
+    def gradients(
         self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
     ) -> list[Tensor]:
+        """See `Kernel`."""
         index, heads = _index(call), q.shape[1]
         keys, values = _take(k, index, heads), _take(v, index, heads)
         weights = weights_of(_scores(call, q, keys), lse_BHL)
@@ -39,12 +41,12 @@ class Kernel:
         dq = torch.einsum("bhlk,bhlkd->bhld", dscores, keys.to(weights.dtype))
         dk = _give(dscores[..., None] * q.to(weights.dtype)[..., None, :], index, k)
         dv = _give(weights[..., None] * grad[..., None, :], index, v)
-        return [dq.to(q.dtype), dk, dv]
+        return [dq, dk, dv]
 
 
 def _index(call: Call) -> Tensor:
-    assert isinstance(call.visible, TopKeys)
-    return call.visible.index_BHLK
+    assert isinstance(call.mask, TopKeys)
+    return call.mask.index_BHLK
 
 
 def _take(x_BGSD: Tensor, index_BHLK: Tensor, heads: int) -> Tensor:
@@ -59,7 +61,7 @@ def _give(grad_BHLKD: Tensor, index_BHLK: Tensor, like_BGSD: Tensor) -> Tensor:
     B, G, _, D = like_BGSD.shape
     flat = index_BHLK.clamp(min=0).reshape(B, G, -1, 1).expand(-1, -1, -1, D)
     rows = (grad_BHLKD * (index_BHLK >= 0)[..., None]).reshape(B, G, -1, D)
-    return torch.zeros_like(like_BGSD, dtype=rows.dtype).scatter_add_(2, flat, rows).to(like_BGSD.dtype)
+    return torch.zeros_like(like_BGSD, dtype=rows.dtype).scatter_add_(2, flat, rows)
 
 
 def _scores(call: Call, q_BHLD: Tensor, keys_BHLKD: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..masks import BeyondWindow, Causal, Full, Mask, Window
+from ..positions import Positions
 from . import ORDER, Call, Kernel, choose
 
 WINDOW, FIRST = 4096, 10
@@ -25,7 +26,7 @@ SHAPES: dict[str, tuple[int, int, Mask]] = {  # queries, keys, which pairs exist
 
 
 @dataclass(frozen=True)
-class Row:
+class KernelRow:
     """One kernel for one kind of work: whether it is chosen, why it cannot do it, and the milliseconds it takes."""
 
     work: str
@@ -42,14 +43,15 @@ def table(
     chunk: int = 8192,
     heads: tuple[int, int] = (32, 8),
     head_dim: int = 128,
-) -> Iterator[Row]:
+) -> Iterator[KernelRow]:
     """Every kernel on every kind of work, timed on `device`.
 
     Args:
-        device, dtype: where, and in which dtype.
-        chunk: queries of a chunk, tokens.
-        heads: of queries, and of keys and values.
-        head_dim: of all of them.
+        device: Where.
+        dtype: In which dtype.
+        chunk: Queries of a chunk, tokens.
+        heads: Those of queries, and those of keys and values.
+        head_dim: The width of all of them.
     """
     generator = torch.Generator(device).manual_seed(0)
 
@@ -57,17 +59,18 @@ def table(
         shape = 1, count, length, head_dim
         return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
 
-    for work, (many, keys, visible) in SHAPES.items():
+    for work, (many, keys, mask) in SHAPES.items():
         L, S = chunk if many else 1, {0: FIRST, 1: chunk if many else WINDOW, 2: chunk + WINDOW}[keys]
         q, k, v = random(heads[0], L), random(heads[1], S), random(heads[1], S)
         k_pos = torch.arange(S, device=device)[None]
         q_pos = torch.arange(L, device=device)[None] + (S - L if keys else 2 * WINDOW)
-        call = Call(q_pos, k_pos, visible, head_dim**-0.5, regular=keys > 0, padded=False)
+        positions = Positions(q_pos, k_pos, same_rows=keys > 0 and L == S, consecutive=keys > 0, padded=False)
+        call = Call(positions, mask, head_dim**-0.5)
         best = choose(call, q, k)
         for kernel in ORDER:
-            reason = kernel.refuses(call, q, k)
+            reason = kernel.unsupported_reason(call, q, k) or kernel.slower_reason(call, q, k)
             taken = None if reason is not None or kernel.name == "flex" else _time(kernel, call, q, k, v)
-            yield Row(work, kernel.name, kernel is best, reason, taken)
+            yield KernelRow(work, kernel.name, kernel is best, reason, taken)
 
 
 def _time(kernel: Kernel, call: Call, q: Tensor, k: Tensor, v: Tensor) -> float | None:

@@ -51,10 +51,8 @@ def merge_folded(
 ) -> tuple[Tensor, Tensor]:
     """Parts of one softmax as one.
 
-    Args:
-        own_CBHD, own_lse_CBH: contiguous, fp32; the log-sum-exp to base 2, as `triton_decode.decode_parts` gives them.
-        out_GRND, lse_GNR: of a folded prefix; rows are (batch, the heads that share keys). The log-sum-exp is natural.
-        dtype: of the output.
+    `own` is contiguous, fp32, with a log-sum-exp to base 2, as `triton_decode.decode_parts` gives it; the others are of
+    a folded prefix, whose rows are (batch, the heads that share keys), with a natural log-sum-exp.
 
     Returns:
         out (1, B, H, D) in `dtype` and lse (1, B, H), fp32, to base 2: in the form of the first two.

@@ -1,4 +1,4 @@
-"""Columns of many caches' layers to other places, and keys turned on their way, in Triton: one launch, one pass."""
+"""Columns of many caches' layers to other places, and keys rotated on their way, in Triton: one launch, one pass."""
 
 # mypy: disable-error-code="no-untyped-def"
 # T tensors, G key/value heads, S columns, D head dim, R rotary dims
@@ -51,10 +51,11 @@ def move(
     """out[t, :, s] = tensor t[:, source[s]] in one pass; columns whose source is -1 are left alone.
 
     Args:
-        table_T4: int64, a row for each tensor (G, S, D): address, strides of heads and columns, 1 if it is turned.
-        source_S: int64, for the first S columns of `out`.
-        out_TGSD: contiguous rows; of the tensors' dtype.
-        turning: cos and sin (S, R), fp32, in the layout of halves, for those that are turned.
+        table_T4: Of int64, a row for each tensor (G, S, D): address, strides of heads and columns, 1 if it is rotated.
+        source_S: Of int64, for the first S columns of `out`.
+        out_TGSD: Contiguous rows; of the tensors' dtype.
+        turning: Cos and sin (S, R), fp32, in the layout of halves, for those that are rotated.
+        rotary_dim: R.
     """
     T, G, _, D = out_TGSD.shape
     S, R = len(source_S), rotary_dim

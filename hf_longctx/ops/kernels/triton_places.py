@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .triton_decode import LOG2_E, merge
 
-PARTS, SMALLEST = 8, 1024  # at most so many parts; keys of a part at least
+PARTS, SMALLEST = 8, 1024  # at most 8 parts, of at least 1024 keys
 # queries and keys of a tile, warps, pipeline stages; by padded head dim
 TILES = {64: (64, 64, 4, 3), 128: (64, 64, 4, 3), 256: (64, 32, 8, 2)}
 
@@ -79,9 +79,8 @@ def _places(q, k, v, pos, out, lse, scale, queries, keys, unused, length, q_h, q
 def attend(q_HLD: Tensor, k_GSD: Tensor, v_GSD: Tensor, pos_L: Tensor, unused: int, scale: float) -> Tensor:
     """(L, H, D): each query over the keys of columns 0 to its own position, in half precision.
 
-    Args:
-        pos_L: where each query stands; near ones in order, so that a block of them sees about the same.
-        unused: the position of queries that are to see nothing, and come out as 0.
+    Queries at `pos_L` are best in order, so that a block of them sees about the same; those at `unused` see nothing,
+    and come out as 0.
     """
     H, L, D = q_HLD.shape
     G, S = k_GSD.shape[:2]

@@ -31,7 +31,7 @@ def _rotate(x, out, cos, sin, heads, length, x_b, x_h, x_l, o_b, o_h, o_l, c_b, 
 
 
 def rotate(x_BHLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x cos + rotate_half(x) sin over the first R dims; the rest pass. cos and sin are (B or 1, L or 1, R)."""
+    """Rotate the first R dims, x cos + rotate_half(x) sin with cos and sin (B or 1, L or 1, R); the rest pass."""
     B, H, L, D = x_BHLD.shape
     R = cos.shape[-1]
     x = x_BHLD if x_BHLD.stride(-1) == 1 else x_BHLD.contiguous()

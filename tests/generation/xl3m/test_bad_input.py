@@ -81,9 +81,9 @@ def test_calls_that_cannot_be(given: dict[str, Any], message: str) -> None:
 
 def test_a_segment_beyond_the_window_is_refused_without_a_prompt() -> None:
     model = tiny(max_position_embeddings=WINDOW)
-    XL3M(segment=WINDOW // 4, overlap=0).check_room(model)
+    XL3M(segment=WINDOW // 4, overlap=0).check_room(model, WINDOW + 1)
     with pytest.raises(ValueError, match="a segment of 25 tokens does not fit the 24 that are read again"):
-        XL3M(segment=WINDOW // 4 + 1, overlap=0).check_room(model)
+        XL3M(segment=WINDOW // 4 + 1, overlap=0).check_room(model, WINDOW + 1)
 
 
 def test_settings_of_the_model_that_are_none() -> None:
@@ -124,7 +124,7 @@ def test_a_model_without_a_trained_length_must_be_told() -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "is empty"), (b"w3 \0 w4", "holds zero bytes"), (b"w3 caf\xe9", "isn't UTF-8")],
+    [(b"", "is empty"), (b"w3 \0 w4", "holds zero bytes"), (b"w3 caf\xe9", "is not UTF-8")],
 )
 def test_files_that_are_no_text(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "text.txt").write_bytes(data)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from hf_longctx.generation.xl3m.xl3m import stored
+from hf_longctx import XL3M
 from tests.generation.xl3m.test_prompt import chatting
 from tests.tiny import tiny
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **instead: str) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def test_lines_of_the_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = " ".join(f"w{3 + i * 7 % 50}" for i in range(900))
-    monkeypatch.setattr("hf_longctx.text.corpora.load_text", lambda name: words)
+    monkeypatch.setattr("hf_longctx.text.load_text", lambda name: words)
     more = {
         "What is the access code of the archive in Rotterdam?": "w55 w56 w57",
         "{text[:10_000]}\\n\\n{fact}\\n\\n{text[10_000:]}": "{text}",
@@ -73,4 +73,4 @@ def test_lines_of_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     settings = {"XL3M()": "XL3M(segment=64, key_context=100)"}
     names = run("model_cards/xl3m.md", tmp_path, monkeypatch, **words, **settings)
     assert pushed == [f"you/{folder.name}" for folder in tmp_path.iterdir()]
-    assert stored(names["model"].generation_config) == names["settings"]
+    assert XL3M.stored_in(names["model"].generation_config) == names["settings"]

@@ -96,7 +96,7 @@ def test_scores_of_another_search_are_refused(scored: list[int], tmp_path: Path)
     with pytest.raises(ValueError, match="another run: segment was 16 and is 20"):
         ask(ids, tmp_path / "scores", settings=XL3M(segment=20, overlap=4, key_context=40))
     (tmp_path / "other").write_text("not scores\n")
-    with pytest.raises(ValueError, match=r"isn't a store of finished cells\. Choose another file of scores"):
+    with pytest.raises(ValueError, match=r"is not a store of finished cells\. Choose another file of scores"):
         ask(ids, tmp_path / "other")
     with pytest.raises(ValueError, match=r"is a folder, .* another file of scores"):
         ask(ids, tmp_path)
