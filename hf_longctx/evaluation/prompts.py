@@ -107,9 +107,7 @@ def _batched(
     for budget in sorted(set(budgets), reverse=True):
         own = [row for row, tokens in zip(rows, budgets, strict=True) if tokens == budget]
         for batch in batches([len(ids) for _, _, ids in own], *limits[:2]):
-            yield from _batch(
-                model, tokenizer, [own[i] for i in batch], budget, most, {"prefill_tokens": limits[2], **extra}
-            )
+            yield from _batch(model, tokenizer, [own[i] for i in batch], budget, most, given)
 
 
 def _batch(
