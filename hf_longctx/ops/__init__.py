@@ -1,1 +1,28 @@
-"""Attention as arithmetic: masks, positions, branches, their kernels and how their parts are merged."""
+"""Attention as arithmetic: masks, positions, branches, their kernels and how their parts are merged.
+
+`attend` itself is `hf_longctx.attend`: here its name is that of its module.
+"""
+
+from .bias import Bias, DistanceBuckets, DistanceSlopes
+from .branch import Branch
+from .masks import BeyondWindow, Causal, Chunk, Full, Mask, Packed, TopBlocks, TopKeys, Window
+from .positions import Positions
+from .rotation import Rotation
+
+__all__ = [
+    "BeyondWindow",
+    "Bias",
+    "Branch",
+    "Causal",
+    "Chunk",
+    "DistanceBuckets",
+    "DistanceSlopes",
+    "Full",
+    "Mask",
+    "Packed",
+    "Positions",
+    "Rotation",
+    "TopBlocks",
+    "TopKeys",
+    "Window",
+]
