@@ -69,14 +69,14 @@ def evaluate(
     given = {key: _listed(value) for key, value in read_settings(task_settings or []).items()}
     console = Console()
     with resumes(out), beyond_on_purpose():
-        from ..evaluation.runner import Grid, checked, find_task
+        from ..evaluation.runner import Request, checked, find_task
         from ..evaluation.runner import evaluate as run
         from ..hub.gguf import cache_home
         from ..hub.resolve import load_tokenizer
 
         # before the model is loaded
         what = find_task(task, given)
-        grid = Grid(tasks=task.split(","), lengths=length_list, depths=depth_list, text=text, seed=seed)
+        grid = Request(tasks=task.split(","), lengths=length_list, depths=depth_list, text=text, seed=seed)
         grid = checked(what, grid, chosen)
         what.probe(load_tokenizer(model), grid)
         loaded, tokenizer = load_model(model, dtype, device)

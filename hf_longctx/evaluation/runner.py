@@ -25,7 +25,7 @@ from .report.render import terminal
 from .report.sections import sections
 from .results import environment, result_file, write_results
 from .suite import Suite
-from .task import Cell, Grid, Prepared, Task
+from .task import Cell, Prepared, Request, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,7 +83,7 @@ def evaluate(
             kept.
     """
     chosen = find_task(task, settings)
-    grid = Grid(tasks=_names(task), lengths=lengths, depths=depths, text=text, seed=seed, cache=cache)
+    grid = Request(tasks=_names(task), lengths=lengths, depths=depths, text=text, seed=seed, cache=cache)
     grid = checked(chosen, grid, method)
     check_folder(out)
     window = checked_window(model.config.get_text_config(), window, chosen.at_least)
@@ -192,7 +192,7 @@ def described() -> dict[str, list[str]]:
     return found
 
 
-def checked(task: Task, grid: Grid, method: Any) -> Grid:
+def checked(task: Task, grid: Request, method: Any) -> Request:
     """The grid in order; ValueError for what cannot be measured, whatever the model and its tokenizer are."""
     if method is not None and method.kind == "procedure" and not task.asks:
         raise ValueError(

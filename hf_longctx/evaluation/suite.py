@@ -23,7 +23,7 @@ from .metrics import check, scores
 from .prompts import answered
 from .report import scored
 from .sample import Sample, encode
-from .task import At, Cell, Grid, Prepared, Task, Value, Values, setting
+from .task import At, Cell, Prepared, Request, Task, Value, Values, setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ Samples = dict[tuple[str, int, float | None], list[Sample]]  # by task, length a
 
 @dataclass(frozen=True, kw_only=True)
 class Suite(Task):
-    """Tasks and files by the names in `Grid.tasks`; all tasks of a length share batches."""
+    """Tasks and files by the names in `Request.tasks`; all tasks of a length share batches."""
 
     name: ClassVar[str] = "suite"
     about: ClassVar[str] = "tasks that ask questions, and files of benchmarks"
@@ -58,14 +58,14 @@ class Suite(Task):
             if name != "ruler":
                 check_name(name)
 
-    def check(self, grid: Grid) -> None:
+    def check(self, grid: Request) -> None:
         """ValueError for counts out of range."""
         for name in ("batch_tokens", "batch_rows", "prefill_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1.")
         self._counts(grid)
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> Prepared:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, grid: Request) -> Prepared:
         """Make the samples of every task, length and depth, and read those of files."""
         began = time.perf_counter()
         made = collect(tokenizer, grid, self._counts(grid))
@@ -76,11 +76,11 @@ class Suite(Task):
                 _check_room(tokenizer, sample, length, "length")
         return _Questions(self, tokenizer, grid, made, round(time.perf_counter() - began, 1))
 
-    def probe(self, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> None:
+    def probe(self, tokenizer: PreTrainedTokenizerBase, grid: Request) -> None:
         """`prepare` for one sample of each task at the smallest length."""
         dataclasses.replace(self, samples=1).prepare(tokenizer, dataclasses.replace(grid, lengths=grid.lengths[:1]))
 
-    def _counts(self, grid: Grid) -> dict[int, int | None]:
+    def _counts(self, grid: Request) -> dict[int, int | None]:
         """{length: samples}."""
         listed = isinstance(self.samples, list)
         many: list[Any] = self.samples if listed else [self.samples] * len(grid.lengths)  # type: ignore[assignment]
@@ -95,7 +95,7 @@ class Suite(Task):
         return dict(zip(grid.lengths, many, strict=True))
 
 
-def collect(tokenizer: PreTrainedTokenizerBase, grid: Grid, counts: Mapping[int, int | None]) -> Samples:
+def collect(tokenizer: PreTrainedTokenizerBase, grid: Request, counts: Mapping[int, int | None]) -> Samples:
     """The samples of every task, length and depth; a file may bring several tasks.
 
     Raises:
@@ -133,7 +133,7 @@ class _Questions(Prepared):
     unit = "prompts"
 
     def __init__(
-        self, task: Suite, tokenizer: PreTrainedTokenizerBase, grid: Grid, made: Samples, seconds: float
+        self, task: Suite, tokenizer: PreTrainedTokenizerBase, grid: Request, made: Samples, seconds: float
     ) -> None:
         self.task, self.tokenizer, self.grid, self.samples = task, tokenizer, grid, made
         # the digest of the samples tells all of these apart, but not to a reader

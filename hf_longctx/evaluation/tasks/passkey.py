@@ -19,7 +19,7 @@ from ..passkey import MAX_NEW_TOKENS, haystack_ids, passkey_cell, passkey_prompt
 from ..report import plots
 from ..report.figure import write_figure
 from ..results import compared
-from ..task import At, Cell, Grid, Prepared, Task, Value, Values, cost, digest, setting
+from ..task import At, Cell, Prepared, Request, Task, Value, Values, cost, digest, setting
 from .hidden import Hidden
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class PasskeyGrid(Task):
     prefill_chunk_size: int | None = setting(None, "Tokens of a prompt that one forward pass reads.")
     at_least: ClassVar[int] = MAX_NEW_TOKENS
 
-    def check(self, grid: Grid) -> None:
+    def check(self, grid: Request) -> None:
         """ValueError for a setting that is out of range."""
         plots.require_matplotlib()
         if self.haystack not in ("filler", "text"):
@@ -63,13 +63,13 @@ class PasskeyGrid(Task):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1.")
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> Prepared:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, grid: Request) -> Prepared:
         """Read the text, and see that the shortest length holds a prompt."""
         return _Prompts(self, tokenizer, grid)
 
 
 class _Prompts(Prepared):
-    def __init__(self, task: PasskeyGrid, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> None:
+    def __init__(self, task: PasskeyGrid, tokenizer: PreTrainedTokenizerBase, grid: Request) -> None:
         self.task, self.grid, self.tokenizer = task, grid, tokenizer
         self.depths = DEPTHS if grid.depths is None else grid.depths
         text: str | Sequence[int] = "filler"

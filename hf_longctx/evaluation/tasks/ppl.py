@@ -13,7 +13,7 @@ from ..perplexity import check_lengths, fixed_targets, perplexity
 from ..report import plots
 from ..report.figure import write_figure
 from ..results import compared
-from ..task import At, Cell, Grid, Prepared, Task, Value, Values, cost, digest, setting
+from ..task import At, Cell, Prepared, Request, Task, Value, Values, cost, digest, setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,20 +35,20 @@ class Perplexity(Task):
         """The targets have to fit the window."""
         return self.n_targets
 
-    def check(self, grid: Grid) -> None:
+    def check(self, grid: Request) -> None:
         """ValueError for lengths that the targets fill, and depths."""
         plots.require_matplotlib()
         if grid.depths is not None:
             raise ValueError(f"depths={list(grid.depths)}: perplexity has no depth. Leave the depths out.")
         check_lengths(grid.sorted().lengths, self.n_targets)
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> Prepared:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, grid: Request) -> Prepared:
         """Cut the text into spans of the longest length."""
         return _Spans(self, tokenizer, grid)
 
 
 class _Spans(Prepared):
-    def __init__(self, task: Perplexity, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> None:
+    def __init__(self, task: Perplexity, tokenizer: PreTrainedTokenizerBase, grid: Request) -> None:
         self.task, self.grid = task, grid
         self.ids_NL = documents(tokenizer, grid.text, max(grid.lengths), task.documents)
         self.bos = bos_prefix(tokenizer)
