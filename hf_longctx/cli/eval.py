@@ -76,9 +76,9 @@ def evaluate(
 
         # before the model is loaded
         what = find_task(task, given)
-        grid = Request(tasks=task.split(","), lengths=length_list, depths=depth_list, text=text, seed=seed)
-        grid = checked(what, grid, chosen)
-        what.probe(load_tokenizer(model), grid)
+        request = Request(tasks=task.split(","), lengths=length_list, depths=depth_list, text=text, seed=seed)
+        request = checked(what, request, chosen)
+        what.probe(load_tokenizer(model), request)
         loaded, tokenizer = load_model(model, dtype, device)
         run(
             loaded,

@@ -77,16 +77,16 @@ class Task(Settings, ABC):
     about: ClassVar[str] = ""  # one line for the list of tasks
     asks: ClassVar[bool] = False  # asks questions about documents, which a procedure around `generate` can answer
 
-    def check(self, grid: Request) -> None:
-        """ValueError for what no tokenizer could make of the settings and a sorted grid. The default checks nothing."""
+    def check(self, request: Request) -> None:
+        """ValueError for what no tokenizer could make of the settings and a request. The default checks nothing."""
 
     @abstractmethod
-    def prepare(self, tokenizer: PreTrainedTokenizerBase, grid: Request) -> Prepared:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, request: Request) -> Prepared:
         """Make the texts; ValueError where they are too short, or a length is too short for the task."""
 
-    def probe(self, tokenizer: PreTrainedTokenizerBase, grid: Request) -> None:
+    def probe(self, tokenizer: PreTrainedTokenizerBase, request: Request) -> None:
         """`prepare` as far as it takes to find its errors, before a model is loaded."""
-        self.prepare(tokenizer, grid)
+        self.prepare(tokenizer, request)
 
     @classmethod
     def settings_help(cls) -> dict[str, str]:
