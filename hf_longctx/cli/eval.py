@@ -60,7 +60,7 @@ def evaluate(
         bool, typer.Option("--list", callback=_list, is_eager=True, help="List tasks, readers and their settings.")
     ] = False,
 ) -> None:
-    """Measure the stock model, its last window, and a method. An interrupted run continues where it stopped."""
+    """Measure a method beside the stock model, whole and on its last window. The same command resumes a run."""
     chosen = chosen_of(method, settings)
     length_list = parse_lengths(lengths, "--lengths")
     depth_list = None if depths is None else numbers("depths", depths)
