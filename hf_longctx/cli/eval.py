@@ -60,7 +60,7 @@ def evaluate(
         bool, typer.Option("--list", callback=_list, is_eager=True, help="List tasks, readers and their settings.")
     ] = False,
 ) -> None:
-    """Measure the stock model, its last window, and a method. An interrupted run continues where it stopped."""
+    """Measure a method beside the stock model, whole and on its last window. The same command resumes a run."""
     chosen = chosen_of(method, settings)
     length_list = parse_lengths(lengths, "--lengths")
     depth_list = None if depths is None else numbers("depths", depths)
@@ -69,16 +69,16 @@ def evaluate(
     given = {key: _listed(value) for key, value in read_settings(task_settings or []).items()}
     console = Console()
     with resumes(out), beyond_on_purpose():
-        from ..evaluation.runner import Grid, checked, find_task
+        from ..evaluation.runner import Request, checked, find_task
         from ..evaluation.runner import evaluate as run
         from ..hub.gguf import cache_home
         from ..hub.resolve import load_tokenizer
 
         # before the model is loaded
         what = find_task(task, given)
-        grid = Grid(tasks=task.split(","), lengths=length_list, depths=depth_list, text=text, seed=seed)
-        grid = checked(what, grid, chosen)
-        what.probe(load_tokenizer(model), grid)
+        request = Request(tasks=task.split(","), lengths=length_list, depths=depth_list, text=text, seed=seed)
+        request = checked(what, request, chosen)
+        what.probe(load_tokenizer(model), request)
         loaded, tokenizer = load_model(model, dtype, device)
         run(
             loaded,

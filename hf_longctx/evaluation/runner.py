@@ -25,7 +25,7 @@ from .report.render import terminal
 from .report.sections import sections
 from .results import environment, result_file, write_results
 from .suite import Suite
-from .task import Cell, Grid, Prepared, Task
+from .task import Cell, Prepared, Request, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,8 +83,8 @@ def evaluate(
             kept.
     """
     chosen = find_task(task, settings)
-    grid = Grid(tasks=_names(task), lengths=lengths, depths=depths, text=text, seed=seed, cache=cache)
-    grid = checked(chosen, grid, method)
+    request = Request(tasks=_names(task), lengths=lengths, depths=depths, text=text, seed=seed, cache=cache)
+    request = checked(chosen, request, method)
     check_folder(out)
     window = checked_window(model.config.get_text_config(), window, chosen.at_least)
     kinds = _configurations(model, method, window, alone)
@@ -92,8 +92,8 @@ def evaluate(
         # a method that refuses this model should do so before the stock model has run for an hour
         with method.running(model):
             pass
-        method.check_room(model, max(grid.lengths))
-    prepared = chosen.prepare(tokenizer, grid)
+        method.check_room(model, max(request.lengths))
+    prepared = chosen.prepare(tokenizer, request)
     places = prepared.places()
     cells = {name: {at: prepared.cell(kind, at, cut) for at in places} for name, (kind, cut) in kinds.items()}
     told = {"task": chosen.name, "seed": seed, "method": None if method is None else method.spec()}
@@ -192,15 +192,15 @@ def described() -> dict[str, list[str]]:
     return found
 
 
-def checked(task: Task, grid: Grid, method: Any) -> Grid:
-    """The grid in order; ValueError for what cannot be measured, whatever the model and its tokenizer are."""
+def checked(task: Task, request: Request, method: Any) -> Request:
+    """The request in order; ValueError for what cannot be measured, whatever the model and its tokenizer are."""
     if method is not None and method.kind == "procedure" and not task.asks:
         raise ValueError(
             f"--method {method.name} is a way to generate, not a change of the model. {task.name} is measured on the "
             "model itself: take a task that asks questions, such as niah or ruler."
         )
-    task.check(grid)
-    return grid.sorted()
+    task.check(request)
+    return request.sorted()
 
 
 def checked_window(config: Any, window: int | None, at_least: int) -> int:

@@ -23,7 +23,7 @@ from .metrics import check, scores
 from .prompts import answered
 from .report import scored
 from .sample import Sample, encode
-from .task import At, Cell, Grid, Prepared, Task, Value, Values, setting
+from .task import At, Cell, Prepared, Request, Task, Value, Values, setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ Samples = dict[tuple[str, int, float | None], list[Sample]]  # by task, length a
 
 @dataclass(frozen=True, kw_only=True)
 class Suite(Task):
-    """Tasks and files by the names in `Grid.tasks`; all tasks of a length share batches."""
+    """Tasks and files by the names in `Request.tasks`; all tasks of a length share batches."""
 
     name: ClassVar[str] = "suite"
     about: ClassVar[str] = "tasks that ask questions, and files of benchmarks"
@@ -58,44 +58,46 @@ class Suite(Task):
             if name != "ruler":
                 check_name(name)
 
-    def check(self, grid: Grid) -> None:
+    def check(self, request: Request) -> None:
         """ValueError for counts out of range."""
         for name in ("batch_tokens", "batch_rows", "prefill_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1.")
-        self._counts(grid)
+        self._counts(request)
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> Prepared:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, request: Request) -> Prepared:
         """Make the samples of every task, length and depth, and read those of files."""
         began = time.perf_counter()
-        made = collect(tokenizer, grid, self._counts(grid))
+        made = collect(tokenizer, request, self._counts(request))
         for (_, length, _), some in made.items():
             check(some)
             # those that were made for a length have its size; those of a file are cut to it
             for sample in some if some[0].length is None else ():
                 _check_room(tokenizer, sample, length, "length")
-        return _Questions(self, tokenizer, grid, made, round(time.perf_counter() - began, 1))
+        return _Questions(self, tokenizer, request, made, round(time.perf_counter() - began, 1))
 
-    def probe(self, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> None:
+    def probe(self, tokenizer: PreTrainedTokenizerBase, request: Request) -> None:
         """`prepare` for one sample of each task at the smallest length."""
-        dataclasses.replace(self, samples=1).prepare(tokenizer, dataclasses.replace(grid, lengths=grid.lengths[:1]))
+        dataclasses.replace(self, samples=1).prepare(
+            tokenizer, dataclasses.replace(request, lengths=request.lengths[:1])
+        )
 
-    def _counts(self, grid: Grid) -> dict[int, int | None]:
+    def _counts(self, request: Request) -> dict[int, int | None]:
         """{length: samples}."""
         listed = isinstance(self.samples, list)
-        many: list[Any] = self.samples if listed else [self.samples] * len(grid.lengths)  # type: ignore[assignment]
-        if len(many) != len(grid.lengths):
+        many: list[Any] = self.samples if listed else [self.samples] * len(request.lengths)  # type: ignore[assignment]
+        if len(many) != len(request.lengths):
             raise ValueError(
-                f"samples={self.samples}: expected one number, or one for each of {len(grid.lengths)} lengths."
+                f"samples={self.samples}: expected one number, or one for each of {len(request.lengths)} lengths."
             )
-        if listed and list(grid.lengths) != sorted(set(grid.lengths)):
+        if listed and list(request.lengths) != sorted(set(request.lengths)):
             raise ValueError(f"samples={many} belong to lengths, so give these in ascending order, each once.")
         if any(count is not None and (type(count) is not int or count < 1) for count in many):
             raise ValueError(f"samples={self.samples}: expected whole numbers, at least one sample per cell.")
-        return dict(zip(grid.lengths, many, strict=True))
+        return dict(zip(request.lengths, many, strict=True))
 
 
-def collect(tokenizer: PreTrainedTokenizerBase, grid: Grid, counts: Mapping[int, int | None]) -> Samples:
+def collect(tokenizer: PreTrainedTokenizerBase, request: Request, counts: Mapping[int, int | None]) -> Samples:
     """The samples of every task, length and depth; a file may bring several tasks.
 
     Raises:
@@ -104,10 +106,10 @@ def collect(tokenizer: PreTrainedTokenizerBase, grid: Grid, counts: Mapping[int,
     """
     found: Samples = {}
     # of a large file, several times what the longest prompt takes
-    most = max(LARGE, 32 * max(grid.lengths))
-    text = beginning(grid.text, most) if is_large(grid.text) else load_text(grid.text)
-    haystack = Haystack.of(text, Path(grid.text).name)
-    for name in dict.fromkeys(one for task in grid.tasks for one in (RULER if task == "ruler" else (task,))):
+    most = max(LARGE, 32 * max(request.lengths))
+    text = beginning(request.text, most) if is_large(request.text) else load_text(request.text)
+    haystack = Haystack.of(text, Path(request.text).name)
+    for name in dict.fromkeys(one for task in request.tasks for one in (RULER if task == "ruler" else (task,))):
         kind, _, path = name.partition(":")
         if path and kind not in declared(tasks, "FROM_FILE"):
             by_task: dict[str, list[Sample]] = {}
@@ -117,14 +119,14 @@ def collect(tokenizer: PreTrainedTokenizerBase, grid: Grid, counts: Mapping[int,
             if not by_task:
                 raise ValueError(f"{path} holds no sample. Give a file with at least one.")
             for task, every in by_task.items():
-                for length in grid.lengths:
+                for length in request.lengths:
                     found[task, length, None] = list(islice(every, counts[length]))
             continue
         made = make_task(name, haystack)
-        for length in grid.lengths:
+        for length in request.lengths:
             n = counts[length] or MADE
-            for depth in grid.depths or (None,):
-                some = samples(made, tokenizer, length, n, seed=grid.seed, depth=depth, cache=grid.cache)
+            for depth in request.depths or (None,):
+                some = samples(made, tokenizer, length, n, seed=request.seed, depth=depth, cache=request.cache)
                 found[made.name, length, depth] = some
     return found
 
@@ -133,15 +135,19 @@ class _Questions(Prepared):
     unit = "prompts"
 
     def __init__(
-        self, task: Suite, tokenizer: PreTrainedTokenizerBase, grid: Grid, made: Samples, seconds: float
+        self, task: Suite, tokenizer: PreTrainedTokenizerBase, request: Request, made: Samples, seconds: float
     ) -> None:
-        self.task, self.tokenizer, self.grid, self.samples = task, tokenizer, grid, made
+        self.task, self.tokenizer, self.request, self.samples = task, tokenizer, request, made
         # the digest of the samples tells all of these apart, but not to a reader
-        self.asked = {"lengths": list(grid.lengths), "n": task.samples, "depths": grid.depths and list(grid.depths)}
+        self.asked = {
+            "lengths": list(request.lengths),
+            "n": task.samples,
+            "depths": request.depths and list(request.depths),
+        }
         self.notes = {"seconds_making_samples": seconds}
 
     def settings(self, window: int) -> dict[str, Any]:
-        told = {"tasks": list(self.grid.tasks), "text": Path(self.grid.text).name, "window": window}
+        told = {"tasks": list(self.request.tasks), "text": Path(self.request.text).name, "window": window}
         told |= {"prefill_tokens": self.task.prefill_tokens, "samples": _digest(self.samples)}
         return {**told, "tokenizer": tokenizer_digest(self.tokenizer)}
 

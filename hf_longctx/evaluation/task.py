@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Request:
     """The arguments of `evaluate` that all tasks have."""
 
     tasks: Sequence[str] = ()
@@ -41,7 +41,7 @@ class Grid:
     seed: int = 0
     cache: str | Path | None = None
 
-    def sorted(self) -> Grid:
+    def sorted(self) -> Request:
         """Lengths and depths in order, each once.
 
         Raises:
@@ -77,16 +77,16 @@ class Task(Settings, ABC):
     about: ClassVar[str] = ""  # one line for the list of tasks
     asks: ClassVar[bool] = False  # asks questions about documents, which a procedure around `generate` can answer
 
-    def check(self, grid: Grid) -> None:
-        """ValueError for what no tokenizer could make of the settings and a sorted grid. The default checks nothing."""
+    def check(self, request: Request) -> None:
+        """ValueError for what no tokenizer could make of the settings and a request. The default checks nothing."""
 
     @abstractmethod
-    def prepare(self, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> Prepared:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, request: Request) -> Prepared:
         """Make the texts; ValueError where they are too short, or a length is too short for the task."""
 
-    def probe(self, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> None:
+    def probe(self, tokenizer: PreTrainedTokenizerBase, request: Request) -> None:
         """`prepare` as far as it takes to find its errors, before a model is loaded."""
-        self.prepare(tokenizer, grid)
+        self.prepare(tokenizer, request)
 
     @classmethod
     def settings_help(cls) -> dict[str, str]:

@@ -49,19 +49,19 @@ class Count(Task):
     about = "a number that needs no text"
     times: int = setting(2, "How often it is counted.")
 
-    def prepare(self, tokenizer, grid):
-        return Counted(self, grid)
+    def prepare(self, tokenizer, request):
+        return Counted(self, request)
 
 
 class Counted(Prepared):
-    def __init__(self, task, grid):
-        self.task, self.grid = task, grid
+    def __init__(self, task, request):
+        self.task, self.request = task, request
 
     def settings(self, window):
         return {"times": self.task.times}
 
     def places(self):
-        return [(length,) for length in self.grid.lengths]
+        return [(length,) for length in self.request.lengths]
 
     def cell(self, kind, at, window):
         return Cell((kind, *at), at[0], self.task.times)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hf_longctx.evaluation import suite
 from hf_longctx.evaluation.runner import evaluate
-from hf_longctx.evaluation.task import Grid
+from hf_longctx.evaluation.task import Request
 from hf_longctx.evaluation.tasks import passkey
 from hf_longctx.text import corpora as texts
 from hf_longctx.text.corpora import beginning, beginning_ids, is_large, load_text, read_documents, tokenize_documents
@@ -178,5 +178,5 @@ def test_every_task_reads_a_large_file_in_parts(
         **text,
     )
     assert found["settings"]["text"] == "large.txt"
-    made = suite.collect(tokenizer, Grid(tasks=["niah_single_2"], lengths=[900], text=str(large)), {900: 1})
+    made = suite.collect(tokenizer, Request(tasks=["niah_single_2"], lengths=[900], text=str(large)), {900: 1})
     assert ", a line" in next(iter(made.values()))[0].context

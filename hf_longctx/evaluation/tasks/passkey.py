@@ -19,7 +19,7 @@ from ..passkey import MAX_NEW_TOKENS, haystack_ids, passkey_cell, passkey_prompt
 from ..report import plots
 from ..report.figure import write_figure
 from ..results import compared
-from ..task import At, Cell, Grid, Prepared, Task, Value, Values, cost, digest, setting
+from ..task import At, Cell, Prepared, Request, Task, Value, Values, cost, digest, setting
 from .hidden import Hidden
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class PasskeyGrid(Task):
     prefill_chunk_size: int | None = setting(None, "Tokens of a prompt that one forward pass reads.")
     at_least: ClassVar[int] = MAX_NEW_TOKENS
 
-    def check(self, grid: Grid) -> None:
+    def check(self, request: Request) -> None:
         """ValueError for a setting that is out of range."""
         plots.require_matplotlib()
         if self.haystack not in ("filler", "text"):
@@ -63,31 +63,33 @@ class PasskeyGrid(Task):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1.")
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> Prepared:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, request: Request) -> Prepared:
         """Read the text, and see that the shortest length holds a prompt."""
-        return _Prompts(self, tokenizer, grid)
+        return _Prompts(self, tokenizer, request)
 
 
 class _Prompts(Prepared):
-    def __init__(self, task: PasskeyGrid, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> None:
-        self.task, self.grid, self.tokenizer = task, grid, tokenizer
-        self.depths = DEPTHS if grid.depths is None else grid.depths
+    def __init__(self, task: PasskeyGrid, tokenizer: PreTrainedTokenizerBase, request: Request) -> None:
+        self.task, self.request, self.tokenizer = task, request, tokenizer
+        self.depths = DEPTHS if request.depths is None else request.depths
         text: str | Sequence[int] = "filler"
         if task.haystack == "text":
-            most = max(grid.lengths) * task.trials
-            text = beginning_ids(tokenizer, grid.text, most) if is_large(grid.text) else load_text(grid.text)
+            most = max(request.lengths) * task.trials
+            text = beginning_ids(tokenizer, request.text, most) if is_large(request.text) else load_text(request.text)
         self.hay = haystack_ids(tokenizer, text)
         for depth in self.depths:
-            passkey_prompts(tokenizer, min(grid.lengths), depth, trials=task.trials, seed=grid.seed, haystack=self.hay)
+            passkey_prompts(
+                tokenizer, min(request.lengths), depth, trials=task.trials, seed=request.seed, haystack=self.hay
+            )
 
     def settings(self, window: int) -> dict[str, Any]:
-        task, text = self.task, Path(self.grid.text).name
+        task, text = self.task, Path(self.request.text).name
         told = {"text": "filler" if task.haystack == "filler" else text, "trials": task.trials}
         token_ids = digest(json.dumps(self.hay).encode())
         return {**told, "prefill_chunk_size": task.prefill_chunk_size, "token_ids": token_ids}
 
     def places(self) -> list[At]:
-        return [(length, depth) for length in self.grid.lengths for depth in self.depths]
+        return [(length, depth) for length in self.request.lengths for depth in self.depths]
 
     def cell(self, kind: str, at: At, window: int | None) -> Cell:
         length, depth = at
@@ -103,7 +105,7 @@ class _Prompts(Prepared):
             length,
             depth,
             trials=self.task.trials,
-            seed=self.grid.seed,
+            seed=self.request.seed,
             haystack="filler" if self.task.haystack == "filler" else self.hay,
             batch_size=self.task.batch_size,
             keep_last=keep,
@@ -117,7 +119,7 @@ class _Prompts(Prepared):
 
     def write(self, out: Path, results: Mapping[str, Any], values: Values) -> None:
         title = f"Passkey retrieval, % found (dashed: trained window, {plots.tokens(results['settings']['window'])})"
-        write_figure(out, results, title, f"{self.task.trials} trials per cell, seed {self.grid.seed}")
+        write_figure(out, results, title, f"{self.task.trials} trials per cell, seed {self.request.seed}")
 
 
 def passkey_rows(values: Values) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from ..perplexity import check_lengths, fixed_targets, perplexity
 from ..report import plots
 from ..report.figure import write_figure
 from ..results import compared
-from ..task import At, Cell, Grid, Prepared, Task, Value, Values, cost, digest, setting
+from ..task import At, Cell, Prepared, Request, Task, Value, Values, cost, digest, setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,31 +35,31 @@ class Perplexity(Task):
         """The targets have to fit the window."""
         return self.n_targets
 
-    def check(self, grid: Grid) -> None:
+    def check(self, request: Request) -> None:
         """ValueError for lengths that the targets fill, and depths."""
         plots.require_matplotlib()
-        if grid.depths is not None:
-            raise ValueError(f"depths={list(grid.depths)}: perplexity has no depth. Leave the depths out.")
-        check_lengths(grid.sorted().lengths, self.n_targets)
+        if request.depths is not None:
+            raise ValueError(f"depths={list(request.depths)}: perplexity has no depth. Leave the depths out.")
+        check_lengths(request.sorted().lengths, self.n_targets)
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> Prepared:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, request: Request) -> Prepared:
         """Cut the text into spans of the longest length."""
-        return _Spans(self, tokenizer, grid)
+        return _Spans(self, tokenizer, request)
 
 
 class _Spans(Prepared):
-    def __init__(self, task: Perplexity, tokenizer: PreTrainedTokenizerBase, grid: Grid) -> None:
-        self.task, self.grid = task, grid
-        self.ids_NL = documents(tokenizer, grid.text, max(grid.lengths), task.documents)
+    def __init__(self, task: Perplexity, tokenizer: PreTrainedTokenizerBase, request: Request) -> None:
+        self.task, self.request = task, request
+        self.ids_NL = documents(tokenizer, request.text, max(request.lengths), task.documents)
         self.bos = bos_prefix(tokenizer)
 
     def settings(self, window: int) -> dict[str, Any]:
         own = {name: getattr(self.task, name) for name in ("n_targets", "documents", "chunk", "score_chunk")}
         token_ids = digest(self.ids_NL.numpy().tobytes())
-        return {"text": Path(self.grid.text).name, **own, "bos": self.bos, "token_ids": token_ids}
+        return {"text": Path(self.request.text).name, **own, "bos": self.bos, "token_ids": token_ids}
 
     def places(self) -> list[At]:
-        return [(length, i) for length in self.grid.lengths for i in range(self.task.documents)]
+        return [(length, i) for length in self.request.lengths for i in range(self.task.documents)]
 
     def cell(self, kind: str, at: At, window: int | None) -> Cell:
         # Within the window truncation changes nothing, and beyond it the length does not matter.
