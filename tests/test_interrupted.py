@@ -73,7 +73,7 @@ def test_a_demo_that_breaks_leaves_what_an_earlier_one_measured(
             raise error
         return {}
 
-    monkeypatch.setattr("hf_longctx.evaluation.run.evaluate", measure)
+    monkeypatch.setattr("hf_longctx.evaluation.runner.evaluate", measure)
     out, given = tmp_path / "perplexity", (None, None, None)
     demo._measure(*given, out, text="old")
     with pytest.raises(KeyboardInterrupt):

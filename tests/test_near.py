@@ -9,11 +9,10 @@ import pytest
 
 import hf_longctx
 from hf_longctx.clip.evaluation import read_protocol
-from hf_longctx.evaluation.metrics.table import check, score
-from hf_longctx.evaluation.readers.table import read
-from hf_longctx.evaluation.run import checked_grid
-from hf_longctx.evaluation.tasks.sample import Sample
-from hf_longctx.evaluation.tasks.table import make_task
+from hf_longctx.evaluation.catalogue import make_task, read
+from hf_longctx.evaluation.metrics import check, score
+from hf_longctx.evaluation.runner import find_task
+from hf_longctx.evaluation.sample import Sample
 from hf_longctx.generation.xl3m import XL3M
 from hf_longctx.near import did_you_mean
 from hf_longctx.planning.hardware import find_machine
@@ -23,7 +22,8 @@ SAMPLE = Sample(id="1", task="t", context="", question="", answers=("a",), max_n
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a task": (lambda: make_task("niah_singel_1"), "niah_single_1"),
     "ppl among tasks": (lambda: make_task("pppl"), "ppl"),
-    "a grid": (lambda: checked_grid("pppl", [8], [0.5]), "ppl"),
+    "a task of a run": (lambda: find_task("pppl", {}), "ppl"),
+    "a setting of a task": (lambda: find_task("ppl", {"n_target": 8}), "n_targets"),
     "a reader": (lambda: read("longbnch", "x"), "longbench"),
     "a metric": (lambda: score("a", SAMPLE), "rouge_overall"),
     "a metric before the run": (lambda: check([SAMPLE]), "rouge_overall"),

@@ -1,1 +1,1 @@
-"""How attention as arithmetic gets into a transformers layer: state, subclass, forward, inputs, self-check, registry."""
+"""How attention as arithmetic gets into a transformers layer: state, subclass, forward, inputs, self-check."""

@@ -119,7 +119,7 @@ class Ring:
 
 
 def roll(layers: Sequence[Any]) -> bool:
-    """Turn ordered layers of one cache into rings that share their positions. False where that cannot be (yet).
+    """Turn ordered `SinkWindowLayer`s of one cache into rings that share their positions. False if they cannot (yet).
 
     The sinks must be complete in every row: a ring never adds to them. Nor does it tell a hidden token that a mask may
     show again from one whose position was read again: the one keeps its place, the other gives it up. A text shorter

@@ -105,7 +105,7 @@ def run(out: Path, *, short: bool = False, console: Console | None = None) -> No
 def _measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, console: Console, out: Path, **what: Any
 ) -> dict[str, Any]:
-    from ..evaluation.run import evaluate
+    from ..evaluation.runner import evaluate
 
     # A demo shows what this code does now, not what an earlier run left; that stays until the new numbers are there.
     out.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,8 @@ def _measure(
 
 def _draw(perplexity: dict[str, Any], passkey: dict[str, Any], sizes: _Sizes, trained: int, path: Path) -> Path:
     from ..evaluation.report import plots
-    from ..evaluation.report import run as report
+    from ..evaluation.report.files import ResultFile
+    from ..evaluation.report.measured import measured
 
     title = f"{perplexity['model']}; truncation and LM-Infinite with a window of {sizes.window:,} tokens"
     conditions = (
@@ -127,9 +128,10 @@ def _draw(perplexity: dict[str, Any], passkey: dict[str, Any], sizes: _Sizes, tr
     )
     # The stock model's own limit; the emulated window is in the title.
     window = trained if trained < max(sizes.perplexity) else None
-    figure = plots.summary_figure(
-        report.curves(perplexity), report.grids(passkey), window=window, title=title, subtitle=conditions
-    )
+    (read,), (found,) = (measured([ResultFile("results.json", one)]) for one in (perplexity, passkey))
+    curves = {name: read.curve(name) for name in read.configurations}
+    grids = {name: found.grid(name) for name in found.configurations}
+    figure = plots.summary_figure(curves, grids, window=window, title=title, subtitle=conditions)
     plots.save(figure, path)
     return path
 

@@ -44,7 +44,7 @@ def lm_eval(
     if include is not None and not include.is_dir():
         raise ValueError(f"--include {include}: expected a folder with task YAMLs.")
     from ..evaluation.harness import CUTS, check_installed, harness_model, run
-    from ..evaluation.results import results, row, write_results
+    from ..evaluation.results import result_file, row, write_results
 
     # before the model is loaded
     if truncate not in CUTS:
@@ -58,10 +58,14 @@ def lm_eval(
         harness = harness_model(loaded, tokenizer, max_length=max_length, truncate=truncate, batch_size=batch_size)
         notes().print(f"max_length={harness.max_length:,}", style="dim", highlight=False)
         found = run(
-            harness, [task.strip() for task in tasks.split(",")], include=None if include is None else str(include),
-            metadata={"pretrained": tokenizer.name_or_path, **extra}, num_fewshot=num_fewshot, limit=limit,
+            harness,
+            [task.strip() for task in tasks.split(",")],
+            include=None if include is None else str(include),
+            metadata={"pretrained": tokenizer.name_or_path, **extra},
+            num_fewshot=num_fewshot,
+            limit=limit,
             apply_chat_template=chat_template,
-        )  # fmt: skip
+        )
         rows = []
         drawn = Table(title=f"{name}: lm-eval")
         for column in ("task", "metric", "value", "± (standard error)"):
@@ -78,10 +82,14 @@ def lm_eval(
         Console().print(drawn)
         if out is not None:
             what: dict[str, Any] = {
-                "task": "lm-eval", "tasks": tasks, "max_length": harness.max_length, "truncate": truncate,
-                "limit": limit, "method": None if chosen is None else chosen.spec(),
-            }  # fmt: skip
-            write_results(out / "results.json", results(rows, model=name, device=loaded.device, settings=what))
+                "task": "lm-eval",
+                "tasks": tasks,
+                "max_length": harness.max_length,
+                "truncate": truncate,
+                "limit": limit,
+                "method": None if chosen is None else chosen.spec(),
+            }
+            write_results(out / "results.json", result_file(rows, model=name, device=loaded.device, settings=what))
             notes().print(f"Results: {out}", highlight=False)
 
 

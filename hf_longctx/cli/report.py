@@ -20,8 +20,8 @@ def report(
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
 ) -> None:
     """Tables, curves and heat-maps of everything measured in a folder, as one HTML page that loads nothing."""
-    from ..evaluation.report.write import report as run
+    from ..evaluation.report.write import write_report
 
     console = Console()
-    path = run(folder, out, title=title, console=console)
+    path = write_report(folder, out, title=title, console=console)
     console.print(f"Page: {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,1 +1,25 @@
-"""How far a model reads: perplexity by context, passkey retrieval, and the files and figures they end in."""
+"""How far a model really reads: one runner for every task, scores, result files and their report."""
+
+from .catalogue import make_task, read, samples
+from .harness import harness_model, reads
+from .metrics import score, scores
+from .report.write import write_report
+from .results import result_file, row, write_results
+from .runner import evaluate
+from .sample import Sample
+
+__all__ = [
+    "Sample",
+    "evaluate",
+    "harness_model",
+    "make_task",
+    "read",
+    "reads",
+    "result_file",
+    "row",
+    "samples",
+    "score",
+    "scores",
+    "write_report",
+    "write_results",
+]

@@ -1,4 +1,4 @@
-"""What a model writes after many prompts, greedily and in batches."""
+"""Greedy answers to many prompts, in batches."""
 
 # B batch, L prompt length
 from __future__ import annotations
@@ -31,15 +31,14 @@ def greedy(
     if lost is not None:
         raise ValueError(
             f"{type(model).__name__} cannot read a prompt in chunks of {prefill_chunk_size} tokens, since {lost}. "
-            "Leave the limit on the tokens of a forward pass out."
+            "Leave out the limit on the tokens of a forward pass."
         )
     end = model.generation_config.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end[0] if isinstance(end, list) else end)
-    # What isn't set here is taken from the model, sampling settings of a chat checkpoint included.
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50,
-        repetition_penalty=1.0, eos_token_id=end, pad_token_id=pad, prefill_chunk_size=prefill_chunk_size,
-    )  # fmt: skip
+    # the model's own settings, such as a chat checkpoint's sampling, would fill what is left out here
+    plain = {"num_beams": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "repetition_penalty": 1.0}
+    own = {"eos_token_id": end, "pad_token_id": pad, "prefill_chunk_size": prefill_chunk_size}
+    return GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, **plain, **own)
 
 
 def answer(
@@ -51,7 +50,7 @@ def answer(
     prefill_tokens: int | None = None,
     **generate: Any,
 ) -> list[str]:
-    """What the model writes after each prompt, special tokens left out.
+    """The text that the model writes after each prompt, without special tokens.
 
     Args:
         model: A causal language model in eval mode, stock or patched.

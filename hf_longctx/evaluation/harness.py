@@ -1,7 +1,7 @@
 """EleutherAI's lm-eval on a patched model: the length that the method reads, and truncation that tasks ask for.
 
 lm-eval's own `HFLM(pretrained=model, tokenizer=tokenizer, max_length=reads(model))` works unchanged on a patched model.
-What it lacks is here: a `max_length` in step with the method, and LongBench's truncation in the middle.
+This module adds a `max_length` in step with the method, and LongBench's truncation in the middle.
 """
 
 # L prompt length
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..patch import applied
 from ..rope.parameters import readable_length
 from ..upstream.installing import install_extra
-from .tasks.sample import shorten
+from .sample import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,14 +26,14 @@ CUTS = ("auto", "left", "middle", "error")
 
 
 def check_installed() -> None:
-    """ImportError, which says what to install, where lm-eval isn't."""
+    """ImportError with the command that installs lm-eval, where it is missing."""
     _lm_eval()
 
 
 def reads(model: Any) -> int:
-    """Tokens that a model reads with what is applied to it: for `max_length`.
+    """Tokens that a model reads with its methods applied: for `max_length`.
 
-    The trained length, the factor times that of a RoPE scaling, or 1,048,576 with a window that moves on for ever.
+    The trained length, the factor times that of a RoPE scaling, or 1,048,576 with a moving window.
 
     Raises:
         ValueError: The config names no trained length.
@@ -69,7 +69,7 @@ def harness_model(
         settings: Further ones of HFLM.
 
     Raises:
-        ImportError: lm-eval isn't installed.
+        ImportError: lm-eval is not installed.
         ValueError: `max_length` is more than the model reads, or `truncate` is none of these.
     """
     if truncate not in CUTS:
@@ -222,9 +222,12 @@ def _subclass() -> type[Any]:
                 )
 
         def tok_batch_encode(
-            self, strings: Iterable[str], padding_side: str = "left", left_truncate_len: int | None = None,
+            self,
+            strings: Iterable[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
             truncation: bool = False,
-        ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ) -> tuple[Tensor, Tensor]:
             texts = list(strings)
             if left_truncate_len is None or not (self._middle or self._truncate == "error"):
                 return super().tok_batch_encode(texts, padding_side, left_truncate_len, truncation)

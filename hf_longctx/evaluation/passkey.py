@@ -21,6 +21,7 @@ from torch import Tensor
 from ..text.joins import ids_after
 from ..text.tokens import bos_prefix, encode
 from .answer import greedy
+from .sample import check_depth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ MAX_NEW_TOKENS = 8
 
 @dataclass(frozen=True)
 class PasskeyCell:
-    """`correct` of `trials` prompts of `length` tokens that had the key at `depth` (0 first, 1 last)."""
+    """The number `correct` of `trials` prompts of `length` tokens with the key at `depth` (0 first, 1 last)."""
 
     length: int
     depth: float
@@ -46,6 +47,7 @@ class PasskeyCell:
 
     @property
     def accuracy(self) -> float:
+        """Share of the prompts that were answered with the key."""
         return self.correct / self.trials
 
     @property
@@ -95,7 +97,9 @@ def passkey_prompts(
     Raises:
         ValueError: `length` is too small for the parts, `depth` or `trials` is out of range, or the text is empty.
     """
-    check_cell(depth, trials)
+    check_depth(depth)
+    if trials < 1:
+        raise ValueError(f"trials={trials}: expected at least 1.")
     hay = haystack_ids(tokenizer, haystack)
     head = bos_prefix(tokenizer) + encode(tokenizer, TASK + "\n")
     question = ids_after(tokenizer, "a", "\n" + QUESTION)
@@ -119,60 +123,11 @@ def passkey_prompts(
     return torch.tensor(rows), keys
 
 
-def check_depth(depth: float) -> None:
-    """ValueError for what is no place in a text."""
-    if not 0 <= depth <= 1:
-        raise ValueError(f"depth={depth}: expected 0 (before the text) to 1 (after it).")
-
-
-def check_cell(depth: float, trials: int) -> None:
-    """ValueError for what no cell can have, however long its prompts are."""
-    check_depth(depth)
-    if trials < 1:
-        raise ValueError(f"trials={trials}: expected at least 1.")
-
-
 def passkey_cell(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-    depth: float,
-    *,
-    trials: int = 10,
-    seed: int = 0,
-    haystack: str | Sequence[int] = "filler",
-    batch_size: int = 1,
-    keep_last: int | None = None,
-    prefill_chunk_size: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    model: Any, tokenizer: PreTrainedTokenizerBase, length: int, depth: float, **options: Any
 ) -> PasskeyCell:
-    """Ask for the key greedily and compare the first run of digits in the generated text with it.
-
-    Args:
-        model: Anything with `generate`, in eval mode.
-        tokenizer, length, depth, trials, seed, haystack: As in `passkey_prompts`.
-        batch_size: Prompts a `generate` call takes; all have one length, so nothing is padded.
-        keep_last: Only the last so many tokens of a prompt are given to the model: the truncation baseline. Plain
-            truncation, so the task's first words and the beginning-of-text token are lost with the rest.
-        prefill_chunk_size: Handed to `generate`: read the prompt in chunks of so many tokens.
-        progress: Called after each batch with the number of prompt tokens it stands for, before truncation.
-
-    Raises:
-        ValueError: As in `passkey_prompts`, or `batch_size` or `keep_last` is below 1.
-    """
-    (cell,) = passkey_grid(
-        model,
-        tokenizer,
-        lengths=[length],
-        depths=[depth],
-        trials=trials,
-        seed=seed,
-        haystack=haystack,
-        batch_size=batch_size,
-        keep_last=keep_last,
-        prefill_chunk_size=prefill_chunk_size,
-        progress=progress,
-    )
+    """`passkey_grid` of one length and depth."""
+    (cell,) = passkey_grid(model, tokenizer, lengths=[length], depths=[depth], **options)
     return cell
 
 
@@ -190,10 +145,31 @@ def passkey_grid(
     prefill_chunk_size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[PasskeyCell]:
-    """`passkey_cell` for every length and depth, length by length; its arguments. A batch may hold several depths."""
+    """Ask for the key greedily and compare the first run of digits in the generated text with it.
+
+    Args:
+        model: Anything with `generate`, in eval mode.
+        tokenizer: Its tokenizer.
+        lengths: Of prompts, in tokens.
+        depths: Of the key, 0 to 1.
+        trials: Prompts per cell.
+        seed: As in `passkey_prompts`.
+        haystack: As in `passkey_prompts`.
+        batch_size: Prompts per `generate` call, of one length and maybe several depths: nothing is padded.
+        keep_last: The model gets only this number of a prompt's last tokens: the truncation baseline. Plain
+            truncation, so the task's first words and the beginning-of-text token are lost with the rest.
+        prefill_chunk_size: Handed to `generate`: tokens of a prompt that one forward pass reads.
+        progress: Called after each batch with the number of its prompts' tokens, before truncation.
+
+    Returns:
+        A cell for every length and depth, length by length.
+
+    Raises:
+        ValueError: As in `passkey_prompts`, or `batch_size` or `keep_last` is below 1.
+    """
     if batch_size < 1 or (keep_last is not None and keep_last < 1):
         raise ValueError(f"batch_size={batch_size}, keep_last={keep_last}: expected at least 1 prompt and 1 token.")
-    # A long text is tokenized once, not once a cell.
+    # a long text is tokenized once, not once per cell
     hay = haystack if haystack == "filler" else haystack_ids(tokenizer, haystack)
     cells = []
     for length in lengths:
@@ -218,7 +194,7 @@ def haystack_ids(tokenizer: PreTrainedTokenizerBase, haystack: str | Sequence[in
         ids = list(haystack)
     else:
         text = " ".join([FILLER] * 32) if haystack == "filler" else haystack.strip()
-        # The line break is what the seam of two repetitions shows.
+        # the line break stands between two repetitions
         ids = ids_after(tokenizer, "a\n", text + "\n") if text else []
     if not ids:
         raise ValueError('haystack is empty: expected "filler", a text, or its token ids.')

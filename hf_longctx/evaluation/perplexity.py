@@ -1,8 +1,8 @@
 """Perplexity of texts longer than one forward pass can hold.
 
 A text is read through the model's own KV cache in chunks, and logits exist only for the piece being scored. So memory
-is the cache plus `score_chunk * V` floats; on a model whose cache is bounded it doesn't grow with the text. A model
-that cannot go on from its cache (Jamba's recurrent layers begin anew with every chunk) reads the text in one forward.
+is the cache plus `score_chunk * V` floats; on a model whose cache is bounded it does not grow with the text. A model
+that cannot continue from its cache (Jamba's recurrent layers start again with every chunk) reads the text at once.
 """
 
 # B batch, L text length, N targets, P tokens of a piece, V vocabulary
@@ -50,7 +50,7 @@ def read(
         (B, n_targets) fp32 on the CPU, in nats.
 
     Raises:
-        ValueError: `input_ids` isn't (B, L), `n_targets` or a chunk is out of range, the model is in train mode, or it
+        ValueError: `input_ids` is not (B, L), `n_targets` or a chunk is out of range, the model is in train mode, or it
             returns no cache.
     """
     _check(model, input_ids, n_targets=n_targets, chunk=chunk, score_chunk=score_chunk)
@@ -76,7 +76,7 @@ def read(
             )
         if scored:
             nll.append(_nll(output.logits, input_ids[:, start + 1 : stop + 1]))
-        # Without this the piece's logits live on beside the next piece's.
+        # otherwise the piece's logits would stay in memory beside the next piece's
         del output
         if progress is not None:
             progress(ids_BP.numel())
@@ -97,36 +97,9 @@ def _nll(logits_BPV: Tensor, target_BP: Tensor) -> Tensor:
     return nll_P.view(target_BP.shape).cpu()
 
 
-def nll_by_position(
-    model: PreTrainedModel, input_ids: Tensor, *, bins: int = 512, chunk: int = 1024, progress: Progress | None = None
-) -> Tensor:
-    """Mean negative log-likelihood along a text, in one pass: flat or falling is fine, the knee is where it breaks.
-
-    Args:
-        model: As in `read`.
-        input_ids: (B, L) token ids; the mean runs over the batch as well.
-        bins: Width of a bin in tokens (not the number of bins). Bin `i` holds positions `i * bins` to
-            `(i + 1) * bins - 1`; the first lacks the text's first token, the last may be narrower.
-        chunk: Tokens of a forward pass; all of them are scored.
-        progress: As in `read`.
-
-    Returns:
-        (ceil(L / bins),) fp32, in nats.
-
-    Raises:
-        ValueError: As in `read`, or `bins` is below 2 (the first bin would be empty).
-    """
-    if bins < 2:
-        raise ValueError(f"bins={bins}: a bin is at least 2 tokens wide, since the first token has no likelihood.")
-    n_targets = input_ids.shape[-1] - 1
-    nll_BN = read(model, input_ids, n_targets=n_targets, chunk=chunk, score_chunk=chunk, progress=progress)
-    parts = [nll_BN[:, : bins - 1], *nll_BN[:, bins - 1 :].split(bins, dim=1)]
-    return torch.stack([part.double().mean() for part in parts if part.numel()]).float()
-
-
 @dataclass(frozen=True, kw_only=True)
 class LengthScore:
-    """What one context length gives on the same targets. `nll` is the mean of each document, in nats a token."""
+    """The score of one context length on the same targets. `nll` is the mean of each document, in nats per token."""
 
     length: int
     n_targets: int
@@ -134,12 +107,12 @@ class LengthScore:
 
     @property
     def perplexity(self) -> float:
-        """Exp of the token-weighted mean; every document has `n_targets` tokens, so that is the documents' mean."""
+        """The exponential of the token-weighted mean: the documents' mean, as each has `n_targets` tokens."""
         return perplexity(self.nll)
 
 
 def perplexity(nll: Sequence[float]) -> float:
-    """Exp of the mean of negative log-likelihoods in nats; inf where a float cannot hold it, nan for nan."""
+    """The exponential of a mean of negative log-likelihoods in nats; inf where it is too large, nan for nan."""
     mean = math.fsum(nll) / len(nll)
     return math.inf if mean >= 700 else math.exp(mean)
 
@@ -163,16 +136,18 @@ def fixed_targets(
     Args:
         model: As in `read`.
         documents: (L,) token ids each, at least the longest context length long.
-        context_lengths: Lengths of the window in tokens, the targets included: the last so many tokens are read.
+        context_lengths: Lengths of the window in tokens, the targets included: that many last tokens are read.
         n_targets: How many tokens at the end of each document are scored.
         bos_token_id: If given, stands in place of the first token of every window, for models trained to see it there.
-        chunk, score_chunk, progress: As in `read`.
+        chunk: As in `read`.
+        score_chunk: As in `read`.
+        progress: As in `read`.
 
     Returns:
         One `LengthScore` for each of `context_lengths`, in their order.
 
     Raises:
-        ValueError: A document is shorter than the longest length, a length doesn't exceed `n_targets`, or there are no
+        ValueError: A document is shorter than the longest length, a length does not exceed `n_targets`, or there are no
             documents or lengths.
     """
     _check_windows(documents, context_lengths, n_targets)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ..storage.files import check_folder, write_whole
+from ..storage.files import write_whole
 
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "==": operator.eq}
 
@@ -50,14 +50,23 @@ def row(
         detail: What a program needs to redraw or recheck the row: lengths, raw samples, seconds.
 
     Raises:
-        ValueError: `bar` isn't a comparison with a number.
+        ValueError: `bar` is not a comparison with a number.
     """
     if value is not None and not math.isfinite(value):
         value, why = None, why or f"the value is {value}"
-    return {
-        "what": what, "value": value, "unit": unit, "bar": bar, "holds": None if bar is None else _holds(value, bar),
-        "why": why, "beside": _finite(beside or {}), **({"detail": _finite(detail)} if detail else {}),
-    }  # fmt: skip
+    holds = None if bar is None else _holds(value, bar)
+    found = {"what": what, "value": value, "unit": unit, "bar": bar, "holds": holds, "why": why}
+    return {**found, "beside": _finite(beside or {}), **({"detail": _finite(detail)} if detail else {})}
+
+
+def compared(
+    what: str, values: Mapping[str, float | None], unit: str, *, why: str, detail: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A row of configurations: the value of the last, the others' beside it; `why` is for a missing value."""
+    *others, main = values
+    missing = why if values[main] is None else None
+    beside = {name: values[name] for name in others}
+    return row(f"{what}, {main}", values[main], unit, why=missing, beside=beside, detail=detail)
 
 
 def environment(device: torch.device | str | None = None) -> dict[str, Any]:
@@ -70,31 +79,23 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu()}, {os.cpu_count()} cores"
     version = package_version()
-    return {
-        "commit": _commit() or f"hf_longctx {version}",
-        "hardware": hardware,
-        "versions": {
-            "hf_longctx": version,
-            "torch": torch.__version__,
-            "transformers": metadata.version("transformers"),
-            "python": platform.python_version(),
-        },
-    }
+    versions = {"hf_longctx": version, "torch": torch.__version__, "transformers": metadata.version("transformers")}
+    versions["python"] = platform.python_version()
+    return {"commit": _commit() or f"hf_longctx {version}", "hardware": hardware, "versions": versions}
 
 
-def results(
-    rows: Sequence[Mapping[str, Any]], *, model: str, command: str | None = None,
-    device: torch.device | str | None = None, **more: Any,
-) -> dict[str, Any]:  # fmt: skip
+def result_file(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    model: str,
+    command: str | None = None,
+    device: torch.device | str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
     """A whole result file as a dictionary. `command` is this process's own by default; `more` are further keys."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if command is None else command
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"command": command, **environment(device), "model": model, "date": date, **more, "rows": list(rows)}
-
-
-def check_out(out: str | Path) -> None:
-    """ValueError or OSError, which says why, if results cannot be written into a folder of this name."""
-    check_folder(out)
 
 
 def write_results(path: str | Path, data: Mapping[str, Any]) -> None:
@@ -127,7 +128,7 @@ def _finite(value: Any) -> Any:
 
 def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
-    # A package in site-packages may sit inside somebody else's checkout.
+    # a package in site-packages may lie inside the checkout of another project
     if not (root / ".git").exists():
         return None
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -84,7 +84,7 @@ def attend(query: PrefixQuery, own: SuffixKeys, prefix: Sequence[PrefixKeys], ke
     prefix = [PrefixKeys(s.k_1GPD.to(q.device, q.dtype), s.v_1GPD.to(q.device, q.dtype), s.pos_1P) for s in prefix]
     own = SuffixKeys(own.k_BGSD.to(q.dtype), own.v_BGSD.to(q.dtype), own.pos_BS, own.consecutive, own.padded)
     prefix = [shared for shared in prefix if shared.k_1GPD.shape[2]]  # CPU flash ends the process at zero keys
-    if kernel == "auto" and q.shape[2] == 1 and fused_refuses(query, own) is None:
+    if kernel == "auto" and q.shape[2] == 1 and fused_unsupported_reason(query, own) is None:
         return fused(query, own, prefix)
     return merged(query, own, prefix, kernel)
 
@@ -185,7 +185,7 @@ def unfold(out_GRND: Tensor, lse_GNR: Tensor, shape: Sequence[int]) -> tuple[Ten
 
 
 # -- one token per row, in three kernels -------------------------------------------------------------------------------
-def fused_refuses(query: PrefixQuery, own: SuffixKeys) -> str | None:
+def fused_unsupported_reason(query: PrefixQuery, own: SuffixKeys) -> str | None:
     """Why one token per row cannot go through the Triton kernels; None if it can."""
     q, k = query.q_BHLD, own.k_BGSD
     if not q.is_cuda or not TRITON or torch.compiler.is_compiling():

@@ -16,7 +16,7 @@ from .pieces import CutError, _decoded, encode_pieces
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LARGE = 2**20  # bytes of a file, from which on only what is needed is read
+LARGE = 2**20  # bytes of a file, from which on only the needed part is read
 
 
 def load_text(path_or_name: str | Path, *, holds: str = "text in it, or 'python-docs'") -> str:
@@ -29,7 +29,7 @@ def load_text(path_or_name: str | Path, *, holds: str = "text in it, or 'python-
 
     Raises:
         FileNotFoundError: There is no such file or name.
-        ValueError: The file is empty, is a folder, or isn't UTF-8 text.
+        ValueError: The file is empty, is a folder, or is not UTF-8 text.
     """
     if path_or_name == "python-docs":
         return _python_docs()
@@ -40,12 +40,12 @@ def load_text(path_or_name: str | Path, *, holds: str = "text in it, or 'python-
         raise FileNotFoundError(f"No text file at {path}. Give the path of a UTF-8 file, or 'python-docs'.")
     data = path.read_bytes()
     if b"\0" in data:
-        raise ValueError(f"{path} holds zero bytes, so it isn't plain text. Convert it to UTF-8 text first.")
+        raise ValueError(f"{path} holds zero bytes, so it is not plain text. Convert it to UTF-8 text first.")
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} isn't UTF-8: byte {error.start} is 0x{data[error.start]:02x}. "
+            f"{path} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}. "
             "Convert it first, for example with `iconv -f latin1 -t utf-8`."
         ) from error
     if not text.strip():
@@ -54,7 +54,7 @@ def load_text(path_or_name: str | Path, *, holds: str = "text in it, or 'python-
 
 
 def tokenize_documents(tokenizer: PreTrainedTokenizerBase, text: str, length: int, n: int) -> Tensor:
-    """Spans of a text that don't overlap, spread evenly over it, without special tokens.
+    """Spans of a text that do not overlap, spread evenly over it, without special tokens.
 
     Returns:
         (n, length) int64 token ids on the CPU.
@@ -77,7 +77,7 @@ def _spread(ids: Tensor, length: int, n: int) -> Tensor:
 
 
 def is_large(path_or_name: str | Path) -> bool:
-    """Is it a file of which only what is needed should be read?"""
+    """Whether it is a file of which only the needed part should be read."""
     if path_or_name == "python-docs":
         return False
     path = Path(path_or_name).expanduser()
@@ -91,7 +91,7 @@ def read_documents(tokenizer: PreTrainedTokenizerBase, path: str | Path, length:
     read to its end, and divided by tokens.
 
     Raises:
-        ValueError: The text has fewer than `n * length` tokens, isn't UTF-8, or `n` or `length` is below 1.
+        ValueError: The text has fewer than `n * length` tokens, is not UTF-8, or `n` or `length` is below 1.
     """
     if n < 1 or length < 1:
         raise ValueError(f"n={n}, length={length}: expected at least one document of at least one token.")
@@ -126,7 +126,7 @@ def beginning_ids(tokenizer: PreTrainedTokenizerBase, path: str | Path, most: in
 
 
 def beginning(path: str | Path, characters: int) -> str:
-    """The text of a large file up to a line end near so many characters. Errors as `load_text`."""
+    """The text of a large file up to a line end near `characters` characters. Errors as `load_text`."""
     path, found, count = Path(path).expanduser(), list[str](), 0
     with path.open("rb") as file:
         for piece in _decoded(file, str(path)):
@@ -137,6 +137,13 @@ def beginning(path: str | Path, characters: int) -> str:
     text = "".join(found)
     end = text.rfind("\n")
     return text[:end] if end > characters // 2 else text
+
+
+def documents(tokenizer: PreTrainedTokenizerBase, text: str, length: int, n: int) -> Tensor:
+    """`tokenize_documents` of a text by its name or path, of a large file without reading all of it."""
+    if is_large(text):
+        return read_documents(tokenizer, text, length, n)
+    return tokenize_documents(tokenizer, load_text(text), length, n)
 
 
 class _Part:
@@ -159,7 +166,7 @@ def _ids(
     most: int | None = None,
     progress: Progress | None = None,
 ) -> array[int]:
-    """The tokens of a part, at most so many; four bytes each, and none of the text is kept."""
+    """The tokens of a part, at most `most`; four bytes each, and none of the text is kept."""
     ids = array("i")
     for some in encode_pieces(tokenizer, _decoded(part, str(path)), bos=False):
         ids.extend(some)
@@ -185,6 +192,6 @@ def _python_docs() -> str:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise FileNotFoundError(
-            "This Python comes without pydoc_data, so 'python-docs' isn't there. Give the path of a text file."
+            "This Python comes without pydoc_data, so 'python-docs' is missing. Give the path of a text file."
         ) from error
     return "\n\n".join(topics[name].strip() for name in sorted(topics))

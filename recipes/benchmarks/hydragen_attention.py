@@ -16,7 +16,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_longctx.evaluation.results import row
-from hf_longctx.ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, attend, cut, folded, fused_refuses, parts_for
+from hf_longctx.ops.prefix import (
+    PrefixKeys,
+    PrefixQuery,
+    SuffixKeys,
+    attend,
+    cut,
+    folded,
+    fused_unsupported_reason,
+    parts_for,
+)
 
 from .reading import K
 from .timing import milliseconds
@@ -126,6 +135,6 @@ def _ratio(what: str, B: int, heads: tuple[int, int, int], P: int, S: int) -> di
                     )
             except RuntimeError as error:  # torch says so where a backend cannot
                 print(f"{name}:", error)
-    why = fused_refuses(query, own)
+    why = fused_unsupported_reason(query, own)
     detail = {"relative difference": off, "GB read by stock": 2 * k.numel() * k.element_size() / 1e9}
     return row(what, theirs / mine, "x", bar=">= 4", beside=beside, detail=detail, why=why and f"not fused: {why}")

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 from hf_longctx import LMInfinite
-from hf_longctx.evaluation.results import results, row, write_results
+from hf_longctx.evaluation.results import result_file, row, write_results
 from hf_longctx.planning.hardware import MACHINES
 from hf_longctx.planning.options import as_read
 from hf_longctx.planning.predict import Job, Prediction, predict
@@ -150,6 +150,6 @@ if __name__ == "__main__":
     for one in made[:2]:
         print(one["what"], one["value"], one["bar"], one["holds"])
     label = "predictions for SmolLM2-135M and a Llama of 8B geometry, bfloat16, beside the other tables' measurements"
-    data = results(made, model=label, device="cpu")
+    data = result_file(made, model=label, device="cpu")
     data |= {"hardware": read("fast_path_decode")["hardware"], "command": "python -m recipes.benchmarks.plan"}
     write_results(RESULTS / "plan.json", data)

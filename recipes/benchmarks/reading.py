@@ -14,8 +14,9 @@ from torch import Tensor
 
 from hf_longctx.console.units import parse_lengths
 from hf_longctx.evaluation.perplexity import LengthScore
-from hf_longctx.evaluation.results import check_out, results, write_results
+from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.hub import load
+from hf_longctx.storage.files import check_folder
 from hf_longctx.upstream.caches import given_cache
 
 K = 1024
@@ -67,12 +68,12 @@ def finish(
     out = args.out or RESULTS
     file = out if out.suffix == ".json" else out / f"{name}.json"
     partial = file.with_name(f"{file.name}.partial")
-    check_out(file.parent)
+    check_folder(file.parent)
     done: list[dict[str, Any]] = []
     for found in rows:
         print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)
         done.append(found)
-        data = results(done, model=label, device=model.device, **more) | {"command": _command(args)}
+        data = result_file(done, model=label, device=model.device, **more) | {"command": _command(args)}
         data |= {"commit": args.commit} if args.commit else {}
         write_results(partial, data)
     if done:

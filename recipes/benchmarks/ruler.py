@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from hf_longctx.evaluation.catalogue import RULER
 from hf_longctx.evaluation.effective import RULER_BAR, SHARE, effective_length, own_score
 from hf_longctx.evaluation.results import row
-from hf_longctx.evaluation.suite import evaluate_tasks
-from hf_longctx.evaluation.tasks import RULER
+from hf_longctx.evaluation.runner import evaluate
 from hf_longctx.registry import parse
 
 from .reading import K, arguments, finish, lengths, subject
@@ -41,14 +41,14 @@ def suite(args: Any, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
         # a length at a time, so that what was measured is on disk before the next one
         for length, count in zip(lengths, counts, strict=True):
             start = time.perf_counter()
-            found = evaluate_tasks(
+            found = evaluate(
                 model,
                 tokenizer,
-                tasks=tasks,
+                task=tasks,
                 lengths=[length],
                 method=method,
                 out=Path(folder) / str(length),
-                n=count,
+                samples=count,
                 text=text,
                 alone=True,
                 batch_tokens=2**23,
@@ -62,14 +62,8 @@ def suite(args: Any, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
                 if "length" in line["detail"]:
                     scores[line["detail"]["task"]][length] = line["value"]
                     name = f"{line['detail']['task']}, {length // K}k" if length >= K else line["what"]
-                    yield row(
-                        name,
-                        line["value"],
-                        "",
-                        why=line["why"],
-                        beside={"samples": count},
-                        detail={**line["detail"], "method": repr(method), "window": args.window},
-                    )
+                    yield row(name, line["value"], "", why=line["why"], beside={"samples": count},
+                              detail={**line["detail"], "method": repr(method), "window": args.window})  # fmt: skip
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
     means: dict[int, float] = {}
@@ -84,21 +78,14 @@ def suite(args: Any, model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
     yield from _effective(means, args.window)
     total = round(time.perf_counter() - before, 1)
     yield row(
-        f"the whole suite: {len(tasks)} tasks, {lengths[0]:,} to {lengths[-1]:,} tokens",
-        total,
-        "s",
-        bar="<= 540",
-        detail={
-            "seconds": seconds,
-            "making samples": round(making, 1),
-            "method": repr(method),
-            "samples": dict(zip(lengths, counts, strict=True)),
-        },
-    )
+        f"the whole suite: {len(tasks)} tasks, {lengths[0]:,} to {lengths[-1]:,} tokens", total, "s", bar="<= 540",
+        detail={"seconds": seconds, "making samples": round(making, 1), "method": repr(method),
+                "samples": dict(zip(lengths, counts, strict=True))},
+    )  # fmt: skip
 
 
 def _effective(means: dict[int, float], window: int) -> Iterator[dict[str, Any]]:
-    """The longest length up to which the average reaches RULER's bar, and its share of the result in the window."""
+    """The longest length up to which the average reaches RULER's bar, and a share of what is reached in the window."""
     own = own_score(means, window)
     bars = {f"effective length, average of at least {RULER_BAR}, tokens": RULER_BAR}
     if own is not None and own[1] > 0:

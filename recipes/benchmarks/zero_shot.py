@@ -20,7 +20,7 @@ from torch import Tensor
 from hf_longctx import Giraffe, LMInfinite, LongContextMethod, RopeScaling, StreamingLLM
 from hf_longctx.evaluation.passkey import MAX_NEW_TOKENS, passkey_grid
 from hf_longctx.evaluation.perplexity import fixed_targets
-from hf_longctx.evaluation.results import results, row, write_results
+from hf_longctx.evaluation.results import result_file, row, write_results
 
 from .reading import RESULTS, TRAINED, K, arguments, finish, spans, subject
 
@@ -133,17 +133,21 @@ def figure(path: Path) -> Any:
     """A picture: perplexity and passkeys by length."""
     from hf_longctx.evaluation.report import plots
 
-    panels = curves(LINES[path])
+    found = curves(LINES[path])
     where = json.loads((RESULTS / "zero_shot_perplexity.json").read_text(encoding="utf-8"))
-    return plots.two_curves_figure(
-        panels["perplexity"],
-        panels["passkey"],
-        window=TRAINED,
-        titles=("Perplexity of the same last 1,024 tokens", "Passkeys found"),
-        title=f"Beyond the trained length: {where['model']}, on one {where['hardware']}",
-        subtitle="20 prompts a length, 10 at 64k; top_k=5 at 32k and 64k: 5 prompts, and no perplexity",
-        size=(9.6, 4.8),
-    )
+    made = plots.new_figure(9.6, 4.8)
+    panels = made.subplots(1, 2)
+    titles = ("Perplexity of the same last 1,024 tokens", "Passkeys found")
+    for axes, part, title in zip(panels, ("perplexity", "passkey"), titles, strict=True):
+        plots.draw_curves(axes, found[part], TRAINED, share=part == "passkey")
+        axes.set_title(title, fontsize=11, loc="left")
+        axes.get_legend().remove()
+    lines = panels[0].get_legend_handles_labels()
+    made.legend(*lines, frameon=False, fontsize=9, loc="outside lower center", ncols=4)
+    title = f"Beyond the trained length: {where['model']}, on one {where['hardware']}"
+    subtitle = "20 prompts a length, 10 at 64k; top_k=5 at 32k and 64k: 5 prompts, and no perplexity"
+    plots.figure_title(made, title, subtitle)
+    return made
 
 
 def stamp(path: Path) -> str:
@@ -187,7 +191,7 @@ def main() -> None:
             write_results(
                 RESULTS / "zero_shot_best.json",
                 {
-                    **results(rows, model=""),
+                    **result_file(rows, model=""),
                     **kept,
                     "command": "python -m recipes.benchmarks.zero_shot best",
                     "heading": "passkeys found",

@@ -1,4 +1,4 @@
-"""Replay the history of a file: at each version one cache follows by PIE, and another is read in full.
+"""Replay the history of a file: at each version a cache follows by PIE, and another is read anew.
 
 python -m recipes.edit_history.replay [FILE | OLD NEW] [--most 50] [--refresh N] [--smoke]
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.editing import EditSession
-from hf_longctx.evaluation.results import results, row, write_results
+from hf_longctx.evaluation.results import result_file, row, write_results
 from hf_longctx.hub import load
 from hf_longctx.upstream.caches import given_cache
 
@@ -24,12 +24,12 @@ from .versions import from_git, from_two
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = Path(__file__).with_name("expected.json")
-# two files of this repository: from one to the other in a few changes
+# two files of ours: from one to the other in a few changes
 PAIR = [ROOT / "tests/reference/streaming_llm.py", ROOT / "tests/reference/lm_infinite.py"]
 
 
 def replay(model: Any, tokenizer: Any, versions: list[str], refresh: int | None) -> Iterator[dict[str, Any]]:
-    """One row per change: seconds, tokens and the KL divergence of the two caches' next-token distributions."""
+    """One row for each change: seconds, tokens and how far the two caches' next-token distributions are apart."""
     session = EditSession(model, tokenizer, versions[0])
     for step, text in enumerate(versions[1:], start=1):
         if refresh and step % refresh == 0:
@@ -40,32 +40,33 @@ def replay(model: Any, tokenizer: Any, versions: list[str], refresh: int | None)
         edited = _after(model, session)
         seconds = time.perf_counter() - begun
         begun = time.perf_counter()
-        full = EditSession(model, tokenizer, text)
-        truth = _after(model, full)
+        anew = EditSession(model, tokenizer, text)
+        truth = _after(model, anew)
         yield {
             "change": step,
-            "tokens": len(full.ids),
+            "tokens": len(anew.ids),
             "read": report.forwarded + report.repaired + report.reread,
             "moved": report.moved,
             "places": report.edits,
             "seconds": seconds,
-            "seconds of a full re-read": time.perf_counter() - begun,
+            "seconds anew": time.perf_counter() - begun,
             "kl": float((truth.exp() * (truth - edited)).sum()),
             "same": bool(truth.argmax() == edited.argmax()),
         }
 
 
 def _change(old: str, new: str) -> tuple[int, int, str]:
-    """What an editor would send: the characters of `old` that differ, and their replacement."""
+    """What an editor would send: the characters of `old` that differ, and what is in their place."""
     start = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-    longest = min(len(old), len(new)) - start
-    suffix = next((i for i in range(longest) if old[-1 - i] != new[-1 - i]), longest)
-    return start, len(old) - suffix, new[start : len(new) - suffix]
+    most = min(len(old), len(new)) - start
+    same = (i for i in range(most) if old[-1 - i] != new[-1 - i])
+    tail = next(same, most)
+    return start, len(old) - tail, new[start : len(new) - tail]
 
 
 @torch.no_grad()
 def _after(model: Any, session: EditSession) -> Tensor:
-    """The log-probabilities of the token after the text. The session's cache is not changed."""
+    """The distribution of what follows the text, as log-probabilities. The session's cache stays as it is."""
     ids = session.ids
     pos = torch.tensor([[len(ids) - 1]], device=model.device)
     token = torch.tensor([ids[-1:]], device=model.device)
@@ -98,15 +99,15 @@ def summary(found: list[dict[str, Any]]) -> dict[str, float]:
     return {
         "changes": len(found),
         "tokens read": read,
-        "tokens of full re-reads": tokens,
+        "tokens of reading anew": tokens,
         "mean KL": sum(r["kl"] for r in found) / len(found),
         "same first choice": sum(r["same"] for r in found) / len(found),
-        "times faster": sum(r["seconds of a full re-read"] for r in found) / sum(r["seconds"] for r in found),
+        "times faster": sum(r["seconds anew"] for r in found) / sum(r["seconds"] for r in found),
     }
 
 
 def unexpected(found: dict[str, float], expected: dict[str, Any]) -> list[str]:
-    """The values that differ from `expected.json`, in words."""
+    """What is not as `expected.json` says, in words."""
     return [
         f"{name}: {found[name]:.3g}, expected {e['value']} +- {e['tolerance']}"
         for name, e in expected.items()
@@ -115,12 +116,12 @@ def unexpected(found: dict[str, float], expected: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print a line per change, and the totals."""
+    """Print a line a change, and what all of them cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="one file that git tracks, or an old and a new one")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--most", type=int, default=50, help="versions of a file in git")
-    parser.add_argument("--refresh", type=int, help="read everything again at every Nth change", metavar="N")
+    parser.add_argument("--refresh", type=int, help="read everything anew at every so manieth change")
     parser.add_argument("--smoke", action="store_true", help="a tiny random model, and a check against expected.json")
     parser.add_argument("--out", type=Path, help="a result file")
     args = parser.parse_args(arguments)
@@ -135,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
         found.append(r)
         print(
             f"change {r['change']:3}: {r['read']:5} of {r['tokens']:6,} tokens read, {r['moved']:6,} moved, "
-            f"{1e3 * r['seconds']:7.1f} ms instead of {1e3 * r['seconds of a full re-read']:8.1f}, KL {r['kl']:.1e}",
+            f"{1e3 * r['seconds']:7.1f} ms instead of {1e3 * r['seconds anew']:8.1f}, KL {r['kl']:.1e}",
             flush=True,
         )
     if not found:
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(", ".join(f"{name} {value:.4g}" for name, value in total.items()))
     if args.out:
         rows = [row(name, value, "") for name, value in total.items()]
-        write_results(args.out, results(rows, model=args.model, device=device, changes=found))
+        write_results(args.out, result_file(rows, model=args.model, device=device, changes=found))
     wrong = unexpected(total, json.loads(EXPECTED.read_text("utf-8"))) if args.smoke and files is PAIR else []
     if args.smoke:
         print("\n".join(wrong) or "as expected")

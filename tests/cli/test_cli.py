@@ -195,12 +195,13 @@ def test_truncated_gguf_is_one_line(tmp_path: Path) -> None:
 
 
 def test_eval_writes_numbers_and_a_figure(model: str, tmp_path: Path) -> None:
-    pytest.importorskip("hf_longctx.evaluation.run")
+    pytest.importorskip("hf_longctx.evaluation.runner")
     pytest.importorskip("matplotlib")
     (tmp_path / "text.txt").write_text("the hall of hell, 007. " * 200)
     result = run(
-        "eval", model, "--task", "ppl", "--lengths", "64,96", "--window", "32", "--n-targets", "16", "--documents", "1",
-        "--text", tmp_path / "text.txt", "--out", tmp_path / "out", "--device", "cpu", *EXTEND,
+        "eval", model, "--task", "ppl", "--lengths", "64,96", "--window", "32", "--task-set", "n_targets=16",
+        "--task-set", "documents=1", "--text", tmp_path / "text.txt", "--out", tmp_path / "out", "--device", "cpu",
+        *EXTEND,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "out" / "results.json").read_text())

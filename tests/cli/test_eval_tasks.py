@@ -43,7 +43,7 @@ def test_a_suite_of_tasks_and_files(model: str, tmp_path: Path) -> None:
     }
     file.write_text(json.dumps(sample) + "\n")
     result = run(
-        "eval", model, "--task", f"passkey,jsonl:{file}", "--lengths", "900,1000", "--samples", "2,1",
+        "eval", model, "--task", f"passkey,jsonl:{file}", "--lengths", "900,1000", "--task-set", "samples=2,1",
         "--window", "950", "--out", tmp_path / "out", *EXTEND,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -60,14 +60,16 @@ def test_a_suite_of_tasks_and_files(model: str, tmp_path: Path) -> None:
     [
         (["--task", "niah_singel_1"], "Did you mean niah_single_1?"),
         (["--task", "Ruller"], "Did you mean ruler?"),
-        (["--task", "ruller"], "There are: passkey"),
+        (["--task", "ruller"], "There are: cwe"),
         (["--task", "longbnch:file.jsonl"], "Did you mean longbench?"),
-        (["--task", "kv,other:file.jsonl"], "READER is one of jsonl, longbench, longbench2, leval"),
+        (["--task", "kv,other:file.jsonl"], "READER is one of giraffe, hellobench, jsonl, leval"),
         (["--task", "qa_2"], "Give it as qa_2:FILE"),
         (["--task", "longbench:nowhere.jsonl"], "No file at nowhere.jsonl"),
-        (["--task", "kv", "--samples", "1,2,3"], "expected one number, or one for each of 2 lengths"),
-        (["--task", "kv", "--samples", "many"], "expected whole numbers"),
-        (["--task", "ppl", "--alone"], "are of suites, not of ppl"),
+        (["--task", "kv", "--task-set", "samples=1,2,3"], "expected one number, or one for each of 2 lengths"),
+        (["--task", "kv", "--task-set", "samples=many"], "samples='many' is str, expected int"),
+        (["--task", "ppl", "--task-set", "samples=3"], "ppl: no setting 'samples'"),
+        (["--task", "kv", "--task-set", "batch_row=3"], "kv: no setting 'batch_row'. Did you mean 'batch_rows'?"),
+        (["--task", "ppl,kv"], "ppl is measured alone"),
         (["--task", "kv", "--depths", "2"], "depth=2.0: expected 0"),
     ],
 )
@@ -84,9 +86,9 @@ def test_eval_says_what_is_wrong_with_a_suite(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--task", "passkey", "--lengths", "0"], "lengths above 0"),
+        (["--task", "passkey", "--lengths", "0"], "above 0"),
         (["--task", "passkey", "--lengths", "400", "--depths", "1.5"], "depth=1.5: expected 0"),
-        (["--task", "passkey", "--lengths", "400", "--trials", "0"], "trials=0: expected at least 1"),
+        (["--task", "passkey", "--lengths", "400", "--task-set", "trials=0"], "trials=0: expected at least 1"),
         (["--task", "ppl", "--lengths", "512"], "Use lengths above 1024 or fewer targets"),
         (["--task", "kv", "--lengths", "-5"], "give at least one, above 0"),
         (["--task", "kv", "--lengths", "500", "--depths", "2"], "depth=2.0: expected 0"),
@@ -167,7 +169,7 @@ def test_lm_eval_that_is_not_installed_is_said_before_a_model_is_loaded(
 
 
 def test_segments_beyond_the_window_are_refused_before_anything_is_measured(model: str, tmp_path: Path) -> None:
-    options = ["--task", "kv", "--lengths", "1200", "--samples", "1", "--out", tmp_path / "out"]
+    options = ["--task", "kv", "--lengths", "1200", "--task-set", "samples=1", "--out", tmp_path / "out"]
     result = run("eval", model, *options, "--method", "xl3m", "--set", "segment=9000", "--set", "window=600")
     assert "a segment of 9,000 tokens does not fit" in complaint(result)
     assert not (tmp_path / "out").exists()
@@ -175,7 +177,7 @@ def test_segments_beyond_the_window_are_refused_before_anything_is_measured(mode
 
 def test_a_suite_reads_in_segments(model: str, tmp_path: Path) -> None:
     result = run(
-        "eval", model, "--task", "kv", "--lengths", "1200", "--samples", "1", "--window", "600", "--alone",
+        "eval", model, "--task", "kv", "--lengths", "1200", "--task-set", "samples=1", "--window", "600", "--alone",
         "--out", tmp_path / "out", "--method", "xl3m", "--set", "segment=64", "--set", "overlap=8",
         "--set", "window=600",
     )  # fmt: skip

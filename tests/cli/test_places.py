@@ -81,15 +81,16 @@ def test_the_second_run_into_one_place_says_so_and_stops(tmp_path: Path, name: s
 def test_an_interrupted_eval_says_that_the_same_command_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hf_longctx.evaluation import run as module
+    from hf_longctx.evaluation.tasks import ppl
 
     model = str(convert(write_gguf(tmp_path / "tiny.gguf"), cache_dir=tmp_path / "cache"))
     (tmp_path / "text.txt").write_text("the hall of hell, 007. " * 200)
     command = [
-        "eval", model, "--task", "ppl", "--lengths", "64,0.125k", "--window", "32", "--n-targets", "16", "--documents",
-        "1", "--text", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out"), "--device", "cpu",
+        "eval", model, "--task", "ppl", "--lengths", "64,0.125k", "--window", "32", "--task-set", "n_targets=16",
+        "--task-set", "documents=1", "--text", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out"),
+        "--device", "cpu",
     ]  # fmt: skip
-    measured, count = module._measured, []
+    measured, count = ppl._Spans.value, []
 
     def stopping(*given: object) -> object:
         if len(count) == 1:
@@ -98,7 +99,7 @@ def test_an_interrupted_eval_says_that_the_same_command_continues(
         return measured(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_measured", stopping)
+        patch.setattr(ppl._Spans, "value", stopping)
         result = run(*command)
     assert result.exit_code == 130
     said = " ".join(result.stderr.split())

@@ -15,10 +15,9 @@ from typer.testing import CliRunner
 
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
 from hf_longctx.cli import main as cli
-from hf_longctx.evaluation.report import run as report
-from hf_longctx.evaluation.report import suite as suite_report
-from hf_longctx.evaluation.report.render import _rich
-from hf_longctx.evaluation.report.sections import Table, Text
+from hf_longctx.evaluation.report.files import ResultFile
+from hf_longctx.evaluation.report.render import _rich, terminal
+from hf_longctx.evaluation.report.sections import Table, Text, sections
 from tests.tiny import text, tiny, tokenizer
 
 
@@ -85,9 +84,10 @@ def test_tables_of_measurements_lose_nothing_in_40_columns() -> None:
     line = {"length": 8192, "trials": dict.fromkeys(names, 1), "correct": dict.fromkeys(names, 1), "depth": 0.0}
     line |= {"seconds": dict.fromkeys(names, 12345.6), "peak_gib": {}}
     settings = {"task": "passkey", "configurations": names, "text": "filler"}
-    rows = [{"what": "passkey", "detail": line}]
-    printed(report.table({"model": "m", "hardware": "h", "settings": settings, "rows": rows}))
-    printed(suite_report.table({"model": "m", "hardware": "h", "settings": settings, "rows": []}))
+    rows = [{"what": "passkey", "value": 1.0, "unit": "share of trials", "beside": {}, "detail": line}]
+    rows += [{"what": "effective length", "value": 8192, "unit": "tokens", "beside": dict.fromkeys(names[:2], 4096)}]
+    head = {"model": "m", "hardware": "h", "settings": settings}
+    printed(terminal(sections([ResultFile("results.json", {**head, "rows": rows})]), []))
     printed(_rich(Table("caption", ["tokens read", *names], [[Text("8,192")] * 4])))
 
 
@@ -127,7 +127,7 @@ def test_eval_is_not_warned_of_the_lengths_that_it_measures(
 
     monkeypatch.setattr(stopping_criteria.logger, "warning_once", stopping_criteria.logger.warning)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    options = ["--task", "passkey", "--lengths", "600", "--depths", "0", "--trials", "1", "--device", "cpu"]
+    options = ["--task", "passkey", "--lengths", "600", "--depths", "0", "--task-set", "trials=1", "--device", "cpu"]
     result = run("eval", model, *options, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "friendly reminder" not in caplog.text

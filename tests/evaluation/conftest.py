@@ -75,15 +75,20 @@ class Oracle:
 class Louder:
     """A method in name only: twice the logits while it is on."""
 
+    kind, name, reads_documents = "method", "louder", False
+
     def __init__(self) -> None:
         self.applied = 0
 
+    def check_room(self, model: Any, n_tokens: int) -> None:
+        pass
+
     @contextmanager
-    def on(self, model: Any) -> Any:
+    def running(self, model: Any) -> Any:
         self.applied += 1
         model.lm_head.weight.data.mul_(2)
         try:
-            yield
+            yield {}
         finally:
             model.lm_head.weight.data.div_(2)
 

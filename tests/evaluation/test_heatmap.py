@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longctx.evaluation.results import results, write_results
+from hf_longctx.evaluation.results import result_file, write_results
 from recipes.benchmarks import heatmap
 
 
@@ -47,7 +47,7 @@ def test_needles_are_measured_by_method_length_and_depth_and_drawn(
         "not run: stock's time grows with the square of the length"
     }
     settings = {"window": 60, "trials": 2, "text": "zeros"}
-    write_results(tmp_path / "x.json", results(rows, model="stand-in", command="test", settings=settings))
+    write_results(tmp_path / "x.json", result_file(rows, model="stand-in", command="test", settings=settings))
     stock, truncated, xl3m, _ = heatmap.draw(tmp_path / "x.json").axes
     assert [axes.get_title(loc="left") for axes in (stock, truncated, xl3m)] == ["stock", heatmap.TRUNCATED, "XL3M"]
     assert [text.get_text() for text in stock.texts] == ["100", "0", "–"] * 3 + ["100", "100", "–"]

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from hf_longctx.evaluation.metrics import score, scores
-from hf_longctx.evaluation.metrics.choice import letters, one_letter, right_letters
-from hf_longctx.evaluation.metrics.leval import rouges
-from hf_longctx.evaluation.readers.table import read
-from hf_longctx.evaluation.tasks.sample import Sample
+from hf_longctx.evaluation import read, score, scores
+from hf_longctx.evaluation.benchmarks.leval import letters, one_letter, right_letters, rouges
+from hf_longctx.evaluation.sample import Sample
 
 OPTIONS = "Who came?\n\n (A) A baker \n (B) A miller \n (C) Nobody \n (D) All of them"
 

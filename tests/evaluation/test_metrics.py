@@ -8,10 +8,20 @@ from typing import Any
 
 import pytest
 
+from hf_longctx.evaluation.benchmarks import (
+    hellobench,
+    leval,
+    longbench,
+    longbench2,
+    longchat,
+    longwriter,
+    m4le,
+    ruler,
+    sgt,
+)
 from hf_longctx.evaluation.effective import effective_length, own_score, weighted_averages
-from hf_longctx.evaluation.metrics import choice, leval, longbench, m4le, ruler, score, scores, writing
-from hf_longctx.evaluation.metrics.table import check
-from hf_longctx.evaluation.tasks import Sample
+from hf_longctx.evaluation.metrics import check, score, scores
+from hf_longctx.evaluation.sample import Sample
 
 
 def sample(metric: str, *answers: str, **more: Any) -> Sample:
@@ -27,10 +37,10 @@ def sample(metric: str, *answers: str, **more: Any) -> Sample:
         (ruler.string_match_part("it is ab", ["x", "ABC"]), 0),
         # a part of a longer word is a match officially
         (ruler.string_match_all("words", ["word"]), 1),
-        (ruler.first_integer("<24169> or 7", ["24169"]), 1),
-        (ruler.first_integer("7 or 24169", ["24169"]), 0),
-        (ruler.first_integer("24,169", ["24169"]), 0),
-        (ruler.first_integer("none", ["24169"]), 0),
+        (longchat.first_integer("<24169> or 7", ["24169"]), 1),
+        (longchat.first_integer("7 or 24169", ["24169"]), 0),
+        (longchat.first_integer("24,169", ["24169"]), 0),
+        (longchat.first_integer("none", ["24169"]), 0),
         # SQuAD: "the big cat" and "a cat sat" share cat; 1/2 and 1/2
         (longbench.qa_f1("The big cat!", "a cat sat"), 0.5),
         # tokens count as often as they appear: 2 shared of 3 and of 2
@@ -51,19 +61,19 @@ def sample(metric: str, *answers: str, **more: Any) -> Sample:
         (longbench.classification("it is A", "B", ["A", "B", "C"]), 0),
         # "Food" is a part of "Food other" and removed, the loop then skips "Fo": it stays in and halves the score
         (longbench.classification("Food other", "Food other", ["Food", "Fo", "Food other"]), 0.5),
-        (choice.letter("**The correct answer is (B)**"), "B"),
-        (choice.letter("The correct answer is C."), "C"),
-        (choice.letter("B"), None),
-        (choice.choice("The correct answer is (A) or The correct answer is (B)", ["B"]), 0),
-        (choice.choice_compensated("no idea", ["B"]), 0.25),
-        (choice.choice_compensated("The correct answer is (A)", ["B"]), 0),
-        (choice.letters_partial("A, C", ["AC"]), 1),
-        (choice.letters_partial("AC", ["AC"]), 1),
-        (choice.letters_partial("A", ["AC"]), 0.25),
-        (choice.letters_partial("A B", ["AC"]), 0),  # a wrong one
-        (choice.letters_partial("", ["AC"]), 0),
-        (choice.letters_exact("The answer: (D) because", ["D"]), 1),
-        (choice.letters_exact("Call it D-day", ["B"]), 0),
+        (longbench2.letter("**The correct answer is (B)**"), "B"),
+        (longbench2.letter("The correct answer is C."), "C"),
+        (longbench2.letter("B"), None),
+        (longbench2.choice("The correct answer is (A) or The correct answer is (B)", ["B"]), 0),
+        (longbench2.choice_compensated("no idea", ["B"]), 0.25),
+        (longbench2.choice_compensated("The correct answer is (A)", ["B"]), 0),
+        (leval.letters_partial("A, C", ["AC"]), 1),
+        (leval.letters_partial("AC", ["AC"]), 1),
+        (leval.letters_partial("A", ["AC"]), 0.25),
+        (leval.letters_partial("A B", ["AC"]), 0),  # a wrong one
+        (leval.letters_partial("", ["AC"]), 0),
+        (leval.letters_exact("The answer: (D) because", ["D"]), 1),
+        (leval.letters_exact("Call it D-day", ["B"]), 0),
         (leval.exact("The  Truth.", "truth"), 1),
         (leval.last_number("so 3 and 1,200.0", ["The answer is 1200"]), 1),
         (leval.last_number("no number", ["1200"]), 0),
@@ -74,14 +84,14 @@ def sample(metric: str, *answers: str, **more: Any) -> Sample:
         (m4le.set_f1("a, b. and more", ["b, c, d."], ",", "."), 0.4),
         (m4le.set_f1("", ["b"], ",", "."), 0),
         # spot values of facts 3.1
-        (writing.length_score("word " * 2500, 1000), 0.5),
-        (writing.length_score("word " * 4000, 1000), 0),
-        (writing.length_score("word " * 500, 1000), 0.5),
-        (writing.length_score("word " * 333, 1000), 0),
-        (writing.length_score("word " * 1000, 1000), 1),
-        (writing.length_score("", 1000), 0),
-        (writing.n_words("Zwei words, 两个 x1"), 4),  # x1 is none
-        (writing.long_enough("word " * 500, 1000), 0.5),
+        (longwriter.length_score("word " * 2500, 1000), 0.5),
+        (longwriter.length_score("word " * 4000, 1000), 0),
+        (longwriter.length_score("word " * 500, 1000), 0.5),
+        (longwriter.length_score("word " * 333, 1000), 0),
+        (longwriter.length_score("word " * 1000, 1000), 1),
+        (longwriter.length_score("", 1000), 0),
+        (longwriter.n_words("Zwei words, 两个 x1"), 4),  # x1 is none
+        (hellobench.long_enough("word " * 500, 1000), 0.5),
     ],
 )  # fmt: skip
 def test_worked_by_hand(found: Any, expected: Any) -> None:
@@ -131,9 +141,9 @@ def test_chinese_scores_are_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sgt_rates() -> None:
     text = "#*# Week 1: a red dress. #*# Week 2: nothing #*# Week 2: twice #*# Week 9: x *** finished #*# Week 3: late"
-    assert writing.sections(text, "Week").keys() == {1, 2, 9}
-    assert writing.completion_rate(text, "Week", 4) == 0.5  # 9 was not asked for, 3 came after the end
-    assert writing.instructions_followed(text, "Week", {1: "the red dress", 2: "a blue hat", 4: "x"}) == (0.5, 1 / 3)
+    assert sgt.sections(text, "Week").keys() == {1, 2, 9}
+    assert sgt.completion_rate(text, "Week", 4) == 0.5  # 9 was not asked for, 3 came after the end
+    assert sgt.instructions_followed(text, "Week", {1: "the red dress", 2: "a blue hat", 4: "x"}) == (0.5, 1 / 3)
     found = score(text, sample("sgt", meta={"type": "Week", "number": 4, "checks": {"1": "red dress", "4": "x"}}))
     assert found == 0.5 * 0.5
 
@@ -159,7 +169,7 @@ def test_what_cannot_be_scored_is_named() -> None:
     with pytest.raises(ValueError, match="Paragraph N"):
         longbench.retrieval("1", "the first")
     with pytest.raises(ValueError, match="at least one word"):
-        writing.length_score("a", 0)
+        longwriter.length_score("a", 0)
 
 
 def test_effective_lengths() -> None:

@@ -17,13 +17,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from hf_longctx.cli.main import app
-from hf_longctx.evaluation.report import run as rows_of
 from hf_longctx.evaluation.report.files import ResultFile, collect
 from hf_longctx.evaluation.report.measured import groups, measured
 from hf_longctx.evaluation.report.render import page, terminal
 from hf_longctx.evaluation.report.sections import Section, glance, sections
-from hf_longctx.evaluation.report.write import report
+from hf_longctx.evaluation.report.write import write_report
 from hf_longctx.evaluation.results import row, write_results
+from hf_longctx.evaluation.tasks.passkey import passkey_rows
+from hf_longctx.evaluation.tasks.ppl import perplexity_rows
 
 HEAD: dict[str, Any] = {
     "command": "hf-longctx eval m --task x", "commit": "0123456789abcdef", "hardware": "one CPU", "model": "a model",
@@ -42,7 +43,7 @@ def passkey(method: str = "LMInfinite", spec: Any = 1, seed: int = 0, found: int
     }
     settings = {"task": "passkey", "seed": seed, "text": "filler", "trials": 4, "window": 512, "configurations": names}
     settings |= {"method": {"name": method, "n": spec}, "method_repr": f"{method}(n={spec})"}
-    return {**HEAD, "settings": settings, "rows": rows_of.passkey_rows(cells, [512, 2048], [0.0, 1.0])}
+    return {**HEAD, "settings": settings, "rows": passkey_rows(cells)}
 
 
 def ppl() -> dict[str, Any]:
@@ -53,7 +54,7 @@ def ppl() -> dict[str, Any]:
         for name in names
     }
     settings = {"task": "ppl", "text": "book", "documents": 1, "n_targets": 8, "window": 512, "configurations": names}
-    return {**HEAD, "settings": settings, "rows": rows_of.perplexity_rows(cells, [512, 2048], 1, n_targets=8)}
+    return {**HEAD, "settings": settings, "rows": perplexity_rows(cells, 8)}
 
 
 def by_method(tasks: dict[str, float | None], **more: Any) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def test_what_comes_from_a_file_is_escaped(tmp_path: Path) -> None:
     write_results(tmp_path / "<img src=x onerror=alert(3)>.json", {**HEAD, "rows": [line]})
     (tmp_path / "<b>.json").write_text("{")
     console = Console(file=io.StringIO(), width=200)
-    text = report(tmp_path, title=evil, console=console).read_text()
+    text = write_report(tmp_path, title=evil, console=console).read_text()
     parsed = Page(text)
     assert not {"script", "img"} & set(parsed.tags)
     assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
@@ -200,7 +201,7 @@ def test_files_that_are_no_results_are_named_and_do_not_stop_it(tmp_path: Path) 
         assert expected in why[name], name
     assert "the same command again finishes it" in why["half"]
     console = Console(file=io.StringIO(), width=200)
-    text = report(tmp_path, console=console).read_text()
+    text = write_report(tmp_path, console=console).read_text()
     assert all(name in text for name in why)
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert "cut.json is no whole JSON" in told
@@ -225,10 +226,10 @@ def test_a_folder_without_results_is_an_error(tmp_path: Path, content: dict[str,
 
 def test_a_folder_that_is_not_there_and_a_file_for_out_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        report(tmp_path / "nowhere")
+        write_report(tmp_path / "nowhere")
     write_results(tmp_path / "one.json", passkey())
     with pytest.raises(ValueError, match="is a file"):
-        report(tmp_path, tmp_path / "one.json")
+        write_report(tmp_path, tmp_path / "one.json")
 
 
 def test_the_command_writes_a_page_and_figures(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_longctx.evaluation.perplexity import LengthScore, fixed_targets, nll_by_position, perplexity, read
+from hf_longctx.evaluation.perplexity import LengthScore, fixed_targets, perplexity, read
 
 # The same sums in another order (chunked against whole attention), fp32.
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -79,20 +79,10 @@ def test_nll_and_perplexity_by_hand() -> None:
     ln2 = math.log(2)
     found = read(model, torch.tensor([[3, 0, 1, 2, 0]]), n_targets=3, chunk=2, score_chunk=2)
     torch.testing.assert_close(found, torch.tensor([[2 * ln2, 3 * ln2, ln2]]))
-    # Positions 1-2, 3-4 and 5 (bins of 3: 0-2, 3-5): (ln2 + 2 ln2) / 2 and (3 + 1 + 3) / 3 ln2.
-    found = nll_by_position(model, torch.tensor([[3, 0, 1, 2, 0, 3]]), bins=3, chunk=4)
-    torch.testing.assert_close(found, torch.tensor([1.5 * ln2, 7 / 3 * ln2]))
     # Means of 1 and 3 halvings: 2 ** 2, not the mean of 2 and 8.
     assert perplexity([ln2, 3 * ln2]) == pytest.approx(4)
     assert perplexity([1e4]) == math.inf
     assert math.isnan(perplexity([math.nan]))
-
-
-def test_nll_by_position_equals_the_means_of_one_forward(llama: Any) -> None:
-    x = ids(2, 50)
-    nll = whole(llama, x)
-    expected = torch.stack([nll[:, :15].mean(), nll[:, 15:31].mean(), nll[:, 31:47].mean(), nll[:, 47:].mean()])
-    torch.testing.assert_close(nll_by_position(llama, x, bins=16, chunk=11), expected, **TOLERANCE)
 
 
 def test_fixed_targets_scores_the_same_tokens_at_every_length(llama: Any) -> None:
@@ -138,8 +128,6 @@ def test_read_refuses_wrong_shapes_and_train_mode(llama: Any) -> None:
         read(llama, torch.zeros(1, 10), n_targets=2)
     with pytest.raises(ValueError, match="eval"):
         read(llama.train(), ids(1, 10), n_targets=2)
-    with pytest.raises(ValueError, match="at least 2 tokens"):
-        nll_by_position(llama, ids(1, 10), bins=1)
 
 
 def test_read_refuses_a_model_without_a_cache(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:

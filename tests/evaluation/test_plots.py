@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from hf_longctx.evaluation.passkey import PasskeyCell
 from hf_longctx.evaluation.report import plots
 
 CURVES: dict[str, Any] = {"stock": {512: 20.0, 1024: 18.0, 2048: 900.0, 4096: None}, "method": {512: 20.0, 4096: 17.0}}
 GRIDS = {
-    "stock": [PasskeyCell(n, d, 10, 10 if n == 512 else 0) for n in (512, 2048) for d in (0.0, 1.0)],
-    "method": [PasskeyCell(n, 1.0, 10, 5) for n in (512, 2048, 4096)],
+    "stock": {(n, d): 1.0 if n == 512 else 0.0 for n in (512, 2048) for d in (0.0, 1.0)},
+    "method": {(n, 1.0): 0.5 for n in (512, 2048, 4096)},
 }
 
 
@@ -34,7 +33,7 @@ def overlaps(figure: Any) -> list[tuple[str, str]]:
 def test_figures_are_drawn_and_nothing_overlaps(tmp_path: Path, kind: str) -> None:
     about = {"window": 1024, "title": "What is shown", "subtitle": "tiny model on a CPU, " * 4}
     figure = {
-        "perplexity": lambda: plots.perplexity_figure(CURVES, **about),  # type: ignore[arg-type]  # mixed values
+        "perplexity": lambda: plots.curve_figure(CURVES, **about),  # type: ignore[arg-type]  # mixed values
         "passkey": lambda: plots.passkey_figure(GRIDS, **about),  # type: ignore[arg-type]
         "summary": lambda: plots.summary_figure(CURVES, GRIDS, **about),  # type: ignore[arg-type]
     }[kind]()
@@ -44,7 +43,7 @@ def test_figures_are_drawn_and_nothing_overlaps(tmp_path: Path, kind: str) -> No
 
 
 def test_a_length_out_of_memory_is_left_out_of_its_line_only() -> None:
-    (axes,) = plots.perplexity_figure(CURVES, window=1024).axes
+    (axes,) = plots.curve_figure(CURVES, window=1024).axes
     lines = {line.get_label(): line for line in axes.lines}
     assert list(lines["stock"].get_xdata()) == [512, 1024, 2048]
     assert list(lines["method"].get_xdata()) == [512, 4096]
@@ -60,15 +59,15 @@ def test_a_cell_that_was_not_measured_is_a_dash() -> None:
 
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match=r"none of the curves \['stock'\]"):
-        plots.perplexity_figure({"stock": {512: None}})
+        plots.curve_figure({"stock": {512: None}})
     with pytest.raises(ValueError, match="none of the grids"):
-        plots.passkey_figure({"stock": []})
+        plots.passkey_figure({"stock": {}})
 
 
 def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install '\.\[evaluation\]'"):
-        plots.perplexity_figure(CURVES)
+        plots.curve_figure(CURVES)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from hf_longctx.evaluation.metrics import scores
-from hf_longctx.evaluation.metrics.table import NAMES
-from hf_longctx.evaluation.readers.longbench import TASKS
-from hf_longctx.evaluation.readers.m4le import TASKS as M4LE
-from hf_longctx.evaluation.readers.table import READERS, read
+from hf_longctx.evaluation import read, scores
+from hf_longctx.evaluation.benchmarks.longbench import TASKS
+from hf_longctx.evaluation.benchmarks.m4le import TASKS as M4LE
+from hf_longctx.evaluation.catalogue import readers
+from hf_longctx.evaluation.metrics import metrics
 
 LONGBENCH = {
     "input": "Who?", "context": "She did.", "answers": ["she"], "length": 4100, "dataset": "hotpotqa", "language": "en",
@@ -104,7 +104,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def test_every_reader_has_an_example() -> None:
-    assert set(EXAMPLES) == set(READERS)
+    assert set(EXAMPLES) == set(readers())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -113,7 +113,7 @@ def test_a_file_in_the_official_format_is_read(name: str, tmp_path: Path) -> Non
     first, *_ = found = list(read(name, write(tmp_path / file, record, record)))
     assert len(found) == 2 * (2 if name == "leval" else 1)
     assert {key: getattr(first, key) for key in expected} == expected
-    assert first.metric in NAMES
+    assert first.metric in metrics()
     assert scores([right], [first])[0] == pytest.approx(1)
 
 
@@ -152,7 +152,7 @@ def test_longbench_prompts_and_buckets(tmp_path: Path) -> None:
     for prompt, tokens, metric in TASKS.values():
         assert prompt.count("{context}") == 1
         assert 32 <= tokens <= 512
-        assert metric in NAMES
+        assert metric in metrics()
     path = tmp_path / "x.jsonl"
     trec = {**LONGBENCH, "dataset": "trec_e", "all_classes": ["A", "B"], "length": 9000, "answers": ["B"]}
     (sample,) = read("longbench", write(path, trec))
@@ -220,7 +220,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     for data, message in [
         (b"\0\1\2", "zero bytes"),
-        ("{'ä'}".encode("latin1"), "isn't UTF-8: byte 2 is 0xe4"),
+        ("{'ä'}".encode("latin1"), "is not UTF-8: byte 2 is 0xe4"),
         (b'{"a": 1}\n{"a": \n', "line 2: not JSON"),
         (b"3\n", "line 1: expected a JSON object, found '3'"),
         (b"", "is empty. Give a file with samples"),

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from hf_longctx.evaluation.metrics import scores
-from hf_longctx.evaluation.metrics.table import check
-from hf_longctx.evaluation.readers.table import read
-from hf_longctx.evaluation.tasks.collect import collect
+from hf_longctx.evaluation import read, scores
+from hf_longctx.evaluation.metrics import check
+from hf_longctx.evaluation.sample import Sample
+from hf_longctx.evaluation.suite import collect
+from hf_longctx.evaluation.task import Grid
 from hf_longctx.evaluation.tasks.questions import Questions
-from hf_longctx.evaluation.tasks.sample import Sample
 from tests.evaluation.test_readers import EXAMPLES, write
 
 REFERENCES = {
@@ -106,7 +106,7 @@ def test_what_would_crash_or_count_as_0_after_an_hour(
 def test_before_a_model_is_there(tmp_path: Path, tokenizer: Any) -> None:
     path = write(tmp_path / "mine.jsonl", *[MINE] * 3, {**MINE, "answers": []})
     with pytest.raises(ValueError, match=r"mine\.jsonl, line 4: the references are none"):
-        collect(tokenizer, [f"jsonl:{path}"], [64], n=1)
+        collect(tokenizer, Grid(tasks=[f"jsonl:{path}"], lengths=[64]), {64: 1})
 
 
 def test_numbers_are_references_too(tmp_path: Path) -> None:

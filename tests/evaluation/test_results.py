@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hf_longctx.evaluation import results as module
-from hf_longctx.evaluation.results import environment, results, row, write_results, write_whole
+from hf_longctx.evaluation.results import environment, result_file, row, write_results, write_whole
 from hf_longctx.storage.cells import CellStore
 
 
@@ -40,7 +40,7 @@ def test_values_that_json_lacks_become_null_with_a_reason(tmp_path: Path) -> Non
     found = row("ppl", math.inf, "perplexity", beside={"stock": math.nan}, detail={"samples": [1.0, math.inf]})
     assert (found["value"], found["why"], found["beside"]) == (None, "the value is inf", {"stock": None})
     assert found["detail"] == {"samples": [1.0, None]}
-    write_results(tmp_path / "r.json", results([found], model="tiny", command="test"))
+    write_results(tmp_path / "r.json", result_file([found], model="tiny", command="test"))
     kept = json.loads((tmp_path / "r.json").read_text())
     assert list(kept) == ["command", "commit", "hardware", "versions", "model", "date", "rows"]
     assert kept["rows"] == [found]

@@ -11,14 +11,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from hf_longctx.evaluation import run
+from hf_longctx.evaluation import runner
 from hf_longctx.evaluation.perplexity import fixed_targets
 from hf_longctx.evaluation.report import plots
-from hf_longctx.evaluation.report import run as report
-from hf_longctx.evaluation.run import evaluate
+from hf_longctx.evaluation.report.files import ResultFile
+from hf_longctx.evaluation.report.measured import measured
+from hf_longctx.evaluation.runner import evaluate
+from hf_longctx.evaluation.tasks import passkey, ppl
 from hf_longctx.text.corpora import load_text, tokenize_documents
 from tests.evaluation.conftest import Louder
 
+PAGE = load_text("python-docs")[:5000]
 PPL: dict[str, Any] = {
     "task": "ppl", "lengths": [32, 64, 96], "n_targets": 8, "documents": 2, "chunk": 32, "score_chunk": 8,
     "command": "test",
@@ -32,8 +35,7 @@ PASSKEY: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _short_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of the documentation: tokenizing all of it would take most of the time."""
-    page = load_text("python-docs")[:5000]
-    monkeypatch.setattr(run, "load_text", lambda name: page)
+    monkeypatch.setattr(ppl, "documents", lambda tokenizer, _, *size: tokenize_documents(tokenizer, PAGE, *size))
 
 
 @pytest.fixture
@@ -58,19 +60,20 @@ def test_perplexity_of_stock_truncated_and_method(llama: Any, tokenizer: Any, tm
     assert found["settings"]["configurations"] == ["stock", "last 64 tokens", "Louder"]
     assert found["settings"]["method"] == {"name": "louder"}
 
-    documents = list(tokenize_documents(tokenizer, run.load_text("python-docs"), 96, 2))
+    documents = list(tokenize_documents(tokenizer, PAGE, 96, 2))
     expected = [score.perplexity for score in fixed_targets(llama, documents, [32, 64, 96], n_targets=8)]
     stock = [line["beside"]["stock"] for line in found["rows"]]
     truncated = [line["beside"]["last 64 tokens"] for line in found["rows"]]
     assert stock == pytest.approx(expected, rel=1e-4)
     assert truncated == [stock[0], stock[1], stock[1]]
-    with method.on(llama):
+    with method.running(llama):
         louder = [score.perplexity for score in fixed_targets(llama, documents, [32, 64, 96], n_targets=8)]
     assert [line["value"] for line in found["rows"]] == pytest.approx(louder, rel=1e-4)
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     assert "last 64 tokens" in shown
     assert "Louder" in shown
-    assert report.curves(found)["stock"] == pytest.approx(dict(zip([32, 64, 96], stock, strict=True)))
+    (kept,) = measured([ResultFile("results.json", found)])
+    assert kept.curve("stock") == pytest.approx(dict(zip([32, 64, 96], stock, strict=True)))
 
 
 def test_passkey_of_stock_and_truncated(llama: Any, tokenizer: Any, tmp_path: Path, console: Console) -> None:
@@ -85,9 +88,10 @@ def test_passkey_of_stock_and_truncated(llama: Any, tokenizer: Any, tmp_path: Pa
         ["stock", 400, 0.0, None], ["stock", 400, 1.0, None], ["stock", 500, 0.0, None], ["stock", 500, 1.0, None],
         ["stock", 500, 0.0, 412], ["stock", 500, 1.0, 412],
     ]  # fmt: skip
-    grids = report.grids(found)
-    assert [len(cells) for cells in grids.values()] == [4, 4]
-    plots.summary_figure({"stock": {400: 2.0}}, grids)
+    (kept,) = measured([ResultFile("results.json", found)])
+    drawn = {name: kept.grid(name) for name in kept.configurations}
+    assert [len(cells) for cells in drawn.values()] == [4, 4]
+    plots.summary_figure({"stock": {400: 2.0}}, drawn)
     assert (tmp_path / "figure.png").exists()
 
 
@@ -95,15 +99,19 @@ def test_passkey_of_stock_and_truncated(llama: Any, tokenizer: Any, tmp_path: Pa
 def test_an_interrupted_run_resumes_with_the_same_result(
     llama: Any, tokenizer: Any, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch, task: dict[str, Any]
 ) -> None:
-    measured, ran = run._measured, []
+    ran: list[Any] = []
 
-    def watched(job: Any, *args: Any) -> Any:
-        if len(ran) == stop_after:
-            raise KeyboardInterrupt
-        ran.append(job.key)
-        return measured(job, *args)
+    def watched(value: Any) -> Any:
+        def measured(self: Any, model: Any, cell: Any, progress: Any) -> Any:
+            if len(ran) == stop_after:
+                raise KeyboardInterrupt
+            ran.append(cell.key)
+            return value(self, model, cell, progress)
 
-    monkeypatch.setattr(run, "_measured", watched)
+        return measured
+
+    for kind in (ppl._Spans, passkey._Prompts):
+        monkeypatch.setattr(kind, "value", watched(kind.value))
     stop_after = -1
     whole = evaluate(llama, tokenizer, method=Louder(), out=tmp_path / "whole", console=console, **task)
     everything = list(ran)
@@ -146,12 +154,12 @@ def test_a_length_that_does_not_fit_into_memory_is_reported_and_tried_again(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return fixed_targets(model, documents, lengths, **options)
 
-    monkeypatch.setattr(run, "fixed_targets", scarce)
+    monkeypatch.setattr(ppl, "fixed_targets", scarce)
     found = evaluate(llama, tokenizer, out=tmp_path, console=console, **PPL)
     assert [line["beside"]["stock"] is None for line in found["rows"]] == [False, False, True]
     assert all(line["value"] for line in found["rows"])
     assert "out of memory" in console.file.getvalue()  # type: ignore[attr-defined]
-    monkeypatch.setattr(run, "fixed_targets", fixed_targets)
+    monkeypatch.setattr(ppl, "fixed_targets", fixed_targets)
     again = evaluate(llama, tokenizer, out=tmp_path, console=console, **PPL)
     assert again["rows"][2]["beside"]["stock"] > 1
 
@@ -182,7 +190,7 @@ def test_a_method_that_refuses_the_model_does_so_before_anything_runs(
     llama: Any, tokenizer: Any, tmp_path: Path, console: Console
 ) -> None:
     class Refuses(Louder):
-        def on(self, model: Any) -> Any:
+        def running(self, model: Any) -> Any:
             raise ValueError("not this model")
 
     with pytest.raises(ValueError, match="not this model"):
@@ -193,11 +201,14 @@ def test_a_method_that_refuses_the_model_does_so_before_anything_runs(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "niah"}, "expected one of ppl, passkey"),
+        ({"task": "nih"}, "no such task. Did you mean niah"),
+        ({"task": "ppl,kv"}, "ppl is measured alone"),
+        ({"trials": 3}, "ppl: no setting 'trials'.*There are: documents, n_targets, chunk, score_chunk"),
+        ({"n_targets": "8"}, "n_targets='8' is str, expected int"),
+        ({"depths": [0.5]}, "perplexity has no depth"),
         ({"lengths": []}, "at least one"),
         ({"lengths": [0, 32]}, "above 0"),
-        ({"window": 8}, "window=8 holds nothing"),
-        ({"haystack": "moby"}, 'expected "filler"'),
+        ({"window": 8}, "window=8 leaves no room for context"),
         ({"lengths": [8, 32]}, "holds no context"),
         ({"lengths": [10**6]}, "documents of 1,000,000 need 2,000,000"),
     ],
@@ -209,12 +220,25 @@ def test_wrong_arguments_are_refused(
         evaluate(llama, tokenizer, out=tmp_path, console=console, **{**PPL, **change})
 
 
+def test_what_a_pass_key_cannot_be_hidden_in_is_refused(
+    llama: Any, tokenizer: Any, tmp_path: Path, console: Console
+) -> None:
+    with pytest.raises(ValueError, match='expected "filler"'):
+        evaluate(llama, tokenizer, out=tmp_path, console=console, **{**PASSKEY, "haystack": "moby"})
+
+
+def test_the_method_alone(llama: Any, tokenizer: Any, tmp_path: Path, console: Console) -> None:
+    found = evaluate(llama, tokenizer, method=Louder(), alone=True, out=tmp_path, console=console, **PPL)
+    assert found["settings"]["configurations"] == ["Louder"]
+    assert [line["beside"] for line in found["rows"]] == [{}] * 3
+
+
 def test_a_config_without_positions_asks_for_the_window() -> None:
     with pytest.raises(ValueError, match="Pass window="):
-        run.checked_window(SimpleNamespace(), None, 8)
-    assert run.checked_window(SimpleNamespace(max_position_embeddings=64), None, 8) == 64
+        runner.checked_window(SimpleNamespace(), None, 8)
+    assert runner.checked_window(SimpleNamespace(max_position_embeddings=64), None, 8) == 64
 
 
 def test_the_folder_of_a_model_is_not_recorded(llama: Any, tmp_path: Path) -> None:
     llama.config._name_or_path = str(tmp_path)
-    assert run.model_name(llama) == tmp_path.name
+    assert runner.model_name(llama) == tmp_path.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from hf_longctx.evaluation import suite
+from hf_longctx.evaluation import prompts, suite
 from hf_longctx.evaluation.answer import answer, batches
-from hf_longctx.evaluation.suite import evaluate_tasks
-from hf_longctx.evaluation.tasks import collect
+from hf_longctx.evaluation.runner import evaluate
 from tests.evaluation.conftest import Louder
 
 TASKS: dict[str, Any] = {
-    "tasks": ["passkey", "lines"], "lengths": [700, 800], "n": 2, "window": 750, "batch_tokens": 1700,
+    "task": ["passkey", "lines"], "lengths": [700, 800], "samples": 2, "window": 750, "batch_tokens": 1700,
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def console() -> Console:
 
 @pytest.fixture(autouse=True)
 def _short_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "load_text", lambda name: "A short text. It has sentences. " * 20)
+    monkeypatch.setattr(suite, "load_text", lambda name: "A short text. It has sentences. " * 20)
 
 
 def same(results: dict[str, Any]) -> list[Any]:
@@ -59,7 +59,7 @@ def test_a_padded_batch_answers_as_its_rows_alone(llama: Any, tokenizer: Any) ->
 
 def test_stock_truncated_and_method(llama: Any, tokenizer: Any, tmp_path: Path, console: Console) -> None:
     method, before = Louder(), llama.lm_head.weight.clone()
-    found = evaluate_tasks(llama, tokenizer, method=method, out=tmp_path, console=console, **TASKS)
+    found = evaluate(llama, tokenizer, method=method, out=tmp_path, console=console, **TASKS)
     assert torch.equal(llama.lm_head.weight, before)
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(found))
     assert found["settings"]["configurations"] == ["stock", "last 750 tokens", "Louder"]
@@ -83,7 +83,7 @@ def test_stock_truncated_and_method(llama: Any, tokenizer: Any, tmp_path: Path, 
     assert len(lines) == 3 * 4 * 2
     assert {"configuration", "task", "id", "prediction", "answers", "score"} <= lines[0].keys()
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
-    assert "passkey" in shown
+    assert "Passkey retrieval" in shown
     assert "Louder" in shown
 
 
@@ -94,9 +94,9 @@ def test_a_perfect_reader_has_full_marks_where_it_sees_the_answer(
         texts = [tokenizer.decode(ids.tolist()) for ids in prompts]
         return [text.partition("Remember it. ")[2].partition(" is the pass key")[0] for text in texts]
 
-    monkeypatch.setattr(suite, "answer", oracle)
-    found = evaluate_tasks(
-        llama, tokenizer, tasks=["passkey"], lengths=[900, 3000], depths=[0.0, 1.0], n=2, window=900, out=tmp_path,
+    monkeypatch.setattr(prompts, "answer", oracle)
+    found = evaluate(
+        llama, tokenizer, task=["passkey"], lengths=[900, 3000], depths=[0.0, 1.0], samples=2, window=900, out=tmp_path,
         console=console,
     )  # fmt: skip
     cells = {
@@ -114,7 +114,7 @@ def test_a_perfect_reader_has_full_marks_where_it_sees_the_answer(
 def test_an_interrupted_run_resumes_with_the_same_result(
     llama: Any, tokenizer: Any, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = evaluate_tasks(llama, tokenizer, method=Louder(), out=tmp_path / "whole", console=console, **TASKS)
+    whole = evaluate(llama, tokenizer, method=Louder(), out=tmp_path / "whole", console=console, **TASKS)
     asked: list[int] = []
 
     def watched(model: Any, tokenizer_: Any, prompts: Any, budget: int, **more: Any) -> list[str]:
@@ -123,26 +123,26 @@ def test_an_interrupted_run_resumes_with_the_same_result(
         asked.append(len(prompts))
         return answer(model, tokenizer_, prompts, budget, **more)
 
-    monkeypatch.setattr(suite, "answer", watched)
+    monkeypatch.setattr(prompts, "answer", watched)
     stop_after = 3
     for _ in range(2):
         asked.clear()
         with pytest.raises(KeyboardInterrupt):
-            evaluate_tasks(llama, tokenizer, method=Louder(), out=tmp_path / "part", console=console, **TASKS)
+            evaluate(llama, tokenizer, method=Louder(), out=tmp_path / "part", console=console, **TASKS)
         assert not (tmp_path / "part" / "results.json").exists()
     stop_after = -1
     asked.clear()
-    resumed = evaluate_tasks(llama, tokenizer, method=Louder(), out=tmp_path / "part", console=console, **TASKS)
+    resumed = evaluate(llama, tokenizer, method=Louder(), out=tmp_path / "part", console=console, **TASKS)
     assert 0 < sum(asked) < 5 * 2 * 2
     assert same(resumed) == same(whole)
     with pytest.raises(ValueError, match="holds cells of another run: seed was 0 and is 1"):
-        evaluate_tasks(llama, tokenizer, method=Louder(), out=tmp_path / "part", console=console, seed=1, **TASKS)
+        evaluate(llama, tokenizer, method=Louder(), out=tmp_path / "part", console=console, seed=1, **TASKS)
     # where only the samples differ, why they do
     with pytest.raises(
         ValueError, match=r"another run: lengths was \[700, 800\] and is \[700\], n was 2 and is 1, sam"
     ):
-        evaluate_tasks(llama, tokenizer, out=tmp_path / "part", method=Louder(), console=console,
-                       **{**TASKS, "lengths": [700], "n": 1})  # fmt: skip
+        evaluate(llama, tokenizer, out=tmp_path / "part", method=Louder(), console=console,
+                       **{**TASKS, "lengths": [700], "samples": 1})  # fmt: skip
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_a_prompt_that_does_not_is_reported(
@@ -156,9 +156,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_prompt_that_does_not_is_repor
             raise torch.OutOfMemoryError("CUDA out of memory")
         return ["1"] * len(prompts)
 
-    monkeypatch.setattr(suite, "answer", scarce)
-    found = evaluate_tasks(
-        llama, tokenizer, tasks=["passkey"], lengths=[700, 800], n=4, batch_tokens=10**6, alone=True, out=tmp_path,
+    monkeypatch.setattr(prompts, "answer", scarce)
+    found = evaluate(
+        llama, tokenizer, task=["passkey"], lengths=[700, 800], samples=4, batch_tokens=10**6, alone=True, out=tmp_path,
         console=console,
     )  # fmt: skip
     assert sizes[:3] == [4, 2, 1]
@@ -176,8 +176,8 @@ def test_files_are_cut_to_the_length_and_judged_ones_have_no_score(
     ]  # fmt: skip
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = evaluate_tasks(
-        llama, tokenizer, tasks=[f"jsonl:{path}"], lengths=[60], alone=True, batch_tokens=200, out=tmp_path / "out",
+    found = evaluate(
+        llama, tokenizer, task=[f"jsonl:{path}"], lengths=[60], alone=True, batch_tokens=200, out=tmp_path / "out",
         console=console,
     )  # fmt: skip
     a, b, mean = found["rows"]
@@ -192,12 +192,20 @@ def test_files_are_cut_to_the_length_and_judged_ones_have_no_score(
 class Tail:
     """A procedure for `custom_generate`: reads the question alone."""
 
+    kind, name, reads_documents = "procedure", "tail", True
+
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []
 
     def __call__(self, model: Any, input_ids: Any, generation_config: Any, head: int, question: int, **_: Any) -> Any:
         self.seen.append((head, question))
         return torch.cat([input_ids, input_ids[:, -3:]], dim=1)
+
+    def check_room(self, model: Any, n_tokens: int) -> None:
+        pass
+
+    def running(self, model: Any) -> Any:
+        return nullcontext({"custom_generate": self})
 
     def spec(self) -> dict[str, Any]:
         return {"name": "tail"}
@@ -207,8 +215,16 @@ def test_a_procedure_is_told_where_the_document_is(
     llama: Any, tokenizer: Any, tmp_path: Path, console: Console
 ) -> None:
     procedure = Tail()
-    found = evaluate_tasks(
-        llama, tokenizer, tasks=["kv"], lengths=[800], n=2, method=procedure, alone=True, out=tmp_path, console=console
+    found = evaluate(
+        llama,
+        tokenizer,
+        task=["kv"],
+        lengths=[800],
+        samples=2,
+        method=procedure,
+        alone=True,
+        out=tmp_path,
+        console=console,
     )
     assert found["settings"]["configurations"] == ["Tail"]
     assert len(procedure.seen) == 2
@@ -222,14 +238,14 @@ def test_a_procedure_is_told_where_the_document_is(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": []}, "give at least one"),
-        ({"tasks": ["niah_single"]}, "Did you mean niah_single_"),
-        ({"tasks": ["qa_1"]}, "Give it as qa_1:FILE"),
-        ({"tasks": ["longbench"]}, "Give it as longbench:FILE"),
+        ({"task": []}, "give at least one"),
+        ({"task": ["niah_single"]}, "Did you mean niah_single_"),
+        ({"task": ["qa_1"]}, "Give it as qa_1:FILE"),
+        ({"task": ["longbench"]}, "Give it as longbench:FILE"),
         ({"lengths": []}, "above 0"),
         ({"lengths": [60]}, "length=60: passkey takes more tokens"),
-        ({"n": 0}, "at least one sample"),
-        ({"n": {700: 2}}, r"no number for the lengths \[800\]"),
+        ({"samples": 0}, "at least one sample"),
+        ({"samples": [2]}, "one for each of 2 lengths"),
         ({"batch_tokens": 0}, "batch_tokens=0"),
         ({"depths": [2.0]}, "depth=2.0"),
         ({"window": 30}, "window=30: the answer to a sample of lines takes 35 tokens"),
@@ -239,13 +255,13 @@ def test_wrong_arguments_are_refused_before_anything_runs(
     llama: Any, tokenizer: Any, tmp_path: Path, console: Console, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate_tasks(llama, tokenizer, out=tmp_path / "out", console=console, **{**TASKS, **change})
+        evaluate(llama, tokenizer, out=tmp_path / "out", console=console, **{**TASKS, **change})
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_not_there(llama: Any, tokenizer: Any, tmp_path: Path, console: Console) -> None:
     with pytest.raises(FileNotFoundError, match=r"No file at nowhere\.jsonl\. Give leval"):
-        evaluate_tasks(llama, tokenizer, out=tmp_path, console=console, **{**TASKS, "tasks": ["leval:nowhere.jsonl"]})
+        evaluate(llama, tokenizer, out=tmp_path, console=console, **{**TASKS, "task": ["leval:nowhere.jsonl"]})
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file; expected the name of a folder"):
-        evaluate_tasks(llama, tokenizer, out=tmp_path / "file", console=console, **TASKS)
+        evaluate(llama, tokenizer, out=tmp_path / "file", console=console, **TASKS)

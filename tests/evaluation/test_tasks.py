@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from hf_longctx.evaluation.tasks import NAMES, RULER, Haystack, Sample, encode, encode_parts, make_task, samples, table
-from hf_longctx.evaluation.tasks.sample import shorten
+from hf_longctx.evaluation import catalogue
+from hf_longctx.evaluation.catalogue import RULER, make_task, samples, task_names
+from hf_longctx.evaluation.haystack import Haystack
+from hf_longctx.evaluation.sample import Sample, encode, encode_parts, shorten
 from hf_longctx.storage.fingerprint import tokenizer_digest
 from hf_longctx.text.corpora import load_text
 from tests.evaluation.conftest import byte_tokenizer
 
 pytest.importorskip("wonderwords")
-MADE = tuple(name for name in NAMES if not name.startswith("qa_"))
+MADE = tuple(name for name in task_names() if not name.startswith("qa_"))
 LENGTH = 3000  # bytes
 SQUAD = {
     "data": [
@@ -163,7 +165,7 @@ def test_samples_are_kept_by_tokenizer(
 ) -> None:
     made = samples("kv", tokenizer, LENGTH, 2, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr(table, "make_task", lambda name, text: pytest.fail("not from the cache") if name else None)
+    monkeypatch.setattr(catalogue, "make_task", lambda name, text: pytest.fail("not from the cache") if name else None)
     task = make_task("kv")
     monkeypatch.setattr(type(task), "samples", lambda *args, **kwargs: pytest.fail("made anew"))
     assert samples(task, tokenizer, LENGTH, 2, cache=tmp_path) == made
@@ -204,7 +206,7 @@ def test_what_is_cut_out() -> None:
 
 
 def test_words_need_their_package(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_longctx.evaluation.tasks.words import word_list
+    from hf_longctx.evaluation.words import word_list
 
     word_list.cache_clear()
     monkeypatch.setitem(sys.modules, "wonderwords", None)

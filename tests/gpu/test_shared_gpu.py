@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx import shared_prefix
-from hf_longctx.ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, attend, fused, fused_refuses, merged
+from hf_longctx.ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, attend, fused, fused_unsupported_reason, merged
 from tests.sharing.prefixes import DOCUMENT, GREEDY, IDS, LOGITS, MASK
 from tests.tiny import left_padded, text, tiny
 
@@ -59,7 +59,7 @@ def test_one_token_a_row(lengths: tuple[int, ...], heads: tuple[int, int], dim: 
     for window in (None, 500):
         asked, exact = problem(5, 1, heads, dim, lengths, dtype, window)
         truth = merged(*exact, kernel="reference")
-        assert fused_refuses(*asked[:2]) is None
+        assert fused_unsupported_reason(*asked[:2]) is None
         for parts in (None, 1, 3) if window is None and min(lengths) > 3 else (None,):
             assert off(fused(*asked, parts=parts), truth) <= TOLERANCE[dtype], (window, parts)
 

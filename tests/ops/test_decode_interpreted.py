@@ -57,6 +57,20 @@ check(3, 4, 4, 24, 33, 9, None, 3, 3)
 check(3, 8, 1, 64, 130, 20, 50, None, 2)  # a sliding-window layer
 """
 
+SINK = """
+import torch
+from hf_longctx.ops.attend import attend
+from hf_longctx.ops.kernels import FUSED
+from hf_longctx.ops.masks import BeyondWindow, Window
+from tests.ops.cases import problem, truth
+
+FUSED[0].unsupported_reason = lambda branches: None
+p, sink = problem("one-token", 4, 2, 16), torch.tensor([1.0, -2.0, 5.0, 9.0])
+branches = [p.branch(Window(64)), p.branch(BeyondWindow(64))]
+true = truth(branches, 0.1, sink)[0].float()
+torch.testing.assert_close(attend(branches, scale=0.1, sink_H=sink), true, atol=2e-6, rtol=2e-6)
+"""
+
 COMPILED = """
 import triton
 from tests.ops.interpreted import compile_for_h100
@@ -94,7 +108,14 @@ for part, out in (("*bf16", "*bf16"), ("*bf16", "*fp32"), ("*fp32", "*fp32")):
 """
 
 
-@pytest.mark.parametrize(("code", "interpret"), [(INTERPRETED, "1"), (SHARED, "1"), (COMPILED, "0")],
-                         ids=["interpreted", "shared-interpreted", "compiled"])  # fmt: skip
-def test_kernel(code: str, interpret: str) -> None:
-    run(code, interpret)
+CODES = {
+    "interpreted": (INTERPRETED, "1"),
+    "shared-interpreted": (SHARED, "1"),
+    "sink-interpreted": (SINK, "1"),
+    "compiled": (COMPILED, "0"),
+}
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_kernel(name: str) -> None:
+    run(*CODES[name])

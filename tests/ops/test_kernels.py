@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,6 +176,19 @@ def test_choose_names_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="cannot do this attention: tensors are not on a CUDA device"):
         choose(call, p.q, p.k, "cuda_flash")
     assert choose(call, p.q, p.k).name == "blocked"
+    with pytest.raises(ValueError, match="All kernels: selected: it has no Full mask; triton_few: tensors"):
+        choose(call, p.q, p.k, "selected")
+    nothing: Any = replace(call, mask=None)
+    with pytest.raises(ValueError, match=r"no kernel can do this.*blocked: it has no NoneType mask; reference"):
+        choose(nothing, p.q, p.k)
+
+
+def test_one_row_of_scores_needs_no_blocks_unless_they_are_asked_for() -> None:
+    p = problem("one-token")
+    call = call_of(p.branch(Causal()))
+    assert choose(call, p.q, p.k).name == "reference"
+    assert choose(call, p.q, p.k, "blocked").name == "blocked"
+    assert choose(call, p.q.double(), p.k.double()).name == "blocked"
 
 
 @pytest.mark.parametrize("name", KERNELS)

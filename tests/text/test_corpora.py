@@ -9,8 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from hf_longctx.evaluation import run
-from hf_longctx.evaluation.tasks import collect
+from hf_longctx.evaluation import suite
+from hf_longctx.evaluation.runner import evaluate
+from hf_longctx.evaluation.task import Grid
+from hf_longctx.evaluation.tasks import passkey
 from hf_longctx.text import corpora as texts
 from hf_longctx.text.corpora import beginning, beginning_ids, is_large, load_text, read_documents, tokenize_documents
 
@@ -159,12 +161,12 @@ def test_every_task_reads_a_large_file_in_parts(
         raise AssertionError("the whole file was read")
 
     monkeypatch.setattr(texts, "load_text", whole)
-    monkeypatch.setattr(run, "load_text", whole)
-    monkeypatch.setattr(collect, "load_text", whole)
+    monkeypatch.setattr(passkey, "load_text", whole)
+    monkeypatch.setattr(suite, "load_text", whole)
     quiet = Console(file=io.StringIO())
     text = {"text": str(large), "console": quiet}
-    run.evaluate(llama, tokenizer, task="ppl", lengths=[32], n_targets=8, out=tmp_path / "a", **text)
-    found = run.evaluate(
+    evaluate(llama, tokenizer, task="ppl", lengths=[32], n_targets=8, out=tmp_path / "a", **text)
+    found = evaluate(
         llama,
         tokenizer,
         task="passkey",
@@ -176,5 +178,5 @@ def test_every_task_reads_a_large_file_in_parts(
         **text,
     )
     assert found["settings"]["text"] == "large.txt"
-    made = collect.collect(tokenizer, ["niah_single_2"], [900], n=1, text=str(large))
+    made = suite.collect(tokenizer, Grid(tasks=["niah_single_2"], lengths=[900], text=str(large)), {900: 1})
     assert ", a line" in next(iter(made.values()))[0].context

@@ -10,7 +10,7 @@ from tokenizers import processors
 
 import hf_longctx.text.pieces as text_stream
 from hf_longctx.evaluation.passkey import passkey_prompts
-from hf_longctx.evaluation.tasks.sample import Sample, encode, encode_parts
+from hf_longctx.evaluation.sample import Sample, encode, encode_parts
 from hf_longctx.generation.xl3m.arguments import opened
 from hf_longctx.generation.xl3m.prompt import around_text, split, text_before
 from hf_longctx.sharing.questions import Prompt

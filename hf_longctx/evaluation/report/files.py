@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# A result file is kilobytes; what is larger is a tokenizer or a data set, and would be read for nothing.
+# A result file is kilobytes; a larger file is a tokenizer or a data set, and would be read for nothing.
 LARGEST = 64 * 2**20
 _TEXTS = ("command", "commit", "hardware", "model", "date")
 
@@ -60,8 +60,8 @@ def collect(folder: str | Path) -> tuple[list[ResultFile], list[LeftOut]]:
         (found if isinstance(kept, ResultFile) else left).append(kept)  # type: ignore[arg-type]  # the list fits
     left += _unfinished(root) if Path(folder).is_dir() else []
     if not found:
-        raise ValueError(f"{folder} holds no result file of hf_longctx{_instead(left)}. "
-                         "`hf-longctx eval MODEL --task ... --out DIR` writes one.")  # fmt: skip
+        why = f"{folder} holds no result file of hf_longctx{_instead(left)}."
+        raise ValueError(f"{why} `hf-longctx eval MODEL --task ... --out DIR` writes one.")
     return found, left
 
 

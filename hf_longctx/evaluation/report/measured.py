@@ -17,8 +17,8 @@ from typing import Any, Literal, TypeGuard
 from .files import ResultFile, is_number
 
 Kind = Literal["perplexity", "share", "other"]
-# Of a run, whatever it was measured with: runs that differ in one of them are not put side by side.
-_APART = ("method", "method_repr", "configurations")
+# Settings that may differ between runs that are put side by side.
+_APART = ("method", "method_repr", "configurations", "seconds_making_samples")
 _PERCENT = ("%", "percent", "points", "points of 100", "score of 100", "of 100")
 
 
@@ -38,15 +38,6 @@ class Score:
 _Found = tuple[str, str, Kind, dict[tuple[str, int, float | None], Score]]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A share found (0 to 1) at a length and depth, for a grid."""
-
-    length: int
-    depth: float
-    accuracy: float
-
-
 @dataclass
 class Measured:
     """The scores of one task.
@@ -64,14 +55,17 @@ class Measured:
 
     @property
     def configurations(self) -> list[str]:
+        """Names of what was measured, in the order of the rows."""
         return list(dict.fromkeys(name for name, _, _ in self.scores))
 
     @property
     def lengths(self) -> list[int]:
+        """Lengths in tokens, sorted."""
         return sorted({length for _, length, _ in self.scores})
 
     @property
     def depths(self) -> list[float]:
+        """Depths, sorted."""
         return sorted({depth for _, _, depth in self.scores if depth is not None})
 
     def at(self, configuration: str, length: int) -> list[Score]:
@@ -107,13 +101,13 @@ class Measured:
         found = {length: self.pooled(configuration, length) for length in self.lengths}
         return {length: score.value for length, score in found.items() if score is not None}
 
-    def grid(self, configuration: str) -> list[Cell]:
-        """The cells that have a depth and a value."""
-        return [
-            Cell(length, depth, score.value)
+    def grid(self, configuration: str) -> dict[tuple[int, float], float]:
+        """{(length, depth): value}, for scores that have both."""
+        return {
+            (length, depth): score.value
             for (name, length, depth), score in self.scores.items()
             if name == configuration and depth is not None and score.value is not None
-        ]
+        }
 
 
 def groups(files: Sequence[ResultFile]) -> list[list[ResultFile]]:
@@ -154,7 +148,7 @@ def plain_rows(file: ResultFile) -> list[dict[str, Any]]:
 
 
 def _rows(file: ResultFile, files: Sequence[ResultFile]) -> list[tuple[dict[str, Any], list[_Found]]]:
-    """Every row with its cells. Rows that differ in something a cell does not know are no cells, lest one be lost."""
+    """Every row with its cells. Rows that a cell could not tell apart are no cells, so that none is lost."""
     names = _names(file, files)
     rows = [(row, list(_cells(row, file, names))) for row in file.data["rows"]]
     seen = Counter((task, kind, key) for _, cells in rows for task, _, kind, scores in cells for key in scores)

@@ -12,12 +12,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...storage.files import write_whole
 from ...upstream.installing import install_extra
 
 Curve = Mapping[int, float | None]
+Shares = Mapping[tuple[int, float], float]  # share found (0 to 1) by length and depth
 # The needle-in-a-haystack colours that readers of such grids know.
 GRID_COLOURS = ["#F0496E", "#EBB839", "#0CD79F"]
 # The second is a wide pale band for truncation, under the others: they often lie on it.
@@ -28,19 +29,6 @@ LINES: list[dict[str, Any]] = [
     {"color": "#4f46e5", "marker": "D", "ls": "-", "lw": 2, "ms": 4},
     {"color": "#be185d", "marker": "v", "ls": "-", "lw": 2, "ms": 4},
 ]
-
-
-class GridCell(Protocol):
-    """What a grid is drawn from: a `PasskeyCell`, or any other share found (0 to 1) at a length and depth."""
-
-    @property
-    def length(self) -> int: ...
-
-    @property
-    def depth(self) -> float: ...
-
-    @property
-    def accuracy(self) -> float: ...
 
 
 MANY = ["#6b7280", "#fbbf77", "#dc2626", "#ea580c", "#a16207", "#65a30d", "#0891b2", "#2563eb"]
@@ -60,52 +48,37 @@ def _styles(labels: Sequence[str]) -> list[dict[str, Any]]:
     return [LINES[1] if banded and band.index(True) == i else next(others) for i, banded in enumerate(band)]
 
 
-def perplexity_figure(
+def curve_figure(
     curves: Mapping[str, Curve],
     *,
+    share: bool = False,
     window: int | None = None,
     title: str = "",
     subtitle: str = "",
     size: tuple[float, float] = (7.6, 4.6),
 ) -> Any:
-    """Perplexity against context length, both axes logarithmic, one line a configuration.
+    """Perplexity against context length, both axes logarithmic, one line per configuration.
 
     Args:
-        curves: Label to {context length in tokens: perplexity}; a None is left out of its line.
+        curves: Label to {context length in tokens: value}; a None is left out of its line.
+        share: The values are shares found (0 to 1), on a linear axis.
         window: The trained length, marked by a vertical line.
-        title, subtitle: What is shown, and its conditions (model, text, number of documents).
+        title: What is shown.
+        subtitle: Its conditions (model, text, number of documents).
         size: Width and height in inches.
 
     Returns:
         A matplotlib `Figure`; `save` writes it.
 
     Raises:
-        ImportError: matplotlib isn't installed.
+        ImportError: matplotlib is not installed.
         ValueError: There is nothing to draw.
     """
-    return _curve_figure(curves, window, title, subtitle, size, share=False)
-
-
-def share_figure(
-    curves: Mapping[str, Curve],
-    *,
-    window: int | None = None,
-    title: str = "",
-    subtitle: str = "",
-    size: tuple[float, float] = (7.6, 4.6),
-) -> Any:
-    """A share found (0 to 1) against context length, one line a configuration. Arguments as in `perplexity_figure`."""
-    return _curve_figure(curves, window, title, subtitle, size, share=True)
-
-
-def _curve_figure(
-    curves: Mapping[str, Curve], window: int | None, title: str, subtitle: str, size: tuple[float, float], share: bool
-) -> Any:
-    figure = _figure(*size)
+    figure = new_figure(*size)
     axes = figure.subplots()
-    _draw_curves(axes, curves, window, share=share)
+    draw_curves(axes, curves, window, share=share)
     if len(curves) > len(LINES):
-        # As many names would lie on the lines.
+        # a legend of that many names would cover the lines
         axes.get_legend().remove()
         lines = axes.get_legend_handles_labels()
         figure.legend(*lines, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
@@ -114,24 +87,26 @@ def _curve_figure(
 
 
 def passkey_figure(
-    grids: Mapping[str, Sequence[GridCell]],
+    grids: Mapping[str, Shares],
     *,
     window: int | None = None,
     title: str = "",
     subtitle: str = "",
     hidden: str = "key",
 ) -> Any:
-    """Accuracy over length and depth, one panel a configuration, side by side: the passkey grid, the needle heat-map.
+    """Accuracy over length and depth, one panel per configuration, side by side: the passkey grid, the needle heat-map.
 
     Args:
         grids: Label to its cells. A cell that only other configurations have is drawn grey with a dash.
-        window, title, subtitle: As in `perplexity_figure`.
-        hidden: What lies at the depth, for the axis: "key", "needle".
+        window: As in `curve_figure`.
+        title: As in `curve_figure`.
+        subtitle: As in `curve_figure`.
+        hidden: Name of the thing at the depth, for the axis: "key", "needle".
     """
     lengths, depths = _grid_axes(grids)
     # About 11 inches for three panels of eight lengths: small print stays readable at a README's width.
     width = max(2.0, 0.4 * len(lengths)) * len(grids) + 1.5
-    figure = _figure(min(13.0, max(5.5, width)), max(3.2, 0.38 * len(depths) + 1.8))
+    figure = new_figure(min(13.0, max(5.5, width)), max(3.2, 0.38 * len(depths) + 1.8))
     panels = figure.subplots(1, len(grids), sharey=True, squeeze=False)[0]
     image = None
     for axes, (label, cells) in zip(panels, grids.items(), strict=True):
@@ -140,13 +115,13 @@ def passkey_figure(
         axes.set_xlabel("Context (tokens)")
     panels[0].set_ylabel(f"Depth of the {hidden} (%)")
     _colour_bar(figure, image, list(panels))
-    _figure_title(figure, title, subtitle)
+    figure_title(figure, title, subtitle)
     return figure
 
 
 def summary_figure(
     curves: Mapping[str, Curve],
-    grids: Mapping[str, Sequence[GridCell]],
+    grids: Mapping[str, Shares],
     *,
     window: int | None = None,
     title: str = "",
@@ -157,13 +132,17 @@ def summary_figure(
     Either alone misleads: a sliding window has flat perplexity and finds nothing outside itself.
 
     Args:
-        curves, grids, window, title, subtitle: As in `perplexity_figure` and `passkey_figure`.
+        curves: As in `curve_figure`.
+        grids: As in `passkey_figure`.
+        window: As in `curve_figure`.
+        title: As in `curve_figure`.
+        subtitle: As in `curve_figure`.
     """
     lengths, depths = _grid_axes(grids)
-    figure = _figure(11.0, 5.0)
+    figure = new_figure(11.0, 5.0)
     left, right = figure.subfigures(1, 2, width_ratios=[1.05, 1])
     axes = left.subplots()
-    _draw_curves(axes, curves, window)
+    draw_curves(axes, curves, window)
     axes.set_title("Perplexity of the same last tokens", fontsize=11, loc="left")
     panels = list(right.subplots(len(grids), 1, sharex=True, squeeze=False)[:, 0])
     image = None
@@ -173,37 +152,7 @@ def summary_figure(
         panel.set_ylabel("Depth (%)")
     panels[-1].set_xlabel("Context (tokens)")
     _colour_bar(right, image, panels)
-    _figure_title(figure, title, subtitle)
-    return figure
-
-
-def two_curves_figure(
-    left: Mapping[str, Curve],
-    right: Mapping[str, Curve],
-    *,
-    window: int | None = None,
-    titles: tuple[str, str],
-    title: str = "",
-    subtitle: str = "",
-    size: tuple[float, float] = (11.0, 5.6),
-) -> Any:
-    """Perplexity on the left, a share found (0 to 1) on the right, by context length, with one legend for both.
-
-    Args:
-        left, right: Label to {context length in tokens: value}, the same labels in the same order.
-        titles: Of the two panels.
-        window, title, subtitle, size: As in `perplexity_figure`.
-    """
-    figure = _figure(*size)
-    panels = figure.subplots(1, 2)
-    for axes, curves, name in zip(panels, (left, right), titles, strict=True):
-        _draw_curves(axes, curves, window, share=curves is right)
-        axes.set_title(name, fontsize=11, loc="left")
-        axes.get_legend().remove()
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=4
-    )
-    _figure_title(figure, title, subtitle)
+    figure_title(figure, title, subtitle)
     return figure
 
 
@@ -239,7 +188,7 @@ def grid_colour(share: float) -> str:
 
 
 def require_matplotlib() -> Any:
-    """Matplotlib's `Figure`, or an ImportError that says how to get it."""
+    """The class `Figure` of matplotlib, or an ImportError that says how to get it."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -247,12 +196,13 @@ def require_matplotlib() -> Any:
     return Figure
 
 
-def _figure(width: float, height: float) -> Any:
-    Figure = require_matplotlib()
-    return Figure(figsize=(width, height), layout="constrained")
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of a size in inches."""
+    return require_matplotlib()(figsize=(width, height), layout="constrained")
 
 
-def _draw_curves(axes: Any, curves: Mapping[str, Curve], window: int | None, share: bool = False) -> None:
+def draw_curves(axes: Any, curves: Mapping[str, Curve], window: int | None, share: bool = False) -> None:
+    """Curves as in `curve_figure`, on axes of the caller's."""
     from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
     drawn = {label: {n: v for n, v in sorted(curve.items()) if v is not None} for label, curve in curves.items()}
@@ -302,18 +252,15 @@ def _number(value: float, _: int | None = None) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def _grid_axes(grids: Mapping[str, Sequence[GridCell]]) -> tuple[list[int], list[float]]:
-    cells = [cell for grid in grids.values() for cell in grid]
+def _grid_axes(grids: Mapping[str, Shares]) -> tuple[list[int], list[float]]:
+    cells = {cell for grid in grids.values() for cell in grid}
     if not cells:
         raise ValueError(f"Nothing to draw: none of the grids {list(grids)} has a cell.")
-    return sorted({cell.length for cell in cells}), sorted({cell.depth for cell in cells})
+    return sorted({length for length, _ in cells}), sorted({depth for _, depth in cells})
 
 
-def _draw_grid(
-    axes: Any, cells: Sequence[GridCell], lengths: list[int], depths: list[float], window: int | None
-) -> Any:
-    found = {(cell.depth, cell.length): 100 * cell.accuracy for cell in cells}
-    table = [[found.get((depth, length), float("nan")) for length in lengths] for depth in depths]
+def _draw_grid(axes: Any, cells: Shares, lengths: list[int], depths: list[float], window: int | None) -> Any:
+    table = [[100 * cells.get((length, depth), float("nan")) for length in lengths] for depth in depths]
     image = axes.imshow(table, cmap=_grid_colours(), vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(lengths)), [tokens(n) for n in lengths], rotation=45 if len(lengths) > 8 else 0)
     axes.set_yticks(range(len(depths)), [f"{100 * depth:.3g}" for depth in depths])
@@ -349,7 +296,8 @@ def _titles(axes: Any, title: str, subtitle: str, *, width: int) -> None:
     axes.set_title("\n".join(filter(None, [title, _wrapped(subtitle, width)])), fontsize=10, loc="left")
 
 
-def _figure_title(figure: Any, title: str, subtitle: str) -> None:
+def figure_title(figure: Any, title: str, subtitle: str) -> None:
+    """A title over all axes, wrapped to the figure's width."""
     width = int(figure.get_figwidth() * 13)
     text = "\n".join(filter(None, [_wrapped(title, width), _wrapped(subtitle, width)]))
     if text:

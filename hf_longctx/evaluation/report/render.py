@@ -25,7 +25,7 @@ def page(found: Sequence[Section], left: Sequence[LeftOut], title: str) -> str:
     """The report as one HTML page that loads nothing: no script, no font, no picture from anywhere.
 
     Raises:
-        ImportError: matplotlib or jinja2 isn't installed.
+        ImportError: matplotlib or jinja2 is not installed.
     """
     plots.require_matplotlib()
     try:
@@ -33,7 +33,7 @@ def page(found: Sequence[Section], left: Sequence[LeftOut], title: str) -> str:
         from markupsafe import Markup
     except ImportError as error:
         raise ImportError(f"The page needs jinja2: {install_extra('evaluation')}.") from error
-    # Everything that comes from a file is escaped; the figures are ours, and matplotlib escapes their labels.
+    # Everything that comes from a file is escaped; matplotlib escapes the labels of figures.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     drawn = [
         {

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def row_lines(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | None = None) -> list[list[str]]:
-    """A heading and one line a row: what, the value, others' values beside it, and the bar if any row has one.
+    """A heading and one line per row: what, the value, others' values beside it, and the bar if any row has one.
 
     Args:
         result: A result file's contents (see `results`).
@@ -16,7 +16,7 @@ def row_lines(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | Non
     rows = result["rows"] if rows is None else rows
     others = list(dict.fromkeys(name for row in rows for name in row.get("beside") or {}))
     barred = any(row.get("bar") for row in rows)
-    # a file with a heading of its own has no stock beside ours in a row: its columns are one quantity at many places
+    # a file with a heading of its own compares nothing in a row: its columns are one quantity at many places
     last = [str(result["heading"])] if "heading" in result else []
     lines = [["what", *([] if last else [main_name(result)]), *others, *last, *(["bar"] if barred else [])]]
     for row in rows:

@@ -20,7 +20,7 @@ _WIDTH = 5.8  # inches: readable on a phone without enlarging
 
 @dataclass(frozen=True)
 class Text:
-    """What a cell of a table says: the figure, small print below it, and, in a grid, its colour and its hint."""
+    """A cell of a table: the figure, small print below it, and, in a grid, its colour and its hint."""
 
     text: str
     note: str = ""
@@ -61,7 +61,7 @@ class Chart:
 
 @dataclass
 class Section:
-    """What one measurement, of one or more files, says."""
+    """One measurement, of one or more files."""
 
     anchor: str
     title: str
@@ -101,9 +101,9 @@ def sections(files: Sequence[ResultFile]) -> list[Section]:
 
 
 def glance(found: Sequence[Section]) -> Table | None:
-    """Every configuration near, where a model should be at ease, and far: how far does it really read?
+    """Every configuration near, where a model should read well, and far: how far does it really read?
 
-    Of many tasks the mean; nothing of sections with so many configurations that they are a comparison of their own.
+    Of many tasks the mean; nothing of sections whose many configurations are a comparison of their own.
     """
     lines = []
     for section in found:
@@ -138,9 +138,13 @@ def _section(group: list[ResultFile], anchor: str) -> Section:
 
 def _about(settings: dict[str, Any]) -> str:
     said = {
-        "window": "trained window {:,} tokens", "text": "text {}", "documents": "{:,} documents",
-        "n_targets": "the last {:,} tokens are scored", "trials": "{:,} trials a cell", "seed": "seed {}",
-    }  # fmt: skip
+        "window": "trained window {:,} tokens",
+        "text": "text {}",
+        "documents": "{:,} documents",
+        "n_targets": "the last {:,} tokens are scored",
+        "trials": "{:,} trials per cell",
+        "seed": "seed {}",
+    }
     parts = []
     for key, words in said.items():
         value = settings.get(key)
@@ -172,11 +176,18 @@ def _charts(task: Measured, section: Section, name: str) -> list[Chart]:
     curves = {c: task.curve(c) for c in task.configurations}
     drawable = any(value is not None for curve in curves.values() for value in curve.values())
     if drawable and task.kind != "other":
-        draw = plots.perplexity_figure if task.kind == "perplexity" else plots.share_figure
+        share = task.kind == "share"
         size = (_WIDTH, 3.8 + 0.16 * max(0, len(curves) - 5))
         shown = f"{title}{'' if task.kind == 'perplexity' else ': share found'} by context length"
         alt = f"{shown}. {_told(task)}"
-        found.append(Chart(f"{name}-curve", shown, alt, lambda: draw(curves, window=section.window, size=size)))
+        found.append(
+            Chart(
+                f"{name}-curve",
+                shown,
+                alt,
+                lambda: plots.curve_figure(curves, share=share, window=section.window, size=size),
+            )
+        )
     grids = {c: cells for c in task.configurations if (cells := task.grid(c))}
     if task.kind == "share" and grids:
         subtitle = f"{section.model}; {section.about}".rstrip("; ")

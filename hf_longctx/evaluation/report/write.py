@@ -15,7 +15,7 @@ from .sections import sections
 PAGE = "report.html"
 
 
-def report(
+def write_report(
     folder: str | Path, out: str | Path | None = None, *, title: str | None = None, console: Console | None = None
 ) -> Path:
     """Write the page, print the tables, and return the page's path.
@@ -29,8 +29,8 @@ def report(
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: No result file is in it, or `out` is a file.
-        ImportError: matplotlib or jinja2 isn't installed.
-        OSError: The page can't be written.
+        ImportError: matplotlib or jinja2 is not installed.
+        OSError: The page cannot be written.
     """
     source = Path(folder)
     if out is not None:

@@ -1,8 +1,7 @@
-"""Long-context tasks, made offline at any length for any tokenizer."""
+"""Long-context tasks, one module each.
 
-from .haystack import Haystack
-from .sample import Sample, encode, encode_parts
-from .table import NAMES, RULER, make_task, samples
-from .task import Task
-
-__all__ = ["NAMES", "RULER", "Haystack", "Sample", "Task", "encode", "encode_parts", "make_task", "samples"]
+`TASKS` of a module are tasks whose samples are made offline, at any length, for any tokenizer: {name: factory}, where a
+factory takes the name and the text in which needles are hidden. `ALONE` are measurements of another kind, such as
+perplexity: {name: subclass of `Task`}. A module that is added to this folder is known to `hf-longctx eval --task` at
+once; scores that it alone needs are its `METRICS`.
+"""

@@ -7,9 +7,9 @@ import random
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from .sample import Sample
-from .task import Task
-from .words import a_word, letters, word_list
+from ..generated import Generated
+from ..sample import Sample
+from ..words import a_word, letters, word_list
 
 COMMON = (
     "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
@@ -28,11 +28,11 @@ _ZETA_2 = math.pi**2 / 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommonWords(Task):
+class CommonWords(Generated):
     """`common` words `often` times each among others that appear `seldom` times; a worked example stands before it.
 
-    A unit is one of the other words. As in the official code, lengths below 4,096 have smaller counts; ours below 1,024
-    have no example either. Where the word lists are used up, words of an adjective and a noun follow.
+    A unit is one of the other words. As in the official code, lengths below 4,096 have smaller counts; here those
+    below 1,024 have no example either. Where the word lists are used up, words of an adjective and a noun follow.
     """
 
     common: int = 10
@@ -43,11 +43,13 @@ class CommonWords(Task):
     filler: ClassVar[str] = "dots"
 
     def at(self, length: int) -> CommonWords:
+        """Smaller counts below 4,096 tokens, and no example below 1,024."""
         if length >= 4096:
             return self
         return replace(self, often=6, seldom=1, example=(10, 3, 1) if length >= 1024 else None)
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """A numbered list of words in random order."""
         if depth is not None:
             raise ValueError(f"depth={depth}: the words of {self.name} are everywhere. Leave the depth out.")
         before, question, prefix = COMMON
@@ -57,11 +59,7 @@ class CommonWords(Task):
             numbered = " ".join(f"{i}. {word}" for i, word in enumerate(answers, 1))
             example = f"{before}{text}{question}{prefix} {numbered}\n"
         text, answers = self._list(rng, units, self.often, self.seldom)
-        return Sample(
-            id="", task=self.name, instruction=f"{example}{before}", context=f"{fill} {text}" if fill else text,
-            question=question, answer_prefix=prefix, answers=tuple(answers), max_new_tokens=self.max_new_tokens,
-            metric=self.metric,
-        )  # fmt: skip
+        return self.sample(fill, " ", text, (f"{example}{before}", question, prefix), answers=tuple(answers))
 
     def _list(self, rng: random.Random, others: int, often: int, seldom: int) -> tuple[str, list[str]]:
         known = sorted({word for kind in ("noun", "adjective", "verb") for word in word_list(kind)})
@@ -77,7 +75,7 @@ class CommonWords(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrequentWords(Task):
+class FrequentWords(Generated):
     """Coded words with frequencies of rank to the power -2: the first rank is noise, the next three are asked for.
 
     A unit is ten words. The vocabulary grows with the document (RULER: a word for every 50 tokens).
@@ -88,6 +86,7 @@ class FrequentWords(Task):
     least: ClassVar[int] = 7  # the third coded word appears more often than the fourth from 65 words on
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """A text of coded words in random order."""
         if depth is not None:
             raise ValueError(f"depth={depth}: the words of {self.name} are everywhere. Leave the depth out.")
         n = 10 * units
@@ -100,9 +99,7 @@ class FrequentWords(Task):
         counts = [int(n * rank**-2 / _ZETA_2) for rank in range(1, len(vocabulary) + 1)]
         words = [word for word, count in zip(vocabulary, counts, strict=True) for _ in range(count)]
         rng.shuffle(words)
-        before, question, prefix = CODED
-        return Sample(
-            id="", task=self.name, instruction=before, context=" ".join([*([fill] if fill else []), *words]),
-            question=question, answer_prefix=prefix, answers=tuple(vocabulary[1:4]),
-            max_new_tokens=self.max_new_tokens, metric=self.metric,
-        )  # fmt: skip
+        return self.sample(fill, " ", " ".join(words), CODED, answers=tuple(vocabulary[1:4]))
+
+
+TASKS = {"cwe": lambda name, text: CommonWords(name=name), "fwe": lambda name, text: FrequentWords(name=name)}

@@ -1,4 +1,4 @@
-"""One fact in a long text: the pass key, a long number, and the needle that gave the task its name."""
+"""One fact in a long text: a long number, and the needle that gave the task its name. A pass key is in `passkey`."""
 
 from __future__ import annotations
 
@@ -6,46 +6,31 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .. import passkey
-from .haystack import NOISE, Haystack, insert
-from .sample import Sample
-from .task import Task
+from ..generated import Generated
+from ..haystack import NOISE, Haystack, insert
+from ..sample import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hidden(Task):
+class Hidden(Generated):
     """A fact between the sentences of a haystack, and a question whose answer is in it. A subclass has the words."""
 
     haystack: Haystack | None = None  # None: the noise sentences
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """The fact between sentences of the haystack."""
         before, fact, question, prefix, answer = self.words(rng)
         depth = rng.random() if depth is None else depth
         sentences = [NOISE] * units if self.haystack is None else self.haystack.take(rng, units)
         lines = insert(sentences, [fact], [round(depth * len(sentences))])
-        text = (" " if self.haystack is not None else "\n").join([*([fill] if fill else []), *lines])
-        return Sample(
-            id="", task=self.name, instruction=before, context=text, question=question, answer_prefix=prefix,
-            answers=(answer,), max_new_tokens=self.max_new_tokens, metric=self.metric, depth=depth,
-            meta={"haystack": "noise" if self.haystack is None else self.haystack.name},
-        )  # fmt: skip
+        joint = " " if self.haystack is not None else "\n"
+        meta = {"haystack": "noise" if self.haystack is None else self.haystack.name}
+        prompt = before, question, prefix
+        return self.sample(fill, joint, joint.join(lines), prompt, answers=(answer,), depth=depth, meta=meta)
 
     def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
-        """What stands before the text, the fact, the question, the answer's beginning, and the answer."""
+        """The words before the text, the fact, the question, the answer's beginning, and the answer."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassKey(Hidden):
-    """Landmark Attention's pass key (Mohtashami & Jaggi 2023), as in `hf_longctx.evaluation.passkey`."""
-
-    metric: ClassVar[str] = "first_integer"
-    max_new_tokens: ClassVar[int] = 10
-
-    def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
-        key = str(rng.randrange(10_000, 100_000))
-        question, _, prefix = passkey.QUESTION.partition("? ")
-        return f"{passkey.TASK}\n", passkey.INFO.format(key=key), f"\n{question}?", f" {prefix}", key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +41,7 @@ class Number(Hidden):
     max_new_tokens: ClassVar[int] = 12
 
     def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
+        """A new number in every sample."""
         digits = ""
         while len(digits) < 10:
             digits += str(rng.randrange(1 if not digits else 0, 10)) * rng.randrange(1, 4)
@@ -74,7 +60,7 @@ class Number(Hidden):
 class Needle(Hidden):
     """A sentence about San Francisco in a real text (Kamradt 2023, LLMTest_NeedleInAHaystack), or a fact of your own.
 
-    The official score is a judge's; ours is whether the answer contains the needle's words.
+    The official score is a judge's; this one is whether the answer contains the needle's words.
     """
 
     fact: str = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
@@ -83,5 +69,9 @@ class Needle(Hidden):
     max_new_tokens: ClassVar[int] = 50
 
     def words(self, rng: random.Random) -> tuple[str, str, str, str, str]:
+        """The same fact in every sample."""
         question = f"\n\n{self.asked} Don't give information outside the document or repeat your findings."
         return "", self.fact, question, "", self.answer
+
+
+TASKS = {"number": lambda name, text: Number(name=name), "niah": lambda name, text: Needle(name=name, haystack=text)}

@@ -11,10 +11,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .haystack import NOISE, Haystack, insert
-from .sample import Sample
-from .task import Task
-from .words import MAKERS, distinct
+from ..generated import Generated
+from ..haystack import NOISE, Haystack, insert
+from ..sample import Sample
+from ..words import MAKERS, distinct
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 MANY = (
@@ -33,14 +33,16 @@ _PLACES = 40  # depths at which RULER hides needles in a text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needles(Task):
+class Needles(Generated):
     """`keys` needles with `values` values each, of which `queries` are asked for.
 
     Args:
         haystack: "noise", "needles", or a text's `Haystack`.
         key_kind: "words" or "uuids".
         value_kind: "numbers" or "uuids".
-        keys, values, queries: How many of each.
+        keys: Number of needles.
+        values: Number of values of each needle.
+        queries: Number of needles that are asked for.
     """
 
     haystack: str | Haystack = "noise"
@@ -55,29 +57,29 @@ class Needles(Task):
         return max(self.keys, self.queries)
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """Needles between sentences of the haystack."""
         keys = distinct(rng, self.key_kind, self._n)
         values = {key: [MAKERS[self.value_kind](rng) for _ in range(self.values)] for key in keys}
         asked = rng.sample(keys, self.queries)
         needles = [(key, NEEDLE.format(kind=self.value_kind, key=key, value=v)) for key in keys for v in values[key]]
         rng.shuffle(needles)
         if depth is not None:
-            # what is asked for stands first among needles of one place
+            # the needles that are asked for stand first among those of one place
             needles.sort(key=lambda needle: needle[0] not in asked)
         texts = [text for _, text in needles]
         sentences = self._sentences(rng, units)
         places = self._places(rng, len(sentences), len(texts), depth)
         joint = " " if isinstance(self.haystack, Haystack) else "\n"
-        context = joint.join([*([fill] if fill else []), *insert(sentences, texts, places)])
         one = self.queries * self.values == 1
         words = {"kind": self.value_kind[:-1] if one else self.value_kind, "query": _listed(asked)}
         before, question, prefix = (part.format(**words) for part in (ONE if one else MANY))
+        prompt = before, question, prefix
         first = min(place for place, (key, _) in zip(places, needles, strict=True) if key in asked)
-        return Sample(
-            id="", task=self.name, instruction=before, context=context, question=question, answer_prefix=prefix,
-            answers=tuple(v for key in asked for v in values[key]), max_new_tokens=self.max_new_tokens,
-            metric=self.metric, depth=first / max(len(sentences), 1) if depth is None else depth,
-            meta={"keys": asked, "haystack": getattr(self.haystack, "name", self.haystack)},
-        )  # fmt: skip
+        depth = first / max(len(sentences), 1) if depth is None else depth
+        meta = {"keys": asked, "haystack": getattr(self.haystack, "name", self.haystack)}
+        answers = tuple(value for key in asked for value in values[key])
+        text = joint.join(insert(sentences, texts, places))
+        return self.sample(fill, joint, text, prompt, answers=answers, depth=depth, meta=meta)
 
     def _sentences(self, rng: random.Random, units: int) -> list[str]:
         if isinstance(self.haystack, Haystack):
@@ -97,3 +99,15 @@ class Needles(Task):
 
 def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])}, and {words[-1]}"
+
+
+TASKS = {
+    "niah_single_1": lambda name, text: Needles(name=name),
+    "niah_single_2": lambda name, text: Needles(name=name, haystack=text),
+    "niah_single_3": lambda name, text: Needles(name=name, haystack=text, value_kind="uuids"),
+    "niah_multikey_1": lambda name, text: Needles(name=name, haystack=text, keys=4),
+    "niah_multikey_2": lambda name, text: Needles(name=name, haystack="needles"),
+    "niah_multikey_3": lambda name, text: Needles(name=name, haystack="needles", key_kind="uuids", value_kind="uuids"),
+    "niah_multivalue": lambda name, text: Needles(name=name, haystack=text, values=4),
+    "niah_multiquery": lambda name, text: Needles(name=name, haystack=text, queries=4),
+}

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..readers.files import whole_text
-from .sample import Sample
-from .task import Task
+from ..generated import FromFile, Generated
+from ..records import whole_text
+from ..sample import Sample
 
 ASK = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
-FILES = {
-    "qa_1": 'SQuAD\'s dev-v2.0.json ({"data": [{"paragraphs": [{"context", "qas": [...]}]}]})',
-    "qa_2": 'HotpotQA\'s hotpot_dev_distractor_v1.json ([{"question", "answer", "context": [[title, sentences]]}])',
-}
+
+BEFORE = f"{ASK}\n\nThe following are given documents.\n\n"
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Questions(Task):
+class Questions(Generated):
     """The question's own documents and `units` others, shuffled."""
 
     documents: tuple[str, ...]
@@ -49,35 +47,32 @@ class Questions(Task):
             FileNotFoundError: There is no such file.
             ValueError: It is not text, not JSON, or not in the data set's format.
         """
+        holds = FROM_FILE[name].holds
         try:
             data = json.loads(whole_text(path))
             documents, items = (_squad if name == "qa_1" else _hotpot)(data)
         except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: {name} reads {FILES[name]}, and this is not it ({error!r}).") from error
+            raise ValueError(f"{path}: {name} reads {holds}, and this is not it ({error!r}).") from error
         if not items:
-            raise ValueError(f"{path} holds no question that has an answer. {name} reads {FILES[name]}.")
+            raise ValueError(f"{path} holds no question that has an answer. {name} reads {holds}.")
         for i, item in enumerate(items, 1):
             if not all(isinstance(answer, str) and answer.strip() for answer in item.answers):
                 raise ValueError(f"{path}, question {i}: its answers are {item.answers!r:.60}; expected texts.")
         return cls(name=name, documents=tuple(documents), items=tuple(items))
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """A random question; when the other documents are used up, they come again, as in the official code."""
         if depth is not None:
             raise ValueError(f"depth={depth}: the documents of {self.name} are shuffled. Leave the depth out.")
         item = rng.choice(self.items)
         others = [i for i in range(len(self.documents)) if i not in item.own]
         rng.shuffle(others)
-        # official: when the documents are used up, they come again
         many = [others[i % len(others)] for i in range(units)] if others else []
         chosen = [*item.own, *many]
         rng.shuffle(chosen)
         text = "\n\n".join(f"Document {i}:\n{self.documents[at]}" for i, at in enumerate(chosen, 1))
-        return Sample(
-            id="", task=self.name, instruction=f"{ASK}\n\nThe following are given documents.\n\n",
-            context=f"{fill}\n\n{text}" if fill else text, question=f"\n\n{ASK}\n\nQuestion: {item.question}",
-            answer_prefix=" Answer:", answers=item.answers, max_new_tokens=self.max_new_tokens, metric=self.metric,
-            meta={"documents": len(chosen)},
-        )  # fmt: skip
+        prompt = BEFORE, f"\n\n{ASK}\n\nQuestion: {item.question}", " Answer:"
+        return self.sample(fill, "\n\n", text, prompt, answers=item.answers, meta={"documents": len(chosen)})
 
 
 def _squad(data: Any) -> tuple[list[str], list[Item]]:
@@ -102,3 +97,12 @@ def _hotpot(data: Any) -> tuple[list[str], list[Item]]:
         for row, some in zip(data, texts, strict=True)
     ]
     return documents, items
+
+
+FROM_FILE = {
+    "qa_1": FromFile('SQuAD\'s dev-v2.0.json ({"data": [{"paragraphs": [{"context", "qas": [...]}]}]})', Questions.of),
+    "qa_2": FromFile(
+        'HotpotQA\'s hotpot_dev_distractor_v1.json ([{"question", "answer", "context": [[title, sentences]]}])',
+        Questions.of,
+    ),
+}

@@ -7,10 +7,10 @@ import string
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from .haystack import NOISE, insert
-from .sample import Sample
-from .task import Task
-from .words import letters
+from ..generated import Generated
+from ..haystack import NOISE, insert
+from ..sample import Sample
+from ..words import letters
 
 BEFORE = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 QUESTION = "\nQuestion: Find all variables that are assigned the value {value} in the text above."
@@ -22,7 +22,7 @@ _SHOWN = 10  # lines of noise in the worked example
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariableTracking(Task):
+class VariableTracking(Generated):
     """`chains` chains of `hops` assignments; all variables of the first are asked for, after one worked example.
 
     A unit is a line of noise. Lengths below 1,024 have no example, which would be most of the prompt.
@@ -34,21 +34,21 @@ class VariableTracking(Task):
     max_new_tokens: ClassVar[int] = 30
 
     def at(self, length: int) -> VariableTracking:
+        """Without the example below 1,024 tokens."""
         return self if length >= 1024 else replace(self, example=False)
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
+        """Chains of assignments between lines of noise."""
         example = ""
         if self.example:
             text, value, names = self._chain(rng, _SHOWN, 3)
             prefix = PREFIX.format(n=len(names), value=value)
             example = f"{BEFORE}{text}{QUESTION.format(value=value)}{prefix}{' '.join(names)}\n\n"
         text, value, names = self._chain(rng, units, 5, depth)
-        return Sample(
-            id="", task=self.name, instruction=f"{example}{BEFORE}", context=f"{fill}\n{text}" if fill else text,
-            question=QUESTION.format(value=value), answer_prefix=PREFIX.format(n=len(names), value=value),
-            answers=tuple(names), max_new_tokens=self.max_new_tokens, metric=self.metric, depth=depth,
-            meta={"value": value},
-        )  # fmt: skip
+        asked = QUESTION.format(value=value), PREFIX.format(n=len(names), value=value)
+        return self.sample(
+            fill, "\n", text, (f"{example}{BEFORE}", *asked), answers=tuple(names), depth=depth, meta={"value": value}
+        )
 
     def _chain(
         self, rng: random.Random, units: int, width: int, depth: float | None = None
@@ -68,3 +68,6 @@ class VariableTracking(Task):
         lines.sort(key=lambda line: line[0])
         text = "\n".join(insert([NOISE] * units, [text for _, text in lines], [at for at, _ in lines]))
         return text, values[0], every[: self.hops + 1]
+
+
+TASKS = {"vt": lambda name, text: VariableTracking(name=name)}

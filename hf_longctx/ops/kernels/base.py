@@ -142,5 +142,5 @@ class FusedKernel:
 
 
 def takes(classes: tuple[type, ...], value: object) -> bool:
-    """Is a mask (or a bias) one of these classes, its very class or the base of all?"""
-    return type(value) in classes or Mask in classes or Bias in classes
+    """Is a mask, or a bias, of one of these very classes, or is the base of all among them?"""
+    return type(value) in classes or any(isinstance(value, base) and base in classes for base in (Mask, Bias))

@@ -1,0 +1,61 @@
+"""Random words, numbers and identifiers: RULER's needles are made of them.
+
+RULER's words are an adjective and a noun from the word lists of the package `wonderwords`; these are, too.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+import uuid
+from functools import cache
+from importlib import resources
+
+from ..upstream.installing import install_extra
+
+
+@cache
+def word_list(kind: str) -> tuple[str, ...]:
+    """A list of wonderwords: "noun", "adjective" or "verb".
+
+    Raises:
+        ImportError: wonderwords is not installed.
+    """
+    try:
+        assets = resources.files("wonderwords") / "assets"
+    except ModuleNotFoundError:
+        raise ImportError(
+            f"this task makes its needles of the words in wonderwords. Install it: {install_extra('evaluation')}."
+        ) from None
+    return tuple(word.strip() for word in (assets / f"{kind}list.txt").read_text("utf-8").split("\n") if word.strip())
+
+
+def a_word(rng: random.Random) -> str:
+    """An adjective and a noun: "adjective-noun"."""
+    return f"{rng.choice(word_list('adjective'))}-{rng.choice(word_list('noun'))}"
+
+
+def a_number(rng: random.Random, digits: int = 7) -> str:
+    """A number of `digits` digits, the first of them not 0."""
+    return str(rng.randrange(10 ** (digits - 1), 10**digits))
+
+
+def a_uuid(rng: random.Random) -> str:
+    """A version-4 UUID."""
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
+def letters(rng: random.Random, n: int, alphabet: str = string.ascii_lowercase) -> str:
+    """A string of `n` random letters."""
+    return "".join(rng.choices(alphabet, k=n))
+
+
+MAKERS = {"words": a_word, "numbers": a_number, "uuids": a_uuid}
+
+
+def distinct(rng: random.Random, kind: str, n: int) -> list[str]:
+    """Different words, numbers or UUIDs, `n` of a kind of MAKERS."""
+    found: dict[str, None] = {}
+    while len(found) < n:
+        found[MAKERS[kind](rng)] = None
+    return list(found)
