@@ -90,7 +90,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "hunyuan_v1_dense": Family(
         {"head_dim": 8},
-        refused="it does more with rotated keys than attend: it normalises them after rotating, for example",
+        refused="It probably post-processes rotated keys, e.g. normalises them",
     ),
     "llama4_text": Family(
         {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 32}
