@@ -159,7 +159,7 @@ def test_what_is_no_model_is_refused_with_what_to_give() -> None:
 def test_the_name_of_our_attention_is_not_one_to_choose() -> None:
     model = tiny()
     model.set_attn_implementation("hf_longctx")
-    with pytest.raises(ValueError, match=r"attn_implementation='hf_longctx' is set by a method"):
+    with pytest.raises(ValueError, match=r"attn_implementation='hf_longctx' is reserved for hf_longctx"):
         logits_of(model, IDS)
 
 

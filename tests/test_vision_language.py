@@ -143,9 +143,9 @@ def test_tokens_with_three_positions_are_served_as_text_and_refused_as_images(na
         parts = [out(flat.expand(3, -1, -1)[..., i : i + n], start=i, **read) for i, n in ((0, 20), (20, 3), (23, 1))]
         close(torch.cat(parts, 1), stock["one"], "in pieces")
         for pos in (image, torch.cat([flat[None], image])):
-            with pytest.raises(ValueError, match=r"one position a token.* supported for text alone"):
+            with pytest.raises(ValueError, match=r"one position per token.* supported for text alone"):
                 out(pos)
         cache = DynamicCache(config=decoder.config)
         out(image[..., :6], start=0, **given_cache(decoder, cache))  # the text before the picture
-        with pytest.raises(ValueError, match=r"one position a token"):
+        with pytest.raises(ValueError, match=r"one position per token"):
             out(image[..., 6:], start=6, **given_cache(decoder, cache))

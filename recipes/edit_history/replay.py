@@ -99,7 +99,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, float]:
     return {
         "changes": len(found),
         "tokens read": read,
-        "tokens of reading anew": tokens,
+        "tokens of full re-reads": tokens,
         "mean KL": sum(r["kl"] for r in found) / len(found),
         "same first choice": sum(r["same"] for r in found) / len(found),
         "times faster": sum(r["seconds anew"] for r in found) / sum(r["seconds"] for r in found),

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from hf_longctx.cache.layers import FullLayer, UnrotatedLayer
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from hf_longctx.attention.inputs import AttentionInputs
 from hf_longctx.attention.method import AttentionMethod
+from hf_longctx.cache import FullLayer, UnrotatedLayer
 from hf_longctx.ops.branch import Branch
 from hf_longctx.ops.masks import Chunk, Window
 from tests.tiny import left_padded, logits_of, text, tiny

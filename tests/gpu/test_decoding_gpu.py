@@ -85,7 +85,8 @@ def test_a_row_without_keys_gets_zeros() -> None:
     q, k = torch.randn(2, 2, 1, 64, device="cuda"), torch.randn(2, 1, 80, 64, device="cuda")
     pos = torch.arange(80, device="cuda").expand(2, -1).clone()
     pos[1] = -1
-    out = attend([Branch(q, k, k, torch.full((2, 1), 90, device="cuda"), pos, BeyondWindow(0))], scale=0.1)
+    positions = Positions(torch.full((2, 1), 90, device="cuda"), pos)
+    out = attend([Branch(q, k, k, positions, BeyondWindow(0))], scale=0.1)
     assert out[0].abs().sum() > 0
     assert (out[1] == 0).all()
 

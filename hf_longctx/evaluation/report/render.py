@@ -14,7 +14,7 @@ from ...upstream.installing import install_extra
 from ..results import package_version
 from . import plots
 from .files import LeftOut, ResultFile
-from .sections import Grid, Section, Table, Text, glance
+from .sections import HeatMap, Section, Table, Text, glance
 from .svg import inline_svg
 
 _SHOWN = ("anchor", "title", "model", "about", "tables", "grids", "more", "notes")
@@ -88,7 +88,7 @@ def _conditions(file: ResultFile) -> list[tuple[str, str]]:
     return list(told.items())
 
 
-def _as_table(grid: Grid) -> Table:
+def _as_table(grid: HeatMap) -> Table:
     lines = [[Text(row), *cells] for row, cells in grid.lines]
     return Table(f"{grid.caption}, % found", [grid.rows, *grid.columns], lines)
 

@@ -38,7 +38,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Grid:
+class HeatMap:
     """A heat-map: shares found in percent. `window` is the number of columns that lie in the trained window."""
 
     caption: str
@@ -69,10 +69,10 @@ class Section:
     about: str = ""
     files: list[ResultFile] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
-    grids: list[Grid] = field(default_factory=list)
+    grids: list[HeatMap] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    more: list[Table | Grid] = field(default_factory=list)  # of single tasks, where a section has many
+    more: list[Table | HeatMap] = field(default_factory=list)  # of single tasks, where a section has many
     measured: list[Measured] = field(default_factory=list)
     window: int | None = None
 
@@ -213,7 +213,7 @@ def _add_tasks(section: Section, tasks: list[Measured]) -> None:
             for task in (*tasks, mean)
         ]
         columns = [plots.tokens(n) for n in mean.lengths]
-        section.grids.append(Grid(name, "task", columns, lines, _inside(mean.lengths, section.window)))
+        section.grids.append(HeatMap(name, "task", columns, lines, _inside(mean.lengths, section.window)))
     for task in tasks:
         section.more += [_table(task, section), *_grids(task, section)]
         charts = _charts(task, section, f"{section.anchor}-{_slug(_title(task, section))}")
@@ -241,7 +241,7 @@ def _add_rows(section: Section) -> None:
             section.notes += reasons(rows)
 
 
-def _grids(task: Measured, section: Section) -> list[Grid]:
+def _grids(task: Measured, section: Section) -> list[HeatMap]:
     """Depth by length, one grid a configuration."""
     if task.kind != "share" or not task.depths:
         return []
@@ -254,7 +254,7 @@ def _grids(task: Measured, section: Section) -> list[Grid]:
             lines.append((f"{100 * depth:.3g} %", cells))
         title = name if len(section.measured) == 1 else f"{_title(task, section)}: {name}"
         columns = [plots.tokens(n) for n in task.lengths]
-        found.append(Grid(title, "depth", columns, lines, _inside(task.lengths, section.window)))
+        found.append(HeatMap(title, "depth", columns, lines, _inside(task.lengths, section.window)))
     return found
 
 

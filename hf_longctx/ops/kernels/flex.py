@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as fa
 
-from ..masks import Mask, pairs
+from ..masks import Mask
 from .base import Call, Kernel
 
 
@@ -59,10 +59,12 @@ def _run(call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _block_mask(call: Call, device: torch.device) -> Any:
-    q_pos, k_pos = call.positions.q_pos_BL, call.positions.k_pos_BS
+    seen, q_pos, k_pos = call.mask.pairs, call.positions.q_pos_BL, call.positions.k_pos_BS
 
     def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return pairs(call.mask, q_pos[b, i].view(1, 1), k_pos[b, j].view(1, 1)).view(())
+        query, key = q_pos[b, i], k_pos[b, j]
+        # not `masks.pairs`: inductor takes no view as the output of a mask
+        return (query >= 0) & (key >= 0) & seen(query.view(1, 1), key.view(1, 1)).view(())
 
     sizes = q_pos.shape[0], None, q_pos.shape[1], k_pos.shape[1]
     return fa.create_block_mask(mask_mod, *sizes, device=device)
