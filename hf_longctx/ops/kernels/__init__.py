@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from dataclasses import replace
 
 from torch import Tensor
 
 from ..masks import Causal
-from .base import Call, FusedKernel, Kernel
-from .blocked import Blocked
-from .cuda_flash import CudaFlash
-from .cudnn import Cudnn
-from .decode import TritonDecode
-from .few import TritonFew
-from .flash_attn import FlashAttn
-from .flex import Flex
-from .reference import Reference
-from .selected import Selected
-from .window import TritonWindow
+from .base import FUSED, KERNELS, ORDER, Call, FusedKernel, Kernel
 
-__all__ = ["FUSED", "KERNELS", "Call", "FusedKernel", "Kernel", "choose"]
-
-# in order of preference: the first that can do a call gets it. flex compiles for every shape, so only by name.
-ORDER: list[Kernel] = [
-    Selected(),
-    TritonFew(),
-    Cudnn(),
-    TritonWindow(),
-    FlashAttn(),
-    CudaFlash(),
-    Blocked(),
-    Reference(),
-    Flex(),
-]
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in ORDER}
-# those that do all branches of a softmax at once; tried before the others
-FUSED: list[FusedKernel] = [TritonDecode()]
+__all__ = ["FUSED", "KERNELS", "ORDER", "Call", "FusedKernel", "Kernel", "choose"]
 
 
 def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto", strict: bool = True) -> Kernel:
@@ -71,3 +47,9 @@ def _reasons(call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str:
     """What every kernel says to a call."""
     said = {kernel.name: kernel.unsupported_reason(call, q_BHLD, k_BGSD) for kernel in ORDER}
     return "All kernels: " + "; ".join(f"{name}: {reason or 'can'}" for name, reason in said.items()) + "."
+
+
+# a kernel is one file of this folder, and is registered as its class is defined; Triton's own code waits for its use
+for _module in pkgutil.iter_modules(__path__):
+    if not _module.name.startswith("triton_"):
+        importlib.import_module(f".{_module.name}", __name__)

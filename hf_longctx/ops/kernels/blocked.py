@@ -31,6 +31,7 @@ class Blocked(Kernel):
     """See the module."""
 
     name = "blocked"
+    priority = 70
     summary = "blocks of queries against the keys in their range: CPU flash, or plain torch on other devices"
     masks = (Mask,)
     biases = (Bias,)

@@ -21,6 +21,7 @@ class CudaFlash(Kernel):
     """See the module."""
 
     name = "cuda_flash"
+    priority = 60
     summary = "torch's CUDA flash attention (varlen, windows): half precision, rows in order, any padding"
     masks: ClassVar[tuple[type[Mask], ...]] = (Causal, Window, Full)
     device = "cuda"

@@ -14,6 +14,7 @@ class Cudnn(Kernel):
     """See the module."""
 
     name = "cudnn"
+    priority = 30
     summary = "cuDNN SDPA with log-sum-exp: half precision, causal from the first token or full, no padding"
     masks = (Causal, Full)
     device = "cuda"

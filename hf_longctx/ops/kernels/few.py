@@ -19,6 +19,7 @@ class TritonFew(Kernel):
     """See the module."""
 
     name = "triton_few"
+    priority = 20
     summary = (
         "a Triton kernel of hf_longctx for at most 64 keys and many queries: any positions, any padding, half precision"
     )

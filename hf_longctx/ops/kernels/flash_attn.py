@@ -20,6 +20,7 @@ class FlashAttn(CudaFlash):
     """See the module. What it can do is what torch's own flash attention can."""
 
     name = "flash_attn"
+    priority = 50
     summary = "the flash-attn package, if installed and if it agrees with the reference on this device"
 
     def unsupported_reason(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:

@@ -18,6 +18,7 @@ class Flex(Kernel):
     """See the module."""
 
     name = "flex"
+    priority = 1000  # it compiles for every shape, so only by name
     summary = "compiled FlexAttention: any mask, any positions; compiles for every new shape, so by name only"
     masks = (Mask,)
 

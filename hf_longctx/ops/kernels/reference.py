@@ -15,6 +15,7 @@ class Reference(Kernel):
     """See the module."""
 
     name = "reference"
+    priority = 80
     summary = "plain torch in fp32; any device, any mask, O(L S) memory; what the others are tested against"
     masks = (Mask,)
     biases = (Bias,)

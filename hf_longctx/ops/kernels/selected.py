@@ -15,6 +15,7 @@ class Selected(Kernel):
     """See the module."""
 
     name = "selected"
+    priority = 10
     summary = "a few keys chosen for every query and head; plain torch, any device"
     masks = (TopKeys,)
 

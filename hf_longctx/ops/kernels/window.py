@@ -14,6 +14,7 @@ class TritonWindow(CudaFlash):
     """See the module. Flash attention's conditions and backward."""
 
     name = "triton_window"
+    priority = 40
     summary = (
         "a Triton kernel of hf_longctx for long windows: half precision, rows in order, no padding; flash's backward"
     )
