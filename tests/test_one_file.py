@@ -149,9 +149,10 @@ def test_a_method_is_one_file(put: Any, model: str, tmp_path: Path) -> None:
     said = run("chat", model, *named, *short, input="w3 w4\n/exit\n", code=2)
     assert "under Recent(size=4), 2 of the 2 layers" in said, "the method is on the model, and keeps too much to chat"
     (tmp_path / "text.txt").write_text("w3 w4 w5 w6 w7 w8 " * 60)
+    few = ["--task-set", "n_targets=8", "--task-set", "documents=1"]
     run(
-        "eval", model, "--task", "ppl", "--lengths", "64", "--window", "32", "--n-targets", "8", "--documents", "1",
-        "--text", tmp_path / "text.txt", "--out", tmp_path / "out", "--device", "cpu", *named,
+        "eval", model, "--task", "ppl", "--lengths", "64", "--window", "32", *few, "--text", tmp_path / "text.txt",
+        "--out", tmp_path / "out", "--device", "cpu", *named,
     )  # fmt: skip
     # plan proposes it by itself
     found = plan(SMOLLM2, "32k", "24GiB")
