@@ -154,7 +154,7 @@ def kernels(
             progress.advance(row.milliseconds is not None)
             if row.refused is None:
                 text = "–" if row.milliseconds is None else f"{row.milliseconds:.2f}"
-                taken = "by name" if row.kernel == "flex" else text
+                taken = "by name" if row.by_name else text
                 shown.add_row(row.work, row.kernel + (" *" if row.chosen else ""), taken)
     _out.print(shown)
 

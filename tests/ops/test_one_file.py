@@ -84,7 +84,7 @@ def test_a_kernel_is_one_file(plain: type[kernels.Kernel]) -> None:
     assert plain.calls == 1
     with pytest.raises(ValueError, match="plain: it has no EveryOther mask"):
         attend([branch(EveryOther())], scale=0.3, kernel="plain")
-    result = CliRunner().invoke(cli.app, ["kernels", "--device", "cpu"])
+    result = CliRunner().invoke(cli.app, ["kernels", "--chunk", "16", "--head-dim", "8", "--device", "cpu"])
     assert result.exit_code == 0
     assert "plain" in result.output
 

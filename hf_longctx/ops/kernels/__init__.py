@@ -23,7 +23,7 @@ def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto", stric
     if name == "auto":
         for kernel in ORDER:
             args = call, q_BHLD, k_BGSD
-            if kernel.unsupported_reason(*args) is None and kernel.slower_reason(*args) is None:
+            if not kernel.by_name and kernel.unsupported_reason(*args) is None and kernel.slower_reason(*args) is None:
                 return kernel
         raise ValueError(f"no kernel can do this attention. {_reasons(call, q_BHLD, k_BGSD)}")
     if name not in KERNELS:

@@ -44,6 +44,7 @@ class Kernel:
     Attributes:
         name: What `attend` takes.
         priority: Its place in `ORDER`, the lower the earlier.
+        by_name: `auto` never takes it.
         summary: A line for the table of kernels.
         masks: The classes of masks that it takes, without their subclasses; `Mask` itself stands for all of them.
         biases: The classes of biases that it takes; `Bias` for all of them.
@@ -55,6 +56,7 @@ class Kernel:
 
     name: ClassVar[str]
     priority: ClassVar[int]
+    by_name: ClassVar[bool] = False
     summary: ClassVar[str]
     masks: ClassVar[tuple[type[Mask], ...]]
     biases: ClassVar[tuple[type[Bias], ...]] = ()

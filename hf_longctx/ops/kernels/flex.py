@@ -18,7 +18,8 @@ class Flex(Kernel):
     """See the module."""
 
     name = "flex"
-    priority = 1000  # it compiles for every shape, so only by name
+    priority = 90
+    by_name = True  # it compiles for every shape
     summary = "compiled FlexAttention: any mask, any positions; compiles for every new shape, so by name only"
     masks = (Mask,)
 

@@ -27,11 +27,12 @@ SHAPES: dict[str, tuple[int, int, Mask]] = {  # queries, keys, which pairs exist
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One kernel for one kind of work: whether it is chosen, why it cannot do it, and the milliseconds it takes."""
+    """One kernel for one kind of work: whether it is chosen, or only by name, why it cannot do it, and the milliseconds it takes."""
 
     work: str
     kernel: str
     chosen: bool
+    by_name: bool
     refused: str | None
     milliseconds: float | None
 
@@ -69,8 +70,8 @@ def table(
         best = choose(call, q, k)
         for kernel in ORDER:
             reason = kernel.unsupported_reason(call, q, k) or kernel.slower_reason(call, q, k)
-            taken = None if reason is not None or kernel.name == "flex" else _time(kernel, call, q, k, v)
-            yield KernelRow(work, kernel.name, kernel is best, reason, taken)
+            taken = None if reason is not None or kernel.by_name else _time(kernel, call, q, k, v)
+            yield KernelRow(work, kernel.name, kernel is best, kernel.by_name, reason, taken)
 
 
 def _time(kernel: Kernel, call: Call, q: Tensor, k: Tensor, v: Tensor) -> float | None:
