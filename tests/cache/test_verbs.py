@@ -57,7 +57,7 @@ class CodedKeys(AttentionMethod):
         return CodedLayer(self)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
-        return [inputs.branch(Causal())]
+        return [inputs.branch(Causal(), inputs.keys, *inputs.true_ropes())]
 
 
 class LastLayer(UnrotatedLayer):
@@ -79,7 +79,7 @@ class LastTokens(AttentionMethod):
         return LastLayer(self)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
-        return [inputs.branch(Window(6))]
+        return [inputs.branch(Window(6), inputs.keys, *inputs.true_ropes())]
 
 
 # not in the classes, which would register them for all tests

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +58,8 @@ class EveryOther(Mask):
 def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[kernels.Kernel]]:
     (tmp_path / "plain.py").write_text(KERNEL)
     monkeypatch.setattr(kernels, "__path__", [*kernels.__path__, str(tmp_path)])
-    yield importlib.import_module("hf_longctx.ops.kernels.plain").Plain
+    kernels.find()
+    yield type(kernels.KERNELS["plain"])
     kernels.ORDER.remove(kernels.KERNELS.pop("plain"))
     del sys.modules["hf_longctx.ops.kernels.plain"], kernels.plain
 

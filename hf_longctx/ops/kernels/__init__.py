@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import importlib
 import pkgutil
 from dataclasses import replace
@@ -9,9 +10,13 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..masks import Causal
-from .base import FUSED, KERNELS, ORDER, Call, FusedKernel, Kernel
+from .base import Call, FusedKernel, Kernel
 
-__all__ = ["FUSED", "KERNELS", "ORDER", "Call", "FusedKernel", "Kernel", "choose"]
+__all__ = ["FUSED", "KERNELS", "ORDER", "Call", "FusedKernel", "Kernel", "choose", "find"]
+
+ORDER: list[Kernel] = []  # by priority: the first that can do a call gets it
+KERNELS: dict[str, Kernel] = {}
+FUSED: list[FusedKernel] = []  # those that do all branches of a softmax at once; tried before the others
 
 
 def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto", strict: bool = True) -> Kernel:
@@ -49,7 +54,21 @@ def _reasons(call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str:
     return "All kernels: " + "; ".join(f"{name}: {reason or 'can'}" for name, reason in said.items()) + "."
 
 
-# a kernel is one file of this folder, and is registered as its class is defined; Triton's own code waits for its use
-for _module in pkgutil.iter_modules(__path__):
-    if not _module.name.startswith("triton_"):
-        importlib.import_module(f".{_module.name}", __name__)
+def find() -> None:
+    """Register the kernels of every file in this folder. One that was put there later is found by another call."""
+    for found in pkgutil.iter_modules(__path__):
+        if found.name.startswith("triton_"):
+            continue  # Triton's own code waits for its use
+        module = importlib.import_module(f".{found.name}", __name__)
+        own = [cls for cls in vars(module).values() if isinstance(cls, type) and cls.__module__ == module.__name__]
+        for cls in own:
+            if "name" not in vars(cls):
+                continue  # a base, or no kernel
+            if issubclass(cls, Kernel) and cls.name not in KERNELS:
+                KERNELS[cls.name] = cls()
+                bisect.insort(ORDER, KERNELS[cls.name], key=lambda kernel: kernel.priority)
+            elif issubclass(cls, FusedKernel) and not any(type(fused) is cls for fused in FUSED):
+                FUSED.append(cls())
+
+
+find()

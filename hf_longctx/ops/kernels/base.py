@@ -3,7 +3,6 @@
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,9 +19,6 @@ from ..positions import Positions
 
 HALF = (torch.float16, torch.bfloat16)
 NO_TRITON = "Triton is not installed, or torch.compile is tracing"
-ORDER: list[Kernel] = []  # by priority: the first that can do a call gets it
-KERNELS: dict[str, Kernel] = {}
-FUSED: list[FusedKernel] = []  # those that do all branches of a softmax at once; tried before the others
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +34,7 @@ class Call:
 class Kernel:
     """A kernel computes one branch: its part of the output, normalised on its own, and its log-sum-exp.
 
-    The log-sum-exp is fp32 (fp64 for fp64 inputs), -inf where a row has no key; the output is 0 there. A subclass with
-    a `name` is in `ORDER` from its definition on.
+    The log-sum-exp is fp32 (fp64 for fp64 inputs), -inf where a row has no key; the output is 0 there.
 
     Attributes:
         name: What `attend` takes.
@@ -64,15 +59,6 @@ class Kernel:
     dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
     head_dims: ClassVar[tuple[int, int] | None] = None
     triton: ClassVar[bool] = False
-
-    def __init_subclass__(cls) -> None:
-        if "name" not in vars(cls):
-            return
-        if cls.name in KERNELS:
-            taken = type(KERNELS[cls.name])
-            raise ValueError(f"name={cls.name!r}: {cls.__qualname__} cannot take the name of {taken.__qualname__}.")
-        KERNELS[cls.name] = cls()
-        bisect.insort(ORDER, KERNELS[cls.name], key=lambda kernel: kernel.priority)
 
     def unsupported_reason(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """Why this kernel cannot do the call; None if it can."""
@@ -149,9 +135,6 @@ class FusedKernel:
     name: ClassVar[str]
     masks: ClassVar[tuple[type[Mask], ...]]
     biases: ClassVar[tuple[type[Bias], ...]] = ()
-
-    def __init_subclass__(cls) -> None:
-        FUSED.append(cls())
 
     def unsupported_reason(self, branches: list[Branch]) -> str | None:
         """Why this kernel cannot do these branches; None if it can."""

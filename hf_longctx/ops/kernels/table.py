@@ -27,7 +27,7 @@ SHAPES: dict[str, tuple[int, int, Mask]] = {  # queries, keys, which pairs exist
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One kernel for one kind of work: whether it is chosen, or only by name, why it cannot do it, and the milliseconds it takes."""
+    """One kernel for one kind of work: is it chosen, or only by name, why can it not do it, and what does it take?"""
 
     work: str
     kernel: str
