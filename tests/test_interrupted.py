@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hf_longctx.cli import demo
-from hf_longctx.evaluation.results import row
+from hf_longctx.evaluation.rows import row
 from recipes.benchmarks import reading
 from tests.tiny import tiny
 

@@ -213,7 +213,7 @@ def test_tokens_that_a_mask_hid_are_seen_again_without_it(method: Any, family: s
 
 @pytest.mark.parametrize("room", [4, 1024])
 def test_a_window_keeps_tokens_that_a_mask_hides_for_a_while(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_longctx.cache.ring.ROOM", room)
+    monkeypatch.setattr("hf_longctx.cache.rolling.ROOM", room)
     stock, model, ids = tiny("mistral", sliding_window=6), tiny("mistral"), text(2, 60)  # the same weights
     LMInfinite(n_global=0, n_local=6).apply(model)
     lengths = (5, 1, 1, 9, 1, 1, 1, 1, 2, 1, 1, 7, 1, 1, 1, 1, 1, 1)

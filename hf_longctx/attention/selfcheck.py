@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from ..cache.ring import roll
+from ..cache.rolling import roll
 from ..cache.sink_window import SinkWindowLayer
 from ..cache.slots import KeyValues
 from ..ops.attend import attend

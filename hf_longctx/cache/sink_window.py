@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..method import LongContextMethod
 from .base import UnrotatedLayer
-from .ring import Ring, roll
+from .ring import Ring
+from .rolling import roll
 from .slots import KeyValues
 
 FAR = torch.iinfo(torch.long).max

@@ -44,7 +44,8 @@ def lm_eval(
     if include is not None and not include.is_dir():
         raise ValueError(f"--include {include}: expected a folder with task YAMLs.")
     from ..evaluation.harness import CUTS, check_installed, harness_model, run
-    from ..evaluation.results import result_file, row, write_results
+    from ..evaluation.results import result_file, write_results
+    from ..evaluation.rows import row
 
     # before the model is loaded
     if truncate not in CUTS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from importlib import metadata
@@ -10,39 +9,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
 from ..storage.files import claimed
 from . import clip as cli_clip
+from . import options
 from .ask import ask
+from .chat import chat
 from .eval import evaluate
+from .extend import extend
 from .generate import generate
+from .kernels import kernels
 from .lm_eval import lm_eval
-from .options import (
-    ChunkSize,
-    Device,
-    Dtype,
-    Force,
-    MethodName,
-    Model,
-    Sample,
-    Settings,
-    chosen_of,
-    complain,
-    dtype_of,
-    load_model,
-    method_of,
-    notes,
-    reader_on,
-    sampling,
-)
+from .methods import list_methods
+from .options import complain
 from .plan import plan
 from .report import report
 
-_out = Console()
 # What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
 _USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 
@@ -105,105 +88,12 @@ def main(
     """Read far beyond the length a Hugging Face model was trained for."""
 
 
-@app.command("methods")
-def list_methods(
-    as_json: Annotated[bool, typer.Option("--json", help="Everything about them, for programs.")] = False,
-) -> None:
-    """List the methods there are: when to use each, what it cannot do, what it costs."""
-    from ..registry import entries
-
-    found = entries().values()
-    if as_json:
-        typer.echo(json.dumps(list(found), indent=2))
-        return
-    for entry in found:
-        given = {key: value["default"] for key, value in entry["settings"].items()}
-        settings = ", ".join(key if default is None else f"{key}={default}" for key, default in given.items())
-        lines = {"Does": entry["summary"], **entry["guidance"], "Settings": settings, "Paper": entry["paper"]}
-        table = Table(box=None, show_header=False)
-        table.add_column()
-        table.add_column(overflow="fold")  # an address is not cut on a narrow terminal
-        for label, text in lines.items():
-            if text:
-                table.add_row(label, Text(text))
-        _out.print(f"[bold]{entry['name']}[/bold]  hf_longctx.{entry['class']}", highlight=False)
-        _out.print(table)
-        _out.print()
-
-
-@app.command()
-def kernels(
-    dtype: Dtype = "auto",
-    device: Device = None,
-    chunk: Annotated[int, typer.Option(min=16, help="Queries of a chunk, tokens.")] = 2048,
-    head_dim: Annotated[int, typer.Option(min=8, help="Dims of a head.")] = 128,
-) -> None:
-    """Show which attention kernel does which work on this machine, timed here."""
-    from ..console.progress import Progress
-    from ..hub.resolve import default_device, usable_device
-    from ..ops.kernels.table import table
-
-    where = default_device() if device is None else usable_device(device)
-    shown = Table(title=f"{where}: milliseconds; the kernel that is used is marked")
-    for name in ("work", "kernel", "ms"):
-        shown.add_column(name, justify="right" if name == "ms" else "left", overflow="fold")
-    half = where.type == "cuda" and dtype == "auto"
-    kind = dtype_of("bfloat16" if half else "float32" if dtype == "auto" else dtype)
-    with Progress("kernels timed", console=_out) as progress:
-        for row in table(where, kind, chunk=chunk, head_dim=head_dim):
-            progress.advance(row.milliseconds is not None)
-            if row.refused is None:
-                text = "–" if row.milliseconds is None else f"{row.milliseconds:.2f}"
-                taken = "by name" if row.by_name else text
-                shown.add_row(row.work, row.kernel + (" *" if row.chosen else ""), taken)
-    _out.print(shown)
-
-
-@app.command()
-def extend(
-    model: Model,
-    method: Annotated[str, typer.Option(help="A name from `hf-longctx methods`.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the extended model.", show_default=False)],
-    settings: Settings = None,
-    force: Force = False,
-) -> None:
-    """Save a model so that plain from_pretrained loads it with the method active."""
-    from ..hub import extend as run
-
-    chosen = chosen_of(method, settings)
-    assert chosen is not None
-    folder = run(model, chosen, out, overwrite=force)
-    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}  # to be copied, paths whole
-    _out.print(f"Saved the model with {chosen!r} to {folder}.", **plain)
-    configs = [file.read_text(encoding="utf-8") for file in folder.glob("*config.json")]  # or an adapter's
-    keyed = any('"hf_longctx"' in text for text in configs)
-    needed = "import hf_longctx; " if keyed else ""
-    _out.print(f'Load it with: {needed}AutoModelForCausalLM.from_pretrained("{folder}")', **plain)
-
-
+app.command("methods")(list_methods)
+app.command()(kernels)
+app.command()(extend)
 app.command()(generate)
 app.command()(ask)
-
-
-@app.command()
-def chat(
-    model: Model,
-    method: MethodName = None,
-    settings: Settings = None,
-    system: Annotated[str | None, typer.Option(help="What the conversation begins with.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 1024,
-    prefill_chunk_size: ChunkSize = None,
-    sample: Sample = False,
-    dtype: Dtype = "auto",
-    device: Device = None,
-) -> None:
-    """Talk for as long as you like: a turn costs the same however long the conversation is."""
-    chosen = method_of(method, settings)
-    from ..streaming.chat import Chat, converse
-
-    loaded, tokenizer = load_model(model, dtype, device)
-    talk = Chat(reader_on(loaded, chosen, prefill_chunk_size), tokenizer, system)
-    converse(talk, notes(), max_new_tokens=max_new_tokens, **sampling(sample))
+app.command()(chat)
 
 
 app.command("eval")(evaluate)
@@ -223,7 +113,7 @@ def demo(
     with claimed(out, "--out"):
         from .demo import run
 
-        run(out, short=short, console=_out)
+        run(out, short=short, console=options.screen)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by defa
 ChunkSize = Annotated[int | None, typer.Option(min=1, help="Prefill chunk size, in tokens.")]
 Force = Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Sample as the model's settings say; else greedy.")]
+screen = Console()  # of results; `notes` are for everything else
 
 
 def chosen_of(name: str | None, settings: list[str] | None) -> Recorded | None:

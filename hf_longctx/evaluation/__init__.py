@@ -4,7 +4,8 @@ from .catalogue import make_task, read, samples
 from .harness import harness_model, reads
 from .metrics import score, scores
 from .report.write import write_report
-from .results import result_file, row, write_results
+from .results import result_file, write_results
+from .rows import row
 from .runner import evaluate
 from .sample import Sample
 

@@ -64,8 +64,7 @@ class WhenImported(importlib.abc.MetaPathFinder):
     def _look(self) -> None:
         for name in list(self._waiting):
             module = sys.modules.get(name)
-            spec = getattr(module, "__spec__", None)
-            if module is not None and not getattr(spec, "_initializing", False):
+            if module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False):
                 self._called(name)
 
     def _called(self, name: str) -> None:

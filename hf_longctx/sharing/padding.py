@@ -72,9 +72,7 @@ class _Processors(LogitsProcessor):
         self.stock, self.move = stock, move
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        moved: Any = self.move(input_ids)
-        processed: Tensor = self.stock(moved, scores)
-        return processed
+        return self.stock(self.move(input_ids), scores)
 
 
 class _Criterion(StoppingCriteria):
@@ -82,8 +80,7 @@ class _Criterion(StoppingCriteria):
         self.stock, self.move = stock, move
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        moved: Any = self.move(input_ids)
-        return self.stock(moved, scores, **kwargs)
+        return self.stock(self.move(input_ids), scores, **kwargs)
 
 
 def _moved(criterion: Any, move: _Move) -> Any:

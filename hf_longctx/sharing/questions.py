@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..storage.fingerprint import model_digest, tokenizer_digest
 from ..text.joins import common, ids_after, ids_before
 from ..text.pieces import around, encoded, last_line
 from ..text.tokens import bos_prefix, encode, left_pad
-from .file import make_folder
-from .prefix import Prefix, load_prefix, shared_prefix
+from .kept import cached_prefix
 
 BREAK = "\n\n"  # between a text and a question about it
-logger = logging.getLogger("hf_longctx")
 
 
 class Prompt:
@@ -102,34 +97,3 @@ def run_digest(model: Any, tokenizer: Any, prompt: Prompt, settings: Mapping[str
     end = prompt.question("?")  # the text around a question, and the end of the document that it may change
     ids = torch.cat([prompt.document_ids, torch.tensor(end)])
     return hashlib.sha256(what.encode() + ids.numpy().tobytes()).hexdigest()[:16]
-
-
-@contextmanager
-def cached_prefix(model: Any, ids: Tensor, folder: str | Path | None, chunk: int | None = None) -> Iterator[Prefix]:
-    """`shared_prefix`, or `load_prefix` if `folder` has this prefix of this model; afterwards it has.
-
-    A file that cannot be used or written causes a warning, and the document is read. OSError, before anything is read,
-    if the folder cannot be made.
-    """
-    with ExitStack() as stack:
-        if folder is None:
-            yield stack.enter_context(shared_prefix(model, ids, chunk=chunk))
-            return
-        name = hashlib.sha256(model_digest(model).encode() + ids.cpu().long().numpy().tobytes()).hexdigest()[:24]
-        path = Path(folder).expanduser() / f"{name}.safetensors"
-        make_folder(path.parent)
-        prefix = None
-        if path.is_file():
-            try:
-                prefix = stack.enter_context(load_prefix(model, path, ids))
-                logger.info("loaded %r from %s", prefix, path)
-            except (ValueError, OSError) as error:
-                logger.warning("reading the document again: %s", error)
-        if prefix is None:
-            prefix = stack.enter_context(shared_prefix(model, ids, chunk=chunk))
-            try:
-                prefix.save(path)
-                logger.info("saved %r to %s", prefix, path)
-            except OSError as error:
-                logger.warning("the prefix is not kept for the next time: %s", error)
-        yield prefix

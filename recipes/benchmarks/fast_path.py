@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from hf_longctx import LMInfinite
-from hf_longctx.evaluation.results import row
+from hf_longctx.evaluation.rows import row
 from hf_longctx.generation.cuda_graph import decoder
 from hf_longctx.upstream.caches import given_cache
 

@@ -21,7 +21,7 @@ import torch
 from hf_longctx.evaluation.report import plots
 from hf_longctx.evaluation.report.files import collect
 from hf_longctx.evaluation.report.measured import measured, settings_of
-from hf_longctx.evaluation.results import row
+from hf_longctx.evaluation.rows import row
 
 from .reading import RESULTS, TRAINED, K, arguments, finish, lengths
 

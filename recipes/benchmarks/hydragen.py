@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hf_longctx import shared_prefix
-from hf_longctx.evaluation.results import row
+from hf_longctx.evaluation.rows import row
 from hf_longctx.generation.cuda_graph import can_replay, graph_forward
 from hf_longctx.text.corpora import load_text
 from hf_longctx.upstream.caches import given_cache

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 from hf_longctx import LMInfinite, attend
 from hf_longctx.evaluation.passkey import passkey_grid
 from hf_longctx.evaluation.perplexity import fixed_targets
-from hf_longctx.evaluation.results import row
+from hf_longctx.evaluation.rows import row
 from hf_longctx.ops.branch import Branch
 from hf_longctx.ops.kernels import KERNELS, Call
 from hf_longctx.ops.masks import BeyondWindow, Causal, Window

@@ -23,7 +23,7 @@ from hf_longctx.anatomy import find_decoder
 from hf_longctx.editing import graph as edit_graph
 from hf_longctx.editing.edit import edit
 from hf_longctx.editing.plan import REPAIR
-from hf_longctx.evaluation.results import row
+from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
 from hf_longctx.upstream.caches import given_cache
 

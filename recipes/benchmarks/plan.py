@@ -14,7 +14,8 @@ from typing import Any
 from transformers import LlamaConfig
 
 from hf_longctx import LMInfinite
-from hf_longctx.evaluation.results import result_file, row, write_results
+from hf_longctx.evaluation.results import result_file, write_results
+from hf_longctx.evaluation.rows import row
 from hf_longctx.planning.hardware import MACHINES
 from hf_longctx.planning.options import as_read
 from hf_longctx.planning.predict import Job, Prediction, predict

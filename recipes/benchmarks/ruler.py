@@ -18,7 +18,7 @@ from rich.console import Console
 
 from hf_longctx.evaluation.catalogue import RULER
 from hf_longctx.evaluation.effective import RULER_BAR, SHARE, effective_length, own_score
-from hf_longctx.evaluation.results import row
+from hf_longctx.evaluation.rows import row
 from hf_longctx.evaluation.runner import evaluate
 from hf_longctx.registry import parse
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_longctx import StreamingLLM
 from hf_longctx.evaluation.perplexity import fixed_targets
-from hf_longctx.evaluation.results import row
+from hf_longctx.evaluation.rows import row
 
 from .reading import K, arguments, cache_bytes, finish, nll_detail, ratios, spans, subject
 from .timing import peak_gib

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx import LMInfinite, LongContextMethod, RopeScaling
-from hf_longctx.evaluation.results import row
+from hf_longctx.evaluation.rows import row
 from hf_longctx.generation.xl3m import XL3M
 from hf_longctx.generation.xl3m.frame import Frame
 from hf_longctx.generation.xl3m.prompt import Parts

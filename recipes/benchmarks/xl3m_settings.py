@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hf_longctx.evaluation.results import row
+from hf_longctx.evaluation.rows import row
 from hf_longctx.generation.xl3m import XL3M
 from hf_longctx.generation.xl3m.frame import Frame
 from hf_longctx.generation.xl3m.settings import SCORES

@@ -20,7 +20,8 @@ from torch import Tensor
 from hf_longctx import Giraffe, LMInfinite, LongContextMethod, RopeScaling, StreamingLLM
 from hf_longctx.evaluation.passkey import MAX_NEW_TOKENS, passkey_grid
 from hf_longctx.evaluation.perplexity import fixed_targets
-from hf_longctx.evaluation.results import result_file, row, write_results
+from hf_longctx.evaluation.results import result_file, write_results
+from hf_longctx.evaluation.rows import row
 
 from .reading import RESULTS, TRAINED, K, arguments, finish, spans, subject
 

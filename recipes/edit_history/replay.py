@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hf_longctx.editing import EditSession
-from hf_longctx.evaluation.results import result_file, row, write_results
+from hf_longctx.evaluation.results import result_file, write_results
+from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
 from hf_longctx.upstream.caches import given_cache
 

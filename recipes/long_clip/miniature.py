@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hf_longctx.clip import FrozenRows, contrastive_loss, long_clip_loss, stretch_positions
 from hf_longctx.clip.embed import image_embeddings, text_embeddings
-from hf_longctx.evaluation.results import row
+from hf_longctx.evaluation.rows import row
 from recipes.benchmarks.reading import finish
 
 from . import scene_captions as captions

@@ -51,7 +51,7 @@ def test_addresses_stay_and_nothing_grows(method: Any) -> None:
 
 
 def test_a_short_text_gets_a_small_ring_that_grows_up_to_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_longctx.cache.ring.ROOM", 4)
+    monkeypatch.setattr("hf_longctx.cache.rolling.ROOM", 4)
     model, ids, sizes = tiny(), text(2, 60), []
     with LMInfinite(n_global=2, n_local=20).on(model):
         truth = logits_of(model, ids, use_cache=False)

@@ -19,6 +19,7 @@ pytest.importorskip("hf_longctx.methods.lm_infinite")
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longctx.cli import main as cli
+from hf_longctx.cli import options
 from hf_longctx.hub import convert
 from hf_longctx.settings import GUIDANCE
 from tests.hub.tiny import write_gguf
@@ -56,7 +57,7 @@ def test_methods_are_listed_with_settings_and_paper() -> None:
 def test_methods_say_when_to_use_them_within_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     import hf_longctx
 
-    monkeypatch.setattr(cli, "_out", Console(width=80))
+    monkeypatch.setattr(options, "screen", Console(width=80))
     printed = run("methods").stdout
     words = " ".join(printed.split())
     assert max(map(len, printed.splitlines())) <= 80

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
 from hf_longctx.cli import main as cli
+from hf_longctx.cli import options
 from hf_longctx.evaluation.report.files import ResultFile
 from hf_longctx.evaluation.report.render import _rich, terminal
 from hf_longctx.evaluation.report.sections import Table, Text, sections
@@ -63,7 +64,7 @@ def test_a_file_without_a_question_is_told_as_such(model: str, tmp_path: Path, c
 
 
 def test_what_extend_says_can_be_copied_whole(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_out", Console(width=40))
+    monkeypatch.setattr(options, "screen", Console(width=40))
     out = tmp_path / "a folder with [a] long name" / "extended"
     lines = run("extend", model, "--method", "lm_infinite", "--set", "n_local=16", "--out", out).stdout.splitlines()
     assert len(lines) == 2
@@ -92,7 +93,7 @@ def test_tables_of_measurements_lose_nothing_in_40_columns() -> None:
 
 
 def test_methods_show_whole_addresses_in_40_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_out", Console(width=40))
+    monkeypatch.setattr(options, "screen", Console(width=40))
     assert "…" not in run("methods").stdout
 
 
@@ -142,7 +143,7 @@ def test_an_empty_gguf_file_is_called_empty(tmp_path: Path) -> None:
 
 
 def test_kernels_are_timed_and_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_out", Console(width=40))
+    monkeypatch.setattr(options, "screen", Console(width=40))
     result = run("kernels", "--chunk", "16", "--head-dim", "8", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert "reference" in result.stdout

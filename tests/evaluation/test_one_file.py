@@ -39,7 +39,7 @@ COUNT = '''
 
 from dataclasses import dataclass
 
-from ..results import row
+from ..rows import row
 from ..task import Cell, Prepared, Task, setting
 
 

@@ -22,7 +22,8 @@ from hf_longctx.evaluation.report.measured import groups, measured
 from hf_longctx.evaluation.report.render import page, terminal
 from hf_longctx.evaluation.report.sections import Section, glance, sections
 from hf_longctx.evaluation.report.write import write_report
-from hf_longctx.evaluation.results import row, write_results
+from hf_longctx.evaluation.results import write_results
+from hf_longctx.evaluation.rows import row
 from hf_longctx.evaluation.tasks.passkey import passkey_rows
 from hf_longctx.evaluation.tasks.ppl import perplexity_rows
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from hf_longctx.evaluation import results as module
-from hf_longctx.evaluation.results import environment, result_file, row, write_results, write_whole
+from hf_longctx.evaluation.results import environment, result_file, write_results, write_whole
+from hf_longctx.evaluation.rows import row
 from hf_longctx.storage.cells import CellStore
 
 

@@ -42,7 +42,7 @@ def test_generate_replays_and_gives_eagers_tokens_in_several_turns(method: Any, 
 
 
 def test_a_ring_that_grows_is_recorded_anew(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_longctx.cache.ring.ROOM", 4)
+    monkeypatch.setattr("hf_longctx.cache.rolling.ROOM", 4)
     model, ids = tiny(), text(2, 5)
     with LMInfinite(n_global=2, n_local=30).on(model):
         watched = machine(model)

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longctx.ops.attend import Part, attend, softmax_of
+from hf_longctx.ops.attend import attend
 from hf_longctx.ops.bias import DistanceBuckets, DistanceSlopes
 from hf_longctx.ops.branch import Branch
 from hf_longctx.ops.kernels import FUSED, KERNELS, Call
 from hf_longctx.ops.masks import ANY, DOCUMENT, BeyondWindow, ByDistance, Causal, Full, Mask, Packed, TopBlocks, Window
 from hf_longctx.ops.positions import Positions
 from hf_longctx.ops.rotation import Rotation, rotates_halves
+from hf_longctx.ops.softmax import Part, softmax_of
 from tests.ops.cases import LONG, SEES, Problem, gradients, problem, selected, truth
 from tests.ops.cases import MASKS as SMALL_MASKS
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_longctx.ops.attend import attend
 from hf_longctx.ops.kernels import FUSED, KERNELS
-from hf_longctx.ops.kernels.base import FusedKernel
+from hf_longctx.ops.kernels.fused import FusedKernel
 from hf_longctx.ops.masks import BeyondWindow, Causal, Window
 from tests.ops.cases import SHAPES, gradients, problem, selected, truth
 

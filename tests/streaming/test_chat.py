@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hf_longctx import LMInfinite, stream
-from hf_longctx.streaming.chat import Chat, interruptible
+from hf_longctx.streaming.chat import Chat
+from hf_longctx.streaming.terminal import interruptible
 from tests.contract.registry import close
 from tests.evaluation.conftest import byte_tokenizer
 from tests.tiny import logits_of, tiny

@@ -4,8 +4,9 @@ from hf_longctx.clip.evaluation import evaluate_retrieval, read_protocol
 evaluate_retrieval(model, tokenizer, processor, read_protocol("urban1k", "Urban1k"))
 """
 
+from .bins import Bin, by_bins, caption_lengths
 from .protocols import PROTOCOLS, Retrieval, read_protocol
-from .recall import Bin, Recall, by_bins, caption_lengths, found, recall
+from .recall import Recall, found, recall
 from .run import PairsReport, evaluate_pairs, evaluate_retrieval, evaluate_zero_shot
 from .zero_shot import TEMPLATES, class_embeddings, classify, read_classes
 

@@ -12,8 +12,9 @@ import torch
 from ..embed import embed_captions, embed_images
 from ..pairs import Pair
 from ..stretch import text_length
+from .bins import Bin, by_bins
 from .protocols import Retrieval
-from .recall import Bin, Recall, by_bins, found, recall
+from .recall import Recall, found, recall
 from .zero_shot import TEMPLATES, class_embeddings, classify, read_classes
 
 _LENGTHS = (21, 78, 128, 192, 249)  # from the kept positions and CLIP's table to Long-CLIP's

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..effective import RULER_BAR, SHARE, effective_length, own_score, weighted_averages
-from ..results import compared
+from ..rows import compared
 
 At = tuple[str, int, float | None]  # task, length, depth
 # {configuration: {at: cell}}; a cell that ran out of memory is None

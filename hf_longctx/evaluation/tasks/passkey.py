@@ -18,7 +18,7 @@ from .. import passkey
 from ..passkey import MAX_NEW_TOKENS, haystack_ids, passkey_cell, passkey_prompts, wilson_interval
 from ..report import plots
 from ..report.figure import write_figure
-from ..results import compared
+from ..rows import compared
 from ..task import At, Cell, Prepared, Request, Task, Value, Values, cost, digest, setting
 from .hidden import Hidden
 

@@ -12,7 +12,7 @@ from ...text.tokens import bos_prefix
 from ..perplexity import check_lengths, fixed_targets, perplexity
 from ..report import plots
 from ..report.figure import write_figure
-from ..results import compared
+from ..rows import compared
 from ..task import At, Cell, Prepared, Request, Task, Value, Values, cost, digest, setting
 
 if TYPE_CHECKING:

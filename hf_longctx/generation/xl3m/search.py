@@ -18,7 +18,8 @@ from torch import Tensor
 from ...storage.cells import CellStore
 from ...storage.fingerprint import model_digest
 from .reading import Batch, batches
-from .scoring import OnItsWay, Scorer, gain, layers_compiled
+from .running import OnItsWay, layers_compiled
+from .scoring import Scorer, gain
 from .selection import Best, Candidate, Kept, Selection, choose, spans, splice, threshold
 from .settings import Segmenting
 

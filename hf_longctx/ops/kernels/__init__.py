@@ -10,7 +10,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..masks import Causal
-from .base import Call, FusedKernel, Kernel
+from .base import Call, Kernel
+from .fused import FusedKernel
 
 __all__ = ["FUSED", "KERNELS", "ORDER", "Call", "FusedKernel", "Kernel", "choose", "find"]
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..available import TRITON
 from ..bias import Bias
-from ..branch import Branch
 from ..masks import Mask
 from ..merge import merge
 from ..positions import Positions
@@ -29,6 +28,11 @@ class Call:
     mask: Mask
     scale: float
     bias: Bias | None = None
+
+
+def takes(classes: tuple[type, ...], value: object) -> bool:
+    """Is a mask, or a bias, of one of these very classes, or is the base of all among them?"""
+    return type(value) in classes or any(isinstance(value, base) and base in classes for base in (Mask, Bias))
 
 
 class Kernel:
@@ -127,24 +131,3 @@ class Kernel:
             grad.to(x.dtype) if buffer is None else buffer.add_(grad)
             for x, grad, buffer in zip(of, grads, into, strict=False)  # weights may need no gradient
         ]
-
-
-class FusedKernel:
-    """A kernel that computes all branches of one softmax at once, and has no gradients."""
-
-    name: ClassVar[str]
-    masks: ClassVar[tuple[type[Mask], ...]]
-    biases: ClassVar[tuple[type[Bias], ...]] = ()
-
-    def unsupported_reason(self, branches: list[Branch]) -> str | None:
-        """Why this kernel cannot do these branches; None if it can."""
-        raise NotImplementedError
-
-    def forward(self, branches: list[Branch], scale: float) -> tuple[Tensor, Tensor]:
-        """Compute out (B, L, H, D) and lse (B, H, L) of the union of the branches."""
-        raise NotImplementedError
-
-
-def takes(classes: tuple[type, ...], value: object) -> bool:
-    """Is a mask, or a bias, of one of these very classes, or is the base of all among them?"""
-    return type(value) in classes or any(isinstance(value, base) and base in classes for base in (Mask, Bias))

@@ -16,7 +16,8 @@ from ..branch import Branch
 from ..checked import checked_once, disagreement, randoms
 from ..masks import BeyondWindow, ByDistance, Causal, Full, Window
 from ..rotation import Rotation, rotates_halves
-from .base import NO_TRITON, FusedKernel, takes
+from .base import NO_TRITON, takes
+from .fused import FusedKernel
 
 logger = logging.getLogger("hf_longctx")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

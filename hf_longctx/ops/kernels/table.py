@@ -45,15 +45,7 @@ def table(
     heads: tuple[int, int] = (32, 8),
     head_dim: int = 128,
 ) -> Iterator[KernelRow]:
-    """Every kernel on every kind of work, timed on `device`.
-
-    Args:
-        device: Where.
-        dtype: In which dtype.
-        chunk: Queries of a chunk, tokens.
-        heads: Those of queries, and those of keys and values.
-        head_dim: The width of all of them.
-    """
+    """Every kernel on every kind of work, timed on `device`, for heads of queries and of keys and values."""
     generator = torch.Generator(device).manual_seed(0)
 
     def random(count: int, length: int) -> Tensor:

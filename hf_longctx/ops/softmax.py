@@ -1,0 +1,88 @@
+"""The softmax over parts that run through different kernels, merged by log-sum-exp, forward and backward."""
+
+# B batch, H query heads, G key/value heads, L queries, S keys, D head dim
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .kernels.base import Call, Kernel
+from .merge import merge_sink, share
+
+
+class Part(NamedTuple):
+    """One branch with the kernel that does it; q and k are rotated, all three are of one dtype."""
+
+    kernel: Kernel
+    call: Call
+    q_BHLD: Tensor
+    k_BGSD: Tensor
+    v_BGSD: Tensor
+
+
+def softmax_of(parts: list[Part], sink_H: Tensor | None = None) -> Tensor:
+    """The softmax over the union of parts, (B, L, H, D), with gradients; see `attend`."""
+    tensors: list[Tensor] = []
+    places: dict[int, int] = {}
+
+    def place(x: Tensor) -> int:
+        if torch.compiler.is_compiling():
+            tensors.append(x.view_as(x))  # Dynamo takes no tensor twice
+            return len(tensors) - 1
+        if id(x) not in places:
+            places[id(x)] = len(tensors)
+            tensors.append(x)
+        return places[id(x)]
+
+    plan = []
+    for kernel, call, *qkv in parts:
+        learned = [call.bias.weights] if call.bias is not None and call.bias.weights.requires_grad else []
+        plan.append((kernel, call, [place(x) for x in (*qkv, *learned)]))
+    sink = None if sink_H is None else place(sink_H)
+    out: Tensor = _Attend.apply(plan, sink, *tensors)
+    return out
+
+
+class _Attend(torch.autograd.Function):
+    """`plan` holds for every part its kernel, its call, and which of the tensors are its q, k, v (and its bias')."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: list[tuple[Kernel, Call, list[int]]], sink: int | None, *tensors: Tensor) -> Tensor:
+        out = lse = None
+        for kernel, call, at in plan:
+            q, k, v = (tensors[i] for i in at[:3])
+            if out is None or lse is None:
+                out, lse = kernel.forward(call, q, k, v)
+            else:
+                out, lse = kernel.merge_(call, q, k, v, out, lse)
+        assert out is not None
+        assert lse is not None
+        if sink is not None:
+            out, lse = merge_sink(out, lse, tensors[sink])
+        ctx.plan, ctx.sink = plan, sink
+        ctx.save_for_backward(out, lse, *tensors)
+        return out.to(tensors[0].dtype)
+
+    @staticmethod
+    @once_differentiable  # a second derivative would take the merged log-sum-exp for a constant
+    def backward(ctx: Any, grad_BLHD: Tensor) -> tuple[Tensor | None, ...]:
+        out, lse, *tensors = ctx.saved_tensors
+        uses = [i for _, _, at in ctx.plan for i in at]
+        # the gradients of what several branches share are summed in fp32, and rounded once
+        grads: list[Tensor | None] = [
+            torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) if uses.count(i) > 1 else None
+            for i, x in enumerate(tensors)
+        ]
+        for kernel, call, at in ctx.plan:
+            q, k, v = (tensors[i] for i in at[:3])
+            found = kernel.backward(call, grad_BLHD, q, k, v, out, lse, into=[grads[i] for i in at])
+            for i, grad in zip(at, found, strict=True):
+                grads[i] = grad
+        if ctx.sink is not None:
+            weight_BLH1 = share(tensors[ctx.sink].to(lse.dtype)[:, None].expand_as(lse), lse)
+            grads[ctx.sink] = -(weight_BLH1 * out * grad_BLHD).sum((0, 1, 3))
+        rounded = [None if grad is None else grad.to(x.dtype) for x, grad in zip(tensors, grads, strict=True)]
+        return None, None, *rounded
