@@ -70,6 +70,9 @@ def find() -> None:
                 bisect.insort(ORDER, KERNELS[cls.name], key=lambda kernel: kernel.priority)
             elif issubclass(cls, FusedKernel) and not any(type(fused) is cls for fused in FUSED):
                 FUSED.append(cls())
+    in_order = {kernel.name: kernel for kernel in ORDER}
+    KERNELS.clear()
+    KERNELS.update(in_order)
 
 
 find()
