@@ -1,4 +1,4 @@
-"""The contract of DESIGN section 3: every method x every tiny model x every property. Add a method: add a row.
+"""The contract: every method x every tiny model x every property. Add a method: add a row.
 
 Run one cell: pytest "tests/test_contract.py::test_contract[lm_infinite-qwen3-deepcopy-is-independent]"
 The short form, which the oldest transformers we support must pass as well: pytest -m floor

@@ -1,6 +1,6 @@
 """Result files: what was measured, with what, on what.
 
-The file is DESIGN section 7's: `{"command", "commit", "hardware", "versions", "model", "date", "rows": [...]}`.
+A file is `{"command", "commit", "hardware", "versions", "model", "date", "rows": [...]}`.
 """
 
 from __future__ import annotations

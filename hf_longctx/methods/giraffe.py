@@ -42,7 +42,7 @@ class Giraffe(RopeMethod):
     """
 
     name: ClassVar[str] = "giraffe"
-    summary: ClassVar[str] = "slow rotary frequencies stopped (truncated) or lowered (power); meant for fine-tuning"
+    summary: ClassVar[str] = "low rotary frequencies zeroed (truncated) or reduced (power); meant for fine-tuning"
     paper: ClassVar[str] = "https://arxiv.org/abs/2308.10882"
     training_free: ClassVar[bool] = False
 

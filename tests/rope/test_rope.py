@@ -90,7 +90,7 @@ def test_sliding_layers_and_the_models_own_settings_are_kept() -> None:
 
 
 def test_giraffe_keeps_fixes_and_stops_what_the_paper_says() -> None:
-    # SmolLM2: 32 frequencies, theta 1e5, 8192 tokens: 20 kept, 6 fixed, 6 stopped (facts/inference_methods.md 1.9)
+    # SmolLM2: 32 frequencies, theta 1e5, 8192 tokens: 20 kept, 6 fixed, 6 stopped
     base = [1e5 ** (-2 * j / 64) for j in range(32)]
     table = Giraffe().table(base, 8192)
     assert table[:20] == base[:20]
