@@ -66,7 +66,7 @@ def test_a_document_is_read_once(
     def unread(*args: object, **kwargs: object) -> None:
         raise AssertionError("the document was read again")
 
-    monkeypatch.setattr("hf_longctx.sharing.questions.shared_prefix", unread)
+    monkeypatch.setattr("hf_longctx.sharing.kept.shared_prefix", unread)
     assert run(*arguments).stdout == first.stdout
 
 

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 pytest.importorskip("gguf")
+from hf_longctx.cli import chat as command
 from hf_longctx.cli import main as cli
 from hf_longctx.hub import convert
 from tests.cli.test_cli import EXTEND, complaint, run
@@ -111,12 +112,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(model: str, monkeypatch: pytes
 
 
 def test_chat_without_a_template_is_one_line(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = cli.load_model
+    load = command.load_model
 
     def untuned(*args: Any) -> Any:
         loaded, tokenizer = load(*args)
         tokenizer.chat_template = None
         return loaded, tokenizer
 
-    monkeypatch.setattr(cli, "load_model", untuned)
+    monkeypatch.setattr(command, "load_model", untuned)
     assert "no chat template" in complaint(run("chat", model, *SHORT))
