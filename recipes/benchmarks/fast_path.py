@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
 from hf_longctx import LMInfinite
 from hf_longctx.evaluation.rows import row
-from hf_longctx.generation.cuda_graph import decoder
+from hf_longctx.generation.cuda_graph import graph_forward
 from hf_longctx.upstream.caches import given_cache
 
+from .plan import LLAMA_8B
 from .reading import TRAINED, K, arguments, finish, subject
 from .timing import milliseconds, peak_gib
 
@@ -88,7 +89,7 @@ def ours_ms(model: Any, ids: Tensor, chunk: int = 32 * K) -> tuple[float, float]
     cache = DynamicCache(config=model.config)
     for piece in ids[None].split(chunk, dim=1):
         model(piece.to(DEVICE), **given_cache(model, cache), use_cache=True, logits_to_keep=1)
-    step = decoder(model)
+    step = graph_forward(model)
     tokens_ms(step, cache, len(ids), count=1, warm=0)
     start = time.perf_counter()
     tokens_ms(step, cache, len(ids) + 1, count=1, warm=0)
@@ -280,23 +281,13 @@ def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
 
 def llama_8b() -> Any:
     """A random Llama of 8B geometry, bf16."""
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=131072,
-        rope_theta=5e5,
-    )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model = LlamaForCausalLM(LLAMA_8B).to(torch.bfloat16)
     model = model.to_empty(device=DEVICE)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.02)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(DEVICE)
+    model.model.rotary_emb = type(model.model.rotary_emb)(LLAMA_8B).to(DEVICE)
     return model.eval().requires_grad_(False)
 
 

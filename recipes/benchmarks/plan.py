@@ -43,6 +43,7 @@ LLAMA_8B = LlamaConfig(
     num_attention_heads=32,
     num_key_value_heads=8,
     max_position_embeddings=128 * K,
+    rope_theta=5e5,
 )
 MODELS = {"SmolLM2-135M": SMOLLM2, "Llama of 8B geometry": LLAMA_8B}
 BYTES, SECONDS = 1.15, 1.5  # what the predictions must hold, as factors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -207,6 +208,15 @@ def test_lines_on_reports_run_as_pasted(
     exec(draw, {})
     assert capsys.readouterr().out.strip() == draw.rpartition("# ")[2].strip()
     assert "95 % (76–99)" in (tmp_path / "page/report.html").read_text()
+
+
+RECIPES = [path for path in sorted((ROOT / "recipes").rglob("*.py")) if not path.stem.startswith("__")]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_recipe_can_be_imported(path: Path) -> None:
+    """Most need a GPU or hours to run, so that a name of the package that has moved would show only then."""
+    importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def test_imports_inside_the_package_are_relative() -> None:
