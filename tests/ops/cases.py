@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_longctx.ops.bias import DistanceBuckets
 from hf_longctx.ops.branch import Branch
-from hf_longctx.ops.masks import BeyondWindow, Causal, Chunk, Full, Packed, TopBlocks, TopKeys, Window
+from hf_longctx.ops.masks import ANY, BeyondWindow, Causal, Chunk, Full, Mask, Packed, TopBlocks, TopKeys, Window
 from hf_longctx.ops.positions import Positions
 
 # who sees whom, by query and key position: the definitions, written a second time
@@ -213,3 +213,14 @@ def selected(shape: str, k: int = 3, **kwargs: Any) -> tuple[Problem, TopKeys]:
 
 def gradients(out: Tensor, p: Problem) -> list[Tensor]:
     return list(torch.autograd.grad(out, [p.q, p.k, p.v], p.grad.to(out.dtype), retain_graph=True))
+
+
+@dataclass(frozen=True)
+class SameParity(Mask):
+    """A mask that no kernel has heard of."""
+
+    def pairs(self, q_pos_BL: Tensor, k_pos_BS: Tensor) -> Tensor:
+        return (q_pos_BL[:, :, None] - k_pos_BS[:, None]) % 2 == 0
+
+    def span(self, low: int, high: int) -> tuple[int, int]:
+        return 0, ANY

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from hf_longctx.ops.attend import attend
 from hf_longctx.ops.kernels import FUSED, KERNELS, blocked
 from hf_longctx.ops.kernels.base import takes
 from hf_longctx.ops.masks import (
-    ANY,
     DOCUMENT,
     BeyondWindow,
     Causal,
@@ -25,7 +23,7 @@ from hf_longctx.ops.masks import (
     TopKeys,
     Window,
 )
-from tests.ops.cases import MASKS, SEES, SHAPES, Problem, gradients, problem, selected, truth, visible_pairs
+from tests.ops.cases import MASKS, SEES, SHAPES, Problem, SameParity, gradients, problem, selected, truth, visible_pairs
 
 PLAIN = ("reference", "blocked")
 INSIDE = {**MASKS, "chunk-before": Chunk(3, back=1), "window": Window(4), "outside": BeyondWindow(3)}
@@ -118,17 +116,6 @@ def test_nothing_outside_of_the_span_is_seen(mask: Mask) -> None:
         low, high = mask.span(int(real.min()), int(real.max()))
         seen = p.k_pos[visible_pairs(p.branch(mask)).any(1).any(1)]
         assert not len(seen) or (low <= int(seen.min()) and int(seen.max()) <= high)
-
-
-@dataclass(frozen=True)
-class SameParity(Mask):
-    """A mask that no kernel has heard of."""
-
-    def pairs(self, q_pos_BL: Tensor, k_pos_BS: Tensor) -> Tensor:
-        return (q_pos_BL[:, :, None] - k_pos_BS[:, None]) % 2 == 0
-
-    def span(self, low: int, high: int) -> tuple[int, int]:
-        return 0, ANY
 
 
 @pytest.mark.parametrize("kernel", [*PLAIN, "auto"])
