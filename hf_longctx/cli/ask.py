@@ -28,7 +28,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..method import LongContextMethod
+    pass
 
 
 def ask(
@@ -55,10 +55,11 @@ def ask(
         raise ValueError(f"--out {out}: expected a file in a folder that exists.")
     if prefix_cache is not None and prefix_cache.exists() and not prefix_cache.is_dir():
         raise ValueError(f"--prefix-cache {prefix_cache}: expected a folder, and it is a file.")
+    from ..sharing.model import check_method
     from ..text.files import read_pieces
 
     if chosen is not None:
-        _check_keys(chosen, "Leave --method out, or ask with `hf-longctx generate`")  # before the model is loaded
+        check_method(chosen, "Leave --method out, or ask with `hf-longctx generate`")  # before the model is loaded
     if prefix_cache is not None:
         check_folder(prefix_cache, "--prefix-cache")
     with nullcontext() if out is None else resumes(out, file=True):
@@ -79,11 +80,11 @@ def _answer(
     """Print the answers as they come, or put those that are missing into a file."""
     from ..anatomy import find_decoder
     from ..patch import applied
-    from ..sharing.model import check
+    from ..sharing.model import check, check_method
     from ..sharing.questions import Prompt, answers, run_digest
 
     for patch in applied(model):
-        _check_keys(patch.method, "Give the model without it, or ask with `hf-longctx generate`")
+        check_method(patch.method, "Give the model without it, or ask with `hf-longctx generate`")
     check(find_decoder(model))  # before the document is read
     prompt = Prompt(tokenizer, document)
     notes().print(f"{len(prompt.document_ids):,} tokens to share", style="dim", highlight=False)
@@ -104,14 +105,6 @@ def _answer(
                 progress.advance(1)
     told = f"Wrote {len(missing):,} answers to {kept.path}."
     notes().print(told, markup=False, highlight=False, soft_wrap=True)
-
-
-def _check_keys(method: LongContextMethod, remedy: str) -> None:
-    if method.decides_positions:
-        raise ValueError(
-            f"{method!r} keeps un-rotated keys in a cache of its own, and a document is shared as stock, rotated keys. "
-            f"{remedy}."
-        )
 
 
 def _lines(path: Path) -> list[str]:

@@ -15,7 +15,6 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from ..anatomy import FULL, attention_layers, layer_type
 from ..attention.base_attention import KERNEL_OF, PLAIN, checked
-from ..attention.method import AttentionMethod
 from ..attention.names import Named, base_function, base_mask
 from ..attention.subclass import subclass
 from ..cache.recurrent import has_states
@@ -85,7 +84,7 @@ def check(decoder: Any) -> None:
             "this model is inside `with shared_prefix(...)` already. Use prefix.extend for a deeper level."
         )
     for patch in applied(decoder):
-        check_method(patch.method)
+        check_method(patch.method, "Undo it (hf_longctx.undo(model)), or generate without a shared prefix")
     base = config._attn_implementation or "sdpa"
     if base not in PLAIN:
         raise ValueError(
@@ -123,12 +122,12 @@ def check(decoder: Any) -> None:
                 raise ValueError(f"{type(module).__name__}: {words} is not supported with a shared prefix.")
 
 
-def check_method(method: LongContextMethod) -> None:
-    """ValueError for a method that no model shares a prefix under."""
-    if isinstance(method, AttentionMethod):
+def check_method(method: LongContextMethod, remedy: str) -> None:
+    """ValueError, which ends with `remedy`, for a method that no model shares a prefix under."""
+    if method.decides_positions:
         raise ValueError(
             f"{method!r} keeps un-rotated keys in a cache of its own, and a prefix is shared as stock, rotated keys. "
-            f"Undo it (hf_longctx.undo(model)), or generate without a shared prefix."
+            f"{remedy}."
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from hf_longctx.ops.attend import attend
 from hf_longctx.ops.branch import Branch
 from hf_longctx.ops.masks import Causal, Mask
 from hf_longctx.ops.positions import Positions
+from tests.ops.cases import SameParity
 
 KERNEL = '''
 """Plain softmax of whole causal rows."""
@@ -45,22 +45,13 @@ class Plain(Kernel):
 '''
 
 
-@dataclass(frozen=True)
-class EveryOther(Mask):
-    """A query sees the keys at even distances before it."""
-
-    def pairs(self, q_pos_BL: torch.Tensor, k_pos_BS: torch.Tensor) -> torch.Tensor:
-        distance = q_pos_BL[:, :, None] - k_pos_BS[:, None]
-        return (distance >= 0) & (distance % 2 == 0)
-
-
 @pytest.fixture
 def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[kernels.Kernel]]:
     (tmp_path / "plain.py").write_text(KERNEL)
     monkeypatch.setattr(kernels, "__path__", [*kernels.__path__, str(tmp_path)])
     kernels.find()
     yield type(kernels.KERNELS["plain"])
-    kernels.ORDER.remove(kernels.KERNELS.pop("plain"))
+    del kernels.KERNELS["plain"]
     del sys.modules["hf_longctx.ops.kernels.plain"], kernels.plain
 
 
@@ -80,22 +71,22 @@ def test_a_kernel_is_one_file(plain: type[kernels.Kernel]) -> None:
     expected.square().sum().backward()
     assert torch.equal(mine.k_BGSD.grad, truth.k_BGSD.grad)
     # a mask that it does not take goes on to one that does, and an error names it with its reason
-    attend([branch(EveryOther())], scale=0.3)
+    attend([branch(SameParity())], scale=0.3)
     assert plain.calls == 1
-    with pytest.raises(ValueError, match="plain: it has no EveryOther mask"):
-        attend([branch(EveryOther())], scale=0.3, kernel="plain")
+    with pytest.raises(ValueError, match="plain: it has no SameParity mask"):
+        attend([branch(SameParity())], scale=0.3, kernel="plain")
     result = CliRunner().invoke(cli.app, ["kernels", "--chunk", "16", "--head-dim", "8", "--device", "cpu"])
     assert result.exit_code == 0
     assert "plain" in result.output
 
 
 def test_a_mask_is_one_class() -> None:
-    mine = branch(EveryOther())
+    mine = branch(SameParity())
     out = attend([mine], scale=0.3)
     q, k, v = (
         x.detach() for x in (mine.q_BHLD, mine.k_BGSD.repeat_interleave(2, 1), mine.v_BGSD.repeat_interleave(2, 1))
     )
     for row in range(9):
-        seen = list(range(row % 2, row + 1, 2))
+        seen = list(range(row % 2, 9, 2))
         weights = (q[:, :, row : row + 1] @ k[:, :, seen].transpose(-1, -2) * 0.3).softmax(-1)
         assert torch.allclose(out[:, row], (weights @ v[:, :, seen])[:, :, 0], atol=1e-12)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import importlib
 import pkgutil
 from dataclasses import replace
@@ -13,10 +12,9 @@ from ..masks import Causal
 from .base import Call, Kernel
 from .fused import FusedKernel
 
-__all__ = ["FUSED", "KERNELS", "ORDER", "Call", "FusedKernel", "Kernel", "choose", "find"]
+__all__ = ["FUSED", "KERNELS", "Call", "FusedKernel", "Kernel", "choose", "find"]
 
-ORDER: list[Kernel] = []  # by priority: the first that can do a call gets it
-KERNELS: dict[str, Kernel] = {}
+KERNELS: dict[str, Kernel] = {}  # by priority: the first that can do a call gets it
 FUSED: list[FusedKernel] = []  # those that do all branches of a softmax at once; tried before the others
 
 
@@ -27,7 +25,7 @@ def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto", stric
     a call with a mask or a bias that it does not take goes to the fastest kernel that does.
     """
     if name == "auto":
-        for kernel in ORDER:
+        for kernel in KERNELS.values():
             args = call, q_BHLD, k_BGSD
             if not kernel.by_name and kernel.unsupported_reason(*args) is None and kernel.slower_reason(*args) is None:
                 return kernel
@@ -51,7 +49,7 @@ def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto", stric
 
 def _reasons(call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str:
     """What every kernel says to a call."""
-    said = {kernel.name: kernel.unsupported_reason(call, q_BHLD, k_BGSD) for kernel in ORDER}
+    said = {name: kernel.unsupported_reason(call, q_BHLD, k_BGSD) for name, kernel in KERNELS.items()}
     return "All kernels: " + "; ".join(f"{name}: {reason or 'can'}" for name, reason in said.items()) + "."
 
 
@@ -65,14 +63,12 @@ def find() -> None:
         for cls in own:
             if "name" not in vars(cls):
                 continue  # a base, or no kernel
-            if issubclass(cls, Kernel) and cls.name not in KERNELS:
-                KERNELS[cls.name] = cls()
-                bisect.insort(ORDER, KERNELS[cls.name], key=lambda kernel: kernel.priority)
+            if issubclass(cls, Kernel):
+                KERNELS.setdefault(cls.name, cls())
             elif issubclass(cls, FusedKernel) and not any(type(fused) is cls for fused in FUSED):
                 FUSED.append(cls())
-    in_order = {kernel.name: kernel for kernel in ORDER}
-    KERNELS.clear()
-    KERNELS.update(in_order)
+    for kernel in sorted(KERNELS.values(), key=lambda kernel: kernel.priority):
+        KERNELS[kernel.name] = KERNELS.pop(kernel.name)
 
 
 find()

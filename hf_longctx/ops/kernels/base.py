@@ -42,7 +42,7 @@ class Kernel:
 
     Attributes:
         name: What `attend` takes.
-        priority: Its place in `ORDER`, the lower the earlier.
+        priority: Its place among the kernels, the lower the earlier.
         by_name: `auto` never takes it.
         summary: A line for the table of kernels.
         masks: The classes of masks that it takes, without their subclasses; `Mask` itself stands for all of them.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..masks import BeyondWindow, Causal, Full, Mask, Window
 from ..positions import Positions
-from . import ORDER, Call, Kernel, choose
+from . import KERNELS, Call, Kernel, choose
 
 WINDOW, FIRST = 4096, 10
 ENOUGH = 1000.0  # milliseconds of a kernel; what is slow needs no five tries
@@ -60,7 +60,7 @@ def table(
         positions = Positions(q_pos, k_pos, same_rows=keys > 0 and L == S, consecutive=keys > 0, padded=False)
         call = Call(positions, mask, head_dim**-0.5)
         best = choose(call, q, k)
-        for kernel in ORDER:
+        for kernel in KERNELS.values():
             reason = kernel.unsupported_reason(call, q, k) or kernel.slower_reason(call, q, k)
             taken = None if reason is not None or kernel.by_name else _time(kernel, call, q, k, v)
             yield KernelRow(work, kernel.name, kernel is best, kernel.by_name, reason, taken)
