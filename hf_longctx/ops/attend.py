@@ -7,14 +7,17 @@ through the fastest kernel that can do it and merges the parts by log-sum-exp, f
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from .available import DERIVES_WHILE_TRACING
 from .branch import Branch
 from .kernels import FUSED, choose
 from .kernels.base import Call
-from .merge import merge_sink
 from .softmax import Part, softmax_of
+from .widths import widened
 
 
 def attend(
@@ -24,36 +27,55 @@ def attend(
     kernel: str = "auto",
     strict: bool = True,
     sink_H: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Softmax attention over the union of the branches' keys.
 
     Args:
-        branches: Disjoint: a (query, key) pair exists in one of them at most. They share their queries' shape.
+        branches: Disjoint: a (query, key) pair exists in one of them at most. They share the shape of their queries and
+            the head dim of their values, which may be another than that of the keys.
         scale: Multiplies q k, usually 1 / sqrt(D).
         kernel: "auto" (the fastest that can do each branch) or a name from `hf_longctx.ops.kernels.KERNELS`.
         strict: Whether a named kernel must do every branch; else those that it does not take go to another.
         sink_H: A logit for each head that takes part in the softmax's denominator only (gpt-oss: `s_aux`).
+        softcap: Scaled scores s become softcap * tanh(s / softcap), before a bias and the mask (Gemma 2).
 
     Returns:
-        (B, L, H, D) in the queries' dtype. A query without any key, such as padding, gets zeros.
+        (B, L, H, D) in the queries' dtype, D that of the values. A query without any key, such as padding, gets zeros.
 
     Gradients flow to every q, k and v, to the weights of biases and to the sink: each branch's backward gets the merged
     output and log-sum-exp, because autograd through a kernel's own log-sum-exp is silently zero for most of them.
     """
+    if torch.compiler.is_compiling() and torch.is_grad_enabled() and not DERIVES_WHILE_TRACING:
+        settings = {"scale": scale, "kernel": kernel, "strict": strict, "sink_H": sink_H, "softcap": softcap}
+        return _outside_graphs(branches, settings)
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap={softcap!r}: expected a number above 0. Leave it None for scores without a cap.")
     # CPU flash ends the process at zero keys
     filled = [branch for branch in branches if branch.k_BGSD.shape[2] and branch.q_BHLD.shape[2]]
     if not filled:
-        return torch.zeros_like(branches[0].q_BHLD).transpose(1, 2)
+        B, H, L, _ = branches[0].q_BHLD.shape
+        return branches[0].q_BHLD.new_zeros(B, L, H, branches[0].v_BGSD.shape[-1])
     if kernel == "auto" and not (sink_H is not None and sink_H.requires_grad and torch.is_grad_enabled()):
         for fused in FUSED:
-            if fused.unsupported_reason(filled) is None:
-                out, lse = fused.forward(filled, scale)
-                return out if sink_H is None else merge_sink(out, lse, sink_H)[0].to(out.dtype)
+            if fused.unsupported_reason(filled, softcap) is None:
+                return fused.forward(filled, scale, softcap, sink_H)[0]
     parts = []
     for branch in filled:
         q = branch.q_BHLD if branch.q_rope is None else branch.q_rope(branch.q_BHLD)
         k = branch.k_BGSD if branch.k_rope is None else branch.k_rope(branch.k_BGSD)
         k, v = k.to(q.dtype), branch.v_BGSD.to(q.dtype)  # a cache written under autocast holds fp32 keys
-        call = Call(branch.positions, branch.mask, scale, branch.bias)
-        parts.append(Part(choose(call, q, k, kernel, strict), call, q, k, v))
-    return softmax_of(parts, sink_H)
+        call = Call(branch.positions, branch.mask, scale, branch.bias, softcap)
+        width = max(k.shape[-1], v.shape[-1])
+        parts.append(Part(choose(call, widened(q, width), widened(k, width), kernel, strict), call, q, k, v))
+    dim = parts[0].v_BGSD.shape[-1]
+    if all(part.kernel.unequal_dims or part.k_BGSD.shape[-1] == dim for part in parts):
+        return softmax_of(parts, sink_H)
+    parts = [Part(kernel, call, *(widened(x, width) for x in qkv)) for kernel, call, *qkv in parts]
+    return softmax_of(parts, sink_H)[..., :dim]
+
+
+@torch.compiler.disable
+def _outside_graphs(branches: list[Branch], settings: dict[str, Any]) -> Tensor:
+    """`attend` as it is; what is around it is compiled."""
+    return attend(branches, **settings)

@@ -1,10 +1,11 @@
-"""Which optional packages are installed."""
+"""Which optional packages are installed, and what the installed torch can do."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
 
+import torch
 from packaging.version import Version
 
 from ..upstream.installing import install_extra
@@ -23,6 +24,12 @@ def _flash_attn_lacks() -> str | None:
     return None
 
 
+def _derives_while_tracing() -> bool:
+    # torch 2.11 traces the backward of attention wrongly, without a word: gradients are off by as much as they are
+    return Version(torch.__version__) >= Version("2.13")
+
+
 # constants, not cached functions: torch.compile traces through the reads
 TRITON = importlib.util.find_spec("triton") is not None  # comes with CUDA builds of torch
+DERIVES_WHILE_TRACING = _derives_while_tracing()  # does torch.compile keep the gradients of attention right?
 FLASH_ATTN_LACKS = _flash_attn_lacks()  # None: it is installed

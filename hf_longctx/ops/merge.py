@@ -14,9 +14,12 @@ def merge(out_BLHD: Tensor, lse_BHL: Tensor, part_BLHD: Tensor, part_lse_BHL: Te
 
 
 def merge_sink(out_BLHD: Tensor, lse_BHL: Tensor, sink_H: Tensor) -> tuple[Tensor, Tensor]:
-    """A softmax with one more logit for each head, in its denominator only: a key whose value is 0."""
+    """A softmax with one more logit for each head, in its denominator only: a key whose value is 0.
+
+    The output is overwritten: in half precision another one in fp32 would take longer than a window's attention.
+    """
     lse = torch.logaddexp(lse_BHL, sink_H.to(lse_BHL.dtype)[:, None].expand_as(lse_BHL))
-    return out_BLHD * share(lse_BHL, lse), lse
+    return out_BLHD.mul_(share(lse_BHL, lse)), lse
 
 
 def share(part_lse_BHL: Tensor, lse_BHL: Tensor) -> Tensor:

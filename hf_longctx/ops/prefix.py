@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from .kernels.decode import DTYPES
 from .masks import ANY, Causal, Full, Window
 from .merge import merge
 from .positions import Positions
+from .widths import widened
 
 logger = logging.getLogger("hf_longctx")
 TILE = 128  # queries of a tile of flash attention
@@ -78,15 +79,27 @@ def attend(query: PrefixQuery, own: SuffixKeys, prefix: Sequence[PrefixKeys], ke
         kernel: "auto" or a name from `hf_longctx.ops.kernels.KERNELS`.
 
     Returns:
-        (B, L, H, D) in the queries' dtype.
+        (B, L, H, D) in the queries' dtype, D that of the values.
     """
-    q = query.q_BHLD
+    q, dim = query.q_BHLD, own.v_BGSD.shape[-1]
     prefix = [PrefixKeys(s.k_1GPD.to(q.device, q.dtype), s.v_1GPD.to(q.device, q.dtype), s.pos_1P) for s in prefix]
+    if q.shape[-1] != dim:
+        return attend(*_one_width(query, own, prefix), kernel)[..., :dim]
     own = SuffixKeys(own.k_BGSD.to(q.dtype), own.v_BGSD.to(q.dtype), own.pos_BS, own.consecutive, own.padded)
     prefix = [shared for shared in prefix if shared.k_1GPD.shape[2]]  # CPU flash ends the process at zero keys
     if kernel == "auto" and q.shape[2] == 1 and fused_unsupported_reason(query, own) is None:
         return fused(query, own, prefix)
     return merged(query, own, prefix, kernel)
+
+
+def _one_width(
+    query: PrefixQuery, own: SuffixKeys, prefix: Sequence[PrefixKeys]
+) -> tuple[PrefixQuery, SuffixKeys, list[PrefixKeys]]:
+    """Keys and values of one head dim, by zeros: kernels know one."""
+    width = max(query.q_BHLD.shape[-1], own.v_BGSD.shape[-1])
+    k, v = widened(own.k_BGSD, width), widened(own.v_BGSD, width)
+    levels = [replace(s, k_1GPD=widened(s.k_1GPD, width), v_1GPD=widened(s.v_1GPD, width)) for s in prefix]
+    return replace(query, q_BHLD=widened(query.q_BHLD, width)), replace(own, k_BGSD=k, v_BGSD=v), levels
 
 
 def merged(query: PrefixQuery, own: SuffixKeys, prefix: Sequence[PrefixKeys], kernel: str = "auto") -> Tensor:

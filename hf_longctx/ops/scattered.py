@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .widths import widened
+
 
 @dataclass
 class Places:
@@ -33,11 +35,13 @@ class Places:
 
 
 def attend(q_HLD: Tensor, k_GSD: Tensor, v_GSD: Tensor, places: Places, scale: float) -> Tensor:
-    """(L, H, D): each query over the keys up to its own, which are in `k` and `v` already."""
+    """(L, H, D of the values): each query over the keys up to its own, which are in `k` and `v` already."""
     if q_HLD.is_cuda:
         from .kernels import triton_places
 
-        return triton_places.attend(q_HLD, k_GSD, v_GSD, places.pos_L, places.unused, scale)
+        width, dim = max(q_HLD.shape[-1], v_GSD.shape[-1]), v_GSD.shape[-1]
+        q, k, v = (widened(x, width) for x in (q_HLD, k_GSD, v_GSD))
+        return triton_places.attend(q, k, v, places.pos_L, places.unused, scale)[..., :dim]
     columns = torch.arange(k_GSD.shape[1])
     pos_L1 = places.pos_L[:, None]
     seen_LS = (columns <= pos_L1) & (pos_L1 != places.unused)

@@ -52,16 +52,17 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: list[tuple[Kernel, Call, list[int]]], sink: int | None, *tensors: Tensor) -> Tensor:
         out = lse = None
-        for kernel, call, at in plan:
+        left = None if sink is None else tensors[sink]  # merged with the last part, in one pass if its kernel can
+        for n, (kernel, call, at) in enumerate(plan, start=1):
             q, k, v = (tensors[i] for i in at[:3])
             if out is None or lse is None:
                 out, lse = kernel.forward(call, q, k, v)
             else:
-                out, lse = kernel.merge_(call, q, k, v, out, lse)
+                out, lse = kernel.merge_(call, q, k, v, out, lse, left if n == len(plan) else None)
         assert out is not None
         assert lse is not None
-        if sink is not None:
-            out, lse = merge_sink(out, lse, tensors[sink])
+        if left is not None and len(plan) == 1:
+            out, lse = merge_sink(out, lse, left)
         ctx.plan, ctx.sink = plan, sink
         ctx.save_for_backward(out, lse, *tensors)
         return out.to(tensors[0].dtype)

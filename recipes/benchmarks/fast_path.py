@@ -181,6 +181,7 @@ def kernel() -> Iterator[dict[str, Any]]:
 
     from hf_longctx.ops.attend import attend
     from hf_longctx.ops.branch import Branch
+    from hf_longctx.ops.layout import rotary_layout
     from hf_longctx.ops.masks import Causal
     from hf_longctx.ops.positions import Positions
     from hf_longctx.ops.rotation import Rotation
@@ -191,8 +192,8 @@ def kernel() -> Iterator[dict[str, Any]]:
     pos = torch.arange(S, device=DEVICE)[None]
     angle = pos[..., None] * 5e5 ** (-torch.arange(0, D, 2, device=DEVICE) / D)
     cos, sin = (f(torch.cat([angle, angle], -1)).to(q.dtype) for f in (torch.cos, torch.sin))
-    at_q = Rotation(cos[:, -1:], sin[:, -1:], apply_rotary_pos_emb)
-    at_k = Rotation(cos, sin, apply_rotary_pos_emb)
+    at_q = Rotation(cos[:, -1:], sin[:, -1:], rotary_layout(apply_rotary_pos_emb))
+    at_k = Rotation(cos, sin, rotary_layout(apply_rotary_pos_emb))
     branch = Branch(q, k, v, Positions(pos[:, -1:], pos, padded=False), Causal(), at_q, at_k)
     turned = at_q(q), branch.k_rope(k)  # type: ignore[misc]
 

@@ -22,6 +22,7 @@ from hf_longctx.evaluation.perplexity import fixed_targets
 from hf_longctx.evaluation.rows import row
 from hf_longctx.ops.branch import Branch
 from hf_longctx.ops.kernels import KERNELS, Call
+from hf_longctx.ops.layout import rotary_layout
 from hf_longctx.ops.masks import BeyondWindow, Causal, Window
 from hf_longctx.ops.positions import Positions
 from hf_longctx.ops.rotation import Rotation
@@ -42,8 +43,8 @@ def attention(model: Any) -> Iterator[dict[str, Any]]:
     pos = torch.arange(L, device="cuda")[None]
     everywhere = Positions(pos, pos, same_rows=True, consecutive=True, padded=False)
     cos, sin = model.model.rotary_emb(q, pos)
-    rope = Rotation(cos, sin, apply_rotary_pos_emb)
-    far = Rotation(cos[:, :1], sin[:, :1], apply_rotary_pos_emb)
+    rope = Rotation(cos, sin, rotary_layout(apply_rotary_pos_emb))
+    far = Rotation(cos[:, :1], sin[:, :1], rotary_layout(apply_rotary_pos_emb))
 
     def ours() -> Tensor:
         local = Branch(q, k, v, everywhere, Window(size), rope, rope)

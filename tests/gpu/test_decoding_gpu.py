@@ -15,6 +15,7 @@ from hf_longctx.generation.cuda_graph import can_replay, graph_forward
 from hf_longctx.ops.attend import attend
 from hf_longctx.ops.branch import Branch
 from hf_longctx.ops.kernels import FUSED
+from hf_longctx.ops.layout import rotary_layout
 from hf_longctx.ops.masks import BeyondWindow, Window
 from hf_longctx.ops.positions import Positions
 from hf_longctx.ops.rotation import Rotation
@@ -54,7 +55,7 @@ def test_kernel(dtype: Any, heads: tuple[int, int], dim: int, rotary: int, batch
     k_pos = torch.randperm(keys, device=device).expand(batch, -1).clone()
     k_pos[-1, ::5] = -1
     q_pos = torch.full((batch, 1), keys, device=device)
-    apply = halves if rotary == dim else partial
+    apply = rotary_layout(halves if rotary == dim else partial)
     ropes = rotation(q_pos, rotary, apply, dtype), rotation(k_pos, rotary, apply, dtype)
     far = rotation(torch.full((1, 1), 50, device=device), rotary, apply, dtype)
     size = max(keys // 2, 1)
@@ -74,7 +75,7 @@ def test_kernel(dtype: Any, heads: tuple[int, int], dim: int, rotary: int, batch
 
 def _double(branch: Branch) -> Branch:
     turn = [
-        None if r is None else Rotation(r.cos.double(), r.sin.double(), r.apply_rotary)
+        None if r is None else Rotation(r.cos.double(), r.sin.double(), r.layout)
         for r in (branch.q_rope, branch.k_rope)
     ]
     three = branch.q_BHLD.double(), branch.k_BGSD.double(), branch.v_BGSD.double()

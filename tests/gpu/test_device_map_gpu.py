@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_longctx
 from tests.contract.registry import differs
+from tests.families.census.building import build
 from tests.tiny import logits_of, text, tiny
 from tests.wrapping.cases import METHODS, each_method, saved
 
@@ -116,3 +118,18 @@ def test_an_adapter_trains_over_two_gpus_and_brings_the_method(row: str, tmp_pat
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **load), tmp_path / "adapter")
     assert [p.method for p in hf_longctx.applied(loaded)] == [METHODS[row]]
     near(logits_of(loaded, ids), logits_of(model, ids).cpu())
+
+
+@pytest.mark.parametrize("where", ["one GPU", "two GPUs"])
+@torch.no_grad()
+def test_layers_that_read_keys_of_another_device(where: str) -> None:
+    """Gemma 4: its last layers read keys of earlier ones, which are on the first GPU."""
+    truth = build("gemma4_text")
+    model = copy.deepcopy(truth)
+    parts = {f"model.{name}": 0 for name, _ in model.model.named_children() if name != "layers"} | {"lm_head": 0}
+    last = 1 if where == "two GPUs" else 0
+    layers = {f"model.layers.{i}": 0 if i < 2 else last for i in range(len(model.model.layers))}
+    model = dispatch_model(model, {**parts, **layers}, force_hooks=True)
+    with METHODS["lm_infinite"].on(truth), METHODS["lm_infinite"].on(model):
+        near(model(IDS.to(0)).logits, logits_of(truth, IDS))
+        near(chunked(model), logits_of(truth, IDS))

@@ -13,9 +13,10 @@ from hf_longctx.ops.attend import attend
 from hf_longctx.ops.bias import DistanceBuckets, DistanceSlopes
 from hf_longctx.ops.branch import Branch
 from hf_longctx.ops.kernels import FUSED, KERNELS, Call
+from hf_longctx.ops.layout import rotary_layout, rotates_halves
 from hf_longctx.ops.masks import DOCUMENT, BeyondWindow, ByDistance, Causal, Full, Mask, Packed, TopBlocks, Window
 from hf_longctx.ops.positions import Positions
-from hf_longctx.ops.rotation import Rotation, rotates_halves
+from hf_longctx.ops.rotation import Rotation
 from hf_longctx.ops.softmax import Part, softmax_of
 from tests.ops.cases import LONG, SEES, Problem, SameParity, gradients, problem, selected, truth
 from tests.ops.cases import MASKS as SMALL_MASKS
@@ -41,26 +42,28 @@ def off(actual: Tensor, expected: Tensor) -> float:
 
 def check_gradients(out: Tensor, true: Tensor, p: Problem) -> None:
     for name, mine, other in zip("qkv", gradients(out, p), gradients(true, p), strict=True):
-        if name == "q" and float(other.norm()) < 1e-9:
+        if name in "qk" and float(other.norm()) < 1e-9:
             # each query sees one key alone: its gradient is 0, to which nothing can be relative
             assert float(mine.norm()) <= 1e-4
         else:
             assert off(mine, other) <= TOLERANCE[torch.bfloat16][1], f"d{name}"
 
 
-def call_of(branch: Branch) -> Call:
-    return Call(branch.positions, branch.mask, SCALE, branch.bias)
+def call_of(branch: Branch, softcap: float | None = None) -> Call:
+    return Call(branch.positions, branch.mask, SCALE, branch.bias, softcap)
 
 
-def check(kernel: Any, branch: Branch, p: Problem, dtype: Any) -> None:
+def check(kernel: Any, branch: Branch, p: Problem, dtype: Any, softcap: float | None = None) -> None:
     """The branch alone; then merged with a second one that another kernel does, values and gradients."""
-    call = call_of(branch)
+    call = call_of(branch, softcap)
     reason = kernel.unsupported_reason(call, p.q, p.k)
     if reason is not None:
+        assert "its check" not in reason
+        assert "is off by" not in reason
         pytest.skip(reason)
     tolerance, grad_tolerance = TOLERANCE[dtype]
     out, lse = kernel.forward(call, p.q, p.k, p.v)
-    true_out, true_lse = truth([branch], SCALE)
+    true_out, true_lse = truth([branch], SCALE, softcap=softcap)
     assert off(out, true_out) <= tolerance
     assert lse.dtype == torch.float32
     torch.testing.assert_close(lse.double(), true_lse, rtol=1e-3, atol=1e-3)  # fp32 sums of half-precision scores
@@ -71,8 +74,8 @@ def check(kernel: Any, branch: Branch, p: Problem, dtype: Any) -> None:
     positions = Positions(p.q_pos, p.k_pos[:, :5])
     far = Branch(p.q, p.k[:, :, :5] * 0.5, p.v[:, :, :5], positions, SMALL_MASKS["outside"])
     tensors = [(b.q_BHLD, b.k_BGSD, b.v_BGSD) for b in (branch, far)]
-    parts = [Part(kernel, call, *tensors[0]), Part(KERNELS["reference"], call_of(far), *tensors[1])]
-    merged, true = softmax_of(parts), truth([branch, far], SCALE)[0]
+    parts = [Part(kernel, call, *tensors[0]), Part(KERNELS["reference"], call_of(far, softcap), *tensors[1])]
+    merged, true = softmax_of(parts), truth([branch, far], SCALE, softcap=softcap)[0]
     assert off(merged, true) <= tolerance
     for name, mine, other in zip("qkv", gradients(merged, p), gradients(true, p), strict=True):
         assert off(mine, other) <= grad_tolerance, f"d{name}"
@@ -222,8 +225,9 @@ def test_rotation_in_one_kernel_equals_the_models_own(rows: int, rotary_dim: int
     x = torch.randn(2, 3, 77, 64, device="cuda", dtype=torch.bfloat16)
     angle = torch.randn(rows, 77, rotary_dim // 2, device="cuda").repeat(1, 1, 2)
     cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
-    assert rotates_halves(apply_rotary_pos_emb, 64, rotary_dim)
-    rotation = Rotation(cos, sin, apply_rotary_pos_emb)
+    layout = rotary_layout(apply_rotary_pos_emb)
+    assert rotates_halves(layout, 64, rotary_dim)
+    rotation = Rotation(cos, sin, layout)
     slow = apply_rotary_pos_emb(x.double(), x.double()[:, :1], cos.double(), sin.double())[0]
     assert off(rotation(x), slow) <= 4e-3  # one rounding to 8 bits
     strided = x.transpose(1, 2).contiguous().transpose(1, 2)

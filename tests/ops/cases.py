@@ -123,7 +123,13 @@ def _rows(*rows: str) -> Tensor:
 
 
 def problem(
-    shape: str, heads: int = 4, groups: int = 2, dim: int = 8, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    shape: str,
+    heads: int = 4,
+    groups: int = 2,
+    dim: int = 8,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    v_dim: int | None = None,
 ) -> Problem:
     q_pos, k_pos = (SHAPES if dim < 16 else LONG)[shape]()
     (B, L), S = q_pos.shape, k_pos.shape[1]
@@ -132,8 +138,9 @@ def problem(
     def random(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    q, k, v = random(B, heads, L, dim) * 2, random(B, groups, S, dim), random(B, groups, S, dim)
-    return Problem(q, k, v, q_pos.to(device), k_pos.to(device), random(B, L, heads, dim))
+    v_dim = v_dim or dim
+    q, k, v = random(B, heads, L, dim) * 2, random(B, groups, S, dim), random(B, groups, S, v_dim)
+    return Problem(q, k, v, q_pos.to(device), k_pos.to(device), random(B, L, heads, v_dim))
 
 
 def visible_pairs(branch: Branch) -> Tensor:
@@ -166,7 +173,9 @@ def _chunks_back(mask: Chunk, q: Tensor, k: Tensor) -> Tensor:
     return back >= mask.back if mask.earlier else back == mask.back
 
 
-def truth(branches: list[Branch], scale: float, sink_H: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def truth(
+    branches: list[Branch], scale: float, sink_H: Tensor | None = None, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Out (B, L, H, D) and log-sum-exp (B, H, L) of the softmax over all branches' keys, in float64, with gradients."""
     scores, values = [], []
     for branch in branches:
@@ -174,6 +183,8 @@ def truth(branches: list[Branch], scale: float, sink_H: Tensor | None = None) ->
         q = branch.q_BHLD.double()
         k, v = (x.double().repeat_interleave(group, 1) for x in (branch.k_BGSD, branch.v_BGSD))
         score = q @ k.mT * scale
+        if softcap is not None:
+            score = torch.tanh(score / softcap) * softcap
         if branch.bias is not None:
             score = score + biases(branch)
         scores.append(score.masked_fill(~visible_pairs(branch), -math.inf))

@@ -14,7 +14,7 @@ from hf_longctx import LMInfinite, StreamingLLM
 from hf_longctx.ops.kernels import FUSED, decode
 from tests.tiny import left_padded, text, tiny
 
-def everywhere(branches):
+def everywhere(branches, softcap=None):
     if branches[0].q_BHLD.shape[2] != 1:
         return "several queries"
     ropes = [rope for branch in branches for rope in (branch.q_rope, branch.k_rope) if rope is not None]
@@ -64,7 +64,7 @@ from hf_longctx.ops.kernels import FUSED
 from hf_longctx.ops.masks import BeyondWindow, Window
 from tests.ops.cases import problem, truth
 
-FUSED[0].unsupported_reason = lambda branches: None
+FUSED[0].unsupported_reason = lambda branches, softcap: None
 p, sink = problem("one-token", 4, 2, 16), torch.tensor([1.0, -2.0, 5.0, 9.0])
 branches = [p.branch(Window(64)), p.branch(BeyondWindow(64))]
 true = truth(branches, 0.1, sink)[0].float()
@@ -84,18 +84,19 @@ def compile(function, sizes, pointers, **options):
 up = triton.next_power_of_2
 for dtype, (tile, warps, stages, _) in (("*bf16", T.HALF), ("*fp32", T.FULL)):
     for dim, half, group in ((64, 32, 3), (96, 48, 4), (128, 64, 4), (256, 128, 8), (64, 8, 1)):
-        sizes = dict(D=dim, DP=up(dim), R2=half, RP=max(16, up(half)), EP=max(16, up(max(dim - 2 * half, 1))),
-                     GROUP=group, GP=16, N=tile, Q_ROTATE=True, K_ROTATE=True, SECOND=True,
+        sizes = dict(D=dim, V=dim, VP=up(dim), R2=half, RP=max(16, up(half)), EP=max(16, up(max(dim - 2 * half, 1))),
+                     CAP=0.0, GROUP=group, GP=16, N=tile, Q_ROTATE=True, K_ROTATE=True, SECOND=True,
                      Q_ROTATE2=False, K_ROTATE2=True)
         one_set = {name: dtype for name in ("k", "v", "q_cos", "q_sin", "k_cos", "k_sin")} | {"k_pos": "*i64"}
         pointers = one_set | {f"{name}2": kind for name, kind in one_set.items()}
         pointers |= {"q": dtype, "q_pos": "*i64", "out": "*fp32", "lse": "*fp32"}
         kernel = compile(T._part, sizes, pointers, num_warps=warps, num_stages=stages)
         assert kernel.metadata.shared < 227 * 1024, (dtype, dim, kernel.metadata.shared)
-pointers = {"part": "*fp32", "part_lse": "*fp32", "out": "*bf16", "lse": "*fp32"}
-compile(T._merge, dict(D=128, DP=128, PP=512, STEP=8), pointers)
+pointers = {"part": "*fp32", "part_lse": "*fp32", "sink": "*bf16", "out": "*bf16", "lse": "*fp32"}
+for sink in (False, True):
+    compile(T._merge, dict(D=128, DP=128, PP=512, STEP=8, SINK=sink), pointers)
 # after a shared prefix: keys are rotated already
-sizes |= dict(D=64, DP=64, R2=32, RP=32, EP=16, GROUP=3, N=T.HALF[0], Q_ROTATE=False, K_ROTATE=False,
+sizes |= dict(D=64, V=64, VP=64, R2=32, RP=32, EP=16, GROUP=3, N=T.HALF[0], Q_ROTATE=False, K_ROTATE=False,
               Q_ROTATE2=False, K_ROTATE2=False)
 one_set = {name: "*bf16" for name in ("k", "v", "q_cos", "q_sin", "k_cos", "k_sin")} | {"k_pos": "*i64"}
 pointers = one_set | {f"{name}2": kind for name, kind in one_set.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -41,6 +43,21 @@ def truth(query: PrefixQuery, own: SuffixKeys, levels: list[PrefixKeys]) -> Tens
     scores = (query.q_BHLD.double() @ keys.double().transpose(-1, -2)) * query.scale
     weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
     return (weights @ values.double()).transpose(1, 2)
+
+
+@pytest.mark.parametrize("v_dim", [5, 12])
+@pytest.mark.parametrize("tokens", [1, 4])
+@pytest.mark.parametrize("window", [None, 20])
+def test_values_of_another_width_than_keys(window: int | None, tokens: int, v_dim: int) -> None:
+    query, own, levels = problem(3, tokens, (6, 2), (16, 31), window)
+    own = replace(own, v_BGSD=torch.randn(3, 2, 9, v_dim))
+    levels = [replace(level, v_1GPD=torch.randn(1, 2, level.pos_1P.shape[1], v_dim)) for level in levels]
+    true = truth(query, own, levels)
+    for kernel in ("auto", "reference"):
+        out = attend(query, own, levels, kernel)
+        assert out.shape == (3, tokens, 6, v_dim)
+        real = query.pos_BL >= 0
+        torch.testing.assert_close(out[real].double(), true[real], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 20])

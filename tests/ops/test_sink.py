@@ -61,12 +61,14 @@ class EverythingAtOnce(FusedKernel):
     masks = (Window, BeyondWindow)
     called = 0
 
-    def unsupported_reason(self, branches: list[Any]) -> str | None:
+    def unsupported_reason(self, branches: list[Any], softcap: float | None = None) -> str | None:
         return None
 
-    def forward(self, branches: list[Any], scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, branches: list[Any], scale: float, softcap: float | None = None, sink_H: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         self.called += 1
-        return truth(branches, scale)
+        return truth(branches, scale, sink_H, softcap)
 
 
 def test_after_a_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +87,9 @@ def test_after_a_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fused.called == 1
     attend(branches, scale=0.4)
     assert fused.called == 2
+    capped = attend(branches, scale=0.4, sink_H=SINK, softcap=1.3)
+    torch.testing.assert_close(capped, truth(branches, 0.4, SINK, 1.3)[0])
+    assert fused.called == 3
 
 
 def test_fused_kernels_are_no_kernels_of_one_branch() -> None:

@@ -22,7 +22,7 @@ def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto", stric
     """The kernel for a call. A kernel asked for by name that cannot do the call is an error, not a fallback.
 
     With `strict=False` it is an error only if the kernel cannot run here at all (its package, the device, the dtype);
-    a call with a mask or a bias that it does not take goes to the fastest kernel that does.
+    a call with a mask, a bias or a cap that it does not take goes to the fastest kernel that does.
     """
     if name == "auto":
         for kernel in KERNELS.values():
@@ -38,7 +38,7 @@ def choose(call: Call, q_BHLD: Tensor, k_BGSD: Tensor, name: str = "auto", stric
         return kernel
     if not strict:
         in_order = replace(call.positions, same_rows=True, consecutive=True)
-        plainest = replace(call, positions=in_order, mask=Causal(), bias=None)
+        plainest = replace(call, positions=in_order, mask=Causal(), bias=None, softcap=None)
         if kernel.unsupported_reason(plainest, q_BHLD, k_BGSD) is None:
             return choose(call, q_BHLD, k_BGSD)
     raise ValueError(

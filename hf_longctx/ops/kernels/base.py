@@ -13,7 +13,7 @@ from torch import Tensor
 from ..available import TRITON
 from ..bias import Bias
 from ..masks import Mask
-from ..merge import merge
+from ..merge import merge, merge_sink
 from ..positions import Positions
 
 HALF = (torch.float16, torch.bfloat16)
@@ -22,12 +22,13 @@ NO_TRITON = "Triton is not installed, or torch.compile is tracing"
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a kernel must know besides q, k and v; the fields are those of `Branch`."""
+    """What a kernel must know besides q, k and v; the fields are those of `Branch` and of `attend`."""
 
     positions: Positions
     mask: Mask
     scale: float
     bias: Bias | None = None
+    softcap: float | None = None
 
 
 def takes(classes: tuple[type, ...], value: object) -> bool:
@@ -47,6 +48,8 @@ class Kernel:
         summary: A line for the table of kernels.
         masks: The classes of masks that it takes, without their subclasses; `Mask` itself stands for all of them.
         biases: The classes of biases that it takes; `Bias` for all of them.
+        softcaps: It can cap scores.
+        unequal_dims: Values may have another head dim than keys; for others `attend` makes them equal.
         device: The only type of device that it runs on, if there is one.
         dtypes: Those that it takes; None: all.
         head_dims: The largest head dim, and what every one must be a multiple of.
@@ -59,6 +62,8 @@ class Kernel:
     summary: ClassVar[str]
     masks: ClassVar[tuple[type[Mask], ...]]
     biases: ClassVar[tuple[type[Bias], ...]] = ()
+    softcaps: ClassVar[bool] = False
+    unequal_dims: ClassVar[bool] = False
     device: ClassVar[str | None] = None
     dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
     head_dims: ClassVar[tuple[int, int] | None] = None
@@ -72,6 +77,8 @@ class Kernel:
             return f"it has no {type(call.mask).__name__} mask"
         if call.bias is not None and not takes(self.biases, call.bias):
             return f"it adds no {type(call.bias).__name__} to scores"
+        if call.softcap is not None and not self.softcaps:
+            return "it has no soft-capping"
         if self.dtypes is not None and q_BHLD.dtype not in self.dtypes:
             names = " or ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
             return f"dtype {q_BHLD.dtype} is not {names}"
@@ -96,10 +103,21 @@ class Kernel:
         raise NotImplementedError
 
     def merge_(
-        self, call: Call, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
+        self,
+        call: Call,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out_BLHD: Tensor,
+        lse_BHL: Tensor,
+        sink_H: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Merge the branch into an output and a log-sum-exp, which may be overwritten, and return them."""
-        return merge(out_BLHD, lse_BHL, *self.forward(call, q, k, v))
+        """Merge the branch into an output and a log-sum-exp, which may be overwritten, and return them.
+
+        The last branch of a softmax gets its sinks, and merges them too.
+        """
+        merged = merge(out_BLHD, lse_BHL, *self.forward(call, q, k, v))
+        return merged if sink_H is None else merge_sink(*merged, sink_H)
 
     def gradients(
         self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor

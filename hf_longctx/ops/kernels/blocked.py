@@ -1,7 +1,7 @@
 """Blocks of queries, each against only the range of keys that it can see. Any mask, any padding, O(S) memory per query.
 
-On the CPU each block runs through torch's flash attention with log-sum-exp; elsewhere, and with a bias, through the
-reference kernel, which makes this the fallback for masks that the fast GPU kernels cannot express.
+On the CPU each block runs through torch's flash attention with log-sum-exp; elsewhere, and with a bias or a cap,
+through the reference kernel, which makes this the fallback for masks that the fast GPU kernels cannot express.
 """
 
 # B batch, H query heads (or 1), G key/value heads, L queries, S keys, D head dim
@@ -35,6 +35,7 @@ class Blocked(Kernel):
     summary = "blocks of queries against the keys in their range: CPU flash, or plain torch on other devices"
     masks = (Mask,)
     biases = (Bias,)
+    softcaps = True
 
     def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """See `Kernel`."""
@@ -96,11 +97,11 @@ class Block:
 
 
 def _is_flash(call: Call, q_BHLD: Tensor) -> bool:
-    return q_BHLD.device.type == "cpu" and call.bias is None
+    return q_BHLD.device.type == "cpu" and call.bias is None and call.softcap is None
 
 
 def _blocks(call: Call, q_BHLD: Tensor) -> Iterable[Block]:
-    memo, key = call.positions.memo, (__name__, call.mask, q_BHLD.dtype, call.bias is None)
+    memo, key = call.positions.memo, (__name__, call.mask, q_BHLD.dtype, _is_flash(call, q_BHLD))
     if memo is None or not call.mask.by_position:
         return _make_blocks(call, q_BHLD)
     if key not in memo:

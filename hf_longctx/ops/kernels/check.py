@@ -7,19 +7,28 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..checked import disagreement, randoms
+from ..checked import checked_once, disagreement, randoms
 from ..masks import Window
 from ..positions import Positions
 from .base import Call, Kernel
 from .reference import Reference
 
 
-def check_kernel(kernel: Kernel, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
+def checked_kernel(kernel: Kernel, call: Call, q_BHLD: Tensor) -> str | None:
+    """`check_kernel` of such calls on this device, once."""
+    kind = q_BHLD.device, q_BHLD.dtype, q_BHLD.shape[-1], call.softcap is not None
+    return checked_once(kernel, kind, lambda: check_kernel(kernel, *kind))
+
+
+def check_kernel(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, dim: int, capped: bool = False
+) -> str | None:
     """None if the kernel agrees on a small windowed GQA problem of unequal lengths, else what went wrong."""
     random = randoms(device, dtype)
     q, k, v = random(1, 4, 37, dim), random(1, 2, 64, dim), random(1, 2, 64, dim)
     pos = torch.arange(64, device=device)[None]
-    call = Call(Positions(pos[:, -37:], pos, consecutive=True, padded=False), Window(16), dim**-0.5)
+    positions = Positions(pos[:, -37:], pos, consecutive=True, padded=False)
+    call = Call(positions, Window(16), dim**-0.5, softcap=1.0 if capped else None)
     grad = random(1, 37, 4, dim)
 
     def results(kernel: Kernel) -> Iterator[Tensor]:

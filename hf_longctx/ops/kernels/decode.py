@@ -14,8 +14,10 @@ from torch import Tensor
 from ..available import TRITON
 from ..branch import Branch
 from ..checked import checked_once, disagreement, randoms
+from ..layout import rotates_halves
 from ..masks import BeyondWindow, ByDistance, Causal, Full, Window
-from ..rotation import Rotation, rotates_halves
+from ..rotation import Rotation
+from ..softcap import soft_capped
 from .base import NO_TRITON, takes
 from .fused import FusedKernel
 
@@ -30,7 +32,7 @@ class TritonDecode(FusedKernel):
     name = "triton_decode"
     masks = (Causal, Window, BeyondWindow, Full)
 
-    def unsupported_reason(self, branches: list[Branch]) -> str | None:
+    def unsupported_reason(self, branches: list[Branch], softcap: float | None = None) -> str | None:
         """See `FusedKernel`."""
         first = branches[0].q_BHLD
         if first.shape[2] != 1:
@@ -45,8 +47,8 @@ class TritonDecode(FusedKernel):
                 return f"it has no {type(branch.mask).__name__} mask, or no bias"
             if len({t.dtype for t in tensors}) > 1 or first.dtype not in DTYPES:
                 return f"dtypes {[t.dtype for t in tensors]} are not one of float16, bfloat16 and float32"
-            if len({t.shape[-1] for t in tensors}) > 1 or first.shape[-1] > 256:
-                return f"head dims {[t.shape[-1] for t in tensors]} are not one of at most 256"
+            if branch.k_BGSD.shape[-1] != first.shape[-1] or any(t.shape[-1] > 256 for t in tensors):
+                return f"head dims {[t.shape[-1] for t in tensors]} are over 256, or queries and keys have not the same"
             if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
                 return "it has no gradients"
             for rope in (branch.q_rope, branch.k_rope):
@@ -56,10 +58,13 @@ class TritonDecode(FusedKernel):
         if len(dims) > 1:
             return "branches rotate different numbers of dims"
         group = first.shape[1] // branches[0].k_BGSD.shape[1]
-        kind = first.device, first.dtype, first.shape[-1], max(dims, default=0), group
+        head_dims = first.shape[-1], branches[0].v_BGSD.shape[-1]
+        kind = first.device, first.dtype, head_dims, max(dims, default=0), group, softcap is not None
         return checked_once(self, kind, lambda: _check(*kind))
 
-    def forward(self, branches: list[Branch], scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, branches: list[Branch], scale: float, softcap: float | None = None, sink_H: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See `FusedKernel`."""
         from .triton_decode import Keys, decode
 
@@ -73,20 +78,23 @@ class TritonDecode(FusedKernel):
             sets.append(Keys(*keys, q_turn, k_turn, *branch.mask.distances))
         rotary_dim = ropes[0].cos.shape[-1] if ropes else 0
         q_pos_B = first.positions.q_pos_BL[:, 0]
-        out, lse = decode(first.q_BHLD[:, :, 0], sets, q_pos_B, rotary_dim, scale)
+        out, lse = decode(first.q_BHLD[:, :, 0], sets, q_pos_B, rotary_dim, scale, softcap, sink_H)
         return out[:, None], lse[..., None]
 
 
 @torch.no_grad()
-def _check(device: torch.device, dtype: torch.dtype, dim: int, rotary_dim: int, group: int) -> str | None:
+def _check(
+    device: torch.device, dtype: torch.dtype, head_dims: tuple[int, int], rotary_dim: int, group: int, capped: bool
+) -> str | None:
     """What is wrong with the kernel for such heads on this device; None if it gives the plain computation's output.
 
     Kernels are compiled for the card at hand, with whatever Triton there is.
     """
     from .triton_decode import Keys, decode
 
-    random = randoms(device, dtype)
-    q, k, v = random(1, group, 200, dim), random(1, 1, 200, dim), random(1, 1, 200, dim)
+    random, (dim, v_dim) = randoms(device, dtype), head_dims
+    q, k, v = random(1, group, 200, dim), random(1, 1, 200, dim), random(1, 1, 200, v_dim)
+    softcap = 1.0 if capped else None
     pos = torch.arange(200, device=device)[None]
     angle = pos[..., None] * 10000.0 ** (-torch.arange(0, max(rotary_dim, 2), 2, device=device) / max(rotary_dim, 2))
     cos, sin = (f(torch.cat([angle, angle], -1)[..., :rotary_dim]).to(dtype) for f in (torch.cos, torch.sin))
@@ -98,11 +106,11 @@ def _check(device: torch.device, dtype: torch.dtype, dim: int, rotary_dim: int, 
 
     at_q = (cos[:, -1:], sin[:, -1:]) if rotary_dim else None
     at_k = (cos, sin) if rotary_dim else None
-    scores = (turned(q)[:, :, -1:] @ turned(k).transpose(-1, -2)) * dim**-0.5
+    scores = soft_capped((turned(q)[:, :, -1:] @ turned(k).transpose(-1, -2)) * dim**-0.5, softcap)
     scores[..., :50] = float("-inf")
     truth = {"output": (scores.softmax(-1) @ v.double())[:, :, 0]}
     keys = [Keys(k, v, pos, at_q, at_k, 0, 150)]
-    got = lambda: [decode(q[:, :, -1], keys, pos[:, -1], rotary_dim, dim**-0.5)[0]]  # noqa: E731
+    got = lambda: [decode(q[:, :, -1], keys, pos[:, -1], rotary_dim, dim**-0.5, softcap)[0]]  # noqa: E731
     reason = disagreement(got, truth, dtype)
     if reason is not None:
         logger.warning("the Triton kernel for decoding is not used, and tokens take longer: %s", reason)
@@ -111,8 +119,8 @@ def _check(device: torch.device, dtype: torch.dtype, dim: int, rotary_dim: int, 
 
 def _halves(rope: Rotation, dim: int) -> bool:
     """Is it x cos + (-high, low) sin with the same angles in both halves? Looked at once for each model's function."""
-    known = rope.apply_rotary, rope.cos.shape[-1]
+    known = rope.layout, rope.cos.shape[-1]
     if known not in _equal_halves:
         low, high = rope.cos.chunk(2, dim=-1)
-        _equal_halves[known] = rotates_halves(rope.apply_rotary, dim, known[1]) and torch.equal(low, high)
+        _equal_halves[known] = rotates_halves(rope.layout, dim, known[1]) and torch.equal(low, high)
     return _equal_halves[known]

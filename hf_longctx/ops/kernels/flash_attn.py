@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ..available import FLASH_ATTN_LACKS
-from ..checked import checked_once
 from ..masks import Causal
 from .base import Call
-from .check import check_kernel
+from .check import checked_kernel
 from .cuda_flash import CudaFlash, VarlenRows, window_of
 
 
@@ -21,6 +20,7 @@ class FlashAttn(CudaFlash):
 
     name = "flash_attn"
     priority = 50
+    softcaps = True
     summary = "the flash-attn package, if installed and if it agrees with the reference on this device"
 
     def unsupported_reason(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
@@ -29,8 +29,7 @@ class FlashAttn(CudaFlash):
 
     def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """See `Kernel`."""
-        kind = q_BHLD.device, q_BHLD.dtype, q_BHLD.shape[-1]
-        return super().limits(call, q_BHLD, k_BGSD) or checked_once(self, kind, lambda: check_kernel(self, *kind))
+        return super().limits(call, q_BHLD, k_BGSD) or checked_kernel(self, call, q_BHLD)
 
     def _forward(
         self, call: Call, rows: VarlenRows, columns: VarlenRows, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor
@@ -60,6 +59,6 @@ def _settings(call: Call, rows: VarlenRows, columns: VarlenRows) -> dict[str, An
         "causal": isinstance(call.mask, Causal),
         "window_size_left": -1 if left is None else left,
         "window_size_right": -1 if right is None else right,
-        "softcap": 0.0,
+        "softcap": call.softcap or 0.0,
         "alibi_slopes": None,
     }

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as fa
 
 from ..masks import Mask
+from ..softcap import soft_capped
 from .base import Call, Kernel
 
 
@@ -22,6 +23,7 @@ class Flex(Kernel):
     by_name = True  # it compiles for every shape
     summary = "compiled FlexAttention: any mask, any positions; compiles for every new shape, so by name only"
     masks = (Mask,)
+    softcaps = True
 
     def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """See `Kernel`."""
@@ -55,9 +57,20 @@ class Flex(Kernel):
 def _run(call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     mask = _block_mask(call, q.device)
     flex: Any = _compiled()
-    out, aux = flex(q, k, v, block_mask=mask, scale=call.scale, enable_gqa=True, return_aux=fa.AuxRequest(lse=True))
+    settings = {"block_mask": mask, "scale": call.scale, "enable_gqa": True, "return_aux": fa.AuxRequest(lse=True)}
+    out, aux = flex(q, k, v, _score_mod(call.softcap), **settings)
     empty = torch.isinf(aux.lse)
     return out.masked_fill(empty[..., None], 0.0), aux.lse.masked_fill(empty, float("-inf"))
+
+
+def _score_mod(softcap: float | None) -> Any:
+    if softcap is None:
+        return None
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return soft_capped(score, softcap)
+
+    return score_mod
 
 
 def _block_mask(call: Call, device: torch.device) -> Any:

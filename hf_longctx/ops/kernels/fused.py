@@ -19,10 +19,12 @@ class FusedKernel:
     masks: ClassVar[tuple[type[Mask], ...]]
     biases: ClassVar[tuple[type[Bias], ...]] = ()
 
-    def unsupported_reason(self, branches: list[Branch]) -> str | None:
+    def unsupported_reason(self, branches: list[Branch], softcap: float | None = None) -> str | None:
         """Why this kernel cannot do these branches; None if it can."""
         raise NotImplementedError
 
-    def forward(self, branches: list[Branch], scale: float) -> tuple[Tensor, Tensor]:
-        """Compute out (B, L, H, D) and lse (B, H, L) of the union of the branches."""
+    def forward(
+        self, branches: list[Branch], scale: float, softcap: float | None = None, sink_H: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute out (B, L, H, D) and lse (B, H, L) of the union of the branches, with the sink."""
         raise NotImplementedError

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..bias import Bias
 from ..masks import Mask, pairs
+from ..softcap import cap_slope, soft_capped
 from .base import Call, Kernel
 
 
@@ -19,10 +20,12 @@ class Reference(Kernel):
     summary = "plain torch in fp32; any device, any mask, O(L S) memory; what the others are tested against"
     masks = (Mask,)
     biases = (Bias,)
+    softcaps = True
+    unequal_dims = True
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kernel`."""
-        scores_BGRLS = _masked_scores(call, q_BHLD, k_BGSD)
+        scores_BGRLS = _masked(call, _scores(call, q_BHLD, k_BGSD))
         lse_BGRL = scores_BGRLS.logsumexp(-1)
         weights = weights_of(scores_BGRLS, lse_BGRL)
         out = torch.einsum("bgrls,bgsd->blgrd", weights, v_BGSD.to(weights.dtype))
@@ -33,14 +36,17 @@ class Reference(Kernel):
     ) -> list[Tensor]:
         """See `Kernel`."""
         groups = k.shape[1]
-        weights = weights_of(_masked_scores(call, q, k), lse_BHL.unflatten(1, (groups, -1)))
+        scores = _scores(call, q, k)
+        slope = cap_slope(scores, call.softcap)
+        weights = weights_of(_masked(call, scores), lse_BHL.unflatten(1, (groups, -1)))
+        del scores  # as large as all others here
         dtype = weights.dtype
         grad = grad_BLHD.to(dtype).unflatten(2, (groups, -1))  # b l g r d
         delta = (grad * out_BLHD.to(dtype).unflatten(2, (groups, -1))).sum(-1)  # b l g r
         dv = torch.einsum("bgrls,blgrd->bgsd", weights, grad)
         dweights = torch.einsum("blgrd,bgsd->bgrls", grad, v.to(dtype))
         dbiased = weights * (dweights - delta.permute(0, 2, 3, 1)[..., None])
-        dscores = dbiased * call.scale
+        dscores = dbiased * (slope * call.scale)
         dq = torch.einsum("bgrls,bgsd->bgrld", dscores, k.to(dtype)).flatten(1, 2)
         dk = torch.einsum("bgrls,bgrld->bgsd", dscores, q.to(dtype).unflatten(1, (groups, -1)))
         if call.bias is None or not call.bias.weights.requires_grad:
@@ -48,15 +54,19 @@ class Reference(Kernel):
         return [dq, dk, dv, call.bias.gradient(_distances(call, _pairs(call)), dbiased.flatten(1, 2))]
 
 
-def _masked_scores(call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> Tensor:
-    """Scaled scores (B, G, R, L, S) in fp32 (fp64 for fp64), -inf where a pair does not exist."""
+def _scores(call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> Tensor:
+    """Scaled and capped scores (B, G, R, L, S) in fp32 (fp64 for fp64)."""
     dtype = torch.promote_types(q_BHLD.dtype, torch.float32)
-    groups, seen = k_BGSD.shape[1], _pairs(call)
-    q = q_BHLD.to(dtype).unflatten(1, (groups, -1))
-    scores = torch.einsum("bgrld,bgsd->bgrls", q, k_BGSD.to(dtype)) * call.scale
+    q = q_BHLD.to(dtype).unflatten(1, (k_BGSD.shape[1], -1))
+    return soft_capped(torch.einsum("bgrld,bgsd->bgrls", q, k_BGSD.to(dtype)) * call.scale, call.softcap)
+
+
+def _masked(call: Call, scores_BGRLS: Tensor) -> Tensor:
+    """With the bias; -inf where a pair does not exist."""
+    scores, seen, groups = scores_BGRLS, _pairs(call), scores_BGRLS.shape[1]
     if call.bias is not None:
-        scores = scores + call.bias(_distances(call, seen)).to(dtype).unflatten(1, (groups, -1))
-    hidden = ~seen.expand(-1, q_BHLD.shape[1], -1, -1).unflatten(1, (groups, -1))
+        scores = scores + call.bias(_distances(call, seen)).to(scores.dtype).unflatten(1, (groups, -1))
+    hidden = ~seen.expand(-1, groups * scores.shape[2], -1, -1).unflatten(1, (groups, -1))
     return scores.masked_fill(hidden, float("-inf"))
 
 

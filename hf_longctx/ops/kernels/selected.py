@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..masks import TopKeys
+from ..softcap import cap_slope, soft_capped
 from .base import Call, Kernel
 from .reference import weights_of
 
@@ -18,11 +19,13 @@ class Selected(Kernel):
     priority = 10
     summary = "a few keys chosen for every query and head; plain torch, any device"
     masks = (TopKeys,)
+    softcaps = True
+    unequal_dims = True
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kernel`."""
         index = _index(call)
-        scores = _scores(call, q_BHLD, _take(k_BGSD, index, q_BHLD.shape[1]))
+        scores = _masked(call, _scores(call, q_BHLD, _take(k_BGSD, index, q_BHLD.shape[1])))
         lse = scores.logsumexp(-1)
         values = _take(v_BGSD, index, q_BHLD.shape[1]).to(scores.dtype)
         out = torch.einsum("bhlk,bhlkd->blhd", weights_of(scores, lse), values)
@@ -34,11 +37,12 @@ class Selected(Kernel):
         """See `Kernel`."""
         index, heads = _index(call), q.shape[1]
         keys, values = _take(k, index, heads), _take(v, index, heads)
-        weights = weights_of(_scores(call, q, keys), lse_BHL)
+        scores = _scores(call, q, keys)
+        weights = weights_of(_masked(call, scores), lse_BHL)
         grad = grad_BLHD.to(weights.dtype).transpose(1, 2)
         delta = (grad * out_BLHD.to(weights.dtype).transpose(1, 2)).sum(-1)
         dweights = torch.einsum("bhld,bhlkd->bhlk", grad, values.to(weights.dtype))
-        dscores = weights * (dweights - delta[..., None]) * call.scale
+        dscores = weights * (dweights - delta[..., None]) * (cap_slope(scores, call.softcap) * call.scale)
         dq = torch.einsum("bhlk,bhlkd->bhld", dscores, keys.to(weights.dtype))
         dk = _give(dscores[..., None] * q.to(weights.dtype)[..., None, :], index, k)
         dv = _give(weights[..., None] * grad[..., None, :], index, v)
@@ -68,4 +72,8 @@ def _give(grad_BHLKD: Tensor, index_BHLK: Tensor, like_BGSD: Tensor) -> Tensor:
 def _scores(call: Call, q_BHLD: Tensor, keys_BHLKD: Tensor) -> Tensor:
     dtype = torch.promote_types(q_BHLD.dtype, torch.float32)
     scores = torch.einsum("bhld,bhlkd->bhlk", q_BHLD.to(dtype), keys_BHLKD.to(dtype)) * call.scale
-    return scores.masked_fill(_index(call) < 0, float("-inf"))
+    return soft_capped(scores, call.softcap)
+
+
+def _masked(call: Call, scores_BHLK: Tensor) -> Tensor:
+    return scores_BHLK.masked_fill(_index(call) < 0, float("-inf"))

@@ -6,7 +6,7 @@ with its own rotations and distances, are parts of one softmax.
 """
 
 # mypy: disable-error-code="no-untyped-def"
-# B batch, H query heads, G key/value heads, S keys, D head dim, R rotary dims, P parts
+# B batch, H query heads, G key/value heads, S keys, D head dim, V that of values, R rotary dims, P parts
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,6 +16,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .placed import on_device_of
+from .triton_cap import capped
 
 LOG2_E = 1.4426950408889634
 # keys of a step, warps, pipeline stages, programs for each multiprocessor: within a few percent of the best of sweeps
@@ -33,13 +36,13 @@ def _turn(low, high, c, s):
 
 @triton.jit
 def _read(m, l, acc, q, q_cos, q_sin, k, v, k_cos, k_sin, k_pos, here, scale, near, far, keys, first,
-          last, q_h, k_s, v_s, kc_s, D: tl.constexpr, DP: tl.constexpr, R2: tl.constexpr, RP: tl.constexpr,
-          EP: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, N: tl.constexpr, Q_ROTATE: tl.constexpr,
-          K_ROTATE: tl.constexpr):  # fmt: skip
+          last, q_h, k_s, v_s, kc_s, D: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, R2: tl.constexpr,
+          RP: tl.constexpr, EP: tl.constexpr, GROUP: tl.constexpr, GP: tl.constexpr, N: tl.constexpr,
+          CAP: tl.constexpr, Q_ROTATE: tl.constexpr, K_ROTATE: tl.constexpr):  # fmt: skip
     """Steps `first` to `last` of one set of keys, added to the softmax (m, l, acc) of one row's group of heads."""
-    row, half, dim, extra = tl.arange(0, GP), tl.arange(0, RP), tl.arange(0, DP), tl.arange(0, EP)
+    row, half, dim, extra = tl.arange(0, GP), tl.arange(0, RP), tl.arange(0, VP), tl.arange(0, EP)
     column = tl.arange(0, N)
-    head_live, half_live, dim_live, extra_live = row < GROUP, half < R2, dim < D, extra < D - 2 * R2
+    head_live, half_live, dim_live, extra_live = row < GROUP, half < R2, dim < V, extra < D - 2 * R2
     at_q, q_live = q + row[:, None] * q_h, head_live[:, None] & half_live[None]
     q_low = tl.load(at_q + half[None], q_live, 0.0)
     q_high = tl.load(at_q + R2 + half[None], q_live, 0.0)
@@ -71,7 +74,8 @@ def _read(m, l, acc, q, q_cos, q_sin, k, v, k_cos, k_sin, k_pos, here, scale, ne
         if D > 2 * R2:
             rest = tl.load(k + wide * k_s + 2 * R2 + extra[None], live[:, None] & extra_live[None], 0.0)
             scores = tl.dot(q_rest, tl.trans(rest), scores, input_precision="ieee")
-        scores = tl.where(seen[None], scores * scale, float("-inf"))
+        scores = scores * scale if CAP == 0.0 else capped(scores, scale, CAP, False, dtype == tl.float32)
+        scores = tl.where(seen[None], scores, float("-inf"))
         top = tl.maximum(m, tl.max(scores, 1))
         base = tl.where(top == float("-inf"), 0.0, top)
         weights, keep = tl.math.exp2(scores - base[:, None]), tl.math.exp2(m - base)
@@ -87,47 +91,52 @@ def _part(q, q_pos, out, lse, scale, groups, first, q_b, q_h, qp_b, o_p, o_b, o_
           k_b, k_h, k_s, v_b, v_h, v_s, qc_b, kc_b, kc_s, kp_b,
           k2, v2, q_cos2, q_sin2, k_cos2, k_sin2, k_pos2, near2, far2, keys2, tiles2,
           k_b2, k_h2, k_s2, v_b2, v_h2, v_s2, qc_b2, kc_b2, kc_s2, kp_b2,
-          D: tl.constexpr, DP: tl.constexpr, R2: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr,
-          GROUP: tl.constexpr, GP: tl.constexpr, N: tl.constexpr, Q_ROTATE: tl.constexpr, K_ROTATE: tl.constexpr,
-          SECOND: tl.constexpr, Q_ROTATE2: tl.constexpr,
+          D: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, R2: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr,
+          GROUP: tl.constexpr, GP: tl.constexpr, N: tl.constexpr, CAP: tl.constexpr, Q_ROTATE: tl.constexpr,
+          K_ROTATE: tl.constexpr, SECOND: tl.constexpr, Q_ROTATE2: tl.constexpr,
           K_ROTATE2: tl.constexpr):  # fmt: skip
     """A share of one set of keys, and of a second one, for one row's group of heads."""
     batch, group, part = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups, tl.program_id(1)
-    row, dim = tl.arange(0, GP), tl.arange(0, DP)
+    row, dim = tl.arange(0, GP), tl.arange(0, VP)
     here = tl.load(q_pos + batch * qp_b)
     at_q = q + batch * q_b + group * GROUP * q_h
     m = tl.full((GP,), float("-inf"), tl.float32)
     l = tl.zeros((GP,), tl.float32)
-    acc = tl.zeros((GP, DP), tl.float32)
+    acc = tl.zeros((GP, VP), tl.float32)
     m, l, acc = _read(
         m, l, acc, at_q, q_cos + batch * qc_b, q_sin + batch * qc_b, k + batch * k_b + group * k_h,
         v + batch * v_b + group * v_h, k_cos + batch * kc_b, k_sin + batch * kc_b, k_pos + batch * kp_b,
         here, scale, near, far, keys, part * tiles, part * tiles + tiles, q_h, k_s, v_s, kc_s,
-        D, DP, R2, RP, EP, GROUP, GP, N, Q_ROTATE, K_ROTATE)  # fmt: skip
+        D, V, VP, R2, RP, EP, GROUP, GP, N, CAP, Q_ROTATE, K_ROTATE)  # fmt: skip
     if SECOND:
         most = tl.minimum(part * tiles2 + tiles2, tl.cdiv(keys2, N))
         m, l, acc = _read(
             m, l, acc, at_q, q_cos2 + batch * qc_b2, q_sin2 + batch * qc_b2, k2 + batch * k_b2 + group * k_h2,
             v2 + batch * v_b2 + group * v_h2, k_cos2 + batch * kc_b2, k_sin2 + batch * kc_b2, k_pos2 + batch * kp_b2,
             here, scale, near2, far2, keys2, part * tiles2, most, q_h, k_s2, v_s2, kc_s2,
-            D, DP, R2, RP, EP, GROUP, GP, N, Q_ROTATE2, K_ROTATE2)  # fmt: skip
+            D, V, VP, R2, RP, EP, GROUP, GP, N, CAP, Q_ROTATE2, K_ROTATE2)  # fmt: skip
     norm = tl.where(l == 0.0, 1.0, l)
     heads, head_live = group * GROUP + row, row < GROUP
     to = out + (first + part) * o_p + batch * o_b + heads[:, None] * o_h + dim[None]
-    tl.store(to, acc / norm[:, None], head_live[:, None] & (dim < D)[None])
+    tl.store(to, acc / norm[:, None], head_live[:, None] & (dim < V)[None])
     total = tl.where(l == 0.0, float("-inf"), m + tl.math.log2(norm))
     tl.store(lse + (first + part) * l_p + batch * l_b + heads, total, head_live)
 
 
 @triton.jit
-def _merge(part, part_lse, out, lse, parts, heads, p_p, p_b, p_h, l_p, l_b, o_b, o_h,
-           D: tl.constexpr, DP: tl.constexpr, PP: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
+def _merge(part, part_lse, sink, out, lse, parts, heads, p_p, p_b, p_h, l_p, l_b, o_b, o_h, D: tl.constexpr,
+           DP: tl.constexpr, PP: tl.constexpr, STEP: tl.constexpr, SINK: tl.constexpr):  # fmt: skip
     batch, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     every, dim = tl.arange(0, PP), tl.arange(0, DP)
     all_lse = tl.load(part_lse + every * l_p + batch * l_b + head, every < parts, float("-inf"))
     top = tl.max(all_lse, 0)
+    if SINK:
+        logit = tl.load(sink + head).to(tl.float32) * 1.4426950408889634
+        top = tl.maximum(top, logit)
     base = tl.where(top == float("-inf"), 0.0, top)
     total = tl.sum(tl.math.exp2(all_lse - base), 0)
+    if SINK:
+        total += tl.math.exp2(logit - base)
     norm = tl.where(total == 0.0, 1.0, total)
     acc = tl.zeros((DP,), tl.float32)
     for start in range(0, parts, STEP):
@@ -157,42 +166,50 @@ class Keys:
     far: int
 
 
-def decode(q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, scale: float) -> tuple[Tensor, Tensor]:
+def decode(
+    q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, scale: float, softcap: float | None = None,
+    sink_H: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Softmax attention of one query a row over the union of several sets of keys.
 
-    Returns out (B, H, D) in q's dtype and lse (B, H) fp32; a row without keys gets zeros and -inf.
+    Returns out (B, H, V) in q's dtype and lse (B, H) fp32; a row without keys gets zeros and -inf.
     """
-    return merge(*decode_parts(q_BHD, sets, q_pos_B, rotary_dim, scale), q_BHD.dtype)
+    return merge(*decode_parts(q_BHD, sets, q_pos_B, rotary_dim, scale, softcap), q_BHD.dtype, sink_H)
 
 
-def merge(part_CBHD: Tensor, lse_CBH: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def merge(
+    part_CBHD: Tensor, lse_CBH: Tensor, dtype: torch.dtype, sink_H: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Parts of one softmax, fp32, with log-sum-exps to base 2, as one: out (B, H, D) in `dtype`, lse (B, H) fp32."""
     count, B, H, D = part_CBHD.shape
     out = torch.empty(B, H, D, device=part_CBHD.device, dtype=dtype)
     lse = torch.empty(B, H, device=part_CBHD.device, dtype=torch.float32)
     strides = (*part_CBHD.stride()[:3], *lse_CBH.stride()[:2], *out.stride()[:2])
     sizes = {"D": D, "DP": triton.next_power_of_2(D), "PP": triton.next_power_of_2(count), "STEP": 8}
+    sizes["SINK"] = sink_H is not None
+    sink = lse_CBH if sink_H is None else sink_H.contiguous()
     grid: Any = (B * H,)
-    _merge[grid](part_CBHD, lse_CBH, out, lse, count, H, *strides, **sizes)
+    with on_device_of(part_CBHD):
+        _merge[grid](part_CBHD, lse_CBH, sink, out, lse, count, H, *strides, **sizes)
     return out, lse
 
 
 def decode_parts(
-    q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, scale: float
+    q_BHD: Tensor, sets: list[Keys], q_pos_B: Tensor, rotary_dim: int, scale: float, softcap: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`decode` before its parts are merged: (C, B, H, D) and their log-sum-exps to base 2, (C, B, H), fp32."""
-    B, H, D = q_BHD.shape
-    G = sets[0].k_BGSD.shape[1]
+    """`decode` before its parts are merged: (C, B, H, V) and their log-sum-exps to base 2, (C, B, H), fp32."""
+    B, H, _ = q_BHD.shape
+    G, V = sets[0].k_BGSD.shape[1], sets[0].v_BGSD.shape[-1]
     settings = FULL if q_BHD.dtype == torch.float32 else HALF
     sets = sorted(sets, key=lambda keys: -keys.k_BGSD.shape[2])
     pairs = [sets[i : i + 2] for i in range(0, len(sets), 2)]  # a launch each
     cuts = [_cut(pair[0].k_BGSD.shape[2], B * G, q_BHD.device, settings) for pair in pairs]
     count = sum(parts for _, parts in cuts)
-    part = torch.empty(count, B, H, D, device=q_BHD.device, dtype=torch.float32)
+    part = torch.empty(count, B, H, V, device=q_BHD.device, dtype=torch.float32)
     part_lse = torch.empty(count, B, H, device=q_BHD.device, dtype=torch.float32)
     first = 0
     for pair, (tiles, parts) in zip(pairs, cuts, strict=True):
-        _launch(q_BHD, pair, q_pos_B, rotary_dim, scale, part, part_lse, first, tiles, parts, settings)
+        _launch(q_BHD, pair, q_pos_B, rotary_dim, scale, softcap, part, part_lse, first, tiles, parts, settings)
         first += parts
     return part, part_lse
 
@@ -208,26 +225,28 @@ def _cut(keys: int, rows: int, device: torch.device, settings: tuple[int, ...]) 
 
 
 def _launch(
-    q: Tensor, sets: list[Keys], q_pos: Tensor, rotary_dim: int, scale: float, part: Tensor, part_lse: Tensor,
-    first: int, tiles: int, parts: int, settings: tuple[int, ...],
+    q: Tensor, sets: list[Keys], q_pos: Tensor, rotary_dim: int, scale: float, softcap: float | None, part: Tensor,
+    part_lse: Tensor, first: int, tiles: int, parts: int, settings: tuple[int, ...],
 ) -> None:  # fmt: skip
     B, H, D = q.shape
-    G, half = sets[0].k_BGSD.shape[1], rotary_dim // 2
+    G, half, V = sets[0].k_BGSD.shape[1], rotary_dim // 2, part.shape[-1]
     longest = sets[0]
     tiles_of = [tiles, triton.cdiv(triton.cdiv(sets[-1].k_BGSD.shape[2], settings[0]), parts)]
     # where there is no second set, the first one's arguments stand in, unread
     two = [x for keys, each in zip((sets[0], sets[-1]), tiles_of, strict=True) for x in _arguments(keys, q, half, each)]
     sizes = {
-        "D": D, "DP": max(16, triton.next_power_of_2(D)), "R2": half, "RP": max(16, triton.next_power_of_2(half)),
-        "EP": max(16, triton.next_power_of_2(max(D - rotary_dim, 1))), "GROUP": H // G,
-        "GP": max(16, triton.next_power_of_2(H // G)), "N": settings[0],
+        "D": D, "V": V, "VP": max(16, triton.next_power_of_2(V)), "R2": half,
+        "RP": max(16, triton.next_power_of_2(half)), "EP": max(16, triton.next_power_of_2(max(D - rotary_dim, 1))),
+        "GROUP": H // G, "GP": max(16, triton.next_power_of_2(H // G)), "N": settings[0],
+        "CAP": softcap * LOG2_E if softcap else 0.0,
         "Q_ROTATE": longest.q_turn is not None, "K_ROTATE": longest.k_turn is not None, "SECOND": len(sets) > 1,
         "Q_ROTATE2": sets[-1].q_turn is not None, "K_ROTATE2": sets[-1].k_turn is not None,
     }  # fmt: skip
-    _part[(B * G, parts)](
-        q, q_pos, part, part_lse, scale * LOG2_E, G, first, *q.stride()[:2], q_pos.stride(0),
-        *part.stride()[:3], *part_lse.stride()[:2], *two, **sizes, num_warps=settings[1], num_stages=settings[2],
-    )  # fmt: skip
+    with on_device_of(q):
+        _part[(B * G, parts)](
+            q, q_pos, part, part_lse, scale * LOG2_E, G, first, *q.stride()[:2], q_pos.stride(0),
+            *part.stride()[:3], *part_lse.stride()[:2], *two, **sizes, num_warps=settings[1], num_stages=settings[2],
+        )  # fmt: skip
 
 
 def _arguments(keys: Keys, q: Tensor, half: int, tiles: int) -> tuple[Any, ...]:

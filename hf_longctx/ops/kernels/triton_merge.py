@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .placed import on_device_of
+
 ROWS = 16  # queries of a program
 
 
@@ -63,8 +65,9 @@ def merge_folded(
     out = torch.empty(1, B, H, D, device=own_CBHD.device, dtype=dtype)
     lse = torch.empty(1, B, H, device=own_CBHD.device, dtype=torch.float32)
     grid: Any = (triton.cdiv(B * H, ROWS),)
-    _merge[grid](
-        own_CBHD, own_lse_CBH, out_GRND, lse_GNR, out, lse, C, N, H, B * H, *out_GRND.stride()[:3], *lse_GNR.stride(),
-        D=D, DP=triton.next_power_of_2(D), GROUP=H // G, ROWS=ROWS,
-    )  # fmt: skip
+    with on_device_of(own_CBHD):
+        _merge[grid](
+            own_CBHD, own_lse_CBH, out_GRND, lse_GNR, out, lse, C, N, H, B * H, *out_GRND.stride()[:3],
+            *lse_GNR.stride(), D=D, DP=triton.next_power_of_2(D), GROUP=H // G, ROWS=ROWS,
+        )  # fmt: skip
     return out, lse

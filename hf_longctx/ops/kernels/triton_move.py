@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .placed import on_device_of
+
 TOKENS = 64  # columns of a program
 
 
@@ -61,8 +63,9 @@ def move(
     S, R = len(source_S), rotary_dim
     cos, sin = turning if turning is not None else (source_S, source_S)
     grid: Any = (triton.cdiv(S, TOKENS), G, T)
-    _move[grid](
-        table_T4, source_S, out_TGSD, cos, sin, S, *out_TGSD.stride()[:3], cos.stride(0), out_TGSD,
-        D=D, R=R, HALF=triton.next_power_of_2(max(R // 2, 8)), REST=triton.next_power_of_2(max(D - R, 8)),
-        TURN=turning is not None, TOKENS=TOKENS,
-    )  # fmt: skip
+    with on_device_of(table_T4):
+        _move[grid](
+            table_T4, source_S, out_TGSD, cos, sin, S, *out_TGSD.stride()[:3], cos.stride(0), out_TGSD,
+            D=D, R=R, HALF=triton.next_power_of_2(max(R // 2, 8)), REST=triton.next_power_of_2(max(D - R, 8)),
+            TURN=turning is not None, TOKENS=TOKENS,
+        )  # fmt: skip

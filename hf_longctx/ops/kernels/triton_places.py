@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .placed import on_device_of
 from .triton_decode import LOG2_E, merge
 
 PARTS, SMALLEST = 8, 1024  # at most 8 parts, of at least 1024 keys
@@ -95,8 +96,9 @@ def attend(q_HLD: Tensor, k_GSD: Tensor, v_GSD: Tensor, pos_L: Tensor, unused: i
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *part.stride()[:3], *lse.stride()[:2]
     )  # fmt: skip
     grid: Any = (triton.cdiv(L, M), H, parts)
-    _places[grid](
-        q, k, v, pos_L, part, lse, scale * LOG2_E, L, S, unused, length, *strides,
-        D=D, DP=dim, GROUP=H // G, M=M, N=N, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    with on_device_of(q):
+        _places[grid](
+            q, k, v, pos_L, part, lse, scale * LOG2_E, L, S, unused, length, *strides,
+            D=D, DP=dim, GROUP=H // G, M=M, N=N, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
     return merge(part, lse, q.dtype)[0]

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .placed import on_device_of
+
 
 @triton.jit
 def _rotate(x, out, cos, sin, heads, length, x_b, x_h, x_l, o_b, o_h, o_l, c_b, c_l,
@@ -44,5 +46,6 @@ def rotate(x_BHLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     tokens = 64
     grid: Any = (triton.cdiv(L, tokens), B * H)
     strides = (*x.stride()[:3], *out.stride()[:3], *cos.stride()[:2])
-    _rotate[grid](x, out, cos, sin, H, L, *strides, R=R, HALF=triton.next_power_of_2(R // 2), TOKENS=tokens)
+    with on_device_of(x):
+        _rotate[grid](x, out, cos, sin, H, L, *strides, R=R, HALF=triton.next_power_of_2(R // 2), TOKENS=tokens)
     return out

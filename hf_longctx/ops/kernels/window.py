@@ -6,12 +6,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..masks import Causal, Window
+from ..widths import widened
 from .base import Call
+from .blocked import Blocked
+from .check import checked_kernel
 from .cuda_flash import CudaFlash
+
+SMALL = 128  # head dims whose tiles fit the shared memory of every card that bfloat16 runs on
+_BLOCKED = Blocked()
 
 
 class TritonWindow(CudaFlash):
-    """See the module. Flash attention's conditions and backward."""
+    """See the module. Flash attention's conditions and backward; with a cap, which flash has not, that of blocks."""
 
     name = "triton_window"
     priority = 40
@@ -19,7 +25,9 @@ class TritonWindow(CudaFlash):
         "a Triton kernel of hf_longctx for long windows: half precision, rows in order, no padding; flash's backward"
     )
     masks = (Causal, Window)
-    head_dims = (128, 8)
+    softcaps = True
+    unequal_dims = True
+    head_dims = (256, 8)
     triton = True
 
     def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
@@ -28,11 +36,25 @@ class TritonWindow(CudaFlash):
             return "the batch is padded"
         if q_BHLD.shape[2] < 16 or q_BHLD.shape[2] > k_BGSD.shape[2]:
             return "too few queries to fill its tiles"
-        return super().limits(call, q_BHLD, k_BGSD)
+        reason = super().limits(call, q_BHLD, k_BGSD)
+        if reason is not None or (call.softcap is None and q_BHLD.shape[-1] <= SMALL):
+            return reason
+        return checked_kernel(self, call, q_BHLD)
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kernel`."""
         from .triton_window import window_attention
 
         size = call.mask.size if isinstance(call.mask, Window) else k_BGSD.shape[2]
-        return window_attention(q_BHLD, k_BGSD, v_BGSD, size, call.scale)
+        return window_attention(q_BHLD, k_BGSD, v_BGSD, size, call.scale, call.softcap)
+
+    def gradients(
+        self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
+    ) -> list[Tensor]:
+        """See `Kernel`."""
+        if call.softcap is not None:
+            return _BLOCKED.gradients(call, grad_BLHD, q, k, v, out_BLHD, lse_BHL)
+        width = max(q.shape[-1], v.shape[-1])
+        grad, q_, k_, v_, out = (widened(x, width) for x in (grad_BLHD, q, k, v, out_BLHD))
+        grads = super().gradients(call, grad, q_, k_, v_, out, lse_BHL)
+        return [found[..., : x.shape[-1]] for found, x in zip(grads, (q, k, v), strict=True)]
