@@ -11,6 +11,12 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 from .near import did_you_mean
 
 KEY = "hf_longctx"  # of the entry in a model's config
+# names of hf_longctx's attention in transformers' registries, by the name that stood there before: plain strings, which
+# torch.compile takes for constants, and without "flash", by which transformers knows flash attention
+ATTENTION_NAMES = {
+    base: f"{KEY}:{base.replace('flash_attention_', 'fa')}"
+    for base in ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+}
 LARGEST = 2**53 - 1  # beyond it JSON readers round, and sums of positions overflow
 GUIDANCE = ("Use when", "Cannot", "Costs")
 

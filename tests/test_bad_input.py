@@ -174,11 +174,39 @@ def test_encoders_are_refused() -> None:
     refused(bidirectional, "both directions|bidirectional")
 
 
-def test_mla_is_refused() -> None:
-    sizes = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
-    experts = {"n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1}
-    config = AutoConfig.for_model("deepseek_v3", **SIZES, **sizes, **experts, first_k_dense_replace=2)
-    refused(AutoModelForCausalLM.from_config(config), "multi-head latent attention")
+MLA = {
+    **{"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8},
+    **{"n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 2},
+    **{"num_key_value_heads": 4, "head_dim": 4},
+}
+
+
+def deepseek(**settings: Any) -> Any:
+    config = AutoConfig.for_model("deepseek_v3", **{**SIZES, **MLA, **settings})
+    return build(AutoModelForCausalLM.from_config, config)
+
+
+def test_a_cache_of_mla_is_only_good_for_its_own_method(method: Any) -> None:
+    model, cache = deepseek(), DynamicCache()
+    with StreamingLLM(n_sink=2, window=7).on(model):
+        logits_of(model, IDS[:, :20], past_key_values=cache)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    with method.on(model), pytest.raises(ValueError, match=r"was written under StreamingLLM\(.*\) and cannot be read"):
+        logits_of(model, IDS[:, 20:], past_key_values=cache)
+    with pytest.raises(RuntimeError, match="un-rotated keys written under StreamingLLM"):
+        logits_of(model, IDS[:, 20:], past_key_values=cache)
+    for layer, (keys, values) in zip(cache.layers, before, strict=True):
+        same(layer.keys, keys)
+        same(layer.values, values)
+
+
+def test_a_model_whose_own_attention_fails_is_refused_in_one_line() -> None:
+    model = deepseek(head_dim=8)  # the rotary embedding has the angles of 8 dims, and 4 rotate
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        logits_of(model, IDS)
+    with pytest.raises(ValueError, match=r"DeepseekV3.*size of tensor"):
+        PositionFree().apply(model)
+    assert not hf_longctx.applied(model)
 
 
 def test_models_with_sliding_windows_only_are_refused() -> None:
@@ -196,13 +224,19 @@ def other(kind: str) -> Any:
     return model
 
 
-# HunYuan normalises after rotating; the others rotate a slice themselves, which no identity rotation can stand for
-@pytest.mark.parametrize("kind", ["hunyuan_v1_dense", "phi", "stablelm", "persimmon"])
-def test_other_anatomies_are_refused(kind: str) -> None:
+def test_a_norm_with_weights_after_rotating_is_refused() -> None:
+    model = other("hunyuan_v1_dense")
+    stock = logits_of(model, IDS)
+    refused(model, "failed the parity check.*Its scores depend on absolute positions, not on distances alone")
+    same(logits_of(model, IDS), stock)
+
+
+@pytest.mark.parametrize("kind", ["phi", "stablelm", "persimmon"])
+def test_models_that_rotate_a_slice_of_each_head_are_served(kind: str) -> None:
     model = other(kind)
     stock = logits_of(model, IDS)
-    refused(model, "failed the parity check" if "hunyuan" in kind else "cannot keep its keys un-rotated")
-    same(logits_of(model, IDS), stock)
+    with PositionFree().on(model):
+        same(logits_of(model, IDS), stock)
 
 
 def test_the_self_check_of_a_loaded_model_is_not_fooled_by_one_token(tmp_path: Any) -> None:
@@ -230,8 +264,13 @@ def test_rope_that_moves_with_the_length_is_refused() -> None:
     assert fingerprint(model) == before
 
 
-def test_attention_dropout_is_refused() -> None:
-    refused(tiny("llama", attention_dropout=0.1), "attention_dropout=0.1")
+def test_attention_dropout_is_refused_where_it_is_applied(method: Any) -> None:
+    model, plain = tiny("llama", attention_dropout=0.1), tiny("llama")
+    with method.on(model), method.on(plain):
+        same(logits_of(model, IDS), logits_of(plain, IDS))  # inference drops nothing out
+        model.train()
+        with pytest.raises(ValueError, match=r"dropout=0\.1.*attention_dropout.*config"):
+            model(IDS, labels=IDS)
 
 
 # -- patches -----------------------------------------------------------------------------------------------------------

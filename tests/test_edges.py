@@ -33,7 +33,9 @@ def test_a_forward_that_fails_half_way_closes_the_cache_and_keeps_nothing(monkey
             broken.setattr(last, "forward", _fails)
             with pytest.raises(RuntimeError, match="pulled the plug"):
                 model(ids[:, 16:], past_key_values=cache)
-        assert vars(model.model)[STATE].step is None
+        state = vars(model.model)[STATE]
+        assert (state.steps, state.opened, state.reading) == ([], [], None)
+        assert all(lent.keys is lent.step is lent.sinks is None for lent in state.lent.values())
         assert all(layer.readable_pos is None for layer in cache.layers)
     with pytest.raises(RuntimeError, match="un-rotated keys"):
         model(ids[:, 16:], past_key_values=cache)

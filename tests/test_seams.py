@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, Mamba2Config, Mamba2ForCausalLM, Mamba2Model
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    Mamba2Model,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 import hf_longctx
 from hf_longctx import LMInfinite, LongContextMethod, PositionFree, RopeScaling, registry
@@ -142,7 +150,11 @@ def test_check_says_whether_attention_methods_serve_a_model_and_leaves_it() -> N
     assert hf_longctx.check(model) is None
     assert fingerprint(model) == before
     assert not hf_longctx.applied(model)
-    with pytest.raises(ValueError, match="soft-capping"):
-        hf_longctx.check(build(Gemma2ForCausalLM, Gemma2Config(**SIZES, head_dim=8)))
+    assert (
+        hf_longctx.check(build(Gemma2ForCausalLM, Gemma2Config(**SIZES, head_dim=8), attn_implementation="eager"))
+        is None
+    )
+    with pytest.raises(ValueError, match="none of its 2 attention layers is a full-attention layer"):
+        hf_longctx.check(build(MistralForCausalLM, MistralConfig(**SIZES, sliding_window=16)))
     with PositionFree().on(model), pytest.raises(ValueError, match="already applied"):
         hf_longctx.check(model)

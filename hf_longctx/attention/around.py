@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..cache.base import UnrotatedLayer
 from ..cache.recurrent import broke_off, check_whole
 from ..upstream.caches import cache_in
+from .base_attention import PLAIN
 from .caches import adopt_all
 from .state import STATE, DecoderState, check_implementation
 
@@ -35,7 +36,8 @@ def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """Checks everything that can be wrong before the first layer runs, so that a cache is never left half-updated."""
     state: DecoderState = vars(decoder_module)[STATE]
     given = kwargs.get("position_ids")
-    state.step, state.running, state.pos = None, True, given if isinstance(given, Tensor) else None
+    state.steps, state.lent, state.running = [], {}, True
+    state.pos = given if isinstance(given, Tensor) else None
     check_implementation(state.layers[0])
     if kwargs.get("output_attentions") or getattr(decoder_module.config, "output_attentions", False):
         raise ValueError(f"output_attentions=True: {state.method.name} never forms the attention matrix. Leave it out.")
@@ -51,6 +53,16 @@ def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         kind.before_forward(layers, n_new, learns)
     if not torch.compiler.is_compiling():
         state.reading = cache_in(kwargs, args)
+
+
+def shortens(state: DecoderState, kwargs: dict[str, Any]) -> bool:
+    """Would the model run its last layers for the last tokens alone, which its own attention does not allow (Gemma 4)?
+
+    It asks for the name of its attention, which is ours: with the masks that sdpa leaves out for several tokens, and
+    with those of flash and flex, it would not. All logits are computed then; the model picks those that are kept.
+    """
+    keep = kwargs.get("logits_to_keep")
+    return isinstance(keep, int) and keep > 0 and (keep > 1 or state.base_attention not in PLAIN)
 
 
 def _learns(decoder_module: nn.Module, tokens: Any, layers: list[UnrotatedLayer]) -> bool:
@@ -79,7 +91,9 @@ def after_forward(decoder_module: nn.Module, args: Any, output: Any) -> None:
         return  # this thread's forward was refused; the other one continues
     if output is None and state.reading is not None and state.following is None:  # it raised
         broke_off(state.reading)
-    state.step, state.running, state.pos, state.reading = None, False, None, None
+    state.steps, state.running, state.pos, state.reading = [], False, None, None
+    for lent in state.lent.values():
+        lent.end()
     for layer in state.opened:
         layer.close()
     state.opened = []

@@ -71,13 +71,13 @@ def checked(
     """
     if dropout:
         raise ValueError(
-            f"dropout={dropout}: hf_longctx attention does not implement dropout. Set attention_dropout to 0."
+            f"dropout={dropout}: hf_longctx attention does not implement dropout, which this model applies in "
+            f"training. Load it with from_pretrained(..., attention_dropout=0.0), or whatever its config calls this."
         )
-    for unsupported in ("softcap", "s_aux", "position_bias"):
-        if more.get(unsupported) is not None:
-            raise ValueError(
-                f"{type(module).__name__} passes {unsupported}, which hf_longctx attention does not implement."
-            )
+    if more.get("position_bias") is not None:
+        raise ValueError(
+            f"{type(module).__name__} passes position_bias, which hf_longctx attention does not implement."
+        )
     if torch.is_autocast_enabled(query.device.type):
         # torch's own attention is cast by autocast; rotating with fp32 cosines has made queries and keys fp32
         query = query.to(torch.get_autocast_dtype(query.device.type))

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ..cache.base import UnrotatedLayer
-from ..cache.stock import is_plain, owner_of
-from .state import DecidesPositions, DecoderState
+from ..cache.beside import beside
+from ..cache.stock import has_layer, is_replaceable, owner_of
+from .state import DecidesPositions, DecoderState, known_of
 
 
-def adopt(method: DecidesPositions, cache: Cache, module: nn.Module) -> UnrotatedLayer:
-    """The un-rotated layer of `cache` for this module, put in place of an empty `DynamicLayer` where needed."""
-    index: int = module.layer_idx  # type: ignore[assignment]
+def adopt(method: DecidesPositions, cache: Any, module: nn.Module, index: int) -> UnrotatedLayer | None:
+    """The un-rotated layer of `cache` with this index, put in place of an empty `DynamicLayer` where needed.
+
+    None where the cache keeps nothing for it: a layer that reads another one's keys.
+    """
     if getattr(cache, "layer_class_to_replicate", None) is not None:
         while len(cache.layers) <= index:
             cache.layers.append(cache.layer_class_to_replicate())
+    if not has_layer(cache, index):
+        return None
     layer: Any = cache.layers[index] if isinstance(cache, Cache) else cache
     owner = owner_of(layer)
     if owner is not None:
         if owner != method:
             raise ValueError(f"this cache was written under {owner!r} and cannot be read under {method!r}.")
         return layer
-    if not is_plain(layer):
+    if not is_replaceable(layer):
         raise ValueError(
             f"{type(layer).__name__}: {method.name} keeps its own cache and can replace an empty DynamicCache "
             f"only. Leave the cache and cache_implementation out."
@@ -34,10 +39,35 @@ def adopt(method: DecidesPositions, cache: Cache, module: nn.Module) -> Unrotate
             f"this cache holds {layer.get_seq_length()} rotated keys of a model without {method.name}: they cannot be "
             f"read at other positions. Start with a new cache."
         )
-    made = cache.layers[index] = method.cache_layer(module)
+    made = cache.layers[index] = beside(method.cache_layer(module), layer)
     return made
 
 
-def adopt_all(state: DecoderState, cache: Cache) -> list[UnrotatedLayer]:
-    """The un-rotated layers of `cache` for every patched layer of a decoder."""
-    return [adopt(state.method, cache, module) for module in state.layers]
+def adopt_all(state: DecoderState, cache: Any) -> list[UnrotatedLayer]:
+    """The un-rotated layers of `cache` for the patched layers of a decoder, as far as the cache has layers yet."""
+    held = getattr(cache, "layers", None)
+    indices: dict[int, nn.Module] = {}
+    for module in state.layers:
+        known = known_of(module).values()
+        if any(found.elsewhere for found in known):  # it is in several layers, which may be any of the cache
+            places = [i for i, layer in enumerate(held or ()) if is_replaceable(layer) or owner_of(layer) is not None]
+            indices |= dict.fromkeys(places, module)
+        elif all(found.lends for found in known):
+            indices[module.layer_idx] = module  # type: ignore[index]
+    adopted = (adopt(state.method, cache, indices[i], i) for i in sorted(indices) if held is None or i < len(held))
+    return [layer for layer in adopted if layer is not None]
+
+
+class Adopting:
+    """A cache in which a layer's index is known only when the layer writes it: its weights are in several layers."""
+
+    def __init__(self, cache: Any, module: nn.Module, call: Any) -> None:
+        self.cache, self.module, self.call = cache, module, call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cache, name)
+
+    def update(self, keys: Tensor, values: Tensor, index: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the layer of this index, which is then one of un-rotated keys."""
+        self.call.open(adopt(self.call.decoder.method, self.cache, self.module, index))
+        return self.cache.update(keys, values, index, *args, **kwargs)

@@ -11,13 +11,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..anatomy import layer_type
 from ..cache.recurrent import takes_positions
 from ..upstream.caches import given_cache
 from ..upstream.versions import SAY_VERSION
-from .around import after_forward, begin, claim
-from .state import STATE, DecoderState, Step, has_rope
+from .around import after_forward, begin, claim, shortens
+from .call import LayerCall
+from .selfcheck import Refused
+from .state import STATE, DecoderState, known_of
 from .subclass import stock_class
 from .watch import evaluating
 
@@ -32,6 +35,18 @@ class _Enough(Exception):
         self.cache = cache
 
 
+def can_follow(state: DecoderState) -> bool:
+    """Can the model itself be run now?"""
+    spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not spread and state.rotary_is_ready() and all(_can_run(module) for module in state.layers)
+
+
+def _can_run(module: nn.Module) -> bool:
+    """Is a layer neither being loaded nor between two distributions of its weights over devices?"""
+    hooked = any(hasattr(m, "_hf_hook") for m in module.modules())  # accelerate brings the weights
+    return hooked or next(module.parameters()).device.type != "meta"
+
+
 @torch.no_grad()
 def follow(decoder: Any, state: DecoderState) -> None:
     """ValueError, with the reason, unless a text in pieces reaches the patched layers of `decoder` as it should.
@@ -39,14 +54,21 @@ def follow(decoder: Any, state: DecoderState) -> None:
     Once for a model. Only the layers up to the last new kind are run. A model that is spread over processes is left to
     its first forwards, which raise where a cache is not found.
     """
-    if (torch.distributed.is_available() and torch.distributed.is_initialized()) or not state.rotary_is_ready():
+    if not can_follow(state):
         return
-    kinds = {(type(m), layer_type(m), has_rope(m)): m for m in reversed(state.layers)}
-    last = max(kinds.values(), key=lambda module: module.layer_idx)  # type: ignore[arg-type, return-value]
+    kinds: dict[Any, int] = {}
+    for i, module in enumerate(state.layers):
+        known = known_of(module)
+        if known or next(module.parameters()).device.type != "meta":  # offloaded ones are seen in their first forward
+            kinds.setdefault((type(module), layer_type(module), *known.values()), i)
+    last = state.layers[max(kinds.values(), default=0)]
     cache, start = None, 0  # a model makes its first cache itself
     for length in PIECES:
         try:
-            cache = _read(decoder, state, cache, start, length, last)
+            with torch.compiler.set_stance("force_eager"):  # layers may be compiled, each by itself
+                cache = _read(decoder, state, cache, start, length, last)
+        except Refused:
+            raise
         except Exception as error:
             raise ValueError(
                 f"{type(decoder).__name__}: refused by the self-check, which reads a few tokens in pieces through the "
@@ -68,16 +90,26 @@ def _read(decoder: Any, state: DecoderState, cache: Any, start: int, length: int
     if cache is not None:
         kwargs |= given_cache(decoder, cache)
 
-    def see(module: Any, step: Step, layer: Any, cache: Any) -> None:
-        found = step.q_pos_BL[0].tolist()
-        if layer is None or found != expected or layer.seen != start + length:
+    seen: list[Any] = []
+
+    def see(module: Any, call: LayerCall, cache: Any, rotates: bool) -> None:
+        found, layer = call.step.q_pos_BL[0].tolist(), call.layer
+        if rotates != bool(call.found.layouts):
+            raise Refused(
+                f"{stock_class(module).__name__} {'rotates' if rotates else 'does not rotate'} its keys when the model "
+                f"calls it, other than by itself: something else that it is handed, such as biases by distance "
+                f"(ALiBi), decides. hf_longctx does not support this model as it is."
+            )
+        if call.found.lends and (layer is None or found != expected or layer.seen != start + length):
             held = "no cache" if layer is None else f"a cache, of {layer.seen} tokens by now,"
             raise RuntimeError(
                 f"{stock_class(module).__name__} found {held} and positions {found}, for tokens {expected} of a text. "
                 f"{SAY_VERSION}"
             )
         if module is last:
-            raise _Enough(cache)
+            seen.append(cache)
+            if not any(numbers for _, *numbers in known_of(module)):  # else it is called again, elsewhere in the model
+                raise _Enough(cache)
 
     state.following = see
     try:
@@ -91,13 +123,16 @@ def _read(decoder: Any, state: DecoderState, cache: Any, start: int, length: int
         return enough.cache
     finally:
         state.following = None
+    if seen:
+        return seen[-1]
     raise RuntimeError(f"{stock_class(last).__name__} was not called. {SAY_VERSION}")
 
 
-def before_forward(decoder_module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+def before_forward(decoder_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """The hook before a decoder's forward. Its first one follows a text through the cache."""
     state: DecoderState = vars(decoder_module)[STATE]
     claim(decoder_module, state)
     if not (state.followed or state.following or torch.compiler.is_compiling()):
         follow(decoder_module, state)
     begin(decoder_module, args, kwargs)
+    return (args, {**kwargs, "logits_to_keep": 0}) if shortens(state, kwargs) else None

@@ -1,8 +1,8 @@
 """The position-free attention core: keys are cached un-rotated, and positions are decided when they are read.
 
-`position_free(cls)` is a subclass of a model's own attention class. It hands (cos=1, sin=0) to the model's forward, so
-that queries and keys stay un-rotated and so enter the cache, and carries the real rotation along to hf_longctx's
-attention function, which asks the method where each key is read. No model code is copied.
+`position_free(cls)` is a subclass of a model's own attention class. It runs the model's forward without its rotary
+embedding, so that queries and keys stay un-rotated and so enter the cache, and hands it an attention function that asks
+the method where each key is read. No model code is copied.
 """
 
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
@@ -15,14 +15,20 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from ..cache.base import UnrotatedLayer
+from ..cache.stock import unrotated_layers
 from ..upstream.caches import CACHE_NAMES, cache_in, given_cache, without_cache
 from ..upstream.versions import SAY_VERSION
-from .caches import adopt
-from .identity import unrotated
+from .caches import Adopting, adopt
+from .call import LayerCall
 from .order import is_regular, missing, rises, show_cached
-from .selfcheck import check_parity, probe
-from .state import STATE, DecoderState, LayerCall, Step, check_implementation, has_rope
+from .selfcheck import check_layer
+from .state import STATE, DecoderState, Step, check_implementation, kind_of_call, known_of, source_of
 from .subclass import stock_class, subclass
+from .table import has_table
+from .unrotated import noting, unrotated
+from .watch import Found
+from .ways import Reach, own_attention, reach_of
 
 
 @functools.cache
@@ -32,7 +38,13 @@ def position_free(stock: Any) -> type[nn.Module]:
     def forward(self: nn.Module, hidden_states: Tensor, position_embeddings: Any = None, **kwargs: Any) -> Any:
         return _forward(self, stock, hidden_states, position_embeddings, kwargs)
 
-    return subclass(position_free, stock, "LongCtx", forward)
+    kind: Any = subclass(position_free, stock, "LongCtx", forward)
+    # made once: a compiler cannot
+    kind._unrotated, kind._reach = staticmethod(unrotated(stock.forward)), reach_of(stock)
+    attend = own_attention(stock)
+    if attend is not None:
+        kind._attn = attend
+    return kind
 
 
 def _forward(
@@ -40,58 +52,78 @@ def _forward(
 ) -> Any:
     decoder: DecoderState = vars(module)[STATE]
     check_implementation(module)
-    if embeddings is None:
-        raise ValueError(
-            f"{stock.__name__}: a layer of this model gets no position embeddings, which {decoder.method.name} needs. "
-            f"hf_longctx does not support this model."
+    reach: Reach = type(module)._reach
+    found = known_of(module).get(kind_of_call(reach, embeddings, kwargs))
+    if not torch.compiler.is_compiling() and (found is None or not found.checked):
+        found = check_layer(module, decoder, hidden_states, embeddings, kwargs)
+    elif found is None or len(found.layouts) > 1:
+        raise RuntimeError(
+            f"{stock.__name__}: a model that was loaded with {decoder.method.name} must run once before it is "
+            f"compiled, since how it rotates is seen in its first forward. Call it with a few tokens first."
         )
-    if decoder.rope.get(module.layer_idx) not in decoder.checked and not torch.compiler.is_compiling():
-        check_parity(module, decoder, probe(hidden_states.shape[-1], hidden_states.device, hidden_states.dtype))
     cache = cache_in(kwargs)
-    step = decoder.step
-    if step is None or step.embeddings[0] is not embeddings[0]:
-        step = _begin(decoder, module, hidden_states, embeddings, cache, kwargs)
-        decoder.step = step if decoder.running else None
-    layer = None
+    step = next((step for step in decoder.steps if step.source is source_of(embeddings)), None)
+    if step is None:
+        step = _begin(decoder, module, found, hidden_states, embeddings, cache, kwargs)
+        if decoder.running:
+            decoder.steps.append(step)
+    call = LayerCall(decoder, step, found)
     if cache is not None:
-        layer = adopt(decoder.method, cache, module)
-        layer.joined = decoder.joined
-        layer.open()
-        decoder.opened.append(layer)
-        layer.push(step.q_pos_BL, step.padded)
-        kwargs = {**without_cache(kwargs), **given_cache(stock.forward, cache)}
+        if found.lends and not found.elsewhere:
+            call.open(adopt(decoder.method, cache, module, module.layer_idx))
+        handed = Adopting(cache, module, call) if found.elsewhere else cache
+        kwargs = {**without_cache(kwargs), **given_cache(stock.forward, handed)}
     elif kwargs.get("use_cache") and decoder.running and not torch.compiler.is_compiling():
         raise RuntimeError(
             f"{stock.__name__} was called with use_cache=True and without a cache under a name that hf_longctx knows "
             f"({', '.join(CACHE_NAMES)}): the text read before would be lost. {SAY_VERSION}"
         )
-    # a compiler drops the rotation by itself
-    forward = stock.forward if torch.compiler.is_compiling() else unrotated(stock.forward)
-    call = LayerCall(decoder, step, layer)
-    out = forward(module, hidden_states, position_embeddings=step.identity, longctx=call, **kwargs)
-    if decoder.following is not None:
-        decoder.following(module, step, layer, cache)
+    kwargs |= reach.given(embeddings)
+    if has_table(module):  # which has an end, and is not used
+        kwargs["position_ids"] = torch.zeros_like(kwargs["position_ids"])
+    if decoder.following is None:
+        return reach.run(type(module)._unrotated, module, call, hidden_states, kwargs)
+    with noting() as notes:
+        out = reach.run(type(module)._unrotated, module, call, hidden_states, kwargs)
+    decoder.following(module, call, cache, bool(notes))
     return out
 
 
 def _begin(
-    decoder: DecoderState, module: Any, hidden: Tensor, embeddings: Any, cache: Cache | None, kwargs: dict[str, Any]
+    decoder: DecoderState,
+    module: Any,
+    found: Found,
+    hidden: Tensor,
+    embeddings: Any,
+    cache: Cache | None,
+    kwargs: dict[str, Any],
 ) -> Step:
     B, L = hidden.shape[:2]
-    pos = kwargs.get("position_ids")
-    pos = decoder.pos if pos is None else pos
+    if decoder.steps:  # other layers have begun; the model may run the last ones for the last tokens only (Gemma 4)
+        first = decoder.steps[0]
+        like = first.like if embeddings is None else decoder.parts(embeddings)[0]
+        like, last, q_pos = (t.to(hidden.device) for t in (like, first.pos_BL[:, -L:], first.q_pos_BL[:, -L:]))
+        _check_embeddings(decoder, module, found, embeddings, last)
+        return Step(source_of(embeddings), like, last, q_pos, first.padded, first.consecutive)
+    told = kwargs.get("position_ids")
+    pos: Any = decoder.pos if told is None else told
+    opened = decoder.opened or ([] if cache is None else unrotated_layers(cache))
+    seen = opened[0].seen if opened else 0
     if pos is None:
-        start = cache.get_seq_length(module.layer_idx) if cache is not None else 0
-        pos = torch.arange(start, start + L, device=hidden.device)[None]
+        pos = torch.arange(seen, seen + L, device=hidden.device)[None]
     # one row for each kind of position of a token (mrope), the text's first: supported where all are the same
-    pos = (pos[0] if pos.ndim == 3 else pos).to(hidden.device).expand(B, L)
-    _check_embeddings(decoder, module, embeddings, pos)
+    pos = pos[0] if pos.ndim == 3 else pos
+    if pos.shape[-1] != L:
+        raise ValueError(
+            f"position_ids of shape {tuple(pos.shape)}: {L} tokens are read. Pass one position for each of them."
+        )
+    pos = pos.to(hidden.device).expand(B, L)
+    _check_embeddings(decoder, module, found, embeddings, pos)
     mask = kwargs.get("attention_mask")
     if mask is None:  # none, or only ones
-        for layer in decoder.opened or ([] if cache is None else [adopt(decoder.method, cache, module)]):
+        for layer in opened:
             layer.show_all()
-        return _step(decoder, module, embeddings, pos, None, cache)
-    seen = cache.get_seq_length(module.layer_idx) if cache is not None else 0
+        return _step(decoder, embeddings, hidden, pos, pos, False, opened)
     if mask.dtype == torch.bool and tuple(mask.shape[-3:-1]) == (1, 1) and L <= mask.shape[-1] < seen + L:
         raise ValueError(
             f"attention_mask: {type(module).__name__} was handed one of {mask.shape[-1]} tokens where {seen + L} were "
@@ -104,20 +136,21 @@ def _begin(
             f"and takes the padding only. Pass a 2D mask (batch, tokens read so far) of ones and zeros."
         )
     real = mask[:, 0, 0].expand(B, -1)
-    if seen and cache is not None:
-        show_cached(decoder.opened or [adopt(decoder.method, cache, module)], real[:, :seen])
+    if seen:
+        show_cached(opened, real[:, :seen])
     real = real[:, seen:].to(hidden.device)
-    return _step(decoder, module, embeddings, torch.where(real, pos, -1), real, cache)
+    return _step(decoder, embeddings, hidden, pos, torch.where(real, pos, -1), True, opened)
 
 
-def _check_embeddings(decoder: DecoderState, module: Any, embeddings: tuple[Tensor, Tensor], pos_BL: Tensor) -> None:
+def _check_embeddings(decoder: DecoderState, module: Any, found: Found, embeddings: Any, pos_BL: Tensor) -> None:
     """ValueError where the model rotates by something other than these positions, as it does tokens of images."""
     compiling = torch.compiler.is_compiling()
-    if not has_rope(module) or (pos_BL.is_cuda and pos_BL.shape[1] == 1 and not compiling):
+    if found.layout is None or embeddings is None or (pos_BL.is_cuda and pos_BL.shape[1] == 1 and not compiling):
         return  # looking at values costs a sync, too much for every token
-    here = decoder.rotation(module, embeddings[0], pos_BL)
+    cos, sin = decoder.parts(embeddings)
+    here = decoder.rotation(module, found.layout, cos, pos_BL)
     close = 4 * torch.finfo(here.cos.dtype).eps
-    right = ((here.cos - embeddings[0]).abs().amax() <= close) & ((here.sin - embeddings[1]).abs().amax() <= close)
+    right = ((here.cos - cos).abs().amax() <= close) & ((here.sin - sin).abs().amax() <= close)
     wrong = (
         f"{stock_class(module).__name__} rotates tokens by something other than their positions in the text: "
         f"{decoder.method.name} works with one position per token. Models that give image tokens several positions "
@@ -130,13 +163,20 @@ def _check_embeddings(decoder: DecoderState, module: Any, embeddings: tuple[Tens
 
 
 def _step(
-    decoder: DecoderState, module: Any, embeddings: Any, pos: Tensor, real: Tensor | None, cache: Cache | None
+    decoder: DecoderState,
+    embeddings: Any,
+    hidden: Tensor,
+    pos_BL: Tensor,
+    q_pos_BL: Tensor,
+    padded: bool,
+    opened: list[UnrotatedLayer],
 ) -> Step:
-    padded = real is not None
+    pos, like = q_pos_BL, hidden if embeddings is None else decoder.parts(embeddings)[0]
+    step = Step(source_of(embeddings), like, pos_BL, q_pos_BL, padded, False)
     compiling = torch.compiler.is_compiling()
     if pos.is_cuda and pos.shape[1] == 1 and not compiling:
-        return Step(embeddings, pos, padded, False)  # looking at values costs a sync, too much for every token
-    layer = None if cache is None else adopt(decoder.method, cache, module)
+        return step  # looking at values costs a sync, too much for every token
+    layer = opened[0] if opened else None
     kept = None if layer is None or layer.pos is None else layer.pos.to(pos.device)
     rising = rises(pos, kept)
     if layer is not None and layer.padded:
@@ -147,7 +187,7 @@ def _step(
     )
     if compiling:
         torch._assert_async(rising, wrong)  # values cannot be looked at while a graph is traced
-        return Step(embeddings, pos, padded, False)
+        return step
     if not bool(rising):
         if layer is not None and bool(rises(pos, kept)):
             raise ValueError(
@@ -158,5 +198,5 @@ def _step(
             )
         raise ValueError(wrong)
     # only the GPU's window kernels want to know
-    regular = pos.is_cuda and is_regular(pos if kept is None else torch.cat([kept, pos], 1))
-    return Step(embeddings, pos, padded, regular)
+    step.consecutive = pos.is_cuda and is_regular(pos if kept is None else torch.cat([kept, pos], 1))
+    return step

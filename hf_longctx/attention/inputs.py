@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 from ..anatomy import layer_type
 from ..cache.slots import KeyValues
+from ..ops.attend import attend
 from ..ops.branch import Branch
 from ..ops.masks import Mask
 from ..ops.positions import Positions
 from ..ops.rotation import Rotation
-from .state import DecoderState, Step, has_rope
+from .state import DecoderState, Step
+from .watch import Found
 
 NEAR = 4096  # angles up to here are as good as those a model was trained with
 
@@ -29,25 +32,33 @@ class AttentionInputs:
         module: The attention layer.
         decoder: What it shares with the decoder's other layers.
         step: The forward.
+        found: What the layer does.
         q_BHLD: Queries.
         keys: All keys and values that can be read with their positions, the queries' own tokens included.
         sinks: The first tokens where the cache keeps them apart, else None.
         padded: As in `Positions`.
         layout: Which slots the cache keeps: layers of one layout have the same.
         nothing_cached: `keys` are exactly the queries' tokens.
+        in_step: `keys` were read with the queries, by this layer or by another one.
         scale: Multiplies q k.
+        softcap: Scores s are softcap tanh(s / softcap); None: they are s.
+        sink_H: A logit for each head in the softmax's denominator only; None: there is none.
     """
 
     module: nn.Module
     decoder: DecoderState
     step: Step
+    found: Found
     q_BHLD: Tensor
     keys: KeyValues
     sinks: KeyValues | None
     padded: bool
     layout: Hashable
     nothing_cached: bool
+    in_step: bool
     scale: float
+    softcap: float | None = None
+    sink_H: Tensor | None = None
     _first: dict[int, KeyValues] = field(default_factory=dict, init=False)
 
     @property
@@ -61,9 +72,14 @@ class AttentionInputs:
             self._first[n] = self.keys.first(n, self.padded) if self.sinks is None else self.sinks
         return self._first[n]
 
+    def attend(self, branches: list[Branch], kernel: str = "auto") -> Tensor:
+        """The softmax over the union of branches of these queries, as the model has it, (B, L, H, D)."""
+        softmax = partial(attend, scale=self.scale, softcap=self.softcap, sink_H=self.sink_H)
+        return softmax(branches, kernel=kernel, strict=False)
+
     def memo(self, what: Any, make: Callable[[], Any]) -> Any:
         """`make()`, once for all layers of this kind in this forward."""
-        key = (what, layer_type(self.module), has_rope(self.module), self.layout, self.q_BHLD.device)
+        key = (what, layer_type(self.module), self.found.layout, self.layout, self.q_BHLD.device)
         if key not in self.step.memo:
             self.step.memo[key] = make()
         return self.step.memo[key]
@@ -90,7 +106,7 @@ class AttentionInputs:
             self.q_pos_BL,
             keys.pos,
             same_rows=everything and self.nothing_cached,
-            consecutive=everything and self.step.consecutive,
+            consecutive=everything and self.in_step and self.step.consecutive,
             padded=self.padded,
             memo=self._kernel_memo(keys),
         )
@@ -105,7 +121,8 @@ class AttentionInputs:
 
     def rotation(self, pos_BL: Tensor) -> Rotation | None:
         """The rotation to these positions; None on layers without position embeddings (NoPE)."""
-        return self.decoder.read_rotation(self.module, self.q_BHLD, pos_BL) if has_rope(self.module) else None
+        layout = self.found.layout
+        return None if layout is None else self.decoder.read_rotation(self.module, layout, self.q_BHLD, pos_BL)
 
     def true_ropes(self) -> tuple[Rotation | None, Rotation | None]:
         """Rotations of queries and keys at their true distances.
@@ -113,7 +130,8 @@ class AttentionInputs:
         Positions count from the earliest key kept, in the first forward from near it, so angles stay small however long
         the stream is and wherever it starts.
         """
-        if not has_rope(self.module):
+        layout = self.found.layout
+        if layout is None:
             return None, None
 
         def make() -> tuple[Rotation, Rotation]:
@@ -122,15 +140,12 @@ class AttentionInputs:
             if self.nothing_cached:
                 # a text that begins near 0 is rotated as the model itself would, bit for bit; asking would cost a sync
                 base = base - base % NEAR
-            keys = self._rotation((self.keys.pos - base).clamp(min=0))
-            return (keys if self.nothing_cached else self._rotation((self.q_pos_BL - base).clamp(min=0))), keys
+            read = partial(self.decoder.read_rotation, self.module, layout, self.step.like)
+            keys = read((self.keys.pos - base).clamp(min=0))
+            return (keys if self.nothing_cached else read((self.q_pos_BL - base).clamp(min=0))), keys
 
         ropes: tuple[Rotation, Rotation] = self.memo("true", make)
         return ropes
-
-    def _rotation(self, pos_BL: Tensor) -> Rotation:
-        # in the precision of the model's own cosines, which autocast leaves alone
-        return self.decoder.read_rotation(self.module, self.step.embeddings[0], pos_BL)
 
     def relative(self, offset: int) -> Rotation | None:
         """A rotation for *one side alone*: keys moved by -d, or queries by d, meet the other side (left as it is) at d.
@@ -138,7 +153,7 @@ class AttentionInputs:
         The smaller side is the one to move. A scaled rotary embedding (yarn) multiplies queries and keys each by its
         factor; the side that is moved gets both.
         """
-        if not has_rope(self.module):
+        if self.found.layout is None:
             return None
 
         def make() -> Rotation | None:
@@ -146,7 +161,7 @@ class AttentionInputs:
             moved, still = self.rotation(there), self.rotation(torch.zeros_like(there))
             assert moved is not None
             assert still is not None
-            return Rotation(moved.cos * still.cos, moved.sin * still.cos, moved.apply_rotary)
+            return Rotation(moved.cos * still.cos, moved.sin * still.cos, moved.layout)
 
         rotation: Rotation | None = self.memo(("relative", offset), make)
         return rotation

@@ -12,26 +12,27 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import attention_layers, full_attention_layers
+from ..anatomy import attention_layers, full_attention_layers, rotary_of, takes_embeddings
 from ..cache.base import UnrotatedLayer
 from ..method import Footprint, LongContextMethod
-from ..ops.attend import attend
 from ..ops.available import TRITON
 from ..ops.bias import Bias
 from ..ops.branch import Branch
 from ..patch import Patch, applied
 from ..rope.parameters import readable_length, refuse_moving_frequencies
+from ..settings import ATTENTION_NAMES
 from ..upstream.versions import warn_of_untested
 from . import registry  # noqa: F401  (its functions take their places in transformers)
 from .around import after_forward, open_cache
 from .base_attention import check_device, check_name
-from .following import before_forward, follow
+from .following import before_forward, can_follow, follow
 from .forward import position_free
 from .inputs import AttentionInputs
-from .names import Implementation
-from .selfcheck import check_parity, check_rotary_function, head_dim_of, probe
-from .state import STATE, DecoderState
-from .subclass import rotary_function
+from .names import base_of
+from .selfcheck import Refused, check_layer, head_dim_of, probe
+from .state import FOUND, STATE, DecoderState
+from .subclass import stock_class
+from .table import Angles, endless, has_table
 
 logger = logging.getLogger("hf_longctx")
 SMALLEST_WINDOW = 256  # that a plan suggests
@@ -56,7 +57,7 @@ class AttentionMethod(LongContextMethod):
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
         """The output of one layer, (B, L, H, D)."""
-        return attend(self.branches(inputs), scale=inputs.scale, kernel=inputs.decoder.kernel, strict=False)
+        return inputs.attend(self.branches(inputs), inputs.decoder.kernel)
 
     def angles(self, decoder: DecoderState, pos_BL: Tensor) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines at these positions, (B, L, D) each; None: those of the model's own rotary embedding."""
@@ -94,48 +95,63 @@ class AttentionMethod(LongContextMethod):
                 f"(hf_longctx.undo(model)), or start from the model without it."
             )
         for module in layers:
-            kind: Any = type(module)
-            check_rotary_function(kind, rotary_function(kind))
-            dropout = getattr(module, "attention_dropout", 0.0)
-            rate = getattr(dropout, "p", dropout)  # some models keep a Dropout module
-            if rate:
-                raise ValueError(
-                    f"attention_dropout={rate}: hf_longctx attention does not implement dropout. Load the model with "
-                    f"from_pretrained(..., attention_dropout=0.0)."
-                )
+            if getattr(module, "config", None) is None:  # it names the attention function
+                patch.set(module, "config", config)
         method = self.resolve(config)
         method.check(decoder)
         current = config._attn_implementation or "sdpa"
-        base = current.base_attention if isinstance(current, Implementation) else current
+        base = base_of(current) or current
         check_name(base)
         check_device(base, layers[0], head_dim_of(layers[0]))
         if not TRITON and next(layers[0].parameters()).is_cuda:
             logger.warning("Triton is not installed: attention over un-rotated keys is several times slower without.")
-        rotary: Any = decoder.rotary_emb
+        rotary: Any = rotary_of(decoder)
+        if has_table(rotary):
+            if rotary in layers:
+                rotary = Angles(rotary.embed_positions)
+            else:
+                stock_table: Any = type(rotary)
+                patch.set_class(rotary, endless(stock_table))
         per_layer_type = "layer_type" in inspect.signature(rotary.forward).parameters
-        state = DecoderState(method, rotary, base, per_layer_type)
+        state = DecoderState(method, rotary, base, per_layer_type, getattr(decoder, "_supports_sdpa", True))
         state.layers = layers
         patch.set(decoder, STATE, state)
         for module in layers:
             stock: Any = type(module)
             patch.set_class(module, position_free(stock))
             patch.set(module, STATE, state)
+            patch.set(module, FOUND, {})
         for owned in {id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}.values():
-            patch.set(owned, "_attn_implementation_internal", Implementation(base))
+            patch.set(owned, "_attn_implementation_internal", ATTENTION_NAMES[base])
         self._leave_alone(patch, [m for m in attention_layers(decoder) if m not in layers], base)
         patch.add_hook(decoder, before_forward, "pre")
         patch.add_hook(decoder, after_forward, "post")
+        self._check(decoder, state)
+
+    def _check(self, decoder: Any, state: DecoderState) -> None:
+        """Check one layer of each kind, and follow a text through the model: now, or else in its first forward."""
         dtype = next((p.dtype for p in decoder.parameters() if p.is_floating_point()), torch.float32)
-        for module in layers:
+        tried = False
+        for module in state.layers:
             device = next(module.parameters()).device
             if device.type == "meta" and any(hasattr(m, "_hf_hook") for m in module.modules()):
-                continue  # offloaded: its first forward checks, as it does what a model that is being loaded could not
+                continue  # offloaded
             # bitsandbytes changes the layout of 4-bit weights on the CPU in their first forward, and saves those wrong
             if device.type == "cpu" and any(p.dtype == torch.uint8 for p in module.parameters()):
                 continue
-            if device.type == "meta" or state.rotary_is_ready():
-                check_parity(module, state, probe(config.hidden_size, device, dtype))
-        if state.checked:  # else the first forward does
+            if device.type != "meta" and not state.rotary_is_ready():
+                continue
+            tried |= device.type != "meta"
+            hidden = probe(decoder.config.hidden_size, device, dtype)
+            zero = torch.zeros(1, 1, dtype=torch.long, device=device)
+            # as the model will call it: some look their angles up themselves, and get none
+            handed = state.embeddings(module, hidden, zero) if takes_embeddings(stock_class(module)) else None
+            try:
+                check_layer(module, state, hidden, handed, {})
+            except Refused:
+                if device.type != "meta" and not can_follow(state):
+                    raise  # else what the model hands to it decides
+        if tried:
             follow(decoder, state)
             warn_of_untested()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from ..settings import KEY
+from ..settings import ATTENTION_NAMES
 from .subclass import function_named
 
 if TYPE_CHECKING:
@@ -34,10 +34,17 @@ class Named(str):
         return type(self), (self.base_attention,)
 
 
-class Implementation(Named):
-    """Of layers whose keys are un-rotated."""
+_BASE_OF = {name: base for base, name in ATTENTION_NAMES.items()}
 
-    NAME = KEY
+
+def is_unrotated(name: Any) -> bool:
+    """Is it the name of layers whose keys are un-rotated? These are `ATTENTION_NAMES`."""
+    return name in _BASE_OF
+
+
+def base_of(name: Any) -> str | None:
+    """The name that the model had before, if `name` is one of hf_longctx's; else None."""
+    return name.base_attention if isinstance(name, Named) else _BASE_OF.get(name)
 
 
 def base_function(module: nn.Module) -> Any:
@@ -52,9 +59,10 @@ def base_mask(*args: Any, **kwargs: Any) -> Any:
 
 def _base_name(config: Any) -> str:
     name = config._attn_implementation
-    if not isinstance(name, Named):
+    base = base_of(name)
+    if base is None:
         raise ValueError(
             f"attn_implementation={name!r} is reserved for hf_longctx and cannot be passed directly. Choose "
             f"'sdpa' or another, and apply the method to the model: hf_longctx.LMInfinite().apply(model)."
         )
-    return name.base_attention
+    return base

@@ -1,8 +1,9 @@
 """hf_longctx's entries in transformers' two registries: an attention function and the mask function for it."""
 
-# B batch, H query heads, G key/value heads, L queries, S keys, D head dim
+# B batch, L queries, S keys
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +11,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
-from ..cache.slots import KeyValues
-from ..settings import KEY
-from .base_attention import checked
-from .inputs import AttentionInputs
-from .names import Implementation, base_function, base_mask
-from .state import LayerCall
+from ..settings import ATTENTION_NAMES, KEY
+from .names import base_function, base_mask, is_unrotated
 
 
 def attention(
@@ -26,37 +23,18 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    longctx: LayerCall | None = None,
+    longctx: Callable[..., tuple[Tensor, Tensor | None]] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention with the signature that transformers calls. Layers that were left alone get their base attention."""
+    """Attention with the signature that transformers calls.
+
+    `longctx` computes it, usually a `LayerCall`; without one, in layers that were left alone, the base attention does.
+    """
     if longctx is None:
         return base_function(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    decoder, step, layer = longctx
-    query, scale = checked(module, query, scaling, dropout, kwargs)
-    sinks, pos, padded, layout = None, None, step.padded, None
-    if layer is not None:
-        sinks, pos, padded, layout = layer.sinks, layer.readable_pos, padded or layer.padded, layer.layout
-        if layer.joined and sinks is not None:
-            # what the model made of the sinks, which came before all others
-            n = len(sinks)
-            sinks = KeyValues(key[:, :, :n], value[:, :, :n], sinks.pos)
-            key, value = key[:, :, n:], value[:, :, n:]
-    inputs = AttentionInputs(
-        module=module,
-        decoder=decoder,
-        step=step,
-        q_BHLD=query,
-        keys=KeyValues(key, value, step.q_pos_BL if pos is None else pos),
-        sinks=sinks,
-        padded=padded,
-        layout=layout,
-        nothing_cached=key.shape[2] == query.shape[2],
-        scale=scale,
-    )
-    return decoder.method.attention(inputs).contiguous(), None
+    return longctx(module, query, key, value, scaling, dropout, kwargs)
 
 
 def mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -68,7 +46,7 @@ def mask(*args: Any, **kwargs: Any) -> Tensor | None:
     Masks of sliding-window layers are made by the base attention, as in the model itself.
     """
     config: Any = kwargs["config"]
-    if kwargs.get("local_size") is not None or not isinstance(config._attn_implementation, Implementation):
+    if kwargs.get("local_size") is not None or not is_unrotated(config._attn_implementation):
         return base_mask(*args, **kwargs)
     if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function and not _tracing():
         raise ValueError(
@@ -92,5 +70,6 @@ def _tracing() -> bool:
 
 
 # in the place of the stand-ins of startup.py
-AttentionInterface.register(KEY, attention)
-AttentionMaskInterface.register(KEY, mask)
+for _name in (KEY, *ATTENTION_NAMES.values()):
+    AttentionInterface.register(_name, attention)
+    AttentionMaskInterface.register(_name, mask)

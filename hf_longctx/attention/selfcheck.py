@@ -1,42 +1,49 @@
 """The self-check: does attention over un-rotated keys give what the model's own attention gives?
 
-Families differ in ways that no attribute shows (some normalise after rotating, some rotate only a slice before the
-shared function, some leave layers un-rotated). A few tokens through a layer settle it.
+Families differ in ways that no attribute shows (some normalise after rotating, some rotate only a slice, some leave
+layers un-rotated). A few tokens through a layer settle it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from ..cache.rolling import roll
 from ..cache.sink_window import SinkWindowLayer
 from ..cache.slots import KeyValues
-from ..ops.attend import attend
 from ..ops.branch import Branch
 from ..ops.checked import layer_tolerance, relative_error
 from ..ops.masks import BeyondWindow, Causal, Mask, Window
 from ..ops.positions import Positions
 from ..ops.rotation import Rotation
+from ..settings import ATTENTION_NAMES
 from ..upstream.caches import given_cache
 from .base_attention import PLAIN
-from .identity import unrotated
+from .call import LayerCall
 from .inputs import AttentionInputs
-from .names import Implementation
-from .state import DecoderState, Step
+from .state import DecoderState, Step, kind_of_call, known_of, source_of
 from .subclass import stock_class
-from .watch import evaluating, rotates
+from .unrotated import unrotated
+from .watch import Found, arguments, evaluating, look
+from .ways import INTERFACE, OWN, TORCH, named, reach_of
 
-TOKENS, WINDOW = 8, 4  # of the check
-PIECES = (0, 3), (3, 6), (6, 7), (7, 8)
+TOKENS, WINDOW = 11, 5  # of the check; a length that no count of heads has, so that dims of tensors can be told apart
+PIECES = (0, 4), (4, 9), (9, 10), (10, 11)
+SHIFT = 64  # positions further, where scores that depend on distances alone are the same
+
+
+class Refused(ValueError):
+    """A model that the self-check refuses."""
+
+
+class _Changed(Exception):
+    """A layer attends to something other than what its cache returned."""
 
 
 class _CausalOnly:
@@ -47,20 +54,21 @@ class _CausalOnly:
 
     name = "parity check"
     cache: _Watched | None = None
+    softcap: float | None = None
 
     def angles(self, decoder: DecoderState, pos_BL: Tensor) -> None:
         """The model's own."""
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
         """See `AttentionMethod`."""
+        self.softcap = inputs.softcap
         if self.cache is None or inputs.sinks is None:
             q_rope, k_rope = inputs.true_ropes()
-            return attend([_branch(inputs, inputs.keys, Causal(), q_rope, k_rope)], scale=inputs.scale)
+            return inputs.attend([_branch(inputs, inputs.keys, Causal(), q_rope, k_rope)])
         self.cache.compare(inputs.keys)
         q_rope = inputs.rotation(inputs.q_pos_BL)
-        parts = (inputs.keys, Window(WINDOW)), (inputs.sinks, BeyondWindow(WINDOW))
-        branches = [_branch(inputs, keys, mask, q_rope, inputs.rotation(keys.pos)) for keys, mask in parts]
-        return attend(branches, scale=inputs.scale)
+        split = (inputs.keys, Window(WINDOW)), (inputs.sinks, BeyondWindow(WINDOW))
+        return inputs.attend([_branch(inputs, keys, mask, q_rope, inputs.rotation(keys.pos)) for keys, mask in split])
 
 
 def _branch(
@@ -71,19 +79,33 @@ def _branch(
 
 
 class _Watched(SinkWindowLayer):
-    """The cache of the check: a whole text of its length, in first tokens and a window, and what it handed out."""
+    """The cache of the check: a whole text of its length, in first tokens and a window."""
 
     def __init__(self, owner: Any, joined: bool) -> None:
         super().__init__(owner, n_first=TOKENS - WINDOW, n_last=WINDOW - 1)
-        self.joined, self.changed = joined, False
+        self.joined = joined
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.returned = super().update(*args, **kwargs)
         return self.returned
 
     def compare(self, keys: KeyValues) -> None:
-        """Note whether the layer attends to something other than what `update` returned."""
-        self.changed |= keys.k is not self.returned[0] or keys.v is not self.returned[1]
+        """Raise `_Changed` where a layer that does not get its sinks attends to something other than it got."""
+        if not self.joined and (keys.k is not self.returned[0] or keys.v is not self.returned[1]):
+            raise _Changed
+
+
+class _OneLayer:
+    """A cache whose every layer is this one."""
+
+    def __init__(self, layer: _Watched) -> None:
+        self.layer = layer
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self.layer.update(keys, values)
+
+    def get_seq_length(self, *args: Any) -> int:
+        return self.layer.seen
 
 
 def eager_causal(hidden_BLX: Tensor) -> Tensor:
@@ -100,136 +122,166 @@ def probe(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.randn(1, TOKENS, width, generator=generator, device=device, dtype=torch.float32).to(dtype)
 
 
-def check_parity(module: Any, decoder: DecoderState, hidden_BLX: Tensor) -> None:
-    """Learn once whether a layer rotates at all, and compare one layer of either kind with its stock class.
+def check_layer(
+    module: Any, decoder: DecoderState, hidden_BLX: Tensor, embeddings: Any, kwargs: dict[str, Any]
+) -> Found:
+    """Learn what a layer does, and compare one layer of each kind with its stock class. Once for a layer.
 
-    On the meta device, while a model is being loaded, there is nothing to compare; what is not learnt there waits for
-    the layer's first forward.
+    `hidden_BLX`, `embeddings` (or None) and `kwargs` are what the model hands to it. Raises `Refused`, with the reason.
+    On the meta device, while a model is being loaded, there is nothing to compare; that waits for the first forward.
     """
-    index, loading = module.layer_idx, hidden_BLX.device.type == "meta"
-    if index not in decoder.rope:
+    stock, known = stock_class(module), known_of(module)
+    reach = reach_of(stock)
+    kind, more = kind_of_call(reach, embeddings, kwargs), dict(reach.numbers(kwargs))
+    hidden = probe(hidden_BLX.shape[-1], hidden_BLX.device, hidden_BLX.dtype)
+    loading = hidden.device.type == "meta"
+    handed = None
+    try:
+        if embeddings is not None:
+            pos = torch.arange(TOKENS, device=hidden.device)[None]
+            handed = decoder.embeddings(module, hidden, pos)
+        found = known[kind] if kind in known else look(module, hidden, handed, more)
+    except Exception as error:
+        raise _refusal(module, error) from error
+    if not loading:
+        if (stock, found) not in decoder.checked:
+            right = _compared(module, decoder, hidden, handed, more, found)
+            decoder.checked[stock, found] = dataclasses.replace(right, checked=True)
+        found = decoder.checked[stock, found]
+    known[kind] = found
+    return found
+
+
+def _compared(
+    module: Any, decoder: DecoderState, hidden: Tensor, embeddings: Any, numbers: dict[str, Any], found: Found
+) -> Found:
+    """`found` with the layout that gives the stock class's output."""
+    if not found.lends:  # there are no keys of its own to compare with; those that lend have been here before
+        right = (other.layouts for other in decoder.checked.values() if set(other.layouts) & set(found.layouts))
+        return dataclasses.replace(found, layouts=next(right, found.layouts[:1]))
+    layouts = found.layouts
+    candidates = [dataclasses.replace(found, layouts=(layout,)) for layout in layouts] or [found]
+    for candidate in candidates:
         try:
-            decoder.rope[index] = rotates(module, stock_class(module), hidden_BLX)
-        except Exception as error:
-            if not loading:
-                raise _refusal(module, decoder, hidden_BLX, error) from error
-            return
-    if not loading and decoder.rope[index] not in decoder.checked:
-        _compare(module, decoder, hidden_BLX)
-        decoder.checked.add(decoder.rope[index])
+            _compare(module, decoder, hidden, embeddings, numbers, candidate)
+        except Refused:
+            if candidate is candidates[-1]:
+                raise
+        else:
+            return candidate
+    raise AssertionError
 
 
 @torch.no_grad()
-def _compare(module: Any, decoder: DecoderState, hidden_1LX: Tensor) -> None:
-    """ValueError with the reason unless the patched `module` gives its stock class's output for `hidden_1LX`."""
+def _compare(
+    module: Any, decoder: DecoderState, hidden_1LX: Tensor, embeddings: Any, numbers: dict[str, Any], found: Found
+) -> None:
+    """`Refused`, with the reason, unless the patched `module` gives its stock class's output for `hidden_1LX`."""
     stock = stock_class(module)
+    reach = reach_of(stock)
+    way = reach.way
     pos = torch.arange(hidden_1LX.shape[1], device=hidden_1LX.device)[None]
-    kwargs: dict[str, Any] = {
-        "attention_mask": eager_causal(hidden_1LX) if decoder.base_attention == "eager" else None,
-        "position_ids": pos,
-    }
+    eager = way == OWN or (way == INTERFACE and decoder.base_attention == "eager")
+    kwargs = {"attention_mask": eager_causal(hidden_1LX) if eager else None, "position_ids": pos, **numbers}
+    kwargs = reach.taken(arguments(stock, kwargs, found.lender))
+    method: Any = _CausalOnly()
+    plain = dataclasses.replace(decoder, method=method, steps=[], lent={}, opened=[])
     try:
         with evaluating(module), _plain_inner(module, decoder):
-            rope = decoder.rotation(module, hidden_1LX, pos)
-            step = Step((rope.cos, rope.sin), pos, False, False)
-            truth = stock.forward(module, hidden_1LX, position_embeddings=step.embeddings, **kwargs)[0]
-            plain = dataclasses.replace(decoder, method=_CausalOnly(), step=None)  # type: ignore[arg-type]
-            kwargs["longctx"] = plain, step, None
-            forward = unrotated(stock.forward)
-            ours = forward(module, hidden_1LX, position_embeddings=step.identity, **kwargs)[0]
-            pieces = _in_pieces(module, plain, hidden_1LX, rope, kwargs)
-            decoder.joined = plain.joined
+
+            def original(at: Tensor) -> Tensor:
+                handed = None if embeddings is None else decoder.embeddings(module, hidden_1LX, at)
+                more = reach.taken({**kwargs, "position_ids": at, **reach.given(handed)})
+                with named(module, "sdpa") if way == TORCH else contextlib.nullcontext():
+                    return stock.forward(module, hidden_1LX, **more)[0]
+
+            truth = original(pos)
+            step = _step_of(plain, embeddings, hidden_1LX, pos)
+            call = LayerCall(plain, step, found)
+            kwargs["attention_mask"] = None
+            more = {**kwargs, **reach.given(embeddings)}
+            ours = reach.run(unrotated(stock.forward), module, call, hidden_1LX, more)[0]
+            try:
+                pieces = _in_pieces(module, plain, hidden_1LX, embeddings, kwargs, found)
+            except _Changed:
+                decoder.joined = plain.joined = True
+                pieces = _in_pieces(module, plain, hidden_1LX, embeddings, kwargs, found)
+            tolerance = layer_tolerance(_dtype(hidden_1LX))
+            if not max(relative_error(ours, truth), relative_error(pieces, truth)) <= tolerance:
+                moved = relative_error(original(pos + SHIFT), truth)
     except Exception as error:
-        raise _refusal(module, decoder, hidden_1LX, error) from error
-    device = hidden_1LX.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_1LX.dtype
-    for out, words in (
-        (
-            ours,
-            "with un-rotated keys its output differs by {} (relative). It probably post-processes rotated keys, e.g. "
-            "normalises them",
-        ),
-        (
-            pieces,
-            "through a cache of first tokens and a window its output differs by {} (relative), so it does more with "
-            "cached keys than attend",
-        ),
-    ):
-        off = relative_error(out, truth)
-        if not off <= layer_tolerance(dtype):
-            raise ValueError(
-                f"{stock.__name__} failed the parity check: {words.format(f'{off:.1e}')}. hf_longctx does not support "
-                f"this model."
+        raise _refusal(module, error) from error
+    off, in_pieces = relative_error(ours, truth), relative_error(pieces, truth)
+    if not off <= tolerance:
+        why = f"with un-rotated keys its output differs by {off:.1e} (relative). "
+        if method.softcap is not None and decoder.base_attention == "sdpa":
+            why = (
+                f"this transformers' sdpa attention leaves out the soft-capping of scores ({method.softcap}) that the "
+                f"model asks for. Load it with attn_implementation='eager'"
             )
+        elif moved > tolerance:
+            why += (
+                f"Its scores depend on absolute positions, not on distances alone: moved by {SHIFT} positions, the "
+                f"stock layer's output differs by {moved:.1e}. Weights for each dimension after rotating, of a norm "
+                f"or a scale, do that"
+            )
+        else:
+            why += "It does more with rotated queries and keys, or with its mask, than attend"
+    elif not in_pieces <= tolerance:
+        why = (
+            f"through a cache of first tokens and a window its output differs by {in_pieces:.1e} (relative), so it "
+            f"does more with cached keys than attend"
+        )
+    else:
+        return
+    raise Refused(f"{stock.__name__} failed the parity check: {why}. hf_longctx does not support this model as it is.")
+
+
+def _dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _step_of(decoder: DecoderState, embeddings: Any, hidden: Tensor, pos: Tensor) -> Step:
+    like = hidden if embeddings is None else decoder.parts(embeddings)[0]
+    return Step(source_of(embeddings), like, pos, pos, False, False)
 
 
 def _in_pieces(
-    module: Any, decoder: DecoderState, hidden_1LX: Tensor, rope: Rotation, kwargs: dict[str, Any]
+    module: Any, decoder: DecoderState, hidden_1LX: Tensor, embeddings: Any, kwargs: dict[str, Any], found: Found
 ) -> Tensor:
     """The layer's output for `hidden_1LX` in chunks and single tokens, through a cache of first tokens and a window.
 
-    Sets `decoder.joined` where the layer changes keys or values after the cache: its first tokens must come with them.
+    Raises `_Changed` where the layer changes keys or values after the cache: its first tokens must come with them.
     """
     stock: Any = stock_class(module)
     method: Any = decoder.method
-    forward, outputs = unrotated(stock.forward), []
+    reach, outputs = reach_of(stock), []
     method.cache = layer = _Watched(method, decoder.joined)
-    cache = given_cache(stock.forward, Cache(layers=[layer] * (module.layer_idx + 1)))
+    cache = given_cache(stock.forward, _OneLayer(layer))
     for start, stop in PIECES:
-        pos = kwargs["position_ids"][:, start:stop]
-        step = Step((rope.cos[:, start:stop], rope.sin[:, start:stop]), pos, False, False)
+        pos = torch.arange(start, stop, device=hidden_1LX.device)[None]
+        some = None if embeddings is None else decoder.embeddings(module, hidden_1LX[:, start:stop], pos)
         if stop - start == 1:
             roll([layer])
-        layer.open()
-        layer.push(pos, False)
-        given = {**kwargs, **cache, "position_ids": pos, "attention_mask": None, "longctx": (decoder, step, layer)}
-        outputs.append(forward(module, hidden_1LX[:, start:stop], position_embeddings=step.identity, **given)[0])
+        call = LayerCall(decoder, _step_of(decoder, some, hidden_1LX, pos), found)
+        call.open(layer)
+        more = reach.taken({**kwargs, **cache, "position_ids": pos, **reach.given(some)})
+        outputs.append(reach.run(unrotated(stock.forward), module, call, hidden_1LX[:, start:stop], more)[0])
         layer.close()
     method.cache = None
-    if layer.changed and not decoder.joined:
-        decoder.joined = True
-        return _in_pieces(module, decoder, hidden_1LX, rope, kwargs)
+    decoder.opened.clear()
     return torch.cat(outputs, 1)
 
 
-@functools.cache
-def check_rotary_function(stock: Any, function: Callable[..., Any]) -> None:
-    """ValueError unless a model's rotary function takes (q, k, cos, sin, ...), which is how we call it."""
-    names = list(inspect.signature(function).parameters)
-    if names[2:4] != ["cos", "sin"]:
-        raise ValueError(
-            f"{stock.__name__}: hf_longctx cannot keep its keys un-rotated: keys are rotated by "
-            f"apply_rotary_pos_emb({', '.join(names)}), not by one that takes (q, k, cos, sin). hf_longctx does not "
-            f"support this model."
-        )
-
-
-def _refusal(module: Any, decoder: DecoderState, hidden_BLX: Tensor, error: Exception) -> ValueError:
-    """Why a layer's forward failed in the check, in words where the reason is known."""
-    name = stock_class(module).__name__
-    sliced = _sliced(module, decoder, hidden_BLX)
-    if sliced is not None:
-        return ValueError(
-            f"{name}: hf_longctx cannot keep its keys un-rotated: only a slice of each head rotates, cut off before "
-            f"its apply_rotary_pos_emb ({sliced[0]} of {sliced[1]} dimensions). hf_longctx does not support this model."
-        )
-    return ValueError(
-        f"{name}: hf_longctx cannot keep its keys un-rotated; its attention raised {type(error).__name__}: {error}"
+def _refusal(module: Any, error: Exception) -> Refused:
+    """Why a layer's forward failed in the check."""
+    if isinstance(error, Refused):
+        return error
+    return Refused(
+        f"{stock_class(module).__name__}: hf_longctx cannot keep its keys un-rotated; its attention raised "
+        f"{type(error).__name__}: {error}"
     )
-
-
-def _sliced(module: Any, decoder: DecoderState, hidden_BLX: Tensor) -> tuple[int, int] | None:
-    """(rotary dims, head dim) of a layer whose rotary function fails on whole heads, else None."""
-    head_dim = head_dim_of(module)
-    with contextlib.suppress(Exception):  # whatever fails here is not the reason looked for
-        rope = decoder.rotation(module, hidden_BLX, torch.zeros(1, 1, dtype=torch.long, device=hidden_BLX.device))
-        rotary_dim = rope.cos.shape[-1]
-        if rotary_dim < head_dim:
-            try:
-                rope(hidden_BLX.new_zeros(1, 1, 1, head_dim))
-            except RuntimeError:
-                return rotary_dim, head_dim
-    return None
 
 
 def head_dim_of(module: Any) -> int:
@@ -244,7 +296,7 @@ def _plain_inner(module: Any, decoder: DecoderState) -> Iterator[None]:
     config = vars(module.config)
     before = config["_attn_implementation_internal"]
     if decoder.base_attention not in PLAIN:
-        config["_attn_implementation_internal"] = Implementation("sdpa")
+        config["_attn_implementation_internal"] = ATTENTION_NAMES["sdpa"]
     try:
         yield
     finally:

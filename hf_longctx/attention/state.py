@@ -5,21 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from ..anatomy import layer_type
+from ..anatomy import TABLE, layer_type
 from ..cache.base import UnrotatedLayer
+from ..cache.slots import KeyValues
 from ..ops.bias import Bias
+from ..ops.layout import RotaryLayout
 from ..ops.rotation import Rotation
 from .base_attention import KERNEL_OF
-from .identity import identity
-from .names import Implementation
-from .subclass import rotary_function, stock_class
+from .names import is_unrotated
+from .watch import Found
+from .ways import Reach
 
 STATE = "_hf_longctx"  # in the __dict__ of a decoder and of its patched attention modules: their DecoderState
+FOUND = "_hf_longctx_found"  # in that of a module: what it does, by how it is called (see `kind_of_call`)
 
 
 class DecidesPositions(Protocol):
@@ -46,78 +50,138 @@ class DecoderState:
     rotary: nn.Module
     base_attention: str  # transformers' attention implementation that the model had before
     per_layer_type: bool  # the rotary embedding has frequencies for each kind of layer (Gemma3)
+    has_sdpa: bool = True  # transformers' sdpa can do its attention
+    three_rows: bool = False  # it takes three positions of each token, the same three for text
     layers: list[nn.Module] = field(default_factory=list, repr=False)
-    rope: dict[int, bool] = field(default_factory=dict)  # does the layer of this index rotate? As far as is known
-    checked: set[bool] = field(default_factory=set)  # of which `rope` a layer has passed the self-check
+    # the layouts that layers have passed the self-check with, by class and what was found of them
+    checked: dict[tuple[Any, Found], Found] = field(default_factory=dict, repr=False)
     joined: bool = False  # the model changes what the cache returns, so first tokens must come with it
     followed: bool = False  # a text has been followed through the cache of the whole model
     following: Callable[..., None] | None = field(default=None, repr=False)  # called by each layer meanwhile
     running: bool = False  # inside the decoder's forward; a layer may also be called alone, by gradient checkpointing
     thread: int | None = None  # whose forward it is
-    step: Step | None = None
+    steps: list[Step] = field(default_factory=list, repr=False)  # one for each of the model's position embeddings
     pos: Tensor | None = None  # the position ids that the decoder was called with
+    lent: dict[str, Lent] = field(default_factory=dict, repr=False)  # where the keys that other layers read stand
     opened: list[UnrotatedLayer] = field(default_factory=list, repr=False)  # the cache layers of the running forward
     reading: Cache | None = field(default=None, repr=False)  # their cache, from when the first layer may write it
 
     @property
     def kernel(self) -> str:
-        """The kernel that the user's `attn_implementation` asks for."""
-        return KERNEL_OF[self.base_attention]
+        """The kernel that the user's `attn_implementation` asks for.
+
+        The fastest where eager is all that transformers has for the model, because of a cap or of sinks.
+        """
+        only_eager = self.base_attention == "eager" and not self.has_sdpa
+        return "auto" if only_eager else KERNEL_OF[self.base_attention]
 
     def rotary_is_ready(self) -> bool:
         """False while a model is being loaded: its buffers hold nothing yet."""
         return all(b.device.type != "meta" for b in self.rotary.buffers())
 
-    def read_rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
+    def embeddings(self, module: Any, like: Tensor, pos_BL: Tensor) -> Any:
+        """What the rotary embedding has for a layer, as the model hands it on; None: nothing for layers of its kind."""
+        held, where = dict(vars(self.rotary)), self._where(like)
+        try:
+            found = self._angles(module, like.new_empty((), device=where), pos_BL.to(where))
+            return found.to(like.device) if isinstance(found, Tensor) else tuple(x.to(like.device) for x in found)
+        except (KeyError, AttributeError):  # no frequencies of this name
+            if not self.per_layer_type:
+                raise
+            return None
+        finally:
+            if like.device.type == "meta":  # a model is being loaded: longrope would keep frequencies without values
+                vars(self.rotary).clear()
+                vars(self.rotary).update(held)
+
+    def _where(self, like: Tensor) -> torch.device:
+        """The device of the rotary embedding: the layers of one model may be on several."""
+        return next((b.device for b in self.rotary.buffers()), like.device)
+
+    def _angles(self, module: Any, like: Tensor, pos_BL: Tensor) -> Any:
+        typed = (layer_type(module),) if self.per_layer_type else ()
+        if not self.three_rows:
+            try:
+                return self.rotary(like, pos_BL, *typed)
+            except IndexError:  # it takes a row for each kind of position of a token (mrope)
+                self.three_rows = True
+        return self.rotary(like, pos_BL.expand(3, *pos_BL.shape), *typed)
+
+    def parts(self, embeddings: Any) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of position embeddings, which may be complex numbers (Llama 4), or sines first (GPT-J)."""
+        if isinstance(embeddings, Tensor):
+            return embeddings.real, embeddings.imag
+        if TABLE in self.rotary._buffers:
+            return embeddings[1], embeddings[0]
+        return embeddings[0], embeddings[1]
+
+    def rotation(self, module: Any, layout: RotaryLayout, like: Tensor, pos_BL: Tensor) -> Rotation:
+        """The model's own cosines and sines at these positions, applied as a layer applies them."""
+        where = self._where(like)
+        cos, sin = self.parts(self._angles(module, like.new_empty((), device=where), pos_BL.to(where)))
+        return Rotation(cos.to(like.device), sin.to(like.device), layout)
+
+    def read_rotation(self, module: Any, layout: RotaryLayout, like: Tensor, pos_BL: Tensor) -> Rotation:
         """The rotation by the method's own angles at these positions, or by the model's."""
         own = self.method.angles(self, pos_BL)
         if own is None:
-            return self.rotation(module, like, pos_BL)
-        return Rotation(own[0].to(like), own[1].to(like), rotary_function(stock_class(module)))
-
-    def rotation(self, module: Any, like: Tensor, pos_BL: Tensor) -> Rotation:
-        """The model's own cosines and sines at these positions; pairs with its own `apply_rotary_pos_emb`."""
-        where = next((b.device for b in self.rotary.buffers()), like.device)
-        typed = (layer_type(module),) if self.per_layer_type else ()
-        cos, sin = self.rotary(like.new_empty((), device=where), pos_BL.to(where), *typed)
-        return Rotation(cos.to(like.device), sin.to(like.device), rotary_function(stock_class(module)))
+            return self.rotation(module, layout, like, pos_BL)
+        return Rotation(own[0].to(like), own[1].to(like), layout)
 
 
 @dataclass
 class Step:
-    """One forward: the values that are the same for every layer of a decoder."""
+    """One forward: the values that are the same for every layer that gets the same position embeddings."""
 
-    embeddings: tuple[Tensor, Tensor]
-    q_pos_BL: Tensor  # -1 for padding
+    source: Any  # the embeddings, or the first of them, by which the step is recognised
+    like: Tensor  # in the precision of the model's own cosines, which autocast leaves alone
+    pos_BL: Tensor  # the positions that the model was given
+    q_pos_BL: Tensor  # the same, but -1 for padding
     padded: bool
     consecutive: bool  # see `Positions`
     memo: dict[Any, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        # given to the model's own rotation, so that it leaves queries and keys as they are
-        self.identity = identity(self.embeddings)
+
+@dataclass
+class Lent:
+    """Where keys stand that other layers read as well (Gemma 3n and 4)."""
+
+    keys: Callable[[], Tensor | None] | None  # the keys themselves, as long as the forward runs
+    pos_BS: Tensor
+    step: Step | None
+    padded: bool
+    layout: Any = None
+    sinks: KeyValues | None = None
+    ahead: int = 0  # how many of the keys are sinks, which come before those at `pos_BS`
+
+    def is_of(self, keys: Tensor) -> bool:
+        """Are these the keys, or their copy on another device, as far as is known?"""
+        own = None if self.keys is None else self.keys()
+        return own is None or own is keys or own.device != keys.device
+
+    def end(self) -> None:
+        """Let go of what only the forward needs. A layer is run again for gradient checkpointing after that."""
+        self.keys = self.step = self.sinks = None
 
 
-class LayerCall(NamedTuple):
-    """What the forward of a patched module hands to its attention function, through the model's own code."""
-
-    decoder: DecoderState
-    step: Step
-    layer: UnrotatedLayer | None  # of the cache
+def source_of(embeddings: Any) -> Any:
+    """What tells the position embeddings of one forward from those of another."""
+    return embeddings[0] if isinstance(embeddings, (tuple, list)) else embeddings
 
 
-def has_rope(module: Any) -> bool:
-    """False for layers without position embeddings (NoPE: some of SmolLM3's, all full-attention ones of Cohere2).
+def kind_of_call(reach: Reach, embeddings: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells apart calls in which a layer may do different things: no embeddings, or another place in the model."""
+    return embeddings is None, *reach.numbers(kwargs)
 
-    The self-check has looked; before it could, a layer's own `use_rope` is believed.
-    """
-    decoder: DecoderState = vars(module)[STATE]
-    return decoder.rope.get(module.layer_idx, bool(getattr(module, "use_rope", True)))
+
+def known_of(module: Any) -> dict[tuple[Any, ...], Found]:
+    """What is known of a layer, by kinds of calls."""
+    return vars(module)[FOUND]
 
 
 def check_implementation(module: nn.Module) -> None:
     """RuntimeError after `set_attn_implementation`: stock attention would then run without any rotation."""
-    if not isinstance(module.config._attn_implementation, Implementation):  # type: ignore[union-attr]
+    if not is_unrotated(module.config._attn_implementation):  # type: ignore[union-attr]
         now = module.config._attn_implementation  # type: ignore[union-attr]
         raise RuntimeError(
             f"attn_implementation was changed to {now!r} under {vars(module)[STATE].method!r}. Undo the method first, "

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
@@ -34,17 +34,3 @@ def function_named(name: str, module: Any) -> Any:
     """The attention function of this name; eager is that of the module that defines the attention class."""
     eager = getattr(sys.modules[stock_class(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
-
-
-def rotary_function(stock: type[nn.Module]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The `apply_rotary_pos_emb` of the module that defines an attention class."""
-    function: Callable[..., tuple[Tensor, Tensor]] | None
-    function = getattr(sys.modules[stock.__module__], "apply_rotary_pos_emb", None)
-    if function is None:
-        others = [name for name in vars(sys.modules[stock.__module__]) if name.startswith("apply_rotary")]
-        raise ValueError(
-            f"{stock.__name__}: keys are rotated by {' or '.join(others) or 'a way of its own'}, not by an "
-            f"apply_rotary_pos_emb(q, k, cos, sin), so hf_longctx cannot tell how this model applies RoPE and "
-            f"does not support it."
-        )
-    return function

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 
 def owner_of(layer: Any) -> Any:
@@ -19,9 +19,21 @@ def unrotated_layers(cache: Any) -> list[Any]:
     return [layer for layer in cache.layers if owner_of(layer) is not None]
 
 
+def has_layer(cache: Any, index: int) -> bool:
+    """Does the cache keep anything for this layer? Not for one that reads another layer's keys."""
+    layers = getattr(cache, "layers", None)
+    return layers is None or (index < len(layers) and isinstance(layers[index], CacheLayerMixin))
+
+
 def is_plain(layer: Any) -> bool:
     """Is it transformers' own layer that keeps every key as it is?"""
     return type(layer) is DynamicLayer
+
+
+def is_replaceable(layer: Any) -> bool:
+    """Is it one of transformers that keeps every key as it is, with or without the states of a recurrence beside?"""
+    both = isinstance(layer, DynamicLayer) and not layer.is_sliding and hasattr(layer, "recurrent_states")
+    return both or is_plain(layer)
 
 
 def is_window(layer: Any) -> bool:
@@ -37,6 +49,8 @@ def is_bounded(layer: Any) -> bool:
 
 def is_editable(layer: Any) -> bool:
     """Can the text that the layer holds be edited in place?"""
+    if hasattr(layer, "recurrent_states"):  # of which a token cannot be taken out again
+        return False
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) or hasattr(layer, "editable_view")
 
 

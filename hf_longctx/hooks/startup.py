@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from ..settings import KEY
+from ..settings import ATTENTION_NAMES, KEY
 from .when_imported import WhenImported
 
 CONFIG, MODELS = "transformers.configuration_utils", "transformers.modeling_utils"
@@ -30,12 +30,12 @@ HOOKS = {
 # the registries of transformers, and hf_longctx's names in them -> the modules that have the functions
 REGISTRIES = {
     (MODELS, "ALL_ATTENTION_FUNCTIONS", "attention"): {
-        KEY: "attention.registry",
+        **dict.fromkeys((KEY, *ATTENTION_NAMES.values()), "attention.registry"),
         f"{KEY}_shared_prefix": "sharing.model",
         f"{KEY}_scattered": "editing.graph.attention",
     },
     (MASKS, "ALL_MASK_ATTENTION_FUNCTIONS", "mask"): {
-        KEY: "attention.registry",
+        **dict.fromkeys((KEY, *ATTENTION_NAMES.values()), "attention.registry"),
         f"{KEY}_shared_prefix": "sharing.model",
     },
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..attention.base_attention import PLAIN
 from ..attention.inputs import AttentionInputs
 from ..attention.method import AttentionMethod
-from ..attention.names import base_function
+from ..attention.subclass import function_named
+from ..attention.ways import INTERFACE, TORCH
 from ..cache import FullLayer, UnrotatedLayer
 from ..ops.branch import Branch
 from ..ops.masks import Causal, pairs
@@ -47,20 +48,24 @@ class PositionFree(AttentionMethod):
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
         """Through the model's own attention function where it takes any mask."""
-        if inputs.decoder.base_attention not in PLAIN:
+        module: Any = inputs.module
+        base, way = inputs.decoder.base_attention, module._reach.way
+        if not (way == INTERFACE and base in PLAIN) and not (way == TORCH and base == "sdpa"):
             return super().attention(inputs)
         q_rope, k_rope = inputs.true_ropes()
         q = inputs.q_BHLD if q_rope is None else q_rope(inputs.q_BHLD)
         k = inputs.keys.k if k_rope is None else k_rope(inputs.keys.k)
         mask = None
-        eager = inputs.decoder.base_attention == "eager"
+        eager = base == "eager"
         if eager or inputs.padded or not (inputs.nothing_cached or q.shape[2] == 1):
             seen = pairs(Causal(), inputs.q_pos_BL, inputs.keys.pos)
             mask = seen | ~seen.any(-1, keepdim=True)
             if eager:  # it adds its mask
                 mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-        out: Tensor = base_function(inputs.module)(
-            inputs.module, q, k, inputs.keys.v, mask, scaling=inputs.scale, dropout=0.0
+        more = {"softcap": inputs.softcap, "s_aux": inputs.sink_H}
+        more = {name: value for name, value in more.items() if value is not None}
+        out: Tensor = function_named(base, module)(
+            module, q, k, inputs.keys.v, mask, scaling=inputs.scale, dropout=0.0, **more
         )[0]
         return out
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from ..anatomy import attention_layers
+from ..anatomy import attention_layers, rotary_of
 from ..method import LongContextMethod
 from ..patch import Patch, applied
 from ..upstream.versions import LONGROPE_PER_LAYER
@@ -106,7 +106,12 @@ class RopeMethod(LongContextMethod):
                 f"{self!r}: the model's rotary frequencies are already those of {twice[0]!r}. Undo it first "
                 f"(hf_longctx.undo(model)), or start from the model without it."
             )
-        rotary: Any = decoder.rotary_emb
+        rotary: Any = rotary_of(decoder)
+        if not any(child is rotary for child in decoder.children()):
+            raise ValueError(
+                f"{type(decoder).__name__}: its rotary embedding is inside its attention modules, and only one that "
+                f"all layers share can be scaled."
+            )
         others = [m for m in decoder.modules() if "RotaryEmbedding" in type(m).__name__ and m is not rotary]
         if others or any(hasattr(m, "kv_lora_rank") for m in attention_layers(decoder)):
             raise ValueError(

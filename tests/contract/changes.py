@@ -94,7 +94,7 @@ def a_failure_inside_apply_leaves_nothing(method: Any, family: str) -> None:
     for part in below:  # of a stack the newest fails, and the others stay
         part.apply(model)
     stock, before = logits_of(model, IDS), fingerprint(model)
-    late = "hf_longctx.patch.Patch.set_buffer" if last.native else "hf_longctx.attention.method.check_parity"
+    late = "hf_longctx.patch.Patch.set_buffer" if last.native else "hf_longctx.attention.method.check_layer"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(late, _fails)
         with pytest.raises(ValueError, match="half-way"):
@@ -210,7 +210,7 @@ def eager_is_honoured_as_the_inner_implementation(method: Any, family: str) -> N
 
         attend = branches.attend
         monkeypatch.setattr(
-            "hf_longctx.attention.method.attend", lambda b, **kw: (kernels.append(kw["kernel"]), attend(b, **kw))[1]
+            "hf_longctx.attention.inputs.attend", lambda b, **kw: (kernels.append(kw["kernel"]), attend(b, **kw))[1]
         )
         ours = logits_of(model, IDS)
     if not is_identity(method):

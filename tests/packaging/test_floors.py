@@ -15,11 +15,11 @@ PACKAGE = Path(hf_longctx.__file__).parent
 FLOORS = [
     "near",
     "settings",
-    "anatomy",
     "patch",
     "console",
     "storage",
     "upstream",
+    "anatomy",
     "registry",
     "method",
     "ops",

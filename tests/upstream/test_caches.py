@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import hf_longctx
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
-from hf_longctx.attention.identity import unrotated
+from hf_longctx.attention.unrotated import unrotated
 from hf_longctx.editing.edit import edit
 from hf_longctx.evaluation.perplexity import read
 from hf_longctx.generation.share_beginning import share_beginning
@@ -109,7 +109,9 @@ def test_a_decorator_that_renames_arguments_is_looked_through_and_others_are_not
 
     theirs.__wrapped__ = forward  # type: ignore[attr-defined]
     assert renamed(theirs) is theirs
-    assert unrotated(theirs) is theirs
+    under: Any = unrotated(theirs)
+    assert under is not theirs
+    assert under.__code__ is theirs.__code__, "it stays, over the forward without its rotation"
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
