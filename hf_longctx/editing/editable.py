@@ -12,9 +12,8 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..anatomy import layer_types
-from ..attention.selfcheck import check_rotary_function
 from ..attention.state import STATE
-from ..attention.subclass import rotary_function, stock_class
+from ..attention.subclass import stock_class
 from ..cache import KeyValues, UnrotatedLayer
 from ..cache.stock import is_editable, is_window, owner_of
 from ..ops.checked import layer_tolerance
@@ -157,13 +156,11 @@ def _check_layer(module: Any, layer: Any, rows: int, kind_of_layer: str) -> int:
         )
     if owner is not None:
         _check_unrotated(layer)
-    else:
-        kind = stock_class(module)
-        check_rotary_function(kind, rotary_function(kind))
-        if kind_of_layer == "chunked_attention":
-            raise ValueError(
-                f"{kind.__name__}: an edit moves tokens across the chunks that its layers attend in. {_READ_AGAIN}"
-            )
+    elif kind_of_layer == "chunked_attention":
+        raise ValueError(
+            f"{stock_class(module).__name__}: an edit moves tokens across the chunks that its layers attend in. "
+            f"{_READ_AGAIN}"
+        )
     return int(layer.get_seq_length())
 
 

@@ -56,6 +56,11 @@ def repeated_kv_bytes(tokens: int, heads: int, kv_heads: int, head_dim: int, dty
     return 0 if heads == kv_heads else tokens * kv_token_bytes(heads, head_dim, dtype_bytes)
 
 
+def expanded_kv_bytes(tokens: int, heads: int, head_dim: int, dtype_bytes: int) -> int:
+    """Keys and values of all heads in one layer, made of what latent attention (MLA) caches in every forward."""
+    return tokens * kv_token_bytes(heads, head_dim, dtype_bytes)
+
+
 def eager_score_bytes(pairs: int, heads: int, dtype_bytes: int) -> int:
     """Scores, their fp32 softmax and its cast, of one layer whose attention writes them."""
     return pairs * heads * (2 * dtype_bytes + 4)

@@ -7,12 +7,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ..anatomy import FULL, find_decoder, layer_type
+from ..anatomy import attention_layers, find_decoder, full_attention_layers
 from ..method import LongContextMethod
 from ..patch import Patch
 from ..registry import list_methods
 from .predict import Job, Prediction, fits, predict
-from .shape import Layer, Shape, keyed_layers
+from .shape import Layer, Shape
 
 UNTRAINED = "meant for fine-tuning on long text, weak without"
 LONGEST = 10**7  # tokens; a text that is longer is not looked for
@@ -128,8 +128,9 @@ def as_read(method: LongContextMethod, model: Any, stock: Shape) -> tuple[LongCo
     decoder: Any = find_decoder(model)
     method = method.resolve(decoder.config)
     layers = Counter[Layer]()
-    for module, layer in zip(keyed_layers(decoder), stock.each, strict=True):
-        mark = method.footprint(module) if layer_type(module) == FULL else None
+    modules, full = attention_layers(decoder), set(full_attention_layers(decoder))
+    for place, layer in stock.each:
+        mark = method.footprint(modules[place]) if modules[place] in full else None
         if mark is not None:
             layer = dataclasses.replace(
                 layer, kept=mark.kept, span=mark.span, patched=True, top_k=mark.looked_up, on_host=mark.on_host

@@ -111,7 +111,7 @@ def kv_bytes(shape: Shape, job: Job) -> int:
 
 def layer_kv_bytes(layer: Layer, job: Job) -> int:
     """One layer's cache after all tokens; un-rotated ones hold their slots' positions, bounded ones columns too."""
-    numbers = (1 if layer.kept is None else 2) if layer.patched else 0
+    numbers = (1 if layer.kept is None else 2) if layer.patched and layer.kv_elements else 0
     each = layer.kv_elements * job.dtype_bytes + numbers * account.POSITION_BYTES
     return job.batch * each * account.kept_tokens(job.tokens, layer.kept)
 
@@ -147,16 +147,18 @@ def _layer_bytes(shape: Shape, layer: Layer, before: int, chunk: int, dtype: int
     """Held only while one layer of this kind attends."""
     heads, kv_heads, dim = layer.heads, layer.kv_heads, layer.head_dim
     keys = account.kept_tokens(before, layer.kept) + chunk
+    made = account.expanded_kv_bytes(keys, heads, dim, dtype) if layer.expansion else 0
     if layer.patched:
         rotated = account.method_rotation_bytes(chunk, keys, kv_heads, dim, dtype)[1]
-        readable = 0 if layer.kept is None else keys * account.kv_token_bytes(kv_heads, dim, dtype)
+        cached = layer.kv_elements * dtype if layer.expansion else account.kv_token_bytes(kv_heads, dim, dtype)
+        readable = 0 if layer.kept is None else keys * cached
         lookup = account.lookup_bytes(chunk, keys, heads, dim, layer.top_k, dtype) if layer.top_k else 0
-        return rotated + readable + lookup + chunk * heads * dim * dtype  # and the rotated queries
+        return rotated + readable + made + lookup + chunk * heads * dim * dtype  # and the rotated queries
     if not _masked(shape, layer, before, chunk):
-        return 0
+        return made
     scores = account.eager_score_bytes(chunk * keys, heads, dtype) if shape.implementation == "eager" else 0
     additive = account.mask_bytes(chunk * keys, dtype) - chunk * keys
-    return scores + additive + account.repeated_kv_bytes(keys, heads, kv_heads, dim, dtype)
+    return made + scores + additive + account.repeated_kv_bytes(keys, heads, kv_heads, dim, dtype)
 
 
 def _masked(shape: Shape, layer: Layer, before: int, chunk: int) -> bool:
@@ -209,12 +211,19 @@ def attention_seconds(shape: Shape, layer: Layer, job: Job, before: int, size: i
         share = of.eager_attention if shape.implementation == "eager" else of.masked_attention
     peak = job.machine.peak_flops(job.dtype_bytes)
     seconds = job.batch * account.attention_flops(pairs, layer.heads, layer.head_dim) / (share * peak)
+    seconds += expansion_seconds(layer, job, keys)
     if layer.top_k:
         scored = job.batch * size * keys
         scoring = account.attention_flops(scored, layer.heads, layer.head_dim) / 2 / (of.matmul * peak)
         seconds += scoring + _moved(job, scored * account.lookup_pair_bytes(layer.heads, job.dtype_bytes))
     # what is cached is copied, and rotated again under a method, once per chunk
     return seconds + _moved(job, read_kv_bytes(layer, job, before) * _passes(layer, graph=False))
+
+
+def expansion_seconds(layer: Layer, job: Job, keys: int) -> float:
+    """What a layer needs to make keys and values of what it caches, in a prefill's chunk as for a single token."""
+    flops = account.matmul_flops(layer.expansion, job.batch * keys)
+    return flops / (job.calibration.matmul * job.machine.peak_flops(job.dtype_bytes))
 
 
 def decode_seconds(shape: Shape, job: Job) -> tuple[float, float | None]:
@@ -229,8 +238,9 @@ def decode_seconds(shape: Shape, job: Job) -> tuple[float, float | None]:
     eager = graph = 0.0
     for layer, n in shape.layers:
         each = _moved(job, n * read_kv_bytes(layer, job))
-        eager += each * _passes(layer, graph=False)
-        graph += each * _passes(layer, graph=True)
+        made = n * expansion_seconds(layer, job, account.kept_tokens(job.tokens, layer.kept))
+        eager += made + each * _passes(layer, graph=False)
+        graph += made + each * _passes(layer, graph=True)
     eager = max(shape.n_layers * of.decode_eager_s, weights + eager)
     if not job.machine.graphs or any(layer.top_k or layer.on_host for layer, _ in shape.layers):
         return eager, None

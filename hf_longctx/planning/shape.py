@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
-from ..anatomy import FULL, attention_layers, find_decoder, layer_type
-from ..attention.selfcheck import head_dim_of
+from ..anatomy import BESIDE, FULL, attention_layers, decoder_layers, find_decoder, layer_type
 from ..hub.adapter import adapter_settings
 from ..hub.gguf import read_gguf_config
 from ..hub.resolve import EXAMPLE_MODEL, find, first_line, hub_problem, is_gguf, not_found
@@ -32,6 +31,8 @@ class Layer:
     Args:
         heads, kv_heads, head_dim: Of its queries, and of its keys and values.
         kv_elements: Of a token's key and value in its cache; 0 where it reads another layer's.
+        expansion: Parameters by which every cached token becomes the keys and values of all heads in each forward
+            (latent attention, MLA); 0 where it is cached as it is read.
         kept, span, top_k, on_host: As `method.Footprint` says.
         patched: Whether a method of hf_longctx reads it: keys un-rotated, no mask; else it is stock.
     """
@@ -40,6 +41,7 @@ class Layer:
     kv_heads: int
     head_dim: int
     kv_elements: int
+    expansion: int = 0
     kept: int | None = None
     span: int | None = None
     patched: bool = False
@@ -55,7 +57,8 @@ class Shape:
         active: The parameters that one token's matmuls in the layers use, experts by share.
         lm_head: Parameters of the output projection, tied or not.
         layers: Attention layers of one kind, and how many there are.
-        each: All attention layers in order.
+        each: All attention layers in order, with the place of the module in `attention_layers`. One that is used at
+            several depths is there once for each.
         loose_elements: What each token adds to caches beside the keys and values of `layers`.
         state_elements, state_bytes: Of a row's recurrent and convolution states, in the model's dtype and in their own.
         caveat: What is not known of the cache; "" if all of it is.
@@ -71,7 +74,7 @@ class Shape:
     trained: int | None
     implementation: str
     layers: tuple[tuple[Layer, int], ...]
-    each: tuple[Layer, ...]
+    each: tuple[tuple[int, Layer], ...]
     loose_elements: int = 0
     state_elements: int = 0
     state_bytes: int = 0
@@ -154,8 +157,8 @@ def measure(model: Any) -> Shape:
     """The sizes of a model built by `build`, as the stock model reads."""
     decoder: Any = find_decoder(model)
     config = decoder.config
-    modules = keyed_layers(decoder)
-    layers = [stock_layer(module) for module in modules]
+    modules = attention_layers(decoder)
+    layers = list(enumerate(stock_layer(module, config) for module in modules))
     more: dict[str, Any] = {}
     try:
         held = held_by(decoder)
@@ -167,9 +170,11 @@ def measure(model: Any) -> Shape:
     else:
         layers, more = _as_held(modules, layers, held)
     share, mlp = _experts(config)
+    every = decoder_layers(decoder)
     active = sum(
         p.numel() * (share if ".experts." in f".{name}." else 1.0)
-        for name, p in decoder.layers.named_parameters()
+        for layer in every
+        for name, p in layer.named_parameters()
         if p.dim() >= 2
     )
     return Shape(
@@ -179,56 +184,70 @@ def measure(model: Any) -> Shape:
         hidden=config.hidden_size,
         mlp=mlp,
         vocab=config.vocab_size,
-        n_layers=len(decoder.layers),
+        n_layers=len(every),
         trained=readable_length(config),
         implementation=str(config._attn_implementation),
-        layers=tuple(Counter(layers).items()),
+        layers=tuple(Counter(layer for _, layer in layers).items()),
         each=tuple(layers),
         **more,
     )
 
 
-def keyed_layers(decoder: Any) -> list[Any]:
-    """The attention modules that keep keys; linear attention (MiniMax) takes the same arguments, and no config."""
-    return [module for module in attention_layers(decoder) if hasattr(module, "config")]
-
-
-def _as_held(modules: list[Any], layers: list[Layer], held: list[Held]) -> tuple[list[Layer], dict[str, int]]:
-    """The layers with what their caches hold, and the sums of what lies elsewhere. A cache is counted once."""
-    found, owned = [], set[int]()
-    for module, layer in zip(modules, layers, strict=True):
-        index = module.layer_idx
-        own = index not in owned and index < len(held) - 1
-        owned.add(index)
-        size = held[index].token_elements if own else 0
-        window = layer.kept if not size else held[index].kept
-        found.append(dataclasses.replace(layer, kv_elements=size, kept=window))
+def _as_held(
+    modules: list[Any], layers: list[tuple[int, Layer]], held: list[Held]
+) -> tuple[list[tuple[int, Layer]], dict[str, int]]:
+    """The layers with what their caches hold, and the sums of what lies elsewhere."""
+    indices = [module.layer_idx for module in modules]
+    keyed = [index for index, one in enumerate(held[:-1]) if one.token_elements]
+    if len(set(indices)) < len(indices):  # modules at several depths, each of which has a cache of its own
+        found, owned = [(0, _as_cached(layers[0][1], held[index])) for index in keyed], set(keyed)
+    else:
+        owned = set(indices)
+        nothing = Held()  # those that read another layer's keys have an index past the end, or an empty cache
+        own = [held[index] if index < len(held) - 1 else nothing for index in indices]
+        found = [(place, _as_cached(layer, one)) for (place, layer), one in zip(layers, own, strict=True)]
     loose = sum(one.grows for one in held)
     loose += sum(one.token_elements for index, one in enumerate(held) if index not in owned)
     elements, n_bytes = sum(one.elements for one in held), sum(one.n_bytes for one in held)
     return found, {"loose_elements": loose, "state_elements": elements, "state_bytes": n_bytes}
 
 
+def _as_cached(layer: Layer, held: Held) -> Layer:
+    """A layer whose cache is found to hold this."""
+    size = held.token_elements
+    expands = 0 < size < layer.heads * layer.head_dim  # else keys and values are cached when they are made
+    kept = held.kept if size else layer.kept
+    return dataclasses.replace(layer, kv_elements=size, kept=kept, expansion=layer.expansion if expands else 0)
+
+
 def _guess(decoder: Any) -> str:
     """What is counted where a cache could not be filled."""
-    others = len(decoder.layers) - len(keyed_layers(decoder))
+    others = len(decoder_layers(decoder)) - len(attention_layers(decoder))
     plain = "the keys and values of its attention layers are counted as their projections have them"
     if others <= 0:
         return f"{plain}, and nothing else"
     return f"{plain}; the states of {others} other layers are not counted, so it needs more than is said here"
 
 
-def stock_layer(module: Any) -> Layer:
-    """An attention module of the stock model; sliding and chunked ones keep and see their window."""
-    config = module.config
-    if hasattr(module, "kv_lora_rank") or hasattr(module, "kv_a_proj_with_mqa"):
-        raise ValueError(
-            f"{type(module).__name__}: the cache of multi-head latent attention (MLA) is not accounted for, and no "
-            f"method of hf_longctx applies to it. Give the config of a model with plain keys and values."
-        )
-    heads = config.num_attention_heads
+def stock_layer(module: Any, config: Any) -> Layer:
+    """An attention module of the stock model; sliding and chunked ones keep and see their window.
+
+    `config` is its decoder's, for modules that have none of their own.
+    """
+    own = getattr(module, "config", None)
+    config = config if own is None else own
+    window = None
+    if layer_type(module) not in (FULL, BESIDE):
+        window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    kept = None if window is None else window - 1
+    heads = getattr(module, "num_heads", None) or config.num_attention_heads
+    latent = getattr(module, "kv_b_proj", None)
+    if latent is not None:
+        size = latent.in_features + module.qk_rope_head_dim
+        expansion = latent.weight.numel()
+        return Layer(heads, heads, module.qk_head_dim, size, expansion, kept=kept, span=window)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = head_dim_of(module)
+    head_dim = getattr(module, "head_dim", None) or config.hidden_size // heads
     keys = getattr(module, "k_proj", None)
     if keys is not None:  # layers of one model may differ (Gemma 4)
         kv_heads = keys.out_features // head_dim
@@ -238,10 +257,7 @@ def stock_layer(module: Any) -> Layer:
         size = keys.out_features + values.out_features
     if getattr(module, "is_kv_shared_layer", False):
         size = 0
-    window = None
-    if layer_type(module) != FULL:
-        window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    return Layer(heads, kv_heads, head_dim, size, kept=None if window is None else window - 1, span=window)
+    return Layer(heads, kv_heads, head_dim, size, kept=kept, span=window)
 
 
 def _experts(config: Any) -> tuple[float, int]:

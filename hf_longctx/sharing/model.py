@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface
 
-from ..anatomy import FULL, attention_layers, layer_type
+from ..anatomy import FULL, attention_layers, decoder_layers, layer_type
 from ..attention.base_attention import KERNEL_OF, PLAIN, checked
 from ..attention.names import Named, base_function, base_mask
 from ..attention.subclass import subclass
@@ -23,6 +23,7 @@ from ..ops.prefix import PrefixKeys, PrefixQuery, SuffixKeys, attend
 from ..patch import Patch, applied
 from ..rope.parameters import moving_types
 from ..upstream.caches import cache_in
+from .attends import Watched, check_layer
 from .layers import SharedCache, SharedLayer
 
 NAME = f"{KEY}_shared_prefix"
@@ -100,10 +101,11 @@ def check(decoder: Any) -> None:
     if "mrope_section" in (getattr(config, "rope_parameters", None) or {}):
         raise ValueError(f"{name}: its tokens have several positions each (mrope), which is not supported.")
     layers: list[Any] = attention_layers(decoder)
-    own = [m.layer_idx for m in layers] == list(range(len(decoder.layers)))
+    n_layers = len(decoder_layers(decoder))
+    own = [m.layer_idx for m in layers] == list(range(n_layers))
     if not own or getattr(config, "num_kv_shared_layers", None) or has_states(DynamicCache(config=config)):
         raise ValueError(
-            f"{name}: {len(layers)} attention modules in {len(decoder.layers)} layers. Layers that keep something "
+            f"{name}: {len(layers)} attention modules in {n_layers} layers. Layers that keep something "
             f"other than keys of their own (recurrent states, another layer's keys) cannot share a prefix."
         )
     for module in layers:
@@ -113,13 +115,7 @@ def check(decoder: Any) -> None:
                 f"{type(module).__name__}: layer {module.layer_idx} is of the kind {kind!r}; only {FULL} and {SLIDING} "
                 f"layers can share a prefix."
             )
-        for attribute, words in (
-            ("kv_lora_rank", "compressed keys (MLA)"),
-            ("attn_logit_softcapping", "logit soft-capping"),
-            ("sinks", "learned attention sinks"),
-        ):
-            if getattr(module, attribute, None) is not None:
-                raise ValueError(f"{type(module).__name__}: {words} is not supported with a shared prefix.")
+        check_layer(module, decoder, SharedImplementation(base))
 
 
 def check_method(method: LongContextMethod, remedy: str) -> None:
@@ -197,7 +193,7 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    shared: SharedLayer | None = None,
+    shared: SharedLayer | Watched | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention with the signature that transformers calls."""
@@ -205,6 +201,8 @@ def attention(
         return base_function(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    if isinstance(shared, Watched):
+        return shared.see(key, value, attention_mask, kwargs)
     query, scale = checked(module, query, scaling, dropout, kwargs)
     step = shared.current.step
     assert step is not None

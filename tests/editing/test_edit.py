@@ -146,7 +146,7 @@ def test_moving_there_and_back(family: str) -> None:
         there = mover.move(module, keys, 0, 37)
         back = mover.move(module, there, 37, -37)
         torch.testing.assert_close(back, keys, atol=1e-6, rtol=1e-6)
-        assert torch.equal(there, keys) != mover.rotates(module, keys)
+        assert torch.equal(there, keys) == (mover.layout(module, keys) is None)
 
 
 # -- what is left alone ----------------------------------------------------------------------------------------------

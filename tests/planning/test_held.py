@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -9,18 +10,24 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from hf_longctx import plan
+from hf_longctx import LMInfinite, PositionFree, StreamingLLM, plan
+from hf_longctx.cache.base import UnrotatedLayer
 from hf_longctx.planning import shape as shapes
 from hf_longctx.planning.hardware import MACHINES
+from hf_longctx.planning.options import as_read
 from hf_longctx.planning.predict import Job, kv_bytes
 from hf_longctx.planning.shape import build, measure
-from tests.families.table import EXPERTS, FAMILIES, LINEAR
+from hf_longctx.upstream.caches import cache_out
+from tests.families.census.building import config_of as census_config
+from tests.families.table import FAMILIES, SERVED
 from tests.tiny import SIZES, text
 
 SIX = {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3, "sliding_window": 64}
 SHARED = {**SIX, "head_dim": 8, "num_kv_shared_layers": 2}
 PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": SIZES["vocab_size"]}
 MAMBA2 = {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_chunk_size": 16}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 FACTORS = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
 
 # how caches differ: the kind, the model type and its settings beyond those of every tiny model
@@ -42,7 +49,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "bamba", {**MAMBA2, "num_hidden_layers": 3, "attn_layer_indices": [1], "mamba_n_groups": 1}),
     "delta rule": (
         "qwen3_5_text", {**LINEAR, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}),
-    "delta rule and experts": ("qwen3_next", FAMILIES["qwen3_next"].settings),
     "short convolutions": ("lfm2", {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3}),
     "linear attention in a cache of the model's own": (
         "minimax",
@@ -53,21 +59,21 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "olmo_hybrid", {**LINEAR, "layer_types": ["linear_attention", "full_attention"]}),
     "windows": ("mistral", {"sliding_window": 64}),
     "windows and plain layers": ("gemma2", {**SIX, "head_dim": 8, "query_pre_attn_scalar": 8}),
-    "chunks": ("llama4_text", FAMILIES["llama4_text"].settings),
     "frequencies that switch": ("phi3", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **FACTORS}}),
     "frequencies that grow": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
     "experts": ("qwen3_moe", {**EXPERTS, "head_dim": 8}),
-    "sinks": ("gpt_oss", FAMILIES["gpt_oss"].settings),
 }  # fmt: skip
 DTYPES = {(kind, dtype) for kind in KINDS for dtype in (torch.float32, torch.bfloat16)}
-# latent attention is refused; the experts of JetMoe cannot be run without weights, which the plan says
-APART = "deepseek_v3", "jetmoe"
-KINDS |= {name: (name, row.settings) for name, row in FAMILIES.items() if name not in APART}
-DTYPES |= {(kind, torch.float32) for kind in KINDS}
-HERE = {kind: row for kind, row in KINDS.items() if row[0] in CONFIG_MAPPING}
+# the experts of JetMoe cannot be run without weights, which the plan says
+EVERY = [name for name in SERVED if name != "jetmoe"]
+DTYPES |= {(name, torch.float32) for name in EVERY}
+DTYPES |= {(name, torch.bfloat16) for name in ("llama4_text", "qwen3_next", "gpt_oss", "deepseek_v3")}
+HERE = {*EVERY, *(kind for kind, row in KINDS.items() if row[0] in CONFIG_MAPPING)}
 
 
 def config_of(kind: str) -> Any:
+    if kind not in KINDS:
+        return census_config(kind, **FAMILIES[kind].settings)
     name, settings = KINDS[kind]
     return AutoConfig.for_model(name, **{**SIZES, **settings})
 
@@ -88,12 +94,15 @@ def tensors(value: Any, seen: set[int]) -> list[Tensor]:
     return [tensor for one in inner for tensor in tensors(one, seen)]
 
 
-def filled_bytes(config: Any, tokens: int, dtype: torch.dtype) -> int:
+def filled_bytes(config: Any, tokens: int, dtype: torch.dtype, method: Any = None) -> int:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-        output = model(text(2, tokens), use_cache=True)
-    (cache,) = (value for value in output.values() if hasattr(value, "layers"))
-    return sum(tensor.nbytes for tensor in tensors(cache, set()))
+        with contextlib.nullcontext() if method is None else method.on(model):
+            output = model(text(2, tokens), use_cache=True)
+    cache = cache_out(output)
+    ours = [layer for layer in cache.layers if isinstance(layer, UnrotatedLayer)]
+    cache.layers = [layer for layer in cache.layers if layer not in ours]
+    return sum(layer.nbytes() for layer in ours) + sum(tensor.nbytes for tensor in tensors(cache, set()))
 
 
 @pytest.mark.parametrize(("kind", "dtype"), sorted((row for row in DTYPES if row[0] in HERE), key=str), ids=str)
@@ -105,8 +114,50 @@ def test_kv_bytes_are_those_of_the_cache_that_the_model_fills(kind: str, dtype: 
     assert shape.caveat == ""
 
 
+METHODS = [LMInfinite(n_global=3, n_local=12), StreamingLLM(n_sink=2, window=9), PositionFree()]
+
+
+@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_kv_bytes_under_a_method_are_those_of_the_cache_that_it_fills(method: Any, family: str) -> None:
+    config = config_of(family)
+    meta = build(config)
+    _, shape = as_read(method, meta, measure(meta))
+    job = Job(tokens=200, batch=2, dtype_bytes=4, machine=MACHINES["cpu"], memory_bytes=2**34)
+    assert kv_bytes(shape, job) == filled_bytes(config, 200, torch.float32, method)
+
+
+def deepseek_v2_lite() -> Any:
+    """The sizes of DeepSeek-V2-Lite."""
+    yarn = {"beta_fast": 32, "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707, "rope_theta": 10000}
+    return AutoConfig.for_model(
+        "deepseek_v2", vocab_size=102400, hidden_size=2048, intermediate_size=10944, moe_intermediate_size=1408,
+        num_hidden_layers=27, num_attention_heads=16, num_key_value_heads=16, n_shared_experts=2, n_routed_experts=64,
+        kv_lora_rank=512, q_lora_rank=None, qk_rope_head_dim=64, qk_nope_head_dim=128, v_head_dim=128, head_dim=64,
+        num_experts_per_tok=6, n_group=1, topk_group=1, first_k_dense_replace=1, max_position_embeddings=163840,
+        rope_parameters={"rope_type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, **yarn},
+    )  # fmt: skip
+
+
+def test_a_latent_is_all_that_is_cached_and_what_is_made_of_it_is_held_meanwhile() -> None:
+    found = plan(deepseek_v2_lite(), "128k", "80GB", method=LMInfinite(n_global=10, n_local=4096))
+    stock, window = found.options[0], found.options[-1]
+    for one in (stock, window):
+        assert one.prediction is not None
+        assert one.prediction.weight_bytes / 2 == pytest.approx(15.7e9, rel=0.01)  # as its model card says
+    tokens, layers, elements = 131072, 27, 512 + 64
+    assert stock.prediction is not None
+    assert window.prediction is not None
+    assert stock.prediction.kv_bytes == tokens * layers * elements * 2
+    assert window.prediction.kv_bytes == 4105 * layers * (elements * 2 + 2 * 8)
+    expanded = tokens * 16 * 2 * 192 * 2  # keys and values of all heads of one layer
+    assert stock.prediction.activation_bytes > expanded > window.prediction.activation_bytes
+    every_layer = 2 * 27 * tokens * 512 * 16 * (128 + 128)  # FLOPs to make them in all layers, for every token written
+    assert stock.prediction.decode_seconds_eager > every_layer / 1e15 > window.prediction.decode_seconds_eager / 10
+
+
 def test_at_least_the_kinds_of_the_oldest_release_are_here() -> None:
-    assert len(HERE) > 30, sorted(set(KINDS) - set(HERE))
+    assert len(HERE) > 45, sorted({*KINDS, *FAMILIES} - HERE)
 
 
 @pytest.mark.parametrize("name", ["jamba", "zamba2", "nemotron_h", "mamba2", "kimi_linear", "lfm2_moe"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, BertConfig, DeepseekV3Config, Gemma2Config, GPT2Config, LlamaConfig, T5Config
+from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, Gemma2Config, GPT2Config, LlamaConfig, T5Config
 from typer.testing import CliRunner, Result
 
 import hf_longctx
@@ -22,6 +22,10 @@ LLAMA_8B = LlamaConfig(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
     vocab_size=128256, max_position_embeddings=8192,
 )  # fmt: skip
+
+
+# its frequencies change with the length of the text, which methods of ours refuse
+MOVING = LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
 
 
 def run(*arguments: str | Path) -> Result:
@@ -168,16 +172,25 @@ def test_a_model_too_large_is_told_so() -> None:
 
 
 def test_where_nothing_serves_it_is_not_the_memory_that_is_blamed() -> None:
-    found = plan(Gemma2Config(), "128k", "80GB")  # softcap: no method of ours
+    found = plan(MOVING, "128k", "80GB")  # no method of ours
     assert found.chosen is None
     assert found.why.startswith("Nothing serves 131,072 tokens")
-    assert "soft-capping" in found.why
+    assert "'dynamic' changes its frequencies" in found.why
     assert found.remedies == []
 
 
-def test_models_whose_cache_is_of_another_kind_are_refused() -> None:
-    with pytest.raises(ValueError, match="multi-head latent attention"):
-        plan(DeepseekV3Config(num_hidden_layers=2), "128k", "80GB")
+def test_capped_attention_is_served_beyond_its_trained_length() -> None:
+    found = plan(Gemma2Config(), "128k", "80GB")
+    assert found.chosen is not None
+    assert found.chosen.method == LMInfinite(n_local=8192, top_k=5)
+
+
+def test_a_model_that_chooses_its_own_keys_is_refused_by_that_reason() -> None:
+    if "deepseek_v32" not in CONFIG_MAPPING:
+        pytest.skip("this transformers has no deepseek_v32")
+    config = CONFIG_MAPPING["deepseek_v32"](num_hidden_layers=2)
+    with pytest.raises(ValueError, match=r"chooses or compresses the keys that a query sees \(sparse attention\)"):
+        plan(config, "128k", "80GB", method=LMInfinite(n_local=8192))
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -217,7 +230,7 @@ def test_command_names_a_method_that_refuses_the_model_at_40_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    Gemma2Config().save_pretrained(tmp_path)
+    MOVING.save_pretrained(tmp_path)
     result = run(tmp_path, "--length", "128k", "--memory", "80GB")
     assert result.exit_code == 1
     assert "LMInfinite()\n  refuses this model\n" in result.stdout

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ...attention.rerotate import rotary_of
+from ...attention.rerotate import angles_of
 from ...ops.available import TRITON
 from ...ops.checked import layer_tolerance, relative_error
 from ..parts import ModelParts
@@ -72,8 +72,11 @@ def _refused(parts: ModelParts, cache: Cache, row: RowEdit) -> str | None:
     keys = layers[0].keys
     if not suits(keys):
         return f"its keys are {keys.dtype} on {keys.device}, not half precision on a GPU"
+    shapes = {x.shape[1::2] for layer in layers for x in (layer.keys, layer.values)}
     if keys.shape[3] > 256 or keys.shape[3] % 8 or any(layer.keys.device != keys.device for layer in layers):
         return "its layers are on several devices, or of a head dim without a kernel"
+    if len(shapes) > 1:
+        return "its keys and values are of several shapes"
     own = [module._parameters for module in everything if module._parameters]
     if {p.device for weights in own for p in weights.values() if p is not None} - {keys.device}:
         return "its weights are not all on that GPU"
@@ -86,7 +89,8 @@ def _refused(parts: ModelParts, cache: Cache, row: RowEdit) -> str | None:
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         if not all(str(getattr(hook, "__module__", "")).startswith(KNOWN) for hook in hooks):
             return "hooks of other code expect its forwards to run"
-    if rotary_of(decoder).per_layer_type or len({type(m) for m in modules}) > 1 or hasattr(modules[0], "sinks"):
+    more = any(getattr(modules[0], name, None) is not None for name in ("sinks", "attn_logit_softcapping"))
+    if angles_of(decoder).per_layer_type or len({type(m) for m in modules}) > 1 or more:
         return "its layers rotate or attend in several ways"
     read = sum(map(len, row.read))
     if not 0 < read <= SIZES[-1] or not any(n for _, _, n in row.copies):

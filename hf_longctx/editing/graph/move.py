@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...ops.rotation import Rotation, rotates_halves
+from ...ops.layout import rotates_halves
+from ...ops.rotation import Rotation
 
 
 def fits(x: Tensor) -> bool:
@@ -42,7 +43,7 @@ def fill(
     On a GPU the tensors are found through `table`, which may be refilled between two runs of a recorded graph.
     """
     dim, rotary_dim = buffers.shape[-1], turning.cos.shape[-1]
-    fused = rotates_halves(turning.apply_rotary, dim, rotary_dim)
+    fused = rotates_halves(turning.layout, dim, rotary_dim)
     if buffers.is_cuda:
         from ...ops.kernels.triton_move import move
 

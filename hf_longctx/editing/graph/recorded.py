@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ...attention.rerotate import Mover, rotary_of, turn
+from ...attention.rerotate import Mover, turn
 from ...ops.checked import layer_tolerance
+from ...ops.layout import RotaryLayout
 from ...ops.scattered import Places
 from ...upstream.caches import given_cache
 from ..editable import SAMPLE, keys_of, not_these
@@ -102,6 +103,7 @@ class EditGraph:
         self.layers = [GraphLayer(k, v) for k, v in zip(*self.buffers, strict=True)]
         self.off = torch.zeros((), device=like.device)
         self.rotates: list[bool] = []
+        self.layout: RotaryLayout | None = None  # of those that do
         self.steps: dict[int, Callable[[], Any]] = {}
         self.inputs: dict[int, tuple[EditInputs, EditInputs]] = {}  # on the host, and where the step reads them
         self.sources: list[Tensor] = []  # the caller's keys, then the values
@@ -111,7 +113,10 @@ class EditGraph:
         layers: Any = [cache.layers[i] for i in self.order]
         if not self.rotates:
             mover = Mover(decoder)
-            self.rotates = [mover.rotates(module, layer.keys) for module, layer in zip(modules, layers, strict=True)]
+            self.angles = mover.angles
+            layouts = [mover.layout(module, layer.keys) for module, layer in zip(modules, layers, strict=True)]
+            self.rotates = [layout is not None for layout in layouts]
+            self.layout = next((layout for layout in layouts if layout is not None), None)
         read = sum(map(len, row.read))
         size = next(n for n in SIZES if n >= read)
         if size not in self.inputs:
@@ -138,7 +143,8 @@ class EditGraph:
     def _step(self, decoder: Any, modules: Sequence[Any], inputs: EditInputs) -> None:
         """From the inputs to finished buffers; no shape and no address depends on the edit."""
         to_S = torch.arange(self.columns, device=self.device)
-        turning = turn(rotary_of(decoder), modules[0], inputs.source_S[None], to_S[None])
+        assert self.layout is not None
+        turning = turn(self.angles, modules[0], self.layout, inputs.source_S[None], to_S[None])
         stays = (inputs.source_S == to_S)[None, :, None]  # to the last bit
         turning = replace(turning, cos=turning.cos.masked_fill(stays, 1.0), sin=turning.sin.masked_fill(stays, 0.0))
         move.fill(self.buffers, self.sources, self.rotates, inputs.table, inputs.source_S, turning)
