@@ -9,7 +9,7 @@ FLOOR_TORCH ?= torch==2.11.*
 # one process a core; each loads torch, so no more than that
 EACH_CORE := -n logical --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short test test-lm-eval test-floor test-newest test-newest-all lint types format tables ci clean
+.PHONY: help venv demo demo-short test test-lm-eval test-floor test-newest test-newest-all census lint types format tables ci clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,10 @@ test-newest: newest  ## The same on the newest transformers that the registry se
 
 test-newest-all: newest  ## All tests on the newest transformers
 	$(NEWEST)/bin/python -m pytest $(EACH_CORE)
+
+census: $(READY) newest  ## Every causal language model of the pinned and of the newest transformers under attention methods
+	$(BIN)/python -m tests.families.census
+	$(NEWEST)/bin/python -m tests.families.census
 
 # Resolved every time, since what is newest changes; torch stays, as the newest brings gigabytes of CUDA.
 .PHONY: newest

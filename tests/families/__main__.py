@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.families.table import DOCUMENT, render
+from tests.families.document import DOCUMENT, render
 
 if __name__ == "__main__":
     DOCUMENT.write_text(render(), encoding="utf-8")
