@@ -1,0 +1,180 @@
+"""Decoding of one source tree beside another, in one run on one GPU: has a change made served models slower?
+
+python -m recipes.benchmarks.paired_decode OLD NEW      # folders with a hf_longctx in each
+python -m recipes.benchmarks.paired_decode OLD NEW --tiny
+
+A random Llama of 135M geometry under LMInfinite(n_local=8192) reads 9,000 tokens and writes 290, of which the last 250
+are timed. A process per tree stays for several samples, and the two take turns: what slows the machine for a while
+slows both. New processes now and then, because a process may be slower than its twin all its life.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median, quantiles
+from types import SimpleNamespace
+from typing import Any
+
+BATCHES = (1, 8)
+ROUNDS, PAIRS = 3, 7  # pairs of processes, and pairs of samples of each
+WARM, TIMED, READ = 40, 250, 9000
+SAMPLE = "SAMPLE "
+RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"  # without the modules beside this file
+
+
+def work(tiny: bool) -> None:
+    """Answer every batch size on stdin with milliseconds per token. Only public names: the tree may be an old one."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
+
+    import hf_longctx
+
+    warm, timed, read = (2, 6, 40) if tiny else (WARM, TIMED, READ)
+    device = "cuda" if torch.cuda.is_available() and not tiny else "cpu"
+    config = LlamaConfig(
+        hidden_size=72 if tiny else 576,
+        intermediate_size=1536,
+        num_hidden_layers=2 if tiny else 30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=8 if tiny else 64,
+        vocab_size=49152,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = LlamaForCausalLM(config).to(torch.bfloat16 if device == "cuda" else torch.float32).eval()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # frequencies stay fp32
+
+    class Clock(StoppingCriteria):
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            if len(self.times) in (warm, warm + timed) and device == "cuda":
+                torch.cuda.synchronize()
+            self.times.append(time.perf_counter())
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=device)
+
+    with hf_longctx.LMInfinite(n_local=16 if tiny else 8192).on(model):
+        print(SAMPLE + str(hf_longctx.__file__), flush=True)
+        for line in sys.stdin:
+            ids, clock = torch.randint(3, 49000, (int(line), read), device=device), Clock()
+            settings = {"max_new_tokens": warm + timed + 1, "do_sample": False, "pad_token_id": 0}
+            model.generate(ids, **settings, stopping_criteria=StoppingCriteriaList([clock]))
+            print(f"{SAMPLE}{(clock.times[warm + timed] - clock.times[warm]) / timed * 1e3}", flush=True)
+
+
+class Worker:
+    """A process that imports hf_longctx from one tree."""
+
+    def __init__(self, tree: Path, tiny: bool) -> None:
+        self.tree = tree.resolve()
+        command = [sys.executable, "-W", "ignore", "-c", RUN, __file__, "--worker", *(["--tiny"] * tiny)]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=self.tree,
+            env={**os.environ, "PYTHONPATH": str(self.tree)},
+        )
+
+    def ready(self) -> None:
+        """Wait until its model is built; RuntimeError where it imported another tree."""
+        found = Path(self._answer()).resolve()
+        if not found.is_relative_to(self.tree):
+            raise RuntimeError(f"{self.tree}: its process imported {found}. Is there a hf_longctx in this folder?")
+
+    def sample(self, batch: int) -> float:
+        """Milliseconds per token."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{batch}\n")
+        self.process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        """Let it end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(SAMPLE):
+                return line.removeprefix(SAMPLE).strip()
+        raise RuntimeError(f"{self.tree}: its process ended with {self.process.wait()}")
+
+
+def samples(trees: tuple[Path, Path], tiny: bool) -> dict[int, list[tuple[float, float]]]:
+    """By batch size, pairs of milliseconds per token of the two trees, each measured right after the other."""
+    found: dict[int, list[tuple[float, float]]] = {batch: [] for batch in BATCHES}
+    for _ in range(1 if tiny else ROUNDS):
+        workers = [Worker(tree, tiny) for tree in trees]
+        try:
+            for worker in workers:
+                worker.ready()
+                for batch in BATCHES:
+                    worker.sample(batch)  # compiles kernels
+            for i in range(2 if tiny else PAIRS):
+                for batch in BATCHES:
+                    order = (0, 1) if i % 2 == 0 else (1, 0)
+                    taken = {side: workers[side].sample(batch) for side in order}
+                    found[batch].append((taken[0], taken[1]))
+                    print(f"batch {batch}: {taken[0]:.3f} and {taken[1]:.3f} ms", flush=True)
+        finally:
+            for worker in workers:
+                worker.close()
+    return found
+
+
+def rows(trees: tuple[Path, Path], tiny: bool) -> Iterator[dict[str, Any]]:
+    """The median ratio of the pairs, and how far they lie apart."""
+    from hf_longctx.evaluation.rows import row
+
+    for batch, pairs in samples(trees, tiny).items():
+        ratios = [new / old for old, new in pairs]
+        low, _, high = quantiles(ratios, n=4)
+        beside = {"old, ms": median(old for old, _ in pairs), "new, ms": median(new for _, new in pairs)}
+        beside |= {"quarter of the pairs below": low, "quarter above": high}
+        what = f"decoding under LMInfinite, batch {batch}: time per token of the new tree over the old one's"
+        what += f", median of {len(pairs)} pairs"
+        yield row(what, median(ratios), "", bar="<= 1.03", beside=beside, detail={"ms": pairs})
+
+
+def main() -> None:
+    """Measure two trees, print the ratios, and write the result file."""
+    if "--worker" in sys.argv:
+        work("--tiny" in sys.argv)
+        return
+    import torch
+
+    from recipes.benchmarks.reading import finish
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", type=Path, help="folder that has the old hf_longctx in it")
+    parser.add_argument("new", type=Path, help="folder that has the new one")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU, to see that it runs")
+    parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
+    parser.add_argument("--out", type=Path, help="the result file or folder; results/ here by default")
+    args = parser.parse_args()
+    if args.tiny and args.out is None:
+        args.out = Path(tempfile.mkdtemp())
+    device = torch.device("cuda" if torch.cuda.is_available() and not args.tiny else "cpu")
+    label = f"a random Llama of 135M geometry{', tiny' * args.tiny}, {'bfloat16' if device.type == 'cuda' else 'fp32'}"
+    finish(SimpleNamespace(device=device), rows((args.old, args.new), args.tiny), args, "paired_decode", label=label)
+
+
+if __name__ == "__main__":
+    main()
