@@ -273,6 +273,17 @@ def test_attention_dropout_is_refused_where_it_is_applied(method: Any) -> None:
             model(IDS, labels=IDS)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("length", [7, 12])
+def test_positions_that_are_not_as_many_as_the_tokens(length: int, family: str, method: Any) -> None:
+    model, ids = tiny(family), IDS[:, :9]
+    with method.on(model):
+        ours = logits_of(model, ids)
+        with pytest.raises(ValueError, match=rf"position_ids of shape \(1, {length}\): 9 tokens are read. Pass one"):
+            model(ids, position_ids=torch.arange(length)[None])
+        same(logits_of(model, ids), ours)
+
+
 # -- patches -----------------------------------------------------------------------------------------------------------
 def test_undo_out_of_order_is_an_error_and_changes_nothing() -> None:
     model = tiny()

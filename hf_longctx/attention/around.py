@@ -14,6 +14,7 @@ from ..cache.recurrent import broke_off, check_whole
 from ..upstream.caches import cache_in
 from .base_attention import PLAIN
 from .caches import adopt_all
+from .order import positions_of_another_length
 from .state import STATE, DecoderState, check_implementation
 
 
@@ -41,10 +42,12 @@ def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     check_implementation(state.layers[0])
     if kwargs.get("output_attentions") or getattr(decoder_module.config, "output_attentions", False):
         raise ValueError(f"output_attentions=True: {state.method.name} never forms the attention matrix. Leave it out.")
-    open_cache(decoder_module, args, kwargs)
     tokens = next((x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None), None)
     known = not torch.compiler.is_compiling() and isinstance(tokens, Tensor) and tokens.ndim > 1
     n_new = tokens.shape[1] if known and isinstance(tokens, Tensor) else None
+    if n_new is not None and state.pos is not None and state.pos.shape[-1] not in (1, n_new):
+        raise ValueError(positions_of_another_length(state.pos, n_new))
+    open_cache(decoder_module, args, kwargs)
     learns = partial(_learns, decoder_module, tokens, state.opened)
     kinds: dict[type[UnrotatedLayer], list[UnrotatedLayer]] = {}
     for layer in dict.fromkeys(state.opened):

@@ -21,7 +21,7 @@ from ..upstream.caches import CACHE_NAMES, cache_in, given_cache, without_cache
 from ..upstream.versions import SAY_VERSION
 from .caches import Adopting, adopt
 from .call import LayerCall
-from .order import is_regular, missing, rises, show_cached
+from .order import is_regular, missing, positions_of_another_length, rises, show_cached
 from .selfcheck import check_layer
 from .state import STATE, DecoderState, Step, check_implementation, kind_of_call, known_of, source_of
 from .subclass import stock_class, subclass
@@ -114,9 +114,7 @@ def _begin(
     # one row for each kind of position of a token (mrope), the text's first: supported where all are the same
     pos = pos[0] if pos.ndim == 3 else pos
     if pos.shape[-1] != L:
-        raise ValueError(
-            f"position_ids of shape {tuple(pos.shape)}: {L} tokens are read. Pass one position for each of them."
-        )
+        raise ValueError(positions_of_another_length(pos, L))
     pos = pos.to(hidden.device).expand(B, L)
     _check_embeddings(decoder, module, found, embeddings, pos)
     mask = kwargs.get("attention_mask")

@@ -38,3 +38,8 @@ def is_regular(pos: Tensor) -> bool:
     rank = real.long().cumsum(1) - 1
     start = torch.where(real, pos - rank, -1).amax(1, keepdim=True)
     return bool(((pos == start + rank) | ~real).all())
+
+
+def positions_of_another_length(pos: Tensor, length: int) -> str:
+    """What is wrong with position ids that are not as many as the tokens."""
+    return f"position_ids of shape {tuple(pos.shape)}: {length} tokens are read. Pass one position for each of them."
