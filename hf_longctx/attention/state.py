@@ -82,6 +82,7 @@ class DecoderState:
     def embeddings(self, module: Any, like: Tensor, pos_BL: Tensor) -> Any:
         """What the rotary embedding has for a layer, as the model hands it on; None: nothing for layers of its kind."""
         held, where = dict(vars(self.rotary)), self._where(like)
+        where = like.device if "meta" in (where.type, like.device.type) else where  # values cannot come from there
         try:
             found = self._angles(module, like.new_empty((), device=where), pos_BL.to(where))
             return found.to(like.device) if isinstance(found, Tensor) else tuple(x.to(like.device) for x in found)
