@@ -158,13 +158,14 @@ def _owns_rotary(module: nn.Module) -> bool:
 def _rotary_inside(decoder: nn.Module) -> nn.Module | None:
     """The rotary embedding of the first attention module that has one of its own, or that module, if it has a table."""
     for module in attention_layers(decoder):
-        own = module if _has_table(module) else next(_rotaries(module), None)
+        own = module if has_table(module) else next(_rotaries(module), None)
         if own is not None:
             return own
     return None
 
 
-def _has_table(module: nn.Module) -> bool:
+def has_table(module: nn.Module) -> bool:
+    """Does a module look its angles up in a table?"""
     return isinstance(getattr(module, TABLE, None), Tensor)
 
 
@@ -172,7 +173,7 @@ def _is_attention(module: Any) -> bool:
     kind: Any = type(module)
     if not hasattr(module, "layer_idx") or hasattr(module, "mlp") or not _attends(kind):
         return False
-    return takes_embeddings(kind) or _has_table(module) or next(_rotaries(module), None) is not None
+    return takes_embeddings(kind) or has_table(module) or next(_rotaries(module), None) is not None
 
 
 def _attends(cls: Any) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from ..anatomy import has_table
 from ..cache.base import UnrotatedLayer
 from ..cache.stock import unrotated_layers
 from ..upstream.caches import CACHE_NAMES, cache_in, given_cache, without_cache
@@ -25,7 +26,6 @@ from .order import is_regular, missing, positions_of_another_length, rises, show
 from .selfcheck import check_layer
 from .state import STATE, DecoderState, Step, check_implementation, kind_of_call, known_of, source_of
 from .subclass import stock_class, subclass
-from .table import has_table
 from .unrotated import noting, unrotated
 from .watch import Found
 from .ways import Reach, own_attention, reach_of
@@ -79,7 +79,7 @@ def _forward(
             f"({', '.join(CACHE_NAMES)}): the text read before would be lost. {SAY_VERSION}"
         )
     kwargs |= reach.given(embeddings)
-    if has_table(module):  # which has an end, and is not used
+    if embeddings is None and has_table(module):  # which has an end, and is not used
         kwargs["position_ids"] = torch.zeros_like(kwargs["position_ids"])
     if decoder.following is None:
         return reach.run(type(module)._unrotated, module, call, hidden_states, kwargs)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import attention_layers, full_attention_layers, rotary_of, takes_embeddings
+from ..anatomy import attention_layers, full_attention_layers, has_table, takes_embeddings
 from ..cache.base import UnrotatedLayer
 from ..method import Footprint, LongContextMethod
 from ..ops.available import TRITON
@@ -32,7 +31,7 @@ from .names import base_of
 from .selfcheck import Refused, check_layer, head_dim_of, probe
 from .state import FOUND, STATE, DecoderState
 from .subclass import stock_class
-from .table import Angles, endless, has_table
+from .table import endless, rotary_embedding
 
 logger = logging.getLogger("hf_longctx")
 SMALLEST_WINDOW = 256  # that a plan suggests
@@ -105,15 +104,11 @@ class AttentionMethod(LongContextMethod):
         check_device(base, layers[0], head_dim_of(layers[0]))
         if not TRITON and next(layers[0].parameters()).is_cuda:
             logger.warning("Triton is not installed: attention over un-rotated keys is several times slower without.")
-        rotary: Any = rotary_of(decoder)
+        rotary = rotary_embedding(decoder)
         if has_table(rotary):
-            if rotary in layers:
-                rotary = Angles(rotary.embed_positions)
-            else:
-                stock_table: Any = type(rotary)
-                patch.set_class(rotary, endless(stock_table))
-        per_layer_type = "layer_type" in inspect.signature(rotary.forward).parameters
-        state = DecoderState(method, rotary, base, per_layer_type, getattr(decoder, "_supports_sdpa", True))
+            stock_table: Any = type(rotary)
+            patch.set_class(rotary, endless(stock_table))
+        state = DecoderState(method, rotary, base, getattr(decoder, "_supports_sdpa", True))
         state.layers = layers
         patch.set(decoder, STATE, state)
         for module in layers:

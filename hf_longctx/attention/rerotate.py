@@ -7,24 +7,21 @@ a forward of a few tokens rather than guessed from its family.
 # G key/value heads, S cached keys, D head dim; the batch is always 1
 from __future__ import annotations
 
-import inspect
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import attention_layers, layer_type, rotary_of
+from ..anatomy import layer_type
 from ..ops.checked import checked_once, layer_tolerance, relative_error
 from ..ops.layout import RotaryLayout
 from ..ops.rotation import Rotation
 from ..upstream.caches import given_cache
-from ..upstream.signatures import parameters
 from .selfcheck import probe
 from .state import DecoderState
 from .subclass import stock_class
-from .table import Angles, has_table
-from .watch import LENT, arguments, evaluating, look
+from .table import rotary_embedding
+from .watch import Through, arguments, evaluating, look
 from .ways import reach_of, reachable
 
 _SHIFT = 20  # positions by which the self-check moves
@@ -32,16 +29,7 @@ _SHIFT = 20  # positions by which the self-check moves
 
 def angles_of(decoder: nn.Module) -> DecoderState:
     """What asks the rotary embedding of a model, with or without a method, for its angles."""
-    rotary: Any = rotary_of(decoder)
-    if has_table(rotary) and rotary in attention_layers(decoder):
-        rotary = Angles(rotary.embed_positions)
-    forward = getattr(rotary.forward, "__func__", rotary.forward)
-    return DecoderState(None, rotary, "sdpa", _takes_layer_type(forward))  # type: ignore[arg-type]
-
-
-@lru_cache(maxsize=64)
-def _takes_layer_type(forward: Any) -> bool:
-    return "layer_type" in inspect.signature(forward).parameters
+    return DecoderState(None, rotary_embedding(decoder), "sdpa")  # type: ignore[arg-type]
 
 
 def turn(rotary: DecoderState, module: Any, layout: RotaryLayout, old_pos_1S: Tensor, new_pos_1S: Tensor) -> Rotation:
@@ -113,13 +101,13 @@ class Mover:
 
     def _cached(self, module: Any, hidden: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values that this layer would cache for `hidden` at these positions."""
-        stock, cache = stock_class(module), _Capture()
+        stock, cache = stock_class(module), Through()
         handed = reach_of(stock).given(self.angles.embeddings(module, hidden, pos))
         kwargs = {"attention_mask": None, "position_ids": pos, **given_cache(stock.forward, cache), **handed}
         failed: Exception | None = None
         with evaluating(module):
             try:
-                module(hidden, **arguments(stock, kwargs, LENT in parameters(stock.forward)))
+                module(hidden, **arguments(stock, kwargs))
             except Exception as error:  # the keys are all that is asked for
                 failed = error
         if cache.kept is None:
@@ -128,16 +116,3 @@ class Mover:
                 f"({failed}). Read the text again."
             ) from failed
         return cache.kept
-
-
-class _Capture:
-    """Stands in for a cache, and sees the keys and values that come."""
-
-    kept: tuple[Tensor, Tensor] | None = None
-
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.kept = keys, values
-        return keys, values
-
-    def get_seq_length(self, *args: Any) -> int:
-        return 0

@@ -3,8 +3,10 @@
 # B batch, L queries, D head dim
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -49,8 +51,8 @@ class DecoderState:
     method: DecidesPositions
     rotary: nn.Module
     base_attention: str  # transformers' attention implementation that the model had before
-    per_layer_type: bool  # the rotary embedding has frequencies for each kind of layer (Gemma3)
     has_sdpa: bool = True  # transformers' sdpa can do its attention
+    per_layer_type: bool = field(init=False)  # the rotary embedding has frequencies for each kind of layer (Gemma3)
     three_rows: bool = False  # it takes three positions of each token, the same three for text
     layers: list[nn.Module] = field(default_factory=list, repr=False)
     # the layouts that layers have passed the self-check with, by class and what was found of them
@@ -65,6 +67,10 @@ class DecoderState:
     lent: dict[str, Lent] = field(default_factory=dict, repr=False)  # where the keys that other layers read stand
     opened: list[UnrotatedLayer] = field(default_factory=list, repr=False)  # the cache layers of the running forward
     reading: Cache | None = field(default=None, repr=False)  # their cache, from when the first layer may write it
+
+    def __post_init__(self) -> None:
+        forward: Any = self.rotary.forward
+        self.per_layer_type = _takes_layer_type(getattr(forward, "__func__", forward))
 
     @property
     def kernel(self) -> str:
@@ -128,6 +134,11 @@ class DecoderState:
         if own is None:
             return self.rotation(module, layout, like, pos_BL)
         return Rotation(own[0].to(like), own[1].to(like), layout)
+
+
+@lru_cache(maxsize=64)
+def _takes_layer_type(forward: Any) -> bool:
+    return "layer_type" in inspect.signature(forward).parameters
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..anatomy import attention_layers, has_table, rotary_of
 from .subclass import subclass
 
 THETA = 10000  # of both
@@ -21,9 +22,11 @@ def sines_and_cosines(pos_BL: Tensor, dims: int) -> Tensor:
     return torch.cat((torch.sin(angle), torch.cos(angle)), -1)
 
 
-def has_table(module: Any) -> bool:
-    """Does a module look its angles up in a table?"""
-    return isinstance(getattr(module, "embed_positions", None), Tensor)
+def rotary_embedding(decoder: nn.Module) -> Any:
+    """The rotary embedding of a decoder; the angles of their tables where its attention modules have these."""
+    rotary: Any = rotary_of(decoder)
+    inside = has_table(rotary) and rotary in attention_layers(decoder)
+    return Angles(rotary.embed_positions) if inside else rotary
 
 
 class Angles(nn.Module):

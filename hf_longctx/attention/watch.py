@@ -30,7 +30,7 @@ class _Touched(Exception):
     """The layer computes something from its cosines that is no call of a rotary function."""
 
 
-class _Attended(Exception):
+class Attended(Exception):
     """The layer has come to its attention."""
 
 
@@ -73,18 +73,26 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Spy:
-    """A cache that gives keys and values back as they came."""
+class Through:
+    """Stands for a cache: gives keys and values back as they came, and says what they were."""
 
-    keys: Tensor | None = None
-    index: Any = None
+    kept: tuple[Tensor, Tensor] | None = None
+    index: Any = None  # of the layer that they came from
 
-    def update(self, keys: Tensor, values: Tensor, index: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.keys, self.index = keys, index
+    def update(
+        self, keys: Tensor, values: Tensor, index: Any = None, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See transformers' `Cache`."""
+        self.kept, self.index = (keys, values), index
         return keys, values
 
     def get_seq_length(self, *args: Any) -> int:
+        """How many tokens were cached before: none."""
         return 0
+
+
+class _Spy(Through):
+    """The same for a layer that is to do nothing else with its cache."""
 
     def __getattr__(self, name: str) -> Any:
         raise TypeError(f"its attention does more with the cache than store keys and values: it asks for {name}")
@@ -95,7 +103,7 @@ class _Dims:
 
     def __call__(self, module: Any, query: Tensor, *args: Any) -> Any:
         self.dims = query.shape[-1]
-        raise _Attended
+        raise Attended
 
 
 @torch.no_grad()
@@ -126,12 +134,13 @@ def _look(module: Any, stock: Any, hidden_BLX: Tensor, embeddings: Any, more: di
     with evaluating(module), named(module, ATTENTION_NAMES["sdpa"]), noting() as notes, _Watch(tensors):
         try:
             reach.run(unrotated(stock.forward), module, attention, hidden_BLX, {**kwargs, **reach.given(embeddings)})
-        except _Attended:
+        except Attended:
             pass
         else:
             raise TypeError("its attention cannot be reached: what it is called with does not come to it")
-    elsewhere = spy.keys is not None and spy.index != module.layer_idx
-    return Found(tuple(_layouts(notes, attention.dims, length)), spy.keys is not None, elsewhere, lender=lender)
+    lends = spy.kept is not None
+    elsewhere = lends and spy.index != module.layer_idx
+    return Found(tuple(_layouts(notes, attention.dims, length)), lends, elsewhere, lender=lender)
 
 
 def _layouts(notes: list[Note], dims: int, length: int) -> Iterator[RotaryLayout]:
@@ -148,13 +157,17 @@ def _layouts(notes: list[Note], dims: int, length: int) -> Iterator[RotaryLayout
         )
 
 
-def arguments(stock: Any, kwargs: dict[str, Any], lender: bool) -> dict[str, Any]:
-    """`kwargs`, with None for what a forward insists on beyond them, or stand-ins for other layers' keys."""
-    for name, parameter in parameters(stock.forward).items():
+def arguments(stock: Any, kwargs: dict[str, Any], lender: bool | None = None) -> dict[str, Any]:
+    """`kwargs`, with None for what a forward insists on beyond them, or stand-ins for other layers' keys.
+
+    `lender` says whether it gets the latter; None: if it takes them.
+    """
+    names = parameters(stock.forward)
+    for name, parameter in names.items():
         needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         if needed and name not in ("self", "hidden_states", "position_embeddings"):
             kwargs.setdefault(name, None)
-    return {**kwargs, LENT: _Lender()} if lender else kwargs
+    return {**kwargs, LENT: _Lender()} if lender or (lender is None and LENT in names) else kwargs
 
 
 class _Lender(dict):

@@ -12,33 +12,18 @@ from torch import Tensor
 from ..attention.rerotate import angles_of
 from ..attention.selfcheck import probe
 from ..attention.subclass import stock_class
-from ..attention.watch import LENT, arguments, evaluating
+from ..attention.watch import Attended, Through, arguments, evaluating
 from ..attention.ways import INTERFACE, named, reach_of
 from ..ops.checked import checked_once
 from ..upstream.caches import given_cache
-from ..upstream.signatures import parameters
 
 REMEDY = "Generate without a shared prefix."
 
 
-class _Attended(Exception):
-    """The layer has come to its attention."""
-
-
-class Watched:
+class Watched(Through):
     """Stands for a layer's cache in a forward, and is handed what the layer attends to."""
 
-    kept: tuple[Tensor, Tensor] | None = None
     reason: str | None = "comes to no attention that can be reached"
-
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keep what the layer caches."""
-        self.kept = keys, values
-        return keys, values
-
-    def get_seq_length(self, *args: Any) -> int:
-        """How many tokens were cached before: none."""
-        return 0
 
     def see(self, key: Tensor, value: Tensor, attention_mask: Tensor | None, more: dict[str, Any]) -> Any:
         """Take what attention is called with; it goes no further."""
@@ -52,7 +37,7 @@ class Watched:
             self.reason = f"attends with logit soft-capping ({more['softcap']})"
         elif attention_mask is not None:
             self.reason = "attends under a mask of its own"
-        raise _Attended
+        raise Attended
 
 
 def check_layer(module: Any, decoder: Any, implementation: str) -> None:
@@ -75,8 +60,8 @@ def _reason(module: Any, decoder: Any, implementation: str) -> str | None:
     pos = torch.arange(like.shape[1], device=like.device)[None]
     handed = reach.given(angles_of(decoder).embeddings(module, like, pos))
     kwargs = {"attention_mask": None, "position_ids": pos, **given_cache(stock.forward, watched), **handed}
-    kwargs = arguments(stock, kwargs, LENT in parameters(stock.forward))
-    with evaluating(module), named(module, implementation), contextlib.suppress(_Attended):
+    kwargs = arguments(stock, kwargs)
+    with evaluating(module), named(module, implementation), contextlib.suppress(Attended):
         module(like, shared=watched, **kwargs)
     return watched.reason
 
