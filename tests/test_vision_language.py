@@ -13,6 +13,7 @@ import hf_longctx
 from hf_longctx import LMInfinite, PositionFree
 from hf_longctx.upstream.caches import given_cache
 from tests.contract.registry import close, differs, fingerprint, same
+from tests.families.vision import around_a_picture
 from tests.tiny import SIZES, build, config_of, greedy_uncached, left_padded, logits_of, text
 
 IDS = text(2, 24)
@@ -120,11 +121,7 @@ def several(name: str) -> Any:
 def test_tokens_with_three_positions_are_served_as_text_and_refused_as_images(name: str, method: Any) -> None:
     decoder, ids = several(name), text(2, 24)
     flat = torch.arange(24)[None].expand(2, -1)
-    image = flat.expand(3, -1, -1).clone()  # a picture of 3 x 3 tokens: one time, rows and columns
-    image[0, :, 6:15] = 6
-    image[1, :, 6:15] = 6 + torch.arange(9) // 3
-    image[2, :, 6:15] = 6 + torch.arange(9) % 3
-    image[:, :, 15:] -= 6
+    image = around_a_picture(flat)
 
     def out(pos: Any = None, **kwargs: Any) -> Any:
         with torch.no_grad():

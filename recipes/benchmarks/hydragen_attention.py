@@ -3,9 +3,7 @@
 # B batch, H query heads, G key/value heads, P keys of a prefix, S keys of a suffix, D head dim
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +26,7 @@ from hf_longctx.ops.prefix import (
 )
 
 from .reading import K
-from .timing import milliseconds
+from .timing import by_clock, milliseconds
 
 SHAPES = ((9, 3, 64), (8, 1, 128))
 SWEEP = (1, 2, 3, 4, 5, 7, 8, 9, 11, 16)
@@ -38,12 +36,7 @@ Attempt = Callable[[str, str, Callable[[], dict[str, Any]]], dict[str, Any]]
 def replayed(work: Callable[[], Any], runs: int = 7, inside: int = 5) -> float:
     """Median milliseconds of `work` in a CUDA graph, where launching takes no time; by the clock elsewhere."""
     if not torch.cuda.is_available():
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            work()
-            times.append((time.perf_counter() - start) * 1e3)
-        return median(times)
+        return by_clock(work)
     work()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -22,6 +23,16 @@ def milliseconds(work: Callable[[], Any], *, runs: int = 10, warm_up: int = 3) -
         torch.cuda.synchronize()
         samples.append(begin.elapsed_time(end))
     return median(samples)
+
+
+def by_clock(work: Callable[[], Any], *, runs: int = 3) -> float:
+    """Median milliseconds of `work` by the clock, where there is no GPU."""
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - start) * 1e3)
+    return median(times)
 
 
 def peak_gib(work: Callable[[], Any]) -> float:

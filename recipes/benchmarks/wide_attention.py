@@ -3,10 +3,8 @@
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from hf_longctx.ops.masks import BeyondWindow, Window
 from hf_longctx.ops.positions import Positions
 
 from .hydragen import Attempt
-from .timing import milliseconds
+from .timing import by_clock, milliseconds
 from .wide_models import TINY, Geometry, Sizes, build
 
 SLOW = 200.0  # milliseconds: one sample is enough
@@ -152,11 +150,6 @@ def _check(name: str, out_BLHD: Tensor, right_BLHD: Tensor) -> None:
 def _milliseconds(work: Callable[[], Any]) -> float:
     """Median time: by device events on a GPU, by the clock elsewhere; a slow one once, after its first run."""
     if not torch.cuda.is_available():
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            work()
-            times.append((time.perf_counter() - start) * 1e3)
-        return median(times)
+        return by_clock(work)
     once = milliseconds(work, runs=1, warm_up=1)
     return once if once > SLOW else milliseconds(work)

@@ -44,6 +44,16 @@ def same(actual: Tensor, expected: Tensor, why: str = "") -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, msg=lambda m: f"{why}: {m}")
 
 
+def equal_in_one_graph(model: nn.Module, forward: Callable[[Any], Tensor]) -> Any:
+    """`model` compiled to one graph, which gives what it gives by itself."""
+    eager = forward(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    close(forward(compiled), eager)
+    torch._dynamo.reset()
+    return compiled
+
+
 def differs(actual: Tensor, expected: Tensor, by: float = 1e-3) -> None:
     assert (actual - expected).abs().max() > by, "the method changed nothing"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import hf_longctx
-from tests.contract.registry import close, differs, prop, prop_where, same
+from tests.contract.registry import close, differs, equal_in_one_graph, prop, prop_where, same
 from tests.contract.stack import is_identity, parts
 from tests.tiny import logits_of, text, tiny
 
@@ -135,12 +135,8 @@ def gradient_checkpointing_is_equal(method: Any, family: str) -> None:
 def compile_fullgraph_without_cache_is_equal(method: Any, family: str) -> None:
     model = tiny(family)
     method.apply(model)
-    eager = logits_of(model, IDS, use_cache=False)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    close(logits_of(compiled, IDS, use_cache=False), eager)
+    compiled = equal_in_one_graph(model, lambda one: logits_of(one, IDS, use_cache=False))
     assert [p.method for p in hf_longctx.applied(compiled)] == parts(method)
-    torch._dynamo.reset()
 
 
 @prop

@@ -9,7 +9,7 @@ import torch
 
 from hf_longctx import LMInfinite, PositionFree
 from hf_longctx.anatomy import decoder_layers, find_decoder
-from tests.contract.registry import close
+from tests.contract.registry import close, equal_in_one_graph
 from tests.families.table import model_of
 from tests.tiny import logits_of, text
 
@@ -21,11 +21,7 @@ IDS = text(2, 24)
 def test_one_graph_without_a_cache(family: str, method: Any) -> None:
     model = model_of(family)
     method.apply(model)
-    eager = logits_of(model, IDS, use_cache=False)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    close(logits_of(compiled, IDS, use_cache=False), eager)
-    torch._dynamo.reset()
+    equal_in_one_graph(model, lambda one: logits_of(one, IDS, use_cache=False))
 
 
 @pytest.mark.parametrize("first", ["compiled", "applied"])

@@ -14,16 +14,12 @@ from hf_longctx import LMInfinite, PositionFree
 from hf_longctx.anatomy import find_decoder
 from tests.contract.registry import differs, fingerprint, same
 from tests.families.census.looking import RIGHT, distance
-from tests.families.vision import build
+from tests.families.vision import around_a_picture, build
 from tests.tiny import greedy_uncached, logits_of, text
 
 IDS = text(2, 24)
 FLAT = torch.arange(24)[None].expand(2, -1)
-IMAGE = FLAT.expand(3, -1, -1).clone()  # a picture of 3 x 3 tokens: one time, rows and columns
-IMAGE[0, :, 6:15] = 6
-IMAGE[1, :, 6:15] = 6 + torch.arange(9) // 3
-IMAGE[2, :, 6:15] = 6 + torch.arange(9) % 3
-IMAGE[:, :, 15:] -= 6
+IMAGE = around_a_picture(FLAT)
 ONE_POSITION = [
     "aria", "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "exaone4_5", "fuyu", "gemma3",
     "gemma4", "got_ocr2", "idefics2", "idefics3", "internvl", "kimi_k25", "lfm2_vl", "lighton_ocr", "llama4",

@@ -7,9 +7,10 @@ import inspect
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
-from tests.families.census.building import LARGEST, config_of
+from tests.families.census.building import config_of, random_model
 
 # of an image encoder, under the names that families have for them; each gets those that its config has
 ENCODER: dict[str, Any] = {
@@ -39,18 +40,17 @@ def build(model_type: str) -> Any:
     tokens = [name for name in vars(default) if name.endswith(("_token_id", "_token_index"))]
     ids = {name: 205 + i % 6 for i, name in enumerate(sorted(tokens)) if name not in ("pad_token_id", "eos_token_id")}
     more = {"mm_tokens_per_image": 1} if hasattr(default, "mm_tokens_per_image") else {}
-    config = config_class(**parts, **ids, **more)
-    with torch.device("meta"):
-        size = sum(p.numel() for p in AutoModelForImageTextToText.from_config(config).parameters())
-    if size > LARGEST:
-        raise ValueError(f"{size / 1e6:.0f}M parameters")
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(config)
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter += torch.linspace(0, 0.5, len(parameter), dtype=parameter.dtype)
-    return model.eval().float()
+    return random_model(AutoModelForImageTextToText, config_class(**parts, **ids, **more))
+
+
+def around_a_picture(pos_BL: Tensor) -> Tensor:
+    """Positions (3, B, L) of a text from 0 on with a picture of 3 x 3 tokens in it: one time, rows and columns."""
+    pos = pos_BL.expand(3, -1, -1).clone()
+    pos[0, :, 6:15] = 6
+    pos[1, :, 6:15] = 6 + torch.arange(9) // 3
+    pos[2, :, 6:15] = 6 + torch.arange(9) % 3
+    pos[:, :, 15:] -= 6
+    return pos
 
 
 def _sections(text: Any) -> dict[str, Any]:

@@ -16,14 +16,18 @@ LARGEST = 10**8  # parameters: one that is larger has sizes under names that we 
 
 def build(model_type: str, **extra: Any) -> Any:
     """The model, in fp32. Norms are unequal: a norm of equal weights commutes with a rotation."""
-    config = config_of(model_type, **extra)
+    return random_model(AutoModelForCausalLM, config_of(model_type, **extra))
+
+
+def random_model(auto: Any, config: Any) -> Any:
+    """A model of an auto class as `build` makes it; ValueError for one that is not tiny."""
     with torch.device("meta"):
-        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        size = sum(p.numel() for p in auto.from_config(config).parameters())
     if size > LARGEST:
         raise ValueError(f"{size / 1e6:.0f}M parameters: its config has sizes that tests/families/census lacks")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
+        model = auto.from_config(config)
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += torch.linspace(0, 0.5, len(parameter), dtype=parameter.dtype)
