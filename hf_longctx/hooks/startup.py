@@ -17,6 +17,7 @@ from .when_imported import WhenImported
 
 CONFIG, MODELS = "transformers.configuration_utils", "transformers.modeling_utils"
 GENERATION, MASKS = "transformers.generation.utils", "transformers.masking_utils"
+PIPELINES = "transformers.pipelines.base"
 # module, class, method -> the function in transformers.py that is called in its place, with the stock one first
 HOOKS = {
     (MODELS, "PreTrainedModel", "post_init"): "keyed_post_init",
@@ -26,6 +27,7 @@ HOOKS = {
     (GENERATION, "GenerationMixin", "_valid_auto_compile_criteria"): "keyed_criteria",
     (MODELS, "PreTrainedModel", "get_compiled_call"): "keyed_compiled_call",
     (GENERATION, "GenerationMixin", "_extract_generation_mode_kwargs"): "keyed_mode_kwargs",
+    (PIPELINES, "Pipeline", "check_model_type"): "keyed_model_type",
 }
 # the registries of transformers, and hf_longctx's names in them -> the modules that have the functions
 REGISTRIES = {
@@ -159,5 +161,5 @@ def _hook_peft(_: str) -> None:
     adapters.hook()
 
 
-transformers_watch = WhenImported([CONFIG, MODELS, GENERATION, MASKS], _hook)
+transformers_watch = WhenImported([CONFIG, MODELS, GENERATION, MASKS, PIPELINES], _hook)
 peft_watch = WhenImported(["peft"], _hook_peft)

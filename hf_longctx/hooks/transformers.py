@@ -17,6 +17,8 @@ a method. `startup.HOOKS` is the table; `startup.uninstall` takes all of them ba
    transformers replays caches that are not static.
 7. `GenerationMixin._extract_generation_mode_kwargs`: decoding methods of hf_longctx get the streamer and the tokenizer.
    Can go when `generate` gives them to every `custom_generate` callable.
+8. `Pipeline.check_model_type`: a pipeline that knows a class knows the `LongCtx` class of it, and logs no error about
+   an unsupported model. Can go when transformers looks for subclasses.
 
 There are three more, elsewhere: the descriptor `startup.Key` on `PreTrainedConfig`, which keeps and checks the key (can
 go with number 1); the names of `startup.REGISTRIES`, which transformers has registries for; and once peft is imported,
@@ -26,6 +28,7 @@ wraps around its saving and loading, so that an adapter carries its base's metho
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -39,6 +42,7 @@ from ..attention.state import STATE
 from ..attention.turns import read_again_if_needed
 from ..cache.stock import shares_prefix
 from ..generation.cuda_graph import can_replay, forget, graph_forward
+from ..hub.shim import without_ours
 from ..method import KEY, read_key
 from ..patch import applied
 from ..sharing.model import is_shared
@@ -121,6 +125,16 @@ def keyed_mode_kwargs(
     return found | {name: value for name, value in given.items() if value is not None}
 
 
+def keyed_model_type(stock: Any, self: Any, supported_models: Any) -> None:
+    """Hook 8: look for the stock class's name."""
+    known_as = getattr(type(self.model), "stock_class", None)
+    if known_as is None:
+        stock(self, supported_models)
+        return
+    # only the class of the model and the task are asked for
+    stock(SimpleNamespace(model=type(known_as.__name__, (), {})(), task=self.task), supported_models)
+
+
 def _attention_methods(model: Any) -> list[AttentionMethod]:
     return [patch.method for patch in applied(model) if isinstance(patch.method, AttentionMethod)]
 
@@ -135,8 +149,21 @@ def _apply_key(model: Any) -> None:
     # the entry is the method's own to write, so that undoing the method leaves none behind
     for config in (model.config, *(anchor.config for anchor in anchors)):
         vars(config).pop(KEY, None)
+    _drop_auto_map(model.config)
     for method, anchor in zip(methods, anchors, strict=True):
         method._apply(anchor, model, own_configs=False)
+
+
+def _drop_auto_map(config: Any) -> None:
+    """Take out what leads to the file of a dual-mode folder, which the stock class would not save with it.
+
+    Our classes write it back.
+    """
+    entries = vars(config).get("auto_map")
+    if entries and not (other := without_ours(entries)):
+        del config.auto_map
+    elif entries:
+        config.auto_map = other
 
 
 def _share_config(model: Any) -> None:
@@ -155,6 +182,7 @@ def _share_config(model: Any) -> None:
             )
         own = copy.deepcopy(callers, {id(callers.get_text_config(decoder=True)): decoder.config})
         vars(own).pop(KEY, None)
+        _drop_auto_map(own)
     for module in model.modules():
         if vars(module).get("config") is callers:
             module.config = own

@@ -242,7 +242,7 @@ assert "PreTrainedConfig" in runpy.run_module("transformers.configuration_utils"
 
 def test_every_place_that_a_hook_is_for_exists_and_every_stand_in_has_its_function() -> None:
     for (module, owner, name), ours in startup.HOOKS.items():
-        stock = getattr(getattr(sys.modules[module], owner), name).__wrapped__
+        stock = getattr(getattr(importlib.import_module(module), owner), name).__wrapped__
         theirs = [p.name for p in inspect.signature(stock).parameters.values() if p.kind is not p.VAR_KEYWORD]
         given = list(inspect.signature(getattr(hooks, ours)).parameters)
         assert given[: len(theirs) + 1] == ["stock", *theirs][: len(given)] or "args" in given, ours

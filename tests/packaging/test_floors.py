@@ -33,6 +33,7 @@ FLOORS = [
     "generation",
     "streaming",
     "hub",
+    "models",
     "hooks",
     "planning",
     "clip",

@@ -1,0 +1,172 @@
+"""Classes of transformers with methods: made from the stock ones by name, so that there is no list of them to keep."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import transformers
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+
+from ..hub import shim
+from ..hub.configs import extend_config
+from ..method import LongContextMethod
+from ..near import did_you_mean
+from ..upstream.conversions import share_conversions
+
+# what says where a config comes from, which loading the weights needs as well
+_PLACE = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+_made: dict[str, type[PreTrainedModel]] = {}
+
+
+class LongCtx:
+    """What a stock model class gets before it: methods at loading, and a dual-mode folder at saving.
+
+    A model has the methods that its config names, or that `from_pretrained(..., methods=...)` gives it; without either
+    it is the stock model. `save_pretrained`, and with it `push_to_hub` and `Trainer`, write a folder in which the stock
+    class is named and `trust_remote_code=True` gives this one (`hub/shim.py`); once the methods are undone, a stock
+    folder.
+    """
+
+    stock_class: ClassVar[type[PreTrainedModel]]
+    _auto_class = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        methods: LongContextMethod | list[LongContextMethod] | tuple[LongContextMethod, ...] | None = None,
+        config: PreTrainedConfig | str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the stock class's, with methods.
+
+        Args:
+            pretrained_model_name_or_path: A folder or a Hub id.
+            *model_args: As the stock class takes them.
+            methods: One or several, applied in this order, in the place of those that the config names; none at all,
+                `()`, gives the stock model. None: those that the config names.
+            config: As the stock class takes it.
+            **kwargs: As the stock class takes them.
+
+        Raises:
+            ValueError: `methods` is no method, or one that this model refuses.
+        """
+        if methods is not None:
+            given = list(methods) if isinstance(methods, (list, tuple)) else [methods]
+            config, kwargs = _with_methods(cls, pretrained_model_name_or_path, given, config, kwargs)
+        if config is not None:
+            kwargs["config"] = config
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)  # type: ignore[misc]
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> Any:
+        """As the stock class's; the folder is a dual-mode one while the model has methods."""
+        if push_to_hub:
+            raise ValueError(
+                f"save_pretrained({str(save_directory)!r}, push_to_hub=True) would publish the folder before it is "
+                f"complete. Call model.push_to_hub(repo_id), or hf_longctx.hub.push, which sends the tokenizer and a "
+                f"card in the same commit."
+            )
+        result = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        # every process of a parallel run calls this, and one of them writes
+        if kwargs.get("is_main_process", args[0] if args else True):
+            shim.finish(os.fspath(save_directory))
+        return result
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing: transformers' own would copy this file of hf_longctx into every folder that is saved."""
+
+    # transformers treats classes that are not its own as unknown code: no conversion of older weights, and no choice of
+    # attention where it does not find it in the source of the class's module. These have nothing but its own code.
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """As the stock class."""
+        return bool(cls.stock_class.is_custom_code())
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return bool(cls.stock_class._can_set_attn_implementation())
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return bool(cls.stock_class._can_set_experts_implementation())
+
+
+def class_of(name: str) -> type[PreTrainedModel]:
+    """The class `LongCtx...` of this name.
+
+    Raises:
+        ImportError: transformers has no such model class; an ImportError since `from hf_longctx.models import` shows no
+            other error's text.
+    """
+    if name in _made:
+        return _made[name]
+    stock_name = name.removeprefix(shim.PREFIX)
+    stock = getattr(transformers, stock_name, None)
+    if not (isinstance(stock, type) and issubclass(stock, PreTrainedModel) and not stock.__name__.startswith("PreT")):
+        what = "is no model class" if stock is not None else "does not exist"
+        raise ImportError(
+            f"hf_longctx.models has no {name}: {stock_name} {what} in transformers {transformers.__version__}. "
+            f"{did_you_mean(name, names())}Give LongCtx and the name of a model class, such as "
+            f"LongCtxLlamaForCausalLM."
+        )
+    _made[name] = made_from(stock)
+    return _made[name]
+
+
+def made_from(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """A new class `LongCtx` + the name of `stock`."""
+    name = shim.class_name(stock.__name__)
+    # GenerationMixin is named once more because AutoModel makes a class of its own of every trusted one that has its
+    # own way to prepare inputs and does not name it
+    bases: tuple[type, ...] = (LongCtx, stock, *([GenerationMixin] if issubclass(stock, GenerationMixin) else []))
+    body = {
+        "__module__": __package__,
+        "__qualname__": name,
+        "__doc__": f"{stock.__name__} with the methods that its config names, see `hf_longctx.models.LongCtx`.",
+        "stock_class": stock,
+        "_auto_class": None,
+    }
+    share_conversions(stock.__name__, name)
+    return type(name, bases, body)
+
+
+def names() -> list[str]:
+    """The names of the classes for causal language models, for completion and for hints."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    known = (name for value in CAUSAL.values() for name in ([value] if isinstance(value, str) else value))
+    return sorted({shim.class_name(name) for name in known})
+
+
+def _with_methods(
+    cls: Any, path: Any, methods: list[Any], config: Any, kwargs: dict[str, Any]
+) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """The config with these methods, and the arguments that are left when it has taken those that are its own."""
+    if not isinstance(config, PreTrainedConfig):
+        place = path if config is None else config
+        if place is None:
+            raise ValueError("methods= needs a config: give a folder, a Hub id or config=.")
+        if (Path(place) / "adapter_config.json").is_file() and not (Path(place) / "config.json").is_file():
+            raise ValueError(
+                f"{str(place)!r} is an adapter, and methods= changes its base. Load the base with methods=, then "
+                f"PeftModel.from_pretrained(base, {str(place)!r})."
+            )
+        where = {name: kwargs.pop(name) for name in _PLACE if name in kwargs}
+        config, kwargs = cls.config_class.from_pretrained(place, return_unused_kwargs=True, **where, **kwargs)
+        kwargs |= where
+    return extend_config(config, *methods), kwargs
