@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import options
 from .options import Force, Model, Settings, chosen_of
+from .push import Plugin
 
 
 def extend(
@@ -16,17 +17,16 @@ def extend(
     method: Annotated[str, typer.Option(help="A name from `hf-longctx methods`.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the extended model.", show_default=False)],
     settings: Settings = None,
+    plugin: Plugin = False,
     force: Force = False,
 ) -> None:
     """Save a model so that plain from_pretrained loads it with the method active."""
     from ..hub import extend as run
+    from ..hub.tiers import entry_of
 
     chosen = chosen_of(method, settings)
     assert chosen is not None
-    folder = run(model, chosen, out, overwrite=force)
-    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}  # to be copied, paths whole
-    options.screen.print(f"Saved the model with {chosen!r} to {folder}.", **plain)
-    configs = [file.read_text(encoding="utf-8") for file in folder.glob("*config.json")]  # or an adapter's
-    keyed = any('"hf_longctx"' in text for text in configs)
-    needed = "import hf_longctx; " if keyed else ""
-    options.screen.print(f'Load it with: {needed}AutoModelForCausalLM.from_pretrained("{folder}")', **plain)
+    folder = run(model, chosen, out, overwrite=force, plugin=plugin)
+    options.plain(f"Saved the model with {chosen!r} to {folder}.")
+    needed = "" if entry_of(folder) is None else "import hf_longctx; "
+    options.plain(f'Load it with: {needed}AutoModelForCausalLM.from_pretrained("{folder}")')

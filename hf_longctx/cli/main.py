@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from ..storage.files import claimed
 from . import clip as cli_clip
+from . import hub as cli_hub
 from . import options
 from .ask import ask
 from .chat import chat
@@ -24,6 +25,7 @@ from .lm_eval import lm_eval
 from .methods import list_methods
 from .options import complain
 from .plan import plan
+from .push import push, save
 from .report import report
 
 # What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
@@ -67,6 +69,7 @@ app = typer.Typer(
     help="Read far beyond the length a Hugging Face model was trained for.",
 )
 app.add_typer(cli_clip.app, name="clip")
+app.add_typer(cli_hub.app, name="hub")
 
 
 def _version(wanted: bool) -> None:
@@ -91,6 +94,8 @@ def main(
 app.command("methods")(list_methods)
 app.command()(kernels)
 app.command()(extend)
+app.command()(save)
+app.command()(push)
 app.command()(generate)
 app.command()(ask)
 app.command()(chat)

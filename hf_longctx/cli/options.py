@@ -175,6 +175,11 @@ def notes() -> Console:
     return Console(stderr=True)
 
 
+def plain(text: str) -> None:
+    """Print a result that is to be copied: whole paths, no markup."""
+    screen.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def complain(message: str) -> None:
     """Print an error. Soft-wrapped: one line in a log, however wide."""
     notes().print(f"Error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)

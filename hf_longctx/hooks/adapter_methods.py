@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 from ..anatomy import find_decoder
-from ..method import KEY, SCHEMA_VERSION, LongContextMethod, from_spec, read_key
+from ..hub.adapter import read_entry
+from ..method import KEY, SCHEMA_VERSION, LongContextMethod
 from ..patch import applied, unwrap
 
 
@@ -34,16 +35,6 @@ def entry_of(model: Any) -> dict[str, Any] | None:
         config: Any = applied(model)[0].model.config
         entry["rope_parameters"] = config.rope_parameters
     return entry
-
-
-def read_entry(entry: Any) -> list[LongContextMethod]:
-    """The methods in an adapter's entry. ValueError says what is wrong with it."""
-    specs = entry.get("methods") if isinstance(entry, dict) else None
-    if not isinstance(specs, list):
-        return read_key(entry)  # raises
-    own = [spec for spec in specs if not (isinstance(spec, dict) and spec.get("native"))]
-    read_key({"version": entry.get("version"), "methods": own})
-    return [from_spec({k: v for k, v in spec.items() if k != "native"}) for spec in specs]
 
 
 # -- may it come -------------------------------------------------------------------------------------------------------

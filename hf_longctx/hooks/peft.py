@@ -17,9 +17,10 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..hub.adapter import read_entry
 from ..method import KEY
 from ..storage.files import write_whole
-from .adapter_methods import adopt_methods, as_before_on_failure, check_swap, entry_of, read_entry
+from .adapter_methods import adopt_methods, as_before_on_failure, check_swap, entry_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,8 +1,10 @@
-"""Models in and out: from a folder, the Hub, a GGUF file or the example model's PyPI wheel, and saved with a method."""
+"""Models in and out: from a folder, the Hub, a GGUF file or the example model's PyPI wheel, and saved or published."""
 
+from .check import check, repair
 from .extend import extend
 from .gguf import convert
+from .push import push, save_for_hub
 from .resolve import load, locate
 from .save import save
 
-__all__ = ["convert", "extend", "load", "locate", "save"]
+__all__ = ["check", "convert", "extend", "load", "locate", "push", "repair", "save", "save_for_hub"]

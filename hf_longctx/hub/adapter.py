@@ -8,10 +8,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..method import LongContextMethod
 
 # arguments about the adapter's files, not its base's
 _DOWNLOAD = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+
+
+def read_entry(entry: Any) -> list[LongContextMethod]:
+    """The methods in an adapter's entry, native ones included. ValueError says what is wrong with it."""
+    from ..method import from_spec, read_key
+
+    specs = entry.get("methods") if isinstance(entry, dict) else None
+    if not isinstance(specs, list):
+        return read_key(entry)  # raises
+    own = [spec for spec in specs if not (isinstance(spec, dict) and spec.get("native"))]
+    read_key({"version": entry.get("version"), "methods": own})
+    return [from_spec({k: v for k, v in spec.items() if k != "native"}) for spec in specs]
 
 
 def adapter_settings(location: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:

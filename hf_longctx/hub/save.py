@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..storage.files import advice, check_folder
+from .shim import FILE, finish
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,10 +27,13 @@ def save(
     folder: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    plugin: bool = False,
 ) -> Path:
     """Save both into `folder`, which appears complete or not at all.
 
-    With `overwrite`, files of a folder that holds something are replaced when all new ones are on disk.
+    A model with methods becomes a dual-mode folder (`shim.py`): the stock model by default, and the extended one with
+    `trust_remote_code=True` or once hf_longctx is imported. `plugin` leaves the first way out. With `overwrite`, files
+    of a folder that holds something are replaced when all new ones are on disk.
 
     Raises:
         ValueError: `folder` is a file, or holds something and `overwrite` is not set.
@@ -39,6 +43,7 @@ def save(
     def write(target: Path) -> None:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
+        finish(target, dual=not plugin)
 
     return save_with(write, folder, sum(tensor.nbytes for tensor in model.parameters()), overwrite=overwrite)
 
@@ -78,14 +83,14 @@ def save_with(
 
 
 def _move(draft: Path, target: Path) -> None:
-    """Replace files by those of a draft, and remove weights that would be loaded beside them."""
+    """Replace files by those of a draft, and remove weights and code that would be loaded beside them."""
     new = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
     for name in new:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(draft / name, target / name)
     if any(_WEIGHTS.fullmatch(name.name) for name in new):
         for file in target.iterdir():
-            if _WEIGHTS.fullmatch(file.name) and Path(file.name) not in new:
+            if (_WEIGHTS.fullmatch(file.name) or file.name == FILE) and Path(file.name) not in new:
                 file.unlink()
 
 

@@ -83,6 +83,14 @@ def is_ours(place: Any) -> bool:
     return isinstance(place, str) and place.rpartition("--")[2].startswith(f"{_MODULE}.")
 
 
+def can_be_dual(config: dict[str, Any]) -> bool:
+    """Whether the model's code is transformers' own, of which there is a class of ours."""
+    from transformers import CONFIG_MAPPING
+
+    others = without_ours(config.get("auto_map"))
+    return config.get("model_type") in CONFIG_MAPPING and not any(name.startswith("AutoModel") for name in others)
+
+
 def entry_in(config: dict[str, Any]) -> Any:
     """The entry of hf_longctx in the fields of a config, or in those of the text config inside; None without one."""
     inner = (value for value in config.values() if isinstance(value, dict))
@@ -101,8 +109,9 @@ def finish(folder: str | Path, *, dual: bool = True) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     before = json.dumps(config)
     config["architectures"] = [str(name).removeprefix(PREFIX) for name in config.get("architectures") or []]
+    as_dual = dual and entry_in(config) is not None and can_be_dual(config)
     entries = without_ours(config.pop("auto_map", None))
-    if dual and entry_in(config) is not None:
+    if as_dual:
         from transformers import CONFIG_MAPPING
 
         entries |= auto_map(CONFIG_MAPPING[config["model_type"]])

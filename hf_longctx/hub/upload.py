@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import shim
 from .answers import SIGN_IN, UploadError, failures, one_line, why
 from .commit import Commit, holds, tree
 from .outgoing import files_of, planned, refuse_unfit
@@ -16,14 +18,13 @@ from .outgoing import files_of, planned, refuse_unfit
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["UploadError", "Uploaded", "planned", "refuse_unfit", "token_from", "upload"]
+__all__ = ["UploadError", "Uploaded", "check_access", "check_names", "planned", "refuse_unfit", "token_from", "upload"]
 
 logger = logging.getLogger("hf_longctx")
 
-SHIM = "modeling_hf_longctx.py"
 # what transformers loads from the root of a repository in place of, or on top of, the new model's own files
 _LOADED_INSTEAD = re.compile(
-    r"(model|adapter_model)([.-][\w.-]+)?\.safetensors(\.index\.json)?|adapter_config\.json|" + re.escape(SHIM)
+    r"(model|adapter_model)([.-][\w.-]+)?\.safetensors(\.index\.json)?|adapter_config\.json|" + re.escape(shim.FILE)
 )
 _REF = re.compile(r"(?!refs/|[0-9a-f]{40}$)\w[\w./+-]*")
 _KINDS = {"revision": "branch", "tag": "tag"}
@@ -52,6 +53,7 @@ def upload(
     message: str | None = None,
     tag: str | None = None,
     update: bool = False,
+    keep: Sequence[str] = (),
     token: str | None = None,
 ) -> Uploaded:
     """Publish a folder, with all of its levels, as one commit.
@@ -65,6 +67,7 @@ def upload(
         tag: Name for the new commit, not in use yet.
         update: Allow a repository that has files. Those that would be loaded in place of the new ones are deleted in
             the same commit; others stay.
+        keep: Files that stay as they are where the repository has them.
         token: In place of the one that huggingface_hub finds by itself.
 
     Raises:
@@ -73,7 +76,7 @@ def upload(
     """
     refuse_unfit(folder)
     files = files_of(folder)
-    _check_names(repo_id, revision, tag)
+    check_names(repo_id, revision, tag)
     token = _token(token)
 
     from huggingface_hub import HfApi
@@ -86,6 +89,7 @@ def upload(
         heads, tags = _refs(api, name)
         head = heads.get(branch) or heads["main"]
         there = {} if new else tree(api, name, head)
+        files = {path: file for path, file in files.items() if path not in keep or path not in there}
         stale = [path for path in there if path not in files and _LOADED_INSTEAD.fullmatch(path)]
         unchanged = not stale and holds(there, files)
         _check_refs(name, branch, heads, tag, tags, head if unchanged else None)
@@ -101,6 +105,22 @@ def upload(
         _tag(api, name, tag, branch, commit, token)
     url = f"{api.endpoint}/{name}" + ("" if branch == "main" else f"/tree/{branch}")
     return Uploaded(name, url, commit, branch, tag, unchanged, tuple(stale))
+
+
+def check_access(token: str | None = None) -> None:
+    """Ask the Hub whether the token is valid, before a long preparation. One request.
+
+    Raises:
+        UploadError: There is none, or the Hub refuses it or cannot be reached.
+    """
+    token = _token(token)
+
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi(token=token).whoami()
+    except failures() as error:
+        raise UploadError(one_line(f"{why(error, 'the token')}. Nothing was published.", token)) from error
 
 
 def token_from(path: str | os.PathLike[str]) -> str:
@@ -136,7 +156,8 @@ def _token(given: str | None) -> str:
     return _sendable(token, "the token")
 
 
-def _check_names(repo_id: str, revision: str | None, tag: str | None) -> None:
+def check_names(repo_id: str, revision: str | None = None, tag: str | None = None) -> None:
+    """ValueError if one of them cannot be a repository, a branch or a tag."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

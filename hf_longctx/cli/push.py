@@ -1,0 +1,111 @@
+"""`hf-longctx save` and `hf-longctx push`: a model with its tokenizer and card, as a folder or on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .options import Force, MethodName, Model, Settings, chosen_of
+
+if TYPE_CHECKING:
+    from ..hub.tiers import Tier
+
+Plugin = Annotated[
+    bool, typer.Option("--plugin", help="No code in it: only readers who import hf_longctx get the extended model.")
+]
+BaseModel = Annotated[str | None, typer.Option(help="Hub id of the model that it was made from, for the card.")]
+Results = Annotated[
+    list[Path] | None, typer.Option("--results", help="A JSON file of recipes/benchmarks, for the card.")
+]
+
+
+def _refuse_token(token: str | None) -> None:
+    if token is not None:
+        raise ValueError(
+            "--token: everyone on this machine can read the arguments of a command. Give --token-file FILE, set "
+            "HF_TOKEN, or run `hf auth login` once."
+        )
+
+
+def save(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the model.", show_default=False)],
+    method: MethodName = None,
+    settings: Settings = None,
+    plugin: Plugin = False,
+    base_model: BaseModel = None,
+    results: Results = None,
+    force: Force = False,
+) -> None:
+    """Save a model with its tokenizer and a card, as `push` would publish it."""
+    chosen = chosen_of(method, settings)
+    from ..hub.push import save_for_hub
+
+    draft = save_for_hub(
+        model, out, method=chosen, plugin=plugin, base_model=base_model, results=results or (), overwrite=force
+    )
+    options.plain(f"Saved to {draft.folder}.")
+    tell(draft.tier)
+
+
+def push(
+    model: Model,
+    repo_id: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="The repository on the Hub.", show_default=False)
+    ],
+    method: MethodName = None,
+    settings: Settings = None,
+    plugin: Plugin = False,
+    base_model: BaseModel = None,
+    results: Results = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch; made from main if there is none.")] = None,
+    message: Annotated[str | None, typer.Option(help="First line of the commit.")] = None,
+    tag: Annotated[str | None, typer.Option(help="A tag for the commit.")] = None,
+    update: Annotated[bool, typer.Option("--update", help="Commit to a repository that exists.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Send nothing: list the files, and say what readers get.")
+    ] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with a token that may write; by default the token of `hf auth login` or HF_TOKEN."),
+    ] = None,
+    _token: Annotated[str | None, typer.Option("--token", hidden=True, callback=_refuse_token)] = None,
+) -> None:
+    """Publish a model with its tokenizer and a card on the Hub, in one commit."""
+    chosen = chosen_of(method, settings)
+    from ..hub.push import drafted, send
+    from ..hub.upload import check_access, check_names, planned, token_from
+
+    check_names(repo_id, revision, tag)
+    access = None if token_file is None else token_from(token_file)
+    if not dry_run:
+        check_access(access)  # before the model is prepared
+    with drafted(model, repo_id, method=chosen, plugin=plugin, base_model=base_model, results=results or ()) as draft:
+        if dry_run:
+            _list(planned(draft.folder))
+            tell(draft.tier)
+            options.plain("Nothing was sent (--dry-run).")
+            return
+        sent = send(
+            draft, repo_id, private=private, revision=revision, message=message, tag=tag, update=update, token=access
+        )
+    options.plain(sent.url)
+    tell(draft.tier)
+
+
+def tell(tier: Tier) -> None:
+    """What a reader gets."""
+    options.plain(f"Tier: {tier.name}.")
+    for where, what in tier.loads:
+        options.plain(f"  {where}: {what}")
+
+
+def _list(files: list[Any]) -> None:
+    from ..console.units import show_bytes
+
+    for path, size, lfs in files:
+        options.plain(f"{show_bytes(size):>10}  {'LFS' if lfs else '   '}  {path}")

@@ -1,0 +1,39 @@
+"""The small files of a model, wherever it is: enough to say what it loads as."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .resolve import find, first_line, hub_problem, not_found
+
+_SMALL = ("*.json", "*.py", "*.md")
+
+
+@contextmanager
+def small_files(model: str, revision: str | None = None) -> Iterator[Path]:
+    """A folder with the configs, code and card of a model: its own, or one with these files of a Hub id.
+
+    Raises:
+        ValueError: `revision` is given for a folder.
+        OSError: The Hub does not give the model.
+    """
+    location = find(model).location
+    if Path(location).is_dir():
+        if revision is not None:
+            raise ValueError(f"--revision {revision}: {model!r} is a folder. Revisions belong to Hub ids.")
+        yield Path(location)
+        return
+    from huggingface_hub import snapshot_download
+
+    if revision is None and (problem := hub_problem(location)):
+        raise OSError(not_found(model, problem))
+    with tempfile.TemporaryDirectory(prefix="hf-longctx-check-") as place:
+        folder = Path(place) / location.rpartition("/")[2]
+        try:
+            snapshot_download(location, revision=revision, allow_patterns=list(_SMALL), local_dir=folder)
+        except (OSError, ValueError) as error:
+            raise OSError(not_found(model, first_line(error))) from error
+        yield folder
