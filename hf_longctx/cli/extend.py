@@ -9,7 +9,7 @@ import typer
 
 from . import options
 from .options import Force, Model, Settings, chosen_of
-from .push import Plugin
+from .save import Plugin
 
 
 def extend(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .push import tell
+from .save import tell
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="What a saved or published model loads as."

@@ -25,8 +25,9 @@ from .lm_eval import lm_eval
 from .methods import list_methods
 from .options import complain
 from .plan import plan
-from .push import push, save
+from .push import push
 from .report import report
+from .save import save
 
 # What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
 _USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)

@@ -1,25 +1,15 @@
-"""`hf-longctx save` and `hf-longctx push`: a model with its tokenizer and card, as a folder or on the Hub."""
+"""`hf-longctx push`: a model with its tokenizer and card on the Hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from . import options
-from .options import Force, MethodName, Model, Settings, chosen_of
-
-if TYPE_CHECKING:
-    from ..hub.tiers import Tier
-
-Plugin = Annotated[
-    bool, typer.Option("--plugin", help="No code in it: only readers who import hf_longctx get the extended model.")
-]
-BaseModel = Annotated[str | None, typer.Option(help="Hub id of the model that it was made from, for the card.")]
-Results = Annotated[
-    list[Path] | None, typer.Option("--results", help="A JSON file of recipes/benchmarks, for the card.")
-]
+from .options import MethodName, Model, Settings, chosen_of
+from .save import BaseModel, Plugin, Results, tell
 
 
 def _refuse_token(token: str | None) -> None:
@@ -28,27 +18,6 @@ def _refuse_token(token: str | None) -> None:
             "--token: everyone on this machine can read the arguments of a command. Give --token-file FILE, set "
             "HF_TOKEN, or run `hf auth login` once."
         )
-
-
-def save(
-    model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for the model.", show_default=False)],
-    method: MethodName = None,
-    settings: Settings = None,
-    plugin: Plugin = False,
-    base_model: BaseModel = None,
-    results: Results = None,
-    force: Force = False,
-) -> None:
-    """Save a model with its tokenizer and a card, as `push` would publish it."""
-    chosen = chosen_of(method, settings)
-    from ..hub.push import save_for_hub
-
-    draft = save_for_hub(
-        model, out, method=chosen, plugin=plugin, base_model=base_model, results=results or (), overwrite=force
-    )
-    options.plain(f"Saved to {draft.folder}.")
-    tell(draft.tier)
 
 
 def push(
@@ -77,7 +46,8 @@ def push(
 ) -> None:
     """Publish a model with its tokenizer and a card on the Hub, in one commit."""
     chosen = chosen_of(method, settings)
-    from ..hub.push import drafted, send
+    from ..hub.draft import drafted
+    from ..hub.push import send
     from ..hub.upload import check_access, check_names, planned, token_from
 
     check_names(repo_id, revision, tag)
@@ -95,13 +65,6 @@ def push(
         )
     options.plain(sent.url)
     tell(draft.tier)
-
-
-def tell(tier: Tier) -> None:
-    """What a reader gets."""
-    options.plain(f"Tier: {tier.name}.")
-    for where, what in tier.loads:
-        options.plain(f"  {where}: {what}")
 
 
 def _list(files: list[Any]) -> None:

@@ -1,9 +1,10 @@
 """Models in and out: from a folder, the Hub, a GGUF file or the example model's PyPI wheel, and saved or published."""
 
 from .check import check, repair
+from .draft import save_for_hub
 from .extend import extend
 from .gguf import convert
-from .push import push, save_for_hub
+from .push import push
 from .resolve import load, locate
 from .save import save
 

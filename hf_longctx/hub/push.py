@@ -1,43 +1,17 @@
-"""From a model to its repository on the Hub, complete before anything is sent: one folder, one commit."""
+"""From a model to its repository on the Hub, in one commit."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import shim
-from .card import is_unedited, write_card
-from .check import keep_settings, refuse_edited, refuse_inconsistent
-from .resolve import find, is_gguf, load
-from .save import check_target, save_with
-from .tiers import Tier, tier_of
-from .upload import Uploaded, check_access, check_names, refuse_unfit, upload
+from .card import is_unedited
+from .draft import Draft, drafted
+from .upload import Uploaded, check_access, check_names, upload
 
 if TYPE_CHECKING:
     from ..registry import Recorded
-
-_NEVER_SENT = {".git", ".cache", "__pycache__"}
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A folder with everything that a repository will have.
-
-    Args:
-        folder: The folder.
-        tier: What loading it gives.
-        own_card: The card was written for the draft; the model had none of its own.
-    """
-
-    folder: Path
-    tier: Tier
-    own_card: bool
 
 
 def push(
@@ -116,119 +90,3 @@ def _has_card(repo_id: str, options: dict[str, Any]) -> bool:
     except Exception:  # `upload` says what it is
         return True
     return not is_unedited(Path(path).read_text(encoding="utf-8", errors="replace"))
-
-
-@contextmanager
-def drafted(model: Any, repo_id: str, **options: Any) -> Iterator[Draft]:
-    """A draft in a temporary folder, checked as for `push`; files of a folder are linked, not copied."""
-    with tempfile.TemporaryDirectory(prefix="hf-longctx-push-") as place:
-        yield _draft(model, Path(place) / repo_id.rpartition("/")[2], repo_id, link=True, **options)
-
-
-def save_for_hub(model: Any, folder: str | os.PathLike[str], *, overwrite: bool = False, **options: Any) -> Draft:
-    """What `push` would send, in a folder of its own, which appears complete or not at all.
-
-    Args:
-        model: As for `push`.
-        folder: The folder.
-        overwrite: Write into a folder that is not empty.
-        **options: `tokenizer`, `method`, `plugin`, `base_model`, `results` and `files` as for `push`.
-    """
-    check_target(folder, overwrite=overwrite)  # before a download
-    target = Path(folder).expanduser()
-    return _draft(model, target, target.name, overwrite=overwrite, **options)
-
-
-def _draft(
-    model: Any,
-    target: Path,
-    repo_id: str,
-    *,
-    tokenizer: Any = None,
-    method: Recorded | None = None,
-    plugin: bool = False,
-    base_model: str | None = None,
-    results: Sequence[str | Path] = (),
-    files: Sequence[str | Path] = (),
-    link: bool = False,
-    overwrite: bool = False,
-) -> Draft:
-    named = isinstance(model, (str, os.PathLike))
-    source = _folder_of(model) if named and method is None else None
-    if not named:
-        _check_in_memory(model, tokenizer, method)
-    elif source is None:
-        base_model = base_model or _hub_id(model)
-        model, tokenizer = load(model, dtype="checkpoint", device="cpu")
-        if method is not None:
-            method.store_(model)
-    made: list[Draft] = []
-
-    def write(folder: Path) -> None:
-        if source is not None:
-            _take(source, folder, link)
-        else:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        for path in map(Path, files):
-            shutil.copyfile(path, folder / path.name)
-        refuse_edited(folder)
-        shim.finish(folder, dual=not plugin)
-        keep_settings(folder)
-        refuse_inconsistent(folder)
-        own_card = write_card(folder, repo_id, base_model=base_model, results=results)
-        refuse_unfit(folder)
-        made.append(Draft(target, tier_of(folder), own_card))
-
-    save_with(write, target, _size(model if source is None else source), overwrite=overwrite)
-    return made[0]
-
-
-def _folder_of(name: str | os.PathLike[str]) -> Path | None:
-    """The folder that a name is of."""
-    location = Path(find(name).location)
-    return location if location.is_dir() else None
-
-
-def _hub_id(name: str | os.PathLike[str]) -> str | None:
-    found = find(name).location
-    return found if found.count("/") == 1 and not is_gguf(found) and not Path(found).exists() else None
-
-
-def _check_in_memory(model: Any, tokenizer: Any, method: Recorded | None) -> None:
-    if not hasattr(model, "save_pretrained"):
-        raise ValueError(
-            f"{type(model).__name__}: expected a model, or the name of one: a folder, a Hub id, a .gguf file."
-        )
-    if tokenizer is None:
-        raise ValueError("tokenizer=None: a model in memory is published with its tokenizer. Give tokenizer=...")
-    if method is not None:
-        raise ValueError(
-            f"method={method!r} is for the name of a model. Apply it to a model in memory: method.apply(model)."
-        )
-
-
-def _take(source: Path, folder: Path, link: bool) -> None:
-    """Every file of a folder: linked where links can be made, else copied."""
-    for path in sorted(source.rglob("*")):
-        place = folder / path.relative_to(source)
-        if not path.is_file() or _NEVER_SENT & set(path.relative_to(source).parts):
-            continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not (link and _linked(place, path)):
-            shutil.copyfile(path, place)
-
-
-def _linked(place: Path, path: Path) -> bool:
-    try:
-        place.symlink_to(path.resolve())
-    except (OSError, NotImplementedError):  # Windows lets few users make links
-        return False
-    return True
-
-
-def _size(model: Any) -> int:
-    """The bytes that it will take, for the message about a full disk."""
-    if isinstance(model, Path):
-        return sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
-    return sum(tensor.nbytes for tensor in model.parameters())

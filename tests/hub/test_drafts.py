@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from hf_longctx import XL3M, LMInfinite, RopeScaling
 from hf_longctx.hub import check, repair, shim
 from hf_longctx.hub.card import is_unedited
-from hf_longctx.hub.push import drafted, save_for_hub
+from hf_longctx.hub.draft import drafted, save_for_hub
 from tests.tiny import tiny, tokenizer
 
 METHOD = LMInfinite(n_global=2, n_local=8)

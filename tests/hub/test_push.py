@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hf_longctx import LMInfinite
-from hf_longctx.hub.push import save_for_hub
+from hf_longctx.hub.draft import save_for_hub
 from tests.hub.server import Hub
 from tests.tiny import tiny, tokenizer
 

@@ -1,0 +1,50 @@
+"""`hf-longctx save`: a model with its tokenizer and card in a folder, as `push` would publish it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .options import Force, MethodName, Model, Settings, chosen_of
+
+if TYPE_CHECKING:
+    from ..hub.tiers import Tier
+
+Plugin = Annotated[
+    bool, typer.Option("--plugin", help="No code in it: only readers who import hf_longctx get the extended model.")
+]
+BaseModel = Annotated[str | None, typer.Option(help="Hub id of the model that it was made from, for the card.")]
+Results = Annotated[
+    list[Path] | None, typer.Option("--results", help="A JSON file of recipes/benchmarks, for the card.")
+]
+
+
+def save(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the model.", show_default=False)],
+    method: MethodName = None,
+    settings: Settings = None,
+    plugin: Plugin = False,
+    base_model: BaseModel = None,
+    results: Results = None,
+    force: Force = False,
+) -> None:
+    """Save a model with its tokenizer and a card, as `push` would publish it."""
+    chosen = chosen_of(method, settings)
+    from ..hub.draft import save_for_hub
+
+    draft = save_for_hub(
+        model, out, method=chosen, plugin=plugin, base_model=base_model, results=results or (), overwrite=force
+    )
+    options.plain(f"Saved to {draft.folder}.")
+    tell(draft.tier)
+
+
+def tell(tier: Tier) -> None:
+    """What a reader gets."""
+    options.plain(f"Tier: {tier.name}.")
+    for where, what in tier.loads:
+        options.plain(f"  {where}: {what}")
