@@ -40,7 +40,7 @@ def why(error: BaseException, name: str) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{constants.ENDPOINT} gave an answer that is not the Hub's ({error})"
     if status is None and isinstance(error, HTTPError):
-        return f"the connection to {constants.ENDPOINT} failed ({error})"
+        return f"the connection to {constants.ENDPOINT} failed ({error}); check the network"
     if status == 401:
         return f"the Hub does not accept the token (401). {SIGN_IN}, with a token that may write"
     if status == 403:
@@ -53,7 +53,7 @@ def why(error: BaseException, name: str) -> str:
     if status == 429:
         return "the Hub asks to wait (429, too many requests). Run it again in some minutes"
     if status is not None and status >= 500:
-        return f"the Hub has a problem of its own ({status}). Run it again later"
+        return f"the Hub has a problem of its own ({status}); try it later"
     if status is not None:
         told = getattr(error, "server_message", None) or "no reason given"
         return f"the Hub refused it ({status}: {told})"

@@ -64,7 +64,7 @@ class Commit:
         if now != self.head or status == 412:
             text = (
                 f"{self.branch} has moved on, from commit {self.head[:7]} to {now[:7]}, by someone else's commit. "
-                f"Nothing of yours was published. Look at the change, then run it again with --update (update=True)"
+                f"None of your files was published. Look at the change, then run it again with --update (update=True)"
             )
             raise self._error(text) from error
         text = f"{reason}. {self.branch} is still at commit {self.head[:7]}, so nothing was published. {again}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from . import shim
 from .answers import SIGN_IN, UploadError, failures, one_line, why
 from .commit import Commit, holds, tree
-from .outgoing import files_of, planned, refuse_unfit
+from .outgoing import Files, files_of, planned, refuse_unfit
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -90,7 +90,7 @@ def upload(
         head = heads.get(branch) or heads["main"]
         there = {} if new else tree(api, name, head)
         files = {path: file for path, file in files.items() if path not in keep or path not in there}
-        stale = [path for path in there if path not in files and _LOADED_INSTEAD.fullmatch(path)]
+        stale = _stale(there, files)
         unchanged = not stale and holds(there, files)
         _check_refs(name, branch, heads, tag, tags, head if unchanged else None)
         if branch not in heads:
@@ -189,6 +189,13 @@ def _create(api: HfApi, name: str, private: bool, update: bool) -> bool:
     if private and not info.private:
         raise ValueError(f"{name} exists and is public. Make it private in its settings, or leave out --private.")
     return False
+
+
+def _stale(there: Iterable[str], files: Files) -> list[str]:
+    """What to delete; nothing where the folder holds no model, as a repository of a procedure alone."""
+    if not {"config.json", "adapter_config.json"} & files.keys():
+        return []
+    return [path for path in there if path not in files and _LOADED_INSTEAD.fullmatch(path)]
 
 
 def _refs(api: HfApi, name: str) -> tuple[dict[str, str], dict[str, str]]:

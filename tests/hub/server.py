@@ -30,7 +30,7 @@ from tests.hub.server_paths import Paths, Reply, Request, refusal
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests that match."""
+    """What goes wrong with the next `times` requests that match, after `skip` that go well."""
 
     method: str
     path: str
@@ -38,6 +38,7 @@ class Fault:
     status: int | None
     after_answer: bool
     times: int
+    skip: int
 
 
 class Hub(Paths):
@@ -98,13 +99,15 @@ class Hub(Paths):
         status: int | None = None,
         after_answer: bool = False,
         times: int = 1,
+        skip: int = 0,
     ) -> None:
         """Let requests of this method whose path has a match of the expression fail.
 
         The connection is dropped after `after` bytes of what is sent, or, for a GET, of what is answered. With `status`
         the request is answered with it. With `after_answer` it is carried out, and its answer is lost.
+        That happens `times` times, after `skip` requests that are left alone.
         """
-        self.faults.append(Fault(method, path, after, status, after_answer, times))
+        self.faults.append(Fault(method, path, after, status, after_answer, times, skip))
 
     # -- one request ----------------------------------------------------------------------------------------------
 
@@ -142,8 +145,10 @@ class Hub(Paths):
         with self.lock:
             for fault in self.faults:
                 if fault.times > 0 and fault.method == method and re.search(fault.path, path):
-                    fault.times -= 1
-                    return fault
+                    if fault.skip == 0:
+                        fault.times -= 1
+                        return fault
+                    fault.skip -= 1
         return None
 
     def _send(self, handler: BaseHTTPRequestHandler, reply: Reply, size: int) -> None:

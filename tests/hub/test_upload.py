@@ -1,0 +1,564 @@
+"""A folder is published whole or not at all, and every failure is one line that says what is on the Hub now."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_longctx.hub import outgoing
+from hf_longctx.hub.upload import planned, refuse_unfit, token_from
+from tests.hub.server import Hub
+from tests.hub.server_repos import File
+
+GOOD, WRONG = "hf_" + "g" * 34, "hf_" + "w" * 34
+PART = 4 * 2**20
+
+CLIENT = """
+import json, os, sys, time, traceback
+time.sleep = lambda seconds: None  # the client waits 23 s in all between its tries
+from huggingface_hub import HfApi
+from hf_longctx.hub import upload as room
+assert not {"torch", "transformers"} & sys.modules.keys()
+refs = room._refs
+def meddled(api, name):  # someone else's commit after we have looked
+    found = refs(api, name)
+    HfApi().upload_file(repo_id=name, path_or_fileobj=b"theirs", path_in_repo="theirs.txt")
+    return found
+for line in sys.stdin:
+    case = json.loads(line)
+    room._refs = meddled if case.pop("meddled") else refs
+    kept = os.environ.pop("HF_TOKEN", None) if case.pop("signed_out") else None
+    try:
+        told = vars(room.upload(**case))
+    except Exception as error:
+        told = {"kinds": [kind.__name__ for kind in type(error).__mro__], "text": str(error)}
+        traceback.print_exc()
+    if kept:
+        os.environ["HF_TOKEN"] = kept
+    print(json.dumps(told), flush=True)
+"""
+
+
+class Client:
+    """A process that uploads what it is told to. What it prints is looked through for tokens when it ends."""
+
+    def __init__(self, environment: dict[str, str], errors: Path) -> None:
+        self.errors = errors
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT],
+            **{"text": True, "env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE},
+            stderr=errors.open("w"),
+        )
+
+    def upload(self, folder: Path, repo_id: str, **options: Any) -> dict[str, Any]:
+        case = {"folder": str(folder), "repo_id": repo_id, "meddled": False, "signed_out": False, **options}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(case) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, self.errors.read_text()
+        assert GOOD not in line
+        assert WRONG not in line
+        return json.loads(line)
+
+    def refused(self, kind: str, folder: Path, repo_id: str, **options: Any) -> str:
+        """The one line of an error of this kind."""
+        told = self.upload(folder, repo_id, **options)
+        assert "text" in told, told
+        assert kind in told["kinds"]
+        assert "\n" not in told["text"]
+        return told["text"]
+
+    def end(self) -> None:
+        self.process.communicate(timeout=60)
+        assert self.process.returncode == 0
+        assert GOOD not in self.errors.read_text()
+        assert WRONG not in self.errors.read_text()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Hub]:
+    with Hub(part_size=PART) as hub:
+        hub.users[GOOD] = "tester"
+        yield hub
+
+
+@pytest.fixture
+def hub(shared: Hub) -> Iterator[Hub]:
+    shared.log.clear()
+    yield shared
+    shared.faults.clear()
+
+
+@pytest.fixture(scope="module")
+def client(shared: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    home = tmp_path_factory.mktemp("home")
+    client = Client(shared.environment(GOOD, home=home), home / "errors")
+    yield client
+    client.end()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder of three levels, whose content the Hub has never seen."""
+    return write_model(tmp_path / "model")
+
+
+def write_model(folder: Path, weights: str = "model.safetensors", size: int = 1000) -> Path:
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n")
+    (folder / "a" / "b" / "note.txt").write_text("three levels")
+    (folder / weights).write_bytes(os.urandom(size))
+    return folder
+
+
+def counted(hub: Hub, method: str, part: str) -> int:
+    """How many requests were answered, or dropped after their work was done."""
+    return sum(method == m and part in path for m, path, _ in hub.log)
+
+
+def files_at(hub: Hub, name: str, revision: str = "main") -> dict[str, bytes]:
+    return {path: file.data for path, file in hub.repos[name].at(revision).files.items()}
+
+
+def local(folder: Path) -> dict[str, bytes]:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+# -- what is published -----------------------------------------------------------------------------------------------
+
+
+def test_all_levels_are_one_commit(hub: Hub, client: Client, model: Path) -> None:
+    told = client.upload(model, "tester/one", message="the model")
+    repo = hub.repos["tester/one"]
+    assert [commit.title for commit in repo.history(repo.at("main"))] == ["the model", "initial commit"]
+    assert files_at(hub, "tester/one").items() >= local(model).items()
+    assert told == {
+        **{"repo_id": "tester/one", "url": f"{hub.url}/tester/one", "commit": repo.branches["main"]},
+        **{"revision": "main", "tag": None, "unchanged": False, "deleted": []},
+    }
+    assert (counted(hub, "POST", "/repos/create"), counted(hub, "POST", "/commit/")) == (1, 1)
+
+
+def test_a_name_alone_belongs_to_the_user_of_the_token(hub: Hub, client: Client, model: Path) -> None:
+    assert client.upload(model, "alone")["repo_id"] == "tester/alone"
+    assert files_at(hub, "tester/alone").items() >= local(model).items()
+
+
+def test_large_files_go_to_lfs_in_parts_as_planned(hub: Hub, client: Client, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", size=2 * PART + 1)
+    (model / "tokenizer.json").write_bytes(b" " * (10 * 2**20 + 1))
+    assert client.upload(model, "tester/large")["unchanged"] is False
+    assert files_at(hub, "tester/large").items() >= local(model).items()
+    assert counted(hub, "PUT", "/_part/") == 3 + 3
+    stored = {path: file.lfs for path, file in hub.repos["tester/large"].at("main").files.items()}
+    assert {path: lfs for path, _, lfs in planned(model)}.items() <= stored.items()
+    assert {path for path, lfs in stored.items() if lfs} == {"model.safetensors", "tokenizer.json"}
+
+
+def test_private_needs_a_token_to_be_read(hub: Hub, client: Client, model: Path) -> None:
+    client.upload(model, "tester/private", private=True)
+    address = f"{hub.url}/tester/private/resolve/main/config.json"
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(address)
+    with_token = urllib.request.Request(address, headers={"Authorization": f"Bearer {GOOD}"})
+    with urllib.request.urlopen(with_token) as reply:
+        assert reply.read() == b"{}"
+
+
+def test_private_is_not_promised_of_a_public_repository(hub: Hub, client: Client, model: Path) -> None:
+    before = client.upload(model, "tester/public")["commit"]
+    (model / "config.json").write_text('{"new": 1}')
+    text = client.refused("ValueError", model, "tester/public", private=True, update=True)
+    assert "tester/public exists and is public" in text
+    assert hub.repos["tester/public"].branches == {"main": before}
+
+
+def test_branch_and_tag(hub: Hub, client: Client, model: Path) -> None:
+    main = client.upload(model, "tester/refs", tag="v1.0")["commit"]
+    (model / "config.json").write_text('{"longer": true}')
+    told = client.upload(model, "tester/refs", revision="longer", tag="v2.0", update=True)
+    repo = hub.repos["tester/refs"]
+    assert repo.branches == {"main": main, "longer": told["commit"]}
+    assert repo.tags == {"v1.0": main, "v2.0": told["commit"]}
+    assert repo.at("longer").parent == main
+    assert told["url"] == f"{hub.url}/tester/refs/tree/longer"
+    assert b"longer" in files_at(hub, "tester/refs", "longer")["config.json"]
+
+
+def test_a_tag_or_branch_name_that_is_taken_is_refused_before_anything_is_sent(
+    hub: Hub, client: Client, model: Path
+) -> None:
+    client.upload(model, "tester/taken", tag="v1")
+    (model / "model.safetensors").write_bytes(b"new")
+    before, sent = dict(hub.repos["tester/taken"].branches), counted(hub, "PUT", "/_lfs/")
+    assert "another commit" in client.refused("ValueError", model, "tester/taken", tag="v1", update=True)
+    assert "is a tag" in client.refused("ValueError", model, "tester/taken", revision="v1", update=True)
+    text = client.refused("ValueError", model, "tester/taken", revision="new", tag="v1", update=True)
+    assert "another commit" in text
+    assert hub.repos["tester/taken"].branches == before
+    assert counted(hub, "PUT", "/_lfs/") == sent
+
+
+def test_update_replaces_what_would_be_loaded_and_keeps_the_rest(hub: Hub, client: Client, model: Path) -> None:
+    client.upload(model, "tester/update")
+    repo = hub.repos["tester/update"]
+    stale = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "adapter_config.json")
+    kept = ("picture.png", "a/model.safetensors", "extra.safetensors")
+    added = dict.fromkeys((*stale, *kept, "modeling_hf_longctx.py"), File(b"old"))
+    repo.commit("main", "theirs", {**repo.at("main").files, **added})
+    hub.log.clear()
+    text = client.refused("ValueError", model, "tester/update")
+    assert "tester/update exists already" in text
+    assert "--update" in text
+    told = client.upload(model, "tester/update", update=True)
+    assert set(told["deleted"]) == {*stale, "modeling_hf_longctx.py"}
+    assert counted(hub, "POST", "/commit/") == 1
+    assert files_at(hub, "tester/update").keys() == {".gitattributes", *local(model), *kept}
+
+
+def test_an_update_keeps_a_shim_that_the_folder_has(hub: Hub, client: Client, model: Path) -> None:
+    (model / "modeling_hf_longctx.py").write_text("old = 1\n")
+    client.upload(model, "tester/shim")
+    (model / "modeling_hf_longctx.py").write_text("new = 1\n")
+    assert client.upload(model, "tester/shim", update=True)["deleted"] == []
+    assert files_at(hub, "tester/shim")["modeling_hf_longctx.py"] == b"new = 1\n"
+
+
+def test_a_procedure_put_beside_a_model_deletes_no_weights(
+    hub: Hub, client: Client, model: Path, tmp_path: Path
+) -> None:
+    client.upload(model, "tester/both")
+    procedure = tmp_path / "procedure"
+    (procedure / "custom_generate").mkdir(parents=True)
+    (procedure / "custom_generate" / "generate.py").write_text("")
+    assert client.upload(procedure, "tester/both", update=True)["deleted"] == []
+    assert files_at(hub, "tester/both").items() >= {**local(model), **local(procedure)}.items()
+
+
+def test_the_same_again_makes_no_commit_and_can_add_the_tag(hub: Hub, client: Client, model: Path) -> None:
+    commit = client.upload(model, "tester/same")["commit"]
+    hub.log.clear()
+    told = client.upload(model, "tester/same", update=True, tag="late")
+    assert (told["unchanged"], told["commit"]) == (True, commit)
+    assert counted(hub, "POST", "/commit/") == counted(hub, "POST", "/preupload/") == 0
+    assert hub.repos["tester/same"].tags == {"late": commit}
+    assert client.upload(model, "tester/same", update=True, tag="late")["commit"] == commit
+
+
+# -- what goes wrong on the way --------------------------------------------------------------------------------------
+
+
+def test_someone_else_was_faster(hub: Hub, client: Client, model: Path) -> None:
+    before = client.upload(model, "tester/moved")["commit"]
+    (model / "config.json").write_text('{"mine": 1}')
+    text = client.refused("UploadError", model, "tester/moved", update=True, meddled=True)
+    assert f"main has moved on, from commit {before[:7]}" in text
+    assert ("POST", "/api/models/tester/moved/commit/main", 412) in hub.log
+    assert files_at(hub, "tester/moved")["config.json"] == b"{}"
+    assert client.upload(model, "tester/moved", update=True)["unchanged"] is False
+    assert files_at(hub, "tester/moved").items() >= {"theirs.txt": b"theirs", "config.json": b'{"mine": 1}'}.items()
+
+
+def test_503_twice_is_tried_again(hub: Hub, client: Client, model: Path) -> None:
+    hub.fail("POST", "/preupload/", status=503, times=2)
+    client.upload(model, "tester/busy")
+    tries = [status for _, path, status in hub.log if "/preupload/" in path]
+    assert tries == [503, 503, 200]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "also"),
+    [
+        ("POST", "/preupload/", "is still at commit"),
+        ("POST", "/commit/", "is still at commit"),
+        ("POST", "/repos/create", "Nothing was published"),
+        ("GET", "/refs", "Nothing was published"),
+    ],
+)
+def test_503_always(hub: Hub, client: Client, model: Path, method: str, path: str, also: str) -> None:
+    name = f"tester/down-{path.strip('/').replace('/', '-')}"
+    hub.fail(method, path, status=503, times=99)
+    text = client.refused("UploadError", model, name)
+    assert "(503)" in text
+    assert also in text
+    hub.faults.clear()
+    assert client.upload(model, name)["unchanged"] is False  # what the first try has made is used
+    assert files_at(hub, name).items() >= local(model).items()
+
+
+def test_a_dropped_upload_is_tried_again(hub: Hub, client: Client, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", size=200_000)
+    hub.fail("PUT", "/_lfs/", after=50_000)
+    client.upload(model, "tester/once")
+    assert [status for method, path, status in hub.log if "/_lfs/" in path] == ["dropped", 200]
+    assert files_at(hub, "tester/once").items() >= local(model).items()
+
+
+def test_uploads_that_always_drop_leave_the_branch_and_the_next_run_sends_what_is_missing(
+    hub: Hub, client: Client, model: Path
+) -> None:
+    before = client.upload(model, "tester/dropped")["commit"]
+    (model / "model.safetensors").write_bytes(os.urandom(1000))
+    (model / "other.safetensors").write_bytes(os.urandom(1000))
+    lost = File((model / "other.safetensors").read_bytes(), lfs=True).sha256
+    hub.log.clear()
+    hub.fail("PUT", f"/_lfs/{lost}", after=10, times=99)
+    text = client.refused("UploadError", model, "tester/dropped", update=True)
+    assert "other.safetensors" in text
+    assert f"main is still at commit {before[:7]}, so nothing was published" in text
+    assert hub.repos["tester/dropped"].branches == {"main": before}
+    assert counted(hub, "PUT", lost) == 6
+    hub.faults.clear()
+    hub.log.clear()
+    client.upload(model, "tester/dropped", update=True)
+    assert [path for method, path, _ in hub.log if method == "PUT"] == [f"/_lfs/{lost}"]
+    assert files_at(hub, "tester/dropped").items() >= local(model).items()
+
+
+def test_a_commit_that_landed_although_its_answer_was_lost_is_a_success(hub: Hub, client: Client, model: Path) -> None:
+    hub.fail("POST", "/commit/", after_answer=True)
+    told = client.upload(model, "tester/landed", tag="v1")
+    repo = hub.repos["tester/landed"]
+    assert ("POST", "/api/models/tester/landed/commit/main", "dropped") in hub.log
+    assert told["commit"] == repo.branches["main"] == repo.tags["v1"]
+    assert len(repo.commits) == 2
+    assert files_at(hub, "tester/landed").items() >= local(model).items()
+
+
+def test_a_commit_that_did_not_land_is_said_and_the_next_run_sends_no_weights(
+    hub: Hub, client: Client, model: Path
+) -> None:
+    hub.fail("POST", "/commit/", after=100)
+    text = client.refused("UploadError", model, "tester/lost")
+    repo = hub.repos["tester/lost"]
+    assert f"main is still at commit {repo.branches['main'][:7]}, so nothing was published" in text
+    assert len(repo.commits) == 1
+    hub.log.clear()
+    client.upload(model, "tester/lost")
+    assert counted(hub, "PUT", "") == 0
+    assert counted(hub, "POST", "/commit/") == 1
+    assert files_at(hub, "tester/lost").items() >= local(model).items()
+
+
+def test_a_commit_of_which_the_hub_tells_nothing_is_said_to_be_unknown(hub: Hub, client: Client, model: Path) -> None:
+    hub.fail("POST", "/commit/", after_answer=True)
+    hub.fail("GET", "/refs", times=99, skip=1)
+    assert "is unknown" in client.refused("UploadError", model, "tester/unknown")
+    hub.faults.clear()
+    assert client.upload(model, "tester/unknown", update=True)["unchanged"] is True
+
+
+def test_a_tag_that_fails_says_that_the_model_is_published(hub: Hub, client: Client, model: Path) -> None:
+    hub.fail("POST", "/tag/", status=500)
+    text = client.refused("UploadError", model, "tester/untagged", tag="v1")
+    commit = hub.repos["tester/untagged"].branches["main"]
+    assert f"commit {commit[:7]} is published on main, but the tag 'v1' was not made" in text
+    assert client.upload(model, "tester/untagged", tag="v1", update=True)["unchanged"] is True
+    assert hub.repos["tester/untagged"].tags == {"v1": commit}
+
+
+def test_a_card_that_the_hub_refuses(hub: Hub, client: Client, model: Path) -> None:
+    hub.fail("POST", "/validate-yaml", status=400)
+    text = client.refused("ValueError", model, "tester/card")
+    assert "Invalid metadata in README.md" in text
+    assert counted(hub, "POST", "/preupload/") == 0
+
+
+# -- who may not, and where there is no Hub --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "options", "kind", "says"),
+    [
+        ("tester/no", {"token": WRONG}, "UploadError", "does not accept the token (401). Sign in with `hf auth login`"),
+        ("tester/no", {"token": "two words"}, "ValueError", "spaces or other characters that no token has"),
+        ("tester/no", {"signed_out": True}, "UploadError", "no token was given"),
+        ("other/no", {}, "UploadError", "may not write to 'other' (403)"),
+        ("tester/my model", {}, "ValueError", "'tester/my model' cannot be a repository"),
+        ("a/b/c", {}, "ValueError", "'a/b/c' cannot be a repository"),
+        ("tester/no", {"revision": "refs/pr/1"}, "ValueError", "cannot be the name of a branch"),
+        ("tester/no", {"revision": "0" * 40}, "ValueError", "cannot be the name of a branch"),
+        ("tester/no", {"tag": "a b"}, "ValueError", "cannot be the name of a tag"),
+    ],
+)
+def test_refused(
+    hub: Hub, client: Client, model: Path, repo_id: str, options: dict[str, Any], kind: str, says: str
+) -> None:
+    assert says in client.refused(kind, model, repo_id, **options)
+    assert repo_id not in hub.repos
+    assert kind == "UploadError" or not hub.log
+
+
+def test_an_unfit_folder_is_refused_before_any_request(hub: Hub, client: Client, model: Path) -> None:
+    (model / "training_args.bin").write_bytes(b"")
+    assert "training_args.bin is a pickle" in client.refused("ValueError", model, "tester/unfit")
+    assert hub.log == []
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_no_hub(hub: Hub, model: Path, tmp_path: Path, offline: bool) -> None:
+    environment = hub.environment(GOOD, home=tmp_path, offline=offline)
+    away = Client({**environment, "HF_ENDPOINT": hub.url if offline else "http://127.0.0.1:1"}, tmp_path / "errors")
+    text = away.refused("UploadError", model, "tester/away")
+    away.end()
+    assert ("HF_HUB_OFFLINE is set" if offline else "the connection to http://127.0.0.1:1 failed") in text
+    assert "Nothing was published" in text
+    assert hub.log == []
+
+
+# -- what a folder must not hold -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "a/b.pt", "x.PTH", "x.ckpt", "x.pkl", "optimizer.pickle"])
+def test_pickles(model: Path, name: str) -> None:
+    refuse_unfit(model)
+    (model / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{name} is a pickle"):
+        refuse_unfit(model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".env",
+        ".env.local",
+        "token",
+        "a/Token.txt",
+        "key.pem",
+        "id_rsa",
+        "a/id_ed25519.old",
+        ".netrc",
+        "credentials.json",
+    ],
+)
+def test_names_of_secrets(model: Path, name: str) -> None:
+    (model / name).write_text("")
+    with pytest.raises(ValueError, match=f"{name} looks like a secret"):
+        refuse_unfit(model)
+
+
+def test_tokens_in_files_are_found_and_not_shown(model: Path) -> None:
+    (model / "a" / "b" / "run.sh").write_text("# hf_longctx, hf_hub_download_of_a_file\n")
+    refuse_unfit(model)
+    (model / "a" / "b" / "run.sh").write_text(f"export HF_TOKEN={GOOD}\n")
+    with pytest.raises(ValueError, match=r"a/b/run\.sh contains what looks like") as caught:
+        refuse_unfit(model)
+    assert GOOD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_folders_without_a_model(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a folder"):
+        refuse_unfit(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is not a folder"):
+        refuse_unfit(model / "config.json")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no weights"):
+        refuse_unfit(model)
+    (model / "config.json").unlink()
+    with pytest.raises(ValueError, match="holds no model"):
+        refuse_unfit(model)
+    (model / "custom_generate").mkdir()
+    (model / "custom_generate" / "generate.py").write_text("")
+    refuse_unfit(model)
+
+
+def test_a_file_over_the_limit(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "FILE_LIMIT", 999)
+    with pytest.raises(ValueError, match=r"model\.safetensors has .* GB"):
+        refuse_unfit(model)
+
+
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        ("owner/model", None),
+        ("gpt2", None),
+        ("/data/base", "is no Hub id"),
+        ("./base", "is no Hub id"),
+        ("out/runs/base", "is no Hub id"),
+        ("C:\\base", "is no Hub id"),
+        ("FOLDER", "a folder on this computer"),
+        (None, "expected a Hub id"),
+    ],
+)
+def test_the_base_of_an_adapter(tmp_path: Path, base: str | None, says: str | None) -> None:
+    adapter = write_model(tmp_path / "adapter", weights="adapter_model.safetensors")
+    base = str(tmp_path) if base == "FOLDER" else base
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    if says is None:
+        refuse_unfit(adapter)
+        return
+    with pytest.raises(ValueError, match=says):
+        refuse_unfit(adapter)
+
+
+def test_the_settings_of_an_adapter_that_are_not_json(tmp_path: Path) -> None:
+    adapter = write_model(tmp_path / "adapter", weights="adapter_model.safetensors")
+    for content, says in (("{", r"adapter_config\.json is not JSON"), ("[]", r"adapter_config\.json holds a list")):
+        (adapter / "adapter_config.json").write_text(content)
+        with pytest.raises(ValueError, match=says):
+            refuse_unfit(adapter)
+
+
+def test_planned_lists_every_level_and_leaves_out_git(model: Path) -> None:
+    (model / ".git").mkdir()
+    (model / ".git" / "HEAD").write_text("ref")
+    (model / "a" / ".cache").mkdir()
+    (model / "a" / ".cache" / "x").write_text("x")
+    (model / "empty.safetensors").write_bytes(b"")
+    assert planned(model) == [
+        ("README.md", 35, False),
+        ("a/b/note.txt", 12, False),
+        ("config.json", 2, False),
+        ("empty.safetensors", 0, False),
+        ("model.safetensors", 1000, True),
+    ]
+
+
+# -- the file with the token -----------------------------------------------------------------------------------------
+
+
+def test_token_of_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"\n{GOOD}\r\n")
+    file.chmod(0o600)
+    assert token_from(file) == GOOD
+    assert caplog.text == ""
+    file.chmod(0o644)
+    assert token_from(str(file)) == GOOD
+    assert "other users of this computer can read the token" in caplog.text
+    assert GOOD not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "has 0 lines"),
+        (b" \n\n", "has 0 lines"),
+        (f"{GOOD}\n{WRONG}\n".encode(), "has 2 lines"),
+        (f"HF_TOKEN = {GOOD}\n".encode(), "spaces or other characters"),
+        (GOOD.encode() + b"\xff", "spaces or other characters"),
+    ],
+)
+def test_token_files_that_are_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    with pytest.raises(ValueError, match=says) as caught:
+        token_from(tmp_path / "secret")
+    assert GOOD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        token_from(tmp_path / "none")
