@@ -1,8 +1,9 @@
 """Models in and out: from a folder, the Hub, a GGUF file or the example model's PyPI wheel, and saved with a method."""
 
+from .by_id import generate_with, push_generate, write_generate
 from .extend import extend
 from .gguf import convert
 from .resolve import load, locate
 from .save import save
 
-__all__ = ["convert", "extend", "load", "locate", "save"]
+__all__ = ["convert", "extend", "generate_with", "load", "locate", "push_generate", "save", "write_generate"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 CHECKOUT = "in a checkout of hf_longctx"
+INSTALL = f"pip install . {CHECKOUT}"
 UPGRADE = f"git pull && pip install . {CHECKOUT}"
 
 
