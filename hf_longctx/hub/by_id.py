@@ -13,15 +13,14 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from transformers import GenerationMixin
+from typing import TYPE_CHECKING, Any
 
 from .. import registry
-from ..generation.procedure import Procedure
 from ..storage.files import write_whole
-from .by_id_texts import texts
 from .save import check_target
+
+if TYPE_CHECKING:
+    from ..generation.procedure import Procedure
 
 # arguments that say where generate.py comes from; transformers hands them on with the others
 OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "repo_type", "revision", "token")
@@ -47,6 +46,8 @@ def write_generate(
             f"folder of its own; a model carries the settings by {type(procedure).__name__}(...).store_(model)."
         )
     check_target(target, overwrite=overwrite)
+    from .by_id_texts import texts
+
     for name, text in texts(procedure, repo_id or f"you/{procedure.name}").items():
         write_whole(target / name, text.encode("utf-8"))
     return target
@@ -89,6 +90,8 @@ def generate_with(
     Raises:
         ValueError: A setting is unknown or has a value that it cannot have.
     """
+    from transformers import GenerationMixin
+
     pushed: Any = registry.from_spec(dict(settings))
     if given is not None and not isinstance(given, Mapping):
         raise ValueError(
@@ -103,7 +106,7 @@ def generate_with(
 
 
 def _check(procedure: Any) -> None:
-    if not isinstance(procedure, Procedure):
+    if not isinstance(procedure, registry.Recorded) or procedure.kind != "procedure":
         raise ValueError(
             f"{procedure!r:.60}: expected a procedure with its settings, such as XL3M() or ShareBeginning(). A "
             f"method is part of a model: save it with one."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CHECKOUT = "in a checkout of hf_longctx"
-INSTALL = f"pip install . {CHECKOUT}"
+INSTALL = f"pip install . {CHECKOUT}"  # the one place to change on the day that a registry has it
 UPGRADE = f"git pull && pip install . {CHECKOUT}"
 
 
