@@ -1,5 +1,6 @@
 """Models in and out: from a folder, the Hub, a GGUF file or the example model's PyPI wheel, and saved or published."""
 
+from .by_id import generate_with, push_generate, write_generate
 from .check import check, repair
 from .draft import save_for_hub
 from .extend import extend
@@ -8,4 +9,17 @@ from .push import push
 from .resolve import load, locate
 from .save import save
 
-__all__ = ["check", "convert", "extend", "load", "locate", "push", "repair", "save", "save_for_hub"]
+__all__ = [
+    "check",
+    "convert",
+    "extend",
+    "generate_with",
+    "load",
+    "locate",
+    "push",
+    "push_generate",
+    "repair",
+    "save",
+    "save_for_hub",
+    "write_generate",
+]

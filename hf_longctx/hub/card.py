@@ -104,7 +104,7 @@ def _commands(repo_id: str, tier: Tier, adapter: bool) -> str:
     )
     parts = [f"```python\n{load.replace(chr(10) * 3, chr(10) * 2)}\n```"]
     if tier is not NATIVE:
-        parts.insert(0, f"To install hf_longctx: `{INSTALL.partition(' in ')[0]}` in {INSTALL.partition(' in ')[2]}.")
+        parts.insert(0, f"To install hf_longctx: {INSTALL}.")
     if tier is not NATIVE and not adapter:
         parts.append(
             f"`hf-longctx serve {repo_id}` serves it (`transformers serve` and other engines serve the stock model). "

@@ -69,5 +69,13 @@ def test_a_folder_carries_the_settings(model: str, tmp_path: Path) -> None:
     assert " segments (" in result.stderr  # with the default window it would have been read whole
 
 
+def test_a_short_text_and_a_question_of_one_letter_are_answered_as_a_whole(asked: list[str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("A hall.")
+    asked[asked.index("Where is it?")] = "?"
+    result = run(*asked)
+    assert result.exit_code == 0, result.output
+    assert "tokens fit the window" in result.stderr
+
+
 def test_scores_belong_to_segments(model: str) -> None:
     assert "add --method xl3m" in complaint(run("generate", model, "--prompt", "a", "--scores", "file"))

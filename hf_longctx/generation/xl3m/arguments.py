@@ -18,18 +18,22 @@ from .prompt import text_before
 
 def prompts(prompt_BL: Tensor, model_kwargs: dict[str, Any], generation_config: Any) -> list[Tensor]:
     """Each prompt once and without its padding."""
-    cache = cache_in(model_kwargs)
-    if cache is not None and cache.get_seq_length():
-        raise ValueError(
-            f"the cache holds {cache.get_seq_length():,} tokens, and segments are read on their own, not after "
-            f"others: pass the whole prompt without a cache."
-        )
     if "inputs_embeds" in model_kwargs:
         raise ValueError("inputs_embeds: segments are cut from token ids. Pass input_ids.")
     each, mask = repeats(generation_config), model_kwargs.get("attention_mask")
     if mask is None:
         return list(prompt_BL[::each])
     return [row[kept.to(row.device).bool()] for row, kept in zip(prompt_BL[::each], mask[::each], strict=True)]
+
+
+def refuse_filled_cache(model_kwargs: dict[str, Any]) -> None:
+    """ValueError for a cache that holds tokens, which a prompt that is cut cannot follow."""
+    cache = cache_in(model_kwargs)
+    if cache is not None and cache.get_seq_length():
+        raise ValueError(
+            f"the cache holds {cache.get_seq_length():,} tokens, and segments are read on their own, not after "
+            f"others: pass the whole prompt without a cache."
+        )
 
 
 def per_row(question: Any, rows: int) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from ...text.tokens import left_pad
 from ...upstream.caches import CACHE_NAMES
@@ -50,8 +52,8 @@ def decode(
             ids_BL,
             attention_mask=mask_BL,
             generation_config=config,
-            logits_processor=LogitsProcessorList(_own(logits_processor, processors)),
-            stopping_criteria=StoppingCriteriaList(_own(stopping_criteria, criteria)),
+            logits_processor=LogitsProcessorList(_own(logits_processor or [], processors)),
+            stopping_criteria=StoppingCriteriaList(_own(stopping_criteria or [], criteria)),
             **given,
             **{name: value for name, value in model_kwargs.items() if name not in HERE},
         )
@@ -62,6 +64,24 @@ def decode(
         return whole
     result.sequences = whole
     return result
+
+
+def decode_whole(
+    model: Any, prompt_BL: Tensor, rows: list[list[int]], *, given: dict[str, Any], model_kwargs: Any, **how: Any
+) -> Any:
+    """What stock `generate` returns for `prompt_BL`: the decoding method that it would have called, as it calls it.
+
+    Cache, positions and padding are the caller's own. The arguments are those of `decode`.
+    """
+    mode = how["generation_config"].get_generation_mode(given.get("assistant_model"))
+    stock = getattr(type(model), GENERATION_MODES_MAPPING[mode], None)
+    if stock is None:  # transformers has moved it to a repository, and only `generate` calls that
+        return decode(model, prompt_BL, rows, given=given, model_kwargs=model_kwargs, **how)
+    named = {name: given.get(name) for name in ("assistant_model", "streamer")}
+    arguments = model._extract_generation_mode_kwargs(None, dict(given), None, **named)  # synced_gpus among them
+    if "inputs_tensor" in inspect.signature(stock).parameters:
+        arguments["inputs_tensor"] = prompt_BL
+    return stock(model, prompt_BL, **how, **arguments, **model_kwargs)
 
 
 def repeats(generation_config: Any) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .prompt import Parts
 from .reading import read
 from .search import Search
-from .selection import Selection
+from .selection import Selection, all_of
 from .settings import Segmenting
 
 
@@ -30,6 +30,10 @@ class Frame:
                 f"XL3M(window=...)."
             )
         self.window = int(window)
+
+    def holds(self, n_tokens: int) -> bool:
+        """Whether a prompt of so many tokens fits, with what is written after it."""
+        return n_tokens + self.new_tokens <= self.window
 
     def check_room(self) -> None:
         """ValueError for segments that fit with no prompt at all."""
@@ -52,7 +56,8 @@ class Frame:
             )
         if sum(map(len, held)) <= fits:
             ids = torch.cat([block.cpu() for block in held]).tolist()
-            return ids, Selection((), ((0, len(ids)),), len(ids), float("nan"), {}, whole=True)
+            return ids, all_of(len(ids))
+        self._check_scored(parts)
         room = self._room(parts, fits)
         return Search(self.model, parts.head, parts.question, self.settings, room=room, **options)(text)
 
@@ -65,6 +70,8 @@ class Frame:
             )
         if not parts.question:
             raise ValueError("the question is empty: nothing stands after the text. Give at least 1 token.")
+
+    def _check_scored(self, parts: Parts) -> None:
         if self.settings.score != "entropy" and len(parts.question) < 2:
             raise ValueError(
                 f"a question of 1 token: score={self.settings.score!r} needs at least 2. Give a longer question, or "

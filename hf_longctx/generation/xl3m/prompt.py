@@ -17,6 +17,10 @@ from ...text.tokens import bos_prefix, render
 SPACES = 4  # tokens, at most, of white space before a question that belong to it
 
 
+class NotInPrompt(ValueError):
+    """The question or the head is not in the prompt, or does not fit it: it can be read only as a whole."""
+
+
 class Parts(NamedTuple):
     """A prompt cut into three: `head` before the text, the `text` itself, the `question` after it."""
 
@@ -34,22 +38,40 @@ def split(
     bos: int | None,
     window: int,
     tail: int,
+    whole: bool = False,
 ) -> Parts:
     """Cut one prompt, given as a 1-D tensor of ids.
 
     `question`, `head` and `tokenizer` are those of `XL3M.__call__`; white space before the words of a question belongs
     to it. `bos` is the beginning-of-text token, `window` what the model can read, and `tail` the tokens of a question
-    of which nothing is known.
+    of which nothing is known. A prompt that is read `whole` needs no cut: its chat template is not looked at, and where
+    a question cannot be found, all of it is text.
 
     Raises:
-        ValueError: The question is not in the prompt, or head and question overlap.
+        NotInPrompt: The question is not in the prompt, or head and question overlap, and it is not read whole.
+        ValueError: One of them is none that a prompt could have.
     """
-    at = len(ids_L) - _question_length(ids_L, question, tokenizer, window, tail)
+    templated = None if whole else tokenizer
+    try:
+        at = len(ids_L) - _question_length(
+            ids_L, question, tokenizer if isinstance(question, str) else templated, window, tail
+        )
+        return _cut(ids_L, at, head, templated, bos, window)
+    except NotInPrompt:
+        if not whole:
+            raise
+        return Parts([], ids_L, [])
+
+
+def _cut(
+    ids_L: Tensor, at: int, head: int | None, tokenizer: PreTrainedTokenizerBase | None, bos: int | None, window: int
+) -> Parts:
+    """Cut before the question, which begins `at` a token."""
     first = _head_length(ids_L, tokenizer, bos, window) if head is None else _length("head", head, len(ids_L))
     if head is None:
         first = min(first, at)
     if first > at:
-        raise ValueError(
+        raise NotInPrompt(
             f"head={head}: the question begins at token {at:,} of {len(ids_L):,}, so head and question overlap."
         )
     return Parts(ids_L[:first].tolist(), ids_L[first:at], ids_L[at:].tolist())
@@ -100,7 +122,7 @@ def _question_length(
     wanted = torch.as_tensor(question, dtype=torch.long, device=ids_L.device).flatten()
     start = _last(ids_L, wanted)
     if start is None:
-        raise ValueError(
+        raise NotInPrompt(
             f"question: these {len(wanted):,} ids are not in the prompt. Give the ids as they stand there, or how many "
             f"tokens at its end are the question."
         )
@@ -108,8 +130,10 @@ def _question_length(
 
 
 def _length(name: str, value: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise ValueError(f"{name}={value!r}: expected a number of tokens, 0 to the prompt's {most:,}.")
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not number or value > most:
+        wrong = NotInPrompt if number else ValueError
+        raise wrong(f"{name}={value!r}: expected a number of tokens, 0 to the prompt's {most:,}.")
     return value
 
 
@@ -124,7 +148,7 @@ def _words(ids_L: Tensor, words: str, tokenizer: PreTrainedTokenizerBase | None,
         return words.strip() not in tokenizer.decode(end[start:], clean_up_tokenization_spaces=False)
 
     if lost(0):
-        raise ValueError(
+        raise NotInPrompt(
             f"question={words[:60]!r} is not in the last {len(end):,} tokens of the prompt. Give it as it stands there."
         )
     # the last place at which all of the words are still ahead

@@ -37,7 +37,8 @@ class Selection:
             an NLL or entropy of at most this.
         scores: For every segment, in the order of the text, (segments,) fp32 on the CPU: "gain", "question_nll" and
             "entropy".
-        whole: The prompt fitted the window, so nothing was left out and nothing scored.
+        whole: The prompt fitted the window, so nothing was left out and nothing scored. A prompt that is all question
+            has no tokens of text.
     """
 
     kept: tuple[Kept, ...]
@@ -49,9 +50,14 @@ class Selection:
 
     def __str__(self) -> str:
         if self.whole:
-            return f"all {self.tokens:,} tokens fit the window"
+            return f"all {self.tokens:,} tokens fit the window" if self.tokens else "the prompt fits the window"
         spans = ", ".join(f"{start:,}-{stop:,}" for start, stop in self.spans)
         return f"{len(self.kept)} of {len(self.scores['entropy']):,} segments ({self.tokens:,} tokens): {spans}"
+
+
+def all_of(tokens: int) -> Selection:
+    """The selection of a text of `tokens` that is read as it is."""
+    return Selection((), ((0, tokens),) if tokens else (), tokens, float("nan"), {}, whole=True)
 
 
 @dataclass(frozen=True, order=True)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ...text.pieces import encode_pieces
-from .arguments import files, opened, per_row, prompts
-from .decoding import decode
+from .arguments import files, opened, per_row, prompts, refuse_filled_cache
+from .decoding import decode, decode_whole
 from .frame import Frame
 from .prompt import around_text, split, text_before
 from .search import Progress
+from .selection import all_of
 from .settings import Segmenting
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ class XL3M(Segmenting):
             What stock `generate` returns. `sequences` begin with the prompt as it was given.
 
         Raises:
-            ValueError: The question, or head, segment and question, are longer than the window; the text is empty; a
-                cache that is not empty was passed; rows are padded in the middle.
+            ValueError: A prompt that does not fit the window has no text between head and question, or no room for a
+                segment between them, or comes with a cache that is not empty; the `document` is empty.
             SourceError: `document` raised while it was read.
         """
         settings = (self.stored_in(generation_config) or self) if self is xl3m else self
@@ -149,13 +150,17 @@ class XL3M(Segmenting):
         rows = prompts(input_ids, model_kwargs, generation_config)
         if document is not None and len(rows) > 1:
             raise ValueError(f"document: one text for {len(rows)} prompts. Give one prompt, or the text in each.")
+        whole = [document is None and frame.holds(len(row)) for row in rows]
+        if not all(whole):
+            refuse_filled_cache(model_kwargs)
         short, selections = [], []
-        for row, asked, file in zip(rows, per_row(question, len(rows)), files(scores_file, len(rows)), strict=True):
+        asked, stores = per_row(question, len(rows)), files(scores_file, len(rows))
+        for row, fits, one, file in zip(rows, whole, asked, stores, strict=True):
             parts = split(
-                row, question=asked, head=head, tokenizer=tokenizer, bos=generation_config.bos_token_id,
-                window=frame.window, tail=settings.question_tokens,
+                row, question=one, head=head, tokenizer=tokenizer, bos=generation_config.bos_token_id,
+                window=frame.window, tail=settings.question_tokens, whole=fits,
             )  # fmt: skip
-            context, selection = frame.find(
+            context, selection = (parts.text.tolist(), all_of(len(parts.text))) if fits else frame.find(
                 parts, opened(document, tokenizer, parts.head), scores_file=file, accelerator=accelerator,
                 compile=compile, progress=read_progress,
             )  # fmt: skip
@@ -165,8 +170,8 @@ class XL3M(Segmenting):
             "tokenizer": tokenizer, "streamer": streamer, "assistant_model": assistant_model,
             "assistant_tokenizer": assistant_tokenizer,
         }  # fmt: skip
-        output = decode(
-            model, input_ids, short, logits_processor=logits_processor or [], stopping_criteria=stopping_criteria or [],
+        output = (decode_whole if all(whole) else decode)(
+            model, input_ids, short, logits_processor=logits_processor, stopping_criteria=stopping_criteria,
             generation_config=generation_config, given={k: v for k, v in given.items() if v is not None},
             model_kwargs=model_kwargs,
         )  # fmt: skip
