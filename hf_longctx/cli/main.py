@@ -25,6 +25,7 @@ from .methods import list_methods
 from .options import complain
 from .plan import plan
 from .report import report
+from .serve import PASSED_ON, serve
 
 # What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
 _USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
@@ -94,6 +95,7 @@ app.command()(extend)
 app.command()(generate)
 app.command()(ask)
 app.command()(chat)
+app.command(context_settings=PASSED_ON)(serve)
 
 
 app.command("eval")(evaluate)
