@@ -28,6 +28,7 @@ from .plan import plan
 from .push import push
 from .report import report
 from .save import save
+from .serve import PASSED_ON, serve
 
 # What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
 _USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
@@ -100,6 +101,7 @@ app.command()(push)
 app.command()(generate)
 app.command()(ask)
 app.command()(chat)
+app.command(context_settings=PASSED_ON)(serve)
 
 
 app.command("eval")(evaluate)

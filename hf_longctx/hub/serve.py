@@ -1,0 +1,197 @@
+"""transformers' own OpenAI-compatible server, with the methods that models carry in their configs.
+
+`transformers serve` builds the class that a config's `architectures` names, whatever `auto_map` says: without this
+package imported it serves the stock model, silently. Here the hooks are in place, and what cannot work is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..attention.method import AttentionMethod
+from ..method import LongContextMethod, read_key
+from ..patch import applied
+from ..registry import entries
+from ..settings import KEY
+from ..upstream.installing import install_extra
+from .adapter import adapter_settings
+from .resolve import hub_problem, locate, not_found
+
+# options of transformers with which every request to a model with an attention method fails -> why
+REFUSED = {
+    "continuous_batching": "keeps the keys of all requests in one paged cache, which has no place for a method's own",
+    "compile": "needs a static cache, and a method keeps a cache of its own",
+}
+# from_pretrained in several threads at once mixes up their dtypes and weights
+_one_load = threading.Lock()
+
+
+def options() -> inspect.Signature:
+    """The arguments of `transformers serve`, with the annotations from which typer makes options.
+
+    They are those of `serve`: the first, `force_model`, is its `model`.
+    """
+    return inspect.signature(_server())
+
+
+def serve(model: str | None, say: Callable[[str], object] = print, **given: Any) -> None:
+    """Serve a model, with the methods in its config, until the process is interrupted.
+
+    Args:
+        model: What `load` takes, but for an adapter; the only one that requests may then ask for. None: a request names
+            the model that it wants, and gets an error of status 400 where that cannot be served.
+        say: Gets one line about what is served and where, before requests are answered.
+        **given: Arguments of `transformers serve` (see `options`), by the names that it has for them.
+
+    Raises:
+        ValueError: The model is an adapter, its method does not fit it, or does not work with one of the arguments.
+        OSError: The model cannot be read.
+        ImportError: A package of the extra `serve` is missing.
+    """
+    from transformers.utils.import_utils import is_serve_available
+
+    server = _server()
+    if not is_serve_available():
+        raise ImportError(f"The server needs fastapi, uvicorn and openai: {install_extra('serve')}.")
+    _make_cache()
+    location = None if model is None else _servable(model)
+    values = options().bind(force_model=location, **given)
+    values.apply_defaults()
+    arguments = values.arguments
+    address = f"http://{arguments['host']}:{arguments['port']}/v1"
+    if location is None:
+        say(f"Serving at {address} the models that requests name, each with the methods in its config")
+    with _managed(arguments, lambda loaded: say(f"Serving at {address} {described(loaded)}, model={location!r}")):
+        server(**arguments)
+
+
+def described(model: Any) -> str:
+    """A model in memory in a line: its class, the methods on it, and the settings in it that no request reaches."""
+    methods = [repr(patch.method) for patch in applied(model)]
+    line = f"{type(model).__name__} with {' and '.join(methods) or 'no method: the stock model'}"
+    for entry in entries().values():
+        if entry["kind"] == "procedure" and getattr(model.generation_config, entry["name"], None) is not None:
+            line += f" (its {entry['class']} settings are not used: no request can ask for a procedure)"
+    return line
+
+
+def methods_in(name: str, **kwargs: Any) -> list[LongContextMethod]:
+    """The methods in the config of a folder or Hub id; no weights are read. `kwargs` are `from_pretrained`'s."""
+    from transformers import AutoConfig
+
+    parts = _parts(AutoConfig.from_pretrained(name, **kwargs))
+    entry = next((entry for part in parts if (entry := getattr(part, KEY, None))), None)
+    return read_key(entry) if entry else []
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    yield config
+    for name in config.sub_configs:
+        if (part := getattr(config, name, None)) is not None:
+            yield from _parts(part)
+
+
+def _server() -> Any:
+    from transformers.cli.serve import Serve
+
+    return Serve
+
+
+def _make_cache() -> None:
+    """Before 5.24, `/v1/models` fails where nothing was ever downloaded."""
+    from huggingface_hub import constants
+
+    with suppress(OSError):  # a home that cannot be written: only that list is missing
+        Path(constants.HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
+
+
+def _servable(model: str) -> str:
+    """The name by which transformers' server loads a model and requests ask for it."""
+    location = locate(model).location
+    hub_id = None if Path(location).is_dir() else location.partition("@")[0]  # owner/name@revision
+    if hub_id is not None and (problem := hub_problem(hub_id)):
+        raise OSError(not_found(hub_id, problem))
+    if hub_id is None and "@" in location and not _keeps_at_sign():
+        raise ValueError(f"{location!r}: this transformers reads what follows '@' as a revision. Rename the folder.")
+    if adapter_settings(hub_id or location, {}) is not None:
+        raise ValueError(
+            f"{model!r} is a PEFT adapter, and transformers' server loads whole models only. Merge it and serve that: "
+            f"model, tokenizer = hf_longctx.hub.load({model!r}, dtype='checkpoint'), then "
+            f"hf_longctx.hub.save(model.merge_and_unload(), tokenizer, 'merged')."
+        )
+    return location
+
+
+def _keeps_at_sign() -> bool:
+    from transformers.cli.serving import utils
+
+    return hasattr(utils, "split_revision")  # since 5.24
+
+
+@contextmanager
+def _managed(arguments: dict[str, Any], ready: Callable[[Any], object]) -> Iterator[None]:
+    """In the block, transformers' server loads models through our manager, and calls `ready` with a preloaded one."""
+    from transformers.cli.serving import model_manager as module
+
+    stock = module.ModelManager
+    module.ModelManager = _manager(stock, [name for name in REFUSED if arguments.get(name)], ready)
+    try:
+        yield
+    finally:
+        module.ModelManager = stock
+
+
+def _manager(stock: Any, asked: list[str], ready: Callable[[Any], object]) -> Any:
+    """The manager of transformers' server, with one load at a time, and its errors told to the client.
+
+    Args:
+        stock: Its class, `ModelManager`.
+        asked: The options of `REFUSED` that the server was started with.
+        ready: Called with the preloaded model, if there is one.
+    """
+
+    class Manager(stock):
+        """Loads what requests ask for."""
+
+        _started = False
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)  # loads a forced model
+            self._started = True
+            for timed in self.loaded_models.values():
+                ready(timed.model)
+
+        def load_model_and_processor(self, name: str, *args: Any, **kwargs: Any) -> Any:
+            from fastapi import HTTPException
+
+            try:
+                if name not in self.loaded_models and not kwargs.get("gguf_file"):
+                    self._check(name)
+                return super().load_model_and_processor(name, *args, **kwargs)
+            except (ValueError, OSError, ImportError, NotImplementedError) as error:
+                if not self._started:
+                    raise
+                # else the client is told "Internal Server Error"
+                raise HTTPException(status_code=400, detail=" ".join(str(error).split())) from error
+
+        def _load_model(self, *args: Any, **kwargs: Any) -> Any:
+            with _one_load:
+                return super()._load_model(*args, **kwargs)
+
+        def _check(self, name: str) -> None:
+            """Before the tokenizer is loaded, whose error about a wrong key does not name the key."""
+            folder, revision = (name, None) if Path(name).exists() else name.split("@", 1)
+            for method in methods_in(folder, revision=revision, trust_remote_code=self.trust_remote_code):
+                if asked and isinstance(method, AttentionMethod):
+                    option = f"--{asked[0].replace('_', '-')}"
+                    raise ValueError(
+                        f"{folder!r} carries {method!r}, which does not work with {option}: it {REFUSED[asked[0]]}. "
+                        f"Serve it without {option}; requests are then answered one after the other."
+                    )
+
+    return Manager

@@ -1,0 +1,301 @@
+"""`hf-longctx serve`: transformers' server answers with the tokens of `generate`, method active, or does not start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+pytest.importorskip("fastapi")
+pytest.importorskip("openai")
+from openai import OpenAI
+
+import hf_longctx
+from hf_longctx import LMInfinite, StreamingLLM
+from hf_longctx.generation.xl3m import XL3M
+from hf_longctx.hub import load, save
+from hf_longctx.hub.serve import described, methods_in
+from hf_longctx.method import write_key
+from tests.tiny import VOCAB, tiny, tokenizer
+
+ROOT = Path(__file__).parent.parent.parent
+METHOD = LMInfinite(n_global=4, n_local=16)
+LONG = [f"w{3 + (7 * i) % (VOCAB - 3)}" for i in range(70)]  # beyond the window
+TOKENS = 12
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "hf_longctx.cli.main", "serve", *arguments]
+
+
+def environment(home: Path) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass
+class Running:
+    """A server in a process of its own."""
+
+    url: str
+    said: list[str]
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+
+@contextmanager
+def server(home: Path, *arguments: str) -> Iterator[Running]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    process = subprocess.Popen(
+        command(*arguments, *options),
+        env=environment(home),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    overdue = threading.Timer(120, process.kill)
+    overdue.start()
+    said: list[str] = []
+    drained = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if "running on" in line:
+                break
+        else:
+            pytest.fail("the server did not start: " + "".join(said))
+        drained.start()  # a full pipe would stop the server
+        yield Running(f"http://127.0.0.1:{port}", said)
+    finally:
+        overdue.cancel()
+        process.kill()
+        process.wait()
+        if drained.ident is not None:
+            drained.join()
+        process.stderr.close()
+
+
+def words() -> Any:
+    made = tokenizer()
+    made.chat_template = "{% for turn in messages %}{{ turn['content'] + ' ' }}{% endfor %}"
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a method in its config, and with settings of XL3M, which a server cannot reach."""
+    model = tiny()
+    METHOD.apply(model)
+    XL3M().store_(model)
+    return save(model, words(), tmp_path_factory.mktemp("serve") / "keyed")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home") / "hf"  # is not there
+
+
+@pytest.fixture(scope="module")
+def running(folder: Path, home: Path) -> Iterator[Running]:
+    with server(home, str(folder)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(running: Running) -> OpenAI:
+    return OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[int, str]:
+    """What `generate` writes after so many words: with the method, which is not what the stock model writes."""
+    made, answers = AutoTokenizer.from_pretrained(folder), {}
+    extended, stock = AutoModelForCausalLM.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    hf_longctx.undo(stock)
+    assert [patch.method for patch in hf_longctx.applied(extended)] == [METHOD.resolve(extended.config)]
+    for length in range(40, 52):
+        ids = made(" ".join(LONG[:length]), return_tensors="pt")["input_ids"]
+        read = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": TOKENS}
+        mine, theirs = (model.generate(ids, **read)[0, length:] for model in (extended, stock))
+        assert not torch.equal(mine, theirs)
+        answers[length] = made.decode(mine, skip_special_tokens=True)
+    return answers
+
+
+def with_key(folder: Path, key: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "hf_longctx": key}))
+
+
+def question(folder: Path, length: int) -> dict[str, Any]:
+    turns = [{"role": "user", "content": " ".join(LONG[:length])}]
+    return {"model": str(folder), "messages": turns, "max_tokens": TOKENS, "temperature": 0}
+
+
+def test_it_says_in_one_line_what_is_active(running: Running, folder: Path) -> None:
+    line = next(line for line in running.said if line.startswith("Serving"))
+    assert f"Serving at {running.url}/v1 LlamaForCausalLM with LMInfinite(n_global=4, n_local=16" in line
+    assert "its XL3M settings are not used" in line
+    assert f"model={str(folder)!r}" in line
+
+
+def test_chat_with_the_openai_client(client: OpenAI, folder: Path, expected: dict[int, str]) -> None:
+    answer = client.chat.completions.create(**question(folder, 40))
+    assert answer.choices[0].message.content == expected[40]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (40, TOKENS)
+
+
+def test_stream(client: OpenAI, folder: Path, expected: dict[int, str]) -> None:
+    parts = [
+        part.choices[0].delta.content
+        for part in client.chat.completions.create(**question(folder, 41), stream=True)
+        if part.choices and part.choices[0].delta.content
+    ]
+    assert len(parts) > 1
+    assert "".join(parts) == expected[41]
+
+
+def test_completions(client: OpenAI, folder: Path, expected: dict[int, str]) -> None:
+    prompt = " ".join(LONG[:42])
+    answer = client.completions.create(model=str(folder), prompt=prompt, max_tokens=TOKENS, temperature=0)
+    assert answer.choices[0].text == expected[42]
+
+
+def test_chat_without_a_client(running: Running, folder: Path, expected: dict[int, str]) -> None:
+    code, answer = running.ask("/v1/chat/completions", question(folder, 43))
+    assert code == 200
+    assert answer["choices"][0]["message"]["content"] == expected[43]
+
+
+def test_twelve_requests_from_six_threads(running: Running, folder: Path, expected: dict[int, str]) -> None:
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda n: running.ask("/v1/chat/completions", question(folder, n)), expected))
+    assert [answer["choices"][0]["message"]["content"] for _, answer in answers] == list(expected.values())
+
+
+def test_models_are_listed_where_nothing_was_downloaded(running: Running) -> None:
+    code, listed = running.ask("/v1/models")
+    assert code == 200
+    assert isinstance(listed["data"], list)
+
+
+def test_another_model_is_not_served(running: Running) -> None:
+    code, answer = running.ask("/v1/chat/completions", {**question(Path("other"), 40)})
+    assert code == 400
+    assert "pinned" in answer["detail"]
+
+
+def test_what_arrives_in_a_request_is_refused_with_its_reason(folder: Path, home: Path, tmp_path: Path) -> None:
+    broken = save(tiny(), words(), tmp_path / "broken")
+    with_key(broken, {"version": 1, "methods": [{"name": "x"}]})
+    with server(home, "--continuous-batching") as running:
+        assert any("the models that requests name" in line for line in running.said)
+        for stream in (False, True):
+            code, answer = running.ask("/v1/chat/completions", {**question(folder, 40), "stream": stream})
+            assert code == 400
+            assert "carries LMInfinite(n_global=4" in answer["detail"]
+            assert "does not work with --continuous-batching" in answer["detail"]
+        code, answer = running.ask("/v1/chat/completions", question(broken, 40))
+        assert code == 400
+        assert "hf_longctx: name='x'" in answer["detail"]
+        assert running.ask("/health") == (200, {"status": "ok"})
+
+
+def refused(home: Path, *arguments: str) -> str:
+    done = subprocess.run(command(*arguments), env=environment(home), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("option", ["--continuous-batching", "--compile"])
+def test_options_under_which_no_request_would_work(option: str, folder: Path, home: Path) -> None:
+    said = refused(home, str(folder), "--device", "cpu", option)
+    lines = [line for line in said.splitlines() if line.startswith("Error")]
+    assert len(lines) == 1
+    assert re.search(rf"carries LMInfinite\(n_global=4.*does not work with {option}: .*without {option}", lines[0])
+
+
+def test_a_model_that_the_method_does_not_fit(home: Path, tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=4, n_positions=64)
+    save(GPT2LMHeadModel(config), words(), tmp_path / "gpt2")
+    with_key(tmp_path / "gpt2", write_key([METHOD]))
+    said = refused(home, str(tmp_path / "gpt2"), "--device", "cpu")
+    print(said)  # TMP
+    assert re.search("Error: .*GPT2", said)
+    assert "Uvicorn" not in said
+
+
+def test_an_adapter_and_the_way_to_serve_it(folder: Path, home: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    words().save_pretrained(tmp_path / "adapter")
+    said = refused(home, str(tmp_path / "adapter"))
+    assert "is a PEFT adapter" in said
+    # what the message says to do
+    model, made = load(tmp_path / "adapter", dtype="checkpoint")
+    save(model.merge_and_unload(), made, tmp_path / "merged")
+    assert methods_in(str(tmp_path / "merged")) == [METHOD.resolve(base.config)]
+
+
+def test_names_and_options_that_there_are_not(home: Path, tmp_path: Path) -> None:
+    assert "No such option: --prot" in refused(home, str(tmp_path), "--prot", "80")
+    assert "no such folder" in refused(home, str(tmp_path / "nowhere"))
+
+
+def test_missing_packages_are_named(home: Path) -> None:
+    code = "import sys; sys.modules['fastapi'] = None; from hf_longctx.cli.main import app; app()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve", "model"],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "pip install '.[serve]' in a checkout" in done.stderr
+
+
+def test_models_are_described() -> None:
+    model = tiny()
+    assert described(model) == "LlamaForCausalLM with no method: the stock model"
+    with StreamingLLM(n_global=4, n_local=16).on(model):
+        assert described(model) == "LlamaForCausalLM with StreamingLLM(n_global=4, n_local=16)"
+
+
+def test_help_lists_the_options_of_transformers(home: Path) -> None:
+    done = subprocess.run(
+        command("--help"), env={**environment(home), "COLUMNS": "150"}, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0
+    assert "smollm2-135m-instruct" in done.stdout
+    for option in ("--port", "--attn-implementation", "--model-timeout", "--continuous-batching"):
+        assert option in done.stdout
