@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from . import shim
 from .card import write_card
 from .check import keep_settings, refuse_edited, refuse_inconsistent
-from .outgoing import refuse_unfit
 from .resolve import find, is_gguf, load
 from .save import check_target, save_with
 from .tiers import Tier, tier_of
+from .unfit import refuse_unfit
 
 if TYPE_CHECKING:
     from ..registry import Recorded

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import shim
-from .answers import SIGN_IN, UploadError, failures, one_line, why
+from .answers import UploadError, failures, one_line, why
 from .commit import Commit, holds, tree
-from .outgoing import Files, files_of, planned, refuse_unfit
+from .outgoing import Files, files_of, planned
+from .tokens import token_for, token_from
+from .unfit import refuse_unfit
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 __all__ = ["UploadError", "Uploaded", "check_access", "check_names", "planned", "refuse_unfit", "token_from", "upload"]
-
-logger = logging.getLogger("hf_longctx")
 
 # what transformers loads from the root of a repository in place of, or on top of, the new model's own files
 _LOADED_INSTEAD = re.compile(
@@ -77,7 +75,7 @@ def upload(
     refuse_unfit(folder)
     files = files_of(folder)
     check_names(repo_id, revision, tag)
-    token = _token(token)
+    token = token_for(token)
 
     from huggingface_hub import HfApi
 
@@ -113,7 +111,7 @@ def check_access(token: str | None = None) -> None:
     Raises:
         UploadError: There is none, or the Hub refuses it or cannot be reached.
     """
-    token = _token(token)
+    token = token_for(token)
 
     from huggingface_hub import HfApi
 
@@ -121,39 +119,6 @@ def check_access(token: str | None = None) -> None:
         HfApi(token=token).whoami()
     except failures() as error:
         raise UploadError(one_line(f"{why(error, 'the token')}. Nothing was published.", token)) from error
-
-
-def token_from(path: str | os.PathLike[str]) -> str:
-    """The token in a file of one line, for `upload`. A file that others may read is used, with a warning.
-
-    Raises:
-        ValueError: The file is empty or holds more than a token. The message does not show what it holds.
-        OSError: It cannot be read.
-    """
-    file = Path(path).expanduser()
-    lines = file.read_bytes().split(b"\n")
-    lines = [line.strip() for line in lines if line.strip()]
-    if len(lines) != 1:
-        raise ValueError(f"{str(path)!r} has {len(lines)} lines that are not empty, expected one: the token alone.")
-    if os.name == "posix" and file.stat().st_mode & 0o077:
-        logger.warning("%s: other users of this computer can read the token. Run: chmod 600 %s", path, path)
-    return _sendable(lines[0].decode("ascii", "replace"), f"{str(path)!r}")
-
-
-def _sendable(token: str, source: str) -> str:
-    """The token, unless it cannot be part of a request; an HTTP client's own error would show it."""
-    if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise ValueError(f"{source} holds spaces or other characters that no token has. Copy the token again.")
-    return token
-
-
-def _token(given: str | None) -> str:
-    from huggingface_hub import get_token
-
-    token = given if given is not None else get_token()
-    if token is None:
-        raise UploadError(f"no token was given and none is stored, and publishing needs one. {SIGN_IN}.")
-    return _sendable(token, "the token")
 
 
 def check_names(repo_id: str, revision: str | None = None, tag: str | None = None) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import traceback
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,76 +10,12 @@ from typing import Any
 
 import pytest
 
-from hf_longctx.hub import outgoing
-from hf_longctx.hub.upload import planned, refuse_unfit, token_from
+from hf_longctx.hub.upload import planned
+from tests.hub.client import GOOD, WRONG, Client, counted, files_at, local, write_model
 from tests.hub.server import Hub
 from tests.hub.server_repos import File
 
-GOOD, WRONG = "hf_" + "g" * 34, "hf_" + "w" * 34
 PART = 4 * 2**20
-
-CLIENT = """
-import json, os, sys, time, traceback
-time.sleep = lambda seconds: None  # the client waits 23 s in all between its tries
-from huggingface_hub import HfApi
-from hf_longctx.hub import upload as room
-assert not {"torch", "transformers"} & sys.modules.keys()
-refs = room._refs
-def meddled(api, name):  # someone else's commit after we have looked
-    found = refs(api, name)
-    HfApi().upload_file(repo_id=name, path_or_fileobj=b"theirs", path_in_repo="theirs.txt")
-    return found
-for line in sys.stdin:
-    case = json.loads(line)
-    room._refs = meddled if case.pop("meddled") else refs
-    kept = os.environ.pop("HF_TOKEN", None) if case.pop("signed_out") else None
-    try:
-        told = vars(room.upload(**case))
-    except Exception as error:
-        told = {"kinds": [kind.__name__ for kind in type(error).__mro__], "text": str(error)}
-        traceback.print_exc()
-    if kept:
-        os.environ["HF_TOKEN"] = kept
-    print(json.dumps(told), flush=True)
-"""
-
-
-class Client:
-    """A process that uploads what it is told to. What it prints is looked through for tokens when it ends."""
-
-    def __init__(self, environment: dict[str, str], errors: Path) -> None:
-        self.errors = errors
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT],
-            **{"text": True, "env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE},
-            stderr=errors.open("w"),
-        )
-
-    def upload(self, folder: Path, repo_id: str, **options: Any) -> dict[str, Any]:
-        case = {"folder": str(folder), "repo_id": repo_id, "meddled": False, "signed_out": False, **options}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(case) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, self.errors.read_text()
-        assert GOOD not in line
-        assert WRONG not in line
-        return json.loads(line)
-
-    def refused(self, kind: str, folder: Path, repo_id: str, **options: Any) -> str:
-        """The one line of an error of this kind."""
-        told = self.upload(folder, repo_id, **options)
-        assert "text" in told, told
-        assert kind in told["kinds"]
-        assert "\n" not in told["text"]
-        return told["text"]
-
-    def end(self) -> None:
-        self.process.communicate(timeout=60)
-        assert self.process.returncode == 0
-        assert GOOD not in self.errors.read_text()
-        assert WRONG not in self.errors.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -112,28 +44,6 @@ def client(shared: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
 def model(tmp_path: Path) -> Path:
     """A folder of three levels, whose content the Hub has never seen."""
     return write_model(tmp_path / "model")
-
-
-def write_model(folder: Path, weights: str = "model.safetensors", size: int = 1000) -> Path:
-    (folder / "a" / "b").mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "README.md").write_text("---\nlibrary_name: transformers\n---\n")
-    (folder / "a" / "b" / "note.txt").write_text("three levels")
-    (folder / weights).write_bytes(os.urandom(size))
-    return folder
-
-
-def counted(hub: Hub, method: str, part: str) -> int:
-    """How many requests were answered, or dropped after their work was done."""
-    return sum(method == m and part in path for m, path, _ in hub.log)
-
-
-def files_at(hub: Hub, name: str, revision: str = "main") -> dict[str, bytes]:
-    return {path: file.data for path, file in hub.repos[name].at(revision).files.items()}
-
-
-def local(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 # -- what is published -----------------------------------------------------------------------------------------------
@@ -416,149 +326,3 @@ def test_no_hub(hub: Hub, model: Path, tmp_path: Path, offline: bool) -> None:
     assert ("HF_HUB_OFFLINE is set" if offline else "the connection to http://127.0.0.1:1 failed") in text
     assert "Nothing was published" in text
     assert hub.log == []
-
-
-# -- what a folder must not hold -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "a/b.pt", "x.PTH", "x.ckpt", "x.pkl", "optimizer.pickle"])
-def test_pickles(model: Path, name: str) -> None:
-    refuse_unfit(model)
-    (model / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=f"{name} is a pickle"):
-        refuse_unfit(model)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        ".env",
-        ".env.local",
-        "token",
-        "a/Token.txt",
-        "key.pem",
-        "id_rsa",
-        "a/id_ed25519.old",
-        ".netrc",
-        "credentials.json",
-    ],
-)
-def test_names_of_secrets(model: Path, name: str) -> None:
-    (model / name).write_text("")
-    with pytest.raises(ValueError, match=f"{name} looks like a secret"):
-        refuse_unfit(model)
-
-
-def test_tokens_in_files_are_found_and_not_shown(model: Path) -> None:
-    (model / "a" / "b" / "run.sh").write_text("# hf_longctx, hf_hub_download_of_a_file\n")
-    refuse_unfit(model)
-    (model / "a" / "b" / "run.sh").write_text(f"export HF_TOKEN={GOOD}\n")
-    with pytest.raises(ValueError, match=r"a/b/run\.sh contains what looks like") as caught:
-        refuse_unfit(model)
-    assert GOOD not in "".join(traceback.format_exception(caught.value))
-
-
-def test_folders_without_a_model(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a folder"):
-        refuse_unfit(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="is not a folder"):
-        refuse_unfit(model / "config.json")
-    (model / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="no weights"):
-        refuse_unfit(model)
-    (model / "config.json").unlink()
-    with pytest.raises(ValueError, match="holds no model"):
-        refuse_unfit(model)
-    (model / "custom_generate").mkdir()
-    (model / "custom_generate" / "generate.py").write_text("")
-    refuse_unfit(model)
-
-
-def test_a_file_over_the_limit(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outgoing, "FILE_LIMIT", 999)
-    with pytest.raises(ValueError, match=r"model\.safetensors has .* GB"):
-        refuse_unfit(model)
-
-
-@pytest.mark.parametrize(
-    ("base", "says"),
-    [
-        ("owner/model", None),
-        ("gpt2", None),
-        ("/data/base", "is no Hub id"),
-        ("./base", "is no Hub id"),
-        ("out/runs/base", "is no Hub id"),
-        ("C:\\base", "is no Hub id"),
-        ("FOLDER", "a folder on this computer"),
-        (None, "expected a Hub id"),
-    ],
-)
-def test_the_base_of_an_adapter(tmp_path: Path, base: str | None, says: str | None) -> None:
-    adapter = write_model(tmp_path / "adapter", weights="adapter_model.safetensors")
-    base = str(tmp_path) if base == "FOLDER" else base
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-    if says is None:
-        refuse_unfit(adapter)
-        return
-    with pytest.raises(ValueError, match=says):
-        refuse_unfit(adapter)
-
-
-def test_the_settings_of_an_adapter_that_are_not_json(tmp_path: Path) -> None:
-    adapter = write_model(tmp_path / "adapter", weights="adapter_model.safetensors")
-    for content, says in (("{", r"adapter_config\.json is not JSON"), ("[]", r"adapter_config\.json holds a list")):
-        (adapter / "adapter_config.json").write_text(content)
-        with pytest.raises(ValueError, match=says):
-            refuse_unfit(adapter)
-
-
-def test_planned_lists_every_level_and_leaves_out_git(model: Path) -> None:
-    (model / ".git").mkdir()
-    (model / ".git" / "HEAD").write_text("ref")
-    (model / "a" / ".cache").mkdir()
-    (model / "a" / ".cache" / "x").write_text("x")
-    (model / "empty.safetensors").write_bytes(b"")
-    assert planned(model) == [
-        ("README.md", 35, False),
-        ("a/b/note.txt", 12, False),
-        ("config.json", 2, False),
-        ("empty.safetensors", 0, False),
-        ("model.safetensors", 1000, True),
-    ]
-
-
-# -- the file with the token -----------------------------------------------------------------------------------------
-
-
-def test_token_of_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "secret"
-    file.write_text(f"\n{GOOD}\r\n")
-    file.chmod(0o600)
-    assert token_from(file) == GOOD
-    assert caplog.text == ""
-    file.chmod(0o644)
-    assert token_from(str(file)) == GOOD
-    assert "other users of this computer can read the token" in caplog.text
-    assert GOOD not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "has 0 lines"),
-        (b" \n\n", "has 0 lines"),
-        (f"{GOOD}\n{WRONG}\n".encode(), "has 2 lines"),
-        (f"HF_TOKEN = {GOOD}\n".encode(), "spaces or other characters"),
-        (GOOD.encode() + b"\xff", "spaces or other characters"),
-    ],
-)
-def test_token_files_that_are_refused(tmp_path: Path, content: bytes, says: str) -> None:
-    (tmp_path / "secret").write_bytes(content)
-    with pytest.raises(ValueError, match=says) as caught:
-        token_from(tmp_path / "secret")
-    assert GOOD not in "".join(traceback.format_exception(caught.value))
-
-
-def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        token_from(tmp_path / "none")
