@@ -1,6 +1,7 @@
 """Models in and out: from a folder, the Hub, a GGUF file or the example model's PyPI wheel, and saved or published."""
 
-from .by_id import generate_with, push_generate, write_generate
+from .by_id import push_generate, write_generate
+from .by_id_call import generate_with
 from .check import check, repair
 from .draft import save_for_hub
 from .extend import extend

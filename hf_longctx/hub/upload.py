@@ -24,6 +24,7 @@ __all__ = ["UploadError", "Uploaded", "check_access", "check_names", "planned", 
 _LOADED_INSTEAD = re.compile(
     r"(model|adapter_model)([.-][\w.-]+)?\.safetensors(\.index\.json)?|adapter_config\.json|" + re.escape(shim.FILE)
 )
+_MODEL = {"config.json", "adapter_config.json"}
 _REF = re.compile(r"(?!refs/|[0-9a-f]{40}$)\w[\w./+-]*")
 _KINDS = {"revision": "branch", "tag": "tag"}
 _EMPTY = {".gitattributes"}  # the files of a repository into which nothing was ever uploaded
@@ -88,7 +89,8 @@ def upload(
         head = heads.get(branch) or heads["main"]
         there = {} if new else tree(api, name, head)
         files = {path: file for path, file in files.items() if path not in keep or path not in there}
-        stale = _stale(there, files)
+        _check_kind(name, there, files)
+        stale = [path for path in there if path not in files and _LOADED_INSTEAD.fullmatch(path)]
         unchanged = not stale and holds(there, files)
         _check_refs(name, branch, heads, tag, tags, head if unchanged else None)
         if branch not in heads:
@@ -156,11 +158,12 @@ def _create(api: HfApi, name: str, private: bool, update: bool) -> bool:
     return False
 
 
-def _stale(there: Iterable[str], files: Files) -> list[str]:
-    """What to delete; nothing where the folder holds no model, as a repository of a procedure alone."""
-    if not {"config.json", "adapter_config.json"} & files.keys():
-        return []
-    return [path for path in there if path not in files and _LOADED_INSTEAD.fullmatch(path)]
+def _check_kind(name: str, there: Iterable[str], files: Files) -> None:
+    if _MODEL.isdisjoint(files) and not _MODEL.isdisjoint(there):
+        raise ValueError(
+            f"{name} holds a model, where custom_generate/ would take the place of every `generate` of it. Choose a "
+            f"repository of its own."
+        )
 
 
 def _refs(api: HfApi, name: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import GenerationConfig, dynamic_module_utils
 
-from hf_longctx import XL3M, LMInfinite, ShareBeginning, share_beginning
+from hf_longctx import XL3M, LMInfinite, ShareBeginning, registry, share_beginning
 from hf_longctx.hub import push_generate, write_generate
 from hf_longctx.upstream.installing import INSTALL
 from tests.generation.xl3m.test_xl3m import Heard, of_bytes
@@ -230,11 +230,7 @@ def test_requirements_are_those_that_transformers_can_check(folder: str) -> None
     assert [line for line in lines if not line.startswith("#")] == ["transformers>=5.17"]
 
 
-class Alien(XL3M):
-    name = "alien"
-
-
-def test_folders_and_procedures_that_cannot_be(tmp_path: Path, model: Any) -> None:
+def test_folders_and_procedures_that_cannot_be(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=r"holds a model, where custom_generate/ would replace every `generate`"):
         write_generate(tmp_path / "model", SMALL, overwrite=True)
@@ -249,8 +245,10 @@ def test_folders_and_procedures_that_cannot_be(tmp_path: Path, model: Any) -> No
     for wrong in (XL3M, "xl3m", LMInfinite(n_local=8)):
         with pytest.raises(ValueError, match="expected a procedure with its settings, such as XL3M"):
             write_generate(tmp_path / "new", wrong)  # type: ignore[arg-type]
+    monkeypatch.setattr(registry, "_classes", {**registry._classes})
+    alien = type("Alien", (XL3M,), {"name": "alien"})
     with pytest.raises(ValueError, match="Alien is not part of hf_longctx"):
-        write_generate(tmp_path / "new", Alien())
+        write_generate(tmp_path / "new", alien())
     for name in ("a b/c", "a/b'\nimport os\n'"):
         with pytest.raises(ValueError, match="Repo id must"):
             write_generate(tmp_path / "new", SMALL, repo_id=name)

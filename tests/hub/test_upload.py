@@ -146,15 +146,14 @@ def test_an_update_keeps_a_shim_that_the_folder_has(hub: Hub, client: Client, mo
     assert files_at(hub, "tester/shim")["modeling_hf_longctx.py"] == b"new = 1\n"
 
 
-def test_a_procedure_put_beside_a_model_deletes_no_weights(
-    hub: Hub, client: Client, model: Path, tmp_path: Path
-) -> None:
+def test_a_procedure_is_not_put_beside_a_model(hub: Hub, client: Client, model: Path, tmp_path: Path) -> None:
     client.upload(model, "tester/both")
     procedure = tmp_path / "procedure"
     (procedure / "custom_generate").mkdir(parents=True)
     (procedure / "custom_generate" / "generate.py").write_text("")
-    assert client.upload(procedure, "tester/both", update=True)["deleted"] == []
-    assert files_at(hub, "tester/both").items() >= {**local(model), **local(procedure)}.items()
+    before = files_at(hub, "tester/both")
+    assert "repository of its own" in client.refused("ValueError", procedure, "tester/both", update=True)
+    assert files_at(hub, "tester/both") == before
 
 
 def test_the_same_again_makes_no_commit_and_can_add_the_tag(hub: Hub, client: Client, model: Path) -> None:
