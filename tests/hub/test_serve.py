@@ -251,9 +251,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_server")
 def test_a_static_cache_is_refused_at_the_start(folder: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"carries LMInfinite\(.*does not work with --compile: it needs a static cache"
-    ):
+    with pytest.raises(ValueError, match=r"carries LMInfinite.*work with --compile: it needs"):
         serve(str(folder), compile=True, device="cpu")
     from transformers.cli.serving import model_manager
 
