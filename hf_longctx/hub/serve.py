@@ -72,12 +72,19 @@ def serve(model: str | None, say: Callable[[str], object] = print, **given: Any)
 
 def described(model: Any) -> str:
     """A model in memory in a line: its class, the methods on it, and the settings in it that no request reaches."""
-    methods = [repr(patch.method) for patch in applied(model)]
-    line = f"{type(model).__name__} with {' and '.join(methods) or 'no method: the stock model'}"
+    methods = " and ".join(repr(patch.method) for patch in applied(model))
+    line = f"{type(model).__name__} with {methods or 'no method: the stock model' + _scaling(model.config)}"
     for entry in entries().values():
         if entry["kind"] == "procedure" and getattr(model.generation_config, entry["name"], None) is not None:
             line += f" (its {entry['class']} settings are not used: no request can ask for a procedure)"
     return line
+
+
+def _scaling(config: Any) -> str:
+    rope = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    layers = [entry for entry in rope.values() if isinstance(entry, dict)] or [rope]
+    kinds = sorted({str(entry.get("rope_type", "default")) for entry in layers} - {"default"})
+    return f" and its own RoPE scaling ({', '.join(kinds)})" if kinds else ""
 
 
 def methods_in(name: str, **kwargs: Any) -> list[LongContextMethod]:

@@ -32,7 +32,7 @@ from hf_longctx import LMInfinite, StreamingLLM
 from hf_longctx.cli.main import app
 from hf_longctx.generation.xl3m import XL3M
 from hf_longctx.hub import load, save
-from hf_longctx.hub.serve import described, methods_in, serve
+from hf_longctx.hub.serve import _keeps_at_sign, described, methods_in, serve
 from hf_longctx.method import write_key
 from tests.tiny import VOCAB, tiny, tokenizer
 
@@ -244,8 +244,9 @@ def test_continuous_batching_is_refused_at_the_start(folder: Path, home: Path) -
 
 
 @pytest.fixture
-def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where a refusal is expected in this process, and does not come, the test fails instead of serving."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))  # it is created
     monkeypatch.setattr("uvicorn.Server.run", lambda _: pytest.fail("it serves"))
 
 
@@ -291,6 +292,14 @@ def test_names_and_options_that_there_are_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_server")
+@pytest.mark.skipif(_keeps_at_sign(), reason="this transformers takes such names")
+def test_a_folder_whose_name_would_be_cut(tmp_path: Path) -> None:
+    save(tiny(), words(), tmp_path / "model@1000")
+    with pytest.raises(ValueError, match=r"what follows '@' as a revision\. Rename"):
+        serve(str(tmp_path / "model@1000"), device="cpu")
+
+
+@pytest.mark.usefixtures("no_server")
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
     done = CliRunner().invoke(app, ["serve", "model"])
@@ -303,6 +312,8 @@ def test_models_are_described() -> None:
     assert described(model) == "LlamaForCausalLM with no method: the stock model"
     with StreamingLLM(n_sink=4, window=16).on(model):
         assert described(model) == "LlamaForCausalLM with StreamingLLM(n_sink=4, window=16)"
+    scaled = tiny(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0})
+    assert described(scaled) == "LlamaForCausalLM with no method: the stock model and its own RoPE scaling (yarn)"
 
 
 def test_help_lists_the_options_of_transformers() -> None:
