@@ -95,21 +95,40 @@ class LongCtx:
             )
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        """As the stock class's; the folder is a dual-mode one while the model has methods."""
+        """As the stock class's; the folder is a dual-mode one while the model has methods.
+
+        Args:
+            save_directory: As the stock class takes it.
+            is_main_process: As the stock class takes it.
+            state_dict: As the stock class takes it.
+            push_to_hub: False; `model.push_to_hub(repo_id)` publishes the folder once it is complete.
+            *args: As the stock class takes them.
+            **kwargs: As the stock class takes them.
+
+        Raises:
+            ValueError: `push_to_hub` is set.
+        """
         if push_to_hub:
             raise ValueError(
                 f"save_pretrained({str(save_directory)!r}, push_to_hub=True) would publish the folder before it is "
                 f"complete. Call model.push_to_hub(repo_id), or hf_longctx.hub.push, which sends the tokenizer and a "
                 f"card in the same commit."
             )
-        result = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        given = (save_directory, is_main_process, state_dict, False, *args)
+        result = super().save_pretrained(*given, **kwargs)  # type: ignore[misc]
         model: Any = self
         # the config of the model is as after saving the stock class, and may be saved alone
         model.config.architectures = shim.stock_names(model.config.architectures)
         # every process of a parallel run calls this, and one of them writes
-        if model.should_save_on_this_rank(kwargs.get("is_main_process", args[0] if args else True)):
+        if model.should_save_on_this_rank(is_main_process):
             shim.finish(os.fspath(save_directory))
         return result
 

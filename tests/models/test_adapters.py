@@ -49,7 +49,12 @@ def test_an_adapter_on_a_dual_base(folders: Folders, tmp_path: Path) -> None:
 def test_an_adapter_of_transformers_own(folders: Folders, tmp_path: Path) -> None:
     model = models.LongCtxLlamaForCausalLM.from_pretrained(folders.dual)
     torch.manual_seed(3)
-    model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    try:
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    except ValueError as error:
+        if "version of PEFT" not in str(error):
+            raise
+        pytest.skip(str(error))
     model.save_pretrained(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     assert not {"config.json", shim.FILE} & {file.name for file in tmp_path.iterdir()}

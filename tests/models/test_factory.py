@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedConfig
 
 from hf_longctx import applied, extend_config, models, uninstall
 from hf_longctx.hooks.startup import install
@@ -159,7 +159,7 @@ def test_a_compiled_forward(folders: Folders) -> None:
 
 
 def test_never_the_stock_model_in_silence(folders: Folders) -> None:
-    cls = ours("LlamaForCausalLM")
+    cls, descriptor = ours("LlamaForCausalLM"), vars(PreTrainedConfig)["hf_longctx"]
     uninstall()
     try:
         for load in (
@@ -173,6 +173,7 @@ def test_never_the_stock_model_in_silence(folders: Folders) -> None:
         assert torch.equal(logits_of(stock, IDS), folders.plain)
     finally:
         install()
+        PreTrainedConfig.hf_longctx = descriptor  # the fixture compares identities
     assert torch.equal(logits_of(cls.from_pretrained(folders.dual), IDS), folders.extended)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import hf_longctx
 from hf_longctx import XL3M, LMInfinite, RopeScaling, StreamingLLM, applied, extend_config, models
 from hf_longctx.method import KEY as NAME
-from tests.models.conftest import IDS, KEY, METHOD, Folders
+from tests.models.conftest import IDS, KEY, METHOD, Folders, tokens_of
 from tests.tiny import build, config_of, logits_of
 
 LONG = RopeScaling(type="linear", factor=2.0)
@@ -163,18 +164,32 @@ def test_an_adapter_is_no_base(folders: Folders, tmp_path: Path) -> None:
     assert [patch.method for patch in applied(cls().from_pretrained(tmp_path))] == [METHOD]
 
 
-def test_a_composite_config_gives_its_text_part() -> None:
-    """As Auto classes hand a text model of transformers, and not one of ours, the text config inside."""
-    transformers = pytest.importorskip("transformers", minversion="5.17")
-    text = transformers.Qwen3_5TextConfig(
-        **{**config_of("qwen3").to_dict(), "model_type": "qwen3_5_text", "layer_types": ["full_attention"] * 2}
+def test_a_composite_config_gives_its_text_part(tmp_path: Path) -> None:
+    """Auto classes hand a text model of transformers, and not one of ours, the text config inside."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "mrope_section": [2, 1, 1]}
+    own = {"model_type": "qwen3_5_text", "layer_types": ["full_attention"] * 2, "rope_parameters": rope}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    config = transformers.Qwen3_5Config(
+        text_config={**config_of("qwen3").to_dict(), **own, "partial_rotary_factor": 1.0},
+        vision_config={**vision, "patch_size": 4, "num_position_embeddings": 16},
+        tie_word_embeddings=False,
     )
-    outer = transformers.Qwen3_5Config(text_config=text.to_dict())
-    stock = build(transformers.Qwen3_5ForCausalLM, outer.get_text_config(), attn_implementation=None)
-    model = models.LongCtxQwen3_5ForCausalLM._from_config(outer)
-    assert type(model.config) is type(stock.config)
-    model.load_state_dict(stock.state_dict())
-    assert torch.equal(logits_of(model.eval(), IDS), logits_of(stock, IDS))
+    build(transformers.Qwen3_5ForConditionalGeneration, config, attn_implementation=None).save_pretrained(
+        tmp_path / "stock"
+    )
+    whole = models.LongCtxQwen3_5ForConditionalGeneration.from_pretrained(tmp_path / "stock", methods=METHOD)
+    whole.save_pretrained(tmp_path / "dual")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
+    METHOD.apply(stock)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "dual", trust_remote_code=True)
+    assert type(model) is models.LongCtxQwen3_5ForCausalLM
+    assert model.config.model_type == stock.config.model_type == "qwen3_5_text"
+    assert torch.equal(logits_of(model, IDS), logits_of(stock, IDS))
+    assert torch.equal(tokens_of(model), tokens_of(stock))
+    keyed = AutoConfig.from_pretrained(tmp_path / "dual")
+    made = AutoModelForCausalLM.from_config(keyed, trust_remote_code=True)
+    assert type(made) is type(model)
+    assert [patch.method for patch in applied(made)] == [METHOD]
 
 
 def test_an_entry_of_the_outer_config_goes_with_the_others() -> None:

@@ -134,6 +134,8 @@ def test_one_process_writes(folders: Folders, tmp_path: Path, monkeypatch: pytes
 def test_it_is_published_complete_or_not(folders: Folders, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"push_to_hub\(repo_id\)"):
         load(folders.dual).save_pretrained(tmp_path / "new", push_to_hub=True)
+    with pytest.raises(ValueError, match=r"push_to_hub\(repo_id\)"):
+        load(folders.dual).save_pretrained(tmp_path / "new", True, None, True)
     assert not (tmp_path / "new").exists()
 
 
