@@ -29,6 +29,7 @@ HOOKS = {
     (GENERATION, "GenerationMixin", "_extract_generation_mode_kwargs"): "keyed_mode_kwargs",
     (PIPELINES, "Pipeline", "check_model_type"): "keyed_model_type",
 }
+LIGHT = ("post_init", "check_model_type")  # what stock models go through when nothing of hf_longctx is used
 # the registries of transformers, and hf_longctx's names in them -> the modules that have the functions
 REGISTRIES = {
     (MODELS, "ALL_ATTENTION_FUNCTIONS", "attention"): {
@@ -131,9 +132,9 @@ def _wrapped(stock: Any, name: str, hook: str) -> Any:
     def wrap(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not _installed():
             return stock(self, *args, **kwargs)  # uninstalled, under a wrap of other code
-        in_use = "hf_longctx.patch" in sys.modules or getattr(self.config, KEY, None)
-        if name == "post_init" and not in_use:
-            return stock(self)  # stock models do without the imports below
+        in_use = "hf_longctx.patch" in sys.modules or getattr(getattr(self, "config", None), KEY, None)
+        if name in LIGHT and not in_use:
+            return stock(self, *args, **kwargs)  # stock models do without the imports below
         from . import transformers as hooks
 
         return getattr(hooks, hook)(stock, self, *args, **kwargs)

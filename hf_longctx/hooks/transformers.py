@@ -42,7 +42,7 @@ from ..attention.state import STATE
 from ..attention.turns import read_again_if_needed
 from ..cache.stock import shares_prefix
 from ..generation.cuda_graph import can_replay, forget, graph_forward
-from ..hub.shim import without_ours
+from ..hub.shim import drop_ours
 from ..method import KEY, read_key
 from ..patch import applied
 from ..sharing.model import is_shared
@@ -149,21 +149,9 @@ def _apply_key(model: Any) -> None:
     # the entry is the method's own to write, so that undoing the method leaves none behind
     for config in (model.config, *(anchor.config for anchor in anchors)):
         vars(config).pop(KEY, None)
-    _drop_auto_map(model.config)
+    drop_ours(model.config)  # the stock class would save it, without the file that it leads to
     for method, anchor in zip(methods, anchors, strict=True):
         method._apply(anchor, model, own_configs=False)
-
-
-def _drop_auto_map(config: Any) -> None:
-    """Take out what leads to the file of a dual-mode folder, which the stock class would not save with it.
-
-    Our classes write it back.
-    """
-    entries = vars(config).get("auto_map")
-    if entries and not (other := without_ours(entries)):
-        del config.auto_map
-    elif entries:
-        config.auto_map = other
 
 
 def _share_config(model: Any) -> None:
@@ -182,7 +170,7 @@ def _share_config(model: Any) -> None:
             )
         own = copy.deepcopy(callers, {id(callers.get_text_config(decoder=True)): decoder.config})
         vars(own).pop(KEY, None)
-        _drop_auto_map(own)
+        drop_ours(own)
     for module in model.modules():
         if vars(module).get("config") is callers:
             module.config = own

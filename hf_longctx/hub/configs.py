@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..method import LongContextMethod, read_key, write_key
 from ..rope.parameters import refuse_moving_frequencies
 from ..settings import KEY
+from .shim import drop_ours
 
 
 def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: LongContextMethod) -> PreTrainedConfig:
@@ -38,10 +39,14 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
     for method in scalings:
         text.rope_parameters = method.configure(text).rope_parameters
     keyed = [method for method in methods if not method.native]
-    if scalings and not keyed and getattr(text, KEY, None):
-        keyed = read_key(getattr(text, KEY))
+    entry = getattr(text, KEY, None) or getattr(config, KEY, None)
+    if scalings and not keyed and entry:
+        keyed = read_key(entry)
     for method in keyed:
         if method.decides_positions:
             refuse_moving_frequencies(method, getattr(text, "rope_parameters", None))
+    setattr(config, KEY, None)  # of a composite config, which may have been given an entry of its own
     setattr(text, KEY, write_key(keyed) if keyed else None)
+    if not keyed:
+        drop_ours(config)
     return config

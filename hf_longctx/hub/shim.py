@@ -56,20 +56,31 @@ def class_name(stock: str) -> str:
     return stock if stock.startswith(PREFIX) else f"{PREFIX}{stock}"
 
 
-def auto_map(config_class: type) -> dict[str, str]:
+def stock_names(architectures: list[str] | None) -> list[str]:
+    """The names in a config's `architectures`, with that of transformers in the place of ours."""
+    return [str(name).removeprefix(PREFIX) for name in architectures or []]
+
+
+def auto_map(config_class: type, architectures: list[str]) -> dict[str, str]:
     """Our entries of `auto_map` for models of this config class: one for every Auto class that knows it.
 
     All of them, not only the one that was saved: loaded through another, with trust, it would be the stock model.
+    `architectures` decides where an Auto class knows several classes of models.
     """
     from transformers.models.auto import modeling_auto
 
     found = {}
     for name, auto in vars(modeling_auto).items():
         known = getattr(auto, "_model_mapping", None)
-        if name.startswith("AutoModel") and known is not None and config_class in known:
+        if not name.startswith("AutoModel") or known is None or config_class not in known:
+            continue
+        try:
             classes = known[config_class]
-            stock = classes[0] if isinstance(classes, (list, tuple)) else classes
-            found[name] = f"{_MODULE}.{class_name(stock.__name__)}"
+        except ValueError:  # a class that transformers lists and does not have: its own Auto class fails as well
+            continue
+        several = classes if isinstance(classes, (list, tuple)) else [classes]
+        stock = next((cls for cls in several if cls.__name__ in architectures), several[0])
+        found[name] = f"{_MODULE}.{class_name(stock.__name__)}"
     return found
 
 
@@ -81,6 +92,15 @@ def without_ours(entries: Any) -> dict[str, Any]:
 def is_ours(place: Any) -> bool:
     """Whether an entry of `auto_map` leads to hf_longctx; in older releases the Hub id stands before it."""
     return isinstance(place, str) and place.rpartition("--")[2].startswith(f"{_MODULE}.")
+
+
+def drop_ours(config: Any) -> None:
+    """Take out of a config in memory what leads to the file of a dual-mode folder; `finish` writes it back."""
+    entries = vars(config).get("auto_map")
+    if entries and not (others := without_ours(entries)):
+        del config.auto_map
+    elif entries:
+        config.auto_map = others
 
 
 def can_be_dual(config: dict[str, Any]) -> bool:
@@ -108,17 +128,18 @@ def finish(folder: str | Path, *, dual: bool = True) -> None:
         return
     config = json.loads(path.read_text(encoding="utf-8"))
     before = json.dumps(config)
-    config["architectures"] = [str(name).removeprefix(PREFIX) for name in config.get("architectures") or []]
-    as_dual = dual and entry_in(config) is not None and can_be_dual(config)
-    entries = without_ours(config.pop("auto_map", None))
-    if as_dual:
+    if "architectures" in config:
+        config["architectures"] = stock_names(config["architectures"])
+    ours = {}
+    if dual and entry_in(config) is not None and can_be_dual(config):
         from transformers import CONFIG_MAPPING
 
-        entries |= auto_map(CONFIG_MAPPING[config["model_type"]])
+        ours = auto_map(CONFIG_MAPPING[config["model_type"]], config.get("architectures") or [])
+    if ours:
         write_whole(file, text().encode())
-    elif file.is_file() and is_unchanged(file.read_text(encoding="utf-8")):
+    elif file.is_file() and is_unchanged(file.read_text(encoding="utf-8", errors="replace")):
         file.unlink()
-    if entries:
+    if entries := without_ours(config.pop("auto_map", None)) | ours:
         config["auto_map"] = entries
     if json.dumps(config) != before:
         write_whole(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())

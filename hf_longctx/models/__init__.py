@@ -5,6 +5,7 @@ Any model class of transformers with `LongCtx` before its name is one, made when
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from .factory import LongCtx, class_of, names
@@ -13,9 +14,15 @@ __all__ = ["LongCtx"]
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("LongCtx") and name[len("LongCtx") :][:1].isupper():
+    if not name.startswith("LongCtx"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
         return class_of(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    except AttributeError as error:
+        # of an AttributeError, `from hf_longctx.models import NAME` shows that it came, and not what it says
+        if sys._getframe(1).f_code.co_name == "_handle_fromlist":
+            raise ImportError(str(error)) from None
+        raise
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,14 +12,16 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from ..hub import shim
 from ..hub.configs import extend_config
-from ..method import LongContextMethod
+from ..method import LongContextMethod, read_key
 from ..near import did_you_mean
+from ..patch import applied
 from ..upstream.conversions import share_conversions
 
 # what says where a config comes from, which loading the weights needs as well
 _PLACE = (
     "cache_dir",
     "force_download",
+    "gguf_file",
     "local_files_only",
     "proxies",
     "revision",
@@ -26,6 +29,8 @@ _PLACE = (
     "token",
     "trust_remote_code",
 )
+# what a config would take for itself, although it is for the loading of the weights
+_WEIGHTS = ("dtype", "torch_dtype", "quantization_config", "distributed_config")
 _made: dict[str, type[PreTrainedModel]] = {}
 
 
@@ -67,35 +72,82 @@ class LongCtx:
             given = list(methods) if isinstance(methods, (list, tuple)) else [methods]
             config, kwargs = _with_methods(cls, pretrained_model_name_or_path, given, config, kwargs)
         if config is not None:
-            kwargs["config"] = config
+            kwargs["config"] = _part_for(cls, config)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)  # type: ignore[misc]
 
+    @classmethod
+    def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        return super()._from_config(_part_for(cls, config), **kwargs)  # type: ignore[misc]
+
+    def post_init(self) -> None:
+        """As the stock class's, which hook 1 of `hooks/transformers.py` lets apply the methods that the config names.
+
+        Raises:
+            RuntimeError: The hooks are not in place, and this would be the stock model.
+        """
+        super().post_init()  # type: ignore[misc]
+        model: Any = self
+        entry = None if applied(model) else shim.entry_in(model.config.to_dict())
+        if entry is not None and read_key(entry):
+            raise RuntimeError(
+                f"the config of this {type(self).__name__} names {read_key(entry)}, and the hooks that apply methods "
+                f"have been taken back by hf_longctx.uninstall(). Call hf_longctx.install() before you load it."
+            )
+
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        """As the stock class's; the folder is a dual-mode one while the model has methods."""
+        """As the stock class's; the folder is a dual-mode one while the model has methods.
+
+        Args:
+            save_directory: As the stock class takes it.
+            is_main_process: As the stock class takes it.
+            state_dict: As the stock class takes it.
+            push_to_hub: False; `model.push_to_hub(repo_id)` publishes the folder once it is complete.
+            *args: As the stock class takes them.
+            **kwargs: As the stock class takes them.
+
+        Raises:
+            ValueError: `push_to_hub` is set.
+        """
         if push_to_hub:
             raise ValueError(
                 f"save_pretrained({str(save_directory)!r}, push_to_hub=True) would publish the folder before it is "
                 f"complete. Call model.push_to_hub(repo_id), or hf_longctx.hub.push, which sends the tokenizer and a "
                 f"card in the same commit."
             )
-        result = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        given = (save_directory, is_main_process, state_dict, False, *args)
+        result = super().save_pretrained(*given, **kwargs)  # type: ignore[misc]
+        model: Any = self
+        # the config of the model is as after saving the stock class, and may be saved alone
+        model.config.architectures = shim.stock_names(model.config.architectures)
         # every process of a parallel run calls this, and one of them writes
-        if kwargs.get("is_main_process", args[0] if args else True):
+        if model.should_save_on_this_rank(is_main_process):
             shim.finish(os.fspath(save_directory))
         return result
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
-        """Nothing: transformers' own would copy this file of hf_longctx into every folder that is saved."""
+        """Nothing: transformers' own would copy this file of hf_longctx into every folder that is saved.
+
+        A class that somebody derives from one of these is code to be copied, as any other.
+        """
+        if not _is_made(cls):
+            super().register_for_auto_class(auto_class)  # type: ignore[misc]
 
     # transformers treats classes that are not its own as unknown code: no conversion of older weights, and no choice of
     # attention where it does not find it in the source of the class's module. These have nothing but its own code.
     @classmethod
     def is_custom_code(cls) -> bool:
         """As the stock class."""
-        return bool(cls.stock_class.is_custom_code())
+        asked: Any = cls.stock_class if _is_made(cls) else super()
+        return bool(asked.is_custom_code())
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -110,22 +162,26 @@ def class_of(name: str) -> type[PreTrainedModel]:
     """The class `LongCtx...` of this name.
 
     Raises:
-        ImportError: transformers has no such model class; an ImportError since `from hf_longctx.models import` shows no
-            other error's text.
+        AttributeError: transformers has no such model class.
     """
     if name in _made:
         return _made[name]
     stock_name = name.removeprefix(shim.PREFIX)
     stock = getattr(transformers, stock_name, None)
-    if not (isinstance(stock, type) and issubclass(stock, PreTrainedModel) and not stock.__name__.startswith("PreT")):
-        what = "is no model class" if stock is not None else "does not exist"
-        raise ImportError(
-            f"hf_longctx.models has no {name}: {stock_name} {what} in transformers {transformers.__version__}. "
-            f"{did_you_mean(name, names())}Give LongCtx and the name of a model class, such as "
-            f"LongCtxLlamaForCausalLM."
-        )
-    _made[name] = made_from(stock)
-    return _made[name]
+    if stock is None:
+        reason = "does not exist"
+    elif getattr(stock, "is_dummy", False):
+        reason = "needs packages that are not installed"
+    elif not (isinstance(stock, type) and issubclass(stock, PreTrainedModel)):
+        reason = "is no model class"
+    elif stock.__init__ is PreTrainedModel.__init__:  # type: ignore[misc]
+        reason = "is a base of model classes, and no model by itself"
+    else:
+        return _made.setdefault(name, made_from(stock))  # one class, also where two threads ask at once
+    raise AttributeError(
+        f"hf_longctx.models has no {name}: {stock_name} {reason} in transformers {transformers.__version__}. "
+        f"{did_you_mean(name, names())}Give LongCtx and the name of a model class, such as LongCtxLlamaForCausalLM."
+    )
 
 
 def made_from(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -143,6 +199,24 @@ def made_from(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     }
     share_conversions(stock.__name__, name)
     return type(name, bases, body)
+
+
+def _is_made(cls: type) -> bool:
+    """Whether it is one of these classes, not one that somebody has derived from it."""
+    return cls.__module__ == __package__
+
+
+def _part_for(cls: Any, config: Any) -> Any:
+    """The text config inside a composite one where the class is of a text model, as transformers' Auto classes do it.
+
+    They do so for their own classes only: with `trust_remote_code=True` the composite config arrives here.
+    """
+    if not isinstance(config, PreTrainedConfig) or config.sub_configs.get("text_config") is not cls.config_class:
+        return config
+    text = copy.deepcopy(config.get_text_config())
+    if getattr(config, "quantization_config", None) is not None:
+        text.quantization_config = config.quantization_config
+    return text
 
 
 def names() -> list[str]:
@@ -167,6 +241,7 @@ def _with_methods(
                 f"PeftModel.from_pretrained(base, {str(place)!r})."
             )
         where = {name: kwargs.pop(name) for name in _PLACE if name in kwargs}
+        weights = {name: kwargs.pop(name) for name in _WEIGHTS if name in kwargs}
         config, kwargs = cls.config_class.from_pretrained(place, return_unused_kwargs=True, **where, **kwargs)
-        kwargs |= where
+        kwargs |= where | weights
     return extend_config(config, *methods), kwargs

@@ -12,4 +12,4 @@ def share_conversions(stock: str, name: str) -> None:
     """
     conversions = get_checkpoint_conversion_mapping(stock)
     if conversions is not None and get_checkpoint_conversion_mapping(name) is None:
-        register_checkpoint_conversion_mapping(name, conversions)
+        register_checkpoint_conversion_mapping(name, conversions, overwrite=True)  # by another thread, meanwhile
