@@ -184,6 +184,23 @@ def test_stream(client: OpenAI, folder: Path, expected: dict[int, str]) -> None:
     assert "".join(parts) == expected[41]
 
 
+def test_lines_of_the_guide_run_as_pasted(
+    running: Running, folder: Path, expected: dict[int, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "OpenAI" in block]
+    there = {
+        "http://localhost:8000": running.url,
+        "smollm2-long": str(folder),
+        "stream=True": "stream=True, max_tokens=12",
+    }
+    there["What is the capital of France?"] = " ".join(LONG[:45])  # the tiny tokenizer's own words
+    for usual, here in there.items():
+        code = code.replace(usual, here)
+    exec(code, {})
+    assert capsys.readouterr().out == expected[45]
+
+
 def test_completions(client: OpenAI, folder: Path, expected: dict[int, str]) -> None:
     prompt = " ".join(LONG[:42])
     answer = client.completions.create(model=str(folder), prompt=prompt, max_tokens=TOKENS, temperature=0)
