@@ -205,3 +205,14 @@ def test_a_config_without_methods_leads_to_no_file_of_ours(folders: Folders, tmp
     assert set(config.auto_map) >= {"AutoModel", "AutoModelForCausalLM"}
     LlamaForCausalLM.from_pretrained(folders.dual, config=hf_longctx.extend_config(config)).save_pretrained(tmp_path)
     assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_a_gguf_file(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from tests.hub.stock_gguf import stock, write
+
+    write(stock("llama", {"rope_type": "default"}), tmp_path / "model.gguf")
+    expected = LlamaForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    METHOD.apply(expected)
+    model = cls().from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32, methods=METHOD)
+    assert torch.equal(logits_of(model, IDS), logits_of(expected, IDS))
