@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .factory import LongCtx, class_of, names
+from .base import LongCtx
+from .factory import class_of, names
 
 __all__ = ["LongCtx"]
 

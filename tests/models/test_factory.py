@@ -25,6 +25,7 @@ def ours(name: str) -> Any:
     return getattr(models, f"LongCtx{name}")
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("family", CLASSES)
 def test_every_family_is_the_stock_class_with_the_method(family: str, tmp_path: Any) -> None:
     stock = tiny(family)

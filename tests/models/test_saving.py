@@ -45,6 +45,7 @@ def is_dual(folder: Path) -> bool:
     return found
 
 
+@pytest.mark.floor
 def test_the_files_and_fields_of_a_dual_folder(folders: Folders, tmp_path: Path) -> None:
     stock = LlamaForCausalLM.from_pretrained(folders.stock)
     METHOD.apply(stock)
