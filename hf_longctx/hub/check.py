@@ -140,6 +140,8 @@ def _of_files(folder: Path) -> Iterator[str]:
         yield _EDITED
     if ours and not file.is_file():
         yield f"auto_map leads to {shim.FILE}, which is not there: trust_remote_code=True fails. {mend}"
+    if file.is_file() and not ours and shim.entry_in(config) is not None and shim.can_be_dual(config):
+        yield f"{shim.FILE} is there and auto_map does not lead to it: trust_remote_code=True is without effect. {mend}"
     if ours and shim.entry_in(config) is None:
         yield f"auto_map leads to hf_longctx, and the config names no method. {mend}"
     named = [name for name in config.get("architectures") or [] if str(name).startswith(shim.PREFIX)]

@@ -162,6 +162,17 @@ def test_a_folder_that_was_saved_without_hf_longctx_is_repaired(dual: Path, tmp_
     assert repair(folder) == []
 
 
+def test_a_config_that_was_saved_alone_leads_to_the_file_again(dual: Path, tmp_path: Path) -> None:
+    folder = copy_of(dual, tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.config.save_pretrained(folder)
+    assert "auto_map does not lead to it" in check(folder).problems[0]
+    assert repair(folder) == ["config.json: architectures and auto_map"]
+    assert check(folder).tier.name == "dual"
+    model.save_pretrained(folder)  # of the stock class
+    assert "auto_map does not lead to it" in check(folder).problems[0]
+
+
 def test_what_is_left_over_of_a_dual_folder_is_taken_away(dual: Path, tmp_path: Path) -> None:
     folder = copy_of(dual, tmp_path / "model")
     change(folder, hf_longctx=None, architectures=["LongCtxLlamaForCausalLM"])
