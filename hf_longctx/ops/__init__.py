@@ -6,7 +6,7 @@
 from .bias import Bias, DistanceBuckets, DistanceSlopes
 from .branch import Branch
 from .masks import BeyondWindow, Causal, Chunk, Full, Mask, Packed, TopBlocks, TopKeys, Window
-from .positions import Positions
+from .positions import Positions, Segments
 from .rotation import Rotation
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Packed",
     "Positions",
     "Rotation",
+    "Segments",
     "TopBlocks",
     "TopKeys",
     "Window",
