@@ -8,6 +8,7 @@ from .branch import Branch
 from .masks import BeyondWindow, Causal, Chunk, Full, Mask, Packed, TopBlocks, TopKeys, Window
 from .positions import Positions, Segments
 from .rotation import Rotation
+from .segments import segments_of
 
 __all__ = [
     "BeyondWindow",
@@ -26,4 +27,5 @@ __all__ = [
     "TopBlocks",
     "TopKeys",
     "Window",
+    "segments_of",
 ]
