@@ -1,7 +1,4 @@
-"""cuDNN's fused attention through torch: the fastest plain causal or full attention on Hopper. No windows.
-
-It takes packed documents in one call each, where that is fast.
-"""
+"""cuDNN's fused attention through torch: the fastest on Hopper. No windows; packed documents in one call each."""
 
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
@@ -35,9 +32,8 @@ class Cudnn(Kernel):
         if not torch.backends.cudnn.is_available():
             return "cuDNN is not available"
         if isinstance(call.mask, Packed):
-            if any(min(size) < 2 for size in runs.sizes(call)):
-                return "a run of rows has a single query or key, which flash attention does better"
-            return None
+            single = any(min(size) < 2 for size in runs.sizes(call))
+            return "a run of rows has a single query or key, which flash attention does better" if single else None
         if call.positions.padded:
             return "the batch is padded"
         if isinstance(call.mask, Causal) and not call.positions.same_rows:
