@@ -156,3 +156,20 @@ def test_windows_of_documents_by_the_triton_kernel(ops: PlainOps, monkeypatch: p
     for mine, theirs in zip(gradients(out, p), gradients(true, p), strict=True):
         assert off(mine, theirs) <= 1e-5
     assert ops.calls == ["flash_backward"]
+
+
+def test_the_flash_attn_package_is_told_of_the_documents() -> None:
+    from hf_longctx.ops.kernels.cuda_flash import varlen
+    from hf_longctx.ops.kernels.flash_attn import _settings
+
+    lengths = PACKS["after-a-cache"]
+    p = packed(lengths)
+    positions = known(p, lengths)
+    expected = {"causal": (True, -1, -1), "full": (False, -1, -1), "short-window": (False, 2, 0)}
+    for inside, told in expected.items():
+        call = Call(positions, Packed(INSIDE[inside]), SCALE)
+        settings = _settings(call, *varlen(call))
+        assert settings["cu_seqlens_q"].tolist() == [0, 3, 10, 12]
+        assert settings["cu_seqlens_k"].tolist() == [0, 20, 27, 32]
+        assert (settings["max_seqlen_q"], settings["max_seqlen_k"]) == (7, 20)
+        assert (settings["causal"], settings["window_size_left"], settings["window_size_right"]) == told

@@ -191,3 +191,32 @@ def test_the_check_on_first_use_has_documents() -> None:
         assert check_kernel(Reference(), *kind, packed=packed_) is None
     assert check_kernel(OneDocument(), *kind) is None
     assert "its output is off by" in str(check_kernel(OneDocument(), *kind, packed=True))
+
+
+WAITLESS = [("cuda_flash", inside) for inside in INSIDE] + [("cudnn", "causal"), ("cudnn", "full")]
+
+
+@pytest.mark.parametrize(("name", "inside"), WAITLESS, ids=map("-".join, WAITLESS))
+def test_no_number_is_read_on_the_host(name: str, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values: torch's own shapes of its ops, and an error where the host asks for a number."""
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    lengths, kernel = [(33, 200), (0, 4), (170, 170), (20, 151)], KERNELS[name]
+
+    def empty(*shape: int, dtype: Any = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(*shape, device="meta", dtype=dtype)
+
+    L, S = (sum(run[side] for run in lengths) for side in (0, 1))
+    q, k, v, grad = empty(1, 9, L, 64), empty(1, 3, S, 64), empty(1, 3, S, 64), empty(1, L, 9, 64)
+    q_pos, k_pos = (empty(1, n, dtype=torch.int64) for n in (L, S))
+    positions = Positions(q_pos, k_pos, consecutive=True, segments=segments(lengths, "meta"))
+    call = Call(positions, Packed(INSIDE[inside]), 0.1)
+    assert kernel.limits(call, q, k) is None
+    out, lse = kernel.forward(call, q, k, v)
+    assert (out.shape, lse.shape) == ((1, L, 9, 64), (1, 9, L))
+    into = [torch.empty_like(x, dtype=torch.float32) for x in (q, k, v)]
+    found = kernel.backward(call, grad, q, k, v, out, lse, into=into)
+    assert all(x is y for x, y in zip(found, into, strict=True))
+    if name == "cuda_flash":
+        unknown = Call(Positions(q_pos, k_pos, same_rows=True), Causal(), 0.1)
+        with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+            kernel.forward(unknown, q, k, v)
