@@ -151,8 +151,9 @@ def test_waiting_would_be_seen(waiting_is_an_error: Any) -> None:
     lengths = PACKS["long-ones"]
     p = packed(lengths, 6, 2, 64, dtype=torch.bfloat16, device="cuda")
     kernel, unknown = KERNELS["cuda_flash"], Positions(p.q_pos, p.k_pos, same_rows=True)
+    positions = known(p, lengths)
     torch.cuda.synchronize()
     waiting_is_an_error()
     with pytest.raises(RuntimeError, match="synchroniz"):
         kernel.forward(Call(unknown, Causal(), SCALE), p.q, p.k, p.v)
-    kernel.forward(Call(known(p, lengths), Packed(), SCALE), p.q, p.k, p.v)
+    kernel.forward(Call(positions, Packed(), SCALE), p.q, p.k, p.v)
