@@ -41,6 +41,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     inner: int = 2  # ranks of a host, for hybrid
     outside: str = "ring"
+    device: str = "cpu"
 
     def __str__(self) -> str:
         kind = f"{self.kind}-{self.inner}-{self.outside}" if self.kind == "hybrid" else self.kind
@@ -84,7 +85,7 @@ def ranks_of(case: Case, world: int) -> Ranks:
     group, inner = None, None
     if case.kind == "hybrid":
         group, inner = _mesh(world, case.inner)
-    return Ranks(case.layout(world), case.kind, group, inner, case.outside)
+    return Ranks(case.layout(world), case.kind, group, inner, case.outside, case.device)
 
 
 @functools.cache  # groups are made once, by all ranks in one order
@@ -99,11 +100,11 @@ def on_a_rank(case: Case) -> dict[str, Any]:
     ranks = ranks_of(case, dist.get_world_size())
     places = ranks.layout.places[ranks.rank]
     q, k, v, grad = inputs(case)
-    q, k, v = (x[:, :, places].requires_grad_() for x in (q, k, v))
+    q, k, v = (x[:, :, places].to(case.device).requires_grad_() for x in (q, k, v))
     out, lse = attention(q, k, v, ranks, scale=SCALE, inside=MASKS[case.mask])
-    out.backward(grad[:, places])
+    out.backward(grad[:, places].to(case.device))
     found = {"out": out, "lse": lse, "dq": q.grad, "dk": k.grad, "dv": v.grad}
-    return {name: sendable(x.detach()) for name, x in found.items() if x is not None}
+    return {name: sendable(x.detach().cpu()) for name, x in found.items() if x is not None}
 
 
 def sendable(x: Tensor) -> Any:

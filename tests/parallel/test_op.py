@@ -31,7 +31,7 @@ def checked(case: Case) -> dict[str, str]:
     places = ranks.layout.places[ranks.rank]
     q, k, v, _ = inputs(case)
     qkv = [x[:, :, places].requires_grad_() for x in (q, k, v)]
-    number = op._number(ranks.exchange(MASKS[case.mask]))
+    number = ranks.exchange(MASKS[case.mask]).number
     return torch.library.opcheck(torch.ops.hf_longctx.ranks_flash_attn.default, (*qkv, SCALE, number))
 
 
@@ -61,6 +61,20 @@ def test_values_may_have_another_head_dim() -> None:
         torch.testing.assert_close(grads, torch.autograd.grad(right.sum(), (q, k, v)))
 
 
+def test_a_compiled_graph_holds_it_whole() -> None:
+    ranks = Ranks(ONE)
+    ranks.prepare(Causal())
+
+    def layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attention(q * 2, k, v, ranks, scale=0.3)[0] + 1
+
+    qkv = randoms()
+    out, compiled = layer(*qkv), torch.compile(layer, backend="aot_eager", fullgraph=True)(*qkv)
+    torch.testing.assert_close(compiled, out)
+    grads = torch.autograd.grad(out.square().sum(), qkv)
+    torch.testing.assert_close(torch.autograd.grad(compiled.square().sum(), qkv), grads)
+
+
 def test_trl_keeps_it_from_recomputation_by_its_name() -> None:
     assert "flash_attn" in str(torch.ops.hf_longctx.ranks_flash_attn.default)
 
@@ -86,7 +100,7 @@ def test_a_graph_keeps_its_exchange_alive() -> None:
     q, k, v = randoms()
     ranks = Ranks(ONE)
     out, _ = attention(q, k, v, ranks, scale=0.3)
-    number = op._number(ranks.exchange(Causal()))
+    number = ranks.exchange(Causal()).number
     del ranks
     gc.collect()
     out.sum().backward()
