@@ -71,7 +71,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: int) -> tu
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, exchange: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = Exchange.of(exchange).backward(grad, q, k, v, out, lse, scale)
+    dq, dk, dv = Exchange.of(exchange).backward(grad.contiguous(), q, k, v, out, lse, scale)
     # dk and dv are parts of one tensor; an operator's outputs share no memory
     return q.new_empty(q.shape).copy_(dq), k.new_empty(k.shape).copy_(dk), v.new_empty(v.shape).copy_(dv)
 
