@@ -71,6 +71,20 @@ def test_a_load_in_a_new_process(row: Row, published: Published, loaded: dict[Ro
     assert loaded[row].wrong == []
 
 
+def test_the_card_says_what_readers_without_hf_longctx_get(published: Published) -> None:
+    cards = {name: _card(published, name) for name in ("plugin", "dual", "native")}
+    assert "| after `import hf_longctx` | the extended model |\n| else | the stock model |" in cards["plugin"]
+    assert (
+        f"| trust_remote_code=True, hf_longctx not installed | an ImportError that says: {INSTALL} |" in cards["dual"]
+    )
+    assert "| else | the stock model |" in cards["dual"]
+    assert "import hf_longctx" not in cards["native"]
+
+
+def _card(published: Published, name: str) -> str:
+    return published.hub.repos[f"tester/{name}"].at("main").files["README.md"].data.decode()
+
+
 def test_the_chosen_loads_are_rows_of_the_matrix_and_have_every_outcome_of_a_model() -> None:
     assert set(CHOSEN) <= set(rows())
     assert {row.expected for row in CHOSEN} >= {STOCK, EXTENDED, SCALED, OURS}

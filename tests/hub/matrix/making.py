@@ -1,7 +1,7 @@
 """`python -m tests.hub.matrix.making STAGE FOLDER` makes the models in FOLDER and pushes them, in its own process.
 
-Three stages, each in the process of another user: "published" with hf_longctx, "stock" with it and without trusting
-anything, "without" where it is not installed.
+Three stages, each in the process of another user: "published" with hf_longctx, "without" where it is not installed, and
+"again" with it, but without trusting what is loaded.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<bos> ' + m['content'] + ' <eos> ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<bos>' }}{% endif %}"
 )
-WINDOW = {"n_global": 4, "n_local": 16}
-YARN = {"type": "yarn", "factor": 4.0}
-SEGMENTS = {"segment": 16, "overlap": 4, "question_tokens": 8}
+WINDOW: dict[str, Any] = {"n_global": 4, "n_local": 16}
+YARN: dict[str, Any] = {"type": "yarn", "factor": 4.0}
+SEGMENTS: dict[str, Any] = {"segment": 16, "overlap": 4, "question_tokens": 8}
 
 
 def published(root: Path) -> None:
@@ -30,7 +30,7 @@ def published(root: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from hf_longctx import XL3M, LMInfinite, RopeScaling
-    from hf_longctx.hub import extend
+    from hf_longctx.hub import extend, push
     from hf_longctx.models import LongCtxLlamaForCausalLM
     from tests.tiny import tiny, tokenizer
 
@@ -39,16 +39,18 @@ def published(root: Path) -> None:
     for model in (tiny(max_position_embeddings=TRAINED), words):
         model.save_pretrained(root / "stock")
     extend(root / "stock", RopeScaling(**YARN), root / "native")
-    extend(root / "stock", LMInfinite(**WINDOW), root / "plugin")
+    extend(root / "stock", LMInfinite(**WINDOW), root / "plugin", plugin=True)
     dual = LongCtxLlamaForCausalLM.from_pretrained(root / "stock", methods=LMInfinite(**WINDOW))
     save(dual, root / "dual")
     XL3M(**SEGMENTS).store_(dual)
     save(dual, root / "xl3m")
-    for name in ("native", "plugin", "dual", "xl3m"):
-        push(root / name, name)
-    push(root / "dual", "private", private=True)
-    push(root / "native", "branches")
-    push(root / "dual", "branches", revision=BRANCH, tag=TAG)
+    for name in ("native", "dual", "xl3m"):
+        push(root / name, f"tester/{name}")
+    push(root / "plugin", "tester/plugin", plugin=True)
+    push(root / "dual", "tester/private", private=True)
+    push(root / "native", "tester/branches")
+    # of a folder without code: a dual-mode repository, which is the default
+    push(root / "plugin", "tester/branches", revision=BRANCH, tag=TAG, update=True)
     trusted = AutoModelForCausalLM.from_pretrained("tester/dual", trust_remote_code=True)
     trusted.push_to_hub("tester/dual-again")
     adapted(trusted, root)
@@ -59,6 +61,8 @@ def adapted(base: Any, root: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
+    from hf_longctx.hub import push
+
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"]))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -68,18 +72,22 @@ def adapted(base: Any, root: Path) -> None:
             elif "lora_A" in name:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
     model.save_pretrained(root / "adapter")
-    push(root / "adapter", "adapter")
+    push(root / "adapter", "tester/adapter")
     save(model.merge_and_unload(), root / "merged")
-    push(root / "merged", "merged")
+    push(root / "merged", "tester/merged")
 
 
-def stock(root: Path) -> None:
-    """What the stock class makes of dual-mode models where hf_longctx is imported."""
+def again(root: Path) -> None:
+    """What the stock class makes of dual-mode models where hf_longctx is imported; and a copy that is repaired."""
+    from huggingface_hub import snapshot_download
     from transformers import AutoModelForCausalLM
 
-    for name in ("dual", "xl3m"):
-        again = "plugin" if name == "dual" else name
-        AutoModelForCausalLM.from_pretrained(f"tester/{name}").push_to_hub(f"tester/{again}-again")
+    from hf_longctx.hub import push, repair
+
+    AutoModelForCausalLM.from_pretrained("tester/dual").push_to_hub("tester/plugin-again")
+    AutoModelForCausalLM.from_pretrained("tester/xl3m").push_to_hub("tester/xl3m-again")
+    repair(snapshot_download("tester/without-again", local_dir=root / "repaired"))
+    push(root / "repaired", "tester/repaired")
 
 
 def without(root: Path) -> None:
@@ -98,22 +106,7 @@ def save(model: Any, folder: Path) -> None:
     AutoTokenizer.from_pretrained(folder.parent / "stock").save_pretrained(folder)
 
 
-def push(
-    folder: Path, name: str, *, private: bool = False, revision: str | None = None, tag: str | None = None
-) -> None:
-    """Upload the folder as the repository `name`."""
-    from huggingface_hub import HfApi
-
-    api, repo = HfApi(), f"tester/{name}"
-    api.create_repo(repo, private=private, exist_ok=revision is not None)
-    if revision is not None:
-        api.create_branch(repo, branch=revision)
-    api.upload_folder(repo_id=repo, folder_path=folder, revision=revision)
-    if tag is not None:
-        api.create_tag(repo, tag=tag, revision=revision)
-
-
-STAGES = {"published": ("imported", published), "stock": ("imported", stock), "without": ("absent", without)}
+STAGES = {"published": ("imported", published), "without": ("absent", without), "again": ("imported", again)}
 
 if __name__ == "__main__":
     package, make = STAGES[sys.argv[1]]

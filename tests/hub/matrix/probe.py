@@ -101,9 +101,9 @@ def look(model: Any, spec: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(inner, torch.nn.Module):
         return answer
     ids = torch.tensor([spec["ids"]])
-    heads = hasattr(inner, "score")  # a head of random weights says nothing: what it gets does
+    asked = inner.model if hasattr(inner, "score") else model  # a head of random weights says nothing
     with torch.no_grad():
-        output = (inner.model if heads else model.eval())(ids, use_cache=False)
+        output = asked.eval()(ids, use_cache=False)
     numbers = output.logits if "logits" in output else output.last_hidden_state
     answer["numbers"] = base64.b64encode(numbers.numpy().tobytes()).decode()
     if hasattr(inner, "lm_head"):

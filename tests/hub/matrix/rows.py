@@ -21,6 +21,7 @@ TIERS = {
     "native-again": "native",  # without hf_longctx
     "xl3m-again": "plugin",  # by the stock class, with hf_longctx
     "without-again": "dangling",  # "dual" by the stock class, without hf_longctx: nobody takes out the `auto_map`
+    "repaired": "dual",  # a copy of that, by `hf-longctx hub repair`
 }
 BRANCH, TAG = "extended", "v1"
 PACKAGES = ("absent", "installed", "imported")  # hf_longctx in the process that loads; "installed" is not imported
@@ -158,6 +159,9 @@ def _rows() -> Iterator[Row]:
     yield Row("native-again", "imported", True)
     yield Row("plugin-again", "installed", True)
     yield Row("merged", "absent", True)
+    yield Row("repaired", "absent")
+    yield Row("repaired", "absent", True)
+    yield Row("repaired", "installed", True, place="folder")
     yield Row("xl3m-again", "absent")
     yield Row("xl3m-again", "imported")
     for package, trust in (("absent", None), ("absent", True), ("installed", True), ("imported", None)):
