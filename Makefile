@@ -9,7 +9,7 @@ FLOOR_TORCH ?= torch==2.11.*
 # one process a core; each loads torch, so no more than that
 EACH_CORE := -n logical --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short test test-lm-eval test-floor test-newest test-newest-all census lint types format tables ci clean
+.PHONY: help venv demo demo-short test test-lm-eval test-floor test-newest test-newest-all census hub-matrix lint types format tables ci clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,11 @@ test-newest-all: newest  ## All tests on the newest transformers
 census: $(READY) newest  ## Every causal language model of the pinned and of the newest transformers under attention methods
 	$(BIN)/python -m tests.families.census
 	$(NEWEST)/bin/python -m tests.families.census
+
+hub-matrix: $(READY) newest $(FLOOR)/.installed  ## Published models loaded in every way, on the pinned, newest and oldest transformers
+	$(BIN)/python -m tests.hub.matrix --write
+	$(NEWEST)/bin/python -m tests.hub.matrix --write
+	$(FLOOR)/bin/python -m tests.hub.matrix --write
 
 # Resolved every time, since what is newest changes; torch stays, as the newest brings gigabytes of CUDA.
 .PHONY: newest
