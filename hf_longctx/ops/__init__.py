@@ -6,8 +6,9 @@
 from .bias import Bias, DistanceBuckets, DistanceSlopes
 from .branch import Branch
 from .masks import BeyondWindow, Causal, Chunk, Full, Mask, Packed, TopBlocks, TopKeys, Window
-from .positions import Positions
+from .positions import Positions, Segments
 from .rotation import Rotation
+from .segments import segments_of
 
 __all__ = [
     "BeyondWindow",
@@ -22,7 +23,9 @@ __all__ = [
     "Packed",
     "Positions",
     "Rotation",
+    "Segments",
     "TopBlocks",
     "TopKeys",
     "Window",
+    "segments_of",
 ]

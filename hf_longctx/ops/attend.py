@@ -71,7 +71,16 @@ def attend(
     dim = parts[0].v_BGSD.shape[-1]
     if all(part.kernel.unequal_dims or part.k_BGSD.shape[-1] == dim for part in parts):
         return softmax_of(parts, sink_H)
-    parts = [Part(kernel, call, *(widened(x, width) for x in qkv)) for kernel, call, *qkv in parts]
+    made: dict[int, Tensor] = {}  # branches that share a tensor share the wider one, and with it an fp32 gradient
+
+    def wide(x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return widened(x, width)
+        if id(x) not in made:
+            made[id(x)] = widened(x, width)
+        return made[id(x)]
+
+    parts = [Part(kernel, call, *map(wide, qkv)) for kernel, call, *qkv in parts]
     return softmax_of(parts, sink_H)[..., :dim]
 
 

@@ -95,7 +95,8 @@ class Full(ByDistance):
 class Packed(Mask):
     """Several documents in one row: a query sees keys of its own document, of those the ones that `inside` allows.
 
-    Positions carry the document: `document * DOCUMENT + position`.
+    Positions carry the document: `document * DOCUMENT + position`. Fast kernels also want the runs of rows, which
+    `segments_of` reads from these: `Positions(pos, pos, segments=segments_of(pos, pos))`.
     """
 
     inside: Mask = Causal()

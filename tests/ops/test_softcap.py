@@ -267,7 +267,7 @@ def test_triton_kernels_are_checked_with_a_cap_before_their_first_use(
 ) -> None:
     asked = []
 
-    def checked(kernel: Any, device: Any, dtype: Any, dim: int, capped: bool) -> str:
+    def checked(kernel: Any, device: Any, dtype: Any, dim: int, capped: bool, packed: bool) -> str:
         asked.append((kernel.name, dim, capped))
         return "its output is off by 0.7"
 
@@ -305,5 +305,5 @@ def test_the_flash_attn_package_is_told_of_the_cap() -> None:
 
     p = problem("prefill")
     call = Call(p.branch(Causal()).positions, Causal(), SCALE)
-    assert _settings(call, *varlen(call.positions))["softcap"] == 0.0
-    assert _settings(replace(call, softcap=CAP), *varlen(call.positions))["softcap"] == CAP
+    assert _settings(call, *varlen(call))["softcap"] == 0.0
+    assert _settings(replace(call, softcap=CAP), *varlen(call))["softcap"] == CAP

@@ -10,6 +10,7 @@ import torch
 from hf_longctx.ops.attend import attend
 from hf_longctx.ops.kernels import KERNELS, Call, blocked
 from hf_longctx.ops.masks import Chunk
+from hf_longctx.ops.widths import widened
 from tests.ops.cases import Problem, problem
 
 MASKS = [Chunk(5, back) for back in range(8)]  # many branches: rounding after each would show
@@ -49,6 +50,19 @@ def test_bf16_gradients_are_the_fp32_sum_rounded_once(kernel: str, monkeypatch: 
     for mine, total in zip(got, sums, strict=True):
         assert mine.dtype == torch.bfloat16
         assert torch.equal(mine, total.bfloat16())
+
+
+def test_values_of_another_head_dim_are_summed_in_fp32_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widened once for all branches: gradients are those of keys that have the wider values' dim already."""
+    monkeypatch.setattr(blocked, "BLOCK", 10)
+    p = problem("prefill", dtype=torch.bfloat16, v_dim=16)
+    grads = []
+    for q, k in ((p.q, p.k), (widened(p.q, 16), widened(p.k, 16))):
+        p.q, p.k = (x.detach().requires_grad_() for x in (q, k))
+        out = attend([p.branch(mask) for mask in MASKS], scale=0.4, kernel="blocked")
+        grads.append(torch.autograd.grad(out, [p.q, p.k], p.grad))
+    for narrow, wide in zip(*grads, strict=True):
+        assert torch.equal(narrow, wide[..., :8])
 
 
 @pytest.mark.parametrize("kernel", ["reference", "blocked", "selected"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..available import TRITON
 from ..bias import Bias
-from ..masks import Mask
+from ..masks import Mask, Packed
 from ..merge import merge, merge_sink
 from ..positions import Positions
 
@@ -31,6 +31,11 @@ class Call:
     softcap: float | None = None
 
 
+def inside_of(mask: Mask) -> Mask:
+    """The mask within a document; without documents, the mask itself."""
+    return mask.inside if isinstance(mask, Packed) else mask
+
+
 def takes(classes: tuple[type, ...], value: object) -> bool:
     """Is a mask, or a bias, of one of these very classes, or is the base of all among them?"""
     return type(value) in classes or any(isinstance(value, base) and base in classes for base in (Mask, Bias))
@@ -47,6 +52,7 @@ class Kernel:
         by_name: `auto` never takes it.
         summary: A line for the table of kernels.
         masks: The classes of masks that it takes, without their subclasses; `Mask` itself stands for all of them.
+        packed: The classes of masks that it takes inside of `Packed`, where positions come with their segments.
         biases: The classes of biases that it takes; `Bias` for all of them.
         softcaps: It can cap scores.
         unequal_dims: Values may have another head dim than keys; for others `attend` makes them equal.
@@ -61,6 +67,7 @@ class Kernel:
     by_name: ClassVar[bool] = False
     summary: ClassVar[str]
     masks: ClassVar[tuple[type[Mask], ...]]
+    packed: ClassVar[tuple[type[Mask], ...]] = ()
     biases: ClassVar[tuple[type[Bias], ...]] = ()
     softcaps: ClassVar[bool] = False
     unequal_dims: ClassVar[bool] = False
@@ -74,7 +81,9 @@ class Kernel:
         if self.device is not None and q_BHLD.device.type != self.device:
             return f"tensors are not on a {self.device.upper()} device"
         if not takes(self.masks, call.mask):
-            return f"it has no {type(call.mask).__name__} mask"
+            reason = self._packed_reason(call, q_BHLD)
+            if reason is not None:
+                return reason
         if call.bias is not None and not takes(self.biases, call.bias):
             return f"it adds no {type(call.bias).__name__} to scores"
         if call.softcap is not None and not self.softcaps:
@@ -89,6 +98,19 @@ class Kernel:
         if self.triton and (not TRITON or torch.compiler.is_compiling()):
             return NO_TRITON
         return self.limits(call, q_BHLD, k_BGSD)
+
+    def _packed_reason(self, call: Call, q_BHLD: Tensor) -> str | None:
+        """Why a mask that is none of `masks` is none of `packed` documents either."""
+        mask = call.mask
+        if not isinstance(mask, Packed) or not self.packed:
+            return f"it has no {type(mask).__name__} mask"
+        if not takes(self.packed, mask.inside):
+            return f"it has no {type(mask.inside).__name__} mask inside of packed documents"
+        if call.positions.segments is None:
+            return "it takes packed documents by their segments only, and Positions has none (see segments_of)"
+        if q_BHLD.shape[0] != 1:
+            return f"segments are those of one row, and the batch has {q_BHLD.shape[0]}"
+        return None
 
     def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """What only this kernel knows of what it cannot do."""

@@ -1,4 +1,4 @@
-"""torch's own CUDA flash attention: windows, GQA, padding, log-sum-exp, and a backward that takes the merged one.
+"""torch's own CUDA flash attention: windows, GQA, padding, documents, log-sum-exp, backward that takes the merged one.
 
 This is the kernel behind `torch.nn.attention.varlen.varlen_attn`, called one level below it: autograd through the
 public function's log-sum-exp is silently zero, and its backward cannot be given the merged output.
@@ -7,14 +7,14 @@ public function's log-sum-exp is silently zero, and its backward cannot be given
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim, N real tokens of all rows
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..masks import Causal, Full, Mask, Window
-from ..positions import Positions
-from .base import HALF, Call, Kernel
+from ..masks import Causal, Full, Mask, Packed, Window
+from .base import HALF, Call, Kernel, inside_of
 
 
 class CudaFlash(Kernel):
@@ -22,24 +22,25 @@ class CudaFlash(Kernel):
 
     name = "cuda_flash"
     priority = 60
-    summary = "torch's CUDA flash attention (varlen, windows): half precision, rows in order, any padding"
+    summary = "torch's CUDA flash attention (varlen, windows, documents): half precision, rows in order, any padding"
     masks: ClassVar[tuple[type[Mask], ...]] = (Causal, Window, Full)
+    packed: ClassVar[tuple[type[Mask], ...]] = (Causal, Window, Full)
     device = "cuda"
     dtypes = HALF
     head_dims = (256, 8)
 
     def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """See `Kernel`."""
-        positions = call.positions
-        if positions.consecutive or isinstance(call.mask, Full):
+        positions, inside = call.positions, inside_of(call.mask)
+        if positions.consecutive or isinstance(inside, Full):
             return None
-        if positions.same_rows and isinstance(call.mask, Causal):
+        if isinstance(inside, Causal) and (positions.same_rows or isinstance(call.mask, Packed)):
             return None
         return "rows are not consecutive positions in order"
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kernel`."""
-        rows, columns = varlen(call.positions)
+        rows, columns = varlen(call)
         packed = rows.pack(q_BHLD), columns.pack(k_BGSD), columns.pack(v_BGSD)
         out, lse = self._forward(call, rows, columns, *packed)
         lse = torch.where(torch.isinf(lse), float("-inf"), lse)  # flash says +inf for a row without keys
@@ -49,7 +50,7 @@ class CudaFlash(Kernel):
         self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
     ) -> list[Tensor]:
         """See `Kernel`."""
-        rows, columns = varlen(call.positions)
+        rows, columns = varlen(call)
         lse = rows.pack(lse_BHL[..., None])[..., 0].T.contiguous()
         lse = torch.where(lse == float("-inf"), float("inf"), lse)
         grad, out = (rows.pack(x.to(q.dtype).transpose(1, 2)) for x in (grad_BLHD, out_BLHD))
@@ -70,7 +71,7 @@ class CudaFlash(Kernel):
             rows.longest,
             columns.longest,
             0.0,
-            isinstance(call.mask, Causal),
+            isinstance(inside_of(call.mask), Causal),
             False,
             scale=call.scale,
             window_size_left=left,
@@ -88,7 +89,7 @@ class CudaFlash(Kernel):
             rows.longest,
             columns.longest,
             0.0,
-            isinstance(call.mask, Causal),
+            isinstance(inside_of(call.mask), Causal),
             torch.zeros(2, dtype=torch.uint64, device=packed[0].device),
             torch.empty(0, device=packed[0].device),
             scale=call.scale,
@@ -100,37 +101,58 @@ class CudaFlash(Kernel):
 
 def window_of(call: Call) -> tuple[int | None, int | None]:
     """Flash attention's window (left, right), inclusive, in indices aligned at the end; None: no window."""
-    return (call.mask.size - 1, 0) if isinstance(call.mask, Window) else (None, None)
+    inside = inside_of(call.mask)
+    return (inside.size - 1, 0) if isinstance(inside, Window) else (None, None)
 
 
-def varlen(positions: Positions) -> tuple[VarlenRows, VarlenRows]:
+def varlen(call: Call) -> tuple[VarlenRows, VarlenRows]:
     """Queries and keys in flash attention's varlen form."""
-    return VarlenRows(positions.q_pos_BL, positions.padded), VarlenRows(positions.k_pos_BS, positions.padded)
+    positions, segments = call.positions, call.positions.segments
+    rows, columns = positions.q_pos_BL, positions.k_pos_BS
+    if isinstance(call.mask, Packed) and segments is not None:
+        return (
+            VarlenRows(1, rows.shape[1], segments.cu_q_N, segments.longest_q),
+            VarlenRows(1, columns.shape[1], segments.cu_k_N, segments.longest_k),
+        )
+    return VarlenRows.of(rows, positions.padded), VarlenRows.of(columns, positions.padded)
 
 
+@dataclass(frozen=True, eq=False)
 class VarlenRows:
-    """The real tokens of a batch, one row after the other, as flash attention's varlen form wants them."""
+    """The real tokens of a batch, one row or document after the other, as flash attention's varlen form wants them.
 
-    def __init__(self, pos_BX: Tensor, padded: bool) -> None:
-        self.batch, self.length = pos_BX.shape
-        self.real: Tensor | None = (pos_BX >= 0) if padded else None
-        if self.real is None:
-            lengths = torch.full((self.batch,), self.length, device=pos_BX.device)
-            self.longest = self.length
-        else:
-            lengths = self.real.sum(1)
-            self.longest = int(lengths.max())
-        self.starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    Args:
+        batch: Rows of the batch.
+        length: Slots of a row.
+        starts: Where each row or document begins among the real tokens, and where the last one ends; int32.
+        longest: The most tokens of one.
+        real_BX: The slots that hold a token; None: all.
+    """
+
+    batch: int
+    length: int
+    starts: Tensor
+    longest: int
+    real_BX: Tensor | None = None
+
+    @classmethod
+    def of(cls, pos_BX: Tensor, padded: bool) -> VarlenRows:
+        """Rows of such positions. Padded ones are counted, for which the host waits."""
+        batch, length = pos_BX.shape
+        real = (pos_BX >= 0) if padded else None
+        lengths = torch.full((batch,), length, device=pos_BX.device) if real is None else real.sum(1)
+        starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        return cls(batch, length, starts, length if real is None else int(lengths.max()), real)
 
     def pack(self, x_BHXD: Tensor) -> Tensor:
         """(B, H, X, D) to (N, H, D)."""
         x = x_BHXD.transpose(1, 2)
-        return x.flatten(0, 1) if self.real is None else x[self.real]
+        return x.flatten(0, 1) if self.real_BX is None else x[self.real_BX]
 
     def unpack(self, x_N: Tensor, fill: Any = 0.0) -> Tensor:
         """(N, ...) to (B, X, ...), `fill` where there is no token."""
-        if self.real is None:
+        if self.real_BX is None:
             return x_N.unflatten(0, (self.batch, self.length))
         full = x_N.new_full((self.batch, self.length, *x_N.shape[1:]), fill)
-        full[self.real] = x_N
+        full[self.real_BX] = x_N
         return full

@@ -1,4 +1,4 @@
-"""cuDNN's fused attention through torch: the fastest plain causal or full attention on Hopper. No windows."""
+"""cuDNN's fused attention through torch: the fastest on Hopper. No windows; packed documents in one call each."""
 
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
@@ -6,8 +6,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..masks import Causal, Full
+from ..masks import Causal, Full, Packed
+from . import runs
 from .base import HALF, Call, Kernel
+
+# cuDNN builds a graph for every new pair of lengths, which takes tens of milliseconds or more; documents of ever new
+# lengths would wait for that in every step. One document that is cut by zigzag over two cards has up to four of them
+FEW = 4
 
 
 class Cudnn(Kernel):
@@ -17,6 +22,7 @@ class Cudnn(Kernel):
     priority = 30
     summary = "cuDNN SDPA with log-sum-exp: half precision, causal from the first token or full, no padding"
     masks = (Causal, Full)
+    packed = (Causal, Full)
     device = "cuda"
     dtypes = HALF
     head_dims = (128, 8)
@@ -25,6 +31,9 @@ class Cudnn(Kernel):
         """See `Kernel`."""
         if not torch.backends.cudnn.is_available():
             return "cuDNN is not available"
+        if isinstance(call.mask, Packed):
+            single = any(min(size) < 2 for size in runs.sizes(call))
+            return "a run of rows has a single query or key, which flash attention does better" if single else None
         if call.positions.padded:
             return "the batch is padded"
         if isinstance(call.mask, Causal) and not call.positions.same_rows:
@@ -33,8 +42,19 @@ class Cudnn(Kernel):
             return "a single query: flash attention splits the keys better"
         return None
 
+    def slower_reason(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
+        """See `Kernel`."""
+        if not isinstance(call.mask, Packed):
+            return None
+        reason = runs.short(call)
+        if reason is None and len(runs.sizes(call)) > FEW:
+            return f"documents of more than {FEW} different lengths would wait for cuDNN to build a graph for each"
+        return reason
+
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kernel`."""
+        if isinstance(call.mask, Packed):
+            return runs.forward(self, call, q_BHLD, k_BGSD, v_BGSD)
         causal = isinstance(call.mask, Causal)
         run = torch.ops.aten._scaled_dot_product_cudnn_attention
         out, lse = run(q_BHLD, k_BGSD, v_BGSD, None, True, 0.0, causal, scale=call.scale)[:2]
@@ -44,6 +64,8 @@ class Cudnn(Kernel):
         self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
     ) -> list[Tensor]:
         """See `Kernel`."""
+        if isinstance(call.mask, Packed):
+            return runs.gradients(self, call, grad_BLHD, q, k, v, out_BLHD, lse_BHL)
         seed = torch.zeros((), dtype=torch.int64, device=q.device)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
             grad_BLHD.to(q.dtype).transpose(1, 2),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..available import FLASH_ATTN_LACKS
 from ..masks import Causal
-from .base import Call
+from .base import Call, inside_of
 from .check import checked_kernel
 from .cuda_flash import CudaFlash, VarlenRows, window_of
 
@@ -56,7 +56,7 @@ def _settings(call: Call, rows: VarlenRows, columns: VarlenRows) -> dict[str, An
         "max_seqlen_k": columns.longest,
         "dropout_p": 0.0,
         "softmax_scale": call.scale,
-        "causal": isinstance(call.mask, Causal),
+        "causal": isinstance(inside_of(call.mask), Causal),
         "window_size_left": -1 if left is None else left,
         "window_size_right": -1 if right is None else right,
         "softcap": call.softcap or 0.0,

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..masks import Causal, Window
+from ..masks import Causal, Packed, Window
 from ..widths import widened
+from . import runs
 from .base import Call
 from .blocked import Blocked
 from .check import checked_kernel
@@ -25,6 +26,7 @@ class TritonWindow(CudaFlash):
         "a Triton kernel of hf_longctx for long windows: half precision, rows in order, no padding; flash's backward"
     )
     masks = (Causal, Window)
+    packed = (Window,)
     softcaps = True
     unequal_dims = True
     head_dims = (256, 8)
@@ -32,17 +34,25 @@ class TritonWindow(CudaFlash):
 
     def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """See `Kernel`."""
-        if call.positions.padded:
+        packed = isinstance(call.mask, Packed)
+        if call.positions.padded and not packed:
             return "the batch is padded"
-        if q_BHLD.shape[2] < 16 or q_BHLD.shape[2] > k_BGSD.shape[2]:
+        sizes = runs.sizes(call) if packed else {(q_BHLD.shape[2], k_BGSD.shape[2])}
+        if any(queries < 16 or queries > keys for queries, keys in sizes):
             return "too few queries to fill its tiles"
         reason = super().limits(call, q_BHLD, k_BGSD)
         if reason is not None or (call.softcap is None and q_BHLD.shape[-1] <= SMALL):
             return reason
         return checked_kernel(self, call, q_BHLD)
 
+    def slower_reason(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
+        """See `Kernel`."""
+        return runs.short(call) if isinstance(call.mask, Packed) else None
+
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kernel`."""
+        if isinstance(call.mask, Packed):
+            return runs.forward(self, call, q_BHLD, k_BGSD, v_BGSD)
         from .triton_window import window_attention
 
         size = call.mask.size if isinstance(call.mask, Window) else k_BGSD.shape[2]
