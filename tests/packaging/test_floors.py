@@ -26,6 +26,7 @@ FLOORS = [
     "text",
     "rope",
     "cache",
+    "parallel",
     "attention",
     "methods",
     "editing",

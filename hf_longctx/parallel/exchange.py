@@ -1,0 +1,70 @@
+"""`Exchange`: what every kind of exchange computes, and what all of them are given."""
+
+# H query heads, G key/value heads, L rows of a rank, D head dim; the batch B is 1
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..ops.masks import Causal, Full, Mask, Window
+from .blocks import Block, Rows, compact
+from .layout import Layout
+from .peers import Peers
+
+MASKS = (Causal, Window, Full)
+
+
+class Exchange:
+    """Attention of a rank's rows within their documents, with the keys of all ranks, and its gradients.
+
+    Every rank of the layout calls the same methods in the same order, also without any rows.
+
+    Args:
+        layout: Which rank holds what.
+        peers: The ranks of the layout.
+        inside: Which pairs exist within a document.
+        device: Where the tensors will be.
+    """
+
+    def __init__(self, layout: Layout, peers: Peers, inside: Mask, device: torch.device) -> None:
+        self.layout, self.peers, self.inside, self.device = layout, peers, inside, device
+        self.rank = peers.rank
+
+    def forward(
+        self, q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, scale: float, heads_H: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The output (1, L, H, D), in the dtype of the queries, and the log-sum-exp (1, H, L) of the rank's rows.
+
+        `heads_H` is the key/value head of each query head, where they are not groups of one size.
+        """
+        raise NotImplementedError
+
+    def backward(
+        self,
+        grad_BLHD: Tensor,
+        q_BHLD: Tensor,
+        k_BGLD: Tensor,
+        v_BGLD: Tensor,
+        out_BLHD: Tensor,
+        lse_BHL: Tensor,
+        scale: float,
+        heads_H: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """dq, dk and dv of the rank's rows, summed over all ranks in at least fp32, from the forward's results."""
+        raise NotImplementedError
+
+    @cached_property
+    def shared_rows(self) -> Rows:
+        """The rank's rows of documents that other ranks have rows of."""
+        return compact(self.layout.shared_rows[self.rank], self.device)
+
+    @cached_property
+    def blocks(self) -> list[Block | None]:
+        """The blocks of this rank, made once: the layers of a forward share them. Copies to the device."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Make what all layers share, and copy it to the device; else the first layer does."""
+        _ = self.blocks, self.shared_rows

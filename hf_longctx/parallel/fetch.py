@@ -1,0 +1,118 @@
+"""Attention with keys that are fetched in one exchange, before the call that needs them: all-gather and halo.
+
+Whole documents are computed while the exchange is in flight. Then one call of a kernel takes all pieces of shared
+documents, each against the stretch of keys that it sees; the gradients of these keys go back to where they came from.
+"""
+
+# H query heads, G key/value heads, L rows of a rank, N keys of the table, E = 2 D: a key and its value, D head dim
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..ops.masks import Full, Window
+from .blocks import Attending, Block, Differentiating, halves, table_of
+from .exchange import Exchange
+from .layout import ranges
+from .peers import Pending
+
+
+class Fetch(Exchange):
+    """See the module. A kind says what is fetched, and where each token of the pack is in the table that results."""
+
+    def fetch(self, shared_NGE: Tensor) -> Pending:
+        """The table of keys, from the rank's own rows of shared documents."""
+        raise NotImplementedError
+
+    def give_back(self, gradient_NGE: Tensor) -> Tensor:
+        """The gradient of the rank's own rows of shared documents, summed over ranks, from that of the table."""
+        raise NotImplementedError
+
+    def slots(self) -> Tensor:
+        """Where each token of the pack is in the table, (T,), at least for those that the rank's rows see."""
+        raise NotImplementedError
+
+    def forward(
+        self, q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, scale: float, heads_H: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Exchange`."""
+        whole, cut = self.blocks
+        own, found = table_of(k_BGLD, v_BGLD), Attending(q_BHLD, scale, heads_H)
+        coming = self.fetch(own[self.shared_rows]) if self.layout.shared else None
+        found.add(whole, own)
+        if coming is not None:
+            found.add(cut, coming())
+        return found.result()
+
+    def backward(
+        self,
+        grad_BLHD: Tensor,
+        q_BHLD: Tensor,
+        k_BGLD: Tensor,
+        v_BGLD: Tensor,
+        out_BLHD: Tensor,
+        lse_BHL: Tensor,
+        scale: float,
+        heads_H: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Exchange`."""
+        whole, cut = self.blocks
+        own = table_of(k_BGLD, v_BGLD)
+        coming = self.fetch(own[self.shared_rows]) if self.layout.shared else None
+        found = Differentiating(grad_BLHD, q_BHLD, out_BLHD, lse_BHL, scale, heads_H)
+        total = found.zeros(own)
+        found.add(whole, own, total)
+        if coming is not None:
+            table = coming()
+            gradient = found.zeros(table)
+            found.add(cut, table, gradient)
+            total[self.shared_rows] += self.give_back(gradient)[: len(self.layout.shared_rows[self.rank])]
+        return found.dq_BHLD, *halves(total)
+
+    @cached_property
+    def blocks(self) -> list[Block | None]:
+        """The rank's whole documents, then all pieces of shared ones, with their runs of the table."""
+        layout, rank = self.layout, self.rank
+        codes, rows = layout.codes(rank), layout.shared_rows[rank]
+        alone = torch.ones(layout.sizes[rank], dtype=torch.bool)
+        alone[rows] = False
+        whole_L = alone.nonzero()[:, 0]
+        whole_runs = [(stop, stop) for document, _, stop in layout.pieces[rank] if document not in layout.shared]
+        both = codes[whole_L], codes[whole_L]
+        whole = Block.of(whole_L, whole_L, both, whole_runs, self.inside, self.device, True, True)
+        runs, keys = self._runs()
+        keys_S = ranges(keys)
+        codes_of = codes[rows], layout.codes_T[keys_S]
+        in_order = not isinstance(self.inside, Full)
+        cut = Block.of(rows, self.slots()[keys_S], codes_of, runs, self.inside, self.device, False, in_order)
+        return [whole, cut]
+
+    def _runs(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Queries and keys of each run of rows of shared documents, and where these keys are in the pack."""
+        runs: list[tuple[int, int]] = []
+        keys: list[tuple[int, int]] = []
+        before = None
+        for document, start, stop in self.layout.pieces[self.rank]:
+            if document not in self.layout.shared:
+                continue
+            first, last = 0, stop
+            if isinstance(self.inside, Window):
+                first = max(0, start - self.inside.size + 1)
+            if isinstance(self.inside, Full):
+                last = self.layout.lengths[document]
+                if document == before:  # all pieces see the same keys
+                    runs[-1] = (runs[-1][0] + stop - start, last)
+                    continue
+            place = self.layout.starts[document]
+            keys.append((place + first, place + last))
+            runs.append((stop - start, last - first))
+            before = document
+        return runs, keys
+
+
+def places_of_shared(fetch: Fetch) -> list[Tensor]:
+    """Where each rank's rows of shared documents are in the pack."""
+    layout = fetch.layout
+    return [places[rows] for places, rows in zip(layout.places, layout.shared_rows, strict=True)]

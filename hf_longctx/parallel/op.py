@@ -1,0 +1,123 @@
+"""`attention`: a rank's part of attention, as one operator of torch.
+
+Its outputs are the merged output and log-sum-exp. Selective checkpointing can keep both, so that recomputation repeats
+neither attention nor exchanges. Its name contains "flash_attn", by which TRL's checkpointing finds what it keeps.
+"""
+
+# H query heads, G key/value heads, L rows of a rank, D head dim; the batch B is 1
+from __future__ import annotations
+
+import itertools
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from ..ops.masks import Causal, Mask
+from ..ops.widths import widened
+from .exchange import Exchange
+from .ranks import Ranks
+
+# an operator takes numbers, not objects
+_numbers = itertools.count()
+_number_of: WeakKeyDictionary[Exchange, int] = WeakKeyDictionary()
+_live: WeakValueDictionary[int, Exchange] = WeakValueDictionary()
+
+
+def attention(
+    q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, ranks: Ranks, *, scale: float, inside: Mask | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of this rank's rows within their documents, with the keys of all ranks. Every rank calls it.
+
+    Args:
+        q_BHLD: Queries of the rank's rows, in the order of its layout; the batch is 1, H is a multiple of G.
+        k_BGLD: Keys of the same rows.
+        v_BGLD: Values.
+        ranks: The layout on its processes.
+        scale: Multiplies q k, usually 1 / sqrt(D).
+        inside: Which pairs exist within a document: `Causal()` (None), `Window(n)` or `Full()`.
+
+    Returns:
+        (1, L, H, D) in the dtype of the queries, and the log-sum-exp (1, H, L), which has no gradient.
+    """
+    _check(q_BHLD, k_BGLD, v_BGLD, ranks)
+    exchange = ranks.exchange(Causal() if inside is None else inside)
+    dim = v_BGLD.shape[-1]
+    width = max(q_BHLD.shape[-1], dim)
+    wide = (widened(x, width) for x in (q_BHLD, k_BGLD, v_BGLD))
+    out, lse = torch.ops.hf_longctx.ranks_flash_attn(*wide, scale, _number(exchange))
+    return out[..., :dim], lse
+
+
+def _number(exchange: Exchange) -> int:
+    number = _number_of.setdefault(exchange, next(_numbers))
+    _live[number] = exchange
+    return number
+
+
+def _exchange(number: int) -> Exchange:
+    if number not in _live:
+        raise RuntimeError("the Ranks of this attention are gone. Keep them alive until the backward pass has ended.")
+    return _live[number]
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, ranks: Ranks) -> None:
+    given = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    rows = ranks.layout.sizes[ranks.rank]
+    if any(x.dim() != 4 or x.shape[0] != 1 or x.shape[2] != rows for x in (q, k, v)):
+        raise ValueError(
+            f"{given}: expected (1, heads, {rows}, head dim), the rows of rank {ranks.rank} in its layout. "
+            "Give each rank the rows at layout.places[rank]."
+        )
+    if k.shape[1] != v.shape[1] or q.shape[1] % k.shape[1]:
+        raise ValueError(f"{given}: expected as many value heads as key heads, and a multiple of them as query heads.")
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(f"{given}: queries and keys have head dims {q.shape[3]} and {k.shape[3]}; expected the same.")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: expected one dtype. Cast k and v to that of q.")
+    if not q.device == k.device == v.device == ranks.device:
+        where = f"q, k, v are on {q.device}, {k.device}, {v.device}, the Ranks on {ranks.device}"
+        raise ValueError(f"{where}: expected one device. Pass device=q.device to Ranks.")
+
+
+@torch.library.custom_op("hf_longctx::ranks_flash_attn", mutates_args=())
+def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: int) -> tuple[Tensor, Tensor]:
+    return _exchange(exchange).forward(q, k, v, scale)
+
+
+@torch.library.custom_op("hf_longctx::ranks_flash_attn_backward", mutates_args=())
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, exchange: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = _exchange(exchange).backward(grad, q, k, v, out, lse, scale)
+    # dk and dv are parts of one tensor; an operator's outputs share no memory
+    return q.new_empty(q.shape).copy_(dq), k.new_empty(k.shape).copy_(dk), v.new_empty(v.shape).copy_(dv)
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: int) -> tuple[Tensor, Tensor]:
+    B, H, L, _ = q.shape
+    return q.new_empty(B, L, H, v.shape[3]), q.new_empty(B, H, L, dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, exchange: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.scale, ctx.number = inputs
+    ctx.exchange = _live.get(ctx.number)  # alive as long as the graph
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    dq, dk, dv = torch.ops.hf_longctx.ranks_flash_attn_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.number)
+    return dq, dk, dv, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)

@@ -1,0 +1,134 @@
+"""Ring attention: keys and values travel from rank to rank, the next ones in flight while a block is computed.
+
+Liu, Zaharia and Abbeel, 2023 (arXiv 2310.01889), on Li et al.'s ring (2021, arXiv 2105.13120), with zigzag pieces. Only
+rows of documents that several ranks share travel. In the backward pass the gradients of keys travel one hop behind
+them, in fp32, and end at home.
+"""
+
+# H query heads, G key/value heads, L rows of a rank, N travelling rows, E = 2 D: a key and its value, D head dim
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..ops.masks import Full
+from .blocks import Attending, Block, Differentiating, halves, padded, table_of
+from .exchange import Exchange
+from .layout import Piece, ranges
+
+KEYS, GRADIENTS = 0, 1  # tags of what is in flight at a time
+
+
+class Ring(Exchange):
+    """See the module. `inside` is `Causal` or `Full`: windows need no ring, only a halo."""
+
+    def forward(
+        self, q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, scale: float, heads_H: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Exchange`."""
+        own, *others = self.blocks
+        table, found = table_of(k_BGLD, v_BGLD), Attending(q_BHLD, scale, heads_H)
+        coming = self.peers.shift(self._travelling(table), KEYS) if others else None
+        found.add(own, table)
+        for step, block in enumerate(others, start=1):
+            assert coming is not None
+            keys = coming()
+            if step < len(others):
+                coming = self.peers.shift(keys, KEYS)
+            found.add(block, keys)
+        return found.result()
+
+    def backward(
+        self,
+        grad_BLHD: Tensor,
+        q_BHLD: Tensor,
+        k_BGLD: Tensor,
+        v_BGLD: Tensor,
+        out_BLHD: Tensor,
+        lse_BHL: Tensor,
+        scale: float,
+        heads_H: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Exchange`."""
+        own, *others = self.blocks
+        table = table_of(k_BGLD, v_BGLD)
+        found = Differentiating(grad_BLHD, q_BHLD, out_BLHD, lse_BHL, scale, heads_H)
+        total = found.zeros(table)
+        coming = self.peers.shift(self._travelling(table), KEYS) if others else None
+        found.add(own, table, total)
+        returning = None
+        for step, block in enumerate(others, start=1):
+            assert coming is not None
+            keys = coming()
+            if step < len(others):
+                coming = self.peers.shift(keys, KEYS)
+            gradient = found.zeros(keys)
+            found.add(block, keys, gradient)
+            if returning is not None:
+                gradient += returning()
+            returning = self.peers.shift(gradient, GRADIENTS)
+        if returning is not None:
+            total[self.shared_rows] += returning()[: len(self.layout.shared_rows[self.rank])]
+        return found.dq_BHLD, *halves(total)
+
+    def _travelling(self, table_LGE: Tensor) -> Tensor:
+        """The rows that other ranks need, and so many more that all ranks send as many."""
+        return padded(table_LGE[self.shared_rows], max(map(len, self.layout.shared_rows)))
+
+    @cached_property
+    def blocks(self) -> list[Block | None]:
+        """The rank's own keys first, then those that arrive: of the rank before, of the one before that, and so on."""
+        layout, rank = self.layout, self.rank
+        codes, size = layout.codes(rank), layout.sizes[rank]
+        held: dict[int, int] = {}
+        for document, start, stop in layout.pieces[rank]:
+            held[document] = held.get(document, 0) + stop - start
+        every = torch.arange(size)
+        runs, in_order = [(n, n) for n in held.values()], not layout.shared
+        own = Block.of(every, every, (codes, codes), runs, self.inside, self.device, True, in_order)
+        if not layout.shared:
+            return [own]
+        return [own, *(self._arriving((rank - step) % layout.ranks) for step in range(1, layout.ranks))]
+
+    def _arriving(self, other: int) -> Block | None:
+        """Keys of another rank: pieces of both do not overlap, so a piece sees another wholly or not at all."""
+        layout = self.layout
+        mine, theirs = self._stretches(self.rank, False), self._stretches(other, True)
+        rows: list[tuple[int, int]] = []
+        columns: list[tuple[int, int]] = []
+        runs: list[tuple[int, int]] = []
+        for document in sorted(mine.keys() & theirs.keys()):
+            before: list[tuple[int, int]] | None = None
+            for piece, row in mine[document]:
+                seen = [
+                    (at, at + key.stop - key.start)
+                    for key, at in theirs[document]
+                    if isinstance(self.inside, Full) or key.start < piece.start
+                ]
+                if not seen:
+                    continue
+                length = piece.stop - piece.start
+                rows.append((row, row + length))
+                if seen == before:
+                    runs[-1] = (runs[-1][0] + length, runs[-1][1])
+                    continue
+                columns += seen
+                runs.append((length, sum(stop - start for start, stop in seen)))
+                before = seen
+        rows_L, columns_S = ranges(rows), ranges(columns)
+        key_codes = layout.codes(other)[layout.shared_rows[other]]
+        codes = layout.codes(self.rank)[rows_L], key_codes[columns_S]
+        return Block.of(rows_L, columns_S, codes, runs, Full(), self.device)
+
+    def _stretches(self, rank: int, travelling: bool) -> dict[int, list[tuple[Piece, int]]]:
+        """A rank's pieces of each shared document, with the first row of each: of all rows, or of those that travel."""
+        found: dict[int, list[tuple[Piece, int]]] = {}
+        row = 0
+        for piece in self.layout.pieces[rank]:
+            shared = piece.document in self.layout.shared
+            if shared:
+                found.setdefault(piece.document, []).append((piece, row))
+            row += (piece.stop - piece.start) * (shared or not travelling)
+        return found

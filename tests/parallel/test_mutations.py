@@ -1,0 +1,92 @@
+"""Small mistakes in the exchange are seen by the comparison with one process: 1e-5 means something."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longctx.ops.masks import DOCUMENT, Packed, Window
+from hf_longctx.parallel import Layout, blocks
+from hf_longctx.parallel.blocks import Block
+from hf_longctx.parallel.ring import Ring
+from hf_longctx.parallel.ulysses import Ulysses
+
+from .cases import MASKS, Case, errors, on_a_rank
+from .pool import Pool
+
+
+def documents_merged() -> AbstractContextManager[Any]:
+    return patch.object(Packed, "pairs", lambda self, q, k: self.inside.pairs(q % DOCUMENT, k % DOCUMENT))
+
+
+def window_one_longer() -> AbstractContextManager[Any]:
+    return patch.dict(MASKS, window=Window(12))
+
+
+def halo_one_shorter() -> AbstractContextManager[Any]:
+    right = Layout.halo
+    return patch.object(Layout, "halo", lambda self, rank, window: right(self, rank, window - 1))
+
+
+def larger_lse_for_the_merged() -> AbstractContextManager[Any]:
+    right = blocks.merge
+
+    def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> tuple[Tensor, Tensor]:
+        return right(out, lse, part, part_lse)[0], torch.maximum(lse, part_lse)
+
+    return patch.object(blocks, "merge", merge)
+
+
+def one_key_missing() -> AbstractContextManager[Any]:
+    right = Ring._arriving
+
+    def arriving(self: Ring, other: int) -> Block | None:
+        block = right(self, other)
+        if block is None or self.rank != 1:
+            return block
+        columns = block.columns
+        fewer = slice(columns.start, columns.stop - 1) if isinstance(columns, slice) else columns[:-1]
+        positions = replace(block.positions, k_pos_BS=block.positions.k_pos_BS[:, :-1], segments=None)
+        return replace(block, columns=fewer, positions=positions)
+
+    return patch.object(Ring, "_arriving", arriving)
+
+
+def gradient_not_returned() -> AbstractContextManager[Any]:
+    right = Ulysses._heads_for_rows
+
+    def heads_for_rows(self: Ulysses, tensors: Any) -> list[Tensor]:
+        return [x.detach() * (len(tensors) == 1 or self.peers.rank == 0) for x in right(self, tensors)]
+
+    return patch.object(Ulysses, "_heads_for_rows", heads_for_rows)
+
+
+def mutated(case: Case, mistake: Any) -> dict[str, Any]:
+    with mistake():
+        return on_a_rank(case)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "kind", "mask"),
+    [
+        (documents_merged, "ring", "causal"),
+        (documents_merged, "gather", "full"),
+        (documents_merged, "ulysses", "window"),
+        (window_one_longer, "ring", "window"),
+        (halo_one_shorter, "gather", "window"),
+        (larger_lse_for_the_merged, "ring", "causal"),
+        (one_key_missing, "ring", "causal"),
+        (gradient_not_returned, "ulysses", "causal"),
+    ],
+)
+def test_a_mistake_is_seen(two: Pool, mistake: Any, kind: str, mask: str) -> None:
+    case = Case("packed odd", kind, (9, 3), mask)
+    off = errors(case, two.run(mutated, case, mistake))
+    assert max(off.values()) > 1e-2, off
+    assert max(errors(case, two.run(on_a_rank, case)).values()) < 1e-5
