@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .methods.streaming_llm import StreamingLLM
     from .ops.attend import attend
     from .ops.branch import Branch
+    from .parallel.switch import SequenceParallel
     from .patch import Patch, applied, undo
     from .planning.plan import plan
     from .registry import list_methods
@@ -47,6 +48,7 @@ _NAMES = {
     "methods.position_free": ("check",),
     "ops.attend": ("attend",),
     "ops.branch": ("Branch",),
+    "parallel.switch": ("SequenceParallel",),
     "patch": ("Patch", "applied", "undo"),
     "planning.plan": ("plan",),
     "registry": ("list_methods",),
