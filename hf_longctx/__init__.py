@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from .methods.streaming_llm import StreamingLLM
     from .ops.attend import attend
     from .ops.branch import Branch
+    from .parallel.accelerate import SequenceParallelConfig
     from .parallel.switch import SequenceParallel
+    from .parallel.trainer import SequenceParallelMixin, SequenceParallelTrainer
     from .patch import Patch, applied, undo
     from .planning.plan import plan
     from .registry import list_methods
@@ -48,7 +50,9 @@ _NAMES = {
     "methods.position_free": ("check",),
     "ops.attend": ("attend",),
     "ops.branch": ("Branch",),
+    "parallel.accelerate": ("SequenceParallelConfig",),
     "parallel.switch": ("SequenceParallel",),
+    "parallel.trainer": ("SequenceParallelMixin", "SequenceParallelTrainer"),
     "patch": ("Patch", "applied", "undo"),
     "planning.plan": ("plan",),
     "registry": ("list_methods",),

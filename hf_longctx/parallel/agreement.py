@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .groups import Groups
+from .peers import Peers
 
 REFUSED = 2**62  # in place of a batch that its rank has refused
 MIX = 2654435761  # so that tokens which change places change the sum
@@ -59,11 +59,7 @@ def say_refused(device: torch.device, groups: Groups) -> None:
 
 
 def _shown(mine_F: Tensor, groups: Groups) -> Tensor:
-    if groups.size == 1:
-        return mine_F
-    all_PF = mine_F.new_empty(groups.size * len(mine_F))
-    dist.all_gather_into_tensor(all_PF, mine_F, group=groups.whole)
-    return all_PF
+    return mine_F if groups.size == 1 else Peers(groups.whole).gather(mine_F)()
 
 
 def _compare(all_PF: Tensor, names: list[str], rank: int) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from .documents import Documents
 from .groups import Groups
 from .layout import Layout
+from .peers import Peers
 
 
 class _Sum(torch.autograd.Function):
@@ -44,8 +45,7 @@ class _Whole(torch.autograd.Function):
         longest = max(layout.sizes)
         mine = x_LE.new_zeros(longest, *x_LE.shape[1:])
         mine[: len(x_LE)] = x_LE
-        every = x_LE.new_empty(layout.ranks * longest, *x_LE.shape[1:])
-        dist.all_gather_into_tensor(every, mine, group=groups.whole)
+        every = Peers(groups.whole).gather(mine)()
         row_N = torch.empty(sum(layout.sizes), dtype=torch.int64)
         for rank, places in enumerate(layout.places):
             row_N[places] = torch.arange(len(places)) + rank * longest

@@ -48,6 +48,7 @@ class State:
         kind: How they exchange: the settings' kind, or "auto" between ring and all-gather, for each batch.
         geometry: Of the model.
         inner: The forward that the model had.
+        gather_logits: Answer with logits of the whole batch.
         said: What was logged last.
     """
 
@@ -56,7 +57,19 @@ class State:
     kind: str
     geometry: Geometry
     inner: Callable[..., Any]
+    gather_logits: bool
     said: str = ""
+
+
+@contextmanager
+def with_logits(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model answers with logits too."""
+    state: State = vars(model)[STATE]
+    before, state.gather_logits = state.gather_logits, True
+    try:
+        yield
+    finally:
+        state.gather_logits = before
 
 
 def forward_of(model: nn.Module) -> types.MethodType:
@@ -88,7 +101,7 @@ def shared_forward(model: nn.Module, state: State, given: dict[str, Any]) -> Any
             **more,
         )
     one_less = given.get("labels") is not None and given.get("shift_labels") is None
-    answer = _answer(out, share, state.settings.gather_logits, one_less)
+    answer = _answer(out, share, state.gather_logits, one_less)
     return_dict = given.get("return_dict")
     if return_dict is None:
         return_dict = getattr(model.config, "return_dict", True)

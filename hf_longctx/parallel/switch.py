@@ -95,7 +95,7 @@ class SequenceParallel(Settings):
             configs = [module.config for module in root.modules() if hasattr(module, "config")]
             for config in {id(config): config for config in configs}.values():
                 patch.set(config, "_attn_implementation_internal", NAME)
-            patch.set(root, STATE, State(self, groups, kind, geometry, root.forward))
+            patch.set(root, STATE, State(self, groups, kind, geometry, root.forward, self.gather_logits))
             patch.set(root, "forward", forward_of(root))
         logger.info("applied %r to %s", self, type(root).__name__)
         return patch

@@ -110,7 +110,10 @@ class Case:
 
 def checkpointed(model: Any, kind: str) -> None:
     """Turn gradient checkpointing on: "reentrant" or "plain"."""
-    model.gradient_checkpointing_enable({"use_reentrant": kind == "reentrant"})
+    enable = (
+        getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    )  # the old name
+    enable({"use_reentrant": kind == "reentrant"})
 
 
 def on_a_rank(case: Case) -> dict[str, float]:
