@@ -16,7 +16,10 @@ from .positions import Segments
 def segments(lengths: Sequence[tuple[int, int]], device: torch.device | str) -> Segments:
     """Runs of so many queries and keys, one after the other. Copies to the device, so call it outside of layers."""
     starts = [[0, *accumulate(run[side] for run in lengths)] for side in (0, 1)]
-    cu_q, cu_k = torch.tensor(starts, dtype=torch.int32).to(device).unbind()
+    cu = torch.tensor(starts, dtype=torch.int32)
+    if torch.device(device).type == "cuda":
+        cu = cu.pin_memory()  # else the host waits for the copy
+    cu_q, cu_k = cu.to(device, non_blocking=True).unbind()
     longest_q, longest_k = (max((run[side] for run in lengths), default=0) for side in (0, 1))
     return Segments(cu_q, cu_k, longest_q, longest_k, tuple(lengths))
 

@@ -57,7 +57,7 @@ class Block:
 
 def table_of(k_BGLD: Tensor, v_BGLD: Tensor) -> Tensor:
     """Keys and values of a rank, row by row, as they travel: (L, G, E), contiguous."""
-    return torch.cat([k_BGLD[0], v_BGLD[0]], -1).transpose(0, 1).contiguous()
+    return torch.cat([k_BGLD[0].transpose(0, 1), v_BGLD[0].transpose(0, 1)], -1).contiguous()
 
 
 def padded(table_NGE: Tensor, rows: int) -> Tensor:
@@ -90,7 +90,7 @@ class Attending:
         """Merge a block into what was found so far."""
         if block is None:
             return
-        k, v = _keys(block, table_NGE, self.heads)
+        k, v = halves(_read(block, table_NGE, self.heads))
         q = self.q[:, :, block.rows]
         call, kernel = _kernel(block, self.scale, q, k)
         out, lse = kernel.forward(call, q, k, v)
@@ -143,31 +143,31 @@ class Differentiating:
         """Add a block's part to `dq_BHLD` and to the gradient of its table."""
         if block is None:
             return
-        k, v = _keys(block, table_NGE, self.heads_H)
         rows, columns = block.rows, block.columns
-        q = self.q_BHLD[:, :, rows]
+        table, q = _read(block, table_NGE, self.heads_H), self.q_BHLD[:, :, rows]
+        k, v = halves(table)
         call, kernel = _kernel(block, self.scale, q, k)
         # without a copy where the block's rows and keys are a stretch of the buffers
         direct_q, direct_k = isinstance(rows, slice), isinstance(columns, slice) and self.heads_H is None
         dq = self.dq_BHLD[:, :, rows] if direct_q else torch.zeros_like(q, dtype=self.wide)
-        dk, dv = halves(gradient_NGE[columns]) if direct_k else [torch.zeros_like(x, dtype=self.wide) for x in (k, v)]
+        part = gradient_NGE[columns] if direct_k else self.zeros(table)
         whole = self.out_BLHD[:, rows], self.lse_BHL[:, :, rows]
-        kernel.backward(call, self.grad_BLHD[:, rows], q, k, v, *whole, into=(dq, dk, dv))
+        kernel.backward(call, self.grad_BLHD[:, rows], q, k, v, *whole, into=(dq, *halves(part)))
         if not direct_q:
             self.dq_BHLD[:, :, rows] += dq
-        if not direct_k:
-            part = torch.cat([dk[0], dv[0]], -1).transpose(0, 1)
-            if self.heads_H is not None:
-                part = part.new_zeros(len(part), *gradient_NGE.shape[1:]).index_add_(1, self.heads_H, part)
-            if isinstance(columns, slice):
-                gradient_NGE[columns] += part
-            else:
-                gradient_NGE.index_add_(0, columns, part)  # a key may be there for several runs
+        if direct_k:
+            return
+        if self.heads_H is not None:
+            part = part.new_zeros(len(part), *gradient_NGE.shape[1:]).index_add_(1, self.heads_H, part)
+        if isinstance(columns, slice):
+            gradient_NGE[columns] += part
+        else:
+            gradient_NGE.index_add_(0, columns, part)  # a key may be there for several runs
 
 
-def _keys(block: Block, table_NGE: Tensor, heads_H: Tensor | None) -> tuple[Tensor, Tensor]:
+def _read(block: Block, table_NGE: Tensor, heads_H: Tensor | None) -> Tensor:
     table = table_NGE[block.columns]
-    return halves(table if heads_H is None else table[:, heads_H])
+    return table if heads_H is None else table[:, heads_H]
 
 
 def _kernel(block: Block, scale: float, q: Tensor, k: Tensor) -> tuple[Call, Kernel]:

@@ -3,17 +3,21 @@
 # H query heads, G key/value heads, L rows of a rank, D head dim; the batch B is 1
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from ..ops.masks import Causal, Full, Mask, Window
+from ..ops.masks import Mask
 from .blocks import Block, Rows, compact
 from .layout import Layout
 from .peers import Peers
 
-MASKS = (Causal, Window, Full)
+# an operator of torch takes numbers, not objects
+_numbers = itertools.count()
+_live: WeakValueDictionary[int, Exchange] = WeakValueDictionary()
 
 
 class Exchange:
@@ -26,11 +30,23 @@ class Exchange:
         peers: The ranks of the layout.
         inside: Which pairs exist within a document.
         device: Where the tensors will be.
+
+    Attributes:
+        number: Its handle for `attention`'s operator.
     """
 
     def __init__(self, layout: Layout, peers: Peers, inside: Mask, device: torch.device) -> None:
         self.layout, self.peers, self.inside, self.device = layout, peers, inside, device
         self.rank = peers.rank
+        self.number = next(_numbers)
+        _live[self.number] = self
+
+    @staticmethod
+    def of(number: int) -> Exchange:
+        """The one with this number, which lives as long as its `Ranks`."""
+        if number not in _live:
+            raise RuntimeError("the Ranks of this attention are gone. Keep them until the backward pass has ended.")
+        return _live[number]
 
     def forward(
         self, q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, scale: float, heads_H: Tensor | None = None

@@ -7,9 +7,7 @@ neither attention nor exchanges. Its name contains "flash_attn", by which TRL's 
 # H query heads, G key/value heads, L rows of a rank, D head dim; the batch B is 1
 from __future__ import annotations
 
-import itertools
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -18,11 +16,6 @@ from ..ops.masks import Causal, Mask
 from ..ops.widths import widened
 from .exchange import Exchange
 from .ranks import Ranks
-
-# an operator takes numbers, not objects
-_numbers = itertools.count()
-_number_of: WeakKeyDictionary[Exchange, int] = WeakKeyDictionary()
-_live: WeakValueDictionary[int, Exchange] = WeakValueDictionary()
 
 
 def attention(
@@ -46,20 +39,8 @@ def attention(
     dim = v_BGLD.shape[-1]
     width = max(q_BHLD.shape[-1], dim)
     wide = (widened(x, width) for x in (q_BHLD, k_BGLD, v_BGLD))
-    out, lse = torch.ops.hf_longctx.ranks_flash_attn(*wide, scale, _number(exchange))
+    out, lse = torch.ops.hf_longctx.ranks_flash_attn(*wide, scale, exchange.number)
     return out[..., :dim], lse
-
-
-def _number(exchange: Exchange) -> int:
-    number = _number_of.setdefault(exchange, next(_numbers))
-    _live[number] = exchange
-    return number
-
-
-def _exchange(number: int) -> Exchange:
-    if number not in _live:
-        raise RuntimeError("the Ranks of this attention are gone. Keep them alive until the backward pass has ended.")
-    return _live[number]
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, ranks: Ranks) -> None:
@@ -83,14 +64,14 @@ def _check(q: Tensor, k: Tensor, v: Tensor, ranks: Ranks) -> None:
 
 @torch.library.custom_op("hf_longctx::ranks_flash_attn", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: int) -> tuple[Tensor, Tensor]:
-    return _exchange(exchange).forward(q, k, v, scale)
+    return Exchange.of(exchange).forward(q, k, v, scale)
 
 
 @torch.library.custom_op("hf_longctx::ranks_flash_attn_backward", mutates_args=())
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, exchange: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = _exchange(exchange).backward(grad, q, k, v, out, lse, scale)
+    dq, dk, dv = Exchange.of(exchange).backward(grad.contiguous(), q, k, v, out, lse, scale)
     # dk and dv are parts of one tensor; an operator's outputs share no memory
     return q.new_empty(q.shape).copy_(dq), k.new_empty(k.shape).copy_(dk), v.new_empty(v.shape).copy_(dv)
 
@@ -110,7 +91,7 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, ctx.scale, ctx.number = inputs
-    ctx.exchange = _live.get(ctx.number)  # alive as long as the graph
+    ctx.exchange = Exchange.of(ctx.number)  # alive as long as the graph
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(q, k, v, *output)
 

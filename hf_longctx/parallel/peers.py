@@ -36,11 +36,15 @@ class Peers:
 
     def scatter_sum(self, x: Tensor) -> Tensor:
         """(P N, ...) on every rank: the sum over ranks of this rank's (N, ...). May overwrite `x`."""
-        own = x.shape[0] // self.size
-        if dist.get_backend(self.group) == "gloo":  # it scatters no sums
-            dist.all_reduce(x, group=self.group)
-            return x[self.rank * own :][:own]
-        out = x.new_empty(own, *x.shape[1:])
+        if x.device.type != "cpu":
+            return self.reduce_scatter(x)
+        own = x.shape[0] // self.size  # gloo scatters sums in new versions of torch only
+        dist.all_reduce(x, group=self.group)
+        return x[self.rank * own :][:own]
+
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        """`scatter_sum` where the backend has it."""
+        out = x.new_empty(x.shape[0] // self.size, *x.shape[1:])
         reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
         reduce_scatter(out, x, group=self.group)
         return out

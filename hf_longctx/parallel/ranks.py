@@ -65,6 +65,11 @@ class Ranks:
             self._exchanges[inside] = self._make(inside)
         return self._exchanges[inside]
 
+    def prepare(self, *insides: Mask) -> None:
+        """Make what the layers with these masks share, and copy it to the device; else the first such layer does."""
+        for inside in insides:
+            self.exchange(inside).prepare()
+
     def _make(self, inside: Mask) -> Exchange:
         def by(kind: str) -> Callable[[Layout, Peers], Exchange]:
             cls = Halo if isinstance(inside, Window) else {"ring": Ring, "gather": Gather}[kind]

@@ -36,6 +36,7 @@ class Ulysses(Exchange):
     def __init__(self, layout: Layout, peers: Peers, outside: Exchange, group: int) -> None:
         super().__init__(layout, peers, outside.inside, outside.device)
         self.outside = outside
+        self._maps: dict[tuple[int, int], Tensor | None] = {}
         self.members = range(group * peers.size, (group + 1) * peers.size)
 
     def forward(
@@ -95,10 +96,13 @@ class Ulysses(Exchange):
 
     def _ragged(self, queries: int, keys: int) -> Tensor | None:
         """The key/value head, counted from this rank's first, of each of its query heads; None: groups of one size."""
-        own, read = (heads[self.peers.rank] for heads in self._heads(queries, keys))
-        heads = torch.arange(*own) * keys // queries - read[0]
-        counts = heads.bincount()
-        return None if bool((counts == counts[0]).all()) else heads.to(self.device, non_blocking=True)
+        if (queries, keys) not in self._maps:
+            own, read = (heads[self.peers.rank] for heads in self._heads(queries, keys))
+            heads = torch.arange(*own) * keys // queries - read[0]
+            counts = heads.bincount()
+            equal = bool((counts == counts[0]).all())
+            self._maps[queries, keys] = None if equal else heads.to(self.device, non_blocking=True)
+        return self._maps[queries, keys]
 
     @cached_property
     def _order(self) -> tuple[Tensor, Tensor]:

@@ -78,8 +78,13 @@ def test_every_room_has_its_floor_and_the_package_few_loose_modules() -> None:
     assert len([path for path in PACKAGE.glob("*.py") if path.stem != "__init__"]) <= 6
 
 
+def test_ranks_share_attention_as_arithmetic_only() -> None:
+    found = {other for file in (PACKAGE / "parallel").glob("*.py") for other, _ in imports(file)}
+    assert found == {"ops", "parallel"}
+
+
 def test_attention_as_arithmetic_does_without_transformers() -> None:
-    code = "import hf_longctx.ops.attend, sys; assert 'transformers' not in sys.modules"
+    code = "import hf_longctx.ops.attend, hf_longctx.parallel, sys; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

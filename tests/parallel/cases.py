@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,15 @@ SCALE = DIM**-0.5
 ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 
 
+def pack(name: str) -> tuple[list[int], str | int]:
+    """Lengths, and which of them are cut, of one of `PACKS` or, where the name is a number, at random."""
+    if name in PACKS:
+        return PACKS[name]
+    rng = random.Random(int(name))
+    lengths = [rng.randrange(60) for _ in range(rng.randrange(1, 9))]
+    return lengths, rng.choice(["balance", "all", 2, 20])
+
+
 @dataclass(frozen=True)
 class Case:
     pack: str
@@ -41,6 +51,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     inner: int = 2  # ranks of a host, for hybrid
     outside: str = "ring"
+    device: str = "cpu"
 
     def __str__(self) -> str:
         kind = f"{self.kind}-{self.inner}-{self.outside}" if self.kind == "hybrid" else self.kind
@@ -48,13 +59,13 @@ class Case:
         return f"{self.pack}-{kind}-{self.heads[0]}/{self.heads[1]}-{self.mask}-{width}".replace(" ", "_")
 
     def layout(self, ranks: int) -> Layout:
-        lengths, cut = PACKS[self.pack]
+        lengths, cut = pack(self.pack)
         return Layout.of(lengths, ranks, cut)
 
 
 def inputs(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """q, k, v and the gradient that arrives at the output, of the whole pack."""
-    tokens, (H, G) = sum(PACKS[case.pack][0]), case.heads
+    tokens, (H, G) = sum(pack(case.pack)[0]), case.heads
     generator = torch.Generator().manual_seed(tokens + H)
     shapes = (1, H, tokens, DIM), (1, G, tokens, DIM), (1, G, tokens, DIM), (1, tokens, H, DIM)
     q, k, v, grad = (torch.randn(shape, generator=generator).to(case.dtype) for shape in shapes)
@@ -62,10 +73,10 @@ def inputs(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @functools.cache
-def truth(pack: str, heads: tuple[int, int], mask: str) -> dict[str, Tensor]:
+def truth(name: str, heads: tuple[int, int], mask: str) -> dict[str, Tensor]:
     """Output, log-sum-exp and gradients of the whole pack, pair by pair."""
-    q, k, v, grad = (x.double().requires_grad_() for x in inputs(Case(pack, "", heads, mask)))
-    code = torch.tensor([n * DOCUMENT + i for n, length in enumerate(PACKS[pack][0]) for i in range(length)])
+    q, k, v, grad = (x.double().requires_grad_() for x in inputs(Case(name, "", heads, mask)))
+    code = torch.tensor([n * DOCUMENT + i for n, length in enumerate(pack(name)[0]) for i in range(length)])
     seen = code[:, None] // DOCUMENT == code // DOCUMENT
     if mask != "full":
         seen &= code <= code[:, None]
@@ -84,7 +95,7 @@ def ranks_of(case: Case, world: int) -> Ranks:
     group, inner = None, None
     if case.kind == "hybrid":
         group, inner = _mesh(world, case.inner)
-    return Ranks(case.layout(world), case.kind, group, inner, case.outside)
+    return Ranks(case.layout(world), case.kind, group, inner, case.outside, case.device)
 
 
 @functools.cache  # groups are made once, by all ranks in one order
@@ -99,11 +110,11 @@ def on_a_rank(case: Case) -> dict[str, Any]:
     ranks = ranks_of(case, dist.get_world_size())
     places = ranks.layout.places[ranks.rank]
     q, k, v, grad = inputs(case)
-    q, k, v = (x[:, :, places].requires_grad_() for x in (q, k, v))
+    q, k, v = (x[:, :, places].to(case.device).requires_grad_() for x in (q, k, v))
     out, lse = attention(q, k, v, ranks, scale=SCALE, inside=MASKS[case.mask])
-    out.backward(grad[:, places])
+    out.backward(grad[:, places].to(case.device))
     found = {"out": out, "lse": lse, "dq": q.grad, "dk": k.grad, "dv": v.grad}
-    return {name: sendable(x.detach()) for name, x in found.items() if x is not None}
+    return {name: sendable(x.detach().cpu()) for name, x in found.items() if x is not None}
 
 
 def sendable(x: Tensor) -> Any:

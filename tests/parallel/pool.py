@@ -1,4 +1,4 @@
-"""Processes that stay alive: gloo ranks that run one function after the other, so that torch is imported once."""
+"""Processes that stay alive: ranks that run one function after the other, so that torch is imported once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 
 
 class Pool:
-    """Ranks of one gloo group. `run` calls a module's function on every one of them and returns what each returned."""
+    """Ranks of one group. `run` calls a module's function on every one of them and returns what each returned."""
 
-    def __init__(self, size: int, folder: Path) -> None:
+    def __init__(self, size: int, folder: Path, backend: str = "gloo") -> None:
         self.size = size
         context = multiprocessing.get_context("spawn")
         pairs = [context.Pipe() for _ in range(size)]
         self.ends = [own for own, _ in pairs]
         self.processes = [
-            context.Process(target=_serve, args=(rank, size, str(folder / "store"), theirs), daemon=True)
+            context.Process(target=_serve, args=(rank, size, f"file://{folder}/store", theirs, backend), daemon=True)
             for rank, (_, theirs) in enumerate(pairs)
         ]
         for process in self.processes:
@@ -43,14 +43,14 @@ class Pool:
             process.join()
 
 
-def _serve(rank: int, size: int, store: str, end: Connection) -> None:
+def _serve(rank: int, size: int, store: str, end: Connection, backend: str) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=30)
-    )
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, store, timeout=timedelta(seconds=30), rank=rank, world_size=size)
     while True:
         function, args = end.recv()
         try:

@@ -41,13 +41,20 @@ ON_FOUR = [
 ]
 
 
+AT_RANDOM = [
+    Case(str(seed), kind, HEADS[seed % 3], list(MASKS)[seed % 4], torch.float64, 2, ["ring", "gather"][seed % 2])
+    for seed in range(12)
+    for kind in [*SIMPLE, "hybrid"]
+]
+
+
 @pytest.mark.parametrize("case", [*ON_TWO, *ALSO_ON_TWO], ids=str)
 def test_two_ranks_are_one_process(two: Pool, case: Case) -> None:
     off = errors(case, two.run(on_a_rank, case))
     assert max(off.values()) < EXACT[case.dtype], off
 
 
-@pytest.mark.parametrize("case", ON_FOUR, ids=str)
+@pytest.mark.parametrize("case", [*ON_FOUR, *AT_RANDOM], ids=str)
 def test_four_ranks_are_one_process(four: Pool, case: Case) -> None:
     off = errors(case, four.run(on_a_rank, case))
     assert max(off.values()) < EXACT[case.dtype], off

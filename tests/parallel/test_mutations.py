@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +15,7 @@ from torch import Tensor
 from hf_longctx.ops.masks import DOCUMENT, Packed, Window
 from hf_longctx.parallel import Layout, blocks
 from hf_longctx.parallel.blocks import Block
+from hf_longctx.parallel.halo import Halo
 from hf_longctx.parallel.ring import Ring
 from hf_longctx.parallel.ulysses import Ulysses
 
@@ -29,9 +31,14 @@ def window_one_longer() -> AbstractContextManager[Any]:
     return patch.dict(MASKS, window=Window(12))
 
 
-def halo_one_shorter() -> AbstractContextManager[Any]:
-    right = Layout.halo
-    return patch.object(Layout, "halo", lambda self, rank, window: right(self, rank, window - 1))
+@contextmanager
+def halo_one_shorter() -> Iterator[None]:
+    halo, slots = Layout.halo, Halo.slots
+    with (
+        patch.object(Layout, "halo", lambda self, rank, window: halo(self, rank, window - 1)),
+        patch.object(Halo, "slots", lambda self: slots(self).clamp(min=0)),  # another key takes its place
+    ):
+        yield
 
 
 def larger_lse_for_the_merged() -> AbstractContextManager[Any]:

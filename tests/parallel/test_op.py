@@ -19,9 +19,9 @@ from .pool import Pool
 ONE = Layout.of([7, 1, 12], 1)
 
 
-def randoms(layout: Layout = ONE, heads: tuple[int, int] = (4, 2), dim: int = 8, v_dim: int = 8) -> list[torch.Tensor]:
+def randoms(rows: int = 20, heads: tuple[int, int] = (4, 2), dim: int = 8, v_dim: int = 8) -> list[torch.Tensor]:
     H, G = heads
-    shapes = (1, H, layout.sizes[0], dim), (1, G, layout.sizes[0], dim), (1, G, layout.sizes[0], v_dim)
+    shapes = (1, H, rows, dim), (1, G, rows, dim), (1, G, rows, v_dim)
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
@@ -31,7 +31,7 @@ def checked(case: Case) -> dict[str, str]:
     places = ranks.layout.places[ranks.rank]
     q, k, v, _ = inputs(case)
     qkv = [x[:, :, places].requires_grad_() for x in (q, k, v)]
-    number = op._number(ranks.exchange(MASKS[case.mask]))
+    number = ranks.exchange(MASKS[case.mask]).number
     return torch.library.opcheck(torch.ops.hf_longctx.ranks_flash_attn.default, (*qkv, SCALE, number))
 
 
@@ -61,6 +61,20 @@ def test_values_may_have_another_head_dim() -> None:
         torch.testing.assert_close(grads, torch.autograd.grad(right.sum(), (q, k, v)))
 
 
+def test_a_compiled_graph_holds_it_whole() -> None:
+    ranks = Ranks(ONE)
+    ranks.prepare(Causal())
+
+    def layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attention(q * 2, k, v, ranks, scale=0.3)[0] + 1
+
+    qkv = randoms()
+    out, compiled = layer(*qkv), torch.compile(layer, backend="aot_eager", fullgraph=True)(*qkv)
+    torch.testing.assert_close(compiled, out)
+    grads = torch.autograd.grad(out.square().sum(), qkv)
+    torch.testing.assert_close(torch.autograd.grad(compiled.square().sum(), qkv), grads)
+
+
 def test_trl_keeps_it_from_recomputation_by_its_name() -> None:
     assert "flash_attn" in str(torch.ops.hf_longctx.ranks_flash_attn.default)
 
@@ -86,7 +100,7 @@ def test_a_graph_keeps_its_exchange_alive() -> None:
     q, k, v = randoms()
     ranks = Ranks(ONE)
     out, _ = attention(q, k, v, ranks, scale=0.3)
-    number = op._number(ranks.exchange(Causal()))
+    number = ranks.exchange(Causal()).number
     del ranks
     gc.collect()
     out.sum().backward()
@@ -130,9 +144,7 @@ def test_settings_of_ranks_are_checked(settings: Any, message: str) -> None:
 
 
 def test_masks_that_ranks_do_not_share() -> None:
-    with pytest.raises(
-        ValueError, match=r"inside=Chunk\(.*\): ranks share attention under Causal, Window or Full only"
-    ):
+    with pytest.raises(ValueError, match=r"inside=Chunk\(.*\): ranks share attention under Causal, Window or Full"):
         attention(*randoms(), Ranks(ONE), scale=0.3, inside=Chunk(5))
     assert Ranks(ONE).exchange(Window(3)).inside == Window(3)
 
@@ -142,7 +154,7 @@ def refused() -> list[str]:
     said = []
     layout = Layout.of([8, 5], 2)
     for run in (
-        lambda: attention(*randoms(layout, (1, 1)), Ranks(layout, "ulysses"), scale=0.3),
+        lambda: attention(*randoms(layout.sizes[dist.get_rank()], (1, 1)), Ranks(layout, "ulysses"), scale=0.3),
         lambda: Ranks(Layout.of([8, 5], 4)),
     ):
         try:

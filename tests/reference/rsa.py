@@ -1,9 +1,9 @@
 """Ring self-attention as the paper writes it (Li et al. 2021, arXiv 2105.13120), all devices in one process.
 
-N devices hold a chunk each of queries, keys and values. First the chunks of keys travel around the ring, and each device
-multiplies its queries with every one of them: its rows of the scores. Then the chunks of values travel, and the output
-of a device is the sum of its scores times each chunk. There is no online softmax: the whole row of scores
-is there before the values come. The paper's models see all tokens; `causal` hides the later ones.
+N devices hold a chunk each of queries, keys and values. First the chunks of keys travel around the ring, and each
+device multiplies its queries with every one of them: its rows of the scores. Then the chunks of values travel, and the
+output of a device is the sum of its scores times each chunk. There is no online softmax: the whole row of scores is
+there before the values come. The paper's models see all tokens; `causal` hides the later ones.
 """
 
 # n devices, C rows of a chunk (of any length each), S keys of all, D head dim
