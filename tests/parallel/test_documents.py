@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_longctx.parallel.documents import Documents, marks_of, next_labels, positions_of
+from hf_longctx.parallel.model.documents import Documents, marks_of, next_labels, positions_of
 
 CPU = torch.device("cpu")
 

@@ -126,6 +126,31 @@ def test_trainer_on_two_groups_of_two(four: Pool) -> None:
     compare(one_process(2, True, 2), four.run(on_a_rank, 2, True))
 
 
+def resumed() -> tuple[list[float], list[float]]:
+    """Losses of four steps at a stretch, and of two and then two from the checkpoint, in the middle of an epoch."""
+    with launched() as folder:
+        # the folder of the first rank: all ranks load what it saves
+        shared = [folder]
+        dist.broadcast_object_list(shared)
+        config = SequenceParallelConfig(SequenceParallel(degree=2))
+        more = {"parallelism_config": config, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+        found = []
+        for checkpoint in (None, f"{shared[0]}/checkpoint-2"):
+            trainer = SequenceParallelTrainer(
+                model=make("llama"), args=arguments(shared[0], **more), train_dataset=Packs(), data_collator=collate
+            )
+            trainer.train(resume_from_checkpoint=checkpoint)
+            found.append([log["loss"] for log in trainer.state.log_history if "grad_norm" in log])
+        dist.barrier()
+        return found[0], found[1]
+
+
+def test_training_goes_on_in_the_middle_of_an_epoch(two: Pool) -> None:
+    for whole, parts in two.run(resumed):
+        assert len(whole) == 4
+        assert parts == pytest.approx(whole, rel=1e-6)
+
+
 def compare(right: dict[str, Tensor], found: list[dict[str, Tensor]]) -> None:
     for answers in found:
         for name in ("steps", "eval_loss", "weight"):

@@ -48,7 +48,7 @@ def test_undo_leaves_nothing() -> None:
 def test_a_failure_rolls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("llama")
     before = state_of(model)
-    monkeypatch.setattr("hf_longctx.parallel.switch.forward_of", lambda model: 1 / 0)
+    monkeypatch.setattr("hf_longctx.parallel.model.switch.forward_of", lambda model: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         SWITCH.apply(model)
     assert state_of(model) == before

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..layout import Layout
 from .groups import ranks_inside, ranks_of_a_host
-from .layout import Layout
 
 # gathered keys and values of one layer, with their fp32 gradients, beyond which a ring is taken for its memory
 MOST_BYTES = 2 * 2**30

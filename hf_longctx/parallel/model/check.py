@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from ..anatomy import FULL, attention_layers, decoder_layers, find_decoder, layer_types
-from ..cache.recurrent import has_states
-from ..patch import applied
-from ..rope.parameters import moving_types
-from ..upstream.signatures import names_in
+from ...anatomy import FULL, attention_layers, decoder_layers, find_decoder, layer_types
+from ...cache.recurrent import has_states
+from ...patch import applied
+from ...rope.parameters import moving_types
+from ...upstream.signatures import names_in
 
 SLIDING = "sliding_attention"
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"

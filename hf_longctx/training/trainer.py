@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import Trainer
 
+from ..parallel.model.forward import STATE, with_logits
 from ..patch import unwrap
 from .accelerate import SequenceParallelConfig
-from .forward import STATE, with_logits
 from .once import gather_once
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from accelerate import ParallelismConfig
 
-from .switch import SequenceParallel
+from ..parallel.model.switch import SequenceParallel
 
 
 class SequenceParallelConfig(ParallelismConfig):

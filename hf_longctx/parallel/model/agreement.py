@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..peers import Peers
 from .groups import Groups
-from .peers import Peers
 
 REFUSED = 2**62  # in place of a batch that its rank has refused
 MIX = 2654435761  # so that tokens which change places change the sum

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..layout import Layout
+from ..peers import Peers
 from .documents import Documents
 from .groups import Groups
-from .layout import Layout
-from .peers import Peers
 
 
 class _Sum(torch.autograd.Function):

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..upstream.caches import cache_in, without_cache
+from ...upstream.caches import cache_in, without_cache
+from ..layout import Layout
+from ..ranks import Ranks
 from .agreement import Facts, read_together, say_refused
 from .answers import Share
 from .check import dropout_of
@@ -24,8 +26,6 @@ from .choosing import Geometry, choose
 from .documents import IGNORED, Documents, marks_of, next_labels, positions_of
 from .groups import Groups
 from .interface import LAYOUT
-from .layout import Layout
-from .ranks import Ranks
 
 STATE = "_hf_longctx_sequence_parallel"  # in the __dict__ of a model: its State
 # arguments that are read here, and not handed on as they are

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from ..ops.masks import Causal, Window
-from ..settings import KEY
-from .op import attention as shared_attention
-from .ranks import Ranks
+from ...ops.masks import Causal, Window
+from ...settings import KEY
+from ..op import attention as shared_attention
+from ..ranks import Ranks
 
 NAME = f"{KEY}_sequence_parallel"
 LAYOUT = "sequence_parallel"  # the keyword by which the layout travels through a stock model

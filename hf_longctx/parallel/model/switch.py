@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from ..patch import Patch, unwrap
-from ..settings import Settings
+from ...patch import Patch, unwrap
+from ...settings import Settings
+from ..ranks import KINDS
 from .check import check_model, window_layers
 from .choosing import Geometry, across_hosts
 from .forward import STATE, State, forward_of
 from .groups import Groups
 from .interface import NAME
-from .ranks import KINDS
 
 logger = logging.getLogger("hf_longctx")
 
