@@ -20,7 +20,7 @@ FP32 = torch.float32
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class RankBlock:
     """Rows of a rank, keys of a table, and which of their pairs exist; `positions` are those of both."""
 
     rows: Rows
@@ -39,7 +39,7 @@ class Block:
         device: torch.device,
         same_rows: bool = False,
         consecutive: bool = False,
-    ) -> Block | None:
+    ) -> RankBlock | None:
         """A block from rows and columns by number, their positions, and the runs of both; None without any pair.
 
         Each run counts as a document of its own, because a key may be there for several of them.
@@ -86,7 +86,7 @@ class Attending:
         self.wide = torch.promote_types(q_BHLD.dtype, FP32)
         self.found: tuple[Tensor, Tensor] | None = None
 
-    def add(self, block: Block | None, table_NGE: Tensor) -> None:
+    def add(self, block: RankBlock | None, table_NGE: Tensor) -> None:
         """Merge a block into what was found so far."""
         if block is None:
             return
@@ -139,7 +139,7 @@ class Differentiating:
         """A buffer for the gradient of a table."""
         return torch.zeros_like(table_NGE, dtype=self.wide)
 
-    def add(self, block: Block | None, table_NGE: Tensor, gradient_NGE: Tensor) -> None:
+    def add(self, block: RankBlock | None, table_NGE: Tensor, gradient_NGE: Tensor) -> None:
         """Add a block's part to `dq_BHLD` and to the gradient of its table."""
         if block is None:
             return
@@ -165,12 +165,12 @@ class Differentiating:
             gradient_NGE.index_add_(0, columns, part)  # a key may be there for several runs
 
 
-def _read(block: Block, table_NGE: Tensor, heads_H: Tensor | None) -> Tensor:
+def _read(block: RankBlock, table_NGE: Tensor, heads_H: Tensor | None) -> Tensor:
     table = table_NGE[block.columns]
     return table if heads_H is None else table[:, heads_H]
 
 
-def _kernel(block: Block, scale: float, q: Tensor, k: Tensor) -> tuple[Call, Kernel]:
+def _kernel(block: RankBlock, scale: float, q: Tensor, k: Tensor) -> tuple[Call, Kernel]:
     call = Call(block.positions, block.mask, scale)
     return call, choose(call, q, k)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Mask
-from .blocks import Block, Rows, compact
+from .blocks import RankBlock, Rows, compact
 from .layout import Layout
 from .peers import Peers
 
@@ -77,7 +77,7 @@ class Exchange:
         return compact(self.layout.shared_rows[self.rank], self.device)
 
     @cached_property
-    def blocks(self) -> list[Block | None]:
+    def blocks(self) -> list[RankBlock | None]:
         """The blocks of this rank, made once: the layers of a forward share them. Copies to the device."""
         raise NotImplementedError
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full, Window
-from .blocks import Attending, Block, Differentiating, halves, table_of
+from .blocks import Attending, Differentiating, RankBlock, halves, table_of
 from .exchange import Exchange
 from .layout import ranges
 from .peers import Pending
 
 
-class Fetch(Exchange):
+class FetchExchange(Exchange):
     """See the module. A kind says what is fetched, and where each token of the pack is in the table that results."""
 
     def fetch(self, shared_NGE: Tensor) -> Pending:
@@ -72,7 +72,7 @@ class Fetch(Exchange):
         return found.dq_BHLD, *halves(total)
 
     @cached_property
-    def blocks(self) -> list[Block | None]:
+    def blocks(self) -> list[RankBlock | None]:
         """The rank's whole documents, then all pieces of shared ones, with their runs of the table."""
         layout, rank = self.layout, self.rank
         codes, rows = layout.codes(rank), layout.shared_rows[rank]
@@ -81,12 +81,12 @@ class Fetch(Exchange):
         whole_L = alone.nonzero()[:, 0]
         whole_runs = [(stop, stop) for document, _, stop in layout.pieces[rank] if document not in layout.shared]
         both = codes[whole_L], codes[whole_L]
-        whole = Block.of(whole_L, whole_L, both, whole_runs, self.inside, self.device, True, True)
+        whole = RankBlock.of(whole_L, whole_L, both, whole_runs, self.inside, self.device, True, True)
         runs, keys = self._runs()
         keys_S = ranges(keys)
         codes_of = codes[rows], layout.codes_T[keys_S]
         in_order = not isinstance(self.inside, Full)
-        cut = Block.of(rows, self.slots()[keys_S], codes_of, runs, self.inside, self.device, False, in_order)
+        cut = RankBlock.of(rows, self.slots()[keys_S], codes_of, runs, self.inside, self.device, False, in_order)
         return [whole, cut]
 
     def _runs(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -112,7 +112,7 @@ class Fetch(Exchange):
         return runs, keys
 
 
-def places_of_shared(fetch: Fetch) -> list[Tensor]:
+def places_of_shared(fetch: FetchExchange) -> list[Tensor]:
     """Where each rank's rows of shared documents are in the pack."""
     layout = fetch.layout
     return [places[rows] for places, rows in zip(layout.places, layout.shared_rows, strict=True)]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from .blocks import padded
-from .fetch import Fetch, places_of_shared
+from .fetch import FetchExchange, places_of_shared
 from .peers import Pending
 
 
-class Gather(Fetch):
+class GatherExchange(FetchExchange):
     """See the module."""
 
     @property
@@ -23,15 +23,15 @@ class Gather(Fetch):
         return max(map(len, self.layout.shared_rows))
 
     def fetch(self, shared_NGE: Tensor) -> Pending:
-        """See `Fetch`."""
+        """See `FetchExchange`."""
         return self.peers.gather(padded(shared_NGE, self.longest))
 
     def give_back(self, gradient_NGE: Tensor) -> Tensor:
-        """See `Fetch`."""
+        """See `FetchExchange`."""
         return self.peers.scatter_sum(gradient_NGE)
 
     def slots(self) -> Tensor:
-        """See `Fetch`."""
+        """See `FetchExchange`."""
         slots_T = torch.full((self.layout.starts[-1],), -1)
         for rank, places in enumerate(places_of_shared(self)):
             slots_T[places] = torch.arange(len(places)) + rank * self.longest

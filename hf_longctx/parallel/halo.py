@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Window
-from .fetch import Fetch, places_of_shared
+from .fetch import FetchExchange, places_of_shared
 from .peers import Pending
 
 
-class Halo(Fetch):
+class HaloExchange(FetchExchange):
     """See the module. `inside` is a `Window`; the table is what is received, then the rank's own rows."""
 
     @cached_property
@@ -36,13 +36,13 @@ class Halo(Fetch):
         return rows, [len(part) for part in parts], received
 
     def fetch(self, shared_NGE: Tensor) -> Pending:
-        """See `Fetch`."""
+        """See `FetchExchange`."""
         rows, send, receive = self.sent
         coming = self.peers.exchange(shared_NGE[rows], send, receive)
         return lambda: torch.cat([coming(), shared_NGE])
 
     def give_back(self, gradient_NGE: Tensor) -> Tensor:
-        """See `Fetch`."""
+        """See `FetchExchange`."""
         rows, send, receive = self.sent
         others = sum(receive)
         returned = self.peers.exchange(gradient_NGE[:others].contiguous(), receive, send)()
@@ -57,7 +57,7 @@ class Halo(Fetch):
         _ = self.sent
 
     def slots(self) -> Tensor:
-        """See `Fetch`."""
+        """See `FetchExchange`."""
         slots_T = torch.full((self.layout.starts[-1],), -1)
         got, own = self.halos[self.rank], places_of_shared(self)[self.rank]
         slots_T[got] = torch.arange(len(got))

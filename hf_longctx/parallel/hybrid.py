@@ -11,10 +11,10 @@ from collections.abc import Callable
 from .exchange import Exchange
 from .layout import Layout
 from .peers import Peers
-from .ulysses import Ulysses
+from .ulysses import UlyssesExchange
 
 
-def hybrid(layout: Layout, outer: Peers, inner: Peers, outside: Callable[[Layout, Peers], Exchange]) -> Ulysses:
+def hybrid(layout: Layout, outer: Peers, inner: Peers, outside: Callable[[Layout, Peers], Exchange]) -> UlyssesExchange:
     """Heads for rows in the group `inner`, and with these heads the exchange `outside` in the group `outer`.
 
     Args:
@@ -23,4 +23,4 @@ def hybrid(layout: Layout, outer: Peers, inner: Peers, outside: Callable[[Layout
         inner: The ranks of this rank's host.
         outside: Makes an exchange from the layout of hosts and `outer`.
     """
-    return Ulysses(layout, inner, outside(layout.grouped(inner.size), outer), outer.rank)
+    return UlyssesExchange(layout, inner, outside(layout.grouped(inner.size), outer), outer.rank)

@@ -9,12 +9,12 @@ import torch
 
 from ..ops.masks import Causal, Full, Mask, Window
 from .exchange import Exchange
-from .gather import Gather
-from .halo import Halo
+from .gather import GatherExchange
+from .halo import HaloExchange
 from .hybrid import hybrid
 from .layout import Layout
 from .peers import Peers
-from .ring import Ring
+from .ring import RingExchange
 
 KINDS = ("ring", "gather", "ulysses", "hybrid")
 
@@ -72,7 +72,7 @@ class Ranks:
 
     def _make(self, inside: Mask) -> Exchange:
         def by(kind: str) -> Callable[[Layout, Peers], Exchange]:
-            cls = Halo if isinstance(inside, Window) else {"ring": Ring, "gather": Gather}[kind]
+            cls = HaloExchange if isinstance(inside, Window) else {"ring": RingExchange, "gather": GatherExchange}[kind]
             return lambda layout, peers: cls(layout, peers, inside, self.device)
 
         if self.kind == "hybrid":

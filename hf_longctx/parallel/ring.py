@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full
-from .blocks import Attending, Block, Differentiating, halves, padded, table_of
+from .blocks import Attending, Differentiating, RankBlock, halves, padded, table_of
 from .exchange import Exchange
 from .layout import Piece, ranges
 
 KEYS, GRADIENTS = 0, 1  # tags of what is in flight at a time
 
 
-class Ring(Exchange):
+class RingExchange(Exchange):
     """See the module. `inside` is `Causal` or `Full`: windows need no ring, only a halo."""
 
     def forward(
@@ -78,7 +78,7 @@ class Ring(Exchange):
         return padded(table_LGE[self.shared_rows], max(map(len, self.layout.shared_rows)))
 
     @cached_property
-    def blocks(self) -> list[Block | None]:
+    def blocks(self) -> list[RankBlock | None]:
         """The rank's own keys first, then those that arrive: of the rank before, of the one before that, and so on."""
         layout, rank = self.layout, self.rank
         codes, size = layout.codes(rank), layout.sizes[rank]
@@ -87,12 +87,12 @@ class Ring(Exchange):
             held[document] = held.get(document, 0) + stop - start
         every = torch.arange(size)
         runs, in_order = [(n, n) for n in held.values()], not layout.shared
-        own = Block.of(every, every, (codes, codes), runs, self.inside, self.device, True, in_order)
+        own = RankBlock.of(every, every, (codes, codes), runs, self.inside, self.device, True, in_order)
         if not layout.shared:
             return [own]
         return [own, *(self._arriving((rank - step) % layout.ranks) for step in range(1, layout.ranks))]
 
-    def _arriving(self, other: int) -> Block | None:
+    def _arriving(self, other: int) -> RankBlock | None:
         """Keys of another rank: pieces of both do not overlap, so a piece sees another wholly or not at all."""
         layout = self.layout
         mine, theirs = self._stretches(self.rank, False), self._stretches(other, True)
@@ -120,7 +120,7 @@ class Ring(Exchange):
         rows_L, columns_S = ranges(rows), ranges(columns)
         key_codes = layout.codes(other)[layout.shared_rows[other]]
         codes = layout.codes(self.rank)[rows_L], key_codes[columns_S]
-        return Block.of(rows_L, columns_S, codes, runs, Full(), self.device)
+        return RankBlock.of(rows_L, columns_S, codes, runs, Full(), self.device)
 
     def _stretches(self, rank: int, travelling: bool) -> dict[int, list[tuple[Piece, int]]]:
         """A rank's pieces of each shared document, with the first row of each: of all rows, or of those that travel."""

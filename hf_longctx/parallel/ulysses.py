@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 Heads = list[tuple[int, int]]  # from the first to below the second, for each rank
 
 
-class Ulysses(Exchange):
+class UlyssesExchange(Exchange):
     """See the module.
 
     Args:

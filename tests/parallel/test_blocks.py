@@ -11,23 +11,23 @@ from torch import Tensor
 
 from hf_longctx.ops.masks import Causal, Full, Mask, Window, pairs
 from hf_longctx.parallel import Layout
-from hf_longctx.parallel.blocks import Block
+from hf_longctx.parallel.blocks import RankBlock
 from hf_longctx.parallel.exchange import Exchange
-from hf_longctx.parallel.gather import Gather
-from hf_longctx.parallel.halo import Halo
+from hf_longctx.parallel.gather import GatherExchange
+from hf_longctx.parallel.halo import HaloExchange
 from hf_longctx.parallel.peers import Peers
-from hf_longctx.parallel.ring import Ring
+from hf_longctx.parallel.ring import RingExchange
 
 from .cases import PACKS
 
 KINDS: list[tuple[type[Exchange], Mask]] = [
-    (Ring, Causal()),
-    (Ring, Full()),
-    (Gather, Causal()),
-    (Gather, Full()),
-    (Halo, Window(1)),
-    (Halo, Window(11)),
-    (Halo, Window(70)),
+    (RingExchange, Causal()),
+    (RingExchange, Full()),
+    (GatherExchange, Causal()),
+    (GatherExchange, Full()),
+    (HaloExchange, Window(1)),
+    (HaloExchange, Window(11)),
+    (HaloExchange, Window(70)),
 ]
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ class Rank(Peers):
         self.group, self.rank, self.size = None, rank, size
 
 
-def seen_by_runs(block: Block, queries: int, keys: int) -> Tensor:
+def seen_by_runs(block: RankBlock, queries: int, keys: int) -> Tensor:
     """The pairs as a kernel finds them that knows the runs, and within each counts from its end."""
     segments = block.positions.segments
     assert segments is not None

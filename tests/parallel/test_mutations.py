@@ -14,10 +14,10 @@ from torch import Tensor
 
 from hf_longctx.ops.masks import DOCUMENT, Packed, Window
 from hf_longctx.parallel import Layout, blocks
-from hf_longctx.parallel.blocks import Block
-from hf_longctx.parallel.halo import Halo
-from hf_longctx.parallel.ring import Ring
-from hf_longctx.parallel.ulysses import Ulysses
+from hf_longctx.parallel.blocks import RankBlock
+from hf_longctx.parallel.halo import HaloExchange
+from hf_longctx.parallel.ring import RingExchange
+from hf_longctx.parallel.ulysses import UlyssesExchange
 
 from .cases import MASKS, Case, errors, on_a_rank
 from .pool import Pool
@@ -33,10 +33,10 @@ def window_one_longer() -> AbstractContextManager[Any]:
 
 @contextmanager
 def halo_one_shorter() -> Iterator[None]:
-    halo, slots = Layout.halo, Halo.slots
+    halo, slots = Layout.halo, HaloExchange.slots
     with (
         patch.object(Layout, "halo", lambda self, rank, window: halo(self, rank, window - 1)),
-        patch.object(Halo, "slots", lambda self: slots(self).clamp(min=0)),  # another key takes its place
+        patch.object(HaloExchange, "slots", lambda self: slots(self).clamp(min=0)),  # another key takes its place
     ):
         yield
 
@@ -51,9 +51,9 @@ def larger_lse_for_the_merged() -> AbstractContextManager[Any]:
 
 
 def one_key_missing() -> AbstractContextManager[Any]:
-    right = Ring._arriving
+    right = RingExchange._arriving
 
-    def arriving(self: Ring, other: int) -> Block | None:
+    def arriving(self: RingExchange, other: int) -> RankBlock | None:
         block = right(self, other)
         if block is None or self.rank != 1:
             return block
@@ -62,16 +62,16 @@ def one_key_missing() -> AbstractContextManager[Any]:
         positions = replace(block.positions, k_pos_BS=block.positions.k_pos_BS[:, :-1], segments=None)
         return replace(block, columns=fewer, positions=positions)
 
-    return patch.object(Ring, "_arriving", arriving)
+    return patch.object(RingExchange, "_arriving", arriving)
 
 
 def gradient_not_returned() -> AbstractContextManager[Any]:
-    right = Ulysses._heads_for_rows
+    right = UlyssesExchange._heads_for_rows
 
-    def heads_for_rows(self: Ulysses, tensors: Any) -> list[Tensor]:
+    def heads_for_rows(self: UlyssesExchange, tensors: Any) -> list[Tensor]:
         return [x.detach() * (len(tensors) == 1 or self.peers.rank == 0) for x in right(self, tensors)]
 
-    return patch.object(Ulysses, "_heads_for_rows", heads_for_rows)
+    return patch.object(UlyssesExchange, "_heads_for_rows", heads_for_rows)
 
 
 def mutated(case: Case, mistake: Any) -> dict[str, Any]:
