@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from typing import Any
 
@@ -20,6 +21,7 @@ from hf_longctx import SequenceParallel, SequenceParallelConfig, SequenceParalle
 
 from .models import make
 from .pool import Pool
+from .test_guide import blocks
 from .test_trainer import launched
 
 EXACT = 2e-5
@@ -82,6 +84,27 @@ def on_a_rank(what: str) -> list[dict[str, float]]:
     with launched() as folder:
         config = SequenceParallelConfig(SequenceParallel(degree=2))
         return steps({"sft": sft, "dpo": dpo}[what](True, folder, {"parallelism_config": config}))
+
+
+def of_the_guide() -> None:
+    with launched() as folder:
+        names: dict[str, Any] = {
+            "SequenceParallelConfig": SequenceParallelConfig,
+            "SequenceParallelMixin": SequenceParallelMixin,
+        }
+        os.chdir(folder)
+        exec(blocks()[1], names)
+        args = names["args"]
+        args.max_length, args.max_steps, args.report_to = 128, 1, []
+        data = texts(40, prompt=lambda i: 5 + i, completion=lambda i: 3 + i % 29)
+        names["SequenceParallelSFTTrainer"](
+            model=make("llama"), args=args, train_dataset=data, processing_class=tokenizer()
+        ).train()
+        os.chdir("/")
+
+
+def test_lines_of_the_guide(two: Pool) -> None:
+    two.run(of_the_guide)
 
 
 @pytest.mark.parametrize("what", ["sft", "dpo"])
