@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from .methods.streaming_llm import StreamingLLM
     from .ops.attend import attend
     from .ops.branch import Branch
+    from .parallel.model.switch import SequenceParallel
     from .patch import Patch, applied, undo
     from .planning.plan import plan
     from .registry import list_methods
     from .sharing.prefix import load_prefix, shared_prefix
     from .streaming.reader import Reader, stream
+    from .training.accelerate import SequenceParallelConfig
+    from .training.trainer import SequenceParallelMixin, SequenceParallelTrainer
 
 __version__ = "0.1.0.dev0"
 
@@ -47,6 +50,9 @@ _NAMES = {
     "methods.position_free": ("check",),
     "ops.attend": ("attend",),
     "ops.branch": ("Branch",),
+    "training.accelerate": ("SequenceParallelConfig",),
+    "parallel.model.switch": ("SequenceParallel",),
+    "training.trainer": ("SequenceParallelMixin", "SequenceParallelTrainer"),
     "patch": ("Patch", "applied", "undo"),
     "planning.plan": ("plan",),
     "registry": ("list_methods",),

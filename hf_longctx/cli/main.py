@@ -29,6 +29,7 @@ from .push import push
 from .report import report
 from .save import save
 from .serve import PASSED_ON, serve
+from .train_check import train_check
 
 # What a user can cause: wrong values, missing files, a full disk, an extra that is not installed, an unsupported model.
 _USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
@@ -108,6 +109,7 @@ app.command("eval")(evaluate)
 app.command("lm-eval")(lm_eval)
 app.command()(report)
 app.command()(plan)
+app.command("train-check")(train_check)
 
 
 @app.command()

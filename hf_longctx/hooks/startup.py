@@ -36,6 +36,7 @@ REGISTRIES = {
         **dict.fromkeys((KEY, *ATTENTION_NAMES.values()), "attention.registry"),
         f"{KEY}_shared_prefix": "sharing.model",
         f"{KEY}_scattered": "editing.graph.attention",
+        f"{KEY}_sequence_parallel": "parallel.model.interface",
     },
     (MASKS, "ALL_MASK_ATTENTION_FUNCTIONS", "mask"): {
         **dict.fromkeys((KEY, *ATTENTION_NAMES.values()), "attention.registry"),

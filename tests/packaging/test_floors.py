@@ -37,6 +37,7 @@ FLOORS = [
     "models",
     "hooks",
     "planning",
+    "training",
     "clip",
     "evaluation",
     "cli",

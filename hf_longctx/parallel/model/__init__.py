@@ -1,0 +1,5 @@
+"""How a stock model gets its share of a batch on several ranks: `SequenceParallel` is the switch."""
+
+from .switch import SequenceParallel
+
+__all__ = ["SequenceParallel"]

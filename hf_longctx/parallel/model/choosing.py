@@ -1,0 +1,42 @@
+"""What `kind="auto"` takes: by heads, hosts, windows and length. Each decision comes with its reason, for the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..layout import Layout
+from .groups import ranks_inside, ranks_of_a_host
+
+# gathered keys and values of one layer, with their fp32 gradients, beyond which a ring is taken for its memory
+MOST_BYTES = 2 * 2**30
+KEY_BYTES = 2 + 4  # a number in bf16, and its gradient
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the choice depends on in a model: query heads, key/value heads, their dim, layers with a window, layers."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    windows: int
+    layers: int
+
+
+def across_hosts(degree: int, geometry: Geometry) -> bool:
+    """Is it worth exchanging heads inside hosts, since a group is spread over several?"""
+    return degree > ranks_of_a_host() and ranks_inside(degree, geometry.heads) > 1
+
+
+def choose(layout: Layout, geometry: Geometry) -> tuple[str, str]:
+    """Gather or ring, and why, for one batch on ranks that exchange keys. All ranks choose the same."""
+    if not layout.shared:
+        return "gather", "every document is whole on one rank, so nothing is exchanged"
+    if geometry.windows == geometry.layers:
+        return "gather", "all layers have a window, so that only the keys just before a piece are exchanged"
+    tokens = sum(layout.lengths[document] for document in layout.shared)
+    size = tokens * geometry.kv_heads * 2 * geometry.head_dim * KEY_BYTES
+    shown = f"the keys of {tokens} tokens take {size / 2**20:.0f} MiB a layer with their gradients"
+    if size <= MOST_BYTES:
+        return "gather", f"{shown}, so that one exchange fits"
+    return "ring", f"{shown}, more than {MOST_BYTES // 2**20} MiB, and a ring keeps the keys of one rank at a time"

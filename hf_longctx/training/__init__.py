@@ -1,0 +1,6 @@
+"""Training with stock trainers: sequence parallelism for accelerate, Trainer and what derives from it."""
+
+from .accelerate import SequenceParallelConfig
+from .trainer import SequenceParallelMixin, SequenceParallelTrainer
+
+__all__ = ["SequenceParallelConfig", "SequenceParallelMixin", "SequenceParallelTrainer"]

@@ -1,0 +1,143 @@
+"""A stock model under the switch answers for the whole batch what one process answers, with all its gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from hf_longctx import SequenceParallel
+
+from .models import BATCHES, MODELS, PACKED, Case, batch, make, off_gradients, on_a_rank, relative, stock
+from .pool import Pool
+
+EXACT = 1e-5  # rounding of fp32: 3e-6 was seen
+BATCHED = [name for name in BATCHES if name != "fewer tokens than ranks"]
+KINDS = ["ring", "gather", "ulysses"]
+CHECKPOINTING = ["", "plain", "reentrant"]
+# models and batches in full; each kind and each checkpointing meets each of them
+ON_TWO = [
+    Case(model, pack, kind, CHECKPOINTING[(m + b + k) % 3])
+    for m, model in enumerate(MODELS)
+    for b, pack in enumerate(BATCHED)
+    for k, kind in enumerate(KINDS)
+]
+ON_FOUR = [
+    Case(list(MODELS)[(b + k) % 4], pack, kind, CHECKPOINTING[(b + k) % 3])
+    for b, pack in enumerate(BATCHED)
+    for k, kind in enumerate([*KINDS, "hybrid"])
+    if (b + k) % 2 == 0
+]
+
+
+@pytest.mark.parametrize("case", ON_TWO, ids=str)
+def test_two_ranks_are_one_process(two: Pool, case: Case) -> None:
+    for off in two.run(on_a_rank, case):
+        assert max(off.values()) < EXACT, {name: x for name, x in off.items() if x >= EXACT}
+
+
+@pytest.mark.parametrize("case", ON_FOUR, ids=str)
+def test_four_ranks_are_one_process(four: Pool, case: Case) -> None:
+    for off in four.run(on_a_rank, case):
+        assert max(off.values()) < EXACT, {name: x for name, x in off.items() if x >= EXACT}
+
+
+def one_token() -> float:
+    model, ids = make("llama"), torch.tensor([[5]])
+    right = model(ids, use_cache=False).logits
+    with SequenceParallel(degree=dist.get_world_size(), gather_logits=True).on(model):
+        return relative(model(ids).logits, right)
+
+
+def test_ranks_without_tokens_take_part(four: Pool) -> None:
+    assert max(four.run(one_token)) < EXACT
+
+
+def other_ways() -> dict[str, float]:
+    """The same pack, said in every way in which collators say it."""
+    rows, given = BATCHES["packed odd"][0], batch(BATCHES["packed odd"][0])
+    loss, _, grads = stock("llama", "packed odd")
+    ids, labels = given["input_ids"], given["labels"]
+    edges = torch.tensor([0, *torch.tensor(rows[0]).cumsum(0)], dtype=torch.int32)
+    lengths = {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges, "max_length_q": 61, "max_length_k": 61}
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    numbers = torch.cat([torch.full((n,), i) for i, n in enumerate(rows[0])])[None]
+    embedded = make("llama").get_input_embeddings()(ids).detach().requires_grad_()
+    ways = {
+        "positional": ((ids, None, given["position_ids"]), {"labels": labels}),
+        "all-ones mask": ((), given | {"attention_mask": torch.ones_like(ids)}),
+        "lengths": ((), {"input_ids": ids, "labels": labels} | lengths),
+        "both": ((), given | lengths | {"seq_idx": numbers.int()}),
+        "shifted": ((), given | {"labels": None, "shift_labels": shifted}),
+        "counted": ((), given | {"num_items_in_batch": (shifted != -100).sum()}),
+        "tuple": ((), given | {"return_dict": False}),
+        "embeddings": ((), given | {"input_ids": None, "inputs_embeds": embedded}),
+    }
+    off = {}
+    for way, (args, kwargs) in ways.items():
+        model = make("llama")
+        with SequenceParallel(degree=dist.get_world_size(), cut="all").on(model):
+            out = model(*args, **kwargs)
+        found = out[0] if isinstance(out, tuple) else out.loss
+        found.backward()
+        off[way] = max(abs(found.item() / loss - 1), *off_gradients(model, grads).values())
+    at = embedded.grad
+    assert at is not None
+    dist.all_reduce(at)
+    mine = make("llama").get_input_embeddings()
+    mine(ids).backward(at / dist.get_world_size())
+    off["gradient of embeddings"] = relative(mine.weight.grad, grads["model.embed_tokens.weight"])
+    return off
+
+
+def test_packs_in_the_words_of_every_collator(two: Pool) -> None:
+    for off in two.run(other_ways):
+        assert max(off.values()) < EXACT, off
+
+
+def without_gradients() -> tuple[float, bool, float]:
+    given = batch([PACKED])
+    model = make("llama").eval()
+    with SequenceParallel(degree=dist.get_world_size()).on(model), torch.no_grad():
+        out = model(**given)
+        alone = model(given["input_ids"], position_ids=given["position_ids"])
+    return out.loss.item() / stock("llama", "packed odd")[0] - 1, out.logits is None, float(alone.loss is None)
+
+
+def test_evaluation_and_no_logits_unless_asked_for(two: Pool) -> None:
+    for off, no_logits, no_loss in two.run(without_gradients):
+        assert abs(off) < EXACT
+        assert no_logits
+        assert no_loss
+
+
+def test_one_process_is_a_group_of_one() -> None:
+    """Exact packing on one card too, whatever the arguments that make stock transformers forget the documents."""
+    given = batch([PACKED])
+    loss, logits, grads = stock("llama", "packed odd")
+    model = make("llama")
+    with SequenceParallel(degree=1, gather_logits=True).on(model):
+        out = model(**given, attention_mask=torch.ones_like(given["input_ids"]))
+        out.loss.backward()
+    assert out.loss.item() == pytest.approx(loss, rel=EXACT)
+    assert relative(out.logits.detach(), logits) < EXACT
+    for name, p in model.named_parameters():
+        assert relative(p.grad, grads[name]) < EXACT, name
+
+
+def logits_with_gradient() -> dict[str, float]:
+    """A loss that the caller makes from the logits of the whole batch, the same on all ranks, as DPO does."""
+    given = batch([PACKED])
+    ids, pos = given["input_ids"], given["position_ids"]
+    reference = make("gemma3")
+    score = (reference(ids, position_ids=pos, use_cache=False).logits.log_softmax(-1)[..., 7] * pos).mean()
+    score.backward()
+    model = make("gemma3")
+    with SequenceParallel(degree=dist.get_world_size(), gather_logits=True).on(model):
+        (model(ids, position_ids=pos).logits.log_softmax(-1)[..., 7] * pos).mean().backward()
+    return off_gradients(model, {name: p.grad for name, p in reference.named_parameters()})
+
+
+def test_a_loss_of_the_callers_own(two: Pool) -> None:
+    for off in two.run(logits_with_gradient):
+        assert max(off.values()) < EXACT, off

@@ -1,0 +1,193 @@
+"""Stock trainers on groups of processes take the steps of one process: losses, gradient norms, metrics, rows."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from hf_longctx import (
+    SequenceParallel,
+    SequenceParallelConfig,
+    SequenceParallelMixin,
+    SequenceParallelTrainer,
+    applied,
+)
+
+from .models import batch, make
+from .pool import Pool
+
+PACKS = [[61, 3, 1, 40], [33, 33, 2], [101], [5, 70, 9, 13], [20, 81], [77, 4], [50, 50], [7, 90]]
+EXACT = 2e-5  # three steps
+# renamed in transformers 5.23
+CHECKPOINTING = next(
+    f"{x}_checkpointing" for x in ("activation", "gradient") if hasattr(TrainingArguments, f"{x}_checkpointing")
+)
+
+
+class Packs(torch.utils.data.Dataset):
+    def __init__(self, size: int = len(PACKS)) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        given = batch([PACKS[i]])
+        return {"position_ids": torch.arange(sum(PACKS[i])), **{name: x[0] for name, x in given.items()}}
+
+
+def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows of a batch one after the other, as padding-free collators give them."""
+    return {name: torch.cat([row[name] for row in rows])[None] for name in rows[0]}
+
+
+@contextmanager
+def launched(alone: bool = False) -> Iterator[str]:
+    """What torchrun tells its processes; and a folder."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    names = {"RANK": dist.get_rank(), "LOCAL_RANK": dist.get_rank(), "WORLD_SIZE": dist.get_world_size()}
+    environment = {} if alone else {name: str(x) for name, x in names.items()}
+    everywhere = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "true"}
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    with mock.patch.dict(os.environ, environment | everywhere), tempfile.TemporaryDirectory() as folder:
+        yield folder
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def arguments(folder: str, **more: Any) -> TrainingArguments:
+    steps = {"max_steps": 3, "logging_steps": 1, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+    quiet: dict[str, Any] = {
+        "report_to": [],
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "remove_unused_columns": False,
+    }
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "max_grad_norm": 1.0, "optim": "adamw_torch", "use_cpu": True}
+    return TrainingArguments(output_dir=folder, **{**steps, **quiet, **settings, **more})
+
+
+def run(cls: Any, args: TrainingArguments, model: Any, evaluated_together: int = 1) -> dict[str, Any]:
+    trainer = cls(model=model, args=args, train_dataset=Packs(), eval_dataset=Packs(), data_collator=collate)
+    trainer.train()
+    logs = [(log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "grad_norm" in log]
+    predicted = trainer.predict(Packs(7))  # the last batch of two groups is filled up
+    trainer.args.per_device_eval_batch_size = evaluated_together
+    weight = model.model.layers[1].self_attn.k_proj.weight
+    return {
+        "steps": torch.tensor(logs, dtype=torch.float64),
+        "eval_loss": torch.tensor(trainer.evaluate()["eval_loss"]),
+        "weight": weight.detach().clone(),
+        "logits": torch.from_numpy(predicted.predictions),
+        "labels": torch.from_numpy(predicted.label_ids),
+    }
+
+
+def one_process(accumulated: int, checkpointing: bool, groups: int = 1) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        args = arguments(folder, gradient_accumulation_steps=accumulated, **{CHECKPOINTING: checkpointing})
+        return run(Trainer, args, make("llama"), groups)
+
+
+def on_a_rank(accumulated: int, checkpointing: bool) -> dict[str, Any]:
+    groups = dist.get_world_size() // 2
+    with launched() as folder:
+        args = arguments(
+            folder,
+            gradient_accumulation_steps=accumulated // groups,
+            **{CHECKPOINTING: checkpointing},
+            parallelism_config=SequenceParallelConfig(SequenceParallel(degree=2, cut="all")),
+        )
+        model = make("llama")
+        found = run(SequenceParallelTrainer, args, model)
+        assert model.config._attn_implementation == "hf_longctx_sequence_parallel"
+        applied(model)[0].undo()
+        return found
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trainer_on_two_ranks(two: Pool, checkpointing: bool) -> None:
+    compare(one_process(2, checkpointing), two.run(on_a_rank, 2, checkpointing))
+
+
+def test_trainer_on_two_groups_of_two(four: Pool) -> None:
+    compare(one_process(2, True, 2), four.run(on_a_rank, 2, True))
+
+
+def resumed() -> tuple[list[float], list[float]]:
+    """Losses of four steps at a stretch, and of two and then two from the checkpoint, in the middle of an epoch."""
+    with launched() as folder:
+        # the folder of the first rank: all ranks load what it saves
+        shared = [folder]
+        dist.broadcast_object_list(shared)
+        config = SequenceParallelConfig(SequenceParallel(degree=2))
+        more = {"parallelism_config": config, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+        found = []
+        for checkpoint in (None, f"{shared[0]}/checkpoint-2"):
+            trainer = SequenceParallelTrainer(
+                model=make("llama"), args=arguments(shared[0], **more), train_dataset=Packs(), data_collator=collate
+            )
+            trainer.train(resume_from_checkpoint=checkpoint)
+            found.append([log["loss"] for log in trainer.state.log_history if "grad_norm" in log])
+        dist.barrier()
+        return found[0], found[1]
+
+
+def test_training_goes_on_in_the_middle_of_an_epoch(two: Pool) -> None:
+    for whole, parts in two.run(resumed):
+        assert len(whole) == 4
+        assert parts == pytest.approx(whole, rel=1e-6)
+
+
+def compare(right: dict[str, Tensor], found: list[dict[str, Tensor]]) -> None:
+    for answers in found:
+        for name in ("steps", "eval_loss", "weight"):
+            torch.testing.assert_close(answers[name], right[name], rtol=EXACT, atol=1e-6)
+        assert answers["labels"].shape == right["labels"].shape
+        assert torch.equal(answers["labels"], right["labels"])
+        real = right["logits"] != -100  # shorter packs are filled up
+        torch.testing.assert_close(answers["logits"][real], right["logits"][real], rtol=1e-3, atol=1e-3)
+
+
+def refused() -> dict[str, str]:
+    found = {}
+    config: dict[str, Any] = {"parallelism_config": SequenceParallelConfig(SequenceParallel(degree=2))}
+    for name, more in {
+        "no config": {},
+        "smoothing": {**config, "label_smoothing_factor": 0.1},
+        "objects": {**config, "eval_use_gather_object": True},
+    }.items():
+        with launched() as folder:
+            try:
+                SequenceParallelTrainer(model=make("llama"), args=arguments(folder, **more), train_dataset=Packs())
+            except ValueError as error:
+                found[name] = str(error)
+    return found
+
+
+def test_settings_of_trainer_that_cannot_work(two: Pool) -> None:
+    for found in two.run(refused):
+        assert "expected parallelism_config=SequenceParallelConfig(" in found["no config"]
+        assert "Set SequenceParallel(gather_logits=True)" in found["smoothing"]
+        assert "eval_use_gather_object=True" in found["objects"]
+
+
+def test_a_degree_that_does_not_fit_the_processes() -> None:
+    with mock.patch.dict(os.environ, {"WORLD_SIZE": "3"}), pytest.raises(ValueError, match="degree=2: 3 processes"):
+        SequenceParallelConfig(SequenceParallel(degree=2))
+
+
+def test_the_mixin_comes_first() -> None:
+    assert SequenceParallelTrainer.__mro__.index(SequenceParallelMixin) < SequenceParallelTrainer.__mro__.index(Trainer)
