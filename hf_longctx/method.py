@@ -178,7 +178,9 @@ def read_key(value: Any) -> list[LongContextMethod]:
             f"{KEY}.version={version}: this release reads up to version {SCHEMA_VERSION}. The model was saved by a "
             f"newer hf_longctx. To upgrade: {UPGRADE}."
         )
-    if set(value) != {"version", "methods"} or not isinstance(value["methods"], list):
+    if strange := sorted(map(str, set(value) - {"version", "methods"})):
+        raise ValueError(f"{shape} It has the unknown field {strange[0]!r}.")
+    if not isinstance(value.get("methods"), list):
         raise ValueError(shape)
     for spec in value["methods"]:
         name = spec.get("name") if isinstance(spec, dict) else None

@@ -28,9 +28,7 @@ def check(
         report = run(folder)
     for method in report.methods:
         options.plain(method)
-    tell(report.tier)
-    for note in report.notes:
-        options.plain(f"Note: {note}")
+    tell(report)
     for problem in report.problems:
         options.complain(problem)
     if report.problems:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..storage.files import claimed
+from ..storage.secrets import is_argument_with_token
 from . import clip as cli_clip
 from . import hub as cli_hub
 from . import options
@@ -35,14 +40,43 @@ from .train_check import train_check
 _USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 
 
+@contextmanager
+def stopped_in_order() -> Iterator[None]:
+    """End as after an error when the system or a closed terminal asks to: temporary folders are removed."""
+
+    def stop(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    stock = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in names]
+        # not where it is ignored (nohup)
+        stock = {n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in stock.items():
+            signal.signal(number, handler)
+
+
 class _Commands(TyperGroup):
     """Turns what the user can mend into one line and an exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if any(map(is_argument_with_token, args)):  # before a message about arguments shows it
+            complain(
+                "a token among the arguments: everyone on this machine can read them. Give --token-file FILE, set "
+                "HF_TOKEN, or run `hf auth login` once. A token that was shown should be replaced."
+            )
+            raise typer.Exit(2)
+        return list(super().parse_args(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:
         from ..console.progress import bars_as_lines
 
         try:
-            with bars_as_lines():
+            with bars_as_lines(), stopped_in_order():
                 return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             complain(str(stop) or "interrupted")

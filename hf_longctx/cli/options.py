@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -168,6 +169,21 @@ def resumes(out: Path, name: str = "--out", *, file: bool = False) -> Iterator[N
             raise KeyboardInterrupt(
                 f"interrupted. What is finished is kept in {out}: the same command continues from there."
             ) from None
+
+
+@contextmanager
+def steps_told() -> Iterator[None]:
+    """What the library logs of its steps, one line each on stderr: a long run is seen to be at work."""
+    handler, logger = logging.StreamHandler(), logging.getLogger("hf_longctx.hub")
+    handler.addFilter(lambda record: record.levelno == logging.INFO)  # warnings are shown in any case
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 def notes() -> Console:

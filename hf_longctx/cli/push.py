@@ -48,23 +48,39 @@ def push(
     chosen = chosen_of(method, settings)
     from ..hub.draft import drafted
     from ..hub.push import send
-    from ..hub.upload import check_access, check_names, planned, token_from
+    from ..hub.upload import check_access, check_names, named, planned
 
-    check_names(repo_id, revision, tag)
-    access = None if token_file is None else token_from(token_file)
+    check_names(repo_id, revision, tag, message)
+    access = _token_in(token_file)
     if not dry_run:
-        check_access(access)  # before the model is prepared
-    with drafted(model, repo_id, method=chosen, plugin=plugin, base_model=base_model, results=results or ()) as draft:
+        repo_id = named(repo_id, check_access(access))  # before the model is prepared
+    made_of: dict[str, Any] = {"method": chosen, "plugin": plugin, "base_model": base_model, "results": results or ()}
+    with options.steps_told(), drafted(model, repo_id, **made_of) as draft:
         if dry_run:
             _list(planned(draft.folder))
-            tell(draft.tier)
+            tell(draft)
             options.plain("Nothing was sent (--dry-run).")
             return
         sent = send(
             draft, repo_id, private=private, revision=revision, message=message, tag=tag, update=update, token=access
         )
     options.plain(sent.url)
-    tell(draft.tier)
+    if sent.unchanged:
+        options.plain(f"No new commit: {sent.revision} had exactly these files.")
+    if sent.deleted:
+        options.plain(f"Deleted there: {', '.join(sent.deleted)}.")
+    tell(draft)
+
+
+def _token_in(file: Path | None) -> str | None:
+    from ..hub.upload import token_from
+
+    try:
+        return None if file is None else token_from(file)
+    except OSError as error:
+        raise ValueError(
+            f"--token-file {file}: it cannot be read ({error.strerror}). Give a file that holds the token alone."
+        ) from error
 
 
 def _list(files: list[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,8 @@ from . import options
 from .options import Force, MethodName, Model, Settings, chosen_of
 
 if TYPE_CHECKING:
-    from ..hub.tiers import Tier
+    from ..hub.check import Report
+    from ..hub.draft import Draft
 
 Plugin = Annotated[
     bool, typer.Option("--plugin", help="No code in it: only readers who import hf_longctx get the extended model.")
@@ -36,15 +37,17 @@ def save(
     chosen = chosen_of(method, settings)
     from ..hub.draft import save_for_hub
 
-    draft = save_for_hub(
-        model, out, method=chosen, plugin=plugin, base_model=base_model, results=results or (), overwrite=force
-    )
+    made_of: dict[str, Any] = {"method": chosen, "plugin": plugin, "base_model": base_model, "results": results or ()}
+    with options.steps_told():
+        draft = save_for_hub(model, out, overwrite=force, **made_of)
     options.plain(f"Saved to {draft.folder}.")
-    tell(draft.tier)
+    tell(draft)
 
 
-def tell(tier: Tier) -> None:
-    """What a reader gets."""
-    options.plain(f"Tier: {tier.name}.")
-    for where, what in tier.loads:
+def tell(found: Draft | Report) -> None:
+    """What a reader gets, and what a reader should know."""
+    options.plain(f"Tier: {found.tier.name}.")
+    for where, what in found.tier.loads:
         options.plain(f"  {where}: {what}")
+    for note in found.notes:
+        options.plain(f"Note: {note}")

@@ -52,8 +52,12 @@ def parse_bytes(text: int | str, name: str = "memory") -> int:
 
 
 def show_bytes(size: float) -> str:
-    """GiB, or MiB below 0.1 GiB."""
-    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"
+    """GiB, MiB below 0.1 GiB, KiB below 1 MiB, and bytes below 1 KiB."""
+    if size >= GIB / 10:
+        return f"{size / GIB:.1f} GiB"
+    if size >= 2**20:
+        return f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**10:.0f} KiB" if size >= 2**10 else f"{size:.0f} B"
 
 
 def show_seconds(seconds: float) -> str:

@@ -10,6 +10,7 @@ and are removed by `uninstall`. Without hf_longctx peft ignores the entry, and w
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import json
 import os
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MISSING = object()
+_CLASSES = "hf_longctx.models"
 _wrapped: list[tuple[Any, str, Any, Any]] = []  # owner, name, stock function, wrap
 
 
@@ -98,12 +100,17 @@ def _read(stock: Any, cls: Any, **kwargs: Any) -> Any:
 def _write(stock: Any, config: Any, save_directory: Any, **kwargs: Any) -> None:
     stock(config, save_directory, **kwargs)
     entry = vars(config).get(KEY)
-    if entry is None:
-        return
     path = os.path.join(save_directory, "adapter_config.json")
     with open(path, encoding="utf-8") as file:
         fields = json.load(file)
-    write_whole(path, json.dumps({**fields, KEY: entry}, indent=2, sort_keys=True).encode())
+    changed = fields if entry is None else {**fields, KEY: entry}
+    base = fields.get("auto_mapping") or {}
+    if base.get("parent_library") == _CLASSES:  # PEFT would refuse to import it, without the package and with it
+        stock_class = getattr(importlib.import_module(_CLASSES), base["base_model_class"]).stock_class
+        names = {"base_model_class": stock_class.__name__, "parent_library": stock_class.__module__}
+        changed = {**changed, "auto_mapping": {**base, **names}}
+    if changed is not fields:
+        write_whole(path, json.dumps(changed, indent=2, sort_keys=True).encode())
 
 
 def _stamp(stock: Any, model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 from ..storage.files import write_whole
 from ..upstream.installing import INSTALL
 from . import shim
-from .tiers import DUAL, NATIVE, Tier, entry_of, read_json, tier_of
+from .tiers import DUAL, NATIVE, Tier, entry_of, has_tokenizer, procedures_of, read_json, tier_of
 
 # ends every card that was written here, and tells one that was edited afterwards
 _MARK = "<!-- card of hf_longctx, sha256 {} -->\n"
+_FROM_PEFT = r"### Framework versions|- PEFT [\w.+]+|"  # what PEFT adds to the blank card of huggingface_hub
 _MADE_FROM = ("command", "commit", "hardware", "date")  # what a result must say of itself
 
 
@@ -37,7 +39,7 @@ def write_card(
         ValueError: A result does not say with which command, commit and hardware it was made, and when.
     """
     path = folder / "README.md"
-    if path.exists() and not is_unedited(path.read_text(encoding="utf-8", errors="replace")):
+    if path.exists() and not is_ours_or_blank(path.read_text(encoding="utf-8", errors="replace")):
         return False
     text = card(folder, repo_id or folder.name, base_model, results)
     write_whole(path, (text + _mark(text)).encode())
@@ -50,31 +52,46 @@ def is_unedited(text: str) -> bool:
     return bool(mark) and mark + digest == _mark(body)
 
 
+def is_ours_or_blank(text: str) -> bool:
+    """Whether nobody has written this card: it is `write_card`'s, or PEFT's with none of its fields filled in."""
+    if is_unedited(text):
+        return True
+    from huggingface_hub import ModelCard, ModelCardData
+
+    body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    blank = {line.strip() for line in ModelCard.from_template(ModelCardData()).text.splitlines()}
+    left = {line.strip() for line in body.splitlines()} - blank
+    return "[More Information Needed]" in body and all(re.fullmatch(_FROM_PEFT, line) for line in left)
+
+
 def _mark(text: str) -> str:
     return _MARK.format(hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 def card(folder: Path, repo_id: str, base_model: str | None, results: Sequence[str | Path] = ()) -> str:
     """The text of the card."""
-    entry, tier = entry_of(folder), tier_of(folder)
+    entry, tier, procedures = entry_of(folder), tier_of(folder), procedures_of(folder)
     adapter = read_json(folder, "adapter_config.json") if not (folder / "config.json").exists() else None
     if base_model is None and adapter is not None:
         base_model = adapter.get("base_model_name_or_path")
     parts = [
-        _yaml(entry, base_model, adapter is not None),
+        _yaml([*(entry or {}).get("methods", []), *procedures], base_model, adapter is not None),
         f"# {repo_id.rpartition('/')[2]}",
-        _about(entry, base_model),
+        _about(entry, base_model) if entry or not procedures else "",
+        _procedures(procedures),
     ]
     if entry is not None:
         parts += ["## Loading", _table(("how it is loaded", "what it is"), tier.loads)]
-    parts += [_commands(repo_id, tier, adapter is not None), *_setting(entry), "## Measured", *_measured(results)]
+    tokenizer = repo_id if has_tokenizer(folder) else base_model if adapter is not None else None
+    parts += [_commands(repo_id, tokenizer, tier, adapter is not None, procedures), *_setting(entry)]
+    parts += ["## Measured", *_measured(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _yaml(entry: Any, base_model: str | None, adapter: bool) -> str:
+def _yaml(carried: Sequence[Mapping[str, Any]], base_model: str | None, adapter: bool) -> str:
     from huggingface_hub import ModelCardData
 
-    names = [spec["name"] for spec in (entry or {}).get("methods", [])]
+    names = [spec["name"] for spec in carried]
     tags = ["hf_longctx", "long-context", *names] if names else ["long-context"]
     about: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
     if base_model:
@@ -83,27 +100,42 @@ def _yaml(entry: Any, base_model: str | None, adapter: bool) -> str:
 
 
 def _about(entry: Any, base_model: str | None) -> str:
-    from ..registry import entries, from_spec
-
     what = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "This model"
     if not entry:
         return f"{what}, saved with hf_longctx. transformers loads it as it is."
-    known = entries()
-    specs = [{k: v for k, v in spec.items() if k != "native"} for spec in entry["methods"]]
-    lines = [f"- `{from_spec(spec)!r}`: {known[spec['name']]['summary']}" for spec in specs]
-    return "\n".join([f"{what} with methods of hf_longctx, to read beyond the length it was trained for:", "", *lines])
+    head = f"{what} with methods of hf_longctx, to read beyond the length it was trained for:"
+    return "\n".join([head, "", *_lines(entry["methods"])])
 
 
-def _commands(repo_id: str, tier: Tier, adapter: bool) -> str:
+def _procedures(specs: Sequence[Mapping[str, Any]]) -> str:
+    if not specs:
+        return ""
+    head = "The settings of a way to generate, which count where `generate` has it as `custom_generate`:"
+    return "\n".join([head, "", *_lines(specs)])
+
+
+def _lines(specs: Sequence[Mapping[str, Any]]) -> list[str]:
+    from ..registry import entries, from_spec
+
+    own = [{k: v for k, v in spec.items() if k != "native"} for spec in specs]
+    return [f"- `{from_spec(spec)!r}`: {entries()[spec['name']]['summary']}" for spec in own]
+
+
+def _commands(
+    repo_id: str, tokenizer: str | None, tier: Tier, adapter: bool, procedures: Sequence[Mapping[str, Any]]
+) -> str:
     trust = ", trust_remote_code=True" if tier is DUAL else ""
-    first = "" if tier in (NATIVE, DUAL) else "import hf_longctx\n"
-    load = (
-        f"from transformers import AutoModelForCausalLM, AutoTokenizer\n{first}\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{repo_id}"{trust})\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")'
-    )
-    parts = [f"```python\n{load.replace(chr(10) * 3, chr(10) * 2)}\n```"]
-    if tier is not NATIVE:
+    ours = procedures or tier not in (NATIVE, DUAL)
+    lines = [
+        f"from transformers import AutoModelForCausalLM{', AutoTokenizer' if tokenizer else ''}",
+        *(["import hf_longctx"] if ours else []),
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained("{repo_id}"{trust})',
+        *([f'tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")'] if tokenizer else []),
+        *(f"model.generate(**inputs, custom_generate=hf_longctx.{spec['name']})" for spec in procedures),
+    ]
+    parts = ["\n".join(["```python", *lines, "```"])]
+    if tier is not NATIVE or procedures:
         parts.insert(0, f"To install hf_longctx: {INSTALL}.")
     if tier is not NATIVE and not adapter:
         parts.append(
@@ -128,19 +160,27 @@ def _measured(results: Sequence[str | Path]) -> list[str]:
     if not results:
         return ["Not measured: this card was written without results."]
     parts = []
-    for path in map(Path, results):
-        found = read_json(path.parent, path.name)
-        if found is None:
-            raise ValueError(f"{str(path)!r}: there is no such file of results.")
-        missing = [name for name in (*_MADE_FROM, "rows") if not found.get(name)]
-        if missing:
-            raise ValueError(
-                f"{str(path)!r} does not say its {', '.join(missing)}. Give a file that a command of "
-                f"recipes/benchmarks wrote."
-            )
+    for found in map(read_result, results):
         rows = [(row["what"], f"{_number(row['value'])} {row.get('unit') or ''}".strip()) for row in found["rows"]]
         parts += [_table(("what", "measured"), rows), _source(found)]
     return parts
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """A file of `recipes/benchmarks/results/`. ValueError if it is none."""
+    todo = "Give a file that a command of recipes/benchmarks wrote."
+    if not Path(path).is_file():
+        raise ValueError(f"{str(path)!r}: there is no such file of results. {todo}")
+    try:
+        found: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not JSON ({error}). {todo}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(path)!r} holds a {type(found).__name__}, expected an object. {todo}")
+    missing = [name for name in (*_MADE_FROM, "rows") if not found.get(name)]
+    if missing:
+        raise ValueError(f"{str(path)!r} does not say its {', '.join(missing)}. {todo}")
+    return found
 
 
 def _source(found: Mapping[str, Any]) -> str:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from ..storage.files import write_whole
 from . import shim
-from .tiers import Tier, entry_of, read_json, tier_of
+from .tiers import Tier, entry_of, has_tokenizer, procedures_of, read_json, tier_of
 
 if TYPE_CHECKING:
     from ..method import LongContextMethod
+    from ..registry import Recorded
 
 
 _EDITED = (
@@ -28,7 +29,7 @@ class Report:
 
     Args:
         tier: What loading gives.
-        methods: The methods that it carries, as they are written in Python.
+        methods: The methods and procedures that it carries, as they are written in Python.
         problems: What is wrong, each with its remedy.
         notes: What its readers should know.
     """
@@ -48,8 +49,9 @@ def check(folder: str | Path) -> Report:
     """
     place = _folder(folder)
     wrong = list(_of_entry(place))
-    methods = () if wrong else tuple(map(repr, _methods(place)))
-    return Report(tier_of(place), methods, (*wrong, *_of_files(place), *_of_generation(place)), tuple(_notes(place)))
+    carried = [] if wrong else [*_methods(place), *_procedures(place)]
+    methods = tuple(map(repr, carried))
+    return Report(tier_of(place), methods, (*wrong, *_of_files(place), *_of_generation(place)), tuple(notes_of(place)))
 
 
 def refuse_inconsistent(folder: Path) -> None:
@@ -121,6 +123,12 @@ def _methods(folder: Path) -> list[LongContextMethod]:
     return read_key(entry) if (folder / "config.json").is_file() else read_entry(entry)
 
 
+def _procedures(folder: Path) -> list[Recorded]:
+    from ..registry import from_spec
+
+    return [from_spec(spec) for spec in procedures_of(folder)]
+
+
 def _of_entry(folder: Path) -> Iterator[str]:
     try:
         _methods(folder)
@@ -157,17 +165,16 @@ def _of_files(folder: Path) -> Iterator[str]:
 
 def _of_generation(folder: Path) -> Iterator[str]:
     config = read_json(folder, "generation_config.json") or {}
-    from ..registry import entries
-
-    ours = [name for name, entry in entries().items() if entry["kind"] == "procedure" and name in config]
+    ours = procedures_of(folder)
     if ours and config.get("_from_model_config"):
         yield (
-            f"generation_config.json has settings of {ours[0]}, which loading drops (_from_model_config is set). "
-            f"Run `hf-longctx hub repair` on the folder."
+            f"generation_config.json has settings of {ours[0]['name']}, which loading drops (_from_model_config is "
+            f"set). Run `hf-longctx hub repair` on the folder."
         )
 
 
-def _notes(folder: Path) -> Iterator[str]:
+def notes_of(folder: Path) -> Iterator[str]:
+    """What readers of a saved model should know, although nothing is wrong with it."""
     card = folder / "README.md"
     if not card.is_file():
         yield "no README.md: a reader is not told that hf_longctx is needed. `hf-longctx push` writes one."
@@ -175,6 +182,10 @@ def _notes(folder: Path) -> Iterator[str]:
         yield "README.md does not mention hf_longctx: a reader is not told what gives the extended model."
     elif not card.read_text(encoding="utf-8", errors="replace").startswith("---"):
         yield "README.md does not begin with YAML (library_name, base_model, tags), by which the Hub finds models."
+    for spec in procedures_of(folder):
+        yield f"the settings of {spec['name']} count where `generate` has custom_generate=hf_longctx.{spec['name']}."
+    if (folder / "config.json").is_file() and not has_tokenizer(folder):
+        yield "no tokenizer: readers must take one from elsewhere. tokenizer.save_pretrained writes it into the folder."
     adapter = read_json(folder, "adapter_config.json") or {}
     base = str(adapter.get("base_model_name_or_path") or "")
     if base and (Path(base).is_absolute() or base.startswith((".", "~")) or "\\" in base):

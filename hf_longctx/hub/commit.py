@@ -42,6 +42,11 @@ class Commit:
             return self.api.create_commit(
                 self.name, operations, commit_message=message, revision=self.branch, parent_commit=self.head
             ).oid
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted while sending to {self.name}: look there whether the commit was made. The same command "
+                f"with --update (update=True) sends only what is missing."
+            ) from None
         except failures() as error:
             return self._settle(error)
         except ValueError as error:  # the metadata of README.md, which the Hub checks before anything is sent

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .resolve import find, first_line, hub_problem, not_found
+from .resolve import GENERATE, NO_MODEL, find, first_line, hub_problem, not_found
 
 _SMALL = ("*.json", "*.py", "*.md")
 
@@ -35,5 +35,12 @@ def small_files(model: str, revision: str | None = None) -> Iterator[Path]:
         try:
             snapshot_download(location, revision=revision, allow_patterns=list(_SMALL), local_dir=folder)
         except (OSError, ValueError) as error:
+            if revision is not None and hub_problem(location) is None:
+                raise OSError(
+                    f"{model!r} is on the Hub, and has no revision {revision!r} that can be read "
+                    f"({first_line(error)}). Give one of its branches, tags or commits."
+                ) from error
             raise OSError(not_found(model, first_line(error))) from error
+        if (folder / GENERATE).is_file() and not (folder / "config.json").is_file():
+            raise ValueError(f"{model!r} {NO_MODEL}.")
         yield folder

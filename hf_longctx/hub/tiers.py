@@ -72,6 +72,20 @@ def entry_of(folder: Path) -> Any:
     return shim.entry_in(config)
 
 
+def procedures_of(folder: Path) -> list[dict[str, Any]]:
+    """The settings of procedures (XL3M) that a model carries in its generation_config.json, as they were saved."""
+    from ..registry import entries
+
+    config = read_json(folder, "generation_config.json") or {}
+    names = [name for name, entry in entries().items() if entry["kind"] == "procedure"]
+    return [config[name] for name in names if isinstance(config.get(name), dict)]
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is a tokenizer beside the model."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
+
+
 def tier_of(folder: Path) -> Tier:
     """The tier of a saved model or adapter, as its files are."""
     if entry_of(folder) is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ..storage.secrets import TOKEN
+from .damaged import json_object
 from .outgoing import LFS_SIZE, Files, files_of
 
 # https://huggingface.co/docs/hub/storage-limits: "500GB is the hard limit for a single file size"
@@ -30,7 +31,7 @@ _SECRET_NAMES = (
     ),
     *("id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".pypirc", ".git-credentials", "credentials", "credentials.json"),
 )
-_TOKEN = re.compile(rb"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{20,}")
+_TOKEN = re.compile(TOKEN.pattern.encode())
 
 
 def refuse_unfit(folder: str | os.PathLike[str]) -> None:
@@ -46,12 +47,14 @@ def refuse_unfit(folder: str | os.PathLike[str]) -> None:
 
 def refuse_pickles(files: Files) -> None:
     """Loading a pickle runs the code in it."""
-    for path in files:
-        if path.lower().endswith(_PICKLES):
-            raise ValueError(
-                f"{path} is a pickle, which runs code when it is loaded. Publish safetensors: load the model and save "
-                f"it again, then remove {path}."
-            )
+    found = [path for path in files if path.lower().endswith(_PICKLES)]
+    if not found:
+        return
+    todo = "Publish safetensors: load the model and save it again, into another folder."
+    if any(path.endswith(".safetensors") for path in files):  # they are of a training run, or the same weights again
+        todo = "The model is in safetensors: remove the pickles from the folder."
+    more = f" (and {len(found) - 1} more: {', '.join(found[1:4])})" if len(found) > 1 else ""
+    raise ValueError(f"{found[0]} is a pickle, which runs code when it is loaded{more}. {todo}")
 
 
 def refuse_without_model(files: Files) -> None:
@@ -83,7 +86,7 @@ def refuse_local_base(files: Files) -> None:
     """An adapter whose base only this computer has is useless to others."""
     if "adapter_config.json" not in files:
         return
-    base = _json_object("adapter_config.json", files["adapter_config.json"]).get("base_model_name_or_path")
+    base = json_object("adapter_config.json", files["adapter_config.json"]).get("base_model_name_or_path")
     todo = "Write the Hub id of the base model there, such as 'owner/model'."
     if not isinstance(base, str) or not base:
         raise ValueError(f"adapter_config.json: base_model_name_or_path is {base!r}, expected a Hub id. {todo}")
@@ -109,16 +112,6 @@ def refuse_secrets(files: Files) -> None:
         is_text = not name.endswith(".safetensors") and file.stat().st_size <= LFS_SIZE
         if is_text and _TOKEN.search(file.read_bytes()):
             raise ValueError(f"{path} contains what looks like a Hugging Face token (hf_...). Remove it from the file.")
-
-
-def _json_object(path: str, file: Path) -> dict[str, object]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}). Save the model again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a JSON object. Save the model again.")
-    return content
 
 
 Check = Callable[[Files], None]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..console.units import show_bytes
+from ..storage.secrets import TOKEN
 from . import shim
 from .answers import UploadError, failures, one_line, why
 from .commit import Commit, holds, tree
@@ -18,6 +21,8 @@ from .unfit import refuse_unfit
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+logger = logging.getLogger(__name__)
+
 __all__ = ["UploadError", "Uploaded", "check_access", "check_names", "planned", "refuse_unfit", "token_from", "upload"]
 
 # what transformers loads from the root of a repository in place of, or on top of, the new model's own files
@@ -25,6 +30,7 @@ _LOADED_INSTEAD = re.compile(
     r"(model|adapter_model)([.-][\w.-]+)?\.safetensors(\.index\.json)?|adapter_config\.json|" + re.escape(shim.FILE)
 )
 _MODEL = {"config.json", "adapter_config.json"}
+_GENERATE = "custom_generate/generate.py"
 _REF = re.compile(r"(?!refs/|[0-9a-f]{40}$)\w[\w./+-]*")
 _KINDS = {"revision": "branch", "tag": "tag"}
 _EMPTY = {".gitattributes"}  # the files of a repository into which nothing was ever uploaded
@@ -75,7 +81,7 @@ def upload(
     """
     refuse_unfit(folder)
     files = files_of(folder)
-    check_names(repo_id, revision, tag)
+    check_names(repo_id, revision, tag, message)
     token = token_for(token)
 
     from huggingface_hub import HfApi
@@ -83,7 +89,7 @@ def upload(
     api = HfApi(token=token)
     branch = revision or "main"
     try:
-        name = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+        name = named(repo_id, "" if "/" in repo_id else api.whoami()["name"])
         new = _create(api, name, private, update)
         heads, tags = _refs(api, name)
         head = heads.get(branch) or heads["main"]
@@ -100,6 +106,8 @@ def upload(
 
     commit = head
     if not unchanged:
+        sizes = [file.stat().st_size for file in files.values()]
+        logger.info("sending %d files, %s, as one commit", len(sizes), show_bytes(sum(sizes)))
         commit = Commit(api, name, branch, head, files, stale, token).publish(message or "Upload with hf_longctx")
     if tag is not None and tag not in tags:
         _tag(api, name, tag, branch, commit, token)
@@ -107,8 +115,8 @@ def upload(
     return Uploaded(name, url, commit, branch, tag, unchanged, tuple(stale))
 
 
-def check_access(token: str | None = None) -> None:
-    """Ask the Hub whether the token is valid, before a long preparation. One request.
+def check_access(token: str | None = None) -> str:
+    """Ask the Hub whether the token is valid, before a long preparation, and return its user. One request.
 
     Raises:
         UploadError: There is none, or the Hub refuses it or cannot be reached.
@@ -118,20 +126,30 @@ def check_access(token: str | None = None) -> None:
     from huggingface_hub import HfApi
 
     try:
-        HfApi(token=token).whoami()
+        return str(HfApi(token=token).whoami()["name"])
     except failures() as error:
         raise UploadError(one_line(f"{why(error, 'the token')}. Nothing was published.", token)) from error
 
 
-def check_names(repo_id: str, revision: str | None = None, tag: str | None = None) -> None:
-    """ValueError if one of them cannot be a repository, a branch or a tag."""
+def named(repo_id: str, user: str) -> str:
+    """`owner/name` of a name alone, which is put under the user of the token."""
+    return repo_id if "/" in repo_id else f"{user}/{repo_id}"
+
+
+def check_names(repo_id: str, revision: str | None = None, tag: str | None = None, message: str | None = None) -> None:
+    """ValueError if one of them cannot be a repository, a branch or a tag, or if it holds a token."""
+    if any(TOKEN.search(text) for text in (repo_id, revision, tag, message) if text):
+        raise ValueError("a name or the message holds a token (hf_...), which would be public. Leave it out.")
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} cannot be a repository: {error} Give a name such as 'you/model'.") from error
+        raise ValueError(
+            f"{repo_id!r} cannot be a repository: expected owner/name, of letters, digits, '-', '_' and '.', at most "
+            f"96 characters, such as 'you/model'."
+        ) from error
     for option, name in (("revision", revision), ("tag", tag)):
         if name is not None and (not _REF.fullmatch(name) or ".." in name):
             raise ValueError(
@@ -159,6 +177,11 @@ def _create(api: HfApi, name: str, private: bool, update: bool) -> bool:
 
 
 def _check_kind(name: str, there: Iterable[str], files: Files) -> None:
+    if not _MODEL.isdisjoint(files) and _GENERATE in set(there) - files.keys():
+        raise ValueError(
+            f"{name} has {_GENERATE}, which would take the place of every `generate` of the model. Choose another "
+            f"repository for the model, or delete that file there."
+        )
     if _MODEL.isdisjoint(files) and not _MODEL.isdisjoint(there):
         raise ValueError(
             f"{name} holds a model, where custom_generate/ would take the place of every `generate` of it. Choose a "
