@@ -168,6 +168,7 @@ def refused() -> dict[str, str]:
         "no config": {},
         "smoothing": {**config, "label_smoothing_factor": 0.1},
         "objects": {**config, "eval_use_gather_object": True},
+        "fsdp": {**config, "fsdp": True, "fsdp_config": {"version": 2}},
     }.items():
         with launched() as folder:
             try:
@@ -182,6 +183,7 @@ def test_settings_of_trainer_that_cannot_work(two: Pool) -> None:
         assert "expected parallelism_config=SequenceParallelConfig(" in found["no config"]
         assert "Set SequenceParallel(gather_logits=True)" in found["smoothing"]
         assert "eval_use_gather_object=True" in found["objects"]
+        assert "accelerate runs MULTI_CPU here, not FSDP2" in found["fsdp"]
 
 
 def test_a_degree_that_does_not_fit_the_processes() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from ...anatomy import FULL, attention_layers, decoder_layers, find_decoder, layer_types
+from ...anatomy import FULL, attention_layers, find_decoder, layer_types
 from ...cache.recurrent import has_states
 from ...patch import applied
 from ...rope.parameters import moving_types
@@ -78,8 +78,12 @@ def _check_config(config: Any, name: str) -> None:
 
 def _check_layers(decoder: Any, name: str) -> None:
     layers: list[Any] = attention_layers(decoder)
-    stacked = decoder_layers(decoder)
-    without = sorted({type(one).__name__ for one in stacked if not any(m in layers for m in one.modules())})
+    attending = set(layers)
+    lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList)]
+    # not those of experts, or of rotary embeddings
+    stacks = [one for one in lists if any(m in attending for m in one.modules())]
+    stacked = [layer for stack in stacks for layer in stack]
+    without = sorted({type(one).__name__ for one in stacked if attending.isdisjoint(one.modules())})
     if without or has_states(DynamicCache(config=decoder.config)):
         raise ValueError(
             f"{name}: {', '.join(without) or 'its layers'} carry a state or a convolution along the sequence, which "

@@ -173,6 +173,8 @@ def _labels(given: dict[str, Any], share: Share, marks_BT: Tensor) -> dict[str, 
 
 def _ranks(state: State, share: Share) -> Ranks:
     kind, outside, groups = state.kind, "ring", state.groups
+    if groups.size == 1:
+        return Ranks(share.layout, device=share.device)
     if kind in ("auto", "hybrid"):
         outside, reason = choose(share.layout, state.geometry)
         kind = outside if kind == "auto" else kind

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from ...anatomy import attention_layers
 from ...patch import Patch, unwrap
 from ...settings import Settings
 from ..ranks import KINDS
@@ -120,5 +121,7 @@ def _geometry(decoder: Any) -> Geometry:
     config = decoder.config
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layer = attention_layers(decoder)[0]
+    dims = (getattr(layer, name, None) for name in ("head_dim", "qk_head_dim"))
+    head_dim = next(filter(None, dims), config.hidden_size // heads)
     return Geometry(heads, kv_heads, head_dim, *window_layers(decoder))
