@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _NEVER_SENT = {"__pycache__"}  # beside the folders that `files_of` leaves out
 
 
@@ -86,13 +87,16 @@ def _draft(
     for result in results:
         read_result(result)  # before the model is loaded
     named = isinstance(model, (str, os.PathLike))
-    source = _folder_of(model) if named and method is None else None
+    source = None
     if not named:
         _check_in_memory(model, tokenizer, method)
-    elif source is None:
-        base_model = base_model or _hub_id(model)
+    elif (location := find(model).location) and method is None and Path(location).is_dir():
+        source = Path(location)
+    else:
+        base_model = base_model or _hub_id(location)
         logger.info("loading %s", model)
-        model, tokenizer = load(model, dtype="checkpoint", device="cpu")
+        files = [*files, *_of_processor(location)]
+        model, tokenizer = load(location, dtype="checkpoint", device="cpu")
         if method is not None:
             method.store_(model)
     made: list[Draft] = []
@@ -119,15 +123,21 @@ def _draft(
     return made[0]
 
 
-def _folder_of(name: str | os.PathLike[str]) -> Path | None:
-    """The folder that a name is of."""
-    location = Path(find(name).location)
-    return location if location.is_dir() else None
+def _hub_id(location: str) -> str | None:
+    return location if location.count("/") == 1 and not is_gguf(location) and not Path(location).exists() else None
 
 
-def _hub_id(name: str | os.PathLike[str]) -> str | None:
-    found = find(name).location
-    return found if found.count("/") == 1 and not is_gguf(found) and not Path(found).exists() else None
+def _of_processor(location: str) -> list[str]:
+    """The files of a vision-language model that its tokenizer does not save, in a folder or the cache of the Hub."""
+    from transformers.utils import cached_file
+
+    if is_gguf(location):
+        return []
+    missing_is_none: dict[str, bool] = dict.fromkeys(
+        ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False
+    )
+    found = [cached_file(location, name, **missing_is_none) for name in _PROCESSOR]
+    return [file for file in found if file is not None]
 
 
 def _check_in_memory(model: Any, tokenizer: Any, method: Recorded | None) -> None:

@@ -143,6 +143,10 @@ def _tokenizer(model: str | os.PathLike[str], location: str, kwargs: dict[str, A
     except ValueError as error:
         if str(error).startswith(KEY):  # the entry of its config, which is read first
             raise ValueError(f"{str(model)!r}: {error}") from error
+        base = (adapter_settings(location, kwargs) or {}).get("base_model_name_or_path")
+        if base and base != location:  # PEFT saves no tokenizer with an adapter
+            of_base = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
+            return _tokenizer(base, base, of_base)
         reason = first_line(error).rstrip(" :")
         raise ValueError(
             f"{str(model)!r}: its tokenizer could not be loaded ({reason}). Save one beside the model: "

@@ -61,4 +61,5 @@ def test_what_is_no_size_is_refused_with_examples(text: str | int) -> None:
 
 def test_shown_sizes_and_times() -> None:
     assert [show_bytes(n) for n in (24 * 2**30, 2**20)] == ["24.0 GiB", "1 MiB"]
+    assert [show_bytes(n) for n in (0, 1023, 2048)] == ["0 B", "1023 B", "2 KiB"]
     assert [show_seconds(s) for s in (0.06, 3.14, 600, 7200)] == ["60 ms", "3.1 s", "10 min", "2.0 h"]

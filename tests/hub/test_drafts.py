@@ -198,6 +198,10 @@ def test_code_of_others_in_auto_map_is_left_alone(dual: Path, tmp_path: Path) ->
 
 
 BAD = {
+    "an unknown field beside the methods": (
+        {"hf_longctx": {"version": 1, "methods": [], "colour": "red"}},
+        "unknown field 'colour'",
+    ),
     "our key with an unknown field": (
         {"hf_longctx": {"version": 1, "methods": [{"name": "lm_infinite", "n_lokal": 8}]}},
         "no setting 'n_lokal'. Did you mean 'n_local'",

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from hf_longctx import LMInfinite
+from hf_longctx import XL3M, LMInfinite
+from hf_longctx.hub import write_generate
 from hf_longctx.hub.draft import save_for_hub
+from hf_longctx.hub.outgoing import files_of
 from tests.hub.server import Hub
 from tests.tiny import tiny, tokenizer
 
@@ -182,6 +184,60 @@ def test_names_and_tokens(hub: Hub, terminal: Terminal, models: Path, tmp_path: 
     terminal.run("push", dual, "tester/token", "--token-file", tmp_path / "token.txt")
     assert TOKEN.encode() not in b"".join(files(hub, "tester/token").values())
     assert "not a folder here" in terminal.refused("hub", "check", "tester/nothing")
+
+
+def test_tokens_among_arguments_are_not_repeated(hub: Hub, terminal: Terminal, models: Path, tmp_path: Path) -> None:
+    dual, before = models / "dual", len(hub.log)
+    for arguments in (
+        ("tester/token2", TOKEN),
+        (TOKEN,),
+        ("tester/token2", "--token-file", TOKEN),
+        ("tester/token2", "--hf-token", TOKEN),
+        ("tester/token2", f"--token={TOKEN}"),
+        ("tester/token2", "--message", TOKEN),
+    ):
+        assert "--token-file FILE" in terminal.refused("push", dual, *arguments)
+    assert "holds a token" in terminal.refused("push", dual, "tester/token2", "--message", f"with {TOKEN}")
+    told = terminal.refused("push", dual, "tester/token2", "--token-file", tmp_path / "none")
+    assert f"--token-file {tmp_path / 'none'}: it cannot be read (No such file" in told
+    assert len(hub.log) == before
+
+
+def test_a_name_alone_is_the_user_s_in_the_card_too(hub: Hub, terminal: Terminal, models: Path) -> None:
+    terminal.run("push", models / "dual", "alone")
+    assert b'from_pretrained("tester/alone", trust' in files(hub, "tester/alone")["README.md"]
+
+
+def test_what_was_done_is_told(hub: Hub, terminal: Terminal, models: Path) -> None:
+    told = terminal.run("push", models / "stock", "tester/told", "--method", "lm_infinite")
+    for step in ("loading ", "saving ", "sending ", "as one commit"):
+        assert step in told
+    again = terminal.run("push", models / "stock", "tester/told", "--method", "lm_infinite", "--update")
+    assert "No new commit: main had exactly these files." in again
+    assert "sending" not in again
+    told = terminal.run("push", models / "dual", "tester/told", "--update", "--plugin")
+    assert "Deleted there: modeling_hf_longctx.py." in told
+
+
+def test_models_and_ways_to_generate_do_not_share_a_repository(
+    hub: Hub, terminal: Terminal, models: Path, tmp_path: Path
+) -> None:
+    procedure = write_generate(tmp_path / "xl3m", XL3M())
+    assert "push_generate" in terminal.refused("push", procedure, "tester/xl3m")
+    assert "holds a way to generate" in terminal.refused("hub", "check", procedure)
+    hub.repos["tester/alone"].commit("main", "both", {
+        path: type(next(iter(hub.repos["tester/alone"].at("main").files.values())))(file.read_bytes(), False)
+        for path, file in files_of(procedure).items()
+    })  # fmt: skip
+    told = terminal.refused("hub", "check", "tester/alone")
+    assert told.startswith("Error: 'tester/alone' holds a way to generate")
+    assert "take the place of every" in terminal.refused("push", models / "dual", "tester/alone", "--update")
+
+
+def test_a_revision_that_is_not_there(terminal: Terminal, models: Path) -> None:
+    terminal.run("push", models / "dual", "tester/revised")
+    told = terminal.refused("hub", "check", "tester/revised", "--revision", "nope")
+    assert "'tester/revised' is on the Hub, and has no revision 'nope'" in told
 
 
 def test_a_folder_is_saved_checked_and_repaired(terminal: Terminal, models: Path, tmp_path: Path) -> None:

@@ -101,6 +101,16 @@ def test_a_missing_tokenizer_is_said_to_be(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_an_entry_of_a_newer_release_is_not_taken_for_a_fault_of_the_tokenizer(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hf_longctx": {"version": 7, "methods": []}}))
+    with pytest.raises(ValueError, match=r"hf_longctx\.version=7.*To upgrade: ") as caught:
+        load(tmp_path)
+    assert "tokenizer" not in str(caught.value)
+
+
 def test_what_is_no_causal_language_model_is_refused_in_a_line(tmp_path: Path) -> None:
     T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=VOCAB).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
@@ -133,6 +143,15 @@ def test_an_adapter_loads_with_its_base_and_its_method(kind: str, tmp_path: Path
     ids = text(1, 24)
     assert torch.equal(logits_of(loaded, ids), logits_of(model, ids))
     assert not loaded.training
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base(tmp_path: Path) -> None:
+    adapter(tmp_path, LMInfinite(n_global=2, n_local=6))
+    tokenizer().save_pretrained(tmp_path / "base")
+    for file in (tmp_path / "adapter").glob("tokenizer*"):
+        file.unlink()
+    _, found = load(tmp_path / "adapter", device="cpu")
+    assert found.get_vocab() == tokenizer().get_vocab()
 
 
 def test_an_adapter_is_used_and_saved_as_any_model_is(tmp_path: Path) -> None:

@@ -109,6 +109,23 @@ def test_the_settings_of_an_adapter_that_are_not_json(tmp_path: Path) -> None:
             refuse_unfit(adapter)
 
 
+def test_several_pickles_are_named_at_once(model: Path) -> None:
+    for name in ("optimizer.pt", "training_args.bin"):
+        (model / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"optimizer\.pt is a pickle.*1 more: training_args\.bin.*remove the pickles"):
+        refuse_unfit(model)
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="save it again"):
+        refuse_unfit(model)
+
+
+@pytest.mark.parametrize(("target", "says"), [("nowhere", "a file that is not there"), ("a", "a folder")])
+def test_links_that_would_be_left_out_are_told(model: Path, target: str, says: str) -> None:
+    (model / "link").symlink_to(model / target)
+    with pytest.raises(ValueError, match=f"link is a link to {says}"):
+        planned(model)
+
+
 def test_planned_lists_every_level_and_leaves_out_git(model: Path) -> None:
     (model / ".git").mkdir()
     (model / ".git" / "HEAD").write_text("ref")

@@ -46,6 +46,18 @@ def test_an_adapter_on_a_dual_base(folders: Folders, tmp_path: Path) -> None:
     torch.testing.assert_close(logits_of(loaded, IDS), logits_of(expected, IDS), atol=1e-5, rtol=1e-5)
 
 
+def test_an_adapter_names_the_stock_class(folders: Folders, tmp_path: Path) -> None:
+    base = models.LongCtxLlamaForCausalLM.from_pretrained(folders.dual)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    expected = logits_of(model.eval(), IDS)
+    model.save_pretrained(tmp_path)
+    named = json.loads((tmp_path / "adapter_config.json").read_text())["auto_mapping"]  # written without task_type
+    assert (named["base_model_class"], named["parent_library"]) == ("LlamaForCausalLM", LlamaForCausalLM.__module__)
+    loaded = peft.AutoPeftModel.from_pretrained(tmp_path)
+    assert [patch.method for patch in applied(loaded)] == [METHOD]
+    assert torch.equal(logits_of(loaded.eval(), IDS), expected)
+
+
 def test_an_adapter_of_transformers_own(folders: Folders, tmp_path: Path) -> None:
     model = models.LongCtxLlamaForCausalLM.from_pretrained(folders.dual)
     torch.manual_seed(3)
