@@ -103,6 +103,14 @@ def test_parts_and_wrappers_and_methods() -> None:
         )
 
 
+def test_an_attention_that_is_changed_under_the_switch() -> None:
+    model = make("llama")
+    with SequenceParallel(degree=1).on(model):
+        model.set_attn_implementation("eager")
+        assert "attn_implementation was changed to 'eager'" in said(lambda: model(**batch([PACKED])))
+    model(**batch([PACKED]))
+
+
 def test_scaled_rope_is_no_reason() -> None:
     model = make("llama").eval()
     ids = torch.randint(3, 97, (1, 40))

@@ -6,12 +6,15 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
@@ -52,12 +55,12 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def launched(alone: bool = False) -> Iterator[str]:
+def launched() -> Iterator[str]:
     """What torchrun tells its processes; and a folder."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     names = {"RANK": dist.get_rank(), "LOCAL_RANK": dist.get_rank(), "WORLD_SIZE": dist.get_world_size()}
-    environment = {} if alone else {name: str(x) for name, x in names.items()}
+    environment = {name: str(x) for name, x in names.items()}
     everywhere = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "ACCELERATE_USE_CPU": "true"}
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
@@ -145,10 +148,33 @@ def resumed() -> tuple[list[float], list[float]]:
         return found[0], found[1]
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="stock Trainer of 5.17 cannot load on several CPU processes: it asks torch for cpu:0",
+)
 def test_training_goes_on_in_the_middle_of_an_epoch(two: Pool) -> None:
     for whole, parts in two.run(resumed):
         assert len(whole) == 4
         assert parts == pytest.approx(whole, rel=1e-6)
+
+
+def losses_in_bf16(cls: Any, folder: str, **more: Any) -> list[float]:
+    args = arguments(folder, bf16=True, **more)
+    trainer = cls(model=make("llama"), args=args, train_dataset=Packs(), data_collator=collate)
+    trainer.train()
+    return [log["loss"] for log in trainer.state.log_history if "grad_norm" in log]
+
+
+def in_bf16() -> list[float]:
+    with launched() as folder:
+        config = SequenceParallelConfig(SequenceParallel(degree=2, cut="all"))
+        return losses_in_bf16(SequenceParallelTrainer, folder, parallelism_config=config)
+
+
+def test_mixed_precision(two: Pool, tmp_path: Path) -> None:
+    right = losses_in_bf16(Trainer, str(tmp_path))
+    for losses in two.run(in_bf16):
+        assert losses == pytest.approx(right, rel=2e-2)  # bf16 keeps 8 bits
 
 
 def compare(right: dict[str, Tensor], found: list[dict[str, Tensor]]) -> None:

@@ -48,15 +48,6 @@ def window_layers(decoder: nn.Module) -> tuple[int, int]:
     return sum(kind == SLIDING for kind in kinds), len(kinds)
 
 
-def dropout_of(root: nn.Module) -> str | None:
-    """Which attention module drops weights in training, and how many; None: none does."""
-    for module in root.modules():
-        rate = getattr(module, "attention_dropout", None)
-        if isinstance(rate, (int, float)) and rate > 0 and hasattr(module, "layer_idx"):
-            return f"{type(module).__name__} has attention_dropout={rate}"
-    return None
-
-
 def _check_config(config: Any, name: str) -> None:
     parameters = getattr(config, "rope_parameters", None) or {}
     moving = moving_types(parameters)

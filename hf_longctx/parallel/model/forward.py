@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import types
 from collections.abc import Callable, Iterator
@@ -12,29 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
-from ...upstream.caches import cache_in, without_cache
+from ...upstream.caches import without_cache
 from ..layout import Layout
 from ..ranks import Ranks
 from .agreement import Facts, read_together, say_refused
 from .answers import Share
-from .check import dropout_of
+from .arguments import READ, check_arguments, labels_of, named, part_of
 from .choosing import Geometry, choose
-from .documents import IGNORED, Documents, marks_of, next_labels, positions_of
+from .documents import Documents, marks_of, positions_of
+from .dropping import dropping_apart
 from .groups import Groups
 from .interface import LAYOUT
 
 STATE = "_hf_longctx_sequence_parallel"  # in the __dict__ of a model: its State
-# arguments that are read here, and not handed on as they are
-READ = (
-    *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "labels", "shift_labels", "num_items_in_batch"),
-    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "use_cache", "return_dict"),
-)
-REFUSED = ("output_hidden_states", "output_attentions", "output_router_logits", "logits_to_keep")
-
 logger = logging.getLogger("hf_longctx")
 
 
@@ -78,7 +69,7 @@ def forward_of(model: nn.Module) -> types.MethodType:
 
     @functools.wraps(getattr(stock, "__func__", stock))
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return shared_forward(self, vars(self)[STATE], _named(stock, args, kwargs))
+        return shared_forward(self, vars(self)[STATE], named(stock, args, kwargs))
 
     return types.MethodType(forward, model)
 
@@ -86,12 +77,12 @@ def forward_of(model: nn.Module) -> types.MethodType:
 def shared_forward(model: nn.Module, state: State, given: dict[str, Any]) -> Any:
     """Share the batch in `given` among the ranks of a group, run the model's own forward, and answer for all of it."""
     share, positions_BT, marks_BT = _share(model, state, given)
-    more = {name: _part(x, share) for name, x in given.items() if name not in READ}
+    more = {name: part_of(x, share) for name, x in given.items() if name not in READ}
     inputs = {name: share.take(given[name]) for name in ("input_ids", "inputs_embeds") if given.get(name) is not None}
     if given.get("labels") is not None or given.get("shift_labels") is not None:
-        more.update(_labels(given, share, marks_BT))
+        more.update(labels_of(given, share, marks_BT))
     ranks = _ranks(state, share)
-    with _dropping_apart(model, state.groups):
+    with dropping_apart(model, state.groups):
         out = state.inner(
             **inputs,
             position_ids=share.take(positions_BT),
@@ -114,7 +105,7 @@ def _share(model: nn.Module, state: State, given: dict[str, Any]) -> tuple[Share
     device = tokens.device if isinstance(tokens, Tensor) else next(model.parameters()).device
     groups, settings = state.groups, state.settings
     try:
-        _check_arguments(model, given, tokens)
+        check_arguments(model, given, tokens)
         assert isinstance(tokens, Tensor)
         shape = tokens.shape[0], tokens.shape[1]
         cu_seq_lens = given.get("cu_seq_lens_q")
@@ -135,40 +126,6 @@ def _share(model: nn.Module, state: State, given: dict[str, Any]) -> tuple[Share
     documents = Documents.of(read_together(marks_BT, facts, groups))
     layout = Layout.of(documents.lengths, groups.size, settings.cut)
     return Share(shape, documents, layout, groups, device), positions_BT, marks_BT
-
-
-def _check_arguments(model: nn.Module, given: dict[str, Any], tokens: Any) -> None:
-    name = type(model).__name__
-    if not isinstance(tokens, Tensor) or tokens.dim() < 2:
-        raise ValueError(
-            f"{name} under SequenceParallel: expected input_ids or inputs_embeds of the whole batch, (B, T)."
-        )
-    if cache_in(given) is not None or given.get("use_cache"):
-        raise ValueError(
-            f"{name} under SequenceParallel has no cache: leave out past_key_values and use_cache=True. To generate, "
-            f"leave the `with` block, or undo the patch."
-        )
-    for argument in REFUSED:
-        if given.get(argument):
-            raise ValueError(
-                f"{argument}={given[argument]!r}: under SequenceParallel a model answers with its loss and what it "
-                f"says of each token. Leave it out."
-            )
-    dropping = dropout_of(model) if model.training else None
-    if dropping:
-        raise ValueError(f"{dropping}, which SequenceParallel does not support in training. Set it to 0.")
-
-
-def _labels(given: dict[str, Any], share: Share, marks_BT: Tensor) -> dict[str, Any]:
-    """Labels of the next token, shifted before they are shared; and how many there are in the group's batch."""
-    shifted_BT = given.get("shift_labels")
-    if shifted_BT is None:
-        shifted_BT = next_labels(given["labels"].to(share.device), marks_BT)
-    items = given.get("num_items_in_batch")
-    if items is None:
-        items = ((shifted_BT != IGNORED) & (marks_BT != 0)).sum()
-    labels = share.take(shifted_BT) if share.rows else torch.full((1, 1), IGNORED, device=share.device)
-    return {"labels": labels, "shift_labels": labels, "num_items_in_batch": items}
 
 
 def _ranks(state: State, share: Share) -> Ranks:
@@ -202,25 +159,3 @@ def _answer(out: Any, share: Share, gather_logits: bool, one_less: bool) -> Any:
             whole = share.whole(x)
             fields[name] = whole[:, :-1] if one_less and name != "logits" else whole
     return type(out)(**fields)
-
-
-def _part(x: Any, share: Share) -> Any:
-    """An argument of the model's forward: what is said of each token is shared too."""
-    return share.take(x) if isinstance(x, Tensor) and x.dim() >= 2 and x.shape[:2] == share.shape else x
-
-
-def _named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs if args else kwargs
-
-
-@contextmanager
-def _dropping_apart(model: nn.Module, groups: Groups) -> Iterator[None]:
-    """Let ranks drop different features of their different tokens; their generators go on alike."""
-    if not model.training or not any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules()):
-        yield
-        return
-    seed = int(torch.randint(2**31, ()))  # of the host: the same on all ranks
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed + groups.rank)
-        yield
