@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console.units import show_bytes
 from . import shim
 from .card import read_result, write_card
 from .check import keep_settings, notes_of, refuse_edited, refuse_inconsistent
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _NEVER_SENT = {"__pycache__"}  # beside the folders that `files_of` leaves out
 
 
@@ -84,8 +85,10 @@ def _draft(
     link: bool = False,
     overwrite: bool = False,
 ) -> Draft:
-    for result in results:
-        read_result(result)  # before the model is loaded
+    for result in results:  # before the model is loaded
+        read_result(result)
+    if base_model is not None and not _HUB_ID.fullmatch(base_model):
+        raise ValueError(f"base_model={base_model!r}: expected the Hub id of a model, such as 'owner/model'.")
     named = isinstance(model, (str, os.PathLike))
     source = None
     if not named:
@@ -105,7 +108,7 @@ def _draft(
         if source is not None:
             _take(source, folder, link)
         else:
-            logger.info("saving %s", show_bytes(_size(model)))
+            logger.info("saving it")
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         for path in map(Path, files):

@@ -34,6 +34,12 @@ def test_settings_of_a_procedure_are_named_with_the_call_that_uses_them(stock: P
     assert any("custom_generate=hf_longctx.xl3m" in note for note in draft.notes)
 
 
+@pytest.mark.parametrize("base", ["a b", "./base", "a/b/c", "", "https://huggingface.co/a/b"])
+def test_a_base_that_is_no_hub_id(stock: Path, tmp_path: Path, base: str) -> None:
+    with pytest.raises(ValueError, match="expected the Hub id of a model"):
+        save_for_hub(stock, tmp_path / "out", base_model=base)
+
+
 def test_a_model_without_a_tokenizer(stock: Path, tmp_path: Path) -> None:
     for file in stock.glob("tokenizer*"):
         file.unlink()
