@@ -14,8 +14,12 @@ import pytest
 from hf_longctx.cli.main import stopped_in_order
 
 WAITS = """
-import tempfile, time
+import signal, tempfile, time
 from hf_longctx.cli import main
+# whoever runs the tests may ignore signals, as nohup does, and children inherit that
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def methods():
     with tempfile.TemporaryDirectory():
         print("ready", flush=True)
