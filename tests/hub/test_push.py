@@ -225,13 +225,14 @@ def test_models_and_ways_to_generate_do_not_share_a_repository(
     procedure = write_generate(tmp_path / "xl3m", XL3M())
     assert "push_generate" in terminal.refused("push", procedure, "tester/xl3m")
     assert "holds a way to generate" in terminal.refused("hub", "check", procedure)
-    hub.repos["tester/alone"].commit("main", "both", {
-        path: type(next(iter(hub.repos["tester/alone"].at("main").files.values())))(file.read_bytes(), False)
+    terminal.run("push", models / "stock", "tester/ways")
+    hub.repos["tester/ways"].commit("main", "both", {
+        path: type(next(iter(hub.repos["tester/ways"].at("main").files.values())))(file.read_bytes(), False)
         for path, file in files_of(procedure).items()
     })  # fmt: skip
-    told = terminal.refused("hub", "check", "tester/alone")
-    assert told.startswith("Error: 'tester/alone' holds a way to generate")
-    assert "take the place of every" in terminal.refused("push", models / "dual", "tester/alone", "--update")
+    told = terminal.refused("hub", "check", "tester/ways")
+    assert told.startswith("Error: 'tester/ways' holds a way to generate")
+    assert "take the place of every" in terminal.refused("push", models / "dual", "tester/ways", "--update")
 
 
 def test_a_revision_that_is_not_there(terminal: Terminal, models: Path) -> None:
