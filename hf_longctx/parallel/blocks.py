@@ -60,10 +60,10 @@ def table_of(k_BGLD: Tensor, v_BGLD: Tensor) -> Tensor:
     return torch.cat([k_BGLD[0].transpose(0, 1), v_BGLD[0].transpose(0, 1)], -1).contiguous()
 
 
-def padded(table_NGE: Tensor, rows: int) -> Tensor:
-    """With rows of zeros behind, so many in all."""
-    missing = rows - len(table_NGE)
-    return torch.nn.functional.pad(table_NGE, (0, 0, 0, 0, 0, missing)) if missing else table_NGE
+def padded(x_N: Tensor, rows: int) -> Tensor:
+    """(N, ...) with rows of zeros behind, so many in all."""
+    missing = rows - len(x_N)
+    return torch.nn.functional.pad(x_N, (0, 0) * (x_N.dim() - 1) + (0, missing)) if missing else x_N
 
 
 def halves(table_NGE: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,18 +72,40 @@ def halves(table_NGE: Tensor) -> tuple[Tensor, Tensor]:
     return k, v
 
 
-class Attending:
-    """The softmax of a rank's rows over one block after the other.
+@dataclass(frozen=True, eq=False)
+class RankTensors:
+    """What a rank's part of attention is given; the batch B is 1.
 
     Args:
-        q_BHLD: All rows of the rank.
+        q_BHLD: Queries of all rows of the rank.
+        k_BGLD: Keys of the same rows.
+        v_BGLD: Values.
         scale: Multiplies q k.
         heads_H: The key/value head of each query head, where they are not groups of one size.
     """
 
-    def __init__(self, q_BHLD: Tensor, scale: float, heads_H: Tensor | None = None) -> None:
-        self.q, self.scale, self.heads = q_BHLD, scale, heads_H
-        self.wide = torch.promote_types(q_BHLD.dtype, FP32)
+    q_BHLD: Tensor
+    k_BGLD: Tensor
+    v_BGLD: Tensor
+    scale: float
+    heads_H: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RankResults:
+    """What its backward is given besides: the gradient, the output and the log-sum-exp of the whole softmax."""
+
+    grad_BLHD: Tensor
+    out_BLHD: Tensor
+    lse_BHL: Tensor
+
+
+class Attending:
+    """The softmax of a rank's rows over one block after the other."""
+
+    def __init__(self, given: RankTensors) -> None:
+        self.q, self.scale, self.heads = given.q_BHLD, given.scale, given.heads_H
+        self.wide = torch.promote_types(self.q.dtype, FP32)
         self.found: tuple[Tensor, Tensor] | None = None
 
     def add(self, block: RankBlock | None, table_NGE: Tensor) -> None:
@@ -117,23 +139,16 @@ class Attending:
         return out.to(self.q.dtype).contiguous(), lse.contiguous()
 
 
-@dataclass(eq=False)
 class Differentiating:
     """The gradients of a softmax over blocks: each block is given the output and the log-sum-exp of the whole.
 
     `dq_BHLD` is summed in fp32 (fp64 for fp64).
     """
 
-    grad_BLHD: Tensor
-    q_BHLD: Tensor
-    out_BLHD: Tensor
-    lse_BHL: Tensor
-    scale: float
-    heads_H: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        self.wide = torch.promote_types(self.q_BHLD.dtype, FP32)
-        self.dq_BHLD = torch.zeros_like(self.q_BHLD, dtype=self.wide, memory_format=torch.contiguous_format)
+    def __init__(self, given: RankTensors, found: RankResults) -> None:
+        self.q, self.scale, self.heads, self.found = given.q_BHLD, given.scale, given.heads_H, found
+        self.wide = torch.promote_types(self.q.dtype, FP32)
+        self.dq_BHLD = torch.zeros_like(self.q, dtype=self.wide, memory_format=torch.contiguous_format)
 
     def zeros(self, table_NGE: Tensor) -> Tensor:
         """A buffer for the gradient of a table."""
@@ -144,21 +159,21 @@ class Differentiating:
         if block is None:
             return
         rows, columns = block.rows, block.columns
-        table, q = _read(block, table_NGE, self.heads_H), self.q_BHLD[:, :, rows]
+        table, q = _read(block, table_NGE, self.heads), self.q[:, :, rows]
         k, v = halves(table)
         call, kernel = _kernel(block, self.scale, q, k)
         # without a copy where the block's rows and keys are a stretch of the buffers
-        direct_q, direct_k = isinstance(rows, slice), isinstance(columns, slice) and self.heads_H is None
+        direct_q, direct_k = isinstance(rows, slice), isinstance(columns, slice) and self.heads is None
         dq = self.dq_BHLD[:, :, rows] if direct_q else torch.zeros_like(q, dtype=self.wide)
         part = gradient_NGE[columns] if direct_k else self.zeros(table)
-        whole = self.out_BLHD[:, rows], self.lse_BHL[:, :, rows]
-        kernel.backward(call, self.grad_BLHD[:, rows], q, k, v, *whole, into=(dq, *halves(part)))
+        whole = self.found.out_BLHD[:, rows], self.found.lse_BHL[:, :, rows]
+        kernel.backward(call, self.found.grad_BLHD[:, rows], q, k, v, *whole, into=(dq, *halves(part)))
         if not direct_q:
             self.dq_BHLD[:, :, rows] += dq
         if direct_k:
             return
-        if self.heads_H is not None:
-            part = part.new_zeros(len(part), *gradient_NGE.shape[1:]).index_add_(1, self.heads_H, part)
+        if self.heads is not None:
+            part = part.new_zeros(len(part), *gradient_NGE.shape[1:]).index_add_(1, self.heads, part)
         if isinstance(columns, slice):
             gradient_NGE[columns] += part
         else:

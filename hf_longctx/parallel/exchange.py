@@ -1,6 +1,6 @@
 """`Exchange`: what every kind of exchange computes, and what all of them are given."""
 
-# H query heads, G key/value heads, L rows of a rank, D head dim; the batch B is 1
+# H query heads, L rows of a rank, D head dim
 from __future__ import annotations
 
 import itertools
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Mask
-from .blocks import RankBlock, Rows, compact
+from .blocks import RankBlock, RankResults, RankTensors, Rows, compact
 from .layout import Layout
 from .peers import Peers
 
@@ -48,26 +48,11 @@ class Exchange:
             raise RuntimeError("the Ranks of this attention are gone. Keep them until the backward pass has ended.")
         return _live[number]
 
-    def forward(
-        self, q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, scale: float, heads_H: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The output (1, L, H, D), in the dtype of the queries, and the log-sum-exp (1, H, L) of the rank's rows.
-
-        `heads_H` is the key/value head of each query head, where they are not groups of one size.
-        """
+    def forward(self, given: RankTensors) -> tuple[Tensor, Tensor]:
+        """The output (1, L, H, D), in the dtype of the queries, and the log-sum-exp (1, H, L) of the rank's rows."""
         raise NotImplementedError
 
-    def backward(
-        self,
-        grad_BLHD: Tensor,
-        q_BHLD: Tensor,
-        k_BGLD: Tensor,
-        v_BGLD: Tensor,
-        out_BLHD: Tensor,
-        lse_BHL: Tensor,
-        scale: float,
-        heads_H: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """dq, dk and dv of the rank's rows, summed over all ranks in at least fp32, from the forward's results."""
         raise NotImplementedError
 

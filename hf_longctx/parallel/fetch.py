@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full, Window
-from .blocks import Attending, Differentiating, RankBlock, halves, table_of
+from .blocks import Attending, Differentiating, RankBlock, RankResults, RankTensors, halves, table_of
 from .exchange import Exchange
 from .layout import ranges
 from .peers import Pending
@@ -34,42 +34,30 @@ class FetchExchange(Exchange):
         """Where each token of the pack is in the table, (T,), at least for those that the rank's rows see."""
         raise NotImplementedError
 
-    def forward(
-        self, q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, scale: float, heads_H: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, given: RankTensors) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
         whole, cut = self.blocks
-        own, found = table_of(k_BGLD, v_BGLD), Attending(q_BHLD, scale, heads_H)
+        own, softmax = table_of(given.k_BGLD, given.v_BGLD), Attending(given)
         coming = self.fetch(own[self.shared_rows]) if self.layout.shared else None
-        found.add(whole, own)
+        softmax.add(whole, own)
         if coming is not None:
-            found.add(cut, coming())
-        return found.result()
+            softmax.add(cut, coming())
+        return softmax.result()
 
-    def backward(
-        self,
-        grad_BLHD: Tensor,
-        q_BHLD: Tensor,
-        k_BGLD: Tensor,
-        v_BGLD: Tensor,
-        out_BLHD: Tensor,
-        lse_BHL: Tensor,
-        scale: float,
-        heads_H: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """See `Exchange`."""
         whole, cut = self.blocks
-        own = table_of(k_BGLD, v_BGLD)
+        own = table_of(given.k_BGLD, given.v_BGLD)
         coming = self.fetch(own[self.shared_rows]) if self.layout.shared else None
-        found = Differentiating(grad_BLHD, q_BHLD, out_BLHD, lse_BHL, scale, heads_H)
-        total = found.zeros(own)
-        found.add(whole, own, total)
+        softmax = Differentiating(given, found)
+        total = softmax.zeros(own)
+        softmax.add(whole, own, total)
         if coming is not None:
             table = coming()
-            gradient = found.zeros(table)
-            found.add(cut, table, gradient)
+            gradient = softmax.zeros(table)
+            softmax.add(cut, table, gradient)
             total[self.shared_rows] += self.give_back(gradient)[: len(self.layout.shared_rows[self.rank])]
-        return found.dq_BHLD, *halves(total)
+        return softmax.dq_BHLD, *halves(total)
 
     @cached_property
     def blocks(self) -> list[RankBlock | None]:

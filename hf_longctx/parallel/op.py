@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..ops.masks import Causal, Mask
 from ..ops.widths import widened
+from .blocks import RankResults, RankTensors
 from .exchange import Exchange
 from .ranks import Ranks
 
@@ -64,14 +65,15 @@ def _check(q: Tensor, k: Tensor, v: Tensor, ranks: Ranks) -> None:
 
 @torch.library.custom_op("hf_longctx::ranks_flash_attn", mutates_args=())
 def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: int) -> tuple[Tensor, Tensor]:
-    return Exchange.of(exchange).forward(q, k, v, scale)
+    return Exchange.of(exchange).forward(RankTensors(q, k, v, scale))
 
 
 @torch.library.custom_op("hf_longctx::ranks_flash_attn_backward", mutates_args=())
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, exchange: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = Exchange.of(exchange).backward(grad.contiguous(), q, k, v, out, lse, scale)
+    found = RankResults(grad.contiguous(), out, lse)
+    dq, dk, dv = Exchange.of(exchange).backward(RankTensors(q, k, v, scale), found)
     # dk and dv are parts of one tensor; an operator's outputs share no memory
     return q.new_empty(q.shape).copy_(dq), k.new_empty(k.shape).copy_(dk), v.new_empty(v.shape).copy_(dv)
 

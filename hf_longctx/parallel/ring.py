@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full
-from .blocks import Attending, Differentiating, RankBlock, halves, padded, table_of
+from .blocks import Attending, Differentiating, RankBlock, RankResults, RankTensors, halves, padded, table_of
 from .exchange import Exchange
 from .layout import Piece, ranges
 
@@ -24,54 +24,42 @@ KEYS, GRADIENTS = 0, 1  # tags of what is in flight at a time
 class RingExchange(Exchange):
     """See the module. `inside` is `Causal` or `Full`: windows need no ring, only a halo."""
 
-    def forward(
-        self, q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, scale: float, heads_H: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, given: RankTensors) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
         own, *others = self.blocks
-        table, found = table_of(k_BGLD, v_BGLD), Attending(q_BHLD, scale, heads_H)
+        table, softmax = table_of(given.k_BGLD, given.v_BGLD), Attending(given)
         coming = self.peers.shift(self._travelling(table), KEYS) if others else None
-        found.add(own, table)
+        softmax.add(own, table)
         for step, block in enumerate(others, start=1):
             assert coming is not None
             keys = coming()
             if step < len(others):
                 coming = self.peers.shift(keys, KEYS)
-            found.add(block, keys)
-        return found.result()
+            softmax.add(block, keys)
+        return softmax.result()
 
-    def backward(
-        self,
-        grad_BLHD: Tensor,
-        q_BHLD: Tensor,
-        k_BGLD: Tensor,
-        v_BGLD: Tensor,
-        out_BLHD: Tensor,
-        lse_BHL: Tensor,
-        scale: float,
-        heads_H: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """See `Exchange`."""
         own, *others = self.blocks
-        table = table_of(k_BGLD, v_BGLD)
-        found = Differentiating(grad_BLHD, q_BHLD, out_BLHD, lse_BHL, scale, heads_H)
-        total = found.zeros(table)
+        table = table_of(given.k_BGLD, given.v_BGLD)
+        softmax = Differentiating(given, found)
+        total = softmax.zeros(table)
         coming = self.peers.shift(self._travelling(table), KEYS) if others else None
-        found.add(own, table, total)
+        softmax.add(own, table, total)
         returning = None
         for step, block in enumerate(others, start=1):
             assert coming is not None
             keys = coming()
             if step < len(others):
                 coming = self.peers.shift(keys, KEYS)
-            gradient = found.zeros(keys)
-            found.add(block, keys, gradient)
+            gradient = softmax.zeros(keys)
+            softmax.add(block, keys, gradient)
             if returning is not None:
                 gradient += returning()
             returning = self.peers.shift(gradient, GRADIENTS)
         if returning is not None:
             total[self.shared_rows] += returning()[: len(self.layout.shared_rows[self.rank])]
-        return found.dq_BHLD, *halves(total)
+        return softmax.dq_BHLD, *halves(total)
 
     def _travelling(self, table_LGE: Tensor) -> Tensor:
         """The rows that other ranks need, and so many more that all ranks send as many."""

@@ -15,6 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from .blocks import RankResults, RankTensors
 from .exchange import Exchange
 from .layout import Layout
 from .peers import Peers
@@ -39,42 +40,33 @@ class UlyssesExchange(Exchange):
         self._maps: dict[tuple[int, int], Tensor | None] = {}
         self.members = range(group * peers.size, (group + 1) * peers.size)
 
-    def forward(
-        self, q_BHLD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, scale: float, heads_H: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, given: RankTensors) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
-        assert heads_H is None, "Ulysses is the outermost exchange"
-        own, read = self._heads(q_BHLD.shape[1], k_BGLD.shape[1])
-        q, k, v = self._rows_for_heads([(q_BHLD[0], own), (k_BGLD[0], read), (v_BGLD[0], read)])
-        ragged = self._ragged(q_BHLD.shape[1], k_BGLD.shape[1])
-        out, lse = self.outside.forward(q[None], k[None], v[None], scale, ragged)
+        assert given.heads_H is None, "Ulysses is the outermost exchange"
+        q_HLD, k_GLD, v_GLD = given.q_BHLD[0], given.k_BGLD[0], given.v_BGLD[0]
+        own, read = self._heads(len(q_HLD), len(k_GLD))
+        q, k, v = self._rows_for_heads([(q_HLD, own), (k_GLD, read), (v_GLD, read)])
+        ragged = self._ragged(len(q_HLD), len(k_GLD))
+        out, lse = self.outside.forward(RankTensors(q[None], k[None], v[None], given.scale, ragged))
         (out_HLD,) = self._heads_for_rows([(out[0].transpose(0, 1), own)])
         (lse_HL1,) = self._heads_for_rows([(lse[0, ..., None], own)])
         return out_HLD.transpose(0, 1)[None].contiguous(), lse_HL1[None, ..., 0].contiguous()
 
-    def backward(
-        self,
-        grad_BLHD: Tensor,
-        q_BHLD: Tensor,
-        k_BGLD: Tensor,
-        v_BGLD: Tensor,
-        out_BLHD: Tensor,
-        lse_BHL: Tensor,
-        scale: float,
-        heads_H: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """See `Exchange`."""
-        own, read = self._heads(q_BHLD.shape[1], k_BGLD.shape[1])
-        by_row = (x[0].transpose(0, 1).to(q_BHLD.dtype) for x in (grad_BLHD, out_BLHD))
-        by_head = [(x, own) for x in (q_BHLD[0], *by_row)] + [(k_BGLD[0], read), (v_BGLD[0], read)]
+        q_HLD, k_GLD, v_GLD = given.q_BHLD[0], given.k_BGLD[0], given.v_BGLD[0]
+        own, read = self._heads(len(q_HLD), len(k_GLD))
+        by_row = (x[0].transpose(0, 1).to(q_HLD.dtype) for x in (found.grad_BLHD, found.out_BLHD))
+        by_head = [(x, own) for x in (q_HLD, *by_row)] + [(k_GLD, read), (v_GLD, read)]
         q, grad, out, k, v = self._rows_for_heads(by_head)
-        (lse,) = self._rows_for_heads([(lse_BHL[0, ..., None], own)])
-        ragged = self._ragged(q_BHLD.shape[1], k_BGLD.shape[1])
-        seen = grad.transpose(0, 1)[None], q[None], k[None], v[None], out.transpose(0, 1)[None], lse[None, ..., 0]
-        dq, dk, dv = (x[0] for x in self.outside.backward(*seen, scale, ragged))
-        if sum(stop - start for start, stop in read) == k_BGLD.shape[1]:  # each head is read by one rank: no sums
-            dk, dv = dk.to(k_BGLD.dtype), dv.to(v_BGLD.dtype)
-        (dq,) = self._heads_for_rows([(dq.to(q_BHLD.dtype), own)])
+        (lse,) = self._rows_for_heads([(found.lse_BHL[0, ..., None], own)])
+        ragged = self._ragged(len(q_HLD), len(k_GLD))
+        seen = RankTensors(q[None], k[None], v[None], given.scale, ragged)
+        whole = RankResults(grad.transpose(0, 1)[None], out.transpose(0, 1)[None], lse[None, ..., 0])
+        dq, dk, dv = (x[0] for x in self.outside.backward(seen, whole))
+        if sum(stop - start for start, stop in read) == len(k_GLD):  # each head is read by one rank: no sums
+            dk, dv = dk.to(k_GLD.dtype), dv.to(v_GLD.dtype)
+        (dq,) = self._heads_for_rows([(dq.to(q_HLD.dtype), own)])
         dk, dv = self._heads_for_rows([(dk, read), (dv, read)])
         return dq[None], dk[None], dv[None]
 

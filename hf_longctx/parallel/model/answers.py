@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..blocks import padded
 from ..layout import Layout
 from ..peers import Peers
 from .documents import Documents
@@ -43,9 +44,7 @@ class _Whole(torch.autograd.Function):
     def forward(ctx: Any, x_LE: Tensor, layout: Layout, groups: Groups) -> Tensor:
         ctx.layout, ctx.rank = layout, groups.rank
         longest = max(layout.sizes)
-        mine = x_LE.new_zeros(longest, *x_LE.shape[1:])
-        mine[: len(x_LE)] = x_LE
-        every = Peers(groups.whole).gather(mine)()
+        every = Peers(groups.whole).gather(padded(x_LE, longest).contiguous())()
         row_N = torch.empty(sum(layout.sizes), dtype=torch.int64)
         for rank, places in enumerate(layout.places):
             row_N[places] = torch.arange(len(places)) + rank * longest
