@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..method import LongContextMethod
 
-# arguments about the adapter's files, not its base's
-_DOWNLOAD = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+# arguments of `from_pretrained` that say where files come from: an adapter's own, not its base's
+DOWNLOAD = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 
 def read_entry(entry: Any) -> list[LongContextMethod]:
@@ -35,7 +35,7 @@ def adapter_settings(location: str, kwargs: dict[str, Any]) -> dict[str, Any] | 
 
     if Path(location).is_dir() and (Path(location) / "config.json").is_file():
         return None
-    download = {key: kwargs[key] for key in _DOWNLOAD if kwargs.get(key) is not None}
+    download = {key: kwargs[key] for key in DOWNLOAD if kwargs.get(key) is not None}
     found = find_adapter_config_file(location, **download)
     if found is None:
         return None
@@ -62,7 +62,7 @@ def load_adapted(location: str, settings: dict[str, Any], **kwargs: Any) -> Any:
     except ImportError as error:
         raise ImportError(f"{location!r} is a PEFT adapter, which needs PEFT: pip install peft") from error
     own = {key: kwargs.pop(key) for key in ("revision", "subfolder") if key in kwargs}
-    download = {key: kwargs[key] for key in _DOWNLOAD if kwargs.get(key) is not None}
+    download = {key: kwargs[key] for key in DOWNLOAD if kwargs.get(key) is not None}
     base = settings["base_model_name_or_path"]
     if settings.get("revision"):
         kwargs["revision"] = settings["revision"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import registry
 from ..storage.files import write_whole
+from .outgoing import MODEL
 from .save import check_target
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def write_generate(
     """
     _check(procedure)
     target = Path(folder).expanduser()
-    if any((target / name).exists() for name in ("config.json", "adapter_config.json")):
+    if any((target / name).exists() for name in MODEL):
         raise ValueError(
             f"{str(target)!r} holds a model, where custom_generate/ would replace every `generate` of it. Choose a "
             f"folder of its own; a model carries the settings by {type(procedure).__name__}(...).store_(model)."

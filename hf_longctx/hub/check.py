@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..storage.files import write_whole
 from . import shim
+from .outgoing import MODEL
 from .tiers import Tier, entry_of, has_tokenizer, procedures_of, read_json, tier_of
 
 if TYPE_CHECKING:
@@ -62,9 +63,13 @@ def refuse_inconsistent(folder: Path) -> None:
 
 def refuse_edited(folder: Path) -> None:
     """ValueError if the file for `trust_remote_code=True` is not as hf_longctx wrote it."""
-    file = folder / shim.FILE
-    if file.is_file() and not shim.is_unchanged(file.read_text(encoding="utf-8", errors="replace")):
+    if _is_edited(folder):
         raise ValueError(_EDITED)
+
+
+def _is_edited(folder: Path) -> bool:
+    file = folder / shim.FILE
+    return file.is_file() and not shim.is_unchanged(file.read_text(encoding="utf-8", errors="replace"))
 
 
 def repair(folder: str | Path) -> list[str]:
@@ -106,7 +111,7 @@ def keep_settings(folder: Path) -> bool:
 
 def _folder(folder: str | Path) -> Path:
     place = Path(folder).expanduser()
-    if not any((place / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if not any((place / name).is_file() for name in MODEL):
         raise FileNotFoundError(
             f"{str(folder)!r}: expected the folder of a saved model, with a config.json or adapter_config.json."
         )
@@ -144,7 +149,7 @@ def _of_files(folder: Path) -> Iterator[str]:
     entries = config.get("auto_map") or {}
     ours = {name: place for name, place in entries.items() if shim.is_ours(place)}
     mend = "Run `hf-longctx hub repair` on the folder."
-    if file.is_file() and not shim.is_unchanged(file.read_text(encoding="utf-8", errors="replace")):
+    if _is_edited(folder):
         yield _EDITED
     if ours and not file.is_file():
         yield f"auto_map leads to {shim.FILE}, which is not there: trust_remote_code=True fails. {mend}"

@@ -6,11 +6,10 @@ import json
 import re
 from pathlib import Path
 
-from .outgoing import Files
+from .outgoing import WEIGHTS, Files
 
 # what transformers and PEFT read as a JSON object, beside the index of weights in parts
 _OBJECTS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json")
-_WEIGHTS = re.compile(r"(adapter_)?model([.-][\w.-]+)?\.safetensors")
 _INDEX = ".safetensors.index.json"
 
 
@@ -25,7 +24,7 @@ def refuse_damaged(files: Files) -> None:
             found = json_object(path, file)
             if path.endswith(_INDEX):
                 _refuse_missing(path, found, files)
-        elif _WEIGHTS.fullmatch(path):
+        elif re.fullmatch(WEIGHTS, path):
             _refuse_cut_off(path, file)
     if "README.md" in files:
         _refuse_metadata(files["README.md"])

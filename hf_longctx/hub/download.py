@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .resolve import GENERATE, NO_MODEL, find, first_line, hub_problem, not_found
+from .outgoing import GENERATE
+from .resolve import NO_MODEL, find, first_line, hub_problem, not_found
 
 _SMALL = ("*.json", "*.py", "*.md")
 

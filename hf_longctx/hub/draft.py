@@ -178,5 +178,5 @@ def _linked(place: Path, path: Path) -> bool:
 def _size(model: Any) -> int:
     """The bytes that it will take, for the message about a full disk."""
     if isinstance(model, Path):
-        return sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in files_of(model).values())
     return sum(tensor.nbytes for tensor in model.parameters())

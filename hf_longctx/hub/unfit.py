@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..storage.secrets import TOKEN
 from .damaged import json_object
-from .outgoing import LFS_SIZE, Files, files_of
+from .outgoing import GENERATE, LFS_SIZE, MODEL, Files, files_of
 
 # https://huggingface.co/docs/hub/storage-limits: "500GB is the hard limit for a single file size"
 FILE_LIMIT = 500 * 10**9
@@ -59,9 +59,9 @@ def refuse_pickles(files: Files) -> None:
 
 def refuse_without_model(files: Files) -> None:
     """A model, an adapter, or a repository of a procedure (`custom_generate/generate.py`)."""
-    if "custom_generate/generate.py" in files and "config.json" not in files:
+    if GENERATE in files and "config.json" not in files:
         return
-    if not {"config.json", "adapter_config.json"} & files.keys():
+    if not files.keys() & set(MODEL):
         raise ValueError(
             "the folder has neither config.json nor adapter_config.json, so it holds no model. Give the folder that "
             "save_pretrained or hf-longctx save has written."

@@ -14,7 +14,7 @@ from ..storage.secrets import TOKEN
 from . import shim
 from .answers import UploadError, failures, one_line, why
 from .commit import Commit, holds, tree
-from .outgoing import Files, files_of, planned
+from .outgoing import GENERATE, INDEX, MODEL, WEIGHTS, Files, files_of, planned
 from .tokens import token_for, token_from
 from .unfit import refuse_unfit
 
@@ -26,11 +26,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["UploadError", "Uploaded", "check_access", "check_names", "planned", "refuse_unfit", "token_from", "upload"]
 
 # what transformers loads from the root of a repository in place of, or on top of, the new model's own files
-_LOADED_INSTEAD = re.compile(
-    r"(model|adapter_model)([.-][\w.-]+)?\.safetensors(\.index\.json)?|adapter_config\.json|" + re.escape(shim.FILE)
-)
-_MODEL = {"config.json", "adapter_config.json"}
-_GENERATE = "custom_generate/generate.py"
+_LOADED_INSTEAD = re.compile(rf"{WEIGHTS}({INDEX})?|adapter_config\.json|{re.escape(shim.FILE)}")
 _REF = re.compile(r"(?!refs/|[0-9a-f]{40}$)\w[\w./+-]*")
 _KINDS = {"revision": "branch", "tag": "tag"}
 _EMPTY = {".gitattributes"}  # the files of a repository into which nothing was ever uploaded
@@ -177,12 +173,13 @@ def _create(api: HfApi, name: str, private: bool, update: bool) -> bool:
 
 
 def _check_kind(name: str, there: Iterable[str], files: Files) -> None:
-    if not _MODEL.isdisjoint(files) and _GENERATE in set(there) - files.keys():
+    has_model, had_model = (not set(MODEL).isdisjoint(paths) for paths in (files, there))
+    if has_model and GENERATE in set(there) - files.keys():
         raise ValueError(
-            f"{name} has {_GENERATE}, which would take the place of every `generate` of the model. Choose another "
+            f"{name} has {GENERATE}, which would take the place of every `generate` of the model. Choose another "
             f"repository for the model, or delete that file there."
         )
-    if _MODEL.isdisjoint(files) and not _MODEL.isdisjoint(there):
+    if had_model and not has_model:
         raise ValueError(
             f"{name} holds a model, where custom_generate/ would take the place of every `generate` of it. Choose a "
             f"repository of its own."

@@ -10,22 +10,13 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub import shim
+from ..hub.adapter import DOWNLOAD
 from ..hub.configs import extend_config
 from ..method import LongContextMethod, read_key
 from ..patch import applied
 
 # what says where a config comes from, which loading the weights needs as well
-_PLACE = (
-    "cache_dir",
-    "force_download",
-    "gguf_file",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-    "trust_remote_code",
-)
+_PLACE = (*DOWNLOAD, "gguf_file", "proxies", "trust_remote_code")
 # what a config would take for itself, although it is for the loading of the weights
 _WEIGHTS = ("dtype", "torch_dtype", "quantization_config", "distributed_config")
 
