@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from tests.hub.lines import Lines
 from tests.hub.server import Hub
 
 GOOD, WRONG = "hf_" + "g" * 34, "hf_" + "w" * 34
@@ -39,28 +37,15 @@ for line in sys.stdin:
 """
 
 
-class Client:
+class Client(Lines):
     """A process that uploads what it is told to. What it prints is looked through for tokens when it ends."""
 
     def __init__(self, environment: dict[str, str], errors: Path) -> None:
-        self.errors = errors
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT],
-            **{"text": True, "env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE},
-            stderr=errors.open("w"),
-        )
+        super().__init__(CLIENT, environment, errors, (GOOD, WRONG))
 
     def upload(self, folder: Path, repo_id: str, **options: Any) -> dict[str, Any]:
         case = {"folder": str(folder), "repo_id": repo_id, "meddled": False, "signed_out": False, **options}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(case) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, self.errors.read_text()
-        assert GOOD not in line
-        assert WRONG not in line
-        return json.loads(line)
+        return self.tell(case)
 
     def refused(self, kind: str, folder: Path, repo_id: str, **options: Any) -> str:
         """The one line of an error of this kind."""
@@ -69,12 +54,6 @@ class Client:
         assert kind in told["kinds"]
         assert "\n" not in told["text"]
         return told["text"]
-
-    def end(self) -> None:
-        self.process.communicate(timeout=60)
-        assert self.process.returncode == 0
-        assert GOOD not in self.errors.read_text()
-        assert WRONG not in self.errors.read_text()
 
 
 def write_model(folder: Path, weights: str = "model.safetensors", size: int = 1000) -> Path:

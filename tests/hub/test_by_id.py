@@ -178,13 +178,7 @@ def test_a_call_without_the_package_says_how_to_install_it(folder: str, tmp_path
     """In a process of its own, from which hf_longctx is hidden; not in transformers' words, which name no such line."""
     code = f"""
 import sys
-
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_longctx":
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Hidden())
+import tests.without_package
 from tests.tiny import text, tiny
 assert "hf_longctx" not in sys.modules
 try:

@@ -41,14 +41,7 @@ assert torch.equal(*samples)
 print("equal")
 """
 HIDDEN = """
-import sys
-
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_longctx":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Hidden())
+import tests.without_package
 from tests.tiny import text, tiny
 try:
     tiny().generate(text(1, 9), custom_generate="tester/xl3m", trust_remote_code=True, max_new_tokens=2)

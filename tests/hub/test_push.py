@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from hf_longctx import XL3M, LMInfinite
 from hf_longctx.hub import write_generate
 from hf_longctx.hub.draft import save_for_hub
 from hf_longctx.hub.outgoing import files_of
+from tests.hub.lines import Lines
 from tests.hub.server import Hub
 from tests.tiny import tiny, tokenizer
 
@@ -32,28 +31,13 @@ for line in sys.stdin:
 """
 
 
-class Terminal:
+class Terminal(Lines):
     """A process in which commands are run one after another."""
-
-    def __init__(self, environment: dict[str, str], errors: Path) -> None:
-        self.errors = errors
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", COMMANDS],
-            **{"text": True, "env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE},
-            stderr=errors.open("w"),
-        )
 
     def run(self, *arguments: str | Path, code: int = 0) -> str:
         """What a command prints; its exit code must be `code`."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, self.errors.read_text()
-        got, output = json.loads(line)
+        got, output = self.tell([str(argument) for argument in arguments])
         assert got == code, output + self.errors.read_text()
-        assert TOKEN not in output
         return str(output)
 
     def refused(self, *arguments: str | Path) -> str:
@@ -74,10 +58,9 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture(scope="module")
 def terminal(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     home = tmp_path_factory.mktemp("home")
-    terminal = Terminal(hub.environment(TOKEN, home=home), home / "errors.txt")
+    terminal = Terminal(COMMANDS, hub.environment(TOKEN, home=home), home / "errors.txt", (TOKEN,))
     yield terminal
-    terminal.process.communicate()
-    assert TOKEN not in terminal.errors.read_text()
+    terminal.end()
 
 
 @pytest.fixture(scope="module")

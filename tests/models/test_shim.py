@@ -71,14 +71,7 @@ def test_folders_that_nobody_here_wrote(tmp_path: Path) -> None:
 
 
 # what a process does before it loads, with `where` as an empty folder on its path
-WITHOUT = """
-import importlib.abc
-class Hides(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_longctx":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Hides())
-"""
+WITHOUT = "import tests.without_package\n"
 OLDER = """
 import pathlib
 pathlib.Path("older/hf_longctx").mkdir(parents=True)

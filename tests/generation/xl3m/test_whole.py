@@ -13,12 +13,8 @@ from transformers import DynamicCache
 from hf_longctx.generation.xl3m import XL3M, xl3m
 from hf_longctx.upstream.caches import generate_cache
 from tests.generation.xl3m.test_prompt import chatting
-from tests.generation.xl3m.test_xl3m import After, Heard, Never, of_bytes
+from tests.generation.xl3m.test_xl3m import GREEDY, NEW, SMALL, WINDOW, After, Heard, Never, of_bytes
 from tests.tiny import BOS, PAD, left_padded, text, tiny, tokenizer
-
-WINDOW, NEW = 96, 5
-SMALL = XL3M(segment=16, overlap=4, key_context=40)
-GREEDY: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
 
 
 @pytest.fixture(scope="module")

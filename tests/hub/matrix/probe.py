@@ -6,49 +6,36 @@ The package hf_longctx is hidden, left alone or imported before anything else is
 from __future__ import annotations
 
 import base64
-import importlib.abc
+import importlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 NAME = "hf_longctx"
 
 
-class Hidden(importlib.abc.MetaPathFinder):
-    """Makes hf_longctx a package that is not installed."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name.partition(".")[0] == NAME:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
 def prepare(package: str) -> None:
     """Bring the process into the state that a row calls `package`."""
     if package == "absent":
-        sys.meta_path.insert(0, Hidden())
+        import tests.without_package  # noqa: F401
     elif package == "imported":
         import hf_longctx  # noqa: F401
 
 
 # -- ways to load: each gives the model, or a description of what it is not -------------------------------------------
-def causal(where: str, asked: dict[str, Any], spec: dict[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(where, **asked)
+Way = Callable[[str, dict[str, Any], dict[str, Any]], Any]
 
 
-def base(where: str, asked: dict[str, Any], spec: dict[str, Any]) -> Any:
-    from transformers import AutoModel
+def by(module: str, name: str) -> Way:
+    """`from_pretrained` of a class, which is imported when it is called."""
 
-    return AutoModel.from_pretrained(where, **asked)
+    def load(where: str, asked: dict[str, Any], spec: dict[str, Any]) -> Any:
+        return getattr(importlib.import_module(module), name).from_pretrained(where, **asked)
 
-
-def classification(where: str, asked: dict[str, Any], spec: dict[str, Any]) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification.from_pretrained(where, **asked)
+    return load
 
 
 def pipeline(where: str, asked: dict[str, Any], spec: dict[str, Any]) -> Any:
@@ -66,27 +53,16 @@ def peft(where: str, asked: dict[str, Any], spec: dict[str, Any]) -> Any:
     return PeftModel.from_pretrained(causal(spec["base"], asked, spec), where)
 
 
-def own_class(where: str, asked: dict[str, Any], spec: dict[str, Any]) -> Any:
-    from hf_longctx.models import LongCtxLlamaForCausalLM
-
-    return LongCtxLlamaForCausalLM.from_pretrained(where, **asked)
-
-
-def config(where: str, asked: dict[str, Any], spec: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(where, **asked)
-
-
-def tokenizer(where: str, asked: dict[str, Any], spec: dict[str, Any]) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(where, **asked)
-
-
-WAYS = {
-    **{"causal": causal, "base": base, "classification": classification, "pipeline": pipeline},
-    **{"peft": peft, "class": own_class, "config": config, "tokenizer": tokenizer},
+causal = by("transformers", "AutoModelForCausalLM")
+WAYS: dict[str, Way] = {
+    "causal": causal,
+    "base": by("transformers", "AutoModel"),
+    "classification": by("transformers", "AutoModelForSequenceClassification"),
+    "pipeline": pipeline,
+    "peft": peft,
+    "class": by("hf_longctx.models", "LongCtxLlamaForCausalLM"),
+    "config": by("transformers", "AutoConfig"),
+    "tokenizer": by("transformers", "AutoTokenizer"),
 }
 said: dict[str, Any] = {}  # by the load that runs
 
