@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,11 @@ class Segments:
     longest_q: int
     longest_k: int
     lengths: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def keys_for_all(self) -> bool:
+        """Does each query see a key of its run, whatever is inside of it?"""
+        return all(queries <= keys for queries, keys in self.lengths)
 
 
 @dataclass(frozen=True, eq=False)

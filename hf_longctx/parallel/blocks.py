@@ -4,29 +4,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops.kernels import Call, Kernel, choose
 from ..ops.masks import DOCUMENT, Mask, Packed
-from ..ops.merge import merge
 from ..ops.positions import Positions
 from ..ops.segments import segments
 
 Rows = slice | Tensor
-FP32 = torch.float32
+Keys = tuple[Tensor, Tensor]  # keys and values
 
 
 @dataclass(frozen=True, eq=False)
 class RankBlock:
-    """Rows of a rank, keys of a table, and which of their pairs exist; `positions` are those of both."""
+    """Rows of a rank, keys of a table, and which of their pairs exist.
+
+    Args:
+        rows: Which of the rank's rows.
+        columns: Which of the keys at hand.
+        positions: Of both.
+        mask: Which pairs exist.
+        chosen: The call and the kernel of each kind of tensors: all layers of a forward have the same.
+    """
 
     rows: Rows
     columns: Rows
     positions: Positions
     mask: Packed
+    chosen: dict[Any, tuple[Call, Kernel]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -53,6 +62,22 @@ class RankBlock:
         runs = segments(lengths, device)
         positions = Positions(q_pos, k_pos, same_rows, consecutive, padded=False, segments=runs, memo={})
         return cls(compact(rows_L, device), compact(columns_S, device), positions, Packed(inside))
+
+    def kernel(self, scale: float, q_BHLD: Tensor, k_BGSD: Tensor) -> tuple[Call, Kernel]:
+        """The call of the block's rows against its keys, and the kernel for it."""
+        key = scale, q_BHLD.dtype, q_BHLD.shape, k_BGSD.shape
+        if key not in self.chosen:
+            call = Call(self.positions, self.mask, scale)
+            self.chosen[key] = call, choose(call, q_BHLD, k_BGSD)
+        return self.chosen[key]
+
+    def own(self, k_BGLD: Tensor, v_BGLD: Tensor) -> Keys:
+        """The block's keys and values, of those of the rank's rows."""
+        return k_BGLD[:, :, self.columns], v_BGLD[:, :, self.columns]
+
+    def of_table(self, table_NGE: Tensor) -> Keys:
+        """The block's keys and values, of a table that has come from others."""
+        return halves(table_NGE[self.columns])
 
 
 def table_of(k_BGLD: Tensor, v_BGLD: Tensor) -> Tensor:
@@ -98,96 +123,6 @@ class RankResults:
     grad_BLHD: Tensor
     out_BLHD: Tensor
     lse_BHL: Tensor
-
-
-class Attending:
-    """The softmax of a rank's rows over one block after the other."""
-
-    def __init__(self, given: RankTensors) -> None:
-        self.q, self.scale, self.heads = given.q_BHLD, given.scale, given.heads_H
-        self.wide = torch.promote_types(self.q.dtype, FP32)
-        self.found: tuple[Tensor, Tensor] | None = None
-
-    def add(self, block: RankBlock | None, table_NGE: Tensor) -> None:
-        """Merge a block into what was found so far."""
-        if block is None:
-            return
-        k, v = halves(_read(block, table_NGE, self.heads))
-        q = self.q[:, :, block.rows]
-        call, kernel = _kernel(block, self.scale, q, k)
-        out, lse = kernel.forward(call, q, k, v)
-        if self.found is None and out.shape[1] == self.q.shape[2]:
-            self.found = out, lse
-            return
-        total, total_lse = self._wide()
-        rows = block.rows
-        merged = merge(total[:, rows], total_lse[:, :, rows], out.to(self.wide), lse)
-        total[:, rows], total_lse[:, :, rows] = merged
-
-    def _wide(self) -> tuple[Tensor, Tensor]:
-        """What was found so far, in at least fp32, to be overwritten; at first rows without any key."""
-        if self.found is None:
-            B, H, L, D = self.q.shape
-            out = self.q.new_zeros(B, L, H, D, dtype=self.wide)
-            self.found = out, self.q.new_full((B, H, L), float("-inf"), dtype=self.wide)
-        self.found = self.found[0].to(self.wide), self.found[1]
-        return self.found
-
-    def result(self) -> tuple[Tensor, Tensor]:
-        """The output (1, L, H, D), in the dtype of the queries, and the log-sum-exp (1, H, L)."""
-        out, lse = self._wide() if self.found is None else self.found
-        return out.to(self.q.dtype).contiguous(), lse.contiguous()
-
-
-class Differentiating:
-    """The gradients of a softmax over blocks: each block is given the output and the log-sum-exp of the whole.
-
-    `dq_BHLD` is summed in fp32 (fp64 for fp64).
-    """
-
-    def __init__(self, given: RankTensors, found: RankResults) -> None:
-        self.q, self.scale, self.heads, self.found = given.q_BHLD, given.scale, given.heads_H, found
-        self.wide = torch.promote_types(self.q.dtype, FP32)
-        self.dq_BHLD = torch.zeros_like(self.q, dtype=self.wide, memory_format=torch.contiguous_format)
-
-    def zeros(self, table_NGE: Tensor) -> Tensor:
-        """A buffer for the gradient of a table."""
-        return torch.zeros_like(table_NGE, dtype=self.wide)
-
-    def add(self, block: RankBlock | None, table_NGE: Tensor, gradient_NGE: Tensor) -> None:
-        """Add a block's part to `dq_BHLD` and to the gradient of its table."""
-        if block is None:
-            return
-        rows, columns = block.rows, block.columns
-        table, q = _read(block, table_NGE, self.heads), self.q[:, :, rows]
-        k, v = halves(table)
-        call, kernel = _kernel(block, self.scale, q, k)
-        # without a copy where the block's rows and keys are a stretch of the buffers
-        direct_q, direct_k = isinstance(rows, slice), isinstance(columns, slice) and self.heads is None
-        dq = self.dq_BHLD[:, :, rows] if direct_q else torch.zeros_like(q, dtype=self.wide)
-        part = gradient_NGE[columns] if direct_k else self.zeros(table)
-        whole = self.found.out_BLHD[:, rows], self.found.lse_BHL[:, :, rows]
-        kernel.backward(call, self.found.grad_BLHD[:, rows], q, k, v, *whole, into=(dq, *halves(part)))
-        if not direct_q:
-            self.dq_BHLD[:, :, rows] += dq
-        if direct_k:
-            return
-        if self.heads is not None:
-            part = part.new_zeros(len(part), *gradient_NGE.shape[1:]).index_add_(1, self.heads, part)
-        if isinstance(columns, slice):
-            gradient_NGE[columns] += part
-        else:
-            gradient_NGE.index_add_(0, columns, part)  # a key may be there for several runs
-
-
-def _read(block: RankBlock, table_NGE: Tensor, heads_H: Tensor | None) -> Tensor:
-    table = table_NGE[block.columns]
-    return table if heads_H is None else table[:, heads_H]
-
-
-def _kernel(block: RankBlock, scale: float, q: Tensor, k: Tensor) -> tuple[Call, Kernel]:
-    call = Call(block.positions, block.mask, scale)
-    return call, choose(call, q, k)
 
 
 def compact(numbers: Tensor, device: torch.device) -> Rows:

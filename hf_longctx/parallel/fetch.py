@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full, Window
-from .blocks import Attending, Differentiating, RankBlock, RankResults, RankTensors, halves, table_of
+from .blocks import RankBlock, RankResults, RankTensors, halves, table_of
 from .exchange import Exchange
 from .layout import ranges
 from .peers import Pending
+from .softmax import Attending, Differentiating
 
 
 class FetchExchange(Exchange):
@@ -37,27 +38,42 @@ class FetchExchange(Exchange):
     def forward(self, given: RankTensors) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
         whole, cut = self.blocks
-        own, softmax = table_of(given.k_BGLD, given.v_BGLD), Attending(given)
-        coming = self.fetch(own[self.shared_rows]) if self.layout.shared else None
-        softmax.add(whole, own)
+        coming, softmax = self._coming(given), Attending(given, apart=True)
+        if whole is not None:
+            softmax.add(whole, whole.own(given.k_BGLD, given.v_BGLD))
         if coming is not None:
-            softmax.add(cut, coming())
+            table = coming()
+            if cut is not None:
+                softmax.add(cut, cut.of_table(table))
         return softmax.result()
 
     def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """See `Exchange`."""
         whole, cut = self.blocks
-        own = table_of(given.k_BGLD, given.v_BGLD)
-        coming = self.fetch(own[self.shared_rows]) if self.layout.shared else None
-        softmax = Differentiating(given, found)
-        total = softmax.zeros(own)
-        softmax.add(whole, own, total)
+        coming, grads = self._coming(given), Differentiating(given, found, apart=True)
+        if coming is None and whole is not None:  # all rows are of whole documents
+            dk, dv = grads.keys_of(whole, whole.own(given.k_BGLD, given.v_BGLD))
+            return grads.dq_BHLD, dk, dv
+        total = grads.zeros(table_of(given.k_BGLD, given.v_BGLD)) if whole is not None or coming is None else None
+        if whole is not None and total is not None:
+            grads.add(whole, whole.own(given.k_BGLD, given.v_BGLD), total)
         if coming is not None:
             table = coming()
-            gradient = softmax.zeros(table)
-            softmax.add(cut, table, gradient)
-            total[self.shared_rows] += self.give_back(gradient)[: len(self.layout.shared_rows[self.rank])]
-        return softmax.dq_BHLD, *halves(total)
+            gradient = grads.zeros(table)
+            if cut is not None:
+                grads.add(cut, cut.of_table(table), gradient)
+            shared = self.give_back(gradient)[: len(self.layout.shared_rows[self.rank])]
+            if total is None:  # all rows are of shared documents
+                total = shared
+            else:
+                total[self.shared_rows] = shared
+        assert total is not None
+        return grads.dq_BHLD, *halves(total)
+
+    def _coming(self, given: RankTensors) -> Pending | None:
+        if not self.layout.shared:
+            return None
+        return self.fetch(table_of(given.k_BGLD, given.v_BGLD)[self.shared_rows])
 
     @cached_property
     def blocks(self) -> list[RankBlock | None]:

@@ -41,7 +41,7 @@ def attention(
     width = max(q_BHLD.shape[-1], dim)
     wide = (widened(x, width) for x in (q_BHLD, k_BGLD, v_BGLD))
     out, lse = torch.ops.hf_longctx.ranks_flash_attn(*wide, scale, exchange.number)
-    return out[..., :dim], lse
+    return out if dim == width else out[..., :dim], lse
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, ranks: Ranks) -> None:
@@ -72,10 +72,22 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: int) -> tu
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, exchange: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found = RankResults(grad.contiguous(), out, lse)
-    dq, dk, dv = Exchange.of(exchange).backward(RankTensors(q, k, v, scale), found)
-    # dk and dv are parts of one tensor; an operator's outputs share no memory
-    return q.new_empty(q.shape).copy_(dq), k.new_empty(k.shape).copy_(dk), v.new_empty(v.shape).copy_(dv)
+    return _derive(Exchange.of(exchange), grad, q, k, v, out, lse, scale)
+
+
+def _derive(
+    exchange: Exchange, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    found = exchange.backward(RankTensors(q, k, v, scale), RankResults(grad.contiguous(), out, lse))
+    dq, dk, dv = (_by_row(grad, x) for grad, x in zip(found, (q, k, v), strict=True))
+    return dq, dk, dv
+
+
+def _by_row(grad_BHLD: Tensor, x_BHLD: Tensor) -> Tensor:
+    """A gradient in the dtype of its tensor, in memory row by row, as projections want it, and shared with no other."""
+    rows_BLHD = grad_BHLD.transpose(1, 2)
+    part = rows_BLHD.untyped_storage().nbytes() > rows_BLHD.numel() * rows_BLHD.element_size()
+    return rows_BLHD.to(x_BHLD.dtype, copy=part, memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 @_forward.register_fake
@@ -88,7 +100,8 @@ def _(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: int) -> tuple[Ten
 def _(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, exchange: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    dq, dk, dv = (x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v))
+    return dq, dk, dv
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -99,8 +112,12 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _gradients(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    dq, dk, dv = torch.ops.hf_longctx.ranks_flash_attn_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.number)
-    return dq, dk, dv, None, None
+    q, k, v, out, lse = ctx.saved_tensors
+    if type(grad) is Tensor and not torch.compiler.is_compiling():
+        # not by the operator, whose call costs the host a tenth of a millisecond
+        return *_derive(ctx.exchange, grad, q, k, v, out, lse, ctx.scale), None, None
+    backward = torch.ops.hf_longctx.ranks_flash_attn_backward
+    return *backward(grad, q, k, v, out, lse, ctx.scale, ctx.number), None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full
-from .blocks import Attending, Differentiating, RankBlock, RankResults, RankTensors, halves, padded, table_of
+from .blocks import RankBlock, RankResults, RankTensors, halves, padded, table_of
 from .exchange import Exchange
 from .layout import Piece, ranges
+from .softmax import Attending, Differentiating
 
 KEYS, GRADIENTS = 0, 1  # tags of what is in flight at a time
 
@@ -27,42 +28,49 @@ class RingExchange(Exchange):
     def forward(self, given: RankTensors) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
         own, *others = self.blocks
-        table, softmax = table_of(given.k_BGLD, given.v_BGLD), Attending(given)
-        coming = self.peers.shift(self._travelling(table), KEYS) if others else None
-        softmax.add(own, table)
+        coming = self.peers.shift(self._travelling(given), KEYS) if others else None
+        softmax = Attending(given, apart=not others)
+        if own is not None:
+            softmax.add(own, own.own(given.k_BGLD, given.v_BGLD))
         for step, block in enumerate(others, start=1):
             assert coming is not None
-            keys = coming()
+            table = coming()
             if step < len(others):
-                coming = self.peers.shift(keys, KEYS)
-            softmax.add(block, keys)
+                coming = self.peers.shift(table, KEYS)
+            if block is not None:
+                softmax.add(block, block.of_table(table))
         return softmax.result()
 
     def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """See `Exchange`."""
         own, *others = self.blocks
-        table = table_of(given.k_BGLD, given.v_BGLD)
-        softmax = Differentiating(given, found)
-        total = softmax.zeros(table)
-        coming = self.peers.shift(self._travelling(table), KEYS) if others else None
-        softmax.add(own, table, total)
+        coming = self.peers.shift(self._travelling(given), KEYS) if others else None
+        grads = Differentiating(given, found, apart=not others)
+        if own is not None and not others:
+            dk, dv = grads.keys_of(own, own.own(given.k_BGLD, given.v_BGLD))
+            return grads.dq_BHLD, dk, dv
+        total = grads.zeros(table_of(given.k_BGLD, given.v_BGLD))
+        if own is not None:
+            grads.add(own, own.own(given.k_BGLD, given.v_BGLD), total)
         returning = None
         for step, block in enumerate(others, start=1):
             assert coming is not None
-            keys = coming()
+            table = coming()
             if step < len(others):
-                coming = self.peers.shift(keys, KEYS)
-            gradient = softmax.zeros(keys)
-            softmax.add(block, keys, gradient)
+                coming = self.peers.shift(table, KEYS)
+            gradient = grads.zeros(table)
+            if block is not None:
+                grads.add(block, block.of_table(table), gradient)
             if returning is not None:
                 gradient += returning()
             returning = self.peers.shift(gradient, GRADIENTS)
         if returning is not None:
             total[self.shared_rows] += returning()[: len(self.layout.shared_rows[self.rank])]
-        return softmax.dq_BHLD, *halves(total)
+        return grads.dq_BHLD, *halves(total)
 
-    def _travelling(self, table_LGE: Tensor) -> Tensor:
+    def _travelling(self, given: RankTensors) -> Tensor:
         """The rows that other ranks need, and so many more that all ranks send as many."""
+        table_LGE = table_of(given.k_BGLD, given.v_BGLD)
         return padded(table_LGE[self.shared_rows], max(map(len, self.layout.shared_rows)))
 
     @cached_property

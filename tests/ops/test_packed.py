@@ -108,7 +108,7 @@ def test_gradients_are_added_into_fp32_buffers(name: str, ops: PlainOps) -> None
     for buffer, mine, grad in zip(into, found, KERNELS[name].gradients(*args), strict=True):
         assert mine is buffer
         # in bf16, 1000 is kept to 4: nothing of the gradient would be left
-        assert torch.equal(buffer, grad.float() + 1000)
+        torch.testing.assert_close(buffer, grad.float() + 1000, rtol=0, atol=2e-4)  # part by part, in another order
 
 
 def test_the_ring_of_three_ranks_is_one_call_of_attend() -> None:

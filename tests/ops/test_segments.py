@@ -127,7 +127,8 @@ def test_the_fastest_kernel_is_chosen_by_lengths(monkeypatch: pytest.MonkeyPatch
     assert is_([(8 * K, 8 * K), (8 * K, 32 * K)]) == "cudnn"  # a rank of two under zigzag
     assert is_([(8 * K, 8 * K)] * 4, Full()) == "cudnn"
     assert is_([(n * K, n * K) for n in range(2, 12)]) == "cuda_flash", "a graph of cuDNN for each length"
-    assert is_([(runs.LONG - 1, runs.LONG - 1)] * 10) == "cuda_flash"
+    assert is_([(2 * K, 2 * K)] * 10) == "cuda_flash"
+    assert is_([(2 * K, 2 * K), (2 * K, 8 * K)]) == "cuda_flash"  # a rank of two under zigzag of 8k
     assert is_([(6 * K, 6 * K), (1, 1)]) == "cuda_flash"
     assert is_([(6 * K, 6 * K)] * 10, Window(K)) == "triton_window"
     assert is_([(K, K)] * 10, Window(K)) == "cuda_flash"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx.ops.masks import DOCUMENT, Packed, Window
-from hf_longctx.parallel import Layout, blocks
+from hf_longctx.parallel import Layout, softmax
 from hf_longctx.parallel.blocks import RankBlock
 from hf_longctx.parallel.halo import HaloExchange
 from hf_longctx.parallel.ring import RingExchange
@@ -42,12 +42,14 @@ def halo_one_shorter() -> Iterator[None]:
 
 
 def larger_lse_for_the_merged() -> AbstractContextManager[Any]:
-    right = blocks.merge
+    right = softmax.merge_into
 
-    def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> tuple[Tensor, Tensor]:
-        return right(out, lse, part, part_lse)[0], torch.maximum(lse, part_lse)
+    def merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
+        larger = torch.maximum(lse, part_lse)
+        right(out, lse, part, part_lse)
+        lse.copy_(larger)
 
-    return patch.object(blocks, "merge", merge)
+    return patch.object(softmax, "merge_into", merge)
 
 
 def one_key_missing() -> AbstractContextManager[Any]:

@@ -165,9 +165,28 @@ class Kernel:
 
         Those with a buffer `into`, usually fp32, are added to it, unrounded; it takes their place.
         """
+        buffers = [buffer for buffer in into[:3] if buffer is not None]
+        if call.bias is None and len(buffers) == 3:
+            self.add_gradients(call, grad_BLHD, q, k, v, out_BLHD, lse_BHL, buffers)
+            return buffers
         of = [q, k, v] if call.bias is None else [q, k, v, call.bias.weights]
         grads = self.gradients(call, grad_BLHD, q, k, v, out_BLHD, lse_BHL)
         return [
             grad.to(x.dtype) if buffer is None else buffer.add_(grad)
             for x, grad, buffer in zip(of, grads, into, strict=False)  # weights may need no gradient
         ]
+
+    def add_gradients(
+        self,
+        call: Call,
+        grad_BLHD: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out_BLHD: Tensor,
+        lse_BHL: Tensor,
+        into: Sequence[Tensor],
+    ) -> None:
+        """Add the `gradients` of q, k and v, of a call without a bias, to buffers."""
+        for buffer, found in zip(into, self.gradients(call, grad_BLHD, q, k, v, out_BLHD, lse_BHL), strict=True):
+            buffer += found

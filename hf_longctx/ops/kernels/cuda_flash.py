@@ -43,7 +43,8 @@ class CudaFlash(Kernel):
         rows, columns = varlen(call)
         packed = rows.pack(q_BHLD), columns.pack(k_BGSD), columns.pack(v_BGSD)
         out, lse = self._forward(call, rows, columns, *packed)
-        lse = torch.where(torch.isinf(lse), float("-inf"), lse)  # flash says +inf for a row without keys
+        if not all_see_keys(call):
+            lse = torch.where(torch.isinf(lse), float("-inf"), lse)  # flash says +inf for a row without keys
         return rows.unpack(out), rows.unpack(lse.T, fill=float("-inf")).transpose(1, 2)
 
     def gradients(
@@ -52,7 +53,8 @@ class CudaFlash(Kernel):
         """See `Kernel`."""
         rows, columns = varlen(call)
         lse = rows.pack(lse_BHL[..., None])[..., 0].T.contiguous()
-        lse = torch.where(lse == float("-inf"), float("inf"), lse)
+        if not all_see_keys(call):
+            lse = torch.where(lse == float("-inf"), float("inf"), lse)
         grad, out = (rows.pack(x.to(q.dtype).transpose(1, 2)) for x in (grad_BLHD, out_BLHD))
         packed = rows.pack(q), columns.pack(k), columns.pack(v)
         dq, dk, dv = self._backward(call, rows, columns, grad, *packed, out, lse)
@@ -103,6 +105,14 @@ def window_of(call: Call) -> tuple[int | None, int | None]:
     """Flash attention's window (left, right), inclusive, in indices aligned at the end; None: no window."""
     inside = inside_of(call.mask)
     return (inside.size - 1, 0) if isinstance(inside, Window) else (None, None)
+
+
+def all_see_keys(call: Call) -> bool:
+    """Is it known that each query sees a key? Of documents that end together it is where none has fewer keys."""
+    segments = call.positions.segments
+    if segments is None or not isinstance(call.mask, Packed):
+        return call.positions.same_rows and not call.positions.padded
+    return segments.keys_for_all
 
 
 def varlen(call: Call) -> tuple[VarlenRows, VarlenRows]:

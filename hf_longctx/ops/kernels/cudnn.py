@@ -3,6 +3,8 @@
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ class Cudnn(Kernel):
         """See `Kernel`."""
         if not isinstance(call.mask, Packed):
             return None
-        reason = runs.short(call)
+        reason = runs.short(call, q_BHLD)
         if reason is None and len(runs.sizes(call)) > FEW:
             return f"documents of more than {FEW} different lengths would wait for cuDNN to build a graph for each"
         return reason
@@ -86,3 +88,18 @@ class Cudnn(Kernel):
             scale=call.scale,
         )
         return [dq, dk, dv]
+
+    def add_gradients(
+        self,
+        call: Call,
+        grad_BLHD: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out_BLHD: Tensor,
+        lse_BHL: Tensor,
+        into: Sequence[Tensor],
+    ) -> None:
+        """See `Kernel`. Each run is added where it belongs, without buffers for all of them in between."""
+        add = runs.add_gradients if isinstance(call.mask, Packed) else Kernel.add_gradients
+        add(self, call, grad_BLHD, q, k, v, out_BLHD, lse_BHL, into)

@@ -6,6 +6,7 @@ The keys before a run's square are seen by all of its queries. Both parts are me
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,16 +14,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..masks import Causal, Full, Mask
-from ..merge import merge
+from ..masks import Causal, Full, Mask, Window
+from ..merge import merge_into
 from ..positions import Positions
 from .base import Call, Kernel, inside_of
 
-# keys of a run, on average, from which a call of its own is worth its launch. On an H100, 64k tokens in ten documents,
-# 32/8 heads of 64, forward and backward: 8.2 + 22.7 ms by cuDNN in ten calls, 12.6 + 34 ms by flash attention in one
+# pairs x heads x head dim of a part, on average, from which a call of its own is worth its launch. On two H200s,
+# forward, forward again and backward of one document that is cut: 8k, 32/8 heads of 64 (2^33.4 a part), 4.4 ms by cuDNN
+# and 3.4 by flash attention in one call; 16k, 9/3 heads (2^33.6), 3.7 and 3.8; 16k, 32/8 heads (2^35.4), 7.9 and 10.4
+WORK = 2**34
+# keys of a run, on average, and its tokens times heads, below which a window of its own is not worth its launch. On an
+# H100, eight documents of 8k, window 1,024, forward: with 9 heads 2.2 ms by the Triton kernel and 1.2 by flash
+# attention, with 32 heads 2.1 and 3.7
 LONG = 2048
-# tokens times heads of such a run. On an H100, eight documents of 8k, window 1,024, forward: with 9 heads 2.2 ms by the
-# Triton kernel and 1.2 by flash attention, with 32 heads 2.1 and 3.7
 ENOUGH = 2**17
 
 
@@ -43,16 +47,17 @@ def sizes(call: Call) -> frozenset[tuple[int, int]]:
     return _sizes(_lengths(call), inside_of(call.mask))
 
 
-def short(call: Call, heads: int | None = None) -> str | None:
-    """Why one call of flash attention for all runs is faster than one call a run; None if it is not.
-
-    `heads` is given for windows, whose calls are short: each must have enough to do for its launch.
-    """
-    tokens, number = call.positions.k_pos_BS.shape[1], len(_lengths(call))
-    if tokens < LONG * number:
-        return f"documents of fewer than {LONG} tokens, on average, are faster in one call of flash attention"
-    if heads is not None and number > 1 and tokens * heads < ENOUGH * number:
-        return f"windows of documents of {tokens // number} tokens and {heads} heads are faster in one call"
+def short(call: Call, q_BHLD: Tensor) -> str | None:
+    """Why one call of flash attention for all runs is faster than one call a part; None if it is not."""
+    tokens, lengths, heads = call.positions.k_pos_BS.shape[1], _lengths(call), q_BHLD.shape[1]
+    if isinstance(inside_of(call.mask), Window):
+        number = len(lengths)
+        if tokens < LONG * number or (number > 1 and tokens * heads < ENOUGH * number):
+            return f"windows of documents of {tokens // number} tokens and {heads} heads are faster in one call"
+        return None
+    pairs, parts = _pairs(lengths, inside_of(call.mask))
+    if pairs * heads * q_BHLD.shape[3] < WORK * parts:
+        return f"{parts} parts of {pairs // max(parts, 1)} pairs and {heads} heads are faster in one call"
     return None
 
 
@@ -88,20 +93,35 @@ def _sizes(lengths: tuple[tuple[int, int], ...], inside: Mask) -> frozenset[tupl
     )
 
 
+@lru_cache(maxsize=16)
+def _pairs(lengths: tuple[tuple[int, int], ...], inside: Mask) -> tuple[int, int]:
+    """How many pairs there are in all parts, and how many parts."""
+    sizes = [
+        ((run.rows.stop - run.rows.start) * (columns.stop - columns.start), mask)
+        for run in _runs(lengths, inside)
+        for columns, mask in run.parts
+    ]
+    return sum(size // 2 if isinstance(mask, Causal) else size for size, mask in sizes), len(sizes)
+
+
 def forward(kernel: Kernel, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`Kernel.forward` of packed documents, by calls of the kernel on plain ones."""
     B, H, L, _ = q.shape
     found = runs(call)
     wide = torch.promote_types(q.dtype, torch.float32)
     merged = any(len(run.parts) > 1 for run in found)
-    out = q.new_zeros(B, L, H, v.shape[-1], dtype=wide if merged else q.dtype)
-    lse = q.new_full((B, H, L), float("-inf"), dtype=wide)
+    out = q.new_empty(B, L, H, v.shape[-1], dtype=wide if merged else q.dtype)
+    lse = q.new_empty((B, H, L), dtype=wide)
+    if sum(run.rows.stop - run.rows.start for run in found) < L:  # rows without any key
+        out.zero_()
+        lse.fill_(float("-inf"))
     for rows, parts in found:
         for n, (columns, mask) in enumerate(parts):
             part = kernel.forward(_plain(call, rows, columns, mask), *_cut(rows, columns, q, k, v))
             if n:
-                part = merge(out[:, rows], lse[:, :, rows], *part)
-            out[:, rows], lse[:, :, rows] = part
+                merge_into(out[:, rows], lse[:, :, rows], *part)
+            else:
+                out[:, rows], lse[:, :, rows] = part
     return out, lse
 
 
@@ -109,20 +129,41 @@ def gradients(
     kernel: Kernel, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
 ) -> list[Tensor]:
     """`Kernel.gradients` of packed documents, by calls of the kernel on plain ones."""
-    found = runs(call)
+    # queries with two parts are summed in fp32
+    wide = torch.promote_types(q.dtype, torch.float32) if any(len(run.parts) > 1 for run in runs(call)) else q.dtype
+    totals = [torch.zeros_like(x, dtype=dtype) for x, dtype in ((q, wide), (k, k.dtype), (v, v.dtype))]
+    for n, rows, columns, part in _each_part(kernel, call, grad_BLHD, q, k, v, out_BLHD, lse_BHL):
+        totals[0][:, :, rows] = totals[0][:, :, rows] + part[0] if n else part[0]
+        totals[1][:, :, columns], totals[2][:, :, columns] = part[1:]
+    return totals
+
+
+def add_gradients(
+    kernel: Kernel,
+    call: Call,
+    grad_BLHD: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out_BLHD: Tensor,
+    lse_BHL: Tensor,
+    into: Sequence[Tensor],
+) -> None:
+    """Add the `gradients` of packed documents to buffers, part by part."""
+    for _, rows, columns, part in _each_part(kernel, call, grad_BLHD, q, k, v, out_BLHD, lse_BHL):
+        for buffer, stretch, found in zip(into, (rows, columns, columns), part, strict=True):
+            buffer[:, :, stretch] += found
+
+
+def _each_part(
+    kernel: Kernel, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
+) -> Iterator[tuple[int, slice, slice, Sequence[Tensor]]]:
+    """Its number in its run, rows, columns and gradients of each part."""
     grad, out = (x.to(q.dtype).contiguous() for x in (grad_BLHD, out_BLHD))  # kernels want equal strides of both
-    totals: list[Tensor] | None = None
-    for rows, parts in found:
+    for rows, parts in runs(call):
         for n, (columns, mask) in enumerate(parts):
             args = grad[:, rows], *_cut(rows, columns, q, k, v), out[:, rows], lse_BHL[:, :, rows]
-            dq, dk, dv = kernel.gradients(_plain(call, rows, columns, mask), *args)
-            if totals is None:
-                twice = any(len(run.parts) > 1 for run in found)  # queries with two parts are summed in fp32
-                q_dtype = torch.promote_types(dq.dtype, torch.float32) if twice else dq.dtype
-                totals = [torch.zeros_like(x, dtype=t) for x, t in ((q, q_dtype), (k, dk.dtype), (v, dv.dtype))]
-            totals[0][:, :, rows] = totals[0][:, :, rows] + dq if n else dq
-            totals[1][:, :, columns], totals[2][:, :, columns] = dk, dv
-    return [torch.zeros_like(x) for x in (q, k, v)] if totals is None else totals
+            yield n, rows, columns, kernel.gradients(_plain(call, rows, columns, mask), *args)
 
 
 def _cut(rows: slice, columns: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

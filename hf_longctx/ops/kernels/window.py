@@ -47,7 +47,7 @@ class TritonWindow(CudaFlash):
 
     def slower_reason(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """See `Kernel`."""
-        return runs.short(call, q_BHLD.shape[1]) if isinstance(call.mask, Packed) else None
+        return runs.short(call, q_BHLD) if isinstance(call.mask, Packed) else None
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kernel`."""

@@ -58,11 +58,12 @@ def attention(
         query = query.to(torch.get_autocast_dtype(query.device.type))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     inside = Causal() if sliding_window is None else Window(sliding_window)
-    rows = sequence_parallel.layout.sizes[sequence_parallel.rank]
+    ranks, computed = sequence_parallel, query.shape[2]
+    rows = ranks.layout.sizes[ranks.rank]
     # a rank without tokens computes one that counts nowhere, and has no part in attention
-    q, k, v = (x[:, :, :rows].to(query.dtype) for x in (query, key, value))
-    out, _ = shared_attention(q, k, v, sequence_parallel, scale=scale, inside=inside)
-    return torch.nn.functional.pad(out, (0, 0, 0, 0, 0, query.shape[2] - rows)), None
+    q, k, v = (x if computed == rows else x[:, :, :rows] for x in (query, key, value))
+    out, _ = shared_attention(q, k.to(q.dtype), v.to(q.dtype), ranks, scale=scale, inside=inside)
+    return out if computed == rows else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, computed - rows)), None
 
 
 # without a mask function of this name transformers builds no masks

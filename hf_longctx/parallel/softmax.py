@@ -1,0 +1,129 @@
+"""The softmax of a rank's rows over several blocks, and its gradients.
+
+Where blocks have different rows, each result is put in its place. Where they share rows, results are merged by their
+log-sum-exps, and gradients of queries are summed in fp32 (fp64 for fp64).
+"""
+
+# H query heads, G key/value heads, L rows of a rank, S keys of a block, E = 2 D: a key and its value, D head dim
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops.merge import merge_into
+from .blocks import Keys, RankBlock, RankResults, RankTensors, halves, table_of
+
+FP32 = torch.float32
+
+
+class Attending:
+    """The softmax of a rank's rows over one block after the other."""
+
+    def __init__(self, given: RankTensors, apart: bool) -> None:
+        self.q, self.scale, self.heads, self.apart = given.q_BHLD, given.scale, given.heads_H, apart
+        self.wide = torch.promote_types(self.q.dtype, FP32)
+        self.found: tuple[Tensor, Tensor] | None = None
+
+    def add(self, block: RankBlock, keys: Keys) -> None:
+        """Add a block, with its keys and values."""
+        k, v = _read(keys, self.heads)
+        q = self.q[:, :, block.rows]
+        call, kernel = block.kernel(self.scale, q, k)
+        out, lse = kernel.forward(call, q, k, v)
+        if self.found is None and out.shape[1] == self.q.shape[2]:
+            self.found = out, lse
+            return
+        total, total_lse = self._buffers()
+        rows = block.rows
+        if self.apart:
+            total[:, rows], total_lse[:, :, rows] = out.to(total.dtype), lse
+        elif isinstance(rows, slice):
+            merge_into(total[:, rows], total_lse[:, :, rows], out, lse)
+        else:
+            before = total[:, rows], total_lse[:, :, rows]
+            merge_into(*before, out, lse)
+            total[:, rows], total_lse[:, :, rows] = before
+
+    def _buffers(self) -> tuple[Tensor, Tensor]:
+        """What was found so far, to be overwritten, at first rows without any key; in at least fp32 to be merged."""
+        dtype = self.q.dtype if self.apart else self.wide
+        if self.found is None:
+            B, H, L, D = self.q.shape
+            out = self.q.new_zeros(B, L, H, D, dtype=dtype)
+            self.found = out, self.q.new_full((B, H, L), float("-inf"), dtype=self.wide)
+        self.found = self.found[0].to(dtype), self.found[1]
+        return self.found
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """The output (1, L, H, D), in the dtype of the queries, and the log-sum-exp (1, H, L)."""
+        out, lse = self._buffers() if self.found is None else self.found
+        return out.to(self.q.dtype).contiguous(), lse.contiguous()
+
+
+class Differentiating:
+    """The gradients of a softmax over blocks: each block is given the output and the log-sum-exp of the whole."""
+
+    def __init__(self, given: RankTensors, found: RankResults, apart: bool) -> None:
+        self.q, self.scale, self.heads, self.found, self.apart = given.q_BHLD, given.scale, given.heads_H, found, apart
+        self.wide = torch.promote_types(self.q.dtype, FP32)
+        self._dq: Tensor | None = None
+
+    @property
+    def dq_BHLD(self) -> Tensor:
+        """The gradient of the queries, so far."""
+        if self._dq is None:
+            self._dq = torch.zeros_like(self.q, dtype=self.q.dtype if self.apart else self.wide)
+        return self._dq
+
+    def zeros(self, table_NGE: Tensor) -> Tensor:
+        """A buffer for the gradient of a table."""
+        return torch.zeros_like(table_NGE, dtype=self.wide)
+
+    def keys_of(self, block: RankBlock, keys: Keys) -> Keys:
+        """The gradients of a block's keys and values, unrounded; that of its queries goes into `dq_BHLD`."""
+        dk, dv = self._gradients(block, keys, None)
+        if self.heads is None:
+            return dk, dv
+        # a key/value head was there for several query heads
+        summed = [torch.zeros_like(x, dtype=self.wide) for x in keys]
+        for total, found in zip(summed, (dk, dv), strict=True):
+            total.index_add_(1, self.heads, found.to(self.wide))
+        return summed[0], summed[1]
+
+    def add(self, block: RankBlock, keys: Keys, gradient_NGE: Tensor) -> None:
+        """Add them to the gradient of the table that the keys are of."""
+        columns = block.columns
+        if isinstance(columns, slice) and self.heads is None and not self.apart:
+            self._gradients(block, keys, halves(gradient_NGE[columns]))  # without a buffer in between
+            return
+        part = table_of(*self.keys_of(block, keys)).to(self.wide)
+        if isinstance(columns, slice):
+            gradient_NGE[columns] += part
+        else:
+            gradient_NGE.index_add_(0, columns, part)  # a key may be there for several runs
+
+    def _gradients(self, block: RankBlock, keys: Keys, buffers: Keys | None) -> Keys:
+        k, v = _read(keys, self.heads)
+        rows, whole = block.rows, self.found
+        q = self.q[:, :, rows]
+        call, kernel = block.kernel(self.scale, q, k)
+        args = whole.grad_BLHD[:, rows], q, k, v, whole.out_BLHD[:, rows], whole.lse_BHL[:, :, rows]
+        if self.apart:
+            dq, dk, dv = kernel.gradients(call, *args)
+            if dq.shape == self.q.shape:
+                self._dq = dq
+            else:
+                self.dq_BHLD[:, :, rows] = dq.to(self.q.dtype)
+            return dk, dv
+        direct = isinstance(rows, slice)
+        dq = self.dq_BHLD[:, :, rows] if direct else torch.zeros_like(q, dtype=self.wide)
+        dk, dv = buffers or (torch.zeros_like(k, dtype=self.wide), torch.zeros_like(v, dtype=self.wide))
+        kernel.backward(call, *args, into=(dq, dk, dv))
+        if not direct:
+            self.dq_BHLD[:, :, rows] += dq
+        return dk, dv
+
+
+def _read(keys: Keys, heads_H: Tensor | None) -> Keys:
+    k, v = keys
+    return keys if heads_H is None else (k[:, heads_H], v[:, heads_H])
