@@ -73,11 +73,11 @@ class RankBlock:
 
     def own(self, k_BGLD: Tensor, v_BGLD: Tensor) -> Keys:
         """The block's keys and values, of those of the rank's rows."""
-        return k_BGLD[:, :, self.columns], v_BGLD[:, :, self.columns]
+        return taken(k_BGLD, self.columns, 2), taken(v_BGLD, self.columns, 2)
 
     def of_table(self, table_NGE: Tensor) -> Keys:
         """The block's keys and values, of a table that has come from others."""
-        return halves(table_NGE[self.columns])
+        return halves(taken(table_NGE, self.columns, 0))
 
 
 def table_of(k_BGLD: Tensor, v_BGLD: Tensor) -> Tensor:
@@ -123,6 +123,14 @@ class RankResults:
     grad_BLHD: Tensor
     out_BLHD: Tensor
     lse_BHL: Tensor
+
+
+def taken(x: Tensor, rows: Rows, dim: int) -> Tensor:
+    """Some rows in this dim of a tensor; itself where they are all, since every view costs the host some time."""
+    if isinstance(rows, slice):
+        size = rows.stop - rows.start
+        return x if size == x.shape[dim] else x.narrow(dim, rows.start, size)
+    return x.index_select(dim, rows)
 
 
 def compact(numbers: Tensor, device: torch.device) -> Rows:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full, Window
-from .blocks import RankBlock, RankResults, RankTensors, halves, table_of
+from .blocks import RankBlock, RankResults, RankTensors, halves, table_of, taken
 from .exchange import Exchange
 from .layout import ranges
 from .peers import Pending
@@ -73,7 +73,7 @@ class FetchExchange(Exchange):
     def _coming(self, given: RankTensors) -> Pending | None:
         if not self.layout.shared:
             return None
-        return self.fetch(table_of(given.k_BGLD, given.v_BGLD)[self.shared_rows])
+        return self.fetch(taken(table_of(given.k_BGLD, given.v_BGLD), self.shared_rows, 0))
 
     @cached_property
     def blocks(self) -> list[RankBlock | None]:

@@ -108,10 +108,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     q, k, v, ctx.scale, ctx.number = inputs
     ctx.exchange = Exchange.of(ctx.number)  # alive as long as the graph
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the log-sum-exp
     ctx.save_for_backward(q, k, v, *output)
 
 
-def _gradients(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
     q, k, v, out, lse = ctx.saved_tensors
     if type(grad) is Tensor and not torch.compiler.is_compiling():
         # not by the operator, whose call costs the host a tenth of a millisecond

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full
-from .blocks import RankBlock, RankResults, RankTensors, halves, padded, table_of
+from .blocks import RankBlock, RankResults, RankTensors, halves, padded, table_of, taken
 from .exchange import Exchange
 from .layout import Piece, ranges
 from .softmax import Attending, Differentiating
@@ -71,7 +71,7 @@ class RingExchange(Exchange):
     def _travelling(self, given: RankTensors) -> Tensor:
         """The rows that other ranks need, and so many more that all ranks send as many."""
         table_LGE = table_of(given.k_BGLD, given.v_BGLD)
-        return padded(table_LGE[self.shared_rows], max(map(len, self.layout.shared_rows)))
+        return padded(taken(table_LGE, self.shared_rows, 0), max(map(len, self.layout.shared_rows)))
 
     @cached_property
     def blocks(self) -> list[RankBlock | None]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops.merge import merge_into
-from .blocks import Keys, RankBlock, RankResults, RankTensors, halves, table_of
+from .blocks import Keys, RankBlock, RankResults, RankTensors, halves, table_of, taken
 
 FP32 = torch.float32
 
@@ -27,7 +27,7 @@ class Attending:
     def add(self, block: RankBlock, keys: Keys) -> None:
         """Add a block, with its keys and values."""
         k, v = _read(keys, self.heads)
-        q = self.q[:, :, block.rows]
+        q = taken(self.q, block.rows, 2)
         call, kernel = block.kernel(self.scale, q, k)
         out, lse = kernel.forward(call, q, k, v)
         if self.found is None and out.shape[1] == self.q.shape[2]:
@@ -105,9 +105,12 @@ class Differentiating:
     def _gradients(self, block: RankBlock, keys: Keys, buffers: Keys | None) -> Keys:
         k, v = _read(keys, self.heads)
         rows, whole = block.rows, self.found
-        q = self.q[:, :, rows]
+        q = taken(self.q, rows, 2)
         call, kernel = block.kernel(self.scale, q, k)
-        args = whole.grad_BLHD[:, rows], q, k, v, whole.out_BLHD[:, rows], whole.lse_BHL[:, :, rows]
+        grad, out, lse = (
+            taken(x, rows, dim) for x, dim in ((whole.grad_BLHD, 1), (whole.out_BLHD, 1), (whole.lse_BHL, 2))
+        )
+        args = grad, q, k, v, out, lse
         if self.apart:
             dq, dk, dv = kernel.gradients(call, *args)
             if dq.shape == self.q.shape:

@@ -21,8 +21,8 @@ LLAMA_8B = Geometry(heads=32, kv_heads=8, head_dim=128, windows=0, layers=32)
 @pytest.mark.parametrize(
     ("lengths", "kind", "reason"),
     [
-        ([131072], "gather", "131072 tokens take 1536 MiB a layer"),
-        ([1048576], "ring", "12288 MiB a layer with their gradients, more than 2048 MiB"),
+        ([8192], "gather", "8192 tokens take 96 MiB a layer with their gradients, so that one exchange"),
+        ([131072], "ring", "131072 tokens take 1536 MiB a layer with their gradients, and attention takes longer"),
         ([1048576, *[1000] * 9], "ring", "the keys of 1048576 tokens"),
         ([5000] * 16, "gather", "every document is whole on one rank"),
     ],
@@ -31,6 +31,12 @@ def test_by_length(lengths: list[int], kind: str, reason: str) -> None:
     found, why = choose(Layout.of(lengths, 4, "balance"), LLAMA_8B)
     assert found == kind
     assert reason in why
+
+
+def test_many_short_documents_in_a_ring_for_memory() -> None:
+    kind, why = choose(Layout.of([500] * 400, 4, "all"), LLAMA_8B)
+    assert kind == "ring"
+    assert "2344 MiB a layer with their gradients, more than 2048 MiB" in why
 
 
 def test_windows_need_few_keys() -> None:

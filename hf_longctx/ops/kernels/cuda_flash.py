@@ -92,7 +92,7 @@ class CudaFlash(Kernel):
             columns.longest,
             0.0,
             isinstance(inside_of(call.mask), Causal),
-            torch.zeros(2, dtype=torch.uint64, device=packed[0].device),
+            torch.empty(2, dtype=torch.uint64, device=packed[0].device),  # of dropout, which there is none of
             torch.empty(0, device=packed[0].device),
             scale=call.scale,
             window_size_left=left,

@@ -68,7 +68,7 @@ class Cudnn(Kernel):
         """See `Kernel`."""
         if isinstance(call.mask, Packed):
             return runs.gradients(self, call, grad_BLHD, q, k, v, out_BLHD, lse_BHL)
-        seed = torch.zeros((), dtype=torch.int64, device=q.device)
+        seed = torch.empty((), dtype=torch.int64, device=q.device)  # of dropout, which there is none of
         dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
             grad_BLHD.to(q.dtype).transpose(1, 2),
             q,

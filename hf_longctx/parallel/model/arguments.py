@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...upstream.caches import cache_in
 from .answers import Share
 from .documents import IGNORED, PADDING, next_labels
-from .dropping import attention_dropout
+from .dropping import Walked
 from .interface import NAME
 
 # arguments that are read here, and not handed on as they are
@@ -23,7 +23,7 @@ READ = (
 REFUSED = ("output_hidden_states", "output_attentions", "output_router_logits", "logits_to_keep")
 
 
-def check_arguments(model: nn.Module, given: dict[str, Any], tokens: Any) -> None:
+def check_arguments(model: nn.Module, walked: Walked, given: dict[str, Any], tokens: Any) -> None:
     """ValueError for arguments with which the forward would not be that of one process."""
     name = type(model).__name__
     if not isinstance(tokens, Tensor) or tokens.dim() < 2:
@@ -41,14 +41,13 @@ def check_arguments(model: nn.Module, given: dict[str, Any], tokens: Any) -> Non
                 f"{argument}={given[argument]!r}: under SequenceParallel a model answers with its loss and what it "
                 f"says of each token. Leave it out."
             )
-    layers: Iterator[Any] = (m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "config"))
-    other = {str(m.config._attn_implementation) for m in layers} - {NAME}
+    other = {str(layer.config._attn_implementation) for layer in walked.attending} - {NAME}
     if other:
         raise RuntimeError(
             f"attn_implementation was changed to {other.pop()!r} under SequenceParallel, and would see this rank's "
             f"tokens only. Undo the patch first, and apply it again afterwards."
         )
-    dropping = attention_dropout(model) if model.training else None
+    dropping = walked.attention_dropout if model.training else None
     if dropping:
         raise ValueError(f"{dropping}, which SequenceParallel does not support in training. Set it to 0.")
 

@@ -21,7 +21,7 @@ from .answers import Share
 from .arguments import READ, check_arguments, labels_of, named, part_of
 from .choosing import Geometry, choose
 from .documents import Documents, marks_of, positions_of
-from .dropping import dropping_apart
+from .dropping import Walked, dropping_apart
 from .groups import Groups
 from .interface import LAYOUT
 
@@ -76,13 +76,14 @@ def forward_of(model: nn.Module) -> types.MethodType:
 
 def shared_forward(model: nn.Module, state: State, given: dict[str, Any]) -> Any:
     """Share the batch in `given` among the ranks of a group, run the model's own forward, and answer for all of it."""
-    share, positions_BT, marks_BT = _share(model, state, given)
+    walked = Walked.through(model)
+    share, positions_BT, marks_BT = _share(model, walked, state, given)
     more = {name: part_of(x, share) for name, x in given.items() if name not in READ}
     inputs = {name: share.take(given[name]) for name in ("input_ids", "inputs_embeds") if given.get(name) is not None}
     if given.get("labels") is not None or given.get("shift_labels") is not None:
         more.update(labels_of(given, share, marks_BT))
     ranks = _ranks(state, share)
-    with dropping_apart(model, state.groups):
+    with dropping_apart(model, walked, state.groups):
         out = state.inner(
             **inputs,
             position_ids=share.take(positions_BT),
@@ -99,13 +100,13 @@ def shared_forward(model: nn.Module, state: State, given: dict[str, Any]) -> Any
     return answer if return_dict else answer.to_tuple()
 
 
-def _share(model: nn.Module, state: State, given: dict[str, Any]) -> tuple[Share, Tensor, Tensor]:
+def _share(model: nn.Module, walked: Walked, state: State, given: dict[str, Any]) -> tuple[Share, Tensor, Tensor]:
     """This rank's share, once all ranks have shown the same batch; and the positions and marks of all tokens."""
     tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     device = tokens.device if isinstance(tokens, Tensor) else next(model.parameters()).device
     groups, settings = state.groups, state.settings
     try:
-        check_arguments(model, given, tokens)
+        check_arguments(model, walked, given, tokens)
         assert isinstance(tokens, Tensor)
         shape = tokens.shape[0], tokens.shape[1]
         cu_seq_lens = given.get("cu_seq_lens_q")
