@@ -87,7 +87,7 @@ def table_of(k_BGLD: Tensor, v_BGLD: Tensor) -> Tensor:
 
 def padded(x_N: Tensor, rows: int) -> Tensor:
     """(N, ...) with rows of zeros behind, so many in all."""
-    missing = rows - len(x_N)
+    missing = rows - x_N.shape[0]
     return torch.nn.functional.pad(x_N, (0, 0) * (x_N.dim() - 1) + (0, missing)) if missing else x_N
 
 
@@ -118,11 +118,15 @@ class RankTensors:
 
 @dataclass(frozen=True, eq=False)
 class RankResults:
-    """What its backward is given besides: the gradient, the output and the log-sum-exp of the whole softmax."""
+    """What its backward is given besides: the gradient, the output and the log-sum-exp of the whole softmax.
+
+    `kept` is what the forward has put into its list of that name: all ranks have it, or none.
+    """
 
     grad_BLHD: Tensor
     out_BLHD: Tensor
     lse_BHL: Tensor
+    kept: tuple[Tensor, ...] = ()
 
 
 def taken(x: Tensor, rows: Rows, dim: int) -> Tensor:

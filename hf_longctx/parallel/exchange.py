@@ -48,8 +48,11 @@ class Exchange:
             raise RuntimeError("the Ranks of this attention are gone. Keep them until the backward pass has ended.")
         return _live[number]
 
-    def forward(self, given: RankTensors) -> tuple[Tensor, Tensor]:
-        """The output (1, L, H, D), in the dtype of the queries, and the log-sum-exp (1, H, L) of the rank's rows."""
+    def forward(self, given: RankTensors, kept: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The output (1, L, H, D), in the dtype of the queries, and the log-sum-exp (1, H, L) of the rank's rows.
+
+        A kind that fetches keys in one piece appends them to `kept`, where there is such a list.
+        """
         raise NotImplementedError
 
     def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,44 +31,61 @@ class FetchExchange(Exchange):
         """The gradient of the rank's own rows of shared documents, summed over ranks, from that of the table."""
         raise NotImplementedError
 
+    @property
+    def table_rows(self) -> int:
+        """Rows of the table."""
+        raise NotImplementedError
+
     def slots(self) -> Tensor:
         """Where each token of the pack is in the table, (T,), at least for those that the rank's rows see."""
         raise NotImplementedError
 
-    def forward(self, given: RankTensors) -> tuple[Tensor, Tensor]:
+    def forward(self, given: RankTensors, kept: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
         whole, cut = self.blocks
         coming, softmax = self._coming(given), Attending(given, apart=True)
         if whole is not None:
             softmax.add(whole, whole.own(given.k_BGLD, given.v_BGLD))
         if coming is not None:
-            table = coming()
+            keys = self._keys(coming())
+            if kept is not None:
+                kept.append(keys)
             if cut is not None:
-                softmax.add(cut, cut.of_table(table))
+                softmax.add(cut, halves(keys))
         return softmax.result()
 
     def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """See `Exchange`."""
         whole, cut = self.blocks
-        coming, grads = self._coming(given), Differentiating(given, found, apart=True)
-        if coming is None and whole is not None:  # all rows are of whole documents
+        shared = bool(self.layout.shared)
+        coming = self._coming(given) if shared and not found.kept else None
+        grads = Differentiating(given, found, apart=True)
+        if whole is not None and not shared:  # all rows are of whole documents
             dk, dv = grads.keys_of(whole, whole.own(given.k_BGLD, given.v_BGLD))
             return grads.dq_BHLD, dk, dv
-        total = grads.zeros(table_of(given.k_BGLD, given.v_BGLD)) if whole is not None or coming is None else None
+        E, own = given.k_BGLD.shape[3] + given.v_BGLD.shape[3], given.k_BGLD
+        total = (
+            own.new_zeros(own.shape[2], own.shape[1], E, dtype=grads.wide) if whole is not None or not shared else None
+        )
         if whole is not None and total is not None:
             grads.add(whole, whole.own(given.k_BGLD, given.v_BGLD), total)
-        if coming is not None:
-            table = coming()
-            gradient = grads.zeros(table)
+        if shared:
+            keys = found.kept[0] if coming is None else self._keys(coming())
+            gradient = own.new_zeros(self.table_rows, own.shape[1], E, dtype=grads.wide)
             if cut is not None:
-                grads.add(cut, cut.of_table(table), gradient)
-            shared = self.give_back(gradient)[: len(self.layout.shared_rows[self.rank])]
+                grads.add(cut, halves(keys), gradient)
+            returned = self.give_back(gradient)[: len(self.layout.shared_rows[self.rank])]
             if total is None:  # all rows are of shared documents
-                total = shared
+                total = returned
             else:
-                total[self.shared_rows] = shared
+                total[self.shared_rows] = returned
         assert total is not None
         return grads.dq_BHLD, *halves(total)
+
+    def _keys(self, table_NGE: Tensor) -> Tensor:
+        """Those of the table that the rank's rows see, run by run."""
+        cut = self.blocks[1]
+        return table_NGE[:0] if cut is None else taken(table_NGE, cut.columns, 0)
 
     def _coming(self, given: RankTensors) -> Pending | None:
         if not self.layout.shared:

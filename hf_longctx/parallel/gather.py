@@ -30,6 +30,11 @@ class GatherExchange(FetchExchange):
         """See `FetchExchange`."""
         return self.peers.scatter_sum(gradient_NGE)
 
+    @property
+    def table_rows(self) -> int:
+        """See `FetchExchange`."""
+        return self.layout.ranks * self.longest
+
     def slots(self) -> Tensor:
         """See `FetchExchange`."""
         slots_T = torch.full((self.layout.starts[-1],), -1)

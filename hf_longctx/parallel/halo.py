@@ -56,6 +56,11 @@ class HaloExchange(FetchExchange):
         super().prepare()
         _ = self.sent
 
+    @property
+    def table_rows(self) -> int:
+        """See `FetchExchange`."""
+        return len(self.halos[self.rank]) + len(self.layout.shared_rows[self.rank])
+
     def slots(self) -> Tensor:
         """See `FetchExchange`."""
         slots_T = torch.full((self.layout.starts[-1],), -1)

@@ -1,7 +1,8 @@
 """`attention`: a rank's part of attention, as one operator of torch.
 
 Its outputs are the merged output and log-sum-exp. Selective checkpointing can keep both, so that recomputation repeats
-neither attention nor exchanges. Its name contains "flash_attn", by which TRL's checkpointing finds what it keeps.
+neither attention nor exchanges. Its name contains "flash_attn", by which TRL's checkpointing finds what it keeps. Where
+neither torch.compile nor such a mode looks at operators, its functions are called without one.
 """
 
 # H query heads, G key/value heads, L rows of a rank, D head dim; the batch B is 1
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..ops.masks import Causal, Mask
 from ..ops.widths import widened
@@ -39,9 +41,18 @@ def attention(
     exchange = ranks.exchange(Causal() if inside is None else inside)
     dim = v_BGLD.shape[-1]
     width = max(q_BHLD.shape[-1], dim)
-    wide = (widened(x, width) for x in (q_BHLD, k_BGLD, v_BGLD))
-    out, lse = torch.ops.hf_longctx.ranks_flash_attn(*wide, scale, exchange.number)
+    q, k, v = (widened(x, width) for x in (q_BHLD, k_BGLD, v_BGLD))
+    out, lse = _run(q, k, v, scale, exchange)
     return out if dim == width else out[..., :dim], lse
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: Exchange) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling() or type(q) is not Tensor or _get_current_dispatch_mode() is not None:
+        out, lse = torch.ops.hf_longctx.ranks_flash_attn(q, k, v, scale, exchange.number)
+        return out, lse
+    # nothing asks for the operator, whose machinery takes the host as long as all that it calls
+    out, lse = _Direct.apply(q, k, v, scale, exchange)
+    return out, lse
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, ranks: Ranks) -> None:
@@ -76,9 +87,17 @@ def _backward(
 
 
 def _derive(
-    exchange: Exchange, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+    exchange: Exchange,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    kept: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found = exchange.backward(RankTensors(q, k, v, scale), RankResults(grad.contiguous(), out, lse))
+    found = exchange.backward(RankTensors(q, k, v, scale), RankResults(grad.contiguous(), out, lse, kept))
     dq, dk, dv = (_by_row(grad, x) for grad, x in zip(found, (q, k, v), strict=True))
     return dq, dk, dv
 
@@ -105,8 +124,8 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.scale, ctx.number = inputs
-    ctx.exchange = Exchange.of(ctx.number)  # alive as long as the graph
+    q, k, v, ctx.scale, number = inputs
+    ctx.exchange = Exchange.of(number)  # alive as long as the graph
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # no zeros for the log-sum-exp
     ctx.save_for_backward(q, k, v, *output)
@@ -115,12 +134,28 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 5
-    q, k, v, out, lse = ctx.saved_tensors
+    q, k, v, out, lse, *kept = ctx.saved_tensors
     if type(grad) is Tensor and not torch.compiler.is_compiling():
-        # not by the operator, whose call costs the host a tenth of a millisecond
-        return *_derive(ctx.exchange, grad, q, k, v, out, lse, ctx.scale), None, None
+        return *_derive(ctx.exchange, grad, q, k, v, out, lse, ctx.scale, tuple(kept)), None, None
     backward = torch.ops.hf_longctx.ranks_flash_attn_backward
-    return *backward(grad, q, k, v, out, lse, ctx.scale, ctx.number), None, None
+    return *backward(grad, q, k, v, out, lse, ctx.scale, ctx.exchange.number), None, None
+
+
+class _Direct(torch.autograd.Function):
+    """The operator without an operator's call."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: Exchange) -> tuple[Tensor, Tensor]:
+        # under recomputation it is kept from the second forward to the backward pass that follows at once
+        kept: list[Tensor] = []
+        out, lse = exchange.forward(RankTensors(q, k, v, scale), kept)
+        ctx.scale, ctx.exchange = scale, exchange
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, out, lse, *kept)
+        return out, lse
+
+    backward = staticmethod(_gradients)
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)

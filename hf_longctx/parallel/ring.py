@@ -25,7 +25,7 @@ KEYS, GRADIENTS = 0, 1  # tags of what is in flight at a time
 class RingExchange(Exchange):
     """See the module. `inside` is `Causal` or `Full`: windows need no ring, only a halo."""
 
-    def forward(self, given: RankTensors) -> tuple[Tensor, Tensor]:
+    def forward(self, given: RankTensors, kept: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
         own, *others = self.blocks
         coming = self.peers.shift(self._travelling(given), KEYS) if others else None

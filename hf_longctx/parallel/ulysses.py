@@ -40,7 +40,7 @@ class UlyssesExchange(Exchange):
         self._maps: dict[tuple[int, int], Tensor | None] = {}
         self.members = range(group * peers.size, (group + 1) * peers.size)
 
-    def forward(self, given: RankTensors) -> tuple[Tensor, Tensor]:
+    def forward(self, given: RankTensors, kept: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
         assert given.heads_H is None, "Ulysses is the outermost exchange"
         q_HLD, k_GLD, v_GLD = given.q_BHLD[0], given.k_BGLD[0], given.v_BGLD[0]

@@ -162,7 +162,7 @@ class VarlenRows:
     def unpack(self, x_N: Tensor, fill: Any = 0.0) -> Tensor:
         """(N, ...) to (B, X, ...), `fill` where there is no token."""
         if self.real_BX is None:
-            return x_N.unflatten(0, (self.batch, self.length))
+            return x_N.unsqueeze(0) if self.batch == 1 else x_N.unflatten(0, (self.batch, self.length))
         full = x_N.new_full((self.batch, self.length, *x_N.shape[1:]), fill)
         full[self.real_BX] = x_N
         return full
