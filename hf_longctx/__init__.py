@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .sharing.prefix import load_prefix, shared_prefix
     from .streaming.reader import Reader, stream
     from .training.accelerate import SequenceParallelConfig
+    from .training.memory.settings import TrainingMemory
+    from .training.memory.trainer import TrainingMemoryMixin
     from .training.trainer import SequenceParallelMixin, SequenceParallelTrainer
 
 __version__ = "0.1.0.dev0"
@@ -52,6 +54,8 @@ _NAMES = {
     "ops.branch": ("Branch",),
     "training.accelerate": ("SequenceParallelConfig",),
     "parallel.model.switch": ("SequenceParallel",),
+    "training.memory.settings": ("TrainingMemory",),
+    "training.memory.trainer": ("TrainingMemoryMixin",),
     "training.trainer": ("SequenceParallelMixin", "SequenceParallelTrainer"),
     "patch": ("Patch", "applied", "undo"),
     "planning.plan": ("plan",),

@@ -1,0 +1,147 @@
+"""The chunked loss: a stock forward with labels gives the loss, while logits exist for a few tokens at a time.
+
+The model's own forward runs. Its head answers with logits that are pending, and its loss function computes them chunk by
+chunk; between the two a model does to its logits what it does.
+"""
+
+# B rows, T tokens of a row
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from ...parallel.model.arguments import named
+from ...patch import Patch, unwrap
+from .log_probs import IGNORED
+from .output import TokenLossOutput
+from .pending import PendingLogits
+
+STATE = "_hf_longctx_chunked_loss"  # in the __dict__ of a model and of its head: their State
+LOGITS_ASKED = ("logits_to_keep", "num_logits_to_keep")
+
+
+@dataclass(eq=False)
+class State:
+    """What a model with a chunked loss and its head share.
+
+    Args:
+        inner: The forward that the model had.
+        head: The forward that its head had.
+        logits: Answer as the stock model, with logits.
+        pending: The forward that runs wants a loss, not logits.
+        log_probs: What its loss function has found.
+    """
+
+    inner: Callable[..., Any]
+    head: Callable[..., Any]
+    logits: bool = False
+    pending: bool = False
+    log_probs: Tensor | None = None
+
+
+def install_chunked_loss(root: Any, patch: Patch) -> None:
+    """Change the forward of a model and of its head, and the model's loss function."""
+    name = type(root).__name__
+    head = root.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{name}: chunked_loss needs a language modelling head. Give the whole causal language model.")
+    if STATE in vars(root):
+        raise ValueError(f"{name}: its loss is chunked already. Leave chunked_loss out, or undo the other patch first.")
+    if root.loss_function is not ForCausalLMLoss:
+        raise ValueError(
+            f"{name}: its loss function is {getattr(root.loss_function, '__name__', root.loss_function)}, and "
+            f"chunked_loss computes that of causal language models (ForCausalLMLoss). Set "
+            f"TrainingMemory(chunked_loss=False)."
+        )
+    state = State(root.forward, head.forward)
+    for module, forward in ((root, _forward_of(root)), (head, types.MethodType(_head_forward, head))):
+        patch.set(module, STATE, state)
+        patch.set(module, "forward", forward)
+    patch.set(root, "_loss_function", types.MethodType(_loss, root))
+
+
+@contextmanager
+def answering_with_logits(model: nn.Module) -> Iterator[None]:
+    """Inside the block a model answers with logits, as the stock model does."""
+    state: State | None = vars(unwrap(model)).get(STATE)
+    if state is None:
+        yield
+        return
+    before, state.logits = state.logits, True
+    try:
+        yield
+    finally:
+        state.logits = before
+
+
+def _forward_of(model: Any) -> types.MethodType:
+    stock = model.forward
+
+    @functools.wraps(getattr(stock, "__func__", stock))
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _answer(self, vars(self)[STATE], named(stock, args, kwargs))
+
+    return types.MethodType(forward, model)
+
+
+def _answer(model: Any, state: State, given: dict[str, Any]) -> Any:
+    if given.get("labels") is None or state.logits or any(given.get(name) for name in LOGITS_ASKED):
+        return state.inner(**given)
+    state.pending, state.log_probs = True, None
+    try:
+        out = state.inner(**{**given, "return_dict": True})
+    finally:
+        state.pending = False
+    log_probs, state.log_probs = state.log_probs, None
+    if log_probs is None:
+        raise RuntimeError(
+            f"{type(model).__name__} did not compute its loss from the logits of its head by its loss_function. Set "
+            f"TrainingMemory(chunked_loss=False)."
+        )
+    fields = {name: out.get(name) for name in ("loss", "aux_loss", "hidden_states", "attentions")}
+    answer = TokenLossOutput(**fields, log_probs=log_probs)
+    return_dict = given.get("return_dict")
+    return_dict = getattr(model.config, "return_dict", True) if return_dict is None else return_dict
+    return answer if return_dict else answer.to_tuple()
+
+
+def _head_forward(self: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    state: State = vars(self)[STATE]
+    if not state.pending or args or kwargs:
+        return state.head(hidden, *args, **kwargs)
+    return PendingLogits(self, state.head, hidden)
+
+
+def _loss(
+    self: Any,
+    logits: Any,
+    labels: Tensor,
+    vocab_size: int | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+    ignore_index: int = IGNORED,
+    shift_labels: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """As `ForCausalLMLoss`, except that a batch without any label has the loss 0, where that has nan."""
+    if not isinstance(logits, PendingLogits):
+        more = {"num_items_in_batch": num_items_in_batch, "ignore_index": ignore_index, "shift_labels": shift_labels}
+        loss: Tensor = ForCausalLMLoss(logits, labels, vocab_size, **more, **kwargs)
+        return loss
+    shifted = pad(labels, (0, 1), value=ignore_index)[..., 1:] if shift_labels is None else shift_labels
+    found_BT = logits.log_probs(shifted, ignore_index)
+    vars(self)[STATE].log_probs = found_BT[..., :-1] if shift_labels is None else found_BT
+    if num_items_in_batch is None:
+        return -found_BT.sum() / (shifted != ignore_index).sum().clamp(min=1).to(found_BT.device)
+    if isinstance(num_items_in_batch, Tensor):
+        num_items_in_batch = num_items_in_batch.to(found_BT.device).clamp(min=1)
+    return -found_BT.sum() / (
+        num_items_in_batch if isinstance(num_items_in_batch, Tensor) else max(num_items_in_batch, 1)
+    )

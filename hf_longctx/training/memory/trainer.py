@@ -1,0 +1,38 @@
+"""The memory ladder for Trainer and what derives from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .chunked_loss import answering_with_logits
+from .settings import TrainingMemory
+
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object
+
+
+class TrainingMemoryMixin(Base):
+    """Put before a Trainer, applies `TrainingMemory` to its model.
+
+        class FarTrainer(SequenceParallelMixin, TrainingMemoryMixin, Trainer): ...
+
+        FarTrainer(model=model, memory=TrainingMemory(remat="attention"), args=args, ...)
+
+    A stock Trainer trains and evaluates as well with a model to which `TrainingMemory` was applied before. Where
+    predictions are asked for (`predict`, `compute_metrics`), this one has the model answer with logits.
+    """
+
+    def __init__(self, *args: Any, memory: TrainingMemory | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        (TrainingMemory() if memory is None else memory).apply(self.model)
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """As in Trainer; where predictions are asked for, the model answers with its logits."""
+        if prediction_loss_only:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
+        with answering_with_logits(self.accelerator.unwrap_model(model)):
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)
