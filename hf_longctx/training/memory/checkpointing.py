@@ -88,8 +88,8 @@ def _after(decoder: Any, args: Any, out: Any) -> None:
     trains = decoder.training and torch.is_grad_enabled() and _checkpoints(decoder)
     if out is not None and trains and not keeper.layers:
         raise ValueError(
-            f"remat='attention': attn_implementation={decoder.config._attn_implementation!r} computes attention without "
-            f"an operator that could be kept. Use sdpa, flash attention or SequenceParallel, or set "
+            f"remat='attention': attn_implementation={decoder.config._attn_implementation!r} attends without an "
+            f"operator that could be kept. Use sdpa, flash attention or SequenceParallel, or set "
             f"TrainingMemory(remat=None)."
         )
 

@@ -1,7 +1,7 @@
 """The chunked loss: a stock forward with labels gives the loss, while logits exist for a few tokens at a time.
 
-The model's own forward runs. Its head answers with logits that are pending, and its loss function computes them chunk by
-chunk; between the two a model does to its logits what it does.
+The model's own forward runs. Its head answers with logits that are pending, and its loss function computes them chunk
+by chunk; between the two a model does to its logits what it does.
 """
 
 # B rows, T tokens of a row

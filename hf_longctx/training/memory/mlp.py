@@ -38,7 +38,7 @@ def install_tiles(decoder: nn.Module, tokens: int, patch: Patch) -> None:
     asked: dict[type, str | None] = {}
     for layer in decoder_layers(decoder):
         for child in layer.children():
-            if not attention.isdisjoint(child.modules()) or all(p.dim() < 2 for p in child.parameters()):
+            if not attention.isdisjoint(child.modules()) or len(_weighted(child)) < 2:  # a norm, or one linear map
                 continue
             if STATE in vars(child):
                 raise ValueError(f"{type(child).__name__} is tiled already. Undo the other patch first.")
@@ -57,7 +57,7 @@ def install_tiles(decoder: nn.Module, tokens: int, patch: Patch) -> None:
         found = reasons or "its layers have no MLP as a module of their own"
         raise ValueError(f"{type(decoder).__name__}: no MLP can be tiled ({found}). Set TrainingMemory(tile=None).")
     if reasons:
-        logger.warning("tile=%d: %d MLPs are tiled, and these are not: %s.", tokens, count, reasons)
+        logger.warning("tile=%d: %d MLPs are tiled, and these parts of layers are not: %s.", tokens, count, reasons)
 
 
 def why_not(module: nn.Module) -> str | None:
@@ -65,8 +65,7 @@ def why_not(module: nn.Module) -> str | None:
     name = type(module).__name__
     if any(isinstance(m, nn.ModuleList) for m in module.modules()):
         return f"{name} has a list of modules, as mixtures of experts have"
-    other = [m for m in module.modules() if any(p.dim() > 1 for p in m._parameters.values() if p is not None)]
-    for part in other:
+    for part in _weighted(module):
         if not hasattr(part, "in_features") and not hasattr(part, "nx"):  # Linear, or Conv1D of GPT-2
             inside = "" if part is module else f" with {type(part).__name__}"
             return f"{name}{inside} has weights that are not of linear maps: experts, a router or a convolution"
@@ -74,12 +73,18 @@ def why_not(module: nn.Module) -> str | None:
     needed = [p for p in list(parameters(forward).values())[1:] if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
     if len(needed) != 1:
         return f"{name} takes more than hidden states"
-    return _mixes_tokens(module, other[0])
+    return _mixes_tokens(module)
+
+
+def _weighted(module: nn.Module) -> list[nn.Module]:
+    """The modules that have weights of their own, which are more than vectors."""
+    return [m for m in module.modules() if any(p.dim() > 1 for p in m._parameters.values() if p is not None)]
 
 
 @torch.no_grad()
-def _mixes_tokens(module: nn.Module, first: Any) -> str | None:
+def _mixes_tokens(module: nn.Module) -> str | None:
     """Compute a few tokens together and one by one."""
+    first: Any = _weighted(module)[0]
     weight: Tensor = next(module.parameters())
     if weight.device.type == "meta":
         return None

@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 
 
 @dataclass
-class TokenLossOutput(ModelOutput):  # type: ignore[misc]
+class TokenLossOutput(ModelOutput):
     """The loss, and what is said of each token; names and shapes are those of TRL's fused head.
 
     Args:

@@ -72,7 +72,7 @@ class PendingLogits:
         if name not in POINTWISE or len(at) != 1:
             raise next(x for x in (*args, *more.values()) if isinstance(x, cls))._refusal(f"calls {name} of its logits")
         i = at[0]
-        others = [x for x in (*args[:i], *args[i + 1 :])]
+        others = (*args[:i], *args[i + 1 :])
         return args[i]._then(lambda x, *rest, **named: func(*rest[:i], x, *rest[i:], **named), *others, **more)
 
     def __getattr__(self, name: str) -> Any:
