@@ -121,5 +121,5 @@ def _forward(self: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     def run(x_NH: Tensor, _: slice) -> Tensor:
         return inner(x_NH[None], *args, **kwargs)[0]
 
-    tiled = Tiled(run, lambda: [p for p in self.parameters() if p.requires_grad], tile.tokens)
+    tiled = Tiled(run, self, tile.tokens)
     return in_tiles(tiled, hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1])

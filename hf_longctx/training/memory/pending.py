@@ -46,7 +46,7 @@ class PendingLogits:
                 logits_NV = step(logits_NV)
             return log_probs_of(logits_NV, labels_N[rows], ignore_index)
 
-        tiled = Tiled(run, lambda: [p for p in self.head.parameters() if p.requires_grad], CHUNK)
+        tiled = Tiled(run, self.head, CHUNK)
         return in_tiles(tiled, self.hidden_BTH.flatten(0, -2)).view(labels_BT.shape)
 
     # -- what models do to their logits --------------------------------------------------------------------------------

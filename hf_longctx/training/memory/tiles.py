@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 
@@ -23,13 +23,17 @@ class Tiled:
 
     Args:
         run: Of a tile and of where its tokens stand; a tensor with a row for each token.
-        parameters: What it reads besides and has a gradient. Asked for again in backward: FSDP2 may exchange them.
+        module: It reads the parameters of this module.
         tile: Tokens at a time.
     """
 
     run: Callable[[Tensor, slice], Tensor]
-    parameters: Callable[[], Sequence[Tensor]]
+    module: nn.Module
     tile: int
+
+    def parameters(self) -> list[Tensor]:
+        """Those with a gradient. Asked for again in backward: FSDP2 exchanges them."""
+        return [p for p in self.module.parameters() if p.requires_grad]
 
     def slices(self, tokens: int) -> Iterator[slice]:
         """Where the tiles are."""
@@ -73,10 +77,10 @@ class _Tiles(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tiled, wants_x = ctx.tiled, ctx.needs_input_grad[1]
         (x_N,) = (ctx.keeper if wants_x else ctx).saved_tensors
-        parameters = tiled.parameters()
         dx_N = torch.empty_like(x_N) if wants_x else None
-        sums = _Sums(parameters)
-        with ctx.surroundings.random(), ctx.surroundings.autocast(), torch.enable_grad():
+        sums = _Sums(tiled.parameters())
+        surroundings = ctx.surroundings
+        with surroundings.random(), surroundings.autocast(), torch.enable_grad(), _leaves(tiled.module) as parameters:
             for rows in tiled.slices(len(x_N)):
                 part = x_N[rows].detach().requires_grad_(wants_x)
                 inputs = [part, *parameters] if wants_x else [*parameters]
@@ -85,6 +89,21 @@ class _Tiles(torch.autograd.Function):
                     dx_N[rows] = 0 if found[0] is None else found[0]
                 sums.add(found[1:] if wants_x else found)
         return None, dx_N, *sums.result()
+
+
+@contextmanager
+def _leaves(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside the block a module has others in place of its parameters, so that hooks on these do not see each tile."""
+    owners = [part._parameters for part in module.modules()]
+    before = [dict(owner) for owner in owners]
+    leaves = {id(p): p.detach().requires_grad_() for p in module.parameters() if p.requires_grad}
+    try:
+        for owner in owners:
+            owner.update({name: leaves.get(id(p), p) for name, p in owner.items()})  # type: ignore[misc]
+        yield list(leaves.values())
+    finally:
+        for owner, stock in zip(owners, before, strict=True):
+            owner.update(stock)
 
 
 class _Sums:
