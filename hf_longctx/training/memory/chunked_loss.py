@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -22,7 +23,7 @@ from ...parallel.model.arguments import named
 from ...patch import Patch, unwrap
 from .log_probs import IGNORED
 from .output import TokenLossOutput
-from .pending import PendingLogits
+from .pending import PendingLogits, Wanted
 
 STATE = "_hf_longctx_chunked_loss"  # in the __dict__ of a model and of its head: their State
 LOGITS_ASKED = ("logits_to_keep", "num_logits_to_keep")
@@ -115,9 +116,23 @@ def _answer(model: Any, state: State, given: dict[str, Any]) -> Any:
 
 def _head_forward(self: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
     state: State = vars(self)[STATE]
-    if not state.pending or args or kwargs:
+    if args and isinstance(args[0], Wanted):
+        return args[0].of(self, state.head, hidden)
+    if not state.pending:
         return state.head(hidden, *args, **kwargs)
-    return PendingLogits(self, state.head, hidden)
+    _check_shards(self)
+    return PendingLogits(self, hidden)
+
+
+def _check_shards(head: Any) -> None:
+    """FSDP2 has the weights of a group from the call of its first module to that of its last: a head is called twice."""
+    group = head._get_fsdp_state()._modules if isinstance(head, FSDPModule) else ()
+    if len(group) > 1:
+        names = ", ".join(type(m).__name__.removeprefix("FSDP") for m in group)
+        raise ValueError(
+            f"chunked_loss: the head is in one group of fully_shard with other modules ({names}). Call "
+            f"fully_shard(model.lm_head), or leave the head to fully_shard(model)."
+        )
 
 
 def _loss(

@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 class HostBuffers:
-    """Buffers of a model's layers. They grow with its batches; those in use are never more than were at a time.
+    """Buffers of a model's layers. They grow with its batches; there are no more than are in use at once.
 
     Args:
         pin: Register them with CUDA. Without, copies wait.
@@ -24,26 +24,31 @@ class HostBuffers:
 
     def __init__(self, pin: bool = True) -> None:
         self.pin = pin
-        self.free: list[Tensor] = []
+        self.free: dict[int, list[Tensor]] = {}
         self.bytes = 0  # of all buffers that exist
 
-    def take(self, size: int) -> Tensor:
-        """A buffer of at least `size` bytes, the smallest one that is free, or a new one in place of the largest."""
-        fits = [i for i, buffer in enumerate(self.free) if buffer.numel() >= size]
-        if fits:
-            return self.free.pop(min(fits, key=lambda i: self.free[i].numel()))
-        if self.free:
-            largest = max(range(len(self.free)), key=lambda i: self.free[i].numel())
-            self.bytes -= self.free.pop(largest).numel()  # too small: it goes, so that their number does not grow
+    def take(self, size: int, kind: int = 0) -> Tensor:
+        """A buffer of at least `size` bytes.
+
+        Args:
+            size: In bytes.
+            kind: Whose sizes are alike: those of layers' outputs, or of their log-sum-exps.
+        """
+        free = self.free.setdefault(kind, [])
+        fits = next((i for i, buffer in enumerate(free) if buffer.numel() >= size), None)
+        if fits is not None:
+            return free.pop(fits)
+        if free:
+            self.bytes -= free.pop().numel()  # too small: a new one comes in its place
         buffer = torch.empty(size, dtype=torch.uint8)
         if self.pin:
             _pin(buffer, self.bytes)
         self.bytes += size
         return buffer
 
-    def give(self, buffer: Tensor) -> None:
+    def give(self, buffer: Tensor, kind: int = 0) -> None:
         """Take a buffer back. Copies from it may still wait in the stream in which the next copy to it will run."""
-        self.free.append(buffer)
+        self.free[kind].append(buffer)
 
     def __deepcopy__(self, memo: Any) -> HostBuffers:
         return HostBuffers(self.pin)

@@ -7,14 +7,13 @@ rest of the layer is computed again, and the gradient of attention finds its que
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .host import HostBuffers
 
@@ -58,9 +57,8 @@ class _Kept:
 
     def put(self, result: Any) -> None:
         self.keeper.layers += 1
-        # detached: what is returned gets a history, which leads back here
-        keep: Callable[[Tensor], Any] = Tensor.detach if self.keeper.host is None else self._to_host
-        self.results.append(tree_map_only(Tensor, keep, result))
+        leaves, form = tree_flatten(result)
+        self.results.append(([self._kept(i, x) for i, x in enumerate(leaves)], form))
 
     def take(self, operator: Any) -> Any:
         if not self.results:
@@ -68,34 +66,35 @@ class _Kept:
                 f"remat='attention': {operator} runs more often in recomputation than it did in forward. A second "
                 f"backward through the same layer is not possible; set TrainingMemory(remat=None) for one."
             )
-        return tree_map_only(_OnHost, _OnHost.back, self.results.pop(0))
+        leaves, form = self.results.pop(0)
+        return tree_unflatten([x.back() if isinstance(x, _OnHost) else x for x in leaves], form)
 
-    def _to_host(self, x: Tensor) -> Any:
+    def _kept(self, i: int, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
         host = self.keeper.host
-        assert host is not None
         # random states are not worth a copy
-        return _OnHost.of(x, host) if x.is_floating_point() and x.numel() else x.detach()
+        if host is not None and x.is_floating_point() and x.numel():
+            return _OnHost(x, host, i)
+        return x.detach()  # what is returned gets a history, which leads back here
 
 
 class _OnHost:
     """A tensor in a buffer of the host, which goes back when it has been read, or is not needed any more."""
 
-    def __init__(self, copy: Tensor, buffer: Tensor, device: torch.device, host: HostBuffers) -> None:
-        self.copy, self.buffer, self.device, self.host = copy, buffer, device, host
-
-    @classmethod
-    def of(cls, x: Tensor, host: HostBuffers) -> _OnHost:
-        buffer = host.take(x.numel() * x.element_size())
-        copy = buffer[: x.numel() * x.element_size()].view(x.dtype).as_strided(x.shape, _dense_strides(x))
-        copy.copy_(x, non_blocking=host.pin)
-        return cls(copy, buffer, x.device, host)
+    def __init__(self, x: Tensor, host: HostBuffers, kind: int) -> None:
+        self.host, self.kind, self.device = host, kind, x.device
+        size = x.numel() * x.element_size()
+        self.buffer = host.take(size, kind)
+        self.copy = self.buffer[:size].view(x.dtype).as_strided(x.shape, _dense_strides(x))
+        self.copy.copy_(x, non_blocking=host.pin)
 
     def back(self) -> Tensor:
         found = torch.empty_strided(self.copy.shape, self.copy.stride(), dtype=self.copy.dtype, device=self.device)
         return found.copy_(self.copy, non_blocking=self.host.pin)
 
     def __del__(self) -> None:
-        self.host.give(self.buffer)
+        self.host.give(self.buffer, self.kind)
 
 
 def _dense_strides(x: Tensor) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ here, and done chunk by chunk when the loss is computed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,41 +23,52 @@ Step = Callable[[Tensor], Tensor]
 POINTWISE = {"tanh", "mul", "multiply", "div", "divide", "true_divide", "add", "sub", "subtract", "clamp", "clip"}
 
 
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What a head is asked for in place of logits: the log-probabilities of labels, after the steps of the model."""
+
+    steps: tuple[Step, ...]
+    labels_N: Tensor
+    ignore_index: int
+
+    def of(self, head: nn.Module, forward: Step, hidden_BTH: Tensor) -> Tensor:
+        """(N,), from hidden states, in chunks."""
+
+        def run(hidden_NH: Tensor, rows: slice) -> Tensor:
+            logits_NV = forward(hidden_NH[None])[0]
+            for step in self.steps:
+                logits_NV = step(logits_NV)
+            return log_probs_of(logits_NV, self.labels_N[rows], self.ignore_index)
+
+        return in_tiles(Tiled(run, head, CHUNK), hidden_BTH.flatten(0, -2))
+
+
 class PendingLogits:
     """What a head is about to give for hidden states.
 
     Args:
-        head: The module that gives logits.
-        forward: Its own forward.
+        head: The module that gives logits, or what is `Wanted` instead.
         hidden_BTH: Its input.
         steps: What is done to the logits, in order.
     """
 
-    def __init__(self, head: nn.Module, forward: Step, hidden_BTH: Tensor, steps: tuple[Step, ...] = ()) -> None:
-        self.head, self.forward, self.hidden_BTH, self.steps = head, forward, hidden_BTH, steps
+    def __init__(self, head: nn.Module, hidden_BTH: Tensor, steps: tuple[Step, ...] = ()) -> None:
+        self.head, self.hidden_BTH, self.steps = head, hidden_BTH, steps
         self.device, self.dtype = hidden_BTH.device, hidden_BTH.dtype
 
     def log_probs(self, labels_BT: Tensor, ignore_index: int) -> Tensor:
         """The log-probability of each label, (B, T); 0 where it is `ignore_index`."""
-        labels_N = labels_BT.to(self.device).flatten()
-
-        def run(hidden_NH: Tensor, rows: slice) -> Tensor:
-            logits_NV = self.forward(hidden_NH[None])[0]
-            for step in self.steps:
-                logits_NV = step(logits_NV)
-            return log_probs_of(logits_NV, labels_N[rows], ignore_index)
-
-        tiled = Tiled(run, self.head, CHUNK)
-        return in_tiles(tiled, self.hidden_BTH.flatten(0, -2)).view(labels_BT.shape)
+        wanted = Wanted(self.steps, labels_BT.to(self.device).flatten(), ignore_index)
+        # a call of the head itself: FSDP2 may have its weights for the time of a call only
+        found: Tensor = self.head(self.hidden_BTH, wanted)
+        return found.view(labels_BT.shape)
 
     # -- what models do to their logits --------------------------------------------------------------------------------
     def _then(self, function: Callable[..., Any], *more: Any, **named: Any) -> PendingLogits:
         tensors = [x for x in (*more, *named.values()) if isinstance(x, Tensor)]
         if any(x.numel() > 1 or x.requires_grad for x in tensors):
             raise self._refusal("combines its logits with another tensor")
-        return PendingLogits(
-            self.head, self.forward, self.hidden_BTH, (*self.steps, lambda x: function(x, *more, **named))
-        )
+        return PendingLogits(self.head, self.hidden_BTH, (*self.steps, lambda x: function(x, *more, **named)))
 
     def _refusal(self, what: str) -> ValueError:
         return ValueError(

@@ -160,6 +160,8 @@ def in_a_plain_loop(wrapper: str, name: str, checkpointing: str, rungs: str, deg
         for layer in model.model.layers:
             fully_shard(layer, mesh=shards)
         if wrapper == "fsdp2, head apart":
+            fully_shard(model.lm_head, mesh=shards)
+        if wrapper == "fsdp2, norm and head":
             fully_shard([model.model.norm, model.lm_head], mesh=shards)
         fully_shard(model, mesh=shards)
     whole_loss(wrapped, mesh["dp"].get_local_rank(), groups)
@@ -192,3 +194,13 @@ def test_plain_loops_on_two_ranks(
 def test_a_head_that_is_sharded_by_itself(two: Pool) -> None:
     for found in two.run(in_a_plain_loop, "fsdp2, head apart", "llama", "plain", "chunked_loss+tile+remat", 1):
         assert max(found.values()) < EXACT, found
+
+
+def in_one_group() -> str:
+    with pytest.raises(ValueError, match="the head is in one group of fully_shard") as error:
+        in_a_plain_loop("fsdp2, norm and head", "llama", "plain", "chunked_loss", 1)
+    return str(error.value)
+
+
+def test_a_head_that_is_sharded_with_others_is_refused(two: Pool) -> None:
+    assert two.run(in_one_group) == [two.run(in_one_group)[0]] * 2
