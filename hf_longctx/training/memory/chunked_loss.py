@@ -26,7 +26,8 @@ from .output import TokenLossOutput
 from .pending import PendingLogits, Wanted
 
 STATE = "_hf_longctx_chunked_loss"  # in the __dict__ of a model and of its head: their State
-LOGITS_ASKED = ("logits_to_keep", "num_logits_to_keep")
+# arguments with which a forward asks for logits, or for the head of TRL, which has chunks of its own
+OTHERWISE = ("logits_to_keep", "num_logits_to_keep", "fused_lm_head")
 
 
 @dataclass(eq=False)
@@ -94,7 +95,7 @@ def _forward_of(model: Any) -> types.MethodType:
 
 
 def _answer(model: Any, state: State, given: dict[str, Any]) -> Any:
-    if given.get("labels") is None or state.logits or any(given.get(name) for name in LOGITS_ASKED):
+    if given.get("labels") is None or state.logits or any(given.get(name) for name in OTHERWISE):
         return state.inner(**given)
     state.pending, state.log_probs = True, None
     try:
@@ -125,7 +126,7 @@ def _head_forward(self: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def _check_shards(head: Any) -> None:
-    """FSDP2 has the weights of a group from the call of its first module to that of its last: a head is called twice."""
+    """A head is called twice, and FSDP2 has the weights of a group until the last of its modules was called."""
     group = head._get_fsdp_state()._modules if isinstance(head, FSDPModule) else ()
     if len(group) > 1:
         names = ", ".join(type(m).__name__.removeprefix("FSDP") for m in group)
