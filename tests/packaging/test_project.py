@@ -158,7 +158,7 @@ def test_every_block_of_a_document_is_run_by_a_test() -> None:
     # here: README, editing, report, sharing, streaming; tests/generation/xl3m; tests/evaluation/test_guide.py;
     # tests/clip has one in test_stretch.py, two in test_pipelines.py and three in test_guide.py; tests/hub has hub in
     # test_guide.py and test_serve.py, and README's third in test_stranger.py; tests/parallel has two in test_guide.py
-    # and one in test_trl.py
+    # and one in test_trl.py; tests/training/memory/test_guide.py has three of training
     run = {
         "README": 3,
         "clip": 6,
@@ -170,6 +170,7 @@ def test_every_block_of_a_document_is_run_by_a_test() -> None:
         "segments": 1,
         "sharing": 1,
         "streaming": 1,
+        "training": 3,
     }
     found = {name: len(re.findall(r"```python\n", text)) for name, text in {"README": README, **GUIDES}.items()}
     assert {name: blocks for name, blocks in found.items() if blocks} == run

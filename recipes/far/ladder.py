@@ -1,0 +1,73 @@
+"""The memory ladder, a rung at a time: GiB of the card and of the host, and tokens/s.
+
+python -m recipes.far.ladder              # --tokens 128k; --fp32: fp32 weights under autocast; --smoke: on a CPU
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from hf_longctx import TrainingMemory
+from hf_longctx.evaluation.rows import row
+from recipes.benchmarks.reading import K, finish, lengths
+
+from .steps import Rungs, trained
+
+CHUNKED = {"chunked_loss": True, "tile": None}
+# each with the rungs before it
+LADDER = {
+    "stock transformers, checkpointing": Rungs(switch=False),
+    "+ loss in chunks": Rungs(TrainingMemory(**CHUNKED), switch=False),
+    "+ attention through SequenceParallel(degree=1)": Rungs(TrainingMemory(**CHUNKED)),
+    "+ MLP in tiles of 8,192": Rungs(TrainingMemory(tile=8192)),
+    "+ hidden states on the host": Rungs(TrainingMemory(tile=8192), hidden=True),
+    "+ attention kept": Rungs(TrainingMemory(tile=8192, remat="attention"), hidden=True),
+    "+ kept on the host": Rungs(TrainingMemory(tile=8192, remat="attention", offload=True), hidden=True),
+}
+
+
+def measured(size: str, tokens: int, fp32: bool, steps: int) -> Iterator[dict[str, Any]]:
+    """A row for each rung; the first step of each is not counted."""
+    cuda = torch.cuda.is_available()
+    for name, rungs in LADDER.items():
+        if rungs.memory is not None and rungs.memory.offload and not cuda:
+            continue
+        what = f"{size}, {tokens // K}k tokens, {'fp32 weights' if fp32 else 'all bf16'}: {name}"
+        try:
+            with trained(size, rungs, tokens, fp32) as model:
+                took = [model.step() for _ in range(1 + steps)][1:]
+        except torch.OutOfMemoryError:
+            yield row(f"{what}, memory of the card", None, "GiB", why="out of memory")
+            continue
+        assert all(step.finite for step in took), f"{what}: gradients are not finite"
+        speed = tokens / median(step.seconds for step in took)
+        card, host = (max(getattr(step, part) for step in took) for part in ("card", "host"))
+        beside = {"tokens/s": speed, "GiB of the host": host}
+        detail = {"seconds": [step.seconds for step in took], "tokens": tokens}
+        yield row(f"{what}, memory of the card", card, "GiB", beside=beside, detail=detail)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=lengths, default=[128 * K], help="one length or several (128k)")
+    parser.add_argument("--steps", type=int, default=3, help="that are timed, after one that is not")
+    parser.add_argument("--fp32", action="store_true", help="fp32 weights under autocast")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model and 1k tokens")
+    parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
+    parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
+    args = parser.parse_args()
+    size, all_tokens, steps = ("tiny Llama", [K], 1) if args.smoke else ("Llama 1.24B", args.tokens, args.steps)
+    rows = (found for tokens in all_tokens for found in measured(size, tokens, args.fp32, steps))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    finish(SimpleNamespace(device=device), rows, args, "far_ladder", label=f"{size}, random weights")
+
+
+if __name__ == "__main__":
+    main()
