@@ -31,7 +31,7 @@ class Pool:
             end.send((function, args))
         answers = []
         for rank, end in enumerate(self.ends):
-            assert end.poll(60), f"rank {rank} does not answer: it waits for an exchange that another one left out"
+            assert end.poll(180), f"rank {rank} does not answer: it waits for an exchange that another one left out"
             answers.append(end.recv())
         failed = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(answers) if not ok]
         assert not failed, "\n".join(failed)
