@@ -21,6 +21,7 @@ from . import host, kept, packed, steps, train, ulysses
 from .geometry import GEOMETRIES
 from .launching import Launcher
 from .saving import Saved
+from .texts import RANDOM
 
 PARTS = {"train": train, "kept": kept, "host": host, "packed": packed, "ulysses": ulysses, "steps": steps}
 
@@ -33,7 +34,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=lengths, help="lengths of parts train, kept and ulysses: 8k,32k")
     parser.add_argument("--lines", nargs="+", choices=train.ALL, help="lines of part train; all by default")
     parser.add_argument("--seconds", type=float, help="end what runs after so many, and keep what was measured")
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="of part steps: folder, Hub id, .gguf file")
+    parser.add_argument(
+        "--model", default="smollm2-135m-instruct", help="of part steps: folder, Hub id, .gguf file, or random"
+    )
     parser.add_argument("--documents", type=Path, help="of part steps: see recipes.benchmarks.documents")
     parser.add_argument("--tiny", action="store_true", help="tiny models and texts on the CPU")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
@@ -43,11 +46,15 @@ def main(words: list[str] | None = None) -> None:
     if device == "cpu" and not args.tiny:
         parser.error("no GPU: two are needed. --tiny runs tiny models on the CPU.")
     out = args.out or (Path(tempfile.mkdtemp()) if args.tiny else RESULTS)
+    if "steps" in args.parts and not (args.tiny or args.documents):
+        parser.error(
+            "part steps trains on texts: fetch them (python -m recipes.benchmarks.documents DIR), --documents DIR"
+        )
     launcher = Launcher(args.tiny, args.seconds)
     for part in args.parts:
         for geometry in args.geometry if part == "train" else list(GEOMETRIES)[:1]:
             if part == "steps":
-                found = steps.rows(launcher, args.model, args.documents)
+                found = steps.rows(launcher, RANDOM if args.tiny else args.model, args.documents)
             else:
                 found = PARTS[part].rows(launcher, geometry, args.tokens or [], args.lines or [])
             Saved(out / f"sequence_parallel_{part}.json", device, args.tiny, args.commit).add(found)

@@ -22,8 +22,8 @@ from ..reading import K
 from .geometry import build
 from .launching import Launcher
 from .packs import batch
+from .shared import drawn
 from .train import NOT_MEASURED
-from .ulysses import drawn
 from .world import World
 
 LENGTH, LAYERS, HEADS = 8 * K, 16, (32, 8)

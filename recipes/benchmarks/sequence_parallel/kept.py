@@ -10,7 +10,7 @@ from hf_longctx.evaluation.rows import row
 
 from ..reading import K
 from .launching import Launcher
-from .train import NOT_MEASURED, TINY_TOKENS, measured
+from .train import NOT_MEASURED, TINY_TOKENS, measured, single
 
 LENGTH, BAR = 128 * K, 1.15
 LINES_OF_IT = ("auto, FSDP2", "attention kept")
@@ -19,9 +19,9 @@ LINES_OF_IT = ("auto, FSDP2", "attention kept")
 def rows(launcher: Launcher, geometry: str, tokens: list[int], lines: list[str]) -> Iterator[dict[str, Any]]:
     """A row for each length, 128k by default."""
     tokens = TINY_TOKENS[:1] if launcher.tiny else tokens or [LENGTH]
-    found = measured(launcher, geometry, list(LINES_OF_IT), tokens)
+    found = measured(launcher, geometry, list(LINES_OF_IT), single(tokens))
     for length in tokens:
-        again, kept = (found[name].get(length, {}) for name in LINES_OF_IT)
+        again, kept = (found[name].get(str(length), {}) for name in LINES_OF_IT)
         seconds = [median(one["seconds"]) if "seconds" in one else None for one in (again, kept)]
         ratio = seconds[0] / seconds[1] if all(seconds) else None  # type: ignore[operator]
         why = None if ratio else kept.get("failed") or again.get("failed") or NOT_MEASURED

@@ -104,7 +104,7 @@ class Loop:
             self.step(batch)
             laps.mark()
         seconds = self.world.worst(*laps.seconds())
-        return {"seconds": seconds, "GiB": self.world.peak_gib(), "loss": float(first)}
+        return {"seconds": seconds, "GiB": self.world.peak_gib(), "loss": self.world.mean(float(first))}
 
 
 def keeping() -> Any:

@@ -13,7 +13,13 @@ from hf_longctx.parallel import Layout, Piece
 
 from .world import World
 
+TOTAL = 2**16
 MEAN, SPREAD = 8.0, 1.2  # of a lognormal: documents of about 6k tokens
+
+
+def sizes(tiny: bool) -> tuple[int, float]:
+    """Tokens of a pack, and the mean of the logarithm of its documents' lengths."""
+    return (256, 3.0) if tiny else (TOTAL, MEAN)
 
 
 def pack(total: int, seed: int, mean: float = MEAN) -> list[int]:

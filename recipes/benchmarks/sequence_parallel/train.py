@@ -30,18 +30,16 @@ ALL = (ONE, ONE_OURS, *OURS, "ring, FSDP2", "gather, FSDP2", "ulysses, FSDP2", R
 NOT_MEASURED = "one of the two was not measured"
 
 
-def work(
-    world: World, geometry: str, lines: list[str], tokens: list[int], steps: int | None = None
-) -> Iterator[dict[str, Any]]:
-    """Seconds of steps of every line and length."""
+def work(world: World, geometry: str, lines: list[str], packs: dict[str, list[int]]) -> Iterator[dict[str, Any]]:
+    """Seconds of steps of every line and pack of documents."""
     for name in lines:
         loop = None
-        for length in tokens:
-            sample: dict[str, Any] = {"line": name, "tokens": length}
+        for key, lengths in packs.items():
+            sample: dict[str, Any] = {"line": name, "pack": key, "tokens": sum(lengths)}
             try:
                 loop = loop or Loop(world, geometry, LINES[name])
-                given = batch([length], loop.model.config.vocab_size, world)
-                sample |= loop.timed(given, steps or (3 if length >= FEW else 5))
+                given = batch(lengths, loop.model.config.vocab_size, world)
+                sample |= loop.timed(given, 3 if sum(lengths) >= FEW else 5)
             except Exception as error:  # out of memory, or a package that cannot: the other lines are worth having
                 yield sample | {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
                 break  # longer ones would fail too
@@ -52,20 +50,25 @@ def work(
             torch.cuda.empty_cache()
 
 
-def measured(launcher: Launcher, geometry: str, lines: list[str], tokens: list[int], **more: Any) -> dict[str, Any]:
-    """By line and length, `{"tokens/s", "seconds", "GiB", "loss"}` or the reason why there are none."""
+def measured(launcher: Launcher, geometry: str, lines: list[str], packs: dict[str, list[int]]) -> dict[str, Any]:
+    """By line and pack, `{"tokens/s", "seconds", "GiB", "loss"}` or the reason why there are none."""
     starts: dict[tuple[int, bool], list[str]] = {}
     for name in lines:  # accelerate changes torch, so it runs in processes of its own
         starts.setdefault((LINES[name].processes, name == RIVAL), []).append(name)
     found: dict[str, Any] = {name: {} for name in lines}
     for (processes, _), names in starts.items():
-        for sample in launcher.samples("train", processes, geometry=geometry, lines=names, tokens=tokens, **more):
+        for sample in launcher.samples("train", processes, geometry=geometry, lines=names, packs=packs):
             if "line" in sample:
-                found[sample["line"]][sample["tokens"]] = rated(sample)
+                found[sample["line"]][sample["pack"]] = rated(sample)
             else:
-                for name, length in itertools.product(names, tokens):
-                    found[name].setdefault(length, sample)
+                for name, key in itertools.product(names, packs):
+                    found[name].setdefault(key, sample)
     return found
+
+
+def single(tokens: list[int]) -> dict[str, list[int]]:
+    """Packs of one document each."""
+    return {str(length): [length] for length in tokens}
 
 
 def rated(sample: dict[str, Any]) -> dict[str, Any]:
@@ -77,22 +80,23 @@ def rated(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows(launcher: Launcher, geometry: str, tokens: list[int], lines: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of each length and way to shard: over one card, with every other line's ratio beside; and over accelerate's."""
+    """Rows of each length and way to shard: over one card, the other lines' ratios beside; and over accelerate's."""
     tokens = TINY_TOKENS if launcher.tiny else tokens or TOKENS
-    found = measured(launcher, geometry, lines or list(ALL), tokens)
+    found = measured(launcher, geometry, lines or list(ALL), single(tokens))
     for length in tokens:
-        at = {name: of.get(length, {}) for name, of in found.items()}
+        at = {name: of.get(str(length), {}) for name, of in found.items()}
         speed = {name: one.get("tokens/s") for name, one in at.items()}
         shown = f"{length // K}k" if length >= K else f"{length} tokens"
         for name in OURS:
             if name not in at:
                 continue
-            bar = BARS[geometry].get(length)
+            least = BARS[geometry].get(length)
+            bar = None if least is None else f">= {least}"
             ratio, why = over(at, name, ONE)
             beside = {"one card, tokens/s": speed.get(ONE), "two cards, tokens/s": speed[name]}
             beside |= {f"{other} over one": over(at, other, ONE)[0] for other in at if other not in (ONE, name)}
             what = f"{geometry}, one document of {shown}: tokens/s on two cards over one, {name}"
-            yield row(what, ratio, "", bar=bar and f">= {bar}", why=why, beside=beside, detail={"tokens": length} | at)
+            yield row(what, ratio, "", bar=bar, why=why, beside=beside, detail={"tokens": length} | at)
             if RIVAL in at:
                 what = f"{geometry}, one document of {shown}: tokens/s of {name} over accelerate's context parallelism"
                 ratio, why = over(at, name, RIVAL)

@@ -55,6 +55,12 @@ class World:
         dist.all_reduce(x, dist.ReduceOp.MAX)
         return x.tolist()
 
+    def mean(self, value: float) -> float:
+        """The mean of a value over the processes."""
+        x = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(x)
+        return float(x) / self.size
+
     def milliseconds(self, work: Callable[[], Any], runs: int = 5) -> float:
         """Median over `runs` of the slowest process, which all begin together."""
         work()
