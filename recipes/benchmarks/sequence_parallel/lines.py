@@ -21,6 +21,7 @@ from .packs import GlobalZigzag
 from .rival import Rival
 from .world import Laps, World
 
+WARM_UP = 2  # steps
 Batch = dict[str, Tensor]
 KEPT = torch.ops.hf_longctx.ranks_flash_attn.default
 
@@ -92,11 +93,11 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def timed(self, batch: Batch, steps: int, warm_up: int = 2) -> dict[str, Any]:
+    def timed(self, batch: Batch, steps: int) -> dict[str, Any]:
         """Seconds of each step after the warm-up, the first loss, and the peak of memory."""
         self.world.begin_peak()
         first = self.step(batch)
-        for _ in range(warm_up - 1):
+        for _ in range(WARM_UP - 1):
             self.step(batch)
         laps = Laps(self.world)
         laps.mark()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longctx.hub import load_tokenizer
+from hf_longctx.hub.resolve import load_tokenizer
 
 from ..reading import K
 from .packs import pack

@@ -39,7 +39,7 @@ def work(world: World, geometry: str, lines: list[str], packs: dict[str, list[in
             try:
                 loop = loop or Loop(world, geometry, LINES[name])
                 given = batch(lengths, loop.model.config.vocab_size, world)
-                sample |= loop.timed(given, 3 if sum(lengths) >= FEW else 5)
+                sample |= loop.timed(given, 1 if world.tiny else 3 if sum(lengths) >= FEW else 5)
             except Exception as error:  # out of memory, or a package that cannot: the other lines are worth having
                 yield sample | {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
                 break  # longer ones would fail too
