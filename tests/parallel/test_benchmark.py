@@ -65,7 +65,7 @@ def test_every_line_takes_the_steps_of_stock(cards: Pool, line: str) -> None:
 
 
 def test_a_line_that_cannot_run_says_why_and_the_others_go_on(cards: Pool) -> None:
-    given = {"geometry": LLAMA, "lines": [RIVAL, "auto, DDP"], "packs": {"a": [30]}}
+    given = {"geometry": LLAMA, "lines": ["no such line", "auto, DDP"], "packs": {"a": [30]}}
     refused, served = cards.run(samples, "train", given)[0]
     assert "failed" in refused
     assert "seconds" in served

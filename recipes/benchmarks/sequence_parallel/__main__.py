@@ -28,7 +28,11 @@ PARTS = {"train": train, "kept": kept, "host": host, "packed": packed, "ulysses"
 
 def main(words: list[str] | None = None) -> None:
     """Measure the parts that are asked for, and write their result files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.benchmarks.sequence_parallel",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--geometry", nargs="+", choices=GEOMETRIES, default=list(GEOMETRIES), help="of part train")
     parser.add_argument("--tokens", type=lengths, help="lengths of parts train, kept and ulysses: 8k,32k")

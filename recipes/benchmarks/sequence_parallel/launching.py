@@ -12,6 +12,7 @@ from typing import Any
 
 SAMPLE = "SAMPLE "
 WORKER = "recipes.benchmarks.sequence_parallel.worker"
+LOCAL = ["--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
 GRACE = 20  # seconds between asking processes to end and ending them
 
 
@@ -36,7 +37,7 @@ class Launcher:
         if self.over:
             yield {"failed": "not measured: the time was over"}
             return
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        torchrun = ["-m", "torch.distributed.run", *LOCAL, "--nproc_per_node", str(processes)]
         settings = {"tiny": self.tiny, **settings}
         command = [sys.executable, "-W", "ignore", *torchrun, "-m", WORKER, part, json.dumps(settings)]
         start = time.perf_counter()

@@ -105,7 +105,9 @@ class Loop:
             self.step(batch)
             laps.mark()
         seconds = self.world.worst(*laps.seconds())
-        return {"seconds": seconds, "GiB": self.world.peak_gib(), "loss": self.world.mean(float(first))}
+        state = vars(self.model).get(forward.STATE)
+        exchange = {"exchange": state.said} if state else {}  # what auto takes
+        return exchange | {"seconds": seconds, "GiB": self.world.peak_gib(), "loss": self.world.mean(float(first))}
 
 
 def keeping() -> Any:

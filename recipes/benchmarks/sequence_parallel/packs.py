@@ -32,12 +32,12 @@ def pack(total: int, seed: int, mean: float = MEAN) -> list[int]:
 
 
 def batch(lengths: Sequence[int], vocabulary: int, world: World, seed: int = 1) -> dict[str, Tensor]:
-    """Random tokens of one pack, the same on every process."""
+    """Random tokens of one pack, the same on every process; positions only where there is more than one document."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, vocabulary, (1, sum(lengths)), generator=generator)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     labels = torch.where(positions == 0, -100, ids)
-    given = {"input_ids": ids, "position_ids": positions, "labels": labels}
+    given = {"input_ids": ids, "labels": labels} | ({"position_ids": positions} if len(lengths) > 1 else {})
     return {name: x.to(world.device) for name, x in given.items()}
 
 

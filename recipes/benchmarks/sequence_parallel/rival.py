@@ -43,8 +43,9 @@ class Rival:
 
         The mean over processes of the losses, as FSDP2 takes it of gradients, is the loss of the batch.
         """
-        shifted = pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-        whole = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "shift_labels": shifted}
+        ids, shifted = batch["input_ids"], pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        positions = batch.get("position_ids", torch.arange(ids.shape[1], device=ids.device)[None])
+        whole = {"input_ids": ids, "position_ids": positions, "shift_labels": shifted}
         parts = {name: x.clone() for name, x in (whole | more).items()}  # cut in place
         items = (shifted != IGNORED).sum() / self.world.size
         with self.accelerator.maybe_context_parallel(

@@ -75,7 +75,7 @@ def rated(sample: dict[str, Any]) -> dict[str, Any]:
     """A sample with its tokens per second."""
     if "failed" in sample:
         return {"failed": sample["failed"]}
-    kept = {key: sample[key] for key in ("seconds", "GiB", "loss")}
+    kept: dict[str, Any] = {key: sample[key] for key in ("exchange", "seconds", "GiB", "loss") if key in sample}
     return {"tokens/s": sample["tokens"] / median(sample["seconds"]), **kept}
 
 
