@@ -8,16 +8,17 @@ from typing import Any
 
 from hf_longctx.evaluation.rows import row
 from hf_longctx.parallel import Layout
+from hf_longctx.parallel.model.choosing import Geometry, choose
 
 from .launching import Launcher
 from .packs import GlobalZigzag, pack, sizes
-from .shared import BOUND, Shared, drawn
+from .shared import BOUND, DIM, Shared, drawn
 from .world import World
 
 HEADS, SEEDS = (32, 8), 20
 MEAN_BAR, WORST_BAR = 1.12, 1.35
 WAYS = ("balance", "cut all", "global zigzag")
-KIND = "gather"  # what auto takes here
+GEOMETRY = Geometry(*HEADS, DIM, windows=0, layers=16)
 
 
 def layouts(lengths: list[int], ranks: int) -> dict[str, Layout]:
@@ -32,13 +33,14 @@ def work(world: World) -> Iterator[dict[str, Any]]:
     for seed in range(2 if world.tiny else SEEDS):
         lengths = pack(total, seed, mean_log)
         tensors, runs = drawn(total, HEADS, world, seed), 3
-        one = Shared(Layout.of(lengths, 1), KIND, tensors, world)
-        took, off = {"one card": one.times(world, runs)}, {}
+        one = Shared(Layout.of(lengths, 1), "gather", tensors, world)
+        took, off, kinds = {"one card": one.times(world, runs)}, {}, {}
         for name, layout in layouts(lengths, world.size).items():
-            shared = Shared(layout, KIND, tensors, world)
+            kinds[name], _ = choose(layout, GEOMETRY)  # as kind="auto" does
+            shared = Shared(layout, kinds[name], tensors, world)
             off[name] = shared.off(one, world)
             took[name] = shared.times(world, runs)
-        yield {"seed": seed, "lengths": lengths, "ms": took, "off": off}
+        yield {"seed": seed, "lengths": lengths, "kinds": kinds, "ms": took, "off": off}
 
 
 def rows(launcher: Launcher) -> Iterator[dict[str, Any]]:
