@@ -1,0 +1,146 @@
+"""What the host does for a layer and for a step at 8k, and how often it waits for the device."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from hf_longctx import SequenceParallel
+from hf_longctx.evaluation.rows import row
+from hf_longctx.parallel import Layout, Ranks, attention
+from hf_longctx.parallel.model.choosing import Geometry, choose
+
+from ..reading import K
+from .geometry import build
+from .launching import Launcher
+from .packs import batch
+from .shared import drawn
+from .train import NOT_MEASURED
+from .world import World
+
+LENGTH, LAYERS, HEADS = 8 * K, 16, (32, 8)
+KINDS = ("gather", "ring", "ulysses")
+WAITS = "called a synchronizing CUDA operation"  # torch's words under set_sync_debug_mode
+
+
+def launched(world: World, work: Callable[[], Any], runs: int) -> float:
+    """Median milliseconds until the host has launched `work`; the device may still be at it. The slowest process."""
+    work()
+    times = []
+    for _ in range(runs):
+        world.wait()
+        dist.barrier()
+        world.wait()
+        start = time.perf_counter()
+        work()
+        times.append(world.worst((time.perf_counter() - start) * 1e3)[0])
+    return median(times)
+
+
+def of_a_layer(world: World, run: Callable[[], Tensor], leaves: list[Tensor], runs: int) -> dict[str, float]:
+    """Milliseconds of host time of one layer, from many layers one after the other."""
+    outs = [run() for _ in range(LAYERS)]
+    grads = [torch.ones_like(out) for out in outs]
+
+    def forward() -> None:
+        for _ in range(LAYERS):
+            run()
+
+    def backward() -> None:
+        torch.autograd.grad(outs, leaves, grads, retain_graph=True)
+
+    return {"forward": launched(world, forward, runs) / LAYERS, "backward": launched(world, backward, runs) / LAYERS}
+
+
+def waits(world: World, work: Callable[[], Any]) -> int | None:
+    """How often `work` makes the host wait for the device; None without one."""
+    if not world.gpu:
+        return None
+    work()
+    world.wait()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum(WAITS in str(one.message) for one in said)
+
+
+def work(world: World) -> Iterator[dict[str, Any]]:
+    """Host time of attention alone by kind and by stock; then that of a whole step, and its waits."""
+    tokens, runs = (96, 2) if world.tiny else (LENGTH, 15)
+    layout = Layout.of([tokens], world.size)
+    mine = layout.places[world.rank].to(world.device)
+    leaves = [x[:, :, mine].detach().requires_grad_() for x in drawn(tokens, HEADS, world)[:3]]
+    q, k, v = leaves
+
+    def sdpa() -> Tensor:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+
+    found = {"sdpa": of_a_layer(world, sdpa, leaves, runs)}
+    for kind in KINDS:
+        ranks = Ranks(layout, kind, device=world.device)
+        found[kind] = of_a_layer(world, lambda ranks=ranks: attention(q, k, v, ranks, scale=0.125)[0], leaves, runs)  # type: ignore[misc]
+    auto, _ = choose(layout, Geometry(*HEADS, q.shape[-1], 0, LAYERS))
+    yield {"layer": found, "auto": auto}
+    yield of_a_step(world, tokens, runs)
+
+
+def of_a_step(world: World, tokens: int, runs: int) -> dict[str, Any]:
+    """Forward and backward of a whole model without DDP or FSDP2, stock over its half of the batch beside.
+
+    The model is narrow: its device has next to nothing to do, so that the host is never held up by a full queue.
+    """
+    model = build("Llama 1.24B", world, hidden_size=288, intermediate_size=512, vocab_size=4096)
+    whole, half = (batch([n], model.config.vocab_size, world) for n in (tokens, tokens // world.size))
+
+    def step(given: dict[str, Any]) -> None:
+        model(**given).loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    stock = half | {"use_cache": False}
+    found = {"stock": launched(world, lambda: step(stock), runs)}
+    counts = {"stock": waits(world, lambda: step(stock))}
+    with SequenceParallel(degree=world.size).on(model):
+        found["hf_longctx"] = launched(world, lambda: step(whole), runs)
+        counts["hf_longctx"] = waits(world, lambda: step(whole))
+    return {"step": found, "waits": counts, "layers": model.config.num_hidden_layers}
+
+
+def rows(launcher: Launcher, geometry: str, tokens: list[int], lines: list[str]) -> Iterator[dict[str, Any]]:
+    """Milliseconds of our code in each layer and step, and how often the host waits in a step."""
+    at = "8k on two cards, Llama 1.24B"
+    for sample in launcher.samples("host", 2):
+        if "layer" in sample:
+            layer, auto = sample["layer"], sample["auto"]
+            ours = {kind: _twice(layer[kind]) - _twice(layer["sdpa"]) for kind in KINDS}
+            what = f"{at}: host time of our attention a layer and step ({auto}, what auto takes), above stock's sdpa"
+            beside: dict[str, Any] = {f"{kind}, ms": ms for kind, ms in ours.items()}
+            beside |= {f"{kind}, {way} ms": ms for kind, of in layer.items() for way, ms in of.items()}
+            yield row(what, ours[auto], "ms", bar="<= 1", beside=beside, detail=sample)
+        elif "step" in sample:
+            step, counts = sample["step"], sample["waits"]
+            above = step["hf_longctx"] - step["stock"]
+            what = f"{at}: host time of a whole forward and backward above stock's of half the tokens, for each layer"
+            beside = {f"{name}, ms": ms for name, ms in step.items()} | {"above stock in all, ms": above}
+            yield row(what, above / sample["layers"], "ms", beside=beside, detail=sample)
+            what = f"{at}: times that the host waits for the device in forward and backward"
+            why = None if counts["hf_longctx"] is not None else "there is no GPU"
+            yield row(what, counts["hf_longctx"], "", bar="<= 1", why=why, beside={"stock": counts["stock"]})
+        else:
+            yield row(f"{at}: host time", None, "ms", why=sample.get("failed", NOT_MEASURED))
+
+
+def _twice(of: dict[str, float]) -> float:
+    """Forward, forward again for the backward pass, and backward."""
+    return 2 * of["forward"] + of["backward"]
