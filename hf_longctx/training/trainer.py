@@ -11,6 +11,7 @@ from transformers import Trainer
 from ..parallel.model.forward import STATE, with_logits
 from ..patch import unwrap
 from .accelerate import SequenceParallelConfig
+from .checkpoints import last_whole
 from .once import gather_once
 
 if TYPE_CHECKING:
@@ -47,6 +48,15 @@ class SequenceParallelMixin(Base):
         if config.cp_size > 1:
             gather_once(self.accelerator, config.cp_size)
             self.gather_function = self.accelerator.gather_for_metrics
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer; with `resume_from_checkpoint=True` from the last checkpoint that was saved to its end."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole(self.args.output_dir)
+        if self.model_wrapped is self.model and not self.is_fsdp_enabled:
+            # accelerate takes a model that was evaluated for one that is wrapped by DDP already
+            vars(self.model).pop("_is_accelerate_prepared", None)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
