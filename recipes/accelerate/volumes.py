@@ -65,7 +65,9 @@ def sent(model: Model, tokens: int, ranks: int, inside: int = 1, number: int = 2
     rows, outside = tokens / ranks, ranks // inside
     read = max(model.kv_heads, inside)  # a key/value head that several ranks need is sent to each
     exact = number if read == model.kv_heads else 4  # gradients that are summed
-    kv = 2 * model.dim * read / inside * rows * inside  # numbers: keys and values of the rank's heads and its host's rows
+    kv = (
+        2 * model.dim * read / inside * rows * inside
+    )  # numbers: keys and values of the rank's heads and its host's rows
     keys = (outside - 1) * kv * number, (outside - 1) * kv * (number + 4)
     q, kv_rows, lse = (rows * n for n in (model.heads * model.dim, 2 * read * model.dim, model.heads))
     others = (inside - 1) / inside

@@ -86,7 +86,7 @@ def train_stock(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(config["model"])
     packs = packed([tokenizer(text).input_ids for text in read_documents(config["documents"])], config["pack"])
     one = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "remove_unused_columns": False}
-    more = {"use_cpu": not torch.cuda.is_available(), "report_to": [], "save_strategy": "no"}
+    more = {"use_cpu": not torch.cuda.is_available(), "report_to": [], "save_strategy": "no", "eval_on_start": True}
     trainer = Trainer(
         model=LlamaForCausalLM.from_pretrained(config["model"], dtype=torch.float32),
         args=TrainingArguments(output_dir=str(folder / "stock"), **(config["training"] | one | more)),

@@ -77,12 +77,12 @@ def training_arguments(config: dict[str, Any], folder: Path) -> TrainingArgument
     degree = processes if config["degree"] == "all" else config["degree"]
     cpu = not torch.cuda.is_available()
     given = config["training"] | ({"bf16": False} if cpu else {})
-    fixed = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "remove_unused_columns": False}
+    fixed: dict[str, Any] = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+    fixed |= {"remove_unused_columns": False, "eval_on_start": True, "report_to": []}
     switch = SequenceParallel(degree=degree, kind=config["kind"])
     return TrainingArguments(
         output_dir=str(folder),
         use_cpu=cpu,
-        report_to=[],
         parallelism_config=SequenceParallelConfig(switch),
         **fixed,
         **given,

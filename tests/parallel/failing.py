@@ -1,4 +1,4 @@
-"""A training of two ranks, launched by torchrun, in which rank 1 fails in the second step: `failing.py HOW FOLDER`."""
+"""A training of two ranks, launched by torchrun, in which rank 1 fails in the second step: `failing.py HOW FOLDER DEVICE`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_longctx import SequenceParallel, SequenceParallelConfig, SequenceParalle
 from tests.parallel.models import make
 from tests.parallel.test_trainer import Packs, arguments, collate
 
-HOW, FOLDER = sys.argv[1:]
+HOW, FOLDER, DEVICE = sys.argv[1:]
 
 
 class Failing(TrainerCallback):
@@ -36,14 +36,18 @@ class Failing(TrainerCallback):
 def fail(*_: Any) -> None:
     if HOW == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if DEVICE == "cuda":
+        torch.empty(2**40, dtype=torch.uint8, device=DEVICE)
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 1 has a total of 79 GiB")
 
 
-os.environ["ACCELERATE_USE_CPU"] = "true"
+if DEVICE == "cpu":
+    os.environ["ACCELERATE_USE_CPU"] = "true"
 SequenceParallelTrainer(
     model=make("llama"),
     args=arguments(
         FOLDER,
+        use_cpu=DEVICE == "cpu",
         save_strategy="steps",
         save_steps=1,
         parallelism_config=SequenceParallelConfig(SequenceParallel(degree=2, cut="all")),

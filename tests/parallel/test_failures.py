@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,11 +16,15 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from hf_longctx.parallel.model.agreement import RefusedElsewhereError
+from hf_longctx.parallel.model.backend import check_backend
 from hf_longctx.training import checkpoints, failures
+
+from .pool import Pool
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.dist])])
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
@@ -28,11 +33,11 @@ ROOT = Path(__file__).parents[2]
         ("refuse", r"ValueError: .*attention_dropout=0.5"),
     ],
 )
-def test_a_rank_fails(how: str, expected: str, tmp_path: Path) -> None:
+def test_a_rank_fails(how: str, expected: str, device: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(ROOT / "tests/parallel/failing.py"), how, str(tmp_path)],
+        [*command, str(ROOT / "tests/parallel/failing.py"), how, str(tmp_path), device],
         capture_output=True,
         text=True,
         env=environment,
@@ -47,7 +52,8 @@ def test_a_rank_fails(how: str, expected: str, tmp_path: Path) -> None:
     _, cause = text.split("Root Cause")
     assert re.search(r"rank +: 1 ", cause), text
     assert re.search(expected, cause), text
-    assert re.search("rank 0 of 2 stops since another rank has ended", text), text
+    if device == "cpu":  # with NCCL it waits until the launcher ends it
+        assert re.search("rank 0 of 2 stops since another rank has ended", text), text
     if how != "kill":
         assert re.search(f"rank 1 of 2 failed: {expected}", text), text
     if how == "memory":
@@ -100,3 +106,22 @@ def test_one_process_keeps_its_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     failures.name_failures(0, 2)
     assert isinstance(sys.excepthook, failures.NamingHook)
     assert sys.excepthook.before is before
+
+
+def without_nccl() -> list[str]:
+    found = []
+    for available in (True, False):
+        with (
+            mock.patch("torch.distributed.is_nccl_available", return_value=available),
+            pytest.raises(RuntimeError) as caught,
+        ):
+            check_backend("cuda")
+        found.append(str(caught.value))
+    check_backend("cpu")
+    return found
+
+
+def test_cards_without_nccl(two: Pool) -> None:
+    for gloo, no_nccl in two.run(without_nccl):
+        assert "expected cuda:nccl. Call init_process_group" in gloo
+        assert "expected cuda:nccl. This torch was built without NCCL" in no_nccl

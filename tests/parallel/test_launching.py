@@ -1,4 +1,4 @@
-"""The files for `accelerate launch` are those that accelerate takes, and the table of volumes is what ranks exchange."""
+"""The files for `accelerate launch` are those that accelerate takes, and their README has the table of the script."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import ParallelismConfig
 from accelerate.utils.launch import prepare_multi_gpu_env
@@ -17,10 +16,6 @@ from hf_longctx.parallel import Layout
 from hf_longctx.parallel.model.choosing import Geometry, across_hosts, choose
 from hf_longctx.parallel.model.groups import ranks_inside
 from recipes.accelerate import volumes
-
-from .cases import ALL_GATHER, DIM, Case
-from .pool import Pool
-from .test_counts import EXCHANGE, REDUCE, SHIFT, count
 
 FOLDER = Path(volumes.__file__).parent
 FILES = {  # processes, hosts, FSDP2, degrees of the file's comment or README row
@@ -82,26 +77,3 @@ def test_auto_takes_the_kinds_of_the_table(degree: int) -> None:
                 assert ranks_inside(degree, model.heads) == volumes.HOST
             # all-gather sends as much as a ring
             assert choose(Layout.of([volumes.TOKENS], degree, "all"), geometry)[0] == "ring"
-
-
-@pytest.mark.parametrize("heads", [(32, 8), (8, 8), (8, 2)])
-@pytest.mark.parametrize(("kind", "inside"), [("ring", 1), ("gather", 1), ("ulysses", 4), ("hybrid", 2)])
-def test_volumes_are_what_ranks_send(four: Pool, kind: str, inside: int, heads: tuple[int, int]) -> None:
-    tokens, ranks = 64, 4
-    with mock.patch.dict("tests.parallel.cases.PACKS", {"even": ([tokens], "all")}):
-        case = Case("even", kind, heads, "causal", inner=inside)
-        answers = four.run(counted_of, case, tokens)
-    model = volumes.Model("", 0, *heads, DIM, 0)
-    expected = volumes.sent(model, tokens, ranks, inside, number=torch.float32.itemsize)
-    for number, found in enumerate(zip(*answers, strict=True)):
-        for one in found:
-            # torch is handed what stays on the rank too, but by a ring
-            keys = sum(one.get(SHIFT, [])) + (ranks - 1) * sum(one.get(ALL_GATHER, []))
-            keys += sum(one.get(REDUCE, [])) * (ranks - 1) / ranks
-            travelling = sum(one.get(EXCHANGE, [])) * (inside - 1) / inside
-            assert (keys, travelling) == (expected.keys[number], expected.heads[number])
-
-
-def counted_of(case: Case, tokens: int) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    with mock.patch.dict("tests.parallel.cases.PACKS", {"even": ([tokens], "all")}):
-        return count(case)

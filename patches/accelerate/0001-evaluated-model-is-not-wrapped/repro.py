@@ -1,4 +1,4 @@
-"""Is a model that was prepared for evaluation wrapped by DDP once it is prepared for training? Exits 1 if not, else 0."""
+"""Does DDP wrap a model that was prepared for evaluation before it is for training? Exits 1 if not, else 0."""
 
 import os
 import sys
