@@ -1,4 +1,4 @@
-"""A training of two ranks, launched by torchrun, in which rank 1 fails in the second step: `failing.py HOW FOLDER DEVICE`."""
+"""A training of two ranks, in which rank 1 fails in the second step: torchrun failing.py HOW FOLDER DEVICE."""
 
 from __future__ import annotations
 
