@@ -45,7 +45,7 @@ def packed(documents: list[list[int]], size: int) -> list[Pack]:
 
 
 class PackCollator(DataCollatorWithFlattening):
-    """The documents of one or more packs one after the other, with positions that begin anew with each document."""
+    """The documents of one or more packs one after the other, with positions that start again with each document."""
 
     def __call__(self, features: list[Pack], **kwargs: Any) -> dict[str, Any]:
         return super().__call__([{"input_ids": ids} for pack in features for ids in pack["documents"]], **kwargs)
