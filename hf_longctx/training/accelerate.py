@@ -9,6 +9,7 @@ import torch.distributed as dist
 from accelerate import ParallelismConfig
 
 from ..parallel.model.switch import SequenceParallel
+from .failures import name_failures
 
 
 class SequenceParallelConfig(ParallelismConfig):
@@ -62,3 +63,4 @@ class SequenceParallelConfig(ParallelismConfig):
                 f"SequenceParallelConfig was made for {self.total_size} processes, and there are "
                 f"{accelerator.num_processes}. Make it in the processes that train, after they were launched."
             )
+        name_failures(accelerator.process_index, accelerator.num_processes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from transformers import Trainer
 from ..parallel.model.forward import STATE, with_logits
 from ..patch import unwrap
 from .accelerate import SequenceParallelConfig
+from .checkpoints import last_whole
 from .once import gather_once
 
 if TYPE_CHECKING:
@@ -48,6 +50,15 @@ class SequenceParallelMixin(Base):
             gather_once(self.accelerator, config.cp_size)
             self.gather_function = self.accelerator.gather_for_metrics
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer; with `resume_from_checkpoint=True` from the last checkpoint that was saved to its end."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole(self.args.output_dir)
+        if self.accelerator.num_processes > 1 and self.model_wrapped is self.model and not self.is_fsdp_enabled:
+            # accelerate takes a model that was evaluated for one that DDP wraps already (patches/accelerate/0001)
+            self.model._is_accelerate_prepared = False
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
@@ -77,7 +88,8 @@ class SequenceParallelMixin(Base):
             )
         if self.args.eval_use_gather_object:
             raise ValueError("eval_use_gather_object=True: expected predictions that are tensors. Leave it out.")
-        asked = getattr(self.args, "fsdp", None)
+        # by an argument, or by the launcher's file
+        asked = getattr(self.args, "fsdp", None) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
         if asked and not self.accelerator.is_fsdp2:
             raise ValueError(
                 f"fsdp={asked!r}: accelerate runs {self.accelerator.distributed_type.value} here, not FSDP2 (it needs "

@@ -17,6 +17,10 @@ MIX = 2654435761  # so that tokens which change places change the sum
 COMPARED = ("input_ids", "inputs_embeds", "position_ids", "marks", "labels")
 
 
+class RefusedElsewhereError(ValueError):
+    """Another rank has refused its batch."""
+
+
 @dataclass(frozen=True, eq=False)
 class Facts:
     """What ranks compare: the shape of each tensor, a sum that depends on values and places, and the loss's divisor."""
@@ -67,7 +71,9 @@ def _compare(all_PF: Tensor, names: list[str], rank: int) -> None:
         if torch.equal(theirs_F, all_PF[rank]):
             continue
         if bool((theirs_F == REFUSED).all()):
-            raise ValueError(f"rank {other} of the group has refused its batch. See the message of that rank.")
+            raise RefusedElsewhereError(
+                f"rank {other} of the group has refused its batch. See the message of that rank."
+            )
         off = (theirs_F != all_PF[rank]).nonzero()[:, 0].tolist()
         shown = "; ".join(f"{names[i]}: {int(all_PF[rank, i])} here, {int(theirs_F[i])} there" for i in off)
         raise ValueError(

@@ -9,6 +9,8 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from .backend import check_backend
+
 
 @dataclass(frozen=True, eq=False)
 class Groups:
@@ -42,6 +44,7 @@ class Groups:
                 f"degree={degree}: there is no process group. Start the script with `torchrun --nproc_per_node "
                 f"{degree}` and call torch.distributed.init_process_group() first (Trainer and Accelerator do)."
             )
+        check_backend(device)
         world = dist.get_world_size()
         if world % degree:
             raise ValueError(
