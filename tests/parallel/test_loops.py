@@ -74,7 +74,12 @@ def on_a_rank(wrapper: str, name: str, checkpointing: str) -> dict[str, float]:
     return off | {"evaluation": abs(found_loss / loss - 1), "rows": relative(found_rows, rows)}
 
 
-CASES = [("ddp", "llama", "plain"), ("ddp", "gemma3", "reentrant"), ("fsdp2", "llama", "plain"), ("fsdp2", "gemma3", "")]
+CASES = [
+    ("ddp", "llama", "plain"),
+    ("ddp", "gemma3", "reentrant"),
+    ("fsdp2", "llama", "plain"),
+    ("fsdp2", "gemma3", ""),
+]
 
 
 @pytest.mark.parametrize(("wrapper", "name", "checkpointing"), CASES)
