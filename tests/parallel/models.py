@@ -9,12 +9,15 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     SmolLM3Config,
@@ -39,6 +42,7 @@ MODELS = {
     ),
     "smollm3": lambda: SmolLM3ForCausalLM(SmolLM3Config(**BASE, no_rope_layers=[1, 0, 1])),
 }
+MORE = {"mixtral": lambda: MixtralForCausalLM(MixtralConfig(**BASE, num_local_experts=4, num_experts_per_tok=2))}
 PACKED = [61, 3, 1, 40, 17, 2, 29]
 BATCHES: dict[str, tuple[list[list[int]], str | int]] = {  # documents of each row, and which are cut
     "dense odd": ([[141]], "all"),
@@ -54,7 +58,7 @@ def make(name: str, heads: tuple[int, int] = (9, 3)) -> Any:
     """A model whose attention is far from uniform, in train mode."""
     torch.manual_seed(0)
     with mock.patch.dict(BASE, num_attention_heads=heads[0], num_key_value_heads=heads[1], hidden_size=heads[0] * 8):
-        model = MODELS[name]()
+        model = (MODELS | MORE)[name]()
     for p in model.parameters():
         if p.ndim == 2:
             p.data.mul_(6)
@@ -110,6 +114,12 @@ class Case:
     def __str__(self) -> str:
         heads = f"{self.heads[0]}/{self.heads[1]}"
         return "-".join(filter(None, (self.model, self.batch, self.kind, heads, self.checkpointing))).replace(" ", "_")
+
+
+def lora(model: Any) -> Any:
+    """The model with adapters that change it."""
+    torch.manual_seed(5)
+    return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
 
 
 def checkpointed(model: Any, kind: str) -> None:

@@ -26,6 +26,7 @@ ROWS_ON_TWO = [
     for b, pack in enumerate(["rows", "packed rows"])
     for k, kind in enumerate([*KINDS, "hybrid"])
 ]
+EXPERTS = [Case("mixtral", "packed odd", kind, "plain") for kind in KINDS]
 # models and kinds in full; both meet each pack, each checkpointing and both numbers of heads
 FOUR_PACKS = [*PACKS, "rows", "packed rows", "fewer tokens than ranks"]
 ON_FOUR = [
@@ -35,7 +36,7 @@ ON_FOUR = [
 ]
 
 
-@pytest.mark.parametrize("case", [*ON_TWO, *ROWS_ON_TWO], ids=str)
+@pytest.mark.parametrize("case", [*ON_TWO, *ROWS_ON_TWO, *EXPERTS], ids=str)
 def test_two_ranks_are_one_process(two: Pool, case: Case) -> None:
     for off in two.run(on_a_rank, case):
         assert max(off.values()) < EXACT, {name: x for name, x in off.items() if x >= EXACT}

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -18,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_longctx import SequenceParallel, applied
 
-from .models import PACKED, batch, checkpointed, make, off_gradients, relative, stock
+from .models import PACKED, batch, checkpointed, lora, make, off_gradients, relative, stock
 from .pool import Pool
 
 EXACT = 1e-5
@@ -77,11 +76,6 @@ def test_a_copy_is_a_model_of_its_own() -> None:
     assert float(twin(**batch([PACKED])).loss.detach()) == pytest.approx(torch.tensor(97.0).log().item())
     applied(twin)[0].undo()
     assert "forward" not in vars(twin)
-
-
-def lora(model: Any) -> Any:
-    torch.manual_seed(5)
-    return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
 
 
 def peft_both_orders() -> dict[str, float]:
