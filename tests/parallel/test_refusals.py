@@ -13,8 +13,10 @@ from transformers import (
     AutoModelForCausalLM,
     BambaConfig,
     Gemma2Config,
+    GPTJConfig,
     GptOssConfig,
     Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -57,10 +59,21 @@ def rope(**entry: Any) -> LlamaConfig:
 
 
 TABLES = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
+ALONE = "under DDP or FSDP2 alone"
 STACKS = {"layer_types": ["linear_attention", "full_attention"]}
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "dynamic rope": (lambda: rope(rope_type="dynamic", factor=2.0), "rope_type='dynamic' chooses its frequencies"),
     "two tables": (lambda: rope(rope_type="longrope", factor=2.0, **TABLES), "rope_type='longrope' chooses"),
+    "several positions": (lambda: rope(rope_type="default", mrope_section=[1, 1, 2]), "several positions each (mrope)"),
+    "keys of other layers": (lambda: LlamaConfig(**BASE, num_kv_shared_layers=1), "read the keys of other layers"),
+    "attention of its own": (
+        lambda: GPTJConfig(vocab_size=97, n_embd=32, n_layer=2, n_head=4, rotary_dim=8),
+        "GPTJAttention does not call transformers' attention interface",
+    ),
+    "chunks": (
+        lambda: Llama4TextConfig(**SMALL, num_local_experts=2, layer_types=["chunked_attention", "full_attention"]),
+        "layer 0 is of the kind 'chunked_attention'; SequenceParallel serves full_attention and sliding_attention",
+    ),
     "softcap": (lambda: Gemma2Config(**SMALL), "its attention has a softcap"),
     "sinks": (lambda: GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1), "attention sinks"),
     "auxiliary loss": (lambda: MixtralConfig(**SMALL, output_router_logits=True), "output_router_logits=True adds"),
@@ -81,7 +94,9 @@ def test_models(what: str) -> None:
     config, expected = REFUSED[what]
     model = AutoModelForCausalLM.from_config(config())
     before = dict(vars(model))
-    assert expected in said(lambda: SequenceParallel(degree=1).apply(model))
+    message = said(lambda: SequenceParallel(degree=1).apply(model))
+    assert expected in message
+    assert any(advice in message for advice in (ALONE, "Use static frequencies", "Set model.config."))
     assert vars(model) == before
 
 
