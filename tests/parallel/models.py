@@ -122,12 +122,12 @@ def lora(model: Any) -> Any:
     return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
 
 
-def checkpointed(model: Any, kind: str) -> None:
+def checkpointed(model: Any, kind: str, **more: Any) -> None:
     """Turn gradient checkpointing on: "reentrant" or "plain"."""
     enable = (
         getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     )  # the old name
-    enable({"use_reentrant": kind == "reentrant"})
+    enable({"use_reentrant": kind == "reentrant", **more})
 
 
 def on_a_rank(case: Case) -> dict[str, float]:
