@@ -50,7 +50,8 @@ def train_check(
         first = int(os.environ.get("RANK", 0)) == 0
         if first:
             said = repr(way) if stock is None else f"{stock!r} ({STOCK.get(stock, 'unknown')})"
-            notes().print(f"{said} against one document after the other", style="dim", highlight=False, markup=False)
+            said += " against one document after the other"
+            notes().print(said, style="dim", highlight=False, markup=False, soft_wrap=True)
         failed = False
         for finding in check(load_model(model, dtype, device)[0], given, way):
             failed |= not finding.holds

@@ -144,5 +144,9 @@ def test_the_command(tmp_path: Path) -> None:
     bad = CliRunner().invoke(app, ["train-check", model, str(file), "--stock", "mask"])
     assert bad.exit_code == 1, bad.output
     assert "FAIL  documents do not see each other" in bad.output
+    accelerated = CliRunner().invoke(app, ["train-check", model, str(file), "--stock", "context parallel"])
+    assert accelerated.exit_code == 1, accelerated.output
+    assert "FAIL  gradients" in accelerated.output
+    assert "its hooks drop all masks" in accelerated.output
     unknown = CliRunner().invoke(app, ["train-check", model, str(file), "--stock", "other"])
     assert unknown.exit_code == 2
