@@ -13,7 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     BambaConfig,
     Gemma2Config,
-    GPTJConfig,
     GptOssConfig,
     Lfm2Config,
     Llama4TextConfig,
@@ -23,6 +22,7 @@ from transformers import (
     MixtralConfig,
     Qwen3NextConfig,
 )
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from hf_longctx import LMInfinite, RopeScaling, SequenceParallel, shared_prefix
 
@@ -66,10 +66,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "two tables": (lambda: rope(rope_type="longrope", factor=2.0, **TABLES), "rope_type='longrope' chooses"),
     "several positions": (lambda: rope(rope_type="default", mrope_section=[1, 1, 2]), "several positions each (mrope)"),
     "keys of other layers": (lambda: LlamaConfig(**BASE, num_kv_shared_layers=1), "read the keys of other layers"),
-    "attention of its own": (
-        lambda: GPTJConfig(vocab_size=97, n_embd=32, n_layer=2, n_head=4, rotary_dim=8),
-        "GPTJAttention does not call transformers' attention interface",
-    ),
     "chunks": (
         lambda: Llama4TextConfig(**SMALL, num_local_experts=2, layer_types=["chunked_attention", "full_attention"]),
         "layer 0 is of the kind 'chunked_attention'; SequenceParallel serves full_attention and sliding_attention",
@@ -98,6 +94,20 @@ def test_models(what: str) -> None:
     assert expected in message
     assert any(advice in message for advice in (ALONE, "Use static frequencies", "Set model.config."))
     assert vars(model) == before
+
+
+class OwnAttention(LlamaAttention):
+    def forward(self, hidden_states: Any, position_embeddings: Any, attention_mask: Any, **kwargs: Any) -> Any:
+        q, k, v = (proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)), None
+
+
+def test_attention_that_is_not_reached_by_the_interface() -> None:
+    model = make("llama")
+    model.model.layers[1].self_attn.__class__ = OwnAttention
+    message = said(lambda: SequenceParallel(degree=1).apply(model))
+    assert "OwnAttention does not call transformers' attention interface" in message
+    assert ALONE in message
 
 
 def test_parts_and_wrappers_and_methods() -> None:
