@@ -22,7 +22,8 @@ def train_check(
     kind: Annotated[str, typer.Option(help="auto, ring, gather, ulysses or hybrid.")] = "auto",
     cut: Annotated[str, typer.Option(help="balance, all, or the fewest tokens of a document that is cut.")] = "balance",
     stock: Annotated[
-        str | None, typer.Option(help="Stock transformers instead: 'as given', 'no cache' or 'mask'.")
+        str | None,
+        typer.Option(help="Stock code instead: 'as given', 'no cache', 'mask', or accelerate's 'context parallel'."),
     ] = None,
     dtype: Dtype = "float32",
     device: Device = None,
@@ -35,6 +36,7 @@ def train_check(
     from ..training.batches import read_batch
     from ..training.check import train_check as check
     from ..training.processes import joined
+    from ..training.ways import STOCK
 
     given = read_batch(batch)
     with joined() as processes:
@@ -47,7 +49,9 @@ def train_check(
             way = stock
         first = int(os.environ.get("RANK", 0)) == 0
         if first:
-            notes().print(f"{way!r} against one document after the other", style="dim", highlight=False, markup=False)
+            said = repr(way) if stock is None else f"{stock!r} ({STOCK.get(stock, 'unknown')})"
+            said += " against one document after the other"
+            notes().print(said, style="dim", highlight=False, markup=False, soft_wrap=True)
         failed = False
         for finding in check(load_model(model, dtype, device)[0], given, way):
             failed |= not finding.holds

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..parallel.model.switch import SequenceParallel
+from .context_parallel import context_parallel_run
 
 STOCK = {
     "as given": "model(**batch), as a loop of one's own calls it: stock transformers makes a cache",
     "no cache": "model(**batch, use_cache=False), as Trainer calls it",
     "mask": "with an attention_mask of ones and use_cache=False, as after tokenizers and many collators",
+    "context parallel": "under accelerate's context parallelism: its hooks drop all masks, and on several GPUs torch's "
+    "context_parallel shares the tokens as in Trainer; one process, on a CPU too, runs with the hooks alone",
 }
 
 
@@ -27,6 +30,11 @@ def running(model: nn.Module, way: str | SequenceParallel) -> Iterator[Any]:
         return
     if way not in STOCK:
         raise ValueError(f"stock={way!r}: expected {', '.join(map(repr, STOCK))}.")
+
+    if way == "context parallel":
+        with context_parallel_run(model) as shared:
+            yield shared
+        return
 
     def run(**batch: Any) -> Any:
         more: dict[str, Any] = {} if way == "as given" else {"use_cache": False}

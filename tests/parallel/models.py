@@ -5,15 +5,19 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     SmolLM3Config,
@@ -38,6 +42,7 @@ MODELS = {
     ),
     "smollm3": lambda: SmolLM3ForCausalLM(SmolLM3Config(**BASE, no_rope_layers=[1, 0, 1])),
 }
+MORE = {"mixtral": lambda: MixtralForCausalLM(MixtralConfig(**BASE, num_local_experts=4, num_experts_per_tok=2))}
 PACKED = [61, 3, 1, 40, 17, 2, 29]
 BATCHES: dict[str, tuple[list[list[int]], str | int]] = {  # documents of each row, and which are cut
     "dense odd": ([[141]], "all"),
@@ -45,14 +50,15 @@ BATCHES: dict[str, tuple[list[list[int]], str | int]] = {  # documents of each r
     "short whole": ([PACKED], 30),
     "rows": ([[33], [5], [20]], "balance"),
     "packed rows": ([[20, 13], [5], [8, 1, 11]], "all"),
-    "fewer tokens than ranks": ([[1]], "all"),
+    "fewer tokens than ranks": ([[3]], "all"),
 }
 
 
-def make(name: str) -> Any:
+def make(name: str, heads: tuple[int, int] = (9, 3)) -> Any:
     """A model whose attention is far from uniform, in train mode."""
     torch.manual_seed(0)
-    model = MODELS[name]()
+    with mock.patch.dict(BASE, num_attention_heads=heads[0], num_key_value_heads=heads[1], hidden_size=heads[0] * 8):
+        model = (MODELS | MORE)[name]()
     for p in model.parameters():
         if p.ndim == 2:
             p.data.mul_(6)
@@ -61,7 +67,7 @@ def make(name: str) -> Any:
 
 def batch(rows: list[list[int]]) -> dict[str, Tensor]:
     """Packed rows, padded on the right; some labels are left out, and the first of each document predicts nothing."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(2)
     width = max(map(sum, rows))
     shape = len(rows), width
     ids = torch.randint(3, 97, shape, generator=generator)
@@ -77,10 +83,10 @@ def batch(rows: list[list[int]]) -> dict[str, Tensor]:
 
 
 @functools.cache
-def stock(name: str, what: str) -> tuple[float, Tensor, dict[str, Tensor]]:
+def stock(name: str, what: str, heads: tuple[int, int] = (9, 3)) -> tuple[float, Tensor, dict[str, Tensor]]:
     """Loss, logits and every gradient of one process, which runs each document by itself: nothing can leak."""
     rows = BATCHES[what][0]
-    given, model = batch(rows), make(name)
+    given, model = batch(rows), make(name, heads)
     items = (given["labels"][:, 1:] != -100).sum()
     logits = torch.zeros(*given["input_ids"].shape, 97)
     loss = torch.zeros(())
@@ -103,30 +109,38 @@ class Case:
     batch: str
     kind: str
     checkpointing: str = ""
+    heads: tuple[int, int] = (9, 3)
 
     def __str__(self) -> str:
-        return "-".join(filter(None, (self.model, self.batch, self.kind, self.checkpointing))).replace(" ", "_")
+        heads = f"{self.heads[0]}/{self.heads[1]}"
+        return "-".join(filter(None, (self.model, self.batch, self.kind, heads, self.checkpointing))).replace(" ", "_")
 
 
-def checkpointed(model: Any, kind: str) -> None:
+def lora(model: Any) -> Any:
+    """The model with adapters that change it."""
+    torch.manual_seed(5)
+    return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+
+
+def checkpointed(model: Any, kind: str, **more: Any) -> None:
     """Turn gradient checkpointing on: "reentrant" or "plain"."""
     enable = (
         getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     )  # the old name
-    enable({"use_reentrant": kind == "reentrant"})
+    enable({"use_reentrant": kind == "reentrant", **more})
 
 
 def on_a_rank(case: Case) -> dict[str, float]:
     """How far a rank is from one process: its loss, its logits, and the mean over ranks of its gradients."""
     rows, cut = BATCHES[case.batch]
-    model = make(case.model)
+    model = make(case.model, case.heads)
     if case.checkpointing:
         checkpointed(model, case.checkpointing)
     switch = SequenceParallel(degree=dist.get_world_size(), kind=case.kind, cut=cut, gather_logits=True)
     with switch.on(model):
         out = model(**batch(rows))
         out.loss.backward()
-    loss, logits, grads = stock(case.model, case.batch)
+    loss, logits, grads = stock(case.model, case.batch, case.heads)
     real = batch(rows).get("attention_mask", torch.ones(logits.shape[:2])).bool()
     off = {"loss": abs(out.loss.item() - loss) / abs(loss), "logits": relative(out.logits[real].detach(), logits[real])}
     return off | off_gradients(model, grads)

@@ -50,7 +50,7 @@ def _serve(rank: int, size: int, store: str, end: Connection, backend: str) -> N
     torch.set_num_threads(1)
     if backend == "nccl":
         torch.cuda.set_device(rank)
-    dist.init_process_group(backend, store, timeout=timedelta(seconds=30), rank=rank, world_size=size)
+    dist.init_process_group(backend, store, timeout=timedelta(seconds=60), rank=rank, world_size=size)
     while True:
         function, args = end.recv()
         try:

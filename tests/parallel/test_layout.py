@@ -83,6 +83,32 @@ def test_the_default_is_balanced_and_cuts_few(seed: int) -> None:
             assert max(cost(fewer, rank) for rank in range(ranks)) > 1.0199 * mean, "fewer would have been enough"
 
 
+def of_64k(seed: int) -> list[int]:
+    """Documents of about 6k tokens, lognormal, which fill 64k."""
+    rng, lengths = random.Random(seed), list[int]()
+    while sum(lengths) < 65536:
+        lengths.append(max(16, int(rng.lognormvariate(8.0, 1.2))))
+    lengths[-1] -= sum(lengths) - 65536
+    return lengths
+
+
+def test_the_default_over_one_zigzag_of_the_whole_pack() -> None:
+    """Pairs of attention of the slower of two ranks, over 20 packs; tokens and pairs are balanced to 2 %."""
+    gains, cut = [], []
+    for lengths in map(of_64k, range(20)):
+        layout = Layout.of(lengths, 2)
+        pairs_T = layout.codes_T % DOCUMENT + 1
+        first, second, third, fourth = (int(chunk.sum()) for chunk in pairs_T.tensor_split(4))
+        zigzag = max(first + fourth, second + third)
+        gains.append(zigzag / max(int(pairs_T[places].sum()) for places in layout.places))
+        cut.append(sum(lengths[document] for document in layout.shared) / 65536)
+        costs = [cost(layout, rank) for rank in range(2)]
+        assert max(costs) <= 1.02 * sum(costs) / 2
+    assert sum(gains) / 20 >= 1.12
+    assert max(gains) >= 1.35, "the best of twenty"
+    assert sum(cut) / 20 <= 0.25
+
+
 @pytest.mark.parametrize("seed", SEEDS[::5])
 def test_halos_are_the_keys_that_a_window_lacks(seed: int) -> None:
     lengths, ranks, cut = some_pack(seed)

@@ -15,12 +15,14 @@ from transformers import (
     Gemma2Config,
     GptOssConfig,
     Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     MixtralConfig,
     Qwen3NextConfig,
 )
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from hf_longctx import LMInfinite, RopeScaling, SequenceParallel, shared_prefix
 
@@ -57,10 +59,17 @@ def rope(**entry: Any) -> LlamaConfig:
 
 
 TABLES = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
+ALONE = "under DDP or FSDP2 alone"
 STACKS = {"layer_types": ["linear_attention", "full_attention"]}
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "dynamic rope": (lambda: rope(rope_type="dynamic", factor=2.0), "rope_type='dynamic' chooses its frequencies"),
     "two tables": (lambda: rope(rope_type="longrope", factor=2.0, **TABLES), "rope_type='longrope' chooses"),
+    "several positions": (lambda: rope(rope_type="default", mrope_section=[1, 1, 2]), "several positions each (mrope)"),
+    "keys of other layers": (lambda: LlamaConfig(**BASE, num_kv_shared_layers=1), "read the keys of other layers"),
+    "chunks": (
+        lambda: Llama4TextConfig(**SMALL, num_local_experts=2, layer_types=["chunked_attention", "full_attention"]),
+        "layer 0 is of the kind 'chunked_attention'; SequenceParallel serves full_attention and sliding_attention",
+    ),
     "softcap": (lambda: Gemma2Config(**SMALL), "its attention has a softcap"),
     "sinks": (lambda: GptOssConfig(**SMALL, num_local_experts=2, num_experts_per_tok=1), "attention sinks"),
     "auxiliary loss": (lambda: MixtralConfig(**SMALL, output_router_logits=True), "output_router_logits=True adds"),
@@ -81,8 +90,24 @@ def test_models(what: str) -> None:
     config, expected = REFUSED[what]
     model = AutoModelForCausalLM.from_config(config())
     before = dict(vars(model))
-    assert expected in said(lambda: SequenceParallel(degree=1).apply(model))
+    message = said(lambda: SequenceParallel(degree=1).apply(model))
+    assert expected in message
+    assert any(advice in message for advice in (ALONE, "Use static frequencies", "Set model.config."))
     assert vars(model) == before
+
+
+class OwnAttention(LlamaAttention):
+    def forward(self, hidden_states: Any, position_embeddings: Any, attention_mask: Any, **kwargs: Any) -> Any:
+        q, k, v = (proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)), None
+
+
+def test_attention_that_is_not_reached_by_the_interface() -> None:
+    model = make("llama")
+    model.model.layers[1].self_attn.__class__ = OwnAttention
+    message = said(lambda: SequenceParallel(degree=1).apply(model))
+    assert "OwnAttention does not call transformers' attention interface" in message
+    assert ALONE in message
 
 
 def test_parts_and_wrappers_and_methods() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,25 +14,29 @@ from .models import BATCHES, MODELS, PACKED, Case, batch, make, off_gradients, o
 from .pool import Pool
 
 EXACT = 1e-5  # rounding of fp32: 3e-6 was seen
-BATCHED = [name for name in BATCHES if name != "fewer tokens than ranks"]
 KINDS = ["ring", "gather", "ulysses"]
 CHECKPOINTING = ["", "plain", "reentrant"]
-# models and batches in full; each kind and each checkpointing meets each of them
-ON_TWO = [
+HEADS = [(9, 3), (32, 8)]
+PACKS = ["dense odd", "packed odd", "short whole"]
+ON_TWO = [Case(*case) for case in product(MODELS, PACKS, KINDS, CHECKPOINTING, HEADS)]
+# models and batches of several rows in full; each kind and each checkpointing meets each of them
+ROWS_ON_TWO = [
     Case(model, pack, kind, CHECKPOINTING[(m + b + k) % 3])
     for m, model in enumerate(MODELS)
-    for b, pack in enumerate(BATCHED)
-    for k, kind in enumerate(KINDS)
-]
-ON_FOUR = [
-    Case(list(MODELS)[(b + k) % 4], pack, kind, CHECKPOINTING[(b + k) % 3])
-    for b, pack in enumerate(BATCHED)
+    for b, pack in enumerate(["rows", "packed rows"])
     for k, kind in enumerate([*KINDS, "hybrid"])
-    if (b + k) % 2 == 0
+]
+EXPERTS = [Case("mixtral", "packed odd", kind, "plain") for kind in KINDS]
+# models and kinds in full; both meet each pack, each checkpointing and both numbers of heads
+FOUR_PACKS = [*PACKS, "rows", "packed rows", "fewer tokens than ranks"]
+ON_FOUR = [
+    Case(model, FOUR_PACKS[(2 * m + k) % 6], kind, CHECKPOINTING[(m + k) % 3], HEADS[(m + k // 2) % 2])
+    for m, model in enumerate(MODELS)
+    for k, kind in enumerate([*KINDS, "hybrid"])
 ]
 
 
-@pytest.mark.parametrize("case", ON_TWO, ids=str)
+@pytest.mark.parametrize("case", [*ON_TWO, *ROWS_ON_TWO, *EXPERTS], ids=str)
 def test_two_ranks_are_one_process(two: Pool, case: Case) -> None:
     for off in two.run(on_a_rank, case):
         assert max(off.values()) < EXACT, {name: x for name, x in off.items() if x >= EXACT}

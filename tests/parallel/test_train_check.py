@@ -39,6 +39,33 @@ def test_what_stock_transformers_does_to_a_packed_batch() -> None:
         assert failed(others) == ["loss", "logits", "gradients"]
 
 
+def test_what_accelerate_does_to_a_packed_batch() -> None:
+    """Its hooks drop the mask that keeps documents apart; one document needs none. They are gone afterwards."""
+    model = make("llama")
+    hooks = {name: dict(m._forward_pre_hooks) for name, m in model.named_modules()}
+    leak, *others = train_check(model, batch([PACKED]), "context parallel")
+    assert not leak.holds
+    assert leak.where == "a token of document 0 changes the logits of document 1"
+    assert failed(others) == ["loss", "logits", "gradients"]
+    assert {name: dict(m._forward_pre_hooks) for name, m in model.named_modules()} == hooks
+    assert failed(list(train_check(model, batch([[40]]), "context parallel"))) == []
+    with pytest.raises(ValueError, match="sliding"):
+        list(train_check(make("gemma3"), batch([PACKED]), "context parallel"))
+
+
+def under_accelerate() -> str:
+    try:
+        list(train_check(make("llama"), batch([PACKED]), "context parallel"))
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def test_context_parallelism_of_accelerate_needs_gpus(two: Pool) -> None:
+    for said in two.run(under_accelerate):
+        assert "on 2 processes and cpu: torch shares attention kernels of GPUs only. Start one process" in said
+
+
 def test_one_process_under_the_switch() -> None:
     found = list(train_check(make("gemma3"), batch([PACKED]), SequenceParallel(degree=1, gather_logits=True)))
     assert failed(found) == []
@@ -117,5 +144,9 @@ def test_the_command(tmp_path: Path) -> None:
     bad = CliRunner().invoke(app, ["train-check", model, str(file), "--stock", "mask"])
     assert bad.exit_code == 1, bad.output
     assert "FAIL  documents do not see each other" in bad.output
+    accelerated = CliRunner().invoke(app, ["train-check", model, str(file), "--stock", "context parallel"])
+    assert accelerated.exit_code == 1, accelerated.output
+    assert "FAIL  gradients" in accelerated.output
+    assert "its hooks drop all masks" in accelerated.output
     unknown = CliRunner().invoke(app, ["train-check", model, str(file), "--stock", "other"])
     assert unknown.exit_code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import AutoModelForCausalLM
 
 from hf_longctx import SequenceParallel, applied
 
-from .models import PACKED, batch, checkpointed, make, off_gradients, relative, stock
+from .cases import counted
+from .models import PACKED, batch, checkpointed, lora, make, off_gradients, relative, stock
 from .pool import Pool
 
 EXACT = 1e-5
@@ -79,11 +81,6 @@ def test_a_copy_is_a_model_of_its_own() -> None:
     assert "forward" not in vars(twin)
 
 
-def lora(model: Any) -> Any:
-    torch.manual_seed(5)
-    return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-
-
 def peft_both_orders() -> dict[str, float]:
     given, off = batch([PACKED]), {}
     right = lora(make("llama"))
@@ -110,6 +107,31 @@ def peft_both_orders() -> dict[str, float]:
 def test_peft_before_and_after(two: Pool) -> None:
     for off in two.run(peft_both_orders):
         assert max(off.values()) < EXACT, off
+
+
+def kept(kind: str) -> tuple[list[int], float]:
+    """Exchanges of a step under checkpointing, without and with attention kept; and how far off gradients are then."""
+    found, off = [], 0.0
+    for keep in (False, True):
+
+        def policy(context: Any, op: Any, *args: Any, keep: bool = keep, **kwargs: Any) -> CheckpointPolicy:
+            return CheckpointPolicy.MUST_SAVE if keep and "flash_attn" in str(op) else CheckpointPolicy.PREFER_RECOMPUTE
+
+        model = make("llama")
+        contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+        checkpointed(model, "plain", context_fn=contexts)
+        with SequenceParallel(degree=dist.get_world_size(), kind=kind, cut="all").on(model), counted() as sent:
+            model(**batch([PACKED])).loss.backward()
+        found.append(sum(map(len, sent.values())))
+        off = max(off_gradients(model, stock("llama", "packed odd")[2]).values())
+    return found, off
+
+
+@pytest.mark.parametrize(("kind", "forward"), [("ring", 1), ("gather", 1), ("ulysses", 3)])
+def test_a_stock_model_keeps_attention_from_recomputation(two: Pool, kind: str, forward: int) -> None:
+    for (again, once), off in two.run(kept, kind):
+        assert again - once == 3 * forward, "the exchanges of three layers"
+        assert off < EXACT
 
 
 PACKS = [[61, 3, 1, 40, 17], [33, 90, 2]]

@@ -15,6 +15,7 @@ from ...upstream.signatures import names_in
 
 SLIDING = "sliding_attention"
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+ALONE = "Train it under DDP or FSDP2 alone, which share rows."
 
 
 def check_model(root: Any, asked: str) -> nn.Module:
@@ -57,9 +58,9 @@ def _check_config(config: Any, name: str) -> None:
             f"length. Use static frequencies, such as yarn or ntk (hf_longctx.RopeScaling)."
         )
     if "mrope_section" in parameters:
-        raise ValueError(f"{name}: its tokens have several positions each (mrope), which is not supported.")
+        raise ValueError(f"{name}: its tokens have several positions each (mrope), expected one. {ALONE}")
     if getattr(config, "attn_logit_softcapping", None):
-        raise ValueError(f"{name}: its attention has a softcap, which SequenceParallel does not support.")
+        raise ValueError(f"{name}: its attention has a softcap, which SequenceParallel does not support. {ALONE}")
     if getattr(config, "output_router_logits", False):
         raise ValueError(
             f"{name}: output_router_logits=True adds the auxiliary loss of a mixture of experts, which is not a sum "
@@ -78,20 +79,25 @@ def _check_layers(decoder: Any, name: str) -> None:
     if without or has_states(DynamicCache(config=decoder.config)):
         raise ValueError(
             f"{name}: {', '.join(without) or 'its layers'} carry a state or a convolution along the sequence, which "
-            f"would have to pass from rank to rank. SequenceParallel serves models with attention in every layer."
+            f"would have to pass from rank to rank. SequenceParallel serves models with attention in every layer. "
+            f"{ALONE}"
         )
     if getattr(decoder.config, "num_kv_shared_layers", None):
-        raise ValueError(f"{name}: layers read the keys of other layers, which SequenceParallel does not support.")
+        raise ValueError(
+            f"{name}: layers read the keys of other layers, which SequenceParallel does not support. {ALONE}"
+        )
     for module, kind in zip(layers, layer_types(layers), strict=True):
         if INTERFACE not in names_in(type(module).forward):
             raise ValueError(
                 f"{name}: {type(module).__name__} does not call transformers' attention interface, so its attention "
-                f"cannot be shared among ranks."
+                f"cannot be shared among ranks. {ALONE}"
             )
         if kind not in (FULL, SLIDING):
             raise ValueError(
                 f"{name}: layer {module.layer_idx} is of the kind {kind!r}; SequenceParallel serves {FULL} and "
-                f"{SLIDING}."
+                f"{SLIDING}. {ALONE}"
             )
         if getattr(module, "sinks", None) is not None:
-            raise ValueError(f"{name}: {type(module).__name__} has attention sinks, which are not supported.")
+            raise ValueError(
+                f"{name}: {type(module).__name__} has attention sinks, which SequenceParallel does not support. {ALONE}"
+            )
