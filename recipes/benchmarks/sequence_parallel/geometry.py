@@ -41,8 +41,8 @@ class HeadWithLoss(nn.Linear):
         return torch.cat([checkpoint(part, *piece, use_reentrant=False) for piece in pieces])[None]
 
 
-def build(geometry: str, world: World, keeping: Any = None, **changes: Any) -> Any:
-    """A stock Llama in training mode under non-reentrant checkpointing; `keeping` makes its contexts."""
+def build(geometry: str, world: World, **changes: Any) -> Any:
+    """A stock Llama with random weights; see `prepared`. `changes` are of its config."""
     config = LlamaConfig(
         **GEOMETRIES[geometry] | changes | (TINY if world.tiny else {}),
         max_position_embeddings=2**18,
@@ -54,11 +54,11 @@ def build(geometry: str, world: World, keeping: Any = None, **changes: Any) -> A
     with world.device:
         model = LlamaForCausalLM(config).to(world.dtype)
         model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its frequencies stay fp32
-    return prepared(model, keeping)
+    return prepared(model)
 
 
-def prepared(model: Any, keeping: Any = None) -> Any:
-    """The model in training mode, with a head that never holds all logits, under checkpointing."""
+def prepared(model: Any) -> Any:
+    """The model in training mode, with a head that never holds all logits, under non-reentrant checkpointing."""
     weight = model.lm_head.weight
     head = HeadWithLoss(weight.shape[1], weight.shape[0], bias=False, device="meta")
     head.weight = weight
@@ -66,7 +66,7 @@ def prepared(model: Any, keeping: Any = None) -> Any:
     model.forward = types.MethodType(_forward, model)
     # renamed after transformers 5.17
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False, **({"context_fn": keeping} if keeping else {})})
+    enable({"use_reentrant": False})
     model.config.use_cache = False
     return model.train()
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from hf_longctx import SequenceParallel
+from hf_longctx import SequenceParallel, TrainingMemory
 from hf_longctx.parallel.model import forward
 
 from .geometry import build
@@ -23,7 +22,7 @@ from .world import Laps, World
 
 WARM_UP = 2  # steps
 Batch = dict[str, Tensor]
-KEPT = torch.ops.hf_longctx.ranks_flash_attn.default
+KEPT = TrainingMemory(chunked_loss=False, tile=None, remat="attention")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,9 @@ class Loop:
 
     def __init__(self, world: World, geometry: str, line: Line) -> None:
         self.world, self.line = world, line
-        self.model = build(geometry, world, keeping if line.kept else None)
+        self.model = build(geometry, world)
+        if line.kept:
+            KEPT.apply(self.model)
         if line.kind == "accelerate":
             rival = Rival(self.model, world)
             self.run: Any = rival.model
@@ -108,15 +109,6 @@ class Loop:
         state = vars(self.model).get(forward.STATE)
         exchange = {"exchange": state.said} if state else {}  # what auto takes
         return exchange | {"seconds": seconds, "GiB": self.world.peak_gib(), "loss": self.world.mean(float(first))}
-
-
-def keeping() -> Any:
-    """Contexts of checkpointing in which attention's output is kept."""
-
-    def policy(ctx: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if operator == KEPT else CheckpointPolicy.PREFER_RECOMPUTE
-
-    return create_selective_checkpoint_contexts(policy)
 
 
 def wrapped(model: Any, wrap: str, world: World) -> Any:
