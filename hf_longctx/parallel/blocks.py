@@ -106,14 +106,14 @@ class RankTensors:
         k_BGLD: Keys of the same rows.
         v_BGLD: Values.
         scale: Multiplies q k.
-        heads_H: The key/value head of each query head, where they are not groups of one size.
+        groups: How many query heads read each key/value head, where it is not the same number for all.
     """
 
     q_BHLD: Tensor
     k_BGLD: Tensor
     v_BGLD: Tensor
     scale: float
-    heads_H: Tensor | None = None
+    groups: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,13 +20,13 @@ class Attending:
     """The softmax of a rank's rows over one block after the other."""
 
     def __init__(self, given: RankTensors, apart: bool) -> None:
-        self.q, self.scale, self.heads, self.apart = given.q_BHLD, given.scale, given.heads_H, apart
+        self.q, self.scale, self.groups, self.apart = given.q_BHLD, given.scale, given.groups, apart
         self.wide = torch.promote_types(self.q.dtype, FP32)
         self.found: tuple[Tensor, Tensor] | None = None
 
     def add(self, block: RankBlock, keys: Keys) -> None:
         """Add a block, with its keys and values."""
-        k, v = _read(keys, self.heads)
+        k, v = _for_each_query_head(keys, self.groups)
         q = taken(self.q, block.rows, 2)
         call, kernel = block.kernel(self.scale, q, k)
         out, lse = kernel.forward(call, q, k, v)
@@ -64,7 +64,7 @@ class Differentiating:
     """The gradients of a softmax over blocks: each block is given the output and the log-sum-exp of the whole."""
 
     def __init__(self, given: RankTensors, found: RankResults, apart: bool) -> None:
-        self.q, self.scale, self.heads, self.found, self.apart = given.q_BHLD, given.scale, given.heads_H, found, apart
+        self.q, self.scale, self.groups, self.found, self.apart = given.q_BHLD, given.scale, given.groups, found, apart
         self.wide = torch.promote_types(self.q.dtype, FP32)
         self._dq: Tensor | None = None
 
@@ -82,18 +82,17 @@ class Differentiating:
     def keys_of(self, block: RankBlock, keys: Keys) -> Keys:
         """The gradients of a block's keys and values, unrounded; that of its queries goes into `dq_BHLD`."""
         dk, dv = self._gradients(block, keys, None)
-        if self.heads is None:
+        if self.groups is None:
             return dk, dv
         # a key/value head was there for several query heads
-        summed = [torch.zeros_like(x, dtype=self.wide) for x in keys]
-        for total, found in zip(summed, (dk, dv), strict=True):
-            total.index_add_(1, self.heads, found.to(self.wide))
-        return summed[0], summed[1]
+        split = (x.split(self.groups, 1) for x in (dk, dv))
+        dk, dv = (torch.stack([part.sum(1, dtype=self.wide) for part in parts], 1) for parts in split)
+        return dk, dv
 
     def add(self, block: RankBlock, keys: Keys, gradient_NGE: Tensor) -> None:
         """Add them to the gradient of the table that the keys are of."""
         columns = block.columns
-        if isinstance(columns, slice) and self.heads is None and not self.apart:
+        if isinstance(columns, slice) and self.groups is None and not self.apart:
             self._gradients(block, keys, halves(gradient_NGE[columns]))  # without a buffer in between
             return
         part = table_of(*self.keys_of(block, keys)).to(self.wide)
@@ -103,7 +102,7 @@ class Differentiating:
             gradient_NGE.index_add_(0, columns, part)  # a key may be there for several runs
 
     def _gradients(self, block: RankBlock, keys: Keys, buffers: Keys | None) -> Keys:
-        k, v = _read(keys, self.heads)
+        k, v = _for_each_query_head(keys, self.groups)
         rows, whole = block.rows, self.found
         q = taken(self.q, rows, 2)
         call, kernel = block.kernel(self.scale, q, k)
@@ -127,6 +126,9 @@ class Differentiating:
         return dk, dv
 
 
-def _read(keys: Keys, heads_H: Tensor | None) -> Keys:
-    k, v = keys
-    return keys if heads_H is None else (k[:, heads_H], v[:, heads_H])
+def _for_each_query_head(keys: Keys, groups: tuple[int, ...] | None) -> Keys:
+    """Keys and values as they are, or of groups of unequal sizes, which no kernel takes, once for each query head."""
+    if groups is None:
+        return keys
+    k, v = (torch.cat([x[:, g : g + 1].expand(-1, n, -1, -1) for g, n in enumerate(groups)], 1) for x in keys)
+    return k, v

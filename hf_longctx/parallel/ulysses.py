@@ -8,6 +8,7 @@ keeping a second copy of them.
 # H query heads, G key/value heads, X heads of either, L rows of a rank, N rows of a group, D head dim
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from math import prod
@@ -37,12 +38,11 @@ class UlyssesExchange(Exchange):
     def __init__(self, layout: Layout, peers: Peers, outside: Exchange, group: int) -> None:
         super().__init__(layout, peers, outside.inside, outside.device)
         self.outside = outside
-        self._maps: dict[tuple[int, int], Tensor | None] = {}
         self.members = range(group * peers.size, (group + 1) * peers.size)
 
     def forward(self, given: RankTensors, kept: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
-        assert given.heads_H is None, "Ulysses is the outermost exchange"
+        assert given.groups is None, "Ulysses is the outermost exchange"
         q_HLD, k_GLD, v_GLD = given.q_BHLD[0], given.k_BGLD[0], given.v_BGLD[0]
         own, read = self._heads(len(q_HLD), len(k_GLD))
         q, k, v = self._rows_for_heads([(q_HLD, own), (k_GLD, read), (v_GLD, read)])
@@ -86,15 +86,12 @@ class UlyssesExchange(Exchange):
         own = [(queries * rank // size, queries * (rank + 1) // size) for rank in range(size)]
         return own, [(start * keys // queries, (stop - 1) * keys // queries + 1) for start, stop in own]
 
-    def _ragged(self, queries: int, keys: int) -> Tensor | None:
-        """The key/value head, counted from this rank's first, of each of its query heads; None: groups of one size."""
-        if (queries, keys) not in self._maps:
-            own, read = (heads[self.peers.rank] for heads in self._heads(queries, keys))
-            heads = torch.arange(*own) * keys // queries - read[0]
-            counts = heads.bincount()
-            equal = bool((counts == counts[0]).all())
-            self._maps[queries, keys] = None if equal else heads.to(self.device, non_blocking=True)
-        return self._maps[queries, keys]
+    def _ragged(self, queries: int, keys: int) -> tuple[int, ...] | None:
+        """How many of this rank's query heads read each of its key/value heads; None: as many for all."""
+        own, read = (heads[self.peers.rank] for heads in self._heads(queries, keys))
+        counts = Counter(head * keys // queries for head in range(*own))
+        groups = tuple(counts[head] for head in range(*read))
+        return None if len(set(groups)) == 1 else groups
 
     @cached_property
     def _order(self) -> tuple[Tensor, Tensor]:
@@ -125,11 +122,8 @@ class UlyssesExchange(Exchange):
             [(heads[rank][1] - heads[rank][0], rows, x.shape[2]) for x, heads in tensors]
             for rank in range(self.peers.size)
         ]
-        totals = [x.new_zeros(heads[-1][1], rows, x.shape[2]) for x, heads in tensors]
-        for rank, from_rank in enumerate(self._exchange(parts, shapes)):
-            for total, part, (_, heads) in zip(totals, from_rank, tensors, strict=True):
-                total[heads[rank][0] : heads[rank][1]] += part
-        return totals
+        came = zip(*self._exchange(parts, shapes), strict=True)
+        return [_heads_of_all(list(found), heads) for found, (_, heads) in zip(came, tensors, strict=True)]
 
     def _exchange(self, parts: list[list[Tensor]], shapes: list[list[Shape]]) -> list[list[Tensor]]:
         """Some tensors of one dtype to each rank, in one exchange, and those of such shapes from each."""
@@ -141,3 +135,13 @@ class UlyssesExchange(Exchange):
             [x.view(shape) for x, shape in zip(one.split([prod(shape) for shape in wanted]), wanted, strict=True)]
             for one, wanted in zip(came, shapes, strict=True)
         ]
+
+
+def _heads_of_all(found: list[Tensor], heads: Heads) -> Tensor:
+    """(X, L, D) of all heads, from those of each rank; a head that several had is the sum of theirs."""
+    if sum(len(part) for part in found) == heads[-1][1]:
+        return torch.cat(found)
+    total = found[0].new_zeros(heads[-1][1], *found[0].shape[1:])
+    for part, (start, stop) in zip(found, heads, strict=True):
+        total[start:stop] += part
+    return total
