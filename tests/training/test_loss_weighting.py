@@ -53,7 +53,7 @@ def arguments(folder: str, **more: Any) -> TrainingArguments:
     return TrainingArguments(folder, **{**quiet, **steps, "max_grad_norm": 0.0, **more})
 
 
-class Caught(LossWeightingTrainer):
+class Catching(Trainer):
     """Keeps the gradients of its step."""
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -61,6 +61,10 @@ class Caught(LossWeightingTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return None
+
+
+class Caught(LossWeightingMixin, Catching):
+    pass
 
 
 def trained(folder: Path, batches: list[Any], collate: Any, cls: Any = Caught, **more: Any) -> Any:
