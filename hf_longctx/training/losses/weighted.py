@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,18 +17,12 @@ from ...parallel.model.documents import IGNORED
 WEIGHTS = "loss_weights"  # (B, T), of the target that stands at each token
 
 
-def weighted_loss(
-    logits: Tensor, labels: Any, vocab_size: int, *, num_items_in_batch: Any, shift_labels: Tensor, loss_weights: Tensor
-) -> Tensor:
-    """The sum of weighted cross-entropies over `num_items_in_batch`, in float32."""
-    flat = logits.float().view(-1, vocab_size)
-    nll = cross_entropy(flat, shift_labels.flatten().to(flat.device), ignore_index=IGNORED, reduction="none")
-    return (nll * loss_weights.flatten().to(nll.device)).sum() / torch.as_tensor(num_items_in_batch, device=nll.device)
-
-
 @contextmanager
 def weighing(model: Any) -> Iterator[None]:
     """Inside the block the loss of `model` is weighted, and log-probabilities of tokens, if it answers with them.
+
+    A model answers with them where its logits never exist: a chunked loss, TRL's head, which leaves the loss to its
+    trainer. They are of the whole batch, also where ranks share it.
 
     Raises:
         RuntimeError: At its end, if the model has computed a loss in a way that asks neither.
@@ -37,18 +31,22 @@ def weighing(model: Any) -> Iterator[None]:
     stock_loss, stock_forward, own = model.loss_function, model.forward, vars(model).get("forward")
 
     def loss_function(*args: Any, **kwargs: Any) -> Any:
-        if kwargs.get(WEIGHTS) is None:
-            return stock_loss(*args, **kwargs)
+        given = dict(zip(("logits", "labels", "vocab_size"), args, strict=False)) | kwargs
+        weights_BT = given.pop(WEIGHTS, None)
+        if weights_BT is None or not isinstance(given["logits"], Tensor):
+            return stock_loss(**given)
         weighted.append("loss")
-        names = ("num_items_in_batch", "shift_labels", WEIGHTS)
-        return _called(weighted_loss, args, kwargs, names)
+        nll = _cross_entropies(given["logits"], given["shift_labels"], given["vocab_size"])
+        return _mean(nll, weights_BT.flatten(), given["num_items_in_batch"])
 
     @functools.wraps(stock_forward)
     def forward(*args: Any, **kwargs: Any) -> Any:
         out = stock_forward(*args, **kwargs)
         log_probs_BT, weights_BT = getattr(out, "log_probs", None), kwargs.get(WEIGHTS)
-        if log_probs_BT is not None and weights_BT is not None:  # TRL's head, which leaves the loss to its trainer
+        if log_probs_BT is not None and weights_BT is not None:
             weighted.append("log_probs")
+            if out.loss is not None and kwargs.get("num_items_in_batch") is not None:
+                out.loss = _mean(-log_probs_BT, weights_BT, kwargs["num_items_in_batch"])
             out.log_probs = log_probs_BT * weights_BT.to(log_probs_BT.device)
         return out
 
@@ -68,7 +66,11 @@ def weighing(model: Any) -> Iterator[None]:
         )
 
 
-def _called(function: Callable[..., Tensor], args: Any, kwargs: Any, names: tuple[str, ...]) -> Tensor:
-    """Call a loss as models call theirs, of whose other arguments it knows nothing."""
-    given = dict(zip(("logits", "labels", "vocab_size"), args, strict=False)) | kwargs
-    return function(given["logits"], given["labels"], given["vocab_size"], **{name: given[name] for name in names})
+def _cross_entropies(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    flat = logits.float().view(-1, vocab_size)
+    return cross_entropy(flat, targets.flatten().to(flat.device), ignore_index=IGNORED, reduction="none")
+
+
+def _mean(nll: Tensor, weights: Tensor, items: Any) -> Tensor:
+    """The sum of weighted cross-entropies over the divisor of the step."""
+    return (nll * weights.to(nll.device)).sum() / torch.as_tensor(items, device=nll.device)
