@@ -7,8 +7,8 @@ for text in written(tokenizer, generated_ids): print(text, end="")
 from .corpora import load_text, tokenize_documents
 from .detokenizer import Detokenizer, written
 from .files import read_pieces
+from .held_back import overlap, refuse_shared
 from .joins import ids_after, ids_before, ids_of_parts
-from .overlap import overlap, refuse_shared
 from .pieces import around, encode_pieces, lines_of, with_question
 from .repeats import drop_repeated
 from .tokens import bos_prefix, encode, left_pad, prompt_inputs, render

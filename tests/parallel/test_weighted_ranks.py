@@ -92,6 +92,22 @@ def test_a_step_without_targets_is_skipped_by_all(two: Pool, degree: int) -> Non
         assert all(not g.any() for g in found["grads"].values())
 
 
+def refused() -> str:
+    with launched() as folder:
+        args = arguments(folder, average_tokens_across_devices=False)
+        try:
+            Caught(model=tiny("llama"), args=args, train_dataset=[EMPTY], loss_weighting="token")
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+def test_counting_by_each_process_is_refused(two: Pool) -> None:
+    assert all(
+        "average_tokens_across_devices=False: loss_weighting='token' counts" in found for found in two.run(refused)
+    )
+
+
 def compare(found: list[dict[str, Any]], kind: str, weighting: str) -> None:
     documents = [row for part in batches(kind) for row in part if row != EMPTY]
     loss, grads = reference(tiny("llama"), documents, weighting)

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from hf_longctx.text.corpora import load_text
-from hf_longctx.text.overlap import overlap, refuse_shared
+from hf_longctx.text.held_back import overlap, refuse_shared
 from hf_longctx.text.repeats import drop_repeated
 
 LONG = "This paragraph has more than forty characters in it."

@@ -17,6 +17,10 @@ from hf_longctx.training.packing import PackCollator, pack
 from tests.tiny import tiny
 
 EXACT = 1e-5
+# renamed in transformers 5.23
+CHECKPOINTING = next(
+    f"{x}_checkpointing" for x in ("activation", "gradient") if hasattr(TrainingArguments, f"{x}_checkpointing")
+)
 
 
 def rows(count: int = 24, seed: int = 0) -> list[dict[str, list[int]]]:
@@ -57,7 +61,7 @@ class Catching(Trainer):
     """Keeps the gradients of its step."""
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        self.grads = {name: p.grad.clone() for name, p in self.model.named_parameters()}
+        self.grads = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return None
@@ -69,9 +73,9 @@ class Caught(LossWeightingMixin, Catching):
 
 def trained(folder: Path, batches: list[Any], collate: Any, cls: Any = Caught, **more: Any) -> Any:
     settings = {"train_sampling_strategy": "sequential", "gradient_accumulation_steps": len(batches), **more}
-    weighting = settings.pop("loss_weighting", "token")
+    weighting, model = settings.pop("loss_weighting", "token"), settings.pop("model", None)
     trainer = cls(
-        model=tiny("llama"),
+        model=tiny("llama") if model is None else model,
         args=arguments(str(folder), max_grad_norm=1.0, **settings),
         train_dataset=batches,
         data_collator=collate,
@@ -198,6 +202,36 @@ def test_a_model_that_computes_its_loss_itself_is_refused(tmp_path: Path) -> Non
 
     with pytest.raises(RuntimeError, match=r"LlamaForCausalLM does not compute its loss by model\.loss_function"):
         trained(tmp_path, rows(1), PackCollator(), Weighted, loss_weighting="sequence")
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt_neox", "mistral", "qwen3", "smollm3"])
+def test_families(family: str, tmp_path: Path) -> None:
+    documents = rows(6)
+    packs = pack(documents, 60)
+    batches = [packs[n] for n in range(len(packs))]
+    trainer = trained(tmp_path, batches, PackCollator(), loss_weighting="sequence", model=tiny(family))
+    loss, grads = reference(tiny(family), documents, "sequence")
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, rel=EXACT)
+    for name, right in grads.items():
+        assert float((trainer.grads[name] - right).norm() / right.norm().clamp(min=1e-12)) < EXACT, name
+
+
+def test_under_lora_and_checkpointing(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    documents, found = rows(6), {}
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = get_peft_model(tiny("llama"), LoraConfig(target_modules=["q_proj", "v_proj"]))
+        more = {CHECKPOINTING: True} if checkpointed else {}
+        trainer = trained(tmp_path, documents, PackCollator(), loss_weighting="sequence", model=model, **more)
+        found[checkpointed] = trainer.grads
+        right = reference(tiny("llama"), documents, "sequence")[0]  # an adapter that is not trained changes nothing
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(right, rel=EXACT)
+    assert found[True].keys() == found[False].keys()
+    assert any(g.any() for g in found[False].values())
+    for name, right in found[False].items():
+        torch.testing.assert_close(found[True][name], right, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def pieces_of(store: TokenStore, length: int, too_long: str) -> Pieces:
         raise ValueError(
             f"length={length}, too_long={too_long!r}: expected at least 2 tokens, and one of {', '.join(TOO_LONG)}."
         )
-    found, targets = Pieces(), store.targets_N1().tolist()
+    found, targets = Pieces(), store.targets_before()
     for number, (start, n) in enumerate(zip(store.edges, store.lengths, strict=False)):
         if n == 0 or targets[start + n] == targets[start + 1]:
             found.no_targets.append(number)

@@ -46,10 +46,10 @@ class TokenStore:
         """Tokens of each document."""
         return [end - start for start, end in pairwise(self.edges)]
 
-    def targets_N1(self) -> Tensor:
-        """How many targets stand before each token; those of a stretch are a difference of two."""
-        targets_N = (self.labels_N != IGNORED).to(torch.int64)
-        return torch.cat([torch.zeros(1, dtype=torch.int64), targets_N.cumsum(0)])
+    def targets_before(self) -> Any:
+        """How many targets stand before each token, as an array; those of a stretch are a difference of two."""
+        targets_N = (self.labels_N != IGNORED).cumsum(0, dtype=torch.int32)
+        return torch.cat([torch.zeros(1, dtype=torch.int32), targets_N]).numpy()
 
 
 def _read(document: Any, number: int) -> tuple[list[int], list[int]]:

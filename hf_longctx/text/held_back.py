@@ -39,8 +39,8 @@ def overlap(held_back: Iterable[Sequence[int]], training: Iterable[Sequence[int]
     if run < 1:
         raise ValueError(f"run={run}: expected at least one token.")
     trained = [_runs(ids, run) for ids in training]
-    known = np.unique(np.concatenate(trained)) if trained else np.zeros(0, np.uint64)
-    return [_covered(np.isin(_runs(ids, run), known), len(ids), run) for ids in held_back]
+    known = np.sort(np.concatenate(trained)) if trained else np.zeros(0, np.uint64)
+    return [_covered(_among(_runs(ids, run), known), len(ids), run) for ids in held_back]
 
 
 def _runs(ids: Sequence[int], run: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -53,6 +53,14 @@ def _runs(ids: Sequence[int], run: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
         marks = (marks ^ (tokens[at : at + count] + np.uint64(at + 1))) * _MIX
         marks ^= marks >> np.uint64(29)
     return marks
+
+
+def _among(marks: np.ndarray[Any, Any], known: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which marks are among sorted ones. np.isin takes a hundred times as long for 10 million."""
+    if not len(known):
+        return np.zeros(len(marks), bool)
+    at = np.searchsorted(known, marks).clip(max=len(known) - 1)
+    return np.asarray(known[at] == marks)
 
 
 def _covered(found: np.ndarray[Any, np.dtype[np.bool_]], tokens: int, run: int) -> float:
