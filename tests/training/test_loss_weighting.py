@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from hf_longctx.training.losses import LossWeightingMixin, LossWeightingTrainer
+from hf_longctx.training import LossWeightingMixin, LossWeightingTrainer, PackCollator, TrainingMemoryMixin, pack
 from hf_longctx.training.losses.targets import Targets
-from hf_longctx.training.packing import PackCollator, pack
 from tests.tiny import tiny
 
 EXACT = 1e-5
@@ -249,3 +248,18 @@ def test_settings(more: dict[str, Any], message: str, tmp_path: Path) -> None:
 def test_a_batch_without_labels(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"loss_weighting needs labels in the batch, and it has \['input_ids'"):
         trained(tmp_path, rows(1), lambda given: {"input_ids": torch.tensor([given[0]["input_ids"]])})
+
+
+@pytest.mark.parametrize("weighting", ["token", "sequence"])
+def test_under_a_chunked_loss(weighting: str, tmp_path: Path) -> None:
+    class Chunked(LossWeightingMixin, TrainingMemoryMixin, Catching):
+        pass
+
+    documents = rows()
+    packs = pack(documents, 80)
+    batches = [packs[n] for n in range(len(packs))]
+    trainer = trained(tmp_path, batches, PackCollator(), Chunked, loss_weighting=weighting)
+    loss, grads = reference(tiny("llama"), documents, weighting)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, rel=EXACT)
+    for name, right in grads.items():
+        assert float((trainer.grads[name] - right).norm() / right.norm()) < EXACT, name
