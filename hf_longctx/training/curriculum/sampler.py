@@ -86,7 +86,7 @@ class BucketSampler(Sampler[list[int]]):
         if state["order"] != self._order():
             raise ValueError(
                 "the state is of other data or settings (sizes, tokens, curriculum, cycles, together, seed), so their "
-                "order differs. Go on with those that the training began with, or begin anew without the state."
+                "order differs. Go on with those that the training began with, or begin again without the state."
             )
         # at an epoch's end the next one begins
         more, self._taken = divmod(int(state["taken"]), len(self))
