@@ -25,13 +25,13 @@ from .log_probs import IGNORED
 from .output import TokenLossOutput
 from .pending import PendingLogits, Wanted
 
-STATE = "_hf_longctx_chunked_loss"  # in the __dict__ of a model and of its head: their State
+STATE = "_hf_longctx_chunked_loss"  # in the __dict__ of a model and of its head: their LossState
 # arguments with which a forward asks for logits, or for the head of TRL, which has chunks of its own
 OTHERWISE = ("logits_to_keep", "num_logits_to_keep", "fused_lm_head")
 
 
 @dataclass(eq=False)
-class State:
+class LossState:
     """What a model with a chunked loss and its head share.
 
     Args:
@@ -63,7 +63,7 @@ def install_chunked_loss(root: Any, patch: Patch) -> None:
             f"chunked_loss computes that of causal language models (ForCausalLMLoss). Set "
             f"TrainingMemory(chunked_loss=False)."
         )
-    state = State(root.forward, head.forward)
+    state = LossState(root.forward, head.forward)
     for module, forward in ((root, _forward_of(root)), (head, types.MethodType(_head_forward, head))):
         patch.set(module, STATE, state)
         patch.set(module, "forward", forward)
@@ -73,7 +73,7 @@ def install_chunked_loss(root: Any, patch: Patch) -> None:
 @contextmanager
 def answering_with_logits(model: nn.Module) -> Iterator[None]:
     """Inside the block a model answers with logits, as the stock model does."""
-    state: State | None = vars(unwrap(model)).get(STATE)
+    state: LossState | None = vars(unwrap(model)).get(STATE)
     if state is None:
         yield
         return
@@ -94,7 +94,7 @@ def _forward_of(model: Any) -> types.MethodType:
     return types.MethodType(forward, model)
 
 
-def _answer(model: Any, state: State, given: dict[str, Any]) -> Any:
+def _answer(model: Any, state: LossState, given: dict[str, Any]) -> Any:
     if given.get("labels") is None or state.logits or any(given.get(name) for name in OTHERWISE):
         return state.inner(**given)
     state.pending, state.log_probs = True, None
@@ -116,7 +116,7 @@ def _answer(model: Any, state: State, given: dict[str, Any]) -> Any:
 
 
 def _head_forward(self: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-    state: State = vars(self)[STATE]
+    state: LossState = vars(self)[STATE]
     if args and isinstance(args[0], Wanted):
         return args[0].of(self, state.head, hidden)
     if not state.pending:
