@@ -144,6 +144,7 @@ app.command("lm-eval")(lm_eval)
 app.command()(report)
 app.command()(plan)
 app.command("train-check")(train_check)
+app.command()(calibrate)
 
 
 @app.command()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
 from unittest import mock
 
 import pytest
-import torch
 import torch.distributed as dist
 
 from hf_longctx import SequenceParallel
-from hf_longctx.parallel.flexible.costs import GroupCosts
-from hf_longctx.parallel.model.forward import STATE
 from hf_longctx.parallel.flexible import plan
 
 from .models import PACKED, batch, checkpointed, make, off_gradients, relative, stock
@@ -46,6 +42,7 @@ def test_two(two: Pool, kind: str) -> None:
     for off in two.run(steps, kind, "balance"):
         assert max(off.values()) < EXACT, off
         assert len(off) == 6
+
 
 @pytest.mark.parametrize("kind", ["auto", "ring", "ulysses", "hybrid"])
 def test_four(four: Pool, kind: str) -> None:

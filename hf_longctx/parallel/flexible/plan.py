@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from .costs import GroupCosts
 from .greedy import greedy
-from .search import NEAR, Search
+from .search import NEAR, BoundedSearch
 from .shapes import ENUMERATED, shapes_of
 from .solver import solved
 from .work import Assignment, Work
@@ -66,7 +66,7 @@ def plan_step(
     if ranks > ENUMERATED and sizes is None:
         best = solved(work, best) or best
     elif len(lengths) <= SEARCHED:
-        search = Search(work, LOOKS)
+        search = BoundedSearch(work, LOOKS)
         for least, shape in shapes:
             below = best.seconds if best else float("inf")
             if least < below * NEAR:

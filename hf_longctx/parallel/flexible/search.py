@@ -7,7 +7,7 @@ from .work import Assignment, Shape, Work
 NEAR = 0.995  # a plan this near to its bound is good enough
 
 
-class Search:
+class BoundedSearch:
     """Looks for better assignments, at so many places of documents at most, over all shapes together.
 
     Args:

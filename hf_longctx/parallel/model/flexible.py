@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist
 
 from ..flexible.costs import GroupCosts, rough_costs
 from ..flexible.laid_out import laid_out
-from ..flexible.plan import plan_step
+from ..flexible.plan import Group, plan_step
 from ..flexible.solver import solver_version
 from .choosing import Geometry
 from .division import Division
@@ -25,29 +26,28 @@ class Flexible:
 
     Args:
         groups: Those of this process, by their size, and how each exchanges.
-        costs: By which groups are planned.
-        capacity: The most tokens of a rank; None: as many as there are.
+        planned: From the lengths of documents to the groups of all ranks.
         cut: Which documents a group cuts.
-        sizes: Ranks that a group may have; None: every power of two.
+        capacity: The most tokens of a rank; None: as many as there are.
     """
 
     groups: dict[int, tuple[Groups, str]]
-    costs: GroupCosts
-    capacity: int | None
+    planned: Callable[[Sequence[int]], list[Group]]
     cut: str | int
-    sizes: Sequence[int] | None = None
+    capacity: int | None
 
     @classmethod
     def of(cls, settings: Any, kind: str, geometry: Geometry, device: torch.device) -> Flexible:
         """Make the groups and read the costs. Every process calls it; all raise if they do not agree."""
-        return cls(subgroups(kind, geometry), agreed_costs(settings, device), settings.capacity, settings.cut)
+        costs, capacity = agreed_costs(settings, device), settings.capacity
+        planned = partial(plan_step, ranks=dist.get_world_size(), costs=costs, capacity=capacity)
+        return cls(subgroups(kind, geometry), planned, settings.cut, capacity)
 
     def divide(self, lengths: Sequence[int]) -> Division:
         """Plan a batch: the same on every rank. ValueError, on every rank, if it fits no groups."""
-        rank, ranks = dist.get_rank(), dist.get_world_size()
-        plan = plan_step(lengths, ranks, self.costs, self.capacity, self.sizes)
+        plan = self.planned(lengths)
         layout, own = laid_out(lengths, plan, self.cut, self.capacity)
-        (number,) = [n for n, group in enumerate(plan) if rank in group.ranks]
+        (number,) = [n for n, group in enumerate(plan) if dist.get_rank() in group.ranks]
         groups, kind = self.groups[len(plan[number].ranks)]
         return Division(layout, own[number], groups, kind)
 
