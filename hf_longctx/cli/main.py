@@ -21,6 +21,7 @@ from . import clip as cli_clip
 from . import hub as cli_hub
 from . import options
 from .ask import ask
+from .calibrate import calibrate
 from .chat import chat
 from .eval import evaluate
 from .extend import extend

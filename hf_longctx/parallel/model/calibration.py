@@ -49,9 +49,8 @@ def _seconds(model: Any, load: Load, ranks: int, device: torch.device) -> float:
     """A forward and backward pass with a load in every group of its size, by the slowest process."""
     copies = ranks // load.ranks
     documents = load.documents * copies
-    ids = torch.randint(
-        model.config.vocab_size, (1, documents * load.length), generator=torch.Generator().manual_seed(0)
-    )
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, (1, documents * load.length), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(load.length).repeat(documents)[None]}
     batch = {name: x.to(device) for name, x in batch.items()}
     state = vars(model)[STATE]
@@ -71,7 +70,8 @@ def _seconds(model: Any, load: Load, ranks: int, device: torch.device) -> float:
 
 def _copies(load: Load, ranks: int) -> list[Group]:
     """The same load in all groups of its size; ranks that are left over have none."""
-    plan, start = [], 0
+    plan: list[Group] = []
+    start = 0
     for size in (2**k for k in reversed(range(ranks.bit_length()))):
         while size <= load.ranks and start + size <= ranks:
             first = len(plan) * load.documents
