@@ -12,11 +12,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from typer.testing import CliRunner
 
 from hf_longctx import SequenceParallel, SequenceParallelConfig, SequenceParallelTrainer, applied
+from hf_longctx.cli.main import app
 from hf_longctx.parallel.flexible import GroupCosts, plan
 from hf_longctx.parallel.model.calibration import calibrate
 from hf_longctx.training.check import train_check
+from tests.hub.tiny import write_gguf
 
 from .models import BATCHES, PACKED, batch, checkpointed, make, off_gradients, relative, stock
 from .pool import Pool
@@ -217,3 +220,15 @@ def test_calibration_on_two_ranks(two: Pool, tmp_path: Path) -> None:
     assert costs.device == "cpu"
     assert all(one == again == costs for one, again, _ in answers)
     assert [loss for *_, loss in answers] == [[pytest.approx(stock("llama", "packed odd")[0], rel=EXACT)]] * 2
+
+
+def test_the_command(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from hf_longctx.hub import convert
+
+    model = str(convert(write_gguf(tmp_path / "tiny.gguf"), cache_dir=tmp_path / "cache"))
+    file = tmp_path / "costs.json"
+    done = CliRunner().invoke(app, ["calibrate", model, "--out", str(file), "--tokens", "64", "--seconds", "1"])
+    assert done.exit_code == 0, done.output
+    assert "us a token" in done.output
+    assert GroupCosts.read(file, 1, "cpu").token > 0

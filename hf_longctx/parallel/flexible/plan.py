@@ -108,6 +108,6 @@ def _no_room(lengths: Sequence[int], ranks: int, capacity: int | None) -> str:
     return (
         f"a batch of {sum(lengths)} tokens in {len(lengths)} documents, the longest of {longest}, does not fit {ranks} "
         f"ranks of capacity={capacity} tokens: a document fits a group of up to {2 ** (ranks.bit_length() - 1)} ranks. "
-        f"Give fewer tokens at a time (hf_longctx.parallel.flexible.plan_micro_batches), split the longest documents, "
+        f"Give fewer tokens at a time (hf_longctx.parallel.plan_micro_batches), split the longest documents, "
         f"or raise the capacity."
     )

@@ -149,7 +149,7 @@ def _ranks(state: State, division: Division, device: torch.device) -> Ranks:
         outside, reason = choose(division.own, state.geometry)
         kind = outside if kind == "auto" else kind
         said = f"{kind}" if kind != "hybrid" else f"Ulysses inside hosts and {outside} among them"
-        if state.settings.kind == "auto" and said != state.said and groups.rank == 0:
+        if state.settings.kind == "auto" and said != state.said and state.groups.rank == 0:
             logger.info("SequenceParallel(kind='auto') takes %s: %s.", said, reason)
         state.said = said
     group = groups.outer if kind == "hybrid" else groups.whole
