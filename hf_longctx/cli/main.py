@@ -21,6 +21,7 @@ from . import clip as cli_clip
 from . import hub as cli_hub
 from . import options
 from .ask import ask
+from .calibrate import calibrate
 from .chat import chat
 from .eval import evaluate
 from .extend import extend
@@ -144,6 +145,7 @@ app.command("lm-eval")(lm_eval)
 app.command()(report)
 app.command()(plan)
 app.command("train-check")(train_check)
+app.command()(calibrate)
 
 
 @app.command()

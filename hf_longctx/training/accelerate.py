@@ -33,7 +33,8 @@ class SequenceParallelConfig(ParallelismConfig):
         super().__init__(dp_replicate_size=1, dp_shard_size=1, tp_size=1, cp_size=1, sp_size=1)
         self.switch = SequenceParallel() if switch is None else switch
         launched = int(os.environ.get("WORLD_SIZE", 1))
-        degree, processes = self.switch.degree, dist.get_world_size() if dist.is_initialized() else launched
+        processes = dist.get_world_size() if dist.is_initialized() else launched
+        degree = self.switch.processes(processes)
         if processes % degree:
             raise ValueError(
                 f"degree={degree}: {processes} processes cannot be split into groups of {degree}. Start another number "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..ops.checked import layer_tolerance, relative_error
 from ..parallel.layout import Layout
 from ..parallel.model.documents import IGNORED, START, Documents, marks_of, positions_of
+from ..parallel.model.forward import STATE
 from ..parallel.model.switch import SequenceParallel
 from .ways import running, with_labels
 
@@ -76,7 +77,8 @@ def train_check(model: Any, batch: dict[str, Any], way: str | SequenceParallel) 
         out.loss.backward()
         off = relative_error(out.loss.detach(), truth.loss)
         yield Finding("loss", off <= limit, off, f"{out.loss.item():.6f}, expected {truth.loss.item():.6f}")
-        yield from _rows(out.logits.detach(), documents, truth, way, limit)
+        layout = vars(run)[STATE].divide(documents.lengths).layout if isinstance(way, SequenceParallel) else None
+        yield from _rows(out.logits.detach(), documents, truth, layout, limit)
     yield _gradients(model, truth, limit)
     model.zero_grad()
 
@@ -119,16 +121,12 @@ def _leaks(run: Any, batch: dict[str, Any], documents: Documents, limit: float) 
     return Finding(name, True)
 
 
-def _rows(
-    logits: Tensor, documents: Documents, truth: Truth, way: str | SequenceParallel, limit: float
-) -> Iterator[Finding]:
+def _rows(logits: Tensor, documents: Documents, truth: Truth, layout: Layout | None, limit: float) -> Iterator[Finding]:
     """The logits of each rank's tokens; without ranks, of all."""
     got, right = torch.cat(_by_document(logits, documents)), torch.cat(truth.logits)
-    shared = isinstance(way, SequenceParallel)
-    layout = Layout.of(documents.lengths, way.degree, way.cut) if isinstance(way, SequenceParallel) else None
     for rank, places in enumerate(layout.places if layout else [torch.arange(len(got))]):
         off = relative_error(got[places], right[places]) if len(places) else 0.0
-        rows = f"logits of the {len(places)} tokens of rank {rank}" if shared else "logits"
+        rows = f"logits of the {len(places)} tokens of rank {rank}" if layout else "logits"
         yield Finding(rows, off <= limit, off)
 
 

@@ -19,7 +19,10 @@ _BLOCK = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", 
 
 def documents(root: Path = ROOT) -> list[Path]:
     """The documents whose blocks are rendered."""
-    return [root / "README.md", *sorted((root / "model_cards").glob("*.md"))]
+    return [
+        root / "README.md",
+        *(path for room in ("docs", "model_cards") for path in sorted((root / room).glob("*.md"))),
+    ]
 
 
 def render(text: str, results: Path = ROOT / "recipes/benchmarks/results") -> str:

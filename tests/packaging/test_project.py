@@ -89,7 +89,7 @@ def test_readme_lists_every_method() -> None:
     assert unlisted(README) == [], "README's table lacks these, or the files in their rows"
 
 
-@pytest.mark.parametrize("path", [*documents(), ROOT / "docs/composition.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
 def test_links_and_pictures_exist(path: Path) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
@@ -240,9 +240,7 @@ def test_every_guide_is_linked() -> None:
 IMPORT = re.compile(r"^\s*(from (hf_longctx[\w.]*) import (?:\([^)]*\)|[^\n#]+))", re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "path", [*documents(), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: str(p.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", documents(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_reader_imports_from_the_package_and_its_rooms_only(path: Path) -> None:
     """No deeper than `from hf_longctx.<room> import`, and names that are there."""
     for line, module in IMPORT.findall(path.read_text(encoding="utf-8")):

@@ -32,6 +32,11 @@ def across_hosts(degree: int, geometry: Geometry) -> bool:
     return degree > ranks_of_a_host() and ranks_inside(degree, geometry.heads) > 1
 
 
+def kind_of(kind: str, degree: int, geometry: Geometry) -> str:
+    """What is taken for groups of so many ranks, whatever the batch: "auto" leaves it to `choose`."""
+    return "hybrid" if kind == "auto" and degree > 1 and across_hosts(degree, geometry) else kind
+
+
 def choose(layout: Layout, geometry: Geometry) -> tuple[str, str]:
     """Gather or ring, and why, for one batch on ranks that exchange keys. All ranks choose the same."""
     if not layout.shared:

@@ -6,22 +6,24 @@ from __future__ import annotations
 import functools
 import logging
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...upstream.caches import without_cache
-from ..layout import Layout
 from ..ranks import Ranks
 from .agreement import Facts, read_together, say_refused
 from .answers import Share
 from .arguments import READ, check_arguments, labels_of, named, part_of
 from .choosing import Geometry, choose
+from .division import Division
 from .documents import Documents, marks_of, positions_of
 from .dropping import Walked, dropping_apart
+from .flexible import Flexible
 from .groups import Groups
 from .interface import LAYOUT
 
@@ -40,6 +42,7 @@ class State:
         geometry: Of the model.
         inner: The forward that the model had.
         gather_logits: Answer with logits of the whole batch.
+        flexible: For degree="auto", what plans the groups of a batch; None: `groups` work together.
         said: What was logged last.
     """
 
@@ -49,7 +52,14 @@ class State:
     geometry: Geometry
     inner: Callable[..., Any]
     gather_logits: bool
+    flexible: Flexible | None = None
     said: str = ""
+
+    def divide(self, lengths: Sequence[int]) -> Division:
+        """Who has which tokens of a batch with documents of these lengths."""
+        if self.flexible is not None:
+            return self.flexible.divide(lengths)
+        return Division.of(lengths, self.groups, self.kind, self.settings.cut)
 
 
 @contextmanager
@@ -77,12 +87,12 @@ def forward_of(model: nn.Module) -> types.MethodType:
 def shared_forward(model: nn.Module, state: State, given: dict[str, Any]) -> Any:
     """Share the batch in `given` among the ranks of a group, run the model's own forward, and answer for all of it."""
     walked = Walked.through(model)
-    share, positions_BT, marks_BT = _share(model, walked, state, given)
+    share, division, positions_BT, marks_BT = _share(model, walked, state, given)
     more = {name: part_of(x, share) for name, x in given.items() if name not in READ}
     inputs = {name: share.take(given[name]) for name in ("input_ids", "inputs_embeds") if given.get(name) is not None}
     if given.get("labels") is not None or given.get("shift_labels") is not None:
         more.update(labels_of(given, share, marks_BT))
-    ranks = _ranks(state, share)
+    ranks = _ranks(state, division, share.device)
     with dropping_apart(model, walked, state.groups):
         out = state.inner(
             **inputs,
@@ -100,11 +110,13 @@ def shared_forward(model: nn.Module, state: State, given: dict[str, Any]) -> Any
     return answer if return_dict else answer.to_tuple()
 
 
-def _share(model: nn.Module, walked: Walked, state: State, given: dict[str, Any]) -> tuple[Share, Tensor, Tensor]:
+def _share(
+    model: nn.Module, walked: Walked, state: State, given: dict[str, Any]
+) -> tuple[Share, Division, Tensor, Tensor]:
     """This rank's share, once all ranks have shown the same batch; and the positions and marks of all tokens."""
     tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
     device = tokens.device if isinstance(tokens, Tensor) else next(model.parameters()).device
-    groups, settings = state.groups, state.settings
+    groups = state.groups
     try:
         check_arguments(model, walked, given, tokens)
         assert isinstance(tokens, Tensor)
@@ -125,23 +137,23 @@ def _share(model: nn.Module, walked: Walked, state: State, given: dict[str, Any]
         say_refused(device, groups)
         raise
     documents = Documents.of(read_together(marks_BT, facts, groups))
-    layout = Layout.of(documents.lengths, groups.size, settings.cut)
-    return Share(shape, documents, layout, groups, device), positions_BT, marks_BT
+    division = state.divide(documents.lengths)
+    return Share(shape, documents, division.layout, groups, device), division, positions_BT, marks_BT
 
 
-def _ranks(state: State, share: Share) -> Ranks:
-    kind, outside, groups = state.kind, "ring", state.groups
+def _ranks(state: State, division: Division, device: torch.device) -> Ranks:
+    kind, outside, groups = division.kind, "ring", division.groups
     if groups.size == 1:
-        return Ranks(share.layout, device=share.device)
+        return Ranks(division.own, device=device)
     if kind in ("auto", "hybrid"):
-        outside, reason = choose(share.layout, state.geometry)
+        outside, reason = choose(division.own, state.geometry)
         kind = outside if kind == "auto" else kind
         said = f"{kind}" if kind != "hybrid" else f"Ulysses inside hosts and {outside} among them"
-        if state.settings.kind == "auto" and said != state.said and groups.rank == 0:
+        if state.settings.kind == "auto" and said != state.said and state.groups.rank == 0:
             logger.info("SequenceParallel(kind='auto') takes %s: %s.", said, reason)
         state.said = said
     group = groups.outer if kind == "hybrid" else groups.whole
-    return Ranks(share.layout, kind, group, groups.inner, outside, share.device)
+    return Ranks(division.own, kind, group, groups.inner, outside, device)
 
 
 def _answer(out: Any, share: Share, gather_logits: bool, one_less: bool) -> Any:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -16,7 +17,8 @@ from ...patch import Patch, unwrap
 from ...settings import Settings
 from ..ranks import KINDS
 from .check import check_model, window_layers
-from .choosing import Geometry, across_hosts
+from .choosing import Geometry, kind_of
+from .flexible import Flexible
 from .forward import STATE, State, forward_of
 from .groups import Groups
 from .interface import NAME
@@ -40,11 +42,14 @@ class SequenceParallel(Settings):
     Costs: one exchange of the keys of documents that are cut in each layer, in forward and in backward.
 
     Args:
-        degree: Processes that share a batch; it divides their number.
+        degree: Processes that share a batch; it divides their number. "auto": all of them, in groups that are planned
+            for the documents of each batch (FlexSP): long documents in large groups, the others in small ones.
         kind: What is exchanged: "gather" (all keys at once), "ring" (keys from rank to rank), "ulysses" (heads for
             tokens), "hybrid" (Ulysses inside hosts, the others among them), "auto" (by heads, hosts and length).
         cut: Which documents are cut: "balance" (as few as balance needs), "all", or those of at least so many tokens.
         gather_logits: Answer with the logits of the whole batch on every process. They take the memory of one process.
+        capacity: For "auto", the most tokens that a process can hold; None: as many as a batch has.
+        calibration: For "auto", a file of `hf-longctx calibrate`, by which groups are planned; None: rough costs.
     """
 
     name: ClassVar[str] = "sequence_parallel"
@@ -53,15 +58,25 @@ class SequenceParallel(Settings):
     decides_positions: ClassVar[bool] = True
     endless: ClassVar[bool] = False
 
-    degree: int = 2
+    degree: int | str = 2
     kind: str = "auto"
     cut: str | int = "balance"
     gather_logits: bool = False
+    capacity: int | None = None
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.degree < 1:
-            raise ValueError(f"degree={self.degree}: expected how many processes share a batch, 1 or more.")
+        flexible = self.degree == "auto"
+        if not flexible and (not isinstance(self.degree, int) or self.degree < 1):
+            raise ValueError(
+                f"degree={self.degree!r}: expected how many processes share a batch, 1 or more, or 'auto'."
+            )
+        if self.capacity is not None and self.capacity < 1:
+            raise ValueError(f"capacity={self.capacity}: expected how many tokens a process can hold, 1 or more.")
+        given = [name for name in ("capacity", "calibration") if getattr(self, name) is not None]
+        if given and not flexible:
+            raise ValueError(f"{given[0]}={getattr(self, given[0])!r} goes with degree='auto' only. Leave it out.")
         if self.kind not in ("auto", *KINDS):
             raise ValueError(f"kind={self.kind!r}: expected auto, {', '.join(KINDS)}.")
         if self.cut not in ("balance", "all") and not (isinstance(self.cut, int) and self.cut > 0):
@@ -82,21 +97,30 @@ class SequenceParallel(Settings):
         """
         root: Any = unwrap(model)
         decoder: Any = check_model(root, repr(self))
-        geometry = _geometry(decoder)
-        kind = self._kind(geometry)
-        if kind == "ulysses" and geometry.heads < self.degree:
+        geometry, device = _geometry(decoder), next(root.parameters()).device
+        degree = self.processes(dist.get_world_size() if dist.is_initialized() else 1)
+        kind = kind_of(self.kind, degree, geometry)
+        if kind == "ulysses" and geometry.heads < degree:
             raise ValueError(
-                f"kind='ulysses': {geometry.heads} query heads cannot be shared by {self.degree} ranks. Use "
+                f"kind='ulysses': {geometry.heads} query heads cannot be shared by {degree} ranks. Use "
                 f"kind='ring' or 'gather', or 'hybrid'."
             )
-        groups = Groups.of(self.degree, kind, mesh, geometry.heads, next(root.parameters()).device.type)
+        flexible = None
+        if self.degree == "auto" and degree > 1:
+            if mesh is not None:
+                raise ValueError("degree='auto' makes groups of all processes. Leave the mesh out.")
+            flexible = Flexible.of(self, self.kind, geometry, device)
+            groups = Groups(dist.group.WORLD)
+        else:
+            groups = Groups.of(degree, kind, mesh, geometry.heads, device.type)
+        state = State(self, groups, kind, geometry, root.forward, self.gather_logits, flexible)
         patch = Patch(method=self, model=decoder)
         with patch.recording():
             patch.own_configs(root)
             configs = [module.config for module in root.modules() if hasattr(module, "config")]
             for config in {id(config): config for config in configs}.values():
                 patch.set(config, "_attn_implementation_internal", NAME)
-            patch.set(root, STATE, State(self, groups, kind, geometry, root.forward, self.gather_logits))
+            patch.set(root, STATE, state)
             patch.set(root, "forward", forward_of(root))
         logger.info("applied %r to %s", self, type(root).__name__)
         return patch
@@ -111,10 +135,9 @@ class SequenceParallel(Settings):
             if patch.active:
                 patch.undo()
 
-    def _kind(self, geometry: Geometry) -> str:
-        return (
-            "hybrid" if self.kind == "auto" and self.degree > 1 and across_hosts(self.degree, geometry) else self.kind
-        )
+    def processes(self, launched: int) -> int:
+        """How many processes get the same batch, of so many that run."""
+        return launched if isinstance(self.degree, str) else self.degree
 
 
 def _geometry(decoder: Any) -> Geometry:

@@ -1,0 +1,42 @@
+"""`hf-longctx calibrate`: what documents cost in groups of ranks, on these cards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .options import Device, Dtype, Model, load_model
+
+
+def calibrate(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The file of costs, for SequenceParallel(calibration=).")],
+    tokens: Annotated[int, typer.Option(min=1, help="The most tokens of a process that are tried.")] = 32768,
+    seconds: Annotated[float, typer.Option(min=1, help="How long it may measure.")] = 20,
+    dtype: Dtype = "auto",
+    device: Device = None,
+) -> None:
+    """Measure what documents cost in groups of processes, for SequenceParallel(degree="auto").
+
+    Under torchrun, with as many processes as the training: torchrun --nproc_per_node 8 --no-python hf-longctx calibrate
+    """
+    from ..parallel.model.calibration import calibrate as measured
+    from ..storage.files import check_folder
+    from ..training.processes import joined
+
+    check_folder(out.parent)
+    with joined():
+        stock = load_model(model, dtype, device)[0].train()
+        # the latter is its name before transformers 5.23
+        enable = getattr(stock, "activation_checkpointing_enable", None) or stock.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        costs = measured(stock, tokens=tokens, seconds=seconds)
+    if int(os.environ.get("RANK", 0)) == 0:
+        costs.write(out)
+        options.plain(f"{out}: {costs.token * 1e6:.3g} us a token, {costs.pair * 1e9:.3g} ns a pair of tokens")
+        for k, (exchange, fixed) in enumerate(zip(costs.exchange, costs.fixed, strict=True)):
+            options.plain(f"groups of {2**k}: {exchange * 1e6:.3g} us a token exchanged, {fixed * 1e3:.3g} ms a step")
