@@ -31,6 +31,7 @@ from .lm_eval import lm_eval
 from .methods import list_methods
 from .options import complain
 from .plan import plan
+from .plan_train import PlanCommand
 from .push import push
 from .report import report
 from .save import save
@@ -143,7 +144,7 @@ app.command(context_settings=PASSED_ON)(serve)
 app.command("eval")(evaluate)
 app.command("lm-eval")(lm_eval)
 app.command()(report)
-app.command()(plan)
+app.command(cls=PlanCommand, epilog="hf-longctx plan train: the same for a training step.")(plan)
 app.command("train-check")(train_check)
 app.command()(calibrate)
 

@@ -1,0 +1,125 @@
+"""`need`: the memory of a training step, on the device and on the host. The one formula that everything here shares.
+
+Backward begins with every layer's hidden state and no gradient, and ends with all gradients and no hidden state; the
+peak is at one end or the other, or in the head's loss, or in the optimizer's step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .host import pinned_bytes
+from .layer import hidden_bytes, kept_bytes, moments, saved_bytes
+from .run import CHUNK, TrainingRun
+from .sizes import TrainingSizes
+
+RUNTIME_BYTES = 1_500_000_000  # CUDA context, libraries, and gaps between blocks of torch's allocator
+ADAPTER = {"weight": 4, "gradient": 4, "moment": 4}  # adapters are fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes of a rank on its device, and of all ranks of a host on the host.
+
+    Args:
+        weights: Weights, with the optimizer's copy of them.
+        states: Of the optimizer.
+        gradients: Of all parameters, with DDP's copy of them.
+        saved: What is kept from forward to backward on the device.
+        moment: The most that is held for one moment beside: of `widest`.
+        widest: "head", "MLP", "norm", "attention" or "optimizer".
+        peak: The most that torch's allocator holds at a time. Not the sum: gradients come as what is saved goes.
+        runtime: Beside torch's allocator.
+        pinned: On the host, by all ranks.
+    """
+
+    weights: float
+    states: float
+    gradients: float
+    saved: float
+    moment: float
+    widest: str
+    peak: float
+    runtime: float
+    pinned: float
+
+    @property
+    def device(self) -> float:
+        """What the card must have."""
+        return self.peak + self.runtime
+
+
+def need(sizes: TrainingSizes, run: TrainingRun) -> Need:
+    """The memory of a step. `run.gpus` are of one host."""
+    of, keeps, split = run.numbers, run.keeps, run.gpus if run.shard else 1
+    trained = sizes.shape.parameters if run.lora is None else sizes.adapter(run.lora)
+    weight, gradient, moment = of.weight, of.gradient, of.moment
+    frozen = 0.0
+    if run.lora is not None:
+        frozen = sizes.shape.parameters * (of.weight if run.precision != "master" else of.gradient) / split
+        weight, gradient, moment = ADAPTER["weight"], ADAPTER["gradient"], ADAPTER["moment"]
+    weights = frozen + trained * weight / split
+    states = trained * (keeps.moments * moment + keeps.n_bytes) / split
+    gradients = trained * gradient / split
+    gathered = _gathered_bytes(sizes, run) if run.shard and run.gpus > 1 else 0.0
+    buckets = gradients if run.gpus > 1 and not run.shard else 0.0
+    always = weights + states + buckets + gathered
+    saved, window, pinned = _saved(sizes, run)
+    head, head_gradient = _head_bytes(sizes, run)
+    layer = moments(sizes, run)
+    if not run.checkpointing:  # what its layers hold in backward is counted in `saved`
+        layer = {name: max(0.0, size - saved_bytes(sizes, run)) for name, size in layer.items()}
+    widest, most = max(layer.items(), key=lambda one: one[1])
+    ends = {
+        "head": (always + saved, head + window),
+        f"{widest} of the last layer": (always + head_gradient + saved, most + window),
+        f"{widest} of the first layer": (always + gradients, most + window),
+        "optimizer": (always + gradients, trained * keeps.step * moment / split),
+    }
+    name, (held, moment_bytes) = max(ends.items(), key=lambda one: sum(one[1]))
+    return Need(
+        weights=weights + gathered,
+        states=states,
+        gradients=gradients + buckets,
+        saved=saved,
+        moment=moment_bytes,
+        widest=name,
+        peak=held + moment_bytes,
+        runtime=RUNTIME_BYTES,
+        pinned=pinned * run.gpus,
+    )
+
+
+def _saved(sizes: TrainingSizes, run: TrainingRun) -> tuple[float, float, float]:
+    """From forward to backward on the device; on its way to and from the host; and pinned there."""
+    layers, hidden, kept = sizes.shape.n_layers, hidden_bytes(sizes, run), kept_bytes(sizes, run)
+    if not run.checkpointing:
+        return layers * saved_bytes(sizes, run), 0.0, 0.0
+    saved, window, pinned = layers * hidden, 0.0, 0.0
+    if run.offload:
+        saved, window, pinned = 0.0, 2 * hidden, layers * pinned_bytes(hidden)
+    if run.remat and run.keep_on_host:
+        window, pinned = window + kept, pinned + layers * kept
+    elif run.remat:
+        saved += layers * kept
+    return saved, window, pinned
+
+
+def _head_bytes(sizes: TrainingSizes, run: TrainingRun) -> tuple[float, float]:
+    """Of the head and its loss, and of its gradient, which is there from then on."""
+    of, matrix = run.numbers, sizes.shape.lm_head
+    copies = of.cast * sizes.shape.parameters  # autocast keeps those of all weights until the forward's end
+    hidden = (of.norm + 2 * of.residual) * sizes.shape.hidden * run.rows  # the last norm and its output's gradient
+    gradient = 0.0 if run.lora is not None else of.gradient * matrix
+    if not run.chunked_loss:  # fp32 log-probabilities and gradients of two kinds
+        return hidden + copies + 12.0 * sizes.shape.vocab * run.rows, gradient
+    # logits, in fp32, log-probabilities; fp32 sums of the head's gradient, and a chunk's
+    logits = (of.activation + 8) * sizes.shape.vocab * min(CHUNK, run.rows)
+    sums = 0.0 if run.lora is not None else (4 + of.gradient) * matrix
+    return hidden + copies + logits + sums, gradient
+
+
+def _gathered_bytes(sizes: TrainingSizes, run: TrainingRun) -> float:
+    """What FSDP2 has whole: embedding and head all the time, two layers, and the gradients of one and of the head."""
+    a = run.numbers.activation
+    return a * (sizes.outside + 2 * sizes.layer) + run.numbers.gradient * (sizes.outside + sizes.layer)

@@ -1,0 +1,74 @@
+"""What a model's size means for training, read from the model on the meta device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...anatomy import attention_layers, decoder_layers, find_decoder
+from ..shape import Shape, measure
+
+
+@dataclass(frozen=True)
+class TrainingSizes:
+    """A model's sizes in training.
+
+    Args:
+        shape: Its sizes as it reads.
+        norms: Norms of the hidden state in a layer.
+        layer: Parameters of the largest layer.
+        mlp: Of these, outside attention.
+        linear: Inputs and outputs of the linear maps of all layers, which is a rank-1 adapter's parameters.
+        tied: The head is the embedding.
+        window: Layers of which none sees more than its window.
+    """
+
+    shape: Shape
+    norms: int
+    layer: int
+    mlp: int
+    linear: int
+    tied: bool
+    window: bool
+
+    @property
+    def queries(self) -> int:
+        """Query dims of the widest layer."""
+        return self.shape.widest.heads * self.shape.widest.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Key dims of the widest layer; latent ones are expanded to all heads."""
+        return self.shape.widest.kv_heads * self.shape.widest.head_dim
+
+    @property
+    def outside(self) -> int:
+        """Parameters of embedding and head."""
+        return self.shape.lm_head * (1 if self.tied else 2)
+
+    def adapter(self, rank: int) -> int:
+        """Parameters of adapters of this rank on every linear map of the layers."""
+        return rank * self.linear
+
+
+def sizes_of(model: Any) -> TrainingSizes:
+    """The sizes of a model built by `shape.build`."""
+    shape, decoder = measure(model), find_decoder(model)
+    attention = set(attention_layers(decoder))
+    layers = decoder_layers(decoder)
+    largest: Any = max(layers, key=_count)
+    inside = sum(_count(part) for part in largest.modules() if part in attention)
+    of_layers = [p for layer in layers for p in layer.parameters()]
+    return TrainingSizes(
+        shape=shape,
+        norms=max(1, sum(p.dim() == 1 and p.numel() == shape.hidden for p in largest.parameters())),
+        layer=_count(largest),
+        mlp=_count(largest) - inside,
+        linear=sum(sum(p.shape[-2:]) * p.shape[:-2].numel() for p in of_layers if p.dim() >= 2),
+        tied=bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False)),
+        window=all(layer.span is not None for layer, _ in shape.layers),
+    )
+
+
+def _count(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters())
