@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers import Trainer
@@ -14,14 +14,10 @@ from ..patch import unwrap
 from .accelerate import SequenceParallelConfig
 from .checkpoints import last_whole
 from .once import gather_once
-
-if TYPE_CHECKING:
-    from transformers import Trainer as Base
-else:
-    Base = object
+from .preflight import PreflightMixin
 
 
-class SequenceParallelMixin(Base):
+class SequenceParallelMixin(PreflightMixin):
     """Put before a Trainer, makes the processes of a group share each batch.
 
         class SequenceParallelSFTTrainer(SequenceParallelMixin, SFTTrainer): ...

@@ -2,6 +2,7 @@
 
 from .memory import Need, need
 from .plan import TrainPlan, plan_train
+from .preflight import Preflight, preflight
 from .run import TrainingRun
 
-__all__ = ["Need", "TrainPlan", "TrainingRun", "need", "plan_train"]
+__all__ = ["Need", "Preflight", "TrainPlan", "TrainingRun", "need", "plan_train", "preflight"]

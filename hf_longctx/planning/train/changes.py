@@ -87,7 +87,7 @@ class Search:
             run,
             needed,
             step_seconds(self.sizes, run, self.machine),
-            self.room.why_not(needed, run.gpus),
+            self.room.why_not(needed, run.gpus // run.hosts),
             longest(self.sizes, run, self.room),
         )
 

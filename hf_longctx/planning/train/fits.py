@@ -21,25 +21,25 @@ class Room:
     device: int
     host: int | None = None
 
-    def why_not(self, needed: Need, gpus: int) -> str:
+    def why_not(self, needed: Need, processes: int) -> str:
         """What is lacking, with the bytes; "" if everything fits."""
         if needed.device * MARGIN > self.device:
             return (
                 f"a card needs {show_bytes(needed.device)} of {show_bytes(self.device)} (at the peak, {needed.widest}; "
                 f"{100 * (MARGIN - 1):.0f} % are left free)"
             )
-        processes = gpus * PROCESS_BYTES
-        if needed.pinned and self.host is not None and needed.pinned + processes > self.host:
+        beside = processes * PROCESS_BYTES
+        if needed.pinned and self.host is not None and needed.pinned + beside > self.host:
             return (
                 f"the host needs {show_bytes(needed.pinned)} ({needed.pinned:,.0f} bytes) of pinned memory and "
-                f"{show_bytes(processes)} for its processes, and has {show_bytes(self.host)}"
+                f"{show_bytes(beside)} for its processes, and has {show_bytes(self.host)}"
             )
         return ""
 
 
 def fits(sizes: TrainingSizes, run: TrainingRun, room: Room) -> bool:
     """Whether card and host have what the run needs."""
-    return not room.why_not(need(sizes, run), run.gpus)
+    return not room.why_not(need(sizes, run), run.gpus // run.hosts)
 
 
 def longest(sizes: TrainingSizes, run: TrainingRun, room: Room) -> int | None:

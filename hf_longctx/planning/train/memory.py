@@ -50,12 +50,12 @@ class Need:
 
 
 def need(sizes: TrainingSizes, run: TrainingRun) -> Need:
-    """The memory of a step. `run.gpus` are of one host."""
+    """The memory of a step of `run`."""
     of, keeps, split = run.numbers, run.keeps, run.gpus if run.shard else 1
-    trained = sizes.shape.parameters if run.lora is None else sizes.adapter(run.lora)
+    trained = sizes.shape.parameters if run.trained is None else run.trained
     weight, gradient, moment = of.weight, of.gradient, of.moment
     frozen = 0.0
-    if run.lora is not None:
+    if run.trained is not None:
         frozen = sizes.shape.parameters * (of.weight if run.precision != "master" else of.gradient) / split
         weight, gradient, moment = ADAPTER["weight"], ADAPTER["gradient"], ADAPTER["moment"]
     weights = frozen + trained * weight / split
@@ -86,7 +86,7 @@ def need(sizes: TrainingSizes, run: TrainingRun) -> Need:
         widest=name,
         peak=held + moment_bytes,
         runtime=RUNTIME_BYTES,
-        pinned=pinned * run.gpus,
+        pinned=pinned * run.gpus / run.hosts,
     )
 
 
@@ -110,12 +110,12 @@ def _head_bytes(sizes: TrainingSizes, run: TrainingRun) -> tuple[float, float]:
     of, matrix = run.numbers, sizes.shape.lm_head
     copies = of.cast * sizes.shape.parameters  # autocast keeps those of all weights until the forward's end
     hidden = (of.norm + 2 * of.residual) * sizes.shape.hidden * run.rows  # the last norm and its output's gradient
-    gradient = 0.0 if run.lora is not None else of.gradient * matrix
+    gradient = 0.0 if run.trained is not None else of.gradient * matrix
     if not run.chunked_loss:  # fp32 log-probabilities and gradients of two kinds
         return hidden + copies + 12.0 * sizes.shape.vocab * run.rows, gradient
     # logits, in fp32, log-probabilities; fp32 sums of the head's gradient, and a chunk's
     logits = (of.activation + 8) * sizes.shape.vocab * min(CHUNK, run.rows)
-    sums = 0.0 if run.lora is not None else (4 + of.gradient) * matrix
+    sums = 0.0 if run.trained is not None else (4 + of.gradient) * matrix
     return hidden + copies + logits + sums, gradient
 
 

@@ -82,6 +82,7 @@ def plan_train(
     gpu: str = "h100",
     tflops: float | None = None,
     bandwidth: float | None = None,
+    lora: int | None = None,
     **settings: Any,
 ) -> TrainPlan:
     """Predict bytes and seconds of a training step of `tokens` tokens, one document, from the config alone.
@@ -95,6 +96,7 @@ def plan_train(
         gpu: "h100", "h200", "a100", "l4", "rtx4090" or "cpu".
         tflops: Peak TFLOP/s in 16 bits of another machine, instead of `gpu`'s.
         bandwidth: The same for its memory, in GB/s.
+        lora: The rank of adapters on all linear maps of the layers, if these alone are trained.
         settings: Of `TrainingRun`: precision, optimizer, checkpointing, offload, chunked_loss, tile, remat, ...
     """
     machine = find_machine(gpu, tflops, bandwidth)
@@ -107,6 +109,8 @@ def plan_train(
         run = run.but(kind="stock")
     config, source = read_config(model)
     sizes = sizes_of(build(config))
+    if lora is not None:
+        run = run.but(trained=sizes.adapter(lora))
     search = Search(sizes, machine, room)
     asked = search.option(run)
     chosen = search.cheapest(run) if asked.lacks else asked

@@ -38,7 +38,8 @@ class TrainingRun:
         keep_on_host: It is kept on the host.
         kind: How ranks exchange keys. "stock": attention is the model's own, on a card that shares nothing.
         shard: FSDP2 shards weights, gradients and states over all GPUs; else each has them.
-        lora: The rank of adapters on all linear maps of the layers; they alone are trained. None: everything is.
+        trained: Parameters of adapters, if these alone are trained. None: everything is.
+        hosts: Among which the GPUs are spread evenly.
     """
 
     tokens: int
@@ -54,10 +55,11 @@ class TrainingRun:
     keep_on_host: bool = False
     kind: str = "auto"
     shard: bool = False
-    lora: int | None = None
+    trained: int | None = None
+    hosts: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "gpus", "degree", "tile", "lora"):
+        for name in ("tokens", "gpus", "degree", "tile", "trained", "hosts"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected a whole number, at least 1.")
@@ -72,7 +74,9 @@ class TrainingRun:
                 f"that divides their number."
             )
         if self.kind == "stock" and self.ranks > 1:
-            raise ValueError(f"kind='stock': {self.ranks} GPUs share a batch, which stock attention does not. Take auto.")
+            raise ValueError(
+                f"kind='stock': {self.ranks} GPUs share a batch, which stock attention does not. Take auto."
+            )
         if (self.offload or self.remat) and not self.checkpointing:
             name = "offload=True" if self.offload else f"remat={self.remat!r}"
             raise ValueError(f"{name} is for checkpointed layers. Set checkpointing=True, or leave it out.")

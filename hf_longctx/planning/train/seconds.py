@@ -54,7 +54,7 @@ def step_seconds(
     again = 1 if run.checkpointing else 0
     attention_again = 0 if run.remat else again
     peak = machine.peak_flops(2 if run.numbers.activation == 2 else 4)
-    of_weights = 0 if run.lora is not None else 1
+    of_weights = 0 if run.trained is not None else 1
     passes = 1 + again + 1 + of_weights
     flops = account.matmul_flops(shape.active, 1) * passes
     flops += account.matmul_flops(shape.lm_head, 1) * (2 + of_weights + (1 if run.chunked_loss else 0))
@@ -83,7 +83,7 @@ def step_seconds(
 def _update_bytes(sizes: TrainingSizes, run: TrainingRun) -> float:
     """Weights, gradients and states, read and written by the optimizer's step."""
     of, split = run.numbers, run.gpus if run.shard else 1
-    trained = sizes.shape.parameters if run.lora is None else sizes.adapter(run.lora)
+    trained = sizes.shape.parameters if run.trained is None else run.trained
     each = 2 * of.weight + of.gradient + 2 * (run.keeps.moments * of.moment + run.keeps.n_bytes)
     return trained * each / split
 

@@ -1,0 +1,58 @@
+"""The preflight of trainers: a batch that will not fit is refused before the step that would run out of memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..patch import applied
+from ..planning.train import Preflight, preflight
+
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object
+
+# names of what changes memory, and how `planning.train.TrainingRun` calls its settings
+SWITCHES = {
+    "sequence_parallel": {"degree": "degree", "kind": "kind"},
+    "training_memory": {"chunked_loss": "chunked_loss", "tile": "tile", "remat": "remat", "offload": "keep_on_host"},
+}
+STOCK = {"degree": 1, "kind": "stock", "chunked_loss": False}
+
+
+class PreflightMixin(Base):
+    """Put before a Trainer, predicts the memory of each batch that is longer than those before it, and refuses one that
+    does not fit, with the numbers and the cheapest setting that would.
+
+    Args:
+        preflight: False: no batch is refused.
+    """
+
+    def __init__(self, *args: Any, preflight: bool = True, **kwargs: Any) -> None:
+        self._preflight: Preflight | None | bool = preflight
+        super().__init__(*args, **kwargs)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """As in Trainer, after a look at the length of the batch."""
+        if self._preflight is True:  # now: everything that changes the model has been applied
+            shard = bool(self.accelerator.is_fsdp2)
+            self._preflight = preflight(self.model, self.args, shard=shard, **_settings(self.model))
+        tokens = inputs.get("input_ids")
+        if isinstance(self._preflight, Preflight) and isinstance(tokens, Tensor):
+            self._preflight.check(tokens.numel())
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """What the patches on a model say of its memory."""
+    found: dict[str, Any] = dict(STOCK)
+    for patch in applied(model):
+        for ours, theirs in SWITCHES.get(getattr(patch.method, "name", ""), {}).items():
+            found[theirs] = getattr(patch.method, ours)
+    if found["kind"] == "hybrid":  # of one host: Ulysses
+        found["kind"] = "ulysses"
+    return found
