@@ -23,15 +23,16 @@ STOCK = {"degree": 1, "kind": "stock", "chunked_loss": False}
 
 
 class PreflightMixin(Base):
-    """Put before a Trainer, predicts the memory of each batch that is longer than those before it, and refuses one that
-    does not fit, with the numbers and the cheapest setting that would.
+    """Put before a Trainer, refuses a batch that does not fit, with the numbers and the cheapest setting that would.
+
+    Each batch that is longer than those before it is looked at.
 
     Args:
         preflight: False: no batch is refused.
     """
 
     def __init__(self, *args: Any, preflight: bool = True, **kwargs: Any) -> None:
-        self._preflight: Preflight | None | bool = preflight
+        self._preflight: Preflight | bool | None = preflight
         super().__init__(*args, **kwargs)
 
     def training_step(

@@ -132,7 +132,7 @@ class Search:
                 continue
             if all(getattr(run, name) == value for name, value in settings.items()):
                 continue
-            if "keep_on_host" in settings and not run.remat or "tile" in settings and run.tile:
+            if ("keep_on_host" in settings and not run.remat) or ("tile" in settings and run.tile):
                 continue
             if "kind" in settings and kind_of(self.sizes, run) in ("stock", "none", "halo", "ring"):
                 continue

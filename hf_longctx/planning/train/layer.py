@@ -1,6 +1,7 @@
 """What a decoder layer holds in training, in bytes a token: what its backward needs, and each moment's widest point.
 
-Counted tensor by tensor in a step of transformers' Llama (`tests/planning/train/counted.py`); the kernels' own buffers are cuDNN's.
+Counted tensor by tensor in a step of transformers' Llama (`tests/planning/train/counted.py`); kernels' own buffers are
+cuDNN's.
 """
 
 from __future__ import annotations
@@ -48,5 +49,5 @@ def moments(sizes: TrainingSizes, run: TrainingRun) -> dict[str, float]:
 def _attention_saved(sizes: TrainingSizes, run: TrainingRun) -> float:
     """Of norms and attention: inputs of norms and maps; queries, keys, values, output and log-sum-exp."""
     of, heads = run.numbers, sizes.shape.widest.heads
-    each = of.norm * sizes.norms * sizes.shape.hidden + 2 * of.activation * (sizes.queries + sizes.keys) + 4 * heads
+    each = of.norm * sizes.normed + 2 * of.activation * (sizes.queries + sizes.keys) + 4 * heads
     return each * run.rows

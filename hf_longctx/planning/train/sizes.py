@@ -15,7 +15,7 @@ class TrainingSizes:
 
     Args:
         shape: Its sizes as it reads.
-        norms: Norms of the hidden state in a layer.
+        normed: Dims that the norms of a layer normalise, together: of the hidden state, of queries and of keys.
         layer: Parameters of the largest layer.
         mlp: Of these, outside attention.
         linear: Inputs and outputs of the linear maps of all layers, which is a rank-1 adapter's parameters.
@@ -24,7 +24,7 @@ class TrainingSizes:
     """
 
     shape: Shape
-    norms: int
+    normed: int
     layer: int
     mlp: int
     linear: int
@@ -61,13 +61,23 @@ def sizes_of(model: Any) -> TrainingSizes:
     of_layers = [p for layer in layers for p in layer.parameters()]
     return TrainingSizes(
         shape=shape,
-        norms=max(1, sum(p.dim() == 1 and p.numel() == shape.hidden for p in largest.parameters())),
+        normed=_normed(largest, attention, shape),
         layer=_count(largest),
         mlp=_count(largest) - inside,
         linear=sum(sum(p.shape[-2:]) * p.shape[:-2].numel() for p in of_layers if p.dim() >= 2),
         tied=bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False)),
         window=all(layer.span is not None for layer, _ in shape.layers),
     )
+
+
+def _normed(layer: Any, attention: set[Any], shape: Shape) -> int:
+    """Of the layer's norms by their weights; norms in attention are of queries and keys, whatever they are shared by."""
+    inside = {p for part in layer.modules() if part in attention for p in part.parameters()}
+    norms = {p for name, p in layer.named_parameters() if p.dim() == 1 and not name.endswith("bias")}
+    outside = sum(p.numel() == shape.hidden for p in norms - inside)
+    wide = shape.widest
+    of_heads = (wide.heads + wide.kv_heads) * wide.head_dim if norms & inside else 0
+    return max(1, outside) * shape.hidden + of_heads
 
 
 def _count(module: Any) -> int:

@@ -1,0 +1,104 @@
+"""The memory of a training step, counted: every tensor that torch makes in it, of the real size, without memory."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import nullcontext
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
+
+from hf_longctx.parallel.layout import Layout
+from hf_longctx.parallel.op import attention
+from hf_longctx.parallel.ranks import Ranks
+
+NAME = "counted"
+
+
+class Counter(TorchDispatchMode):
+    """Bytes of the storages that exist, and the most of them at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def ignore(self, x: Tensor) -> None:
+        """What is counted elsewhere."""
+        self.sizes[x.untyped_storage()._cdata] = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor):
+                self._see(x)
+        return out
+
+    def _see(self, x: Tensor) -> None:
+        storage = x.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.sizes:
+            return
+        self.sizes[key] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.sizes.pop(key, 0)
+
+
+def counted(
+    config: PreTrainedConfig,
+    tokens: int,
+    dtype: torch.dtype = torch.bfloat16,
+    autocast: bool = False,
+    checkpointing: bool = True,
+    memory: Any = None,
+) -> int:
+    """Bytes at the peak of forward and backward beside the weights, without what kernels allocate inside.
+
+    Args:
+        config: Of a small number of layers of real width.
+        tokens: Of one document.
+        dtype: Of the weights.
+        autocast: Linear maps and attention in bf16.
+        checkpointing: transformers' own.
+        memory: A `TrainingMemory`.
+    """
+    ranks = Ranks(Layout.of([tokens], 1))
+
+    def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float = 1.0, **_: Any) -> Any:
+        half = torch.bfloat16 if autocast else dtype
+        return attention(q.to(half), k.to(half), v.to(half), ranks, scale=scaling)[0], None
+
+    AttentionInterface.register(NAME, attend)  # and no mask of that name, so none is made
+    config._attn_implementation = NAME
+    stock_dtype, counter = torch.get_default_dtype(), Counter()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        torch.set_default_dtype(dtype)
+        try:
+            model: Any = AutoModelForCausalLM.from_config(config)
+        finally:
+            torch.set_default_dtype(stock_dtype)
+        model.train()
+        if memory is not None:
+            with mock.patch("hf_longctx.training.memory.mlp._mixes_tokens", lambda *_: None):  # it looks at values
+                memory.apply(model)
+        if checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        ids = torch.zeros(1, tokens, dtype=torch.long)
+        for p in model.parameters():
+            counter.ignore(p)
+        with counter:
+            with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+                loss = model(ids, labels=ids, use_cache=False).loss
+            loss.backward()
+    return counter.peak
