@@ -53,7 +53,7 @@ def _buffers(kind: str, ranks: int, a: int) -> Buffers:
     if kind in ("none", "halo"):
         return Buffers(queries, own + made)
     if kind == "ring":  # keys that arrive, those that leave, and gradients on their way
-        return Buffers(queries, own + made + 2 * (a + GRADIENT) * (2 if ranks > 2 else 1) + GRADIENT)
+        return Buffers(queries, own + made + 2 * (a + GRADIENT) * (2 if ranks > 2 else 1) + a)
     if kind == "gather":  # the table, the stretch of it that is seen, and gradients of both
         return Buffers(queries, own + made + 2 * a + ranks * (6 * a + 4 * GRADIENT))
     return Buffers(queries + 7 * a, own)

@@ -78,10 +78,11 @@ def counted(
         half = torch.bfloat16 if autocast else dtype
         return attention(q.to(half), k.to(half), v.to(half), ranks, scale=scaling)[0], None
 
-    AttentionInterface.register(NAME, attend)  # and no mask of that name, so none is made
     config._attn_implementation = NAME
     stock_dtype, counter = torch.get_default_dtype(), Counter()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    # there is no mask function of that name, so that no masks are made
+    named = mock.patch.dict(AttentionInterface._global_mapping, {NAME: attend})
+    with named, FakeTensorMode(allow_non_fake_inputs=True):
         torch.set_default_dtype(dtype)
         try:
             model: Any = AutoModelForCausalLM.from_config(config)

@@ -1,0 +1,94 @@
+"""What attention's backward holds on a rank, against the operators of `parallel/` with peers that send nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hf_longctx.ops.masks import Causal
+from hf_longctx.parallel import blocks
+from hf_longctx.parallel.blocks import RankResults, RankTensors
+from hf_longctx.parallel.exchange import Exchange
+from hf_longctx.parallel.gather import GatherExchange
+from hf_longctx.parallel.hybrid import hybrid
+from hf_longctx.parallel.layout import Layout
+from hf_longctx.parallel.peers import Peers, Pending
+from hf_longctx.parallel.ring import RingExchange
+from hf_longctx.planning.train import TrainingRun
+from hf_longctx.planning.train.exchange import WORKSPACE, attention_bytes
+
+from .counted import Counter
+from .models import sizes
+
+HEADS, KV_HEADS, DIM, TOKENS = 32, 8, 64, 65536
+HALF = torch.bfloat16
+
+
+class Silent(Peers):
+    """Ranks of which only this one is there: what they send has the right size."""
+
+    def __init__(self, size: int, rank: int) -> None:
+        self.group, self.size, self.rank = None, size, rank
+
+    def shift(self, x: Tensor, tag: int = 0) -> Pending:
+        out = torch.empty_like(x)
+        return lambda: out
+
+    def gather(self, x: Tensor) -> Pending:
+        out = x.new_empty(self.size * x.shape[0], *x.shape[1:])
+        return lambda: out
+
+    def scatter_sum(self, x: Tensor) -> Tensor:
+        return x.new_empty(x.shape[0] // self.size, *x.shape[1:])
+
+    def exchange(self, x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Pending:
+        out = x.new_empty(sum(receive), *x.shape[1:])
+        return lambda: out
+
+
+class Kernel:
+    """One that returns gradients in the dtype of its inputs, as cuDNN does."""
+
+    def backward(self, call: Any, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor, into: Any) -> None:
+        for buffer, x in zip(into, [torch.empty_like(x) for x in (q, k, v)], strict=True):
+            buffer += x
+
+
+def exchange(kind: str, layout: Layout, rank: int) -> Exchange:
+    device, peers = torch.device("cpu"), Silent(layout.ranks, rank)
+    if kind == "ulysses":
+        found: Any = hybrid(layout, Silent(1, 0), peers, lambda of, by: RingExchange(of, by, Causal(), device))
+        found._ragged(HEADS, KV_HEADS)  # looks at values
+        return found
+    return {"ring": RingExchange, "gather": GatherExchange}[kind](layout, peers, Causal(), device)
+
+
+def held(kind: str, ranks: int, rank: int) -> int:
+    layout = Layout.of([TOKENS], ranks)
+    of, rows = exchange(kind, layout, rank), layout.sizes[rank]
+    of.prepare()
+    counter = Counter()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q, out = torch.empty(1, HEADS, rows, DIM, dtype=HALF), torch.empty(1, rows, HEADS, DIM, dtype=HALF)
+        k = torch.empty(1, KV_HEADS, rows, DIM, dtype=HALF)
+        found = RankResults(torch.empty_like(out), out, torch.empty(1, HEADS, rows))
+        with counter:
+            grads = of.backward(RankTensors(q, k, torch.empty_like(k), 0.1), found)
+            _results = [x.new_empty(x.shape, dtype=HALF).copy_(x) for x in grads]  # as the operator gives them
+    return counter.peak
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks"), [("ring", 1), *((kind, ranks) for kind in ("ring", "gather", "ulysses") for ranks in (2, 4, 8))]
+)
+def test_the_rank_that_holds_most(kind: str, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_kernel", lambda *_: (None, Kernel()))
+    most = max(held(kind, ranks, rank) for rank in {0, ranks - 1})
+    said = attention_bytes(sizes(), TrainingRun(tokens=TOKENS, gpus=ranks, kind="auto" if ranks == 1 else kind))
+    inside = WORKSPACE * HEADS * DIM * TOKENS / ranks  # the kernel's own, which is not counted here
+    assert said - inside == pytest.approx(most, rel=0.05)
