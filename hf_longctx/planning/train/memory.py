@@ -108,15 +108,17 @@ def _saved(sizes: TrainingSizes, run: TrainingRun) -> tuple[float, float, float]
 def _head_bytes(sizes: TrainingSizes, run: TrainingRun) -> tuple[float, float]:
     """Of the head and its loss, and of its gradient, which is there from then on."""
     of, matrix = run.numbers, sizes.shape.lm_head
-    copies = of.cast * sizes.shape.parameters  # autocast keeps those of all weights until the forward's end
+    # autocast keeps its copies of all weights until the forward's end, and the head's until the head's backward
+    copies, copy = of.cast * sizes.shape.parameters, of.cast * matrix
     hidden = (of.norm + 2 * of.residual) * sizes.shape.hidden * run.rows  # the last norm and its output's gradient
     gradient = 0.0 if run.trained is not None else of.gradient * matrix
-    if not run.chunked_loss:  # fp32 log-probabilities and gradients of two kinds
-        return hidden + copies + 12.0 * sizes.shape.vocab * run.rows, gradient
-    # logits, in fp32, log-probabilities; fp32 sums of the head's gradient, and a chunk's
-    logits = (of.activation + 8) * sizes.shape.vocab * min(CHUNK, run.rows)
+    if not run.chunked_loss:  # logits twice and log-probabilities; then these and gradients of two kinds, in fp32
+        logits = sizes.shape.vocab * run.rows
+        return hidden + max(copies + (of.activation + 8.0) * logits, copy + 12.0 * logits), gradient
+    # the same of a chunk, and in backward fp32 sums of the head's gradient and a chunk's
+    logits = (of.activation + 8.0) * sizes.shape.vocab * min(CHUNK, run.rows)
     sums = 0.0 if run.trained is not None else (4 + of.gradient) * matrix
-    return hidden + copies + logits + sums, gradient
+    return hidden + logits + max(copies, copy + sums), gradient
 
 
 def _gathered_bytes(sizes: TrainingSizes, run: TrainingRun) -> float:

@@ -71,7 +71,7 @@ def sizes_of(model: Any) -> TrainingSizes:
 
 
 def _normed(layer: Any, attention: set[Any], shape: Shape) -> int:
-    """Of the layer's norms by their weights; norms in attention are of queries and keys, whatever they are shared by."""
+    """Of the layer's norms, by their weights; those in attention are of queries and keys, whatever they share."""
     inside = {p for part in layer.modules() if part in attention for p in part.parameters()}
     norms = {p for name, p in layer.named_parameters() if p.dim() == 1 and not name.endswith("bias")}
     outside = sum(p.numel() == shape.hidden for p in norms - inside)

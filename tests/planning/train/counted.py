@@ -90,7 +90,7 @@ def counted(
             torch.set_default_dtype(stock_dtype)
         model.train()
         if memory is not None:
-            with mock.patch("hf_longctx.training.memory.mlp._mixes_tokens", lambda *_: None):  # it looks at values
+            with mock.patch("hf_longctx.training.memory.mlp._mixes_tokens", return_value=None):  # it looks at values
                 memory.apply(model)
         if checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
