@@ -64,7 +64,7 @@ class Preflight:
 def preflight(
     model: nn.Module, args: Any, *, shard: bool = False, room: Room | None = None, **settings: Any
 ) -> Preflight | None:
-    """A `Preflight` of a model and `TrainingArguments`; None where nothing can be said: no CUDA, quantized weights.
+    """A `Preflight` of a model and `TrainingArguments`; None where nothing can be said: no CUDA or config, quantized weights.
 
     Args:
         model: A causal language model, before it is wrapped by DDP.
@@ -74,7 +74,8 @@ def preflight(
         settings: Of `TrainingRun`, which arguments do not say: degree, kind, chunked_loss, tile, remat, keep_on_host.
     """
     root: Any = unwrap(model)
-    if getattr(root, "is_quantized", False) or (room is None and not torch.cuda.is_available()):
+    unknown = getattr(root, "config", None) is None or getattr(root, "is_quantized", False)
+    if unknown or (room is None and not torch.cuda.is_available()):
         return None
     gpus = int(getattr(args, "world_size", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", gpus))

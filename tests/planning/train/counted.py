@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from contextlib import nullcontext
 from typing import Any
 from unittest import mock
@@ -10,48 +9,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
 
 from hf_longctx.parallel.layout import Layout
 from hf_longctx.parallel.op import attention
 from hf_longctx.parallel.ranks import Ranks
+from recipes.far.counting import Counter
 
 NAME = "counted"
-
-
-class Counter(TorchDispatchMode):
-    """Bytes of the storages that exist, and the most of them at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def ignore(self, x: Tensor) -> None:
-        """What is counted elsewhere."""
-        self.sizes[x.untyped_storage()._cdata] = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                self._see(x)
-        return out
-
-    def _see(self, x: Tensor) -> None:
-        storage = x.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.sizes:
-            return
-        self.sizes[key] = size
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self.now -= self.sizes.pop(key, 0)
 
 
 def counted(

@@ -21,8 +21,8 @@ from hf_longctx.parallel.peers import Peers, Pending
 from hf_longctx.parallel.ring import RingExchange
 from hf_longctx.planning.train import TrainingRun
 from hf_longctx.planning.train.exchange import WORKSPACE, attention_bytes
+from recipes.far.counting import Counter
 
-from .counted import Counter
 from .models import sizes
 
 HEADS, KV_HEADS, DIM, TOKENS = 32, 8, 64, 65536

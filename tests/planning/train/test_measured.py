@@ -1,8 +1,8 @@
 """The formula against measured lines.
 
 H100 80GB, torch 2.11: a Llama of 1.24B parameters in bf16, batch 1, one document, full activation checkpointing,
-chunked cross-entropy, fused AdamW; the two-card lines are accelerate's context parallelism under FSDP2. SmolLM2-135M at 8k:
-a stock step. Attention of one layer: cuDNN.
+chunked cross-entropy, fused AdamW; the two-card lines are accelerate's context parallelism under FSDP2. SmolLM2-135M at
+8k: a stock step. Attention of one layer: cuDNN.
 """
 
 from __future__ import annotations

@@ -1,0 +1,119 @@
+"""What `plan train` predicts beside what was measured: bytes at the peak and seconds of a step, in 12 settings.
+
+python -m recipes.far.predicted                  # on two H100s; on one, the settings of one card
+python -m recipes.far.predicted --only 0,1       # some of them; the others stay as they are in the file
+python -m recipes.far.predicted --tiny           # on a CPU, in seconds
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_longctx.evaluation.results import result_file, write_results
+from hf_longctx.evaluation.rows import row
+from hf_longctx.planning.hardware import MACHINES
+from hf_longctx.planning.shape import build
+from hf_longctx.planning.train import need
+from hf_longctx.planning.train.fits import MARGIN
+from hf_longctx.planning.train.seconds import step_seconds
+from hf_longctx.planning.train.sizes import sizes_of
+
+from ..benchmarks.reading import RESULTS
+from .settings import MODELS, SETTINGS, TINY_SETTINGS, Setting
+
+GIB = 2**30
+SHARE, BYTES, SECONDS, CALIBRATED = 0.07, 1.5 * GIB, 0.15, 32 * 1024  # bars; from so many tokens time has one
+
+
+def launch(name: str, gpus: int) -> dict[str, Any]:
+    """Run a setting in processes of its own, so that one that is out of memory does not end the rest."""
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)] if gpus > 1 else []
+    command = [sys.executable, *ranks, "-m", "recipes.far.one_step", name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return {"failed": f"exit code {done.returncode}: {last}"}
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def compare(of: Setting, measured: dict[str, Any]) -> dict[str, Any]:
+    """A row of a setting: predicted beside measured."""
+    sizes = sizes_of(build(MODELS[of.model]))
+    needed, seconds = need(sizes, of.run), step_seconds(sizes, of.run, MACHINES["h100"]).step
+    detail = {
+        "predicted": {"peak GiB": needed.peak / GIB, "card GiB": needed.device / GIB, "seconds": seconds},
+        "pinned GiB, predicted": needed.pinned / of.run.gpus / GIB,
+        "widest": needed.widest,
+        "tokens": of.run.tokens,
+        "measured": measured,
+    }
+    if "peak_bytes" in measured:
+        size = measured["peak_bytes"]
+        detail["memory, share of what may be missed"] = abs(needed.peak - size) / max(SHARE * size, BYTES)
+        detail["seconds, relative"] = abs(seconds - measured["seconds"]) / measured["seconds"]
+        detail["too little"] = needed.device * MARGIN < size
+    else:
+        detail["said to fit"] = needed.device * MARGIN <= MACHINES["h100"].memory_bytes  # type: ignore[operator]
+    gib = None if "peak_bytes" not in measured else measured["peak_bytes"] / GIB
+    why = None if gib is not None else str(measured.get("out_of_memory") or measured.get("failed"))
+    return row(f"{of.name}: peak", gib, "GiB", why=why, beside={"predicted": needed.peak / GIB}, detail=detail)
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What the predictions must hold, over all rows."""
+    details = [one["detail"] for one in rows]
+    memory = [one["memory, share of what may be missed"] for one in details if "seconds, relative" in one]
+    times = [one["seconds, relative"] for one in details if one["tokens"] >= CALIBRATED and "seconds, relative" in one]
+    short = [one["seconds, relative"] for one in details if one["tokens"] < CALIBRATED and "seconds, relative" in one]
+    wrong = sum(bool(one.get("too little") or one.get("said to fit")) for one in details)
+    bytes_, none = "memory: largest miss, in shares of 7 % or 1.5 GiB", "nothing was measured"
+    yield row(bytes_, max(memory, default=None), "", bar="<= 1", why=None if memory else none)
+    yield row(
+        "time from 32k: largest miss", max(times, default=None), "", bar=f"<= {SECONDS}", why=None if times else none
+    )
+    yield row("time below 32k: largest miss", max(short, default=None), "", why=None if short else none)
+    yield row("runs that were said to fit, or to need less, and did not", wrong, "", bar="<= 0")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the settings that the machine has the cards for, and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="numbers of settings, such as 0,1")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, on a CPU")
+    parser.add_argument("--out", type=Path, default=RESULTS / "far_predicted.json")
+    asked = parser.parse_args(arguments)
+    settings = TINY_SETTINGS if asked.tiny else SETTINGS
+    cards = 1 if asked.tiny else torch.cuda.device_count()
+    chosen = range(len(settings)) if asked.only is None else [int(n) for n in asked.only.split(",")]
+    rows: dict[str, dict[str, Any]] = {}
+    if asked.out.exists():
+        rows = {
+            one["what"]: one for one in json.loads(asked.out.read_text(encoding="utf-8"))["rows"] if "detail" in one
+        }
+    for number in chosen:
+        of = settings[number]
+        if of.run.gpus > cards:
+            print(f"{of.name}: left out, {cards} cards here", flush=True)
+            continue
+        made = compare(of, launch(f"tiny:{number}" if asked.tiny else str(number), of.run.gpus))
+        rows[made["what"]] = made
+        print(of.name, json.dumps(made["detail"]), flush=True)
+        every = [rows[f"{one.name}: peak"] for one in settings if f"{one.name}: peak" in rows]
+        label = ", ".join(dict.fromkeys(one.model for one in settings))
+        write_results(asked.out, result_file([*summary(every), *every], model=label))
+    for one in summary(list(rows.values())):
+        print(one["what"], one["value"], one["bar"], one["holds"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""`recipes/far/predicted.py` in its tiny form, and what it makes of runs that fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes.far import predicted
+from recipes.far.settings import SETTINGS
+
+
+def test_tiny_models_on_a_cpu(tmp_path: Path) -> None:
+    pytest.importorskip("hf_longctx.training.memory")
+    out = tmp_path / "found.json"
+    predicted.main(["--tiny", "--out", str(out)])
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    runs = [one for one in rows if "detail" in one]
+    assert len(runs) == 2
+    assert all(one["value"] > 0 for one in runs)
+    assert rows[0]["holds"]
+    assert rows[3]["value"] == 0
+
+
+def test_twelve_settings_of_two_geometries_the_longest_first() -> None:
+    assert len({one.name for one in SETTINGS}) == 12
+    assert {one.model for one in SETTINGS} == {"1.24B", "SmolLM2-135M"}
+    assert {one.run.gpus for one in SETTINGS} == {1, 2}
+    lengths = [one.run.tokens for one in SETTINGS]
+    assert max(lengths) == lengths[0] == 512 * 1024
+    assert min(lengths) == lengths[-1] == 8 * 1024
+
+
+def test_a_run_out_of_memory_that_was_said_to_fit_is_counted() -> None:
+    ended = [predicted.compare(SETTINGS[0], {"out_of_memory": "CUDA out of memory"})]
+    assert ended[0]["value"] is None
+    assert list(predicted.summary(ended))[3]["holds"] is False
+
+
+def test_predictions_that_hold() -> None:
+    found = predicted.compare(SETTINGS[0], {"peak_bytes": 50 * 2**30, "seconds": 210.0})
+    *_, wrong = predicted.summary([found])
+    assert wrong["holds"]
+    assert found["beside"]["predicted"] == pytest.approx(52, abs=1)
