@@ -116,14 +116,14 @@ def main(name: str) -> None:
         try:
             found = measure(find(name))
         except torch.OutOfMemoryError as error:
-            found = {"out_of_memory": str(error).splitlines()[0]}
+            print(json.dumps({"out_of_memory": str(error).splitlines()[0]}), flush=True)
+            os._exit(1)  # other ranks wait in an exchange: the launcher ends them
         every: list[Any] = [found]
         if processes > 1:
             every = [None] * processes
             dist.all_gather_object(every, found)
         if int(os.environ.get("RANK", 0)) == 0:
-            worst = next((one for one in every if "out_of_memory" in one), None)
-            print(json.dumps(worst or max(every, key=lambda one: one["peak_bytes"])), flush=True)
+            print(json.dumps(max(every, key=lambda one: one["peak_bytes"])), flush=True)
 
 
 if __name__ == "__main__":

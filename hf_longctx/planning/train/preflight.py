@@ -64,7 +64,9 @@ class Preflight:
 def preflight(
     model: nn.Module, args: Any, *, shard: bool = False, room: Room | None = None, **settings: Any
 ) -> Preflight | None:
-    """A `Preflight` of a model and `TrainingArguments`; None where nothing can be said: no CUDA or config, quantized weights.
+    """A `Preflight` of a model and `TrainingArguments`.
+
+    None where nothing can be said: without CUDA, without a config, or of quantized weights.
 
     Args:
         model: A causal language model, before it is wrapped by DDP.
