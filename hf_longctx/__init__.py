@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from .parallel.model.switch import SequenceParallel
     from .patch import Patch, applied, undo
     from .planning.plan import plan
+    from .planning.train.plan import plan_train
     from .registry import list_methods
     from .sharing.prefix import load_prefix, shared_prefix
     from .streaming.reader import Reader, stream
     from .training.accelerate import SequenceParallelConfig
     from .training.memory.settings import TrainingMemory
     from .training.memory.trainer import TrainingMemoryMixin
+    from .training.preflight import PreflightMixin
     from .training.trainer import SequenceParallelMixin, SequenceParallelTrainer
 
 __version__ = "0.1.0.dev0"
@@ -56,9 +58,11 @@ _NAMES = {
     "parallel.model.switch": ("SequenceParallel",),
     "training.memory.settings": ("TrainingMemory",),
     "training.memory.trainer": ("TrainingMemoryMixin",),
+    "training.preflight": ("PreflightMixin",),
     "training.trainer": ("SequenceParallelMixin", "SequenceParallelTrainer"),
     "patch": ("Patch", "applied", "undo"),
     "planning.plan": ("plan",),
+    "planning.train.plan": ("plan_train",),
     "registry": ("list_methods",),
     "sharing.prefix": ("load_prefix", "shared_prefix"),
     "streaming.reader": ("Reader", "stream"),

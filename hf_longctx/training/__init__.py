@@ -5,6 +5,7 @@ from .curriculum import BatchSamplerMixin, BatchSamplerTrainer, BucketSampler, D
 from .losses import LossWeightingMixin, LossWeightingTrainer
 from .memory import TrainingMemory, TrainingMemoryMixin
 from .packing import PackCollator, Packs, chat_documents, pack, read_chats
+from .preflight import PreflightMixin
 from .trainer import SequenceParallelMixin, SequenceParallelTrainer
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "LossWeightingTrainer",
     "PackCollator",
     "Packs",
+    "PreflightMixin",
     "SequenceParallelConfig",
     "SequenceParallelMixin",
     "SequenceParallelTrainer",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from hf_longctx.cli.main import app
 
@@ -21,7 +22,7 @@ def commands(group: Any = TREE, path: tuple[str, ...] = ()) -> Iterator[tuple[tu
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
-        else:
+        if not isinstance(command, TyperGroup):  # `plan` is a command, and has another
             yield (*path, name), command
 
 

@@ -61,7 +61,7 @@ class TrainOption:
 
 
 @dataclass(frozen=True)
-class Search:
+class FitSearch:
     """Options of a model on a machine.
 
     Args:

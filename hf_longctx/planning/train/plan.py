@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...console.units import parse_bytes, parse_tokens, show_bytes, show_seconds
 from ..hardware import Machine, find_machine
 from ..shape import build, read_config
-from .changes import Search, TrainOption
+from .changes import FitSearch, TrainOption
 from .exchange import kind_of
 from .fits import Room
 from .precisions import PRECISIONS
@@ -111,7 +111,7 @@ def plan_train(
     sizes = sizes_of(build(config))
     if lora is not None:
         run = run.but(trained=sizes.adapter(lora))
-    search = Search(sizes, machine, room)
+    search = FitSearch(sizes, machine, room)
     asked = search.option(run)
     chosen = search.cheapest(run) if asked.lacks else asked
     options = [asked, *search.singles(run)]

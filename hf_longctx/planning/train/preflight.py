@@ -13,7 +13,7 @@ from ...console.units import show_bytes, show_seconds
 from ...patch import unwrap
 from ..hardware import H100_HOST, MACHINES, Machine
 from ..shape import build
-from .changes import Search
+from .changes import FitSearch
 from .fits import Room, longest
 from .host import host_bytes
 from .run import TrainingRun
@@ -33,7 +33,7 @@ class Preflight:
         run: The settings; its tokens are those of each batch.
     """
 
-    def __init__(self, search: Search, run: TrainingRun) -> None:
+    def __init__(self, search: FitSearch, run: TrainingRun) -> None:
         self.search, self.run, self.largest = search, run, 0
 
     def check(self, tokens: int) -> None:
@@ -90,7 +90,7 @@ def preflight(
         logger.warning("no prediction of memory: %s", error)
         return None
     only = SETTABLE if run.ranks > 1 else SETTABLE - {"kind"}
-    return Preflight(Search(sizes, _machine(), room or _room(), only), run)
+    return Preflight(FitSearch(sizes, _machine(), room or _room(), only), run)
 
 
 def _room() -> Room:

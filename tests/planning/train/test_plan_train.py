@@ -12,7 +12,7 @@ from hf_longctx.cli import main as cli
 from hf_longctx.console.units import GIB
 from hf_longctx.planning.hardware import MACHINES
 from hf_longctx.planning.train import TrainingRun, TrainPlan, need, plan_train
-from hf_longctx.planning.train.changes import Search
+from hf_longctx.planning.train.changes import FitSearch
 from hf_longctx.planning.train.fits import MARGIN, Room, fits, longest
 from hf_longctx.planning.train.host import PROCESS_BYTES, host_bytes
 from hf_longctx.planning.train.seconds import step_seconds
@@ -77,7 +77,7 @@ def test_the_longest(settings: dict[str, Any]) -> None:
 
 
 def test_the_cheapest_is_the_quickest_of_the_fewest_changes() -> None:
-    search, of = Search(SIZES, H100, Room(60 * GIB)), TrainingRun(tokens=262144, remat="attention")
+    search, of = FitSearch(SIZES, H100, Room(60 * GIB)), TrainingRun(tokens=262144, remat="attention")
     singles = [option for option in search.singles(of) if not option.lacks]
     found = search.cheapest(of)
     assert found is not None
