@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..preflight import PreflightMixin
 from .chunked_loss import answering_with_logits
 from .settings import TrainingMemory
 
-if TYPE_CHECKING:
-    from transformers import Trainer as Base
-else:
-    Base = object
-
-
-class TrainingMemoryMixin(Base):
+class TrainingMemoryMixin(PreflightMixin):
     """Put before a Trainer, applies `TrainingMemory` to its model.
 
         class FarTrainer(SequenceParallelMixin, TrainingMemoryMixin, Trainer): ...
@@ -22,6 +17,7 @@ class TrainingMemoryMixin(Base):
 
     A stock Trainer trains and evaluates as well with a model to which `TrainingMemory` was applied before. Where
     predictions are asked for (`predict`, `compute_metrics`), this one has the model answer with logits.
+    A batch that will not fit is refused before its step (`preflight=False` leaves that out).
     """
 
     def __init__(self, *args: Any, memory: TrainingMemory | None = None, **kwargs: Any) -> None:
