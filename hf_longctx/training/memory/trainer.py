@@ -8,6 +8,7 @@ from ..preflight import PreflightMixin
 from .chunked_loss import answering_with_logits
 from .settings import TrainingMemory
 
+
 class TrainingMemoryMixin(PreflightMixin):
     """Put before a Trainer, applies `TrainingMemory` to its model.
 
