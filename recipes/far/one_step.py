@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
-from hf_longctx import SequenceParallel
+from hf_longctx import SequenceParallel, TrainingMemory
 from hf_longctx.training.processes import joined
 
 from .counting import Counter
@@ -84,8 +84,6 @@ def prepare(model: Any, of: Setting) -> None:
     """The ladder's rungs, ranks and checkpointing, as the setting has them."""
     run = of.run
     if run.chunked_loss or run.tile or run.remat:
-        from hf_longctx import TrainingMemory
-
         TrainingMemory(chunked_loss=run.chunked_loss, tile=run.tile, remat=run.remat, offload=run.keep_on_host).apply(
             model
         )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import Gemma3TextConfig, LlamaConfig, Olmo2Config, Phi3Config, PreTrainedConfig, Qwen3Config
 
+from hf_longctx import TrainingMemory
 from hf_longctx.planning.shape import build
 from hf_longctx.planning.train import TrainingRun, need
 from hf_longctx.planning.train.sizes import sizes_of
@@ -63,14 +64,14 @@ def test_whole_logits(precision: str) -> None:
 @pytest.mark.parametrize("tile", [None, 8192])
 def test_the_ladder(tile: int | None, tokens: int, precision: str) -> None:
     """At 16k the chunked loss is the widest moment, at 128k a layer."""
-    memory = pytest.importorskip("hf_longctx.training.memory").TrainingMemory(tile=tile)
+    memory = TrainingMemory(tile=tile)
     config = LlamaConfig(**(BASE | {"vocab_size": 128256}))
     found = ratio(config, memory, precision=precision, tokens=tokens, tile=tile, chunked_loss=True)
     assert found == pytest.approx(1, abs=0.07)
 
 
 def test_kept_attention() -> None:
-    memory = pytest.importorskip("hf_longctx.training.memory").TrainingMemory(tile=8192, remat="attention")
+    memory = TrainingMemory(tile=8192, remat="attention")
     config = LlamaConfig(**(BASE | {"vocab_size": 128256}))
     found = ratio(config, memory, tokens=131072, tile=8192, chunked_loss=True, remat="attention")
     assert found == pytest.approx(1, abs=0.07)

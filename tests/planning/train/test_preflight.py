@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, Trainer, TrainingArguments
 
-from hf_longctx import SequenceParallel
+from hf_longctx import SequenceParallel, TrainingMemory
 from hf_longctx.planning.train import Preflight, preflight
 from hf_longctx.planning.train.fits import Room
 from hf_longctx.planning.train.settings import optimizer_of, settings_of
@@ -120,6 +120,9 @@ def test_switches_on_the_model_are_seen() -> None:
     with SequenceParallel(degree=1).on(of):
         assert hook._settings(of) == {"degree": 1, "kind": "auto", "chunked_loss": False}
     assert hook._settings(of) == {"degree": 1, "kind": "stock", "chunked_loss": False}
+    with TrainingMemory(tile=16, remat="attention").on(of):
+        ladder = {"chunked_loss": True, "tile": 16, "remat": "attention", "keep_on_host": False}
+        assert hook._settings(of) == {"degree": 1, "kind": "stock", **ladder}
 
 
 def test_nothing_is_said_where_nothing_is_known(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

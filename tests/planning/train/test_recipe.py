@@ -12,7 +12,6 @@ from recipes.far.settings import SETTINGS
 
 
 def test_tiny_models_on_a_cpu(tmp_path: Path) -> None:
-    pytest.importorskip("hf_longctx.training.memory")
     out = tmp_path / "found.json"
     predicted.main(["--tiny", "--out", str(out)])
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
