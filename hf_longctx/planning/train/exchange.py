@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...parallel.model.choosing import MOST_BYTES, WORK
 from .run import TrainingRun
 from .sizes import TrainingSizes
 
-MOST_BYTES = 2 * 2**30  # from which "auto" takes a ring (parallel/model/choosing.py)
 GRADIENT = 4  # sums of gradients are fp32
 WORKSPACE = 4  # cuDNN sums the gradients of queries in fp32
 
@@ -24,7 +24,7 @@ class Buffers:
 
 
 def kind_of(sizes: TrainingSizes, run: TrainingRun) -> str:
-    """How the ranks of this run exchange: "auto" by the size of the gathered keys and their gradients.
+    """How the ranks of this run exchange: "auto" by work and by the size of gathered keys.
 
     A rank alone exchanges nothing ("none"), or does not even use the operator of `parallel/` ("stock").
     """
@@ -34,7 +34,8 @@ def kind_of(sizes: TrainingSizes, run: TrainingRun) -> str:
         return "halo"
     if run.kind != "auto":
         return run.kind
-    return "gather" if run.tokens * 2 * sizes.keys * (2 + GRADIENT) <= MOST_BYTES else "ring"
+    work = run.tokens**2 // 2 // run.ranks**2 * sizes.queries
+    return "ring" if work >= WORK or run.tokens * 2 * sizes.keys * (2 + GRADIENT) > MOST_BYTES else "gather"
 
 
 def attention_bytes(sizes: TrainingSizes, run: TrainingRun) -> float:
@@ -43,20 +44,27 @@ def attention_bytes(sizes: TrainingSizes, run: TrainingRun) -> float:
     return (found.queries * sizes.queries + found.keys * sizes.keys) * run.rows
 
 
+def kept_keys_bytes(sizes: TrainingSizes, run: TrainingRun) -> float:
+    """The gathered keys that a layer's forward keeps for its backward, those that a piece sees for every piece.
+
+    Two pieces of a document cut by zigzag see up to 1.25 times its keys. With `remat` they are fetched again.
+    """
+    if kind_of(sizes, run) != "gather" or run.remat:
+        return 0.0
+    return 1.25 * run.tokens * 2 * sizes.keys * run.numbers.activation
+
+
 def _buffers(kind: str, ranks: int, a: int) -> Buffers:
-    # the fp32 gradient of queries, the kernel's own and the result, and the kernel's workspace
-    queries = GRADIENT + 3 * a + 2 + WORKSPACE
-    own = 2 * a + 2 * GRADIENT  # the rank's keys and values side by side, and their gradient
-    made = 4 * a  # their gradients by the kernel, and as results
+    own = 2 * a + 2 * GRADIENT  # the rank's keys and values side by side, and the sum of their gradients
     if kind == "stock":
         return Buffers(a + WORKSPACE, 2 * a)
-    if kind in ("none", "halo"):
-        return Buffers(queries, own + made)
-    if kind == "ring":  # keys that arrive, those that leave, and gradients on their way
-        return Buffers(queries, own + made + 2 * (a + GRADIENT) * (2 if ranks > 2 else 1) + a)
-    if kind == "gather":  # the table, the stretch of it that is seen, and gradients of both
-        return Buffers(queries, own + made + 2 * a + ranks * (6 * a + 4 * GRADIENT))
-    return Buffers(queries + 7 * a, own)
+    if kind in ("none", "halo"):  # gradients by the kernel, and row by row
+        return Buffers(2 * a + WORKSPACE, 3 * a if kind == "none" else own + 4 * a)
+    if kind == "ring":  # a sum of the queries' gradients; keys that arrive, those that leave, gradients on their way
+        return Buffers(GRADIENT + 3 * a + WORKSPACE, own + 4 * a + 2 * (a + GRADIENT) * (2 if ranks > 2 else 1))
+    if kind == "gather":  # the table, the stretches of it that are seen, and gradients of both
+        return Buffers(2 * a + WORKSPACE, own + ranks * (6 * a + 4 * GRADIENT))
+    return Buffers(11 * a + WORKSPACE, own)
 
 
 def travelling_bytes(sizes: TrainingSizes, run: TrainingRun, passes: int) -> float:

@@ -6,7 +6,7 @@ cuDNN's.
 
 from __future__ import annotations
 
-from .exchange import attention_bytes
+from .exchange import attention_bytes, kept_keys_bytes
 from .run import TrainingRun
 from .sizes import TrainingSizes
 
@@ -50,4 +50,4 @@ def _attention_saved(sizes: TrainingSizes, run: TrainingRun) -> float:
     """Of norms and attention: inputs of norms and maps; queries, keys, values, output and log-sum-exp."""
     of, heads = run.numbers, sizes.shape.widest.heads
     each = of.norm * sizes.normed + 2 * of.activation * (sizes.queries + sizes.keys) + 4 * heads
-    return each * run.rows
+    return each * run.rows + kept_keys_bytes(sizes, run)

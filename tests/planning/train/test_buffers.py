@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_longctx.ops.masks import Causal
-from hf_longctx.parallel import blocks
-from hf_longctx.parallel.blocks import RankResults, RankTensors
+from hf_longctx.parallel import op
+from hf_longctx.parallel.blocks import RankBlock
 from hf_longctx.parallel.exchange import Exchange
 from hf_longctx.parallel.gather import GatherExchange
 from hf_longctx.parallel.hybrid import hybrid
@@ -54,8 +54,11 @@ class Silent(Peers):
 class Kernel:
     """One that returns gradients in the dtype of its inputs, as cuDNN does."""
 
-    def backward(self, call: Any, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor, into: Any) -> None:
-        for buffer, x in zip(into, [torch.empty_like(x) for x in (q, k, v)], strict=True):
+    def gradients(self, call: Any, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor) -> list[Tensor]:
+        return [torch.empty_like(x) for x in (q, k, v)]
+
+    def backward(self, call: Any, *given: Tensor, into: Any) -> None:
+        for buffer, x in zip(into, self.gradients(call, *given), strict=True):
             buffer += x
 
 
@@ -76,10 +79,9 @@ def held(kind: str, ranks: int, rank: int) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True):
         q, out = torch.empty(1, HEADS, rows, DIM, dtype=HALF), torch.empty(1, rows, HEADS, DIM, dtype=HALF)
         k = torch.empty(1, KV_HEADS, rows, DIM, dtype=HALF)
-        found = RankResults(torch.empty_like(out), out, torch.empty(1, HEADS, rows))
+        lse = torch.empty(1, HEADS, rows)
         with counter:
-            grads = of.backward(RankTensors(q, k, torch.empty_like(k), 0.1), found)
-            _results = [x.new_empty(x.shape, dtype=HALF).copy_(x) for x in grads]  # as the operator gives them
+            _results = op._derive(of, torch.empty_like(out), q, k, torch.empty_like(k), out, lse, 0.1)
     return counter.peak
 
 
@@ -87,7 +89,7 @@ def held(kind: str, ranks: int, rank: int) -> int:
     ("kind", "ranks"), [("ring", 1), *((kind, ranks) for kind in ("ring", "gather", "ulysses") for ranks in (2, 4, 8))]
 )
 def test_the_rank_that_holds_most(kind: str, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "_kernel", lambda *_: (None, Kernel()))
+    monkeypatch.setattr(RankBlock, "kernel", lambda *_: (None, Kernel()))
     most = max(held(kind, ranks, rank) for rank in {0, ranks - 1})
     said = attention_bytes(sizes(), TrainingRun(tokens=TOKENS, gpus=ranks, kind="auto" if ranks == 1 else kind))
     inside = WORKSPACE * HEADS * DIM * TOKENS / ranks  # the kernel's own, which is not counted here
