@@ -158,7 +158,7 @@ def test_every_block_of_a_document_is_run_by_a_test() -> None:
     # here: README, editing, report, sharing, streaming; tests/generation/xl3m; tests/evaluation/test_guide.py;
     # tests/clip has one in test_stretch.py, two in test_pipelines.py and three in test_guide.py; tests/hub has hub in
     # test_guide.py and test_serve.py, and README's third in test_stranger.py; tests/parallel has two in test_guide.py
-    # and one in test_trl.py; tests/training has packing in test_guide.py, and three of training in memory/test_guide.py;
+    # and one in test_trl.py; tests/training has packing in test_guide.py, three of training in memory/test_guide.py;
     # tests/planning/train has two of planning in test_guide.py
     run = {
         "README": 3,
