@@ -50,10 +50,10 @@ class Sent:
     heads: tuple[float, float] = (0.0, 0.0)
 
 
-def sent(model: Model, tokens: int, ranks: int, inside: int = 1, number: int = 2) -> Sent:
+def sent(model: Model, tokens: int, ranks: int, inside: int = 1, number: int = 2, kept: bool = False) -> Sent:
     """Of one document, all of which is cut. With `inside` > 1, heads are exchanged among so many ranks (hybrid).
 
-    Ring and all-gather send the same: the keys of all others, and in backward their gradients in fp32 too.
+    A ring sends the keys of all others, and in backward their gradients in fp32 too.
 
     Args:
         model: Its heads.
@@ -61,6 +61,7 @@ def sent(model: Model, tokens: int, ranks: int, inside: int = 1, number: int = 2
         ranks: That share it.
         inside: How many of them exchange heads; they must divide the query heads.
         number: Bytes of a number of the model.
+        kept: The keys that came in the forward are kept for backward, as all-gather does; only gradients travel.
     """
     rows, outside = tokens / ranks, ranks // inside
     read = max(model.kv_heads, inside)  # a key/value head that several ranks need is sent to each
@@ -68,7 +69,7 @@ def sent(model: Model, tokens: int, ranks: int, inside: int = 1, number: int = 2
     kv = (
         2 * model.dim * read / inside * rows * inside
     )  # numbers: keys and values of the rank's heads and its host's rows
-    keys = (outside - 1) * kv * number, (outside - 1) * kv * (number + 4)
+    keys = (outside - 1) * kv * number, (outside - 1) * kv * (4 if kept else number + 4)
     q, kv_rows, lse = (rows * n for n in (model.heads * model.dim, 2 * read * model.dim, model.heads))
     others = (inside - 1) / inside
     forward = others * ((2 * q + kv_rows) * number + lse * 4)

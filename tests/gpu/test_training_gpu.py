@@ -67,7 +67,7 @@ def waits_of_a_step(kind: str, checkpointing: str) -> list[str]:
                 model(**given).loss.backward()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-    return [f"{one.filename}:{one.lineno}" for one in said if "synchronizing" in str(one.message)]
+    return [f"{one.filename}:{one.lineno}" for one in said if "called a synchronizing" in str(one.message)]
 
 
 @pytest.mark.parametrize("checkpointing", ["", "plain"])

@@ -19,7 +19,8 @@ PACKS["even"] = [TOKENS], "all"
 @pytest.mark.parametrize(("kind", "inside"), [("ring", 1), ("gather", 1), ("ulysses", 4), ("hybrid", 2)])
 def test_volumes(four: Pool, kind: str, inside: int, heads: tuple[int, int]) -> None:
     case = Case("even", kind, heads, "causal", inner=inside)
-    expected = volumes.sent(volumes.Model("", 0, *heads, DIM, 0), TOKENS, RANKS, inside, number=FP32)
+    model = volumes.Model("", 0, *heads, DIM, 0)
+    expected = volumes.sent(model, TOKENS, RANKS, inside, number=FP32, kept=kind == "gather")
     for number, found in enumerate(zip(*four.run(counted, case), strict=True)):  # forward, backward
         for one in found:
             # torch is handed what stays on the rank too, but by a ring

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_longctx import SequenceParallel, TrainingMemory
-from hf_longctx.parallel.model import forward
+from hf_longctx.parallel.model import division, forward
 
 from .geometry import build
 from .packs import GlobalZigzag
@@ -125,4 +125,4 @@ def wrapped(model: Any, wrap: str, world: World) -> Any:
 
 def layout_of(line: Line) -> AbstractContextManager[Any]:
     """Inside the block the switch lays out a pack as other packages do, if the line says so."""
-    return mock.patch.object(forward, "Layout", GlobalZigzag) if line.cut == "global" else nullcontext()
+    return mock.patch.object(division, "Layout", GlobalZigzag) if line.cut == "global" else nullcontext()
