@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
 from math import prod
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from .blocks import RankResults, RankTensors
 from .exchange import Exchange
+from .group_rows import GroupRows
 from .layout import Layout
 from .peers import Peers
 
@@ -39,6 +39,7 @@ class UlyssesExchange(Exchange):
         super().__init__(layout, peers, outside.inside, outside.device)
         self.outside = outside
         self.members = range(group * peers.size, (group + 1) * peers.size)
+        self._rows = GroupRows([layout.places[member] for member in self.members], outside.device)
 
     def forward(self, given: RankTensors, kept: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
@@ -73,7 +74,7 @@ class UlyssesExchange(Exchange):
     def prepare(self) -> None:
         """See `Exchange`."""
         self.outside.prepare()
-        _ = self._order
+        self._rows.prepare()
 
     def _heads(self, queries: int, keys: int) -> tuple[Heads, Heads]:
         """The query heads of each rank of the group, and the key/value heads that these read."""
@@ -93,43 +94,39 @@ class UlyssesExchange(Exchange):
         groups = tuple(counts[head] for head in range(*read))
         return None if len(set(groups)) == 1 else groups
 
-    @cached_property
-    def _order(self) -> tuple[Tensor, Tensor]:
-        """The members' rows, one member after the other, in the order of the group's rows; and the way back."""
-        order_N = torch.cat([self.layout.places[member] for member in self.members]).argsort()
-        back_N = torch.empty_like(order_N)
-        back_N[order_N] = torch.arange(len(order_N))
-        return order_N.to(self.device, non_blocking=True), back_N.to(self.device, non_blocking=True)
-
     def _rows_for_heads(self, tensors: Sequence[tuple[Tensor, Heads]]) -> list[Tensor]:
         """(X, L, D) of each member, and who gets which heads: (X of this rank, N, D) in the order of the group."""
         ranks, mine = range(self.peers.size), self.peers.rank
-        parts = [[x[start:stop] for x, heads in tensors for start, stop in heads[rank : rank + 1]] for rank in ranks]
+        parts = [[[x[slice(*heads[rank])]] for x, heads in tensors] for rank in ranks]
         shapes: list[list[Shape]] = [
             [(heads[mine][1] - heads[mine][0], self.layout.sizes[member], x.shape[2]) for x, heads in tensors]
             for member in self.members
         ]
-        came = self._exchange(parts, shapes)
-        return [torch.cat(members, 1)[:, self._order[0]] for members in zip(*came, strict=True)]
+        return [
+            self._rows.of_members(found) for found in zip(*self._exchange(tensors[0][0], parts, shapes), strict=True)
+        ]
 
     def _heads_for_rows(self, tensors: Sequence[tuple[Tensor, Heads]]) -> list[Tensor]:
         """The way back: (X of this rank, N, D) to (X, L, D), a head that several ranks had as the sum of theirs."""
-        sizes = [self.layout.sizes[member] for member in self.members]
-        split = [x[:, self._order[1]].split(sizes, 1) for x, _ in tensors]
-        parts = [list(to_rank) for to_rank in zip(*split, strict=True)]
-        rows = sizes[self.peers.rank]
+        parts = [list(to_rank) for to_rank in zip(*(self._rows.by_member(x) for x, _ in tensors), strict=True)]
+        rows = self.layout.sizes[self.members[self.peers.rank]]
         shapes: list[list[Shape]] = [
             [(heads[rank][1] - heads[rank][0], rows, x.shape[2]) for x, heads in tensors]
             for rank in range(self.peers.size)
         ]
-        came = zip(*self._exchange(parts, shapes), strict=True)
-        return [_heads_of_all(list(found), heads) for found, (_, heads) in zip(came, tensors, strict=True)]
+        came = zip(*self._exchange(tensors[0][0], parts, shapes), strict=True)
+        return [_heads_of_all(found, heads) for found, (_, heads) in zip(came, tensors, strict=True)]
 
-    def _exchange(self, parts: list[list[Tensor]], shapes: list[list[Shape]]) -> list[list[Tensor]]:
-        """Some tensors of one dtype to each rank, in one exchange, and those of such shapes from each."""
-        send = [sum(x.numel() for x in to_rank) for to_rank in parts]
+    def _exchange(self, like: Tensor, parts: list[list[list[Tensor]]], shapes: list[list[Shape]]) -> list[list[Tensor]]:
+        """Tensors, of the dtype of `like`, in stretches of rows to each rank, and those of such shapes from each."""
+        send = [sum(x.numel() for stretches in to_rank for x in stretches) for to_rank in parts]
         receive = [sum(map(prod, from_rank)) for from_rank in shapes]
-        flat = torch.cat([x.reshape(-1) for to_rank in parts for x in to_rank])
+        flat, at = like.new_empty(sum(send)), 0
+        for stretches in (one for to_rank in parts for one in to_rank if one):
+            shape = stretches[0].shape[0], sum(x.shape[1] for x in stretches), stretches[0].shape[2]
+            # copied once, where others would be made contiguous first
+            torch.cat(stretches, 1, out=flat.narrow(0, at, prod(shape)).view(shape))
+            at += prod(shape)
         came = self.peers.exchange(flat, send, receive)().split(receive)
         return [
             [x.view(shape) for x, shape in zip(one.split([prod(shape) for shape in wanted]), wanted, strict=True)]
@@ -137,11 +134,12 @@ class UlyssesExchange(Exchange):
         ]
 
 
-def _heads_of_all(found: list[Tensor], heads: Heads) -> Tensor:
-    """(X, L, D) of all heads, from those of each rank; a head that several had is the sum of theirs."""
-    if sum(len(part) for part in found) == heads[-1][1]:
-        return torch.cat(found)
-    total = found[0].new_zeros(heads[-1][1], *found[0].shape[1:])
+def _heads_of_all(found: Sequence[Tensor], heads: Heads) -> Tensor:
+    """(X, L, D) of all heads, row by row in memory, from those of each rank; the sum, where several had a head."""
+    _, L, D = found[0].shape
+    several = sum(len(part) for part in found) > heads[-1][1]
+    total_LXD = (found[0].new_zeros if several else found[0].new_empty)(L, heads[-1][1], D)
     for part, (start, stop) in zip(found, heads, strict=True):
-        total[start:stop] += part
-    return total
+        own = total_LXD[:, start:stop]
+        own.add_(part.transpose(0, 1)) if several else own.copy_(part.transpose(0, 1))
+    return total_LXD.transpose(0, 1)

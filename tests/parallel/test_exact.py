@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
 import pytest
 import torch
 
@@ -57,6 +60,19 @@ def test_two_ranks_are_one_process(two: Pool, case: Case) -> None:
 @pytest.mark.parametrize("case", [*ON_FOUR, *AT_RANDOM], ids=str)
 def test_four_ranks_are_one_process(four: Pool, case: Case) -> None:
     off = errors(case, four.run(on_a_rank, case))
+    assert max(off.values()) < EXACT[case.dtype], off
+
+
+def with_many_stretches(case: Case) -> Any:
+    with mock.patch("hf_longctx.parallel.group_rows.MANY", 0):
+        return on_a_rank(case)
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_ulysses_of_many_short_documents(two: Pool, pack: str) -> None:
+    """Rows are then put in order by one index, not stretch by stretch."""
+    case = Case(pack, "ulysses", (9, 3), "causal", torch.float64)
+    off = errors(case, two.run(with_many_stretches, case))
     assert max(off.values()) < EXACT[case.dtype], off
 
 
