@@ -41,19 +41,23 @@ class PreflightMixin(Base):
         """As in Trainer, after a look at the length of the batch."""
         if self._preflight is True:  # now: everything that changes the model has been applied
             shard = bool(self.accelerator.is_fsdp2)
-            self._preflight = preflight(self.model, self.args, shard=shard, **_settings(self.model))
+            self._preflight = preflight(
+                self.model, self.args, shard=shard, **_settings(self.model, self.accelerator.num_processes)
+            )
         tokens = inputs.get("input_ids")
         if isinstance(self._preflight, Preflight) and isinstance(tokens, Tensor):
             self._preflight.check(tokens.numel())
         return super().training_step(model, inputs, num_items_in_batch)
 
 
-def _settings(model: Any) -> dict[str, Any]:
-    """What the patches on a model say of its memory."""
+def _settings(model: Any, processes: int) -> dict[str, Any]:
+    """What the patches on a model say of its memory, where so many processes train it."""
     found: dict[str, Any] = dict(STOCK)
     for patch in applied(model):
         for ours, theirs in SWITCHES.get(getattr(patch.method, "name", ""), {}).items():
             found[theirs] = getattr(patch.method, ours)
+    if found["degree"] == "auto":  # all processes share a batch, in groups
+        found["degree"] = processes
     if found["kind"] == "hybrid":  # of one host: Ulysses
         found["kind"] = "ulysses"
     return found

@@ -118,11 +118,13 @@ def test_what_arguments_and_models_say(tmp_path: Path) -> None:
 def test_switches_on_the_model_are_seen() -> None:
     of = model()
     with SequenceParallel(degree=1).on(of):
-        assert hook._settings(of) == {"degree": 1, "kind": "auto", "chunked_loss": False}
-    assert hook._settings(of) == {"degree": 1, "kind": "stock", "chunked_loss": False}
+        assert hook._settings(of, 4) == {"degree": 1, "kind": "auto", "chunked_loss": False}
+    assert hook._settings(of, 4) == {"degree": 1, "kind": "stock", "chunked_loss": False}
+    with SequenceParallel(degree="auto").on(of):
+        assert hook._settings(of, 4)["degree"] == 4, "all processes share a batch"
     with TrainingMemory(tile=16, remat="attention").on(of):
         ladder = {"chunked_loss": True, "tile": 16, "remat": "attention", "keep_on_host": False}
-        assert hook._settings(of) == {"degree": 1, "kind": "stock", **ladder}
+        assert hook._settings(of, 4) == {"degree": 1, "kind": "stock", **ladder}
 
 
 def test_nothing_is_said_where_nothing_is_known(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
