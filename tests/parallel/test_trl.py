@@ -79,14 +79,20 @@ MAKE = {"sft": sft, "dpo": dpo}
 METRICS = ("loss", "grad_norm", "num_tokens", "mean_token_accuracy", "entropy", "rewards/margins", "rewards/accuracies")
 
 
-def found_by(trainer: Any) -> dict[str, Any]:
-    """The metrics of three steps and of an evaluation, and the rows that are predicted."""
+def steps(trainer: Any) -> list[dict[str, float]]:
+    """The metrics of three steps."""
     trainer.train()
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]
+    return [{name: log[name] for name in METRICS if name in log} for log in logs]
+
+
+def found_by(trainer: Any) -> dict[str, Any]:
+    """The metrics of three steps and of an evaluation, and the rows that are predicted."""
+    taken = steps(trainer)
     evaluated = trainer.evaluate()
     rows = trainer.predict(trainer.eval_dataset)
     return {
-        "steps": [{name: log[name] for name in METRICS if name in log} for log in logs],
+        "steps": taken,
         "evaluated": {name: evaluated[f"eval_{name}"] for name in METRICS if f"eval_{name}" in evaluated},
         "rows": rows.predictions,
         "labels": rows.label_ids,

@@ -103,7 +103,7 @@ def test_trl(tmp_path: Path) -> None:
     class FarSFTTrainer(TrainingMemoryMixin, SFTTrainer):
         pass
 
-    right = test_trl.steps(test_trl.sft(False, str(tmp_path), {}))
+    right = test_trl.steps(test_trl.sft(False, str(tmp_path), test_trl.sizes("sft", 1)))
     for before in (True, False):
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
             if before:
@@ -112,5 +112,5 @@ def test_trl(tmp_path: Path) -> None:
                 patch.setattr(test_trl, "make", lambda _, model=model: model)
             else:
                 patch.setattr(test_trl, "SFTTrainer", lambda **more: FarSFTTrainer(memory=ALL, **more))
-            found = test_trl.steps(test_trl.sft(False, folder, {}))
+            found = test_trl.steps(test_trl.sft(False, folder, test_trl.sizes("sft", 1)))
         assert found == [pytest.approx(step, rel=2e-5, abs=1e-5) for step in right]
