@@ -21,18 +21,12 @@ from hf_longctx.planning.options import as_read
 from hf_longctx.planning.predict import Job, Prediction, predict
 from hf_longctx.planning.shape import build, measure
 
+from .geometries import SIZES
 from .reading import RESULTS, TRAINED, K
 
 SMOLLM2 = LlamaConfig(
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    head_dim=64,
-    vocab_size=49152,
+    **SIZES["SmolLM2-135M"],
     max_position_embeddings=TRAINED,
-    tie_word_embeddings=True,
     rope_parameters={"rope_type": "default", "rope_theta": 1e5},
 )
 LLAMA_8B = LlamaConfig(

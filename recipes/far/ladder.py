@@ -18,7 +18,7 @@ from hf_longctx import TrainingMemory
 from hf_longctx.evaluation.rows import row
 from recipes.benchmarks.reading import K, finish, lengths
 
-from .steps import Rungs, trained
+from .steps import Rungs, no_more_than, trained
 
 CHUNKED = {"chunked_loss": True, "tile": None}
 # each with the rungs before it
@@ -60,10 +60,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="that are timed, after one that is not")
     parser.add_argument("--fp32", action="store_true", help="fp32 weights under autocast")
     parser.add_argument("--smoke", action="store_true", help="a tiny model and 1k tokens")
+    parser.add_argument("--card", type=float, help="GiB that torch may have of a card: 77 on a larger one is an H100")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
     args = parser.parse_args()
     size, all_tokens, steps = ("tiny Llama", [K], 1) if args.smoke else ("Llama 1.24B", args.tokens, args.steps)
+    no_more_than(args.card)
     rows = (found for tokens in all_tokens for found in measured(size, tokens, args.fp32, steps))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     finish(SimpleNamespace(device=device), rows, args, "far_ladder", label=f"{size}, random weights")

@@ -19,7 +19,7 @@ from hf_longctx import TrainingMemory
 from hf_longctx.evaluation.rows import row
 from recipes.benchmarks.reading import K, finish, lengths
 
-from .steps import Rungs, launched, trained
+from .steps import Rungs, launched, no_more_than, trained
 
 
 def measured(size: str, all_tokens: list[int], kept: bool, fp32: bool) -> Iterator[dict[str, Any]]:
@@ -50,12 +50,14 @@ def main() -> None:
     parser.add_argument("--kept", action="store_true", help="attention is kept from recomputation, on the host")
     parser.add_argument("--fp32", action="store_true", help="fp32 weights under autocast")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, 1k and 2k tokens")
+    parser.add_argument("--card", type=float, help="GiB that torch may have of a card: 77 on a larger one is an H100")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
     args = parser.parse_args()
     size, tokens = ("tiny Llama", [K, 2 * K]) if args.smoke else ("Llama 1.24B", args.lengths)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with launched() as writes:
+        no_more_than(args.card)
         rows = measured(size, tokens, args.kept, args.fp32)
         if writes:
             finish(SimpleNamespace(device=device), rows, args, "far_longest", label=f"{size}, random weights")

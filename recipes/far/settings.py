@@ -9,13 +9,11 @@ from transformers import LlamaConfig
 
 from hf_longctx.planning.train import TrainingRun
 
+from ..benchmarks.geometries import SIZES
 from ..benchmarks.plan import SMOLLM2
 
 K = 1024
-LLAMA_1B = LlamaConfig(
-    vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-    num_key_value_heads=8, head_dim=64, max_position_embeddings=2**20, tie_word_embeddings=True,
-)  # fmt: skip
+LLAMA_1B = LlamaConfig(**SIZES["Llama 1.24B"], max_position_embeddings=2**20)
 TINY = LlamaConfig(
     vocab_size=512, hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=2**14, tie_word_embeddings=True,

@@ -18,12 +18,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_longctx import SequenceParallel, TrainingMemory
 from hf_longctx.training.memory.checkpointing import STATE
 
-SIZES: dict[str, dict[str, int]] = {
-    "Llama 1.24B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
-    | {"num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256},
-    "tiny Llama": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    | {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 512},
+from ..benchmarks.geometries import SIZES
+
+TINY = {
+    **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": True},
 }
+MODELS = SIZES | {"tiny Llama": TINY}
 GIB = 2**30
 
 
@@ -58,9 +59,7 @@ class Trained:
     def __init__(self, size: str, rungs: Rungs, tokens: int, fp32: bool = False) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.on_card, self.fp32 = self.device.type == "cuda", fp32
-        config = LlamaConfig(
-            **SIZES[size], max_position_embeddings=2**21, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None
-        )
+        config = LlamaConfig(**MODELS[size], max_position_embeddings=2**21, bos_token_id=None, eos_token_id=None)
         dtype = torch.float32 if fp32 or not self.on_card else torch.bfloat16
         torch.manual_seed(0)
         with self.device:
@@ -132,6 +131,13 @@ def free() -> None:
         torch._C._host_emptyCache()
         torch.cuda.reset_accumulated_host_memory_stats()
         torch.cuda.reset_peak_host_memory_stats()
+
+
+def no_more_than(card: float | None) -> None:
+    """Give torch so many GiB of the card and no more, as if it were a smaller one."""
+    if card is not None and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, card * GIB / total))
 
 
 @contextlib.contextmanager

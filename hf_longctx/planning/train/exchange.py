@@ -64,7 +64,7 @@ def _buffers(kind: str, ranks: int, a: int) -> Buffers:
         return Buffers(GRADIENT + 3 * a + WORKSPACE, own + 4 * a + 2 * (a + GRADIENT) * (2 if ranks > 2 else 1))
     if kind == "gather":  # the table, the stretches of it that are seen, and gradients of both
         return Buffers(2 * a + WORKSPACE, own + ranks * (6 * a + 4 * GRADIENT))
-    return Buffers(10 * a + WORKSPACE, own)
+    return Buffers(9 * a + WORKSPACE, own)
 
 
 def travelling_bytes(sizes: TrainingSizes, run: TrainingRun, passes: int) -> float:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from ..geometries import SIZES
 from ..reading import RESULTS, lengths
 from . import host, kept, packed, steps, train, ulysses
-from .geometry import GEOMETRIES
 from .launching import Launcher
 from .saving import Saved
 from .texts import RANDOM
@@ -34,7 +34,7 @@ def main(words: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--geometry", nargs="+", choices=GEOMETRIES, default=list(GEOMETRIES), help="of part train")
+    parser.add_argument("--geometry", nargs="+", choices=SIZES, default=list(SIZES), help="of part train")
     parser.add_argument("--tokens", type=lengths, help="lengths of parts train, kept and ulysses: 8k,32k")
     parser.add_argument("--lines", nargs="+", choices=train.ALL, help="lines of part train; all by default")
     parser.add_argument("--seconds", type=float, help="end what runs after so many, and keep what was measured")
@@ -56,7 +56,7 @@ def main(words: list[str] | None = None) -> None:
         )
     launcher = Launcher(args.tiny, args.seconds)
     for part in args.parts:
-        for geometry in args.geometry if part == "train" else list(GEOMETRIES)[:1]:
+        for geometry in args.geometry if part == "train" else list(SIZES)[:1]:
             if part == "steps":
                 found = steps.rows(launcher, RANDOM if args.tiny else args.model, args.documents)
             else:

@@ -12,20 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
+from ..geometries import SIZES
 from .world import World
 
 IGNORED = -100
 ROWS = 2048  # of logits at a time
-GEOMETRIES: dict[str, dict[str, Any]] = {
-    "Llama 1.24B": {
-        **{"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64},
-        **{"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
-    },
-    "SmolLM2-135M": {
-        **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "head_dim": 64},
-        **{"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152},
-    },
-}
 TINY = {"hidden_size": 288, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 320}
 
 
@@ -44,10 +35,9 @@ class HeadWithLoss(nn.Linear):
 def build(geometry: str, world: World, **changes: Any) -> Any:
     """A stock Llama with random weights; see `prepared`. `changes` are of its config."""
     config = LlamaConfig(
-        **GEOMETRIES[geometry] | changes | (TINY if world.tiny else {}),
+        **SIZES[geometry] | changes | (TINY if world.tiny else {}),
         max_position_embeddings=2**18,
         rope_parameters={"rope_type": "default", "rope_theta": 5e5},
-        tie_word_embeddings=True,
         use_cache=False,
     )
     torch.manual_seed(0)
