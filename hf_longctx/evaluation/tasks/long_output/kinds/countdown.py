@@ -18,22 +18,21 @@ class CountdownTask(LongTask):
 
     name: ClassVar[str] = "countdown"
     tag: ClassVar[str] = "search"
-    tokens_per_line: ClassVar[float] = 13.3
+    tokens_per_line: ClassVar[float] = 14.0
     overhead: ClassVar[int] = 30  # the steps at the end
 
     def build(self, rng: random.Random, lines: int) -> Problem:
         """The goal is a value that the search reaches for the first time after about `lines` lines."""
-        amount, leaves, trace = (4 if lines <= _FOUR else 5), list[Leaf](), list[str]()
-        while not leaves:
+        amount, nearest, trace = (4 if lines <= _FOUR else 5), None, list[str]()
+        while nearest is None or abs(nearest.lines - lines) > max(1, lines // 5):
             numbers = sorted(rng.sample(range(2, 60), amount), reverse=True)
             trace, first = [], dict[int, Leaf]()
             for leaf in walk(numbers, trace, lines + lines // 5 + 1):
                 first.setdefault(leaf.value, leaf)
-            leaves = [leaf for leaf in first.values() if leaf.lines >= lines - lines // 5 and leaf.value >= 10]
-        goal = rng.choice(leaves)
+            nearest = min((leaf for leaf in first.values() if leaf.value >= 10), key=lambda x: abs(x.lines - lines))
         lasts = ">" * (amount - 1) + " "
-        out = [f"{line} no" if line.startswith(lasts) else line for line in trace[: goal.lines]]
-        out[-1] = f"{trace[goal.lines - 1]} yes"
+        out = [f"{line} no" if line.startswith(lasts) else line for line in trace[: nearest.lines]]
+        out[-1] = f"{trace[nearest.lines - 1]} yes"
         ask = (
             "Use each number once, with + - * /, to reach the goal. Search depth first: with the numbers from the "
             "largest to the smallest, take two at a time, the first with each after it, then the second, and try "
@@ -42,9 +41,9 @@ class CountdownTask(LongTask):
             f"'> 9+4=13 left 13 7 2'; the last try of each branch as '{lasts}20+5=25 no', or 'yes' at the goal, where "
             "the search ends. Then write a line 'Steps:' and the steps that reach the goal, one a line."
         )
-        given = f"Numbers: {' '.join(map(str, numbers))}. Goal: {goal.value}."
+        given = f"Numbers: {' '.join(map(str, numbers))}. Goal: {nearest.value}."
         return self.problem(
-            given, ask, [*out, "Steps:", *goal.steps], numbers=numbers, goal=goal.value, search=len(out) + 1
+            given, ask, [*out, "Steps:", *nearest.steps], numbers=numbers, goal=nearest.value, search=len(out) + 1
         )
 
     def judge(self, problem: Problem) -> Judge:

@@ -14,7 +14,7 @@ class ScheduleTask(LongTask):
 
     name: ClassVar[str] = "schedule"
     tag: ClassVar[str] = "plan"
-    tokens_per_line: ClassVar[float] = 14.5
+    tokens_per_line: ClassVar[float] = 14.4
 
     def build(self, rng: random.Random, lines: int) -> Problem:
         """A line of the answer is a stay."""
