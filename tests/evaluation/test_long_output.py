@@ -312,6 +312,45 @@ def test_rows_are_read_by_our_packing_and_scored_by_the_runner(tmp_path: Path) -
     assert scores(["no"] * 22, samples)[0] == 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"answer": "<list>\n1. No.\n</list>"}, {"facts": {}}, {"facts": {"words": 3}}, {"task": "order"}, {"answer": ""}],
+)
+def test_files_with_broken_problems_are_refused_before_a_model_runs(change: dict[str, Any], tmp_path: Path) -> None:
+    sample = eval_sample(make("numbered", 100), 0, 100).to_dict()
+    sample["meta"]["problem"] |= change
+    write_rows(tmp_path / "broken.jsonl", [sample])
+    with pytest.raises(ValueError, match=r"broken\.jsonl.*eval_sample"):
+        list(read("jsonl", tmp_path / "broken.jsonl"))
+
+
+def test_trl_asks_for_the_reward(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    pytest.importorskip("datasets")
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    from tests.tiny import tiny, tokenizer
+
+    asked: list[list[float]] = []
+    read_reward = verifier_reward(tokenizer().eos_token_id)
+
+    def verifier(**given: Any) -> list[float]:
+        asked.append(read_reward(**given))
+        return asked[-1]
+
+    rows = [{**grpo_row(problem), "prompt": problem.question} for problem in problems(TASKS, 60, len(TASKS))]
+    quiet = {"output_dir": str(tmp_path), "report_to": [], "use_cpu": True, "save_strategy": "no"}
+    settings = GRPOConfig(
+        **quiet, max_steps=1, num_generations=2, per_device_train_batch_size=2, max_completion_length=4
+    )
+    GRPOTrainer(
+        tiny(), verifier, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer()
+    ).train()
+    assert [len(group) for group in asked] == [2]
+    assert all(0 <= value <= 1 for group in asked for value in group)
+
+
 def test_the_reward_of_a_group_needs_the_end_token() -> None:
     problem = make("table", 200, seed=1)
     row = json.loads(json.dumps(grpo_row(problem)))

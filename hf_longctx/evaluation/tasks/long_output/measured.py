@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ...sample import Sample
 from ...scoring import Metric, meta
 from .base import Problem
@@ -34,7 +36,19 @@ def _problem(sample: Sample) -> Problem:
     return Problem.from_dict(meta(sample, "problem"))
 
 
+def _needs(sample: Sample) -> None:
+    """ValueError for a problem whose own answer its verifier does not take, before a model is run."""
+    problem = _problem(sample)
+    with suppress(LookupError, TypeError, AttributeError):  # facts of another task, or of other types
+        if verify(problem, problem.answer).exact:
+            return
+    raise ValueError(
+        f"the problem of {problem.task!r} has an answer that its own verifier refuses, or lacks facts. "
+        "Give what eval_sample() made."
+    )
+
+
 METRICS = {
-    "long_output_share": Metric(lambda text, sample: verify(_problem(sample), text).share, needs=_problem),
-    "long_output_exact": Metric(lambda text, sample: float(verify(_problem(sample), text).exact), needs=_problem),
+    "long_output_share": Metric(lambda text, sample: verify(_problem(sample), text).share, needs=_needs),
+    "long_output_exact": Metric(lambda text, sample: float(verify(_problem(sample), text).exact), needs=_needs),
 }

@@ -26,7 +26,7 @@ def verify(problem: Problem, text: str) -> Verdict:
             break
         right += 1
     written = len(lines) + extra
-    return Verdict(frame and right == expected == written, right / max(expected, written), frame)
+    return Verdict(frame and right == expected == written, right / max(expected, written, 1), frame)
 
 
 def framed(text: str, tag: str) -> tuple[list[str], bool, int]:
