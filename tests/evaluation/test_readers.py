@@ -86,6 +86,13 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"task": "Dataset_short", "metric": "sgt", "max_new_tokens": 16384},
         "#*# Week 1: she wore a red dress. *** finished",
     ),
+    "longproc": (
+        "path_traversal_0.5k.json",
+        {"context_nl": "From A a bus to B.", "question_repr": ["A", "B"], "answer_nl": "From A, take a bus to B."},
+        {"task": "path_traversal_0.5k", "max_new_tokens": 1024, "metric": "longproc_path_traversal",
+         "context": "From A a bus to B. Find A to B."},
+        "It is\n<Route>\nFrom A, take a bus to B.\n</Route>",
+    ),
     "jsonl": (
         "mine.jsonl",
         {"task": "mine", "context": "c", "question": "q", "answer": "7", "max_new_tokens": 3, "metric": "first_integer",
@@ -96,8 +103,14 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+# files that a benchmark has beside its data
+BESIDE = {"path_traversal_0.5k.json": {"prompts.yaml": 'USER_PROMPT: "{city_context} Find {src_city} to {dst_city}."'}}
+
+
 def write(path: Path, *rows: Any) -> Path:
     """JSON lines, or a list where the file is called so."""
+    for name, beside in BESIDE.get(path.name, {}).items():
+        (path.parent / name).write_text(beside, encoding="utf-8")
     text = json.dumps(list(rows)) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8")
     return path
