@@ -61,20 +61,23 @@ def rows(ours: dict[str, Any], reference: dict[str, Any], name: str) -> dict[str
     others = sorted({int(n) for one in reference.values() for n in one["nll"]})
     found = {f"{lengths[-1]} over {name} at {others[-1]}": ratio(ours, lengths[-1], reference, others[-1])}
     for length in lengths:
-        if length in others and reference is not ours and name != "itself":
+        if length in others and name != "itself":
             found[f"{length} over {name} at {length}"] = ratio(ours, length, reference, length)
     return found
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ours", type=Path, help="report.json of a run")
     parser.add_argument("reference", type=Path, help="that of another, such as --variant control")
-    args = parser.parse_args()
-    ours, other = (
-        json.loads(path.read_text(encoding="utf-8"))["after"]["curves"] for path in (args.ours, args.reference)
-    )
-    print(json.dumps(rows(ours, other, args.reference.parent.name), indent=2))
+    args = parser.parse_args(arguments)
+    ours, other = (json.loads(path.read_text(encoding="utf-8")) for path in (args.ours, args.reference))
+    name, curves = args.reference.parent.name, ours["after"]["curves"]
+    found = rows(curves, other["after"]["curves"], name)
+    for positions, measured in other["scaled"].items():
+        found |= rows(curves, measured["curves"], f"{name} with positions {positions}")
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

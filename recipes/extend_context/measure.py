@@ -1,10 +1,12 @@
-"""What a model reads: perplexity of the same tokens with more and more context, pass keys, needles, stock's own answers."""
+"""What a model reads: perplexity of the same tokens with more context, pass keys, needles, stock's own answers."""
 
 # L tokens of a window
 from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from hf_longctx.evaluation import score
 from hf_longctx.evaluation.answer import answer
 from hf_longctx.evaluation.haystack import Haystack
-from hf_longctx.evaluation.passkey import passkey_grid
+from hf_longctx.evaluation.passkey import MAX_NEW_TOKENS, passkey_grid
 from hf_longctx.evaluation.perplexity import fixed_targets, read
 from hf_longctx.evaluation.sample import encode_all
 from hf_longctx.evaluation.tasks.needles import Needles
@@ -29,20 +31,17 @@ ASKED = (
 )
 
 
-def curves(model: Any, held: dict[str, Tensor], lengths: list[int], settings: dict[str, Any]) -> dict[str, Any]:
-    """Of each document and context length, the mean loss of the last tokens of each window, in nats.
+def curve(model: Any, ids: Tensor, lengths: list[int], settings: dict[str, Any]) -> dict[str, Any]:
+    """Of each context length, the mean loss of the last tokens of each window of a document, in nats.
 
     Windows end at places that depend on the document and the longest length of the settings, so that models compare.
     """
     targets, longest = settings["targets"], max(settings["lengths"])
-    found: dict[str, Any] = {}
-    for name, ids in held.items():
-        ends = window_ends(len(ids), longest, targets, settings["windows"])
-        windows = [ids[end - longest : end].long() for end in ends]
-        # one piece, which is causal attention without a mask, then the targets
-        scores = fixed_targets(model, windows, lengths, n_targets=targets, chunk=longest, score_chunk=targets)
-        found[name] = {"ends": ends, "nll": {str(one.length): list(one.nll) for one in scores}}
-    return found
+    ends = window_ends(len(ids), longest, targets, settings["windows"])
+    windows = [ids[end - longest : end].long() for end in ends]
+    # one piece, which is causal attention without a mask, then the targets
+    scores = fixed_targets(model, windows, lengths, n_targets=targets, chunk=longest, score_chunk=targets)
+    return {"ends": ends, "nll": {str(one.length): list(one.nll) for one in scores}}
 
 
 def window_ends(tokens: int, longest: int, targets: int, most: int) -> list[int]:
@@ -52,11 +51,11 @@ def window_ends(tokens: int, longest: int, targets: int, most: int) -> list[int]
 
 
 def found_keys(model: Any, tokenizer: Any, length: int, hay: list[int], settings: dict[str, Any]) -> dict[str, int]:
-    """How many pass keys are found at each depth."""
+    """How many pass keys are found at each depth; `length` is that of prompt and answer."""
     cells = passkey_grid(
         model,
         tokenizer,
-        lengths=[length],
+        lengths=[length - MAX_NEW_TOKENS],
         depths=depths(settings),
         trials=settings["trials"],
         haystack=hay,
@@ -67,7 +66,8 @@ def found_keys(model: Any, tokenizer: Any, length: int, hay: list[int], settings
 
 def found_needles(model: Any, tokenizer: Any, length: int, text: str, settings: dict[str, Any]) -> dict[str, int]:
     """How many needles (RULER's niah_single_2: a number in a text) are found at each depth."""
-    task, found = Needles(name="niah_single_2", haystack=Haystack.of(text, "held back")), defaultdict(int)
+    task = Needles(name="niah_single_2", haystack=Haystack.of(text, "held back"))
+    found: dict[str, int] = defaultdict(int)
     for depth in depths(settings):
         samples = task.samples(tokenizer, length, settings["trials"], depth=depth)
         prompts = encode_all(tokenizer, samples)
@@ -124,18 +124,19 @@ class Measured:
         """Contexts of at most `most` tokens."""
         lengths = [length for length in self.settings["lengths"] if length <= most]
         for name, ids in self.held.items():
-            self._add("curves", name, lambda ids=ids, n=name: curves(self.model, {n: ids}, lengths, self.settings)[n])
+            self._add("curves", name, partial(curve, self.model, ids, lengths, self.settings))
         if answers:
-            self._add("loss on stock's answers", "", lambda: loss_on(self.model, answers))
+            self._add("loss on stock's answers", "", partial(loss_on, self.model, answers))
         hay = next(iter(self.held.values())).tolist()
         text = self.tokenizer.decode(hay)
         for length in sorted((n for n in self.settings["retrieval"] if n <= most), reverse=True):
-            given = self.model, self.tokenizer, length
-            self._add("passkey", str(length), lambda g=given: found_keys(*g, hay, self.settings))
-            self._add("needle", str(length), lambda g=given: found_needles(*g, text, self.settings))
+            keys = partial(found_keys, self.model, self.tokenizer, length, hay, self.settings)
+            needles = partial(found_needles, self.model, self.tokenizer, length, text, self.settings)
+            self._add("passkey", str(length), keys)
+            self._add("needle", str(length), needles)
         return self.found
 
-    def _add(self, what: str, name: str, measure: Any) -> None:
+    def _add(self, what: str, name: str, measure: Callable[[], Any]) -> None:
         if self.until is not None and time.monotonic() > self.until:
             self.found["not measured"].append(f"{what} {name}".strip())
         elif name:

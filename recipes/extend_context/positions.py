@@ -8,7 +8,7 @@ from hf_longctx import Giraffe, RopeScaling
 from hf_longctx.rope.method import RopeMethod
 from hf_longctx.rope.parameters import full_entry, rotary_dim, with_entry
 
-TYPES = ("base", "yarn", "giraffe", "stock")
+TYPES = ("base", "yarn", "dynamic", "giraffe", "stock")
 
 
 def extended(config: Any, positions: dict[str, Any], length: int) -> Any:
@@ -44,6 +44,8 @@ def method(config: Any, kind: str, fields: dict[str, Any]) -> RopeMethod:
             return Giraffe(train_length=trained, **fields)
         if kind == "yarn":
             return RopeScaling(type="yarn", original_max_position_embeddings=trained, **fields)
+        if kind == "dynamic":
+            return RopeScaling(type="dynamic", **fields)
         return base(config, **fields)
     except TypeError as error:
         raise ValueError(f"positions: {kind} does not take these fields: {fields} ({error}).") from error

@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .settings import HERE, checked, read_config
 from .settings import DEFAULT as CONFIG
+from .settings import HERE, checked, read_config
 
 NEAR, FAR = 128, 512
 

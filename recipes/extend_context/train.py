@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import AutoConfig, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_longctx.evaluation.results import environment, write_results
@@ -27,6 +27,7 @@ from recipes.extend_context.card import card, comparisons, expected
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.measure import Measured, own_answers
 from recipes.extend_context.model import load_extended, save_native, with_adapters
+from recipes.extend_context.positions import extended
 from recipes.extend_context.settings import DEFAULT, differing, read_config
 from recipes.extend_context.trainer import Clock, ExtendTrainer
 from recipes.extend_context.windows import Windows
@@ -54,10 +55,10 @@ def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = 
             f"{config['evaluation']['minutes']} minutes of the evaluation (evaluation: minutes). Give more."
         )
     report |= trained(model, tokenizer, windows, config, seconds, resume)
-    after, tokenizer = load(out / "model")
-    report["after"] = Measured(after, tokenizer, corpus.held, config["evaluation"], until).all(
-        answers, after.config.max_position_embeddings
-    )
+    after, tokenizer = load(out / "model", dtype=config["save_dtype"])
+    measured = Measured(after, tokenizer, corpus.held, config["evaluation"], until)
+    report["after"] = measured.all(answers, after.config.max_position_embeddings)
+    report["scaled"] = scaled(config, corpus, out, until)
     report["ratios"] = comparisons(report)
     report |= environment()
     write_results(out / "report.json", report)
@@ -111,6 +112,17 @@ def trained(
     return found
 
 
+def scaled(config: dict[str, Any], corpus: Corpus, out: Path, until: float | None) -> dict[str, Any]:
+    """Perplexities at the longest context of the saved model with other positions, without training on long texts."""
+    found, longest = {}, max(config["evaluation"]["lengths"])
+    for name, positions in config["evaluation"]["scaled"].items():
+        changed = extended(AutoConfig.from_pretrained(out / "model"), positions, longest)
+        model, tokenizer = load(out / "model", dtype=config["save_dtype"], config=changed)
+        settings = config["evaluation"] | {"retrieval": [], "lengths": [longest]}
+        found[name] = Measured(model, tokenizer, corpus.held, settings, until).all([], longest)
+    return found
+
+
 def undo_memory(trainer: ExtendTrainer) -> None:
     """The model as transformers has it."""
     from hf_longctx import undo
@@ -124,7 +136,7 @@ def measured_before(config: dict[str, Any], corpus: Corpus, out: Path) -> tuple[
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
         return kept["measured"], kept["answers"]
-    stock, tokenizer = load(config["model"])
+    stock, tokenizer = load(config["model"], dtype=config["save_dtype"])
     answers = own_answers(stock, tokenizer, config["evaluation"]["chats"])
     settings = config["evaluation"] | {"retrieval": []}
     found = Measured(stock, tokenizer, corpus.held, settings, None).all(answers, stock.config.max_position_embeddings)

@@ -50,7 +50,7 @@ class Clock(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for the end when the time is over."""
         if self.share(state.global_step) >= 1:
-            control.should_training_stop = True
+            control.should_training_stop = control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the time with the checkpoint."""
