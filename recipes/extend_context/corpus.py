@@ -19,6 +19,7 @@ from hf_longctx.text.repeats import drop_repeated
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PART = 50_000  # characters that are tokenised at a time
 NO_CODE = ("test", "tests", "idlelib", "lib2to3", "site-packages", "pydoc_data", "encodings", "__pycache__")
 
 
@@ -97,8 +98,18 @@ def prepare(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Corpu
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    found = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return torch.from_numpy(np.asarray(found, dtype=np.int32))
+    """Token ids of a text, which is cut before line ends so that the tokenizer works on all cores."""
+    parts, at = [], 0
+    while at < len(text):
+        cut = text.find("\n", at + PART)
+        # white space in a row stays together: its token depends on all of it
+        while cut > 0 and text[cut - 1].isspace():
+            cut = text.find("\n", cut + 1)
+        end = len(text) if cut < 0 else cut
+        parts.append(text[at:end])
+        at = end
+    found = tokenizer(parts or [""], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.int32) for part in found]))
 
 
 def check_lengths(config: dict[str, Any], training: dict[str, Tensor], held: dict[str, Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,6 +15,11 @@ from hf_longctx.patch import unwrap
 from hf_longctx.storage.files import write_whole
 from hf_longctx.training.losses.weighted import weighing
 from hf_longctx.training.memory import TrainingMemoryMixin
+
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object
 
 LOWEST = 0.1  # of the learning rate, at the end
 
@@ -57,8 +62,8 @@ class Clock(TrainerCallback):
         write_whole(self.file, json.dumps(self.passed).encode())
 
 
-class ExtendTrainer(TrainingMemoryMixin, Trainer):
-    """Batches of `Windows`, in their order.
+class ClockMixin(Base):
+    """Put before a Trainer, ends its training and its learning rate by a clock, or before a loss that is not finite.
 
     Args:
         clock: The schedule of the learning rate goes by it.
@@ -68,11 +73,6 @@ class ExtendTrainer(TrainingMemoryMixin, Trainer):
         super().__init__(*args, **kwargs)
         self.clock = clock
         self.add_callback(clock)
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in Trainer, each target with its weight. The divisor is the number of targets of the step."""
-        with weighing(unwrap(self.accelerator.unwrap_model(model))):
-            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer; FloatingPointError before a step that would spoil the weights."""
@@ -95,3 +95,12 @@ class ExtendTrainer(TrainingMemoryMixin, Trainer):
 
         self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, rate)
         return self.lr_scheduler
+
+
+class ExtendTrainer(ClockMixin, TrainingMemoryMixin, Trainer):
+    """Batches of `Windows`, in their order."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer, each target with its weight. The divisor is the number of targets of the step."""
+        with weighing(unwrap(self.accelerator.unwrap_model(model))):
+            return super().compute_loss(model, inputs, *args, **kwargs)

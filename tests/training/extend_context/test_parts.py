@@ -8,6 +8,7 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longctx.evaluation import passkey
 from hf_longctx.evaluation.tasks import hidden, needles
+from recipes.extend_context import corpus as corpus_module
 from recipes.extend_context import facts, train
 from recipes.extend_context.compare import ratio, rows
-from recipes.extend_context.corpus import Corpus
+from recipes.extend_context.corpus import Corpus, tokens_of
 from recipes.extend_context.corpus import prepare as prepared_corpus
 from recipes.extend_context.measure import window_ends
 from recipes.extend_context.model import load_extended
@@ -192,6 +194,12 @@ def test_settings_that_cannot_work(change: dict[str, Any], said: str, config: di
 def test_documents_that_cannot_work(change: dict[str, Any], said: str, config: dict[str, Any], tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=said):
         prepared_corpus(config | change, tokenizer)
+
+
+def test_a_text_is_tokenised_in_parts_as_at_once(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\n\n".join(topics.values())[:40_000] + "\n\n \n end \n"
+    monkeypatch.setattr(corpus_module, "PART", 300)
+    assert tokens_of(tokenizer, text).tolist() == tokenizer(text)["input_ids"]
 
 
 def test_a_document_held_back_and_trained_on_is_refused(config: dict[str, Any], tokenizer: Any, tmp_path: Path) -> None:
