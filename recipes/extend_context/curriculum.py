@@ -126,6 +126,7 @@ def run(config: dict[str, Any], size: dict[str, Any], minutes: float | None, fol
 def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="whose tokenizer is taken, in place of the one in config.yaml")
     parser.add_argument("--documents", help="a folder of .txt files, in place of the one in config.yaml")
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--out", type=Path, default=Path("curriculum.json"))
@@ -137,7 +138,9 @@ def main(arguments: list[str] | None = None) -> None:
             found = run(prepare_smoke(folder), TINY, None, folder)
         else:
             config = read_config(DEFAULT)
-            found = run(config | {"documents": args.documents or config["documents"]}, FULL, args.minutes, folder)
+            given = {"documents": args.documents, "model": args.model}
+            config |= {key: value for key, value in given.items() if value is not None}
+            found = run(config, FULL, args.minutes, folder)
     write_results(args.out, found)
     print(json.dumps({key: one for key, one in found.items() if key != "documents"}, indent=2))
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_longctx.evaluation import score
 from hf_longctx.evaluation.answer import answer
-from hf_longctx.evaluation.haystack import Haystack
 from hf_longctx.evaluation.passkey import MAX_NEW_TOKENS, passkey_grid
 from hf_longctx.evaluation.perplexity import fixed_targets, read
-from hf_longctx.evaluation.sample import encode_all
-from hf_longctx.evaluation.tasks.needles import Needles
+
+from . import needles
 
 ANSWER = 96  # tokens of an answer to a prompt
 TOPICS = ("bread", "rivers", "bicycles", "glass", "bees", "maps", "tea", "violins", "snow", "bridges")
@@ -64,19 +61,10 @@ def found_keys(model: Any, tokenizer: Any, length: int, hay: list[int], settings
     return {f"{cell.depth:.2f}": cell.correct for cell in cells}
 
 
-def found_needles(model: Any, tokenizer: Any, length: int, text: str, settings: dict[str, Any]) -> dict[str, int]:
-    """How many needles (RULER's niah_single_2: a number in a text) are found at each depth."""
-    task = Needles(name="niah_single_2", haystack=Haystack.of(text, "held back"))
-    found: dict[str, int] = defaultdict(int)
-    for depth in depths(settings):
-        samples = task.samples(tokenizer, length, settings["trials"], depth=depth)
-        prompts = encode_all(tokenizer, samples)
-        most = max(settings["batch_tokens"] // length, 1)
-        for at in range(0, len(prompts), most):
-            # as many tokens as a number needs, not the official 128
-            texts = answer(model, tokenizer, prompts[at : at + most], 16)
-            found[f"{depth:.2f}"] += sum(map(round, map(score, texts, samples[at : at + most])))
-    return dict(found)
+def found_needles(model: Any, tokenizer: Any, length: int, hay: list[int], settings: dict[str, Any]) -> dict[str, int]:
+    """How many needles are found at each depth; `length` is that of prompt and answer."""
+    most = max(settings["batch_tokens"] // length, 1)
+    return needles.found(model, tokenizer, length, hay, depths(settings), settings["trials"], most)
 
 
 def depths(settings: dict[str, Any]) -> list[float]:
@@ -128,12 +116,11 @@ class Measured:
         if answers:
             self._add("loss on stock's answers", "", partial(loss_on, self.model, answers))
         hay = next(iter(self.held.values())).tolist()
-        text = self.tokenizer.decode(hay)
         for length in sorted((n for n in self.settings["retrieval"] if n <= most), reverse=True):
             keys = partial(found_keys, self.model, self.tokenizer, length, hay, self.settings)
-            needles = partial(found_needles, self.model, self.tokenizer, length, text, self.settings)
+            hidden = partial(found_needles, self.model, self.tokenizer, length, hay, self.settings)
             self._add("passkey", str(length), keys)
-            self._add("needle", str(length), needles)
+            self._add("needle", str(length), hidden)
         return self.found
 
     def _add(self, what: str, name: str, measure: Callable[[], Any]) -> None:

@@ -28,7 +28,7 @@ from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.measure import Measured, own_answers
 from recipes.extend_context.model import load_extended, save_native, with_adapters
 from recipes.extend_context.positions import extended
-from recipes.extend_context.settings import DEFAULT, differing, read_config
+from recipes.extend_context.settings import DEFAULT, checked, differing, read_config
 from recipes.extend_context.trainer import Clock, ExtendTrainer
 from recipes.extend_context.windows import Windows
 
@@ -165,7 +165,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=DEFAULT)
     parser.add_argument("--variant", help="one of the config's variants, such as control")
+    parser.add_argument("--model", help="a folder, a Hub id or a .gguf file, in place of the config's")
     parser.add_argument("--documents", help="a folder of .txt files, in place of the config's")
+    parser.add_argument("--tokens", type=int, help="to train on, in place of the config's: those of a run to compare")
     parser.add_argument("--out", help="a folder, in place of the config's")
     parser.add_argument("--minutes", type=float, help="of the whole run; the training ends in time for the evaluation")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in `out`")
@@ -178,7 +180,8 @@ def main(arguments: list[str] | None = None) -> None:
         smoke()
         return
     config = read_config(args.config, args.variant)
-    config |= {key: value for key, value in (("documents", args.documents), ("out", args.out)) if value is not None}
+    given = {key: getattr(args, key) for key in ("model", "documents", "tokens", "out")}
+    config = checked(config | {key: value for key, value in given.items() if value is not None})
     report = run(config, minutes=args.minutes, resume=args.resume)
     shown = ("steps", "tokens", "seconds", "ratios")
     print(json.dumps({key: report[key] for key in shown}, indent=2))

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from hf_longctx.evaluation import passkey
 from hf_longctx.evaluation.tasks import hidden, needles
 from recipes.extend_context import corpus as corpus_module
 from recipes.extend_context import facts, train
+from recipes.extend_context import needles as needle
 from recipes.extend_context.compare import ratio, rows
 from recipes.extend_context.corpus import Corpus, tokens_of
 from recipes.extend_context.corpus import prepare as prepared_corpus
@@ -161,6 +163,32 @@ def test_targets_of_windows_do_not_overlap() -> None:
     assert (ends[0], ends[-1], len(ends)) == (600, 1000, 13)
     assert min(b - a for a, b in itertools.pairwise(ends)) >= 32
     assert window_ends(600, 600, 32, 8) == [600]
+
+
+def test_needles_are_where_they_should_be_and_found_by_a_reader(tokenizer: Any, corpus: Corpus) -> None:
+    hay = corpus.held["novel"].tolist()
+    for depth in (0.0, 0.5, 1.0):
+        ids, value = needle.prompt(tokenizer, hay, FAR, depth, "0")
+        assert len(ids) == FAR - needle.ANSWER
+        text = tokenizer.decode(ids)
+        before = len(tokenizer(text[: text.index(value)])["input_ids"]) / len(ids)
+        assert before == pytest.approx(0.25 + 0.5 * depth, abs=0.25)
+
+    class Reader:
+        """Answers with the last number of seven digits."""
+
+        device = torch.device("cpu")
+        generation_config = SimpleNamespace(eos_token_id=0)
+
+        def generate(self, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            rows = [re.findall(r"\d{7}", tokenizer.decode(row))[-1] for row in ids]
+            answers = [tokenizer(f" {row}")["input_ids"] for row in rows]
+            longest = max(map(len, answers))
+            return torch.cat([ids, torch.tensor([row + [0] * (longest - len(row)) for row in answers])], dim=1)
+
+    assert needle.found(Reader(), tokenizer, FAR, hay, [0.0, 1.0], 3, 2) == {"0.00": 3, "1.00": 3}
+    with pytest.raises(ValueError, match="the needle and its question alone take"):
+        needle.prompt(tokenizer, hay, 64, 0.5, "0")
 
 
 @pytest.mark.parametrize(
