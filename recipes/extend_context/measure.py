@@ -18,7 +18,7 @@ from hf_longctx.evaluation.perplexity import fixed_targets, read
 from . import needles
 
 ANSWER = 96  # tokens of an answer to a prompt
-TOPICS = ("bread", "rivers", "bicycles", "glass", "bees", "maps", "tea", "violins", "snow", "bridges")
+TOPICS = ("rivers", "bicycles", "windows", "bees", "maps", "teapots", "violins", "snowflakes", "bridges", "candles")
 ASKED = (
     "Explain in simple words how {} are made or formed.",
     "Write a short poem about {}.",
