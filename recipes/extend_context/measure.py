@@ -1,0 +1,132 @@
+"""What a model reads: perplexity of the same tokens with more context, pass keys, needles, stock's own answers."""
+
+# L tokens of a window
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_longctx.evaluation.answer import answer
+from hf_longctx.evaluation.passkey import MAX_NEW_TOKENS, passkey_grid
+from hf_longctx.evaluation.perplexity import fixed_targets, read
+
+from . import needles
+
+ANSWER = 96  # tokens of an answer to a prompt
+TOPICS = ("rivers", "bicycles", "windows", "bees", "maps", "teapots", "violins", "snowflakes", "bridges", "candles")
+ASKED = (
+    "Explain in simple words how {} are made or formed.",
+    "Write a short poem about {}.",
+    "Give me three interesting facts about {}.",
+    "What should a beginner know about {}?",
+    "Write a friendly e-mail to a colleague about {}.",
+)
+
+
+def curve(model: Any, ids: Tensor, lengths: list[int], settings: dict[str, Any]) -> dict[str, Any]:
+    """Of each context length, the mean loss of the last tokens of each window of a document, in nats.
+
+    Windows end at places that depend on the document and the longest length of the settings, so that models compare.
+    """
+    targets, longest = settings["targets"], max(settings["lengths"])
+    ends = window_ends(len(ids), longest, targets, settings["windows"])
+    windows = [ids[end - longest : end].long() for end in ends]
+    # one piece, which is causal attention without a mask, then the targets
+    scores = fixed_targets(model, windows, lengths, n_targets=targets, chunk=longest, score_chunk=targets)
+    return {"ends": ends, "nll": {str(one.length): list(one.nll) for one in scores}}
+
+
+def window_ends(tokens: int, longest: int, targets: int, most: int) -> list[int]:
+    """Evenly over a document; no token is a target twice."""
+    count = min(most, (tokens - longest) // targets + 1)
+    return [longest + (tokens - longest) * n // max(count - 1, 1) for n in range(count)]
+
+
+def found_keys(model: Any, tokenizer: Any, length: int, hay: list[int], settings: dict[str, Any]) -> dict[str, int]:
+    """How many pass keys are found at each depth; `length` is that of prompt and answer."""
+    cells = passkey_grid(
+        model,
+        tokenizer,
+        lengths=[length - MAX_NEW_TOKENS],
+        depths=depths(settings),
+        trials=settings["trials"],
+        haystack=hay,
+        batch_size=max(settings["batch_tokens"] // length, 1),
+    )
+    return {f"{cell.depth:.2f}": cell.correct for cell in cells}
+
+
+def found_needles(model: Any, tokenizer: Any, length: int, hay: list[int], settings: dict[str, Any]) -> dict[str, int]:
+    """How many needles are found at each depth; `length` is that of prompt and answer."""
+    most = max(settings["batch_tokens"] // length, 1)
+    return needles.found(model, tokenizer, length, hay, depths(settings), settings["trials"], most)
+
+
+def depths(settings: dict[str, Any]) -> list[float]:
+    """From the first to the last place."""
+    count = settings["depths"]
+    return [n / max(count - 1, 1) for n in range(count)]
+
+
+def own_answers(model: Any, tokenizer: Any, count: int) -> list[tuple[list[int], int]]:
+    """Ids of prompt and answer of the model itself, chosen greedily, and how many of them are the answer."""
+    prompts = [ask.format(topic) for ask in ASKED for topic in TOPICS][:count]
+    if tokenizer.chat_template:
+        told = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        prompts = [tokenizer.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in told]
+    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    texts = answer(model, tokenizer, ids, ANSWER)
+    answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return [(one + own, len(own)) for one, own in zip(ids, answers, strict=True) if own]
+
+
+def loss_on(model: Any, answers: list[tuple[list[int], int]]) -> float:
+    """Nats per token of answers, whoever gave them."""
+    nll = [read(model, torch.tensor([ids]), n_targets=own)[0] for ids, own in answers]
+    return float(torch.cat(nll).double().mean())
+
+
+class Measured:
+    """Measures of a model, in the order of their weight, as long as there is time.
+
+    Args:
+        model: In eval mode, on its device.
+        tokenizer: Its tokenizer.
+        held: The held-back documents.
+        settings: The config's `evaluation`.
+        until: Of `time.monotonic`; None: all is measured.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, held: dict[str, Tensor], settings: dict[str, Any], until: float | None
+    ) -> None:
+        self.model, self.tokenizer, self.held, self.settings, self.until = model, tokenizer, held, settings, until
+        self.found: dict[str, Any] = {"curves": {}, "not measured": []}
+
+    def all(self, answers: list[tuple[list[int], int]], most: int) -> dict[str, Any]:
+        """Contexts of at most `most` tokens."""
+        lengths = [length for length in self.settings["lengths"] if length <= most]
+        for name, ids in self.held.items():
+            self._add("curves", name, partial(curve, self.model, ids, lengths, self.settings))
+        if answers:
+            self._add("loss on stock's answers", "", partial(loss_on, self.model, answers))
+        hay = next(iter(self.held.values())).tolist()
+        for length in sorted((n for n in self.settings["retrieval"] if n <= most), reverse=True):
+            keys = partial(found_keys, self.model, self.tokenizer, length, hay, self.settings)
+            hidden = partial(found_needles, self.model, self.tokenizer, length, hay, self.settings)
+            self._add("passkey", str(length), keys)
+            self._add("needle", str(length), hidden)
+        return self.found
+
+    def _add(self, what: str, name: str, measure: Callable[[], Any]) -> None:
+        if self.until is not None and time.monotonic() > self.until:
+            self.found["not measured"].append(f"{what} {name}".strip())
+        elif name:
+            self.found.setdefault(what, {})[name] = measure()
+        else:
+            self.found[what] = measure()

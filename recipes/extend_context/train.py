@@ -1,0 +1,191 @@
+"""Extend a model's context: train on long texts, measure it beside the stock model, save a stock checkpoint.
+
+    python -m recipes.extend_context.train --config recipes/extend_context/config.yaml --minutes 8
+    python -m recipes.extend_context.train --smoke
+
+See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from hf_longctx.evaluation.results import environment, write_results
+from hf_longctx.hub import load
+from hf_longctx.storage.files import write_whole
+from hf_longctx.training.checkpoints import last_whole
+from hf_longctx.training.memory import TrainingMemory
+from recipes.extend_context.card import card, comparisons, expected
+from recipes.extend_context.corpus import Corpus, prepare
+from recipes.extend_context.measure import Measured, own_answers
+from recipes.extend_context.model import load_extended, save_native, with_adapters
+from recipes.extend_context.positions import extended
+from recipes.extend_context.settings import DEFAULT, checked, differing, read_config
+from recipes.extend_context.trainer import Clock, ExtendTrainer
+from recipes.extend_context.windows import Windows
+
+
+def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = False) -> dict[str, Any]:
+    """The recipe: what `report.json` in the folder `out` has too."""
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+    out = Path(config["out"])
+    if not resume and any((out / "run").glob("checkpoint-*")):
+        raise ValueError(f"{out} holds a training. Go on with --resume, or choose another folder.")
+    set_seed(config["training"].get("seed", 0))
+    # what is wrong with the model or the data is said before anything is measured
+    model, tokenizer = load_extended(config)
+    corpus = prepare(config, tokenizer)
+    windows = Windows(corpus.training, tokenizer, config)
+    keep_settings(config, corpus, out, resume)
+    before, answers = measured_before(config, corpus, out)
+    report: dict[str, Any] = {"base": Path(config["model"]).name, "config": config, "documents": corpus.report}
+    report |= {"mix": windows.tokens(), "before": before}
+    seconds = None if until is None else until - time.monotonic() - 60 * config["evaluation"]["minutes"]
+    if seconds is not None and seconds <= 0:
+        raise ValueError(
+            f"--minutes {minutes}: reading the data and measuring the stock model left no time to train beside the "
+            f"{config['evaluation']['minutes']} minutes of the evaluation (evaluation: minutes). Give more."
+        )
+    report |= trained(model, tokenizer, windows, config, seconds, resume)
+    after, tokenizer = load(out / "model", dtype=config["save_dtype"])
+    measured = Measured(after, tokenizer, corpus.held, config["evaluation"], until)
+    report["after"] = measured.all(answers, after.config.max_position_embeddings)
+    report["scaled"] = scaled(config, corpus, out, until)
+    report["ratios"] = comparisons(report)
+    report |= environment()
+    write_results(out / "report.json", report)
+    write_results(out / "expected.json", expected(report))
+    write_whole(out / "model/README.md", card(report).encode())
+    return report
+
+
+def trained(
+    model: Any, tokenizer: Any, windows: Windows, config: dict[str, Any], seconds: float | None, resume: bool
+) -> dict[str, Any]:
+    """Train and save the model; how many tokens, steps and seconds that took."""
+    out, cpu = Path(config["out"]), not torch.cuda.is_available()
+    if config["lora"]:
+        model = with_adapters(model, config["lora"])
+    args = TrainingArguments(
+        output_dir=str(out / "run"),
+        use_cpu=cpu,
+        max_steps=windows.steps,
+        per_device_train_batch_size=1,  # of `Windows`, whose rows are batches
+        gradient_accumulation_steps=config["tokens_per_step"] // config["batch_tokens"],
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        report_to=[],
+        **(config["training"] | ({"bf16": False} if cpu else {})),
+    )
+    clock = Clock(windows.steps, seconds, out / "run/seconds.json")
+    trainer = ExtendTrainer(
+        model=model,
+        args=args,
+        memory=TrainingMemory(**config["memory"]),
+        clock=clock,
+        train_dataset=windows,
+        data_collator=windows.collate,
+        processing_class=tokenizer,
+    )
+    model.config.use_cache = False
+    try:
+        trainer.train(resume_from_checkpoint=last_whole(args.output_dir) if resume else None)
+    except KeyboardInterrupt:
+        raise SystemExit(f"interrupted after {trainer.state.global_step} steps; --resume goes on from {out}.") from None
+    took = clock.passed
+    model.config.use_cache = True
+    steps = trainer.state.global_step
+    found = {"steps": steps, "tokens": steps * config["tokens_per_step"], "seconds": took}
+    found["losses"] = [log["loss"] for log in trainer.state.log_history if "grad_norm" in log]
+    if not cpu:
+        found["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
+    undo_memory(trainer)
+    save_native(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out / "model", config["save_dtype"])
+    return found
+
+
+def scaled(config: dict[str, Any], corpus: Corpus, out: Path, until: float | None) -> dict[str, Any]:
+    """Perplexities at the longest context of the saved model with other positions, without training on long texts."""
+    found, longest = {}, max(config["evaluation"]["lengths"])
+    for name, positions in config["evaluation"]["scaled"].items():
+        changed = extended(AutoConfig.from_pretrained(out / "model"), positions, longest)
+        model, tokenizer = load(out / "model", dtype=config["save_dtype"], config=changed)
+        settings = config["evaluation"] | {"retrieval": [], "lengths": [longest]}
+        found[name] = Measured(model, tokenizer, corpus.held, settings, until).all([], longest)
+    return found
+
+
+def undo_memory(trainer: ExtendTrainer) -> None:
+    """The model as transformers has it."""
+    from hf_longctx import undo
+
+    undo(trainer.accelerator.unwrap_model(trainer.model))
+
+
+def measured_before(config: dict[str, Any], corpus: Corpus, out: Path) -> tuple[dict[str, Any], Any]:
+    """The stock model's measures within its trained length, and its answers to prompts; kept for a resumed run."""
+    file = out / "before.json"
+    if file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return kept["measured"], kept["answers"]
+    stock, tokenizer = load(config["model"], dtype=config["save_dtype"])
+    answers = own_answers(stock, tokenizer, config["evaluation"]["chats"])
+    settings = config["evaluation"] | {"retrieval": []}
+    found = Measured(stock, tokenizer, corpus.held, settings, None).all(answers, stock.config.max_position_embeddings)
+    write_results(file, {"measured": found, "answers": answers})
+    return found, answers
+
+
+def keep_settings(config: dict[str, Any], corpus: Corpus, out: Path, resume: bool) -> None:
+    """Keep what decides the weights, or ValueError if a resumed run has something else."""
+    file, now = out / "settings.json", differing(config, corpus.mark)
+    if resume:
+        last_whole(out / "run")
+        was = json.loads(file.read_text(encoding="utf-8"))
+        if changed := sorted(key for key in now | was if now.get(key) != was.get(key)):
+            raise ValueError(
+                f"--resume: {', '.join(changed)} changed since the training in {out} began, so its steps would be "
+                f"others. Go on with the settings and documents of then, or begin again in another folder."
+            )
+    else:
+        (out / "before.json").unlink(missing_ok=True)
+        write_results(file, now)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=DEFAULT)
+    parser.add_argument("--variant", help="one of the config's variants, such as control")
+    parser.add_argument("--model", help="a folder, a Hub id or a .gguf file, in place of the config's")
+    parser.add_argument("--documents", help="a folder of .txt files, in place of the config's")
+    parser.add_argument("--tokens", type=int, help="to train on, in place of the config's: those of a run to compare")
+    parser.add_argument("--out", help="a folder, in place of the config's")
+    parser.add_argument("--minutes", type=float, help="of the whole run; the training ends in time for the evaluation")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in `out`")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model on a CPU, compared with expected.json")
+    args = parser.parse_args(arguments)
+    transformers_logging.set_verbosity_error()  # of texts that are longer than the model's window
+    if args.smoke:
+        from recipes.extend_context.smoke import main as smoke
+
+        smoke()
+        return
+    config = read_config(args.config, args.variant)
+    given = {key: getattr(args, key) for key in ("model", "documents", "tokens", "out")}
+    config = checked(config | {key: value for key, value in given.items() if value is not None})
+    report = run(config, minutes=args.minutes, resume=args.resume)
+    shown = ("steps", "tokens", "seconds", "ratios")
+    print(json.dumps({key: report[key] for key in shown}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""recipes/extend_context runs on a CPU with a tiny model, and goes on after an interruption as if there was none."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from recipes.extend_context import compare, train
+from recipes.extend_context.smoke import FAR, NEAR, check, prepare
+from recipes.extend_context.trainer import Clock, ExtendTrainer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    config = prepare(tmp_path_factory.mktemp("whole"))
+    return config, train.run(config)
+
+
+def weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return load_file(Path(config["out"]) / "model/model.safetensors")
+
+
+def test_smoke(whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    config, report = whole
+    out = Path(config["out"])
+    check(report, out)
+    text = (out / "model/README.md").read_text(encoding="utf-8")
+    for told in (f"{FAR} over stock at {NEAR}", "| passkey | 512 |", "nats against stock"):
+        assert told in text
+    expected = json.loads((out / "expected.json").read_text(encoding="utf-8"))
+    assert expected[f"perplexity, {FAR} over stock at {NEAR}"]["tolerance"] >= 0.01
+    assert json.loads((out / "report.json").read_text(encoding="utf-8"))["after"]["not measured"] == []
+
+
+def test_what_is_saved_is_a_stock_model(whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    config, _ = whole
+    model: Any = AutoModelForCausalLM.from_pretrained(Path(config["out"]) / "model")
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.config.use_cache
+    dim = model.config.head_dim
+    inv_freq = 1 / 40_000 ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq.double(), inv_freq, rtol=1e-6, atol=0)
+    assert "hf_longctx" not in (Path(config["out"]) / "model/config.json").read_text(encoding="utf-8")
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted])
+def test_resumed_is_bit_equal(
+    error: type[BaseException],
+    whole: tuple[dict[str, Any], dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = prepare(tmp_path)
+    with monkeypatch.context() as broken:
+        stock = Clock.on_step_end
+
+        def on_step_end(self: Clock, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 6:
+                raise error
+            stock(self, args, state, control, **kwargs)
+
+        broken.setattr(Clock, "on_step_end", on_step_end)
+        with pytest.raises((SystemExit, Interrupted)) as said:
+            train.run(config)
+        if error is KeyboardInterrupt:
+            assert "after 6 steps; --resume goes on" in str(said.value)
+    assert not (tmp_path / "out/model").exists()
+    with pytest.raises(ValueError, match="Go on with --resume"):
+        train.run(config)
+    report = train.run(config, resume=True)
+    for name, one in weights(whole[0]).items():
+        assert torch.equal(one, weights(config)[name]), name
+    assert report["losses"] == whole[1]["losses"]
+
+
+def test_a_resumed_run_refuses_other_settings_and_data(whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    config = whole[0]
+    other = {"mix": {"long": 1.0}, "training": config["training"] | {"learning_rate": 1.0}}
+    with pytest.raises(ValueError, match="--resume: mix, training changed since the training"):
+        train.run(config | other, resume=True)
+    file = Path(config["documents"]) / "long.txt"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text + " And more.", encoding="utf-8")
+    try:
+        with pytest.raises(ValueError, match="--resume: data changed"):
+            train.run(config, resume=True)
+    finally:
+        file.write_text(text, encoding="utf-8")
+
+
+def test_nan_stops_before_the_weights_are_spoilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = prepare(tmp_path)
+    stock = ExtendTrainer.compute_loss
+
+    def compute_loss(self: ExtendTrainer, *args: Any, **kwargs: Any) -> Any:
+        loss = stock(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step == 5 else loss
+
+    monkeypatch.setattr(ExtendTrainer, "compute_loss", compute_loss)
+    with pytest.raises(FloatingPointError, match=r"the loss of step 6 is nan.*lower learning_rate"):
+        train.run(config)
+    kept = load_file(tmp_path / "out/run/checkpoint-4/model.safetensors")
+    assert all(bool(one.isfinite().all()) for one in kept.values())
+
+
+def test_time_ends_the_training_and_its_schedule(tmp_path: Path) -> None:
+    clock = Clock(100, 50.0, tmp_path / "seconds.json")
+    clock._begun -= 25
+    assert clock.share(10) == pytest.approx(0.5, abs=0.01)
+    assert clock.share(80) == 0.8
+    clock._begun -= 30
+    assert clock.share(10) == 1.0
+    with pytest.raises(ValueError, match="left no time to train"):
+        train.run(prepare(tmp_path), minutes=0.01)
+
+
+@pytest.mark.parametrize("variant", [{"lora": 4}, {"positions": {"type": "yarn", "factor": 4}}])
+def test_adapters_and_scalings_are_saved_as_a_stock_model(variant: dict[str, Any], tmp_path: Path) -> None:
+    config = prepare(tmp_path) | variant
+    config["tokens"] = 4 * config["tokens_per_step"]
+    train.run(config)
+    saved: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
+    stock: Any = AutoModelForCausalLM.from_pretrained(config["model"])
+    assert saved.lm_head.weight is saved.model.embed_tokens.weight
+    for name, one in stock.named_parameters():
+        assert not torch.equal(one, saved.get_parameter(name)), f"{name} was not trained"
+    if "positions" in variant:
+        assert saved.config.rope_parameters["rope_type"] == "yarn"
+        assert saved.config.max_position_embeddings == FAR
+        assert saved.config.rope_parameters["original_max_position_embeddings"] == NEAR
+
+
+def test_a_finished_training_is_evaluated_again(whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    before = weights(whole[0])
+    report = train.run(whole[0], resume=True)
+    assert report["steps"] == whole[1]["steps"]
+    assert all(torch.equal(one, before[name]) for name, one in weights(whole[0]).items())
+    assert report["after"] == whole[1]["after"]
+
+
+def test_a_full_disk_is_said_and_loses_nothing(
+    whole: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = prepare(tmp_path)
+
+    def no_room(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(importlib.import_module("hf_longctx.hub.save"), "finish", no_room)
+        with pytest.raises(OSError, match="the checkpoint could not be written"):
+            train.run(config)
+    assert not (tmp_path / "out/model").exists()
+    train.run(config, resume=True)
+    assert all(torch.equal(one, weights(config)[name]) for name, one in weights(whole[0]).items())
+
+
+def test_the_control_is_measured_with_other_positions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = prepare(tmp_path)
+    control = {"positions": {"type": "stock"}, "mix": {"short": 1.0}, "short": [NEAR], "length": NEAR}
+    scaled = {"base": config["positions"], "dynamic": {"type": "dynamic", "factor": 4}}
+    config |= control | {"tokens": 2 * config["tokens_per_step"], "out": str(tmp_path / "control")}
+    config["evaluation"] |= {"scaled": scaled}
+    report = train.run(config)
+    assert [*report["after"]["curves"]["novel"]["nll"]] == ["64", str(NEAR)]
+    assert [*report["scaled"]["dynamic"]["curves"]["novel"]["nll"]] == [str(FAR)]
+    file = str(tmp_path / "control/report.json")
+    compare.main([file, file])
+    found = json.loads(capsys.readouterr().out.rpartition("\n{\n")[2].join(["{", ""]))
+    assert found[f"{NEAR} over control at {NEAR}"]["mean"] == 1.0
+    assert f"{NEAR} over control with positions base at {FAR}" in found
