@@ -121,9 +121,9 @@ class FitSearch:
     def _serves(self, run: TrainingRun, changes: tuple[Change, ...]) -> bool:
         try:
             changed = run.but(**{name: value for change in changes for name, value in change.settings})
-        except ValueError:  # changes that exclude each other
+            return fits(self.sizes, changed, self.room)
+        except ValueError:  # changes that exclude each other, or Ulysses on more cards than heads
             return False
-        return fits(self.sizes, changed, self.room)
 
     def _possible(self, run: TrainingRun) -> Iterator[Change]:
         for change in CHANGES:

@@ -26,10 +26,16 @@ class Buffers:
 def kind_of(sizes: TrainingSizes, run: TrainingRun) -> str:
     """How the ranks of this run exchange: "auto" by work and by the size of gathered keys.
 
-    A rank alone exchanges nothing ("none"), or does not even use the operator of `parallel/` ("stock").
+    A rank alone exchanges nothing ("none"), or does not even use the operator of `parallel/` ("stock"). ValueError for
+    Ulysses on more ranks than query heads.
     """
     if run.ranks == 1:
         return "stock" if run.kind == "stock" else "none"
+    heads = sizes.shape.widest.heads
+    if run.kind == "ulysses" and heads < run.ranks:
+        raise ValueError(
+            f"kind='ulysses': {heads} query heads cannot be shared by {run.ranks} ranks. Use kind='ring' or 'gather'."
+        )
     if sizes.window:
         return "halo"
     if run.kind != "auto":

@@ -99,6 +99,8 @@ def plan_train(
         lora: The rank of adapters on all linear maps of the layers, if these alone are trained.
         settings: Of `TrainingRun`: precision, optimizer, checkpointing, offload, chunked_loss, tile, remat, ...
     """
+    if lora is not None and lora < 1:
+        raise ValueError(f"lora={lora}: expected the rank of adapters, 1 or more, or None to train all parameters.")
     machine = find_machine(gpu, tflops, bandwidth)
     device = machine.memory_bytes if memory is None else parse_bytes(memory)
     if device is None:
