@@ -26,22 +26,21 @@ class Buffers:
 def kind_of(sizes: TrainingSizes, run: TrainingRun) -> str:
     """How the ranks of this run exchange: "auto" by work and by the size of gathered keys.
 
-    A rank alone exchanges nothing ("none"), or does not even use the operator of `parallel/` ("stock"). ValueError for
-    Ulysses on more ranks than query heads.
+    A rank alone exchanges nothing ("none"), or does not even use the operator of `parallel/` ("stock").
     """
     if run.ranks == 1:
         return "stock" if run.kind == "stock" else "none"
-    heads = sizes.shape.widest.heads
-    if run.kind == "ulysses" and heads < run.ranks:
-        raise ValueError(
-            f"kind='ulysses': {heads} query heads cannot be shared by {run.ranks} ranks. Use kind='ring' or 'gather'."
-        )
     if sizes.window:
         return "halo"
     if run.kind != "auto":
         return run.kind
     work = run.tokens**2 // 2 // run.ranks**2 * sizes.queries
     return "ring" if work >= WORK or run.tokens * 2 * sizes.keys * (2 + GRADIENT) > MOST_BYTES else "gather"
+
+
+def lacks_heads(sizes: TrainingSizes, run: TrainingRun) -> bool:
+    """Whether Ulysses has more ranks than query heads, which SequenceParallel refuses."""
+    return run.kind == "ulysses" and sizes.shape.widest.heads < run.ranks
 
 
 def attention_bytes(sizes: TrainingSizes, run: TrainingRun) -> float:
