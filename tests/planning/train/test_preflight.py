@@ -140,7 +140,7 @@ def test_checkpointing_of_the_model_itself_is_seen(tmp_path: Path) -> None:
     of.gradient_checkpointing_enable({"use_reentrant": False})
     assert settings_of(of, arguments(tmp_path))["checkpointing"]
     with TrainingMemory(remat="attention").on(of):
-        assert checked(tmp_path, Room(10**10), of, **hook._settings(of)).run.remat == "attention"
+        assert checked(tmp_path, Room(10**10), of, **hook._settings(of, 1)).run.remat == "attention"
 
 
 def test_nothing_is_said_where_nothing_is_known(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
