@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .options import Device, Dtype, Model, load_model
+from .options import Device, Dtype, Model, load_without_tokenizer
 
 
 def calibrate(
@@ -30,7 +30,7 @@ def calibrate(
 
     check_folder(out.parent)
     with joined():
-        stock = load_model(model, dtype, device)[0].train()
+        stock = load_without_tokenizer(model, dtype, device).train()
         # the latter is its name before transformers 5.23
         enable = getattr(stock, "activation_checkpointing_enable", None) or stock.gradient_checkpointing_enable
         enable({"use_reentrant": False})

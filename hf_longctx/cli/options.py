@@ -87,6 +87,13 @@ def load_model(model: str, dtype: str, device: str | None) -> tuple[PreTrainedMo
     return loaded, tokenizer
 
 
+def load_without_tokenizer(model: str, dtype: str, device: str | None) -> PreTrainedModel:
+    """The model alone, for commands that read no text: checkpoints of a training often have no tokenizer."""
+    from ..hub.resolve import load_model as load
+
+    return load(model, dtype=dtype_of(dtype), device=device)
+
+
 def dtype_of(name: str) -> Any:
     """The `torch.dtype` that --dtype names, or "auto"."""
     import torch

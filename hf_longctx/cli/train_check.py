@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .options import Device, Dtype, Model, load_model, notes
+from .options import Device, Dtype, Model, load_without_tokenizer, notes
 
 
 def train_check(
@@ -53,7 +53,7 @@ def train_check(
             said += " against one document after the other"
             notes().print(said, style="dim", highlight=False, markup=False, soft_wrap=True)
         failed = False
-        for finding in check(load_model(model, dtype, device)[0], given, way):
+        for finding in check(load_without_tokenizer(model, dtype, device), given, way):
             failed |= not finding.holds
             if first:
                 size = "" if finding.off is None else f"  {finding.off:.1e}"

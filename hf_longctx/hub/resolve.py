@@ -63,6 +63,18 @@ def load(
     Returns:
         The model and its tokenizer. For an adapter the model is a `PeftModel` on the base that its config names.
     """
+    tokenizer = _tokenizer(model, locate(model).location, from_pretrained_kwargs)
+    return load_model(model, dtype=dtype, device=device, **from_pretrained_kwargs), tokenizer
+
+
+def load_model(
+    model: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    **from_pretrained_kwargs: Any,
+) -> PreTrainedModel:
+    """The model that `load` returns, which may have no tokenizer."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -78,7 +90,6 @@ def load(
             dtype = torch.float32
 
     location = locate(model).location
-    tokenizer = _tokenizer(model, location, kwargs)
     try:
         with _located(location):
             adapter = adapter_settings(location, kwargs)
@@ -101,7 +112,8 @@ def load(
         ) from error
     if "device_map" not in kwargs:
         loaded = loaded.to(device)
-    return loaded.eval(), tokenizer
+    evaluating: PreTrainedModel = loaded.eval()
+    return evaluating
 
 
 def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

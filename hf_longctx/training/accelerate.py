@@ -7,8 +7,12 @@ from typing import Any
 
 import torch.distributed as dist
 from accelerate import ParallelismConfig
+from torch import nn
+from transformers import PreTrainedModel
 
+from ..parallel.model.forward import STATE
 from ..parallel.model.switch import SequenceParallel
+from ..patch import unwrap
 from .failures import name_failures
 
 
@@ -64,4 +68,23 @@ class SequenceParallelConfig(ParallelismConfig):
                 f"SequenceParallelConfig was made for {self.total_size} processes, and there are "
                 f"{accelerator.num_processes}. Make it in the processes that train, after they were launched."
             )
+        _refuse_stock_models(accelerator)
         name_failures(accelerator.process_index, accelerator.num_processes)
+
+
+def _refuse_stock_models(accelerator: Any) -> None:
+    """Let `accelerator.prepare` refuse a model without the switch: each process would count the whole batch."""
+    stock = accelerator.prepare
+
+    def prepare(*objects: Any, **kwargs: Any) -> Any:
+        for given in objects:
+            root = unwrap(given) if isinstance(given, nn.Module) else None
+            if isinstance(root, PreTrainedModel) and STATE not in vars(root):
+                raise ValueError(
+                    f"{type(root).__name__}: SequenceParallelConfig gives a group of processes one batch, and the "
+                    f"model does not share it. Put SequenceParallelMixin before the trainer, or apply config.switch "
+                    f"to the model before accelerator.prepare."
+                )
+        return stock(*objects, **kwargs)
+
+    accelerator.prepare = prepare

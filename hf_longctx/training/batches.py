@@ -27,6 +27,12 @@ def read_batch(path: Path) -> dict[str, Any]:
 
 def _tensor(name: str, value: Any) -> Any:
     if isinstance(value, list):
-        value = torch.tensor(value)
+        try:
+            value = torch.tensor(value)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{name}: expected numbers in rows of the same length ({error}). Pad them on the right, with an "
+                f"attention_mask, or pack them into one row, with position_ids."
+            ) from None
     per_token = isinstance(value, Tensor) and not name.startswith(("cu_seq_lens", "max_length", "num_items"))
     return value[None] if per_token and value.dim() == 1 else value

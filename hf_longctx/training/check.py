@@ -68,6 +68,7 @@ def train_check(model: Any, batch: dict[str, Any], way: str | SequenceParallel) 
     positions = positions_of((ids.shape[0], ids.shape[1]), batch.get("position_ids"), edges, device)
     marks = marks_of(positions, batch.get("attention_mask"), edges)
     documents, batch = Documents.of(marks.cpu()), with_labels(batch, marks == START)
+    _check_batch(model, batch)
     limit = layer_tolerance(next(model.parameters()).dtype)
     truth = one_by_one(model, batch, documents)
     with running(model, way) as run:
@@ -81,6 +82,19 @@ def train_check(model: Any, batch: dict[str, Any], way: str | SequenceParallel) 
         yield from _rows(out.logits.detach(), documents, truth, layout, limit)
     yield _gradients(model, truth, limit)
     model.zero_grad()
+
+
+def _check_batch(model: nn.Module, batch: dict[str, Any]) -> None:
+    ids, vocabulary = batch["input_ids"], model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+        raise ValueError(
+            f"input_ids from {int(ids.min())} to {int(ids.max())}: expected 0 to {vocabulary - 1}, the vocabulary of "
+            f"{type(model).__name__}. Make the batch with the tokenizer of this model."
+        )
+    if not bool((batch["labels"] != IGNORED).any()):
+        raise ValueError(
+            "labels: no token of the batch is a target, so there is no loss to compare. Give one with labels."
+        )
 
 
 def one_by_one(model: nn.Module, batch: dict[str, Any], documents: Documents) -> Truth:

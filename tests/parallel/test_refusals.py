@@ -169,6 +169,11 @@ def arguments() -> dict[str, str]:
         "router": {"output_router_logits": True},
         "last logits": {"logits_to_keep": 1},
         "positions": {"position_ids": torch.zeros(3, 1, 153, dtype=torch.long)},
+        "fewer labels": {"labels": ids[:, 1:]},
+        "fewer shifted labels": {"shift_labels": ids[:, 1:]},
+        "edges as a list": {"position_ids": None, "cu_seq_lens_q": [0, 61, 153]},
+        "no tokens": {name: x[:, :0] for name, x in given.items()},
+        "no rows": {name: x[:0] for name, x in given.items()},
     }
     with SequenceParallel(degree=dist.get_world_size()).on(model):
         found = {name: said(lambda more=more: model(**(given | more))) for name, more in bad.items()}
@@ -188,6 +193,11 @@ EXPECTED = {
     "router": "output_router_logits=True",
     "last logits": "logits_to_keep=1",
     "positions": "position_ids of the shape (3, 1, 153)",
+    "fewer labels": "labels of the shape (1, 152): expected (1, 153), one for each token",
+    "fewer shifted labels": "shift_labels of the shape (1, 152): expected (1, 153)",
+    "edges as a list": "cu_seq_lens_q: list, expected a tensor",
+    "no tokens": "a batch of (1, 0) has no tokens",
+    "no rows": "a batch of (0, 153) has no tokens",
     "nothing": "expected input_ids or inputs_embeds",
     "generate": "To generate, leave the `with` block",
 }

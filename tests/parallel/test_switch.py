@@ -101,6 +101,34 @@ def test_packs_in_the_words_of_every_collator(two: Pool) -> None:
         assert max(off.values()) < EXACT, off
 
 
+def without_targets() -> dict[str, list[float]]:
+    """The loss of batches in which nothing is predicted, and the largest of all gradients."""
+    given = batch([PACKED])
+    ids, none = given["input_ids"], torch.full_like(given["labels"], -100)
+    batches = {
+        "no labels": given | {"labels": none},
+        "no shifted labels": given | {"shift_labels": none},
+        "one token": {"input_ids": ids[:, :1], "labels": ids[:, :1]},
+        "documents of a token": {"input_ids": ids, "labels": ids, "position_ids": torch.zeros_like(ids)},
+        "padding": {"input_ids": ids, "labels": ids, "attention_mask": torch.zeros_like(ids)},
+        "counted": given | {"labels": none, "num_items_in_batch": torch.tensor(0)},
+        "counted on the host": given | {"labels": none, "num_items_in_batch": 0},
+    }
+    found = {}
+    for name, one in batches.items():
+        model = make("llama")
+        with SequenceParallel(degree=dist.get_world_size()).on(model):
+            loss = model(**one).loss
+            loss.backward()
+        found[name] = [loss.item(), max(p.grad.abs().max().item() for p in model.parameters())]
+    return found
+
+
+def test_a_batch_without_targets_has_no_loss_and_no_gradient(two: Pool) -> None:
+    for found in two.run(without_targets):
+        assert found == {name: [0.0, 0.0] for name in found}
+
+
 def without_gradients() -> tuple[float, bool, float]:
     given = batch([PACKED])
     model = make("llama").eval()

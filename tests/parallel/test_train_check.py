@@ -115,6 +115,16 @@ def test_ranks(two: Pool) -> None:
         assert len([finding for finding in found if "tokens of rank" in finding.name]) == 2
 
 
+def test_batches_that_nothing_can_be_learnt_from() -> None:
+    switch, given = SequenceParallel(degree=1, gather_logits=True), batch([PACKED])
+    unlabelled = given | {"labels": torch.full_like(given["labels"], -100)}
+    with pytest.raises(ValueError, match="no token of the batch is a target"):
+        list(train_check(make("llama"), unlabelled, switch))
+    unknown = given | {"input_ids": given["input_ids"].clone().fill_(97)}
+    with pytest.raises(ValueError, match="input_ids from 97 to 97: expected 0 to 96, the vocabulary of LlamaForCausal"):
+        list(train_check(make("llama"), unknown, switch))
+
+
 def test_files(tmp_path: Path) -> None:
     (tmp_path / "row.json").write_text(json.dumps({"input_ids": [1, 2, 3], "cu_seq_lens_q": [0, 1, 3]}))
     found = read_batch(tmp_path / "row.json")
@@ -122,6 +132,9 @@ def test_files(tmp_path: Path) -> None:
     assert found["cu_seq_lens_q"].tolist() == [0, 1, 3]
     torch.save(batch([PACKED]), tmp_path / "batch.pt")
     assert torch.equal(read_batch(tmp_path / "batch.pt")["input_ids"], batch([PACKED])["input_ids"])
+    (tmp_path / "ragged.json").write_text('{"input_ids": [[1, 2, 3], [4, 5]]}')
+    with pytest.raises(ValueError, match="input_ids: expected numbers in rows of the same length"):
+        read_batch(tmp_path / "ragged.json")
     (tmp_path / "none.json").write_text("{}")
     with pytest.raises(ValueError, match="has no input_ids"):
         read_batch(tmp_path / "none.json")
@@ -137,6 +150,8 @@ def test_the_command(tmp_path: Path) -> None:
     given = {"input_ids": list(range(3, 24)), "position_ids": [*range(9), *range(12)]}
     file = tmp_path / "batch.json"
     file.write_text(json.dumps(given))
+    for name in Path(model).glob("*token*"):  # as in checkpoints of a training
+        name.unlink()
     good = CliRunner().invoke(app, ["train-check", model, str(file)])
     assert good.exit_code == 0, good.output
     assert "pass  documents do not see each other" in good.output

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers
+from accelerate import Accelerator
 from packaging.version import Version
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
@@ -23,9 +24,11 @@ from hf_longctx import (
     SequenceParallelConfig,
     SequenceParallelMixin,
     SequenceParallelTrainer,
+    TrainingMemoryMixin,
     applied,
 )
 from hf_longctx.patch import unwrap
+from hf_longctx.training import LossWeightingTrainer
 
 from .models import batch, lora, make
 from .pool import Pool
@@ -41,6 +44,9 @@ SEVERAL_CAN_LOAD = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.23"),
     reason="stock Trainer of 5.17 cannot load on several CPU processes: it asks torch for cpu:0",
 )
+
+
+class TrainingMemoryTrainer(TrainingMemoryMixin, Trainer): ...
 
 
 class Packs(torch.utils.data.Dataset):
@@ -261,6 +267,30 @@ def test_settings_of_trainer_that_cannot_work(two: Pool) -> None:
         assert "Set SequenceParallel(gather_logits=True)" in found["smoothing"]
         assert "eval_use_gather_object=True" in found["objects"]
         assert "accelerate runs MULTI_CPU here, not FSDP2" in found["fsdp"]
+
+
+def without_the_mixin() -> list[str]:
+    """Trainers that are given the config only, and a plain loop that forgets the switch."""
+    found = []
+    for trainer in (Trainer, TrainingMemoryTrainer, LossWeightingTrainer):
+        with launched() as folder:
+            settings = arguments(folder, parallelism_config=SequenceParallelConfig(SequenceParallel(degree=2)))
+            stock = trainer(model=make("llama"), args=settings, train_dataset=Packs(), data_collator=collate)
+            with pytest.raises(ValueError, match="the model does not share it") as error:
+                stock.train()
+        found.append(str(error.value))
+    with launched():
+        accelerator = Accelerator(parallelism_config=SequenceParallelConfig())
+        with pytest.raises(ValueError, match="the model does not share it") as error:
+            accelerator.prepare(lora(make("llama")))
+    return [*found, str(error.value)]
+
+
+def test_a_model_that_does_not_share_its_batch_is_refused(two: Pool) -> None:
+    for found in two.run(without_the_mixin):
+        for message in found:
+            assert message.startswith("LlamaForCausalLM: SequenceParallelConfig gives a group of processes one batch")
+            assert "Put SequenceParallelMixin before the trainer, or apply config.switch" in message
 
 
 def test_a_degree_that_does_not_fit_the_processes() -> None:

@@ -30,6 +30,15 @@ def check_arguments(model: nn.Module, walked: Walked, given: dict[str, Any], tok
         raise ValueError(
             f"{name} under SequenceParallel: expected input_ids or inputs_embeds of the whole batch, (B, T)."
         )
+    if not tokens.shape[:2].numel():
+        raise ValueError(f"{name} under SequenceParallel: a batch of {tuple(tokens.shape[:2])} has no tokens.")
+    for argument in ("labels", "shift_labels"):
+        labels = given.get(argument)
+        if labels is not None and labels.shape != tokens.shape[:2]:
+            raise ValueError(
+                f"{argument} of the shape {tuple(labels.shape)}: expected {tuple(tokens.shape[:2])}, one for each "
+                f"token of the whole batch."
+            )
     if cache_in(given) is not None or given.get("use_cache"):
         raise ValueError(
             f"{name} under SequenceParallel has no cache: leave out past_key_values and use_cache=True. To generate, "
@@ -60,6 +69,8 @@ def labels_of(given: dict[str, Any], share: Share, marks_BT: Tensor) -> dict[str
     items = given.get("num_items_in_batch")
     if items is None:
         items = ((shifted_BT != IGNORED) & (marks_BT != PADDING)).sum()
+    # a batch without targets has the loss 0 and no gradient, not nan
+    items = items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
     labels = share.take(shifted_BT) if share.rows else torch.full((1, 1), IGNORED, device=share.device)
     return {"labels": labels, "shift_labels": labels, "num_items_in_batch": items}
 

@@ -91,8 +91,12 @@ def next_labels(labels_BT: Tensor, marks_BT: Tensor) -> Tensor:
     return torch.where(goes_on_BT, pad(labels_BT[:, 1:], (0, 1)), IGNORED)
 
 
-def _starts_at(cu_seq_lens: Tensor, shape: tuple[int, int], device: torch.device) -> Tensor:
+def _starts_at(cu_seq_lens: Any, shape: tuple[int, int], device: torch.device) -> Tensor:
     B, T = shape
+    if not isinstance(cu_seq_lens, Tensor):
+        raise ValueError(
+            f"cu_seq_lens_q: {type(cu_seq_lens).__name__}, expected a tensor of where documents begin and end."
+        )
     if B != 1:
         raise ValueError(f"cu_seq_lens_q with {B} rows: expected one row, in which all documents are packed.")
     starts_T = torch.zeros(T + 1, dtype=torch.bool, device=device)

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from ..hardware import Machine
-from .exchange import kind_of
+from .exchange import kind_of, lacks_heads
 from .fits import Room, fits, longest
 from .memory import Need, need
 from .run import TILE, TrainingRun
@@ -123,7 +123,7 @@ class FitSearch:
             changed = run.but(**{name: value for change in changes for name, value in change.settings})
         except ValueError:  # changes that exclude each other
             return False
-        return fits(self.sizes, changed, self.room)
+        return not lacks_heads(self.sizes, changed) and fits(self.sizes, changed, self.room)
 
     def _possible(self, run: TrainingRun) -> Iterator[Change]:
         for change in CHANGES:

@@ -38,6 +38,11 @@ def kind_of(sizes: TrainingSizes, run: TrainingRun) -> str:
     return "ring" if work >= WORK or run.tokens * 2 * sizes.keys * (2 + GRADIENT) > MOST_BYTES else "gather"
 
 
+def lacks_heads(sizes: TrainingSizes, run: TrainingRun) -> bool:
+    """Whether Ulysses has more ranks than query heads, which SequenceParallel refuses."""
+    return run.kind == "ulysses" and sizes.shape.widest.heads < run.ranks
+
+
 def attention_bytes(sizes: TrainingSizes, run: TrainingRun) -> float:
     """Held by the backward of a layer's attention beside its inputs, results included."""
     found = _buffers(kind_of(sizes, run), run.ranks, run.numbers.activation)

@@ -11,7 +11,7 @@ from ...console.units import parse_bytes, parse_tokens, show_bytes, show_seconds
 from ..hardware import Machine, find_machine
 from ..shape import build, read_config
 from .changes import FitSearch, TrainOption
-from .exchange import kind_of
+from .exchange import kind_of, lacks_heads
 from .fits import Room
 from .precisions import PRECISIONS
 from .run import TrainingRun
@@ -99,6 +99,8 @@ def plan_train(
         lora: The rank of adapters on all linear maps of the layers, if these alone are trained.
         settings: Of `TrainingRun`: precision, optimizer, checkpointing, offload, chunked_loss, tile, remat, ...
     """
+    if lora is not None and lora < 1:
+        raise ValueError(f"lora={lora}: expected the rank of adapters, 1 or more, or None to train all parameters.")
     machine = find_machine(gpu, tflops, bandwidth)
     device = machine.memory_bytes if memory is None else parse_bytes(memory)
     if device is None:
@@ -109,6 +111,11 @@ def plan_train(
         run = run.but(kind="stock")
     config, source = read_config(model)
     sizes = sizes_of(build(config))
+    if lacks_heads(sizes, run):
+        raise ValueError(
+            f"kind='ulysses': {sizes.shape.widest.heads} query heads cannot be shared by {run.ranks} ranks. Use "
+            f"kind='ring' or 'gather'."
+        )
     if lora is not None:
         run = run.but(trained=sizes.adapter(lora))
     search = FitSearch(sizes, machine, room)

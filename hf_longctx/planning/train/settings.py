@@ -15,7 +15,9 @@ def settings_of(model: nn.Module, args: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         "precision": _precision(model, args),
         "optimizer": optimizer_of(str(getattr(args.optim, "value", args.optim))),
-        "checkpointing": bool(checkpointing),
+        # by an argument, or on the model itself
+        "checkpointing": bool(checkpointing)
+        or any(getattr(m, "gradient_checkpointing", False) for m in model.modules()),
         "offload": bool(checkpointing) and bool(kwargs.get("offload", False)),
     }
     counts = [p.numel() for p in model.parameters() if p.requires_grad]

@@ -115,6 +115,17 @@ def test_adapters_need_no_gradients_of_the_model() -> None:
     assert adapters.time.matmuls < whole.time.matmuls
 
 
+def test_ulysses_needs_a_query_head_for_each_card() -> None:
+    assert plan("32k", gpus=32, kind="ulysses").asked.run.ranks == 32
+    with pytest.raises(ValueError, match="kind='ulysses': 32 query heads cannot be shared by 64 ranks"):
+        plan("32k", gpus=64, kind="ulysses")
+
+
+def test_the_rank_of_adapters() -> None:
+    with pytest.raises(ValueError, match="lora=0: expected the rank of adapters, 1 or more"):
+        plan("32k", lora=0)
+
+
 def test_kept_attention_saves_time_and_takes_memory() -> None:
     plain, kept = (TrainingRun(tokens=131072, remat=remat) for remat in (None, "attention"))
     assert step_seconds(SIZES, plain, H100).step / step_seconds(SIZES, kept, H100).step == pytest.approx(

@@ -127,6 +127,22 @@ def test_switches_on_the_model_are_seen() -> None:
         assert hook._settings(of, 4) == {"degree": 1, "kind": "stock", **ladder}
 
 
+def test_groups_that_are_planned_are_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = trainer(tmp_path, Room(10**10), monkeypatch)
+    with SequenceParallel(degree="auto").on(given.model):
+        assert given.train().global_step == 1
+    assert isinstance(given._preflight, Preflight)
+    assert given._preflight.run.ranks == given._preflight.run.gpus
+
+
+def test_checkpointing_of_the_model_itself_is_seen(tmp_path: Path) -> None:
+    of = model()
+    of.gradient_checkpointing_enable({"use_reentrant": False})
+    assert settings_of(of, arguments(tmp_path))["checkpointing"]
+    with TrainingMemory(remat="attention").on(of):
+        assert checked(tmp_path, Room(10**10), of, **hook._settings(of, 1)).run.remat == "attention"
+
+
 def test_nothing_is_said_where_nothing_is_known(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert torch.cuda.is_available() or preflight(model(), arguments(tmp_path)) is None
     quantized = model()
