@@ -175,3 +175,17 @@ def logits_with_gradient() -> dict[str, float]:
 def test_a_loss_of_the_callers_own(two: Pool) -> None:
     for off in two.run(logits_with_gradient):
         assert max(off.values()) < EXACT, off
+
+
+def groups_after(times: int, kind: str) -> int:
+    """How many process groups there are, once the switch was put on so often."""
+    for _ in range(times):
+        with SequenceParallel(degree=dist.get_world_size(), kind=kind).on(make("llama")):
+            pass
+    return len(dist.distributed_c10d._world.pg_map)
+
+
+@pytest.mark.parametrize("kind", ["ring", "hybrid"])
+def test_process_groups_are_made_once(two: Pool, kind: str) -> None:
+    """Each takes threads, or memory of a card, as long as the process lives."""
+    assert two.run(groups_after, 1, kind) == two.run(groups_after, 3, kind)

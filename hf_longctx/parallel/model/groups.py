@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from .backend import check_backend
+
+# of each process group of all ranks: those of its successors are others
+_MADE: WeakKeyDictionary[Any, dict[tuple[Any, ...], Groups]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +57,7 @@ class Groups:
             )
         if mesh is None:
             inside = ranks_inside(degree, heads) if kind == "hybrid" else degree
-            shape, names = (world // degree, degree // inside, inside), ("data", "outer", "inner")
-            mesh = init_device_mesh(device, shape, mesh_dim_names=names)[names[1:]]
-            if kind != "hybrid":
-                return cls(mesh["inner"].get_group())
+            return _successive((world // degree, degree // inside, inside), kind == "hybrid", device)
         if mesh.size() != degree:
             raise ValueError(f"degree={degree}: the mesh has {mesh.size()} ranks, expected {degree}.")
         if kind != "hybrid":
@@ -80,6 +81,18 @@ class Groups:
 
     def __deepcopy__(self, memo: Any) -> Groups:
         return self
+
+
+def _successive(shape: tuple[int, int, int], hybrid: bool, device: str) -> Groups:
+    """Groups of successive ranks: those there are, or new ones. Each takes threads, or memory of a card, for good."""
+    made = _MADE.setdefault(dist.group.WORLD, {})
+    key = shape, hybrid, device
+    if key not in made:
+        names = "data", "outer", "inner"
+        mesh = init_device_mesh(device, shape, mesh_dim_names=names)[names[1:]]
+        inner = mesh["inner"].get_group()
+        made[key] = Groups(mesh._flatten().get_group(), mesh.get_group(0), inner) if hybrid else Groups(inner)
+    return made[key]
 
 
 def ranks_inside(degree: int, heads: int) -> int:
