@@ -8,11 +8,14 @@ from .results import result_file, write_results
 from .rows import row
 from .runner import evaluate
 from .sample import Sample
+from .tasks import long_output
+from .writing import writing_score
 
 __all__ = [
     "Sample",
     "evaluate",
     "harness_model",
+    "long_output",
     "make_task",
     "read",
     "reads",
@@ -23,4 +26,5 @@ __all__ = [
     "scores",
     "write_report",
     "write_results",
+    "writing_score",
 ]
