@@ -57,29 +57,23 @@ class FetchExchange(Exchange):
     def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """See `Exchange`."""
         whole, cut = self.blocks
-        shared = bool(self.layout.shared)
-        coming = self._coming(given) if shared and not found.kept else None
         grads = Differentiating(given, found, apart=True)
-        if whole is not None and not shared:  # all rows are of whole documents
-            dk, dv = grads.keys_of(whole, whole.own(given.k_BGLD, given.v_BGLD))
-            return grads.dq_BHLD, dk, dv
-        E, own = given.k_BGLD.shape[3] + given.v_BGLD.shape[3], given.k_BGLD
-        total = (
-            own.new_zeros(own.shape[2], own.shape[1], E, dtype=grads.wide) if whole is not None or not shared else None
-        )
-        if whole is not None and total is not None:
+        if not self.layout.shared:
+            return grads.alone(whole, given)
+        coming = None if found.kept else self._coming(given)
+        total = None
+        if whole is not None:
+            total = grads.zeros_of(given.k_BGLD.shape[2], given)
             grads.add(whole, whole.own(given.k_BGLD, given.v_BGLD), total)
-        if shared:
-            keys = found.kept[0] if coming is None else self._keys(coming())
-            gradient = own.new_zeros(self.table_rows, own.shape[1], E, dtype=grads.wide)
-            if cut is not None:
-                grads.add(cut, halves(keys), gradient)
-            returned = self.give_back(gradient)[: len(self.layout.shared_rows[self.rank])]
-            if total is None:  # all rows are of shared documents
-                total = returned
-            else:
-                total[self.shared_rows] = returned
-        assert total is not None
+        keys = found.kept[0] if coming is None else self._keys(coming())
+        gradient = grads.zeros_of(self.table_rows, given)
+        if cut is not None:
+            grads.add(cut, halves(keys), gradient)
+        returned = self.give_back(gradient)[: len(self.layout.shared_rows[self.rank])]
+        if total is None:  # all rows are of shared documents
+            total = returned
+        else:
+            total[self.shared_rows] = returned
         return grads.dq_BHLD, *halves(total)
 
     def _keys(self, table_NGE: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ neither torch.compile nor such a mode looks at operators, its functions are call
 # H query heads, G key/value heads, L rows of a rank, D head dim; the batch B is 1
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,22 +84,11 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: int) -> tu
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, exchange: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _derive(Exchange.of(exchange), grad, q, k, v, out, lse, scale)
+    return _derive(Exchange.of(exchange), RankTensors(q, k, v, scale), RankResults(grad.contiguous(), out, lse))
 
 
-def _derive(
-    exchange: Exchange,
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    kept: tuple[Tensor, ...] = (),
-) -> tuple[Tensor, Tensor, Tensor]:
-    found = exchange.backward(RankTensors(q, k, v, scale), RankResults(grad.contiguous(), out, lse, kept))
-    dq, dk, dv = (_by_row(grad, x) for grad, x in zip(found, (q, k, v), strict=True))
+def _derive(exchange: Exchange, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = map(_by_row, exchange.backward(given, found), (given.q_BHLD, given.k_BGLD, given.v_BGLD))
     return dq, dk, dv
 
 
@@ -124,11 +114,17 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.scale, number = inputs
-    ctx.exchange = Exchange.of(number)  # alive as long as the graph
+    q, k, v, scale, number = inputs
+    _remember(ctx, RankTensors(q, k, v, scale), Exchange.of(number), output)
+
+
+def _remember(
+    ctx: Any, given: RankTensors, exchange: Exchange, output: tuple[Tensor, Tensor], kept: Sequence[Tensor] = ()
+) -> None:
+    ctx.scale, ctx.exchange = given.scale, exchange  # alive as long as the graph
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # no zeros for the log-sum-exp
-    ctx.save_for_backward(q, k, v, *output)
+    ctx.save_for_backward(given.q_BHLD, given.k_BGLD, given.v_BGLD, *output, *kept)
 
 
 def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -136,7 +132,8 @@ def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor 
         return (None,) * 5
     q, k, v, out, lse, *kept = ctx.saved_tensors
     if type(grad) is Tensor and not torch.compiler.is_compiling():
-        return *_derive(ctx.exchange, grad, q, k, v, out, lse, ctx.scale, tuple(kept)), None, None
+        found = RankResults(grad.contiguous(), out, lse, tuple(kept))
+        return *_derive(ctx.exchange, RankTensors(q, k, v, ctx.scale), found), None, None
     backward = torch.ops.hf_longctx.ranks_flash_attn_backward
     return *backward(grad, q, k, v, out, lse, ctx.scale, ctx.exchange.number), None, None
 
@@ -148,12 +145,10 @@ class _Direct(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: Exchange) -> tuple[Tensor, Tensor]:
         # under recomputation it is kept from the second forward to the backward pass that follows at once
         kept: list[Tensor] = []
-        out, lse = exchange.forward(RankTensors(q, k, v, scale), kept)
-        ctx.scale, ctx.exchange = scale, exchange
-        ctx.mark_non_differentiable(lse)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, out, lse, *kept)
-        return out, lse
+        given = RankTensors(q, k, v, scale)
+        output = exchange.forward(given, kept)
+        _remember(ctx, given, exchange, output, kept)
+        return output
 
     backward = staticmethod(_gradients)
 

@@ -44,27 +44,25 @@ class RingExchange(Exchange):
     def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """See `Exchange`."""
         own, *others = self.blocks
-        coming = self.peers.shift(self._travelling(given), KEYS) if others else None
         grads = Differentiating(given, found, apart=not others)
-        if own is not None and not others:
-            dk, dv = grads.keys_of(own, own.own(given.k_BGLD, given.v_BGLD))
-            return grads.dq_BHLD, dk, dv
-        total = grads.zeros(table_of(given.k_BGLD, given.v_BGLD))
+        if not others:
+            return grads.alone(own, given)
+        coming = self.peers.shift(self._travelling(given), KEYS)
+        total = grads.zeros_of(given.k_BGLD.shape[2], given)
         if own is not None:
             grads.add(own, own.own(given.k_BGLD, given.v_BGLD), total)
         returning = None
         for step, block in enumerate(others, start=1):
-            assert coming is not None
             table = coming()
             if step < len(others):
                 coming = self.peers.shift(table, KEYS)
-            gradient = grads.zeros(table)
+            gradient = grads.zeros_of(table.shape[0], given)
             if block is not None:
                 grads.add(block, block.of_table(table), gradient)
             if returning is not None:
                 gradient += returning()
             returning = self.peers.shift(gradient, GRADIENTS)
-        if returning is not None:
+        if returning is not None:  # of the last step
             total[self.shared_rows] += returning()[: len(self.layout.shared_rows[self.rank])]
         return grads.dq_BHLD, *halves(total)
 

@@ -75,10 +75,6 @@ class Differentiating:
             self._dq = torch.zeros_like(self.q, dtype=self.q.dtype if self.apart else self.wide)
         return self._dq
 
-    def zeros(self, table_NGE: Tensor) -> Tensor:
-        """A buffer for the gradient of a table."""
-        return torch.zeros_like(table_NGE, dtype=self.wide)
-
     def keys_of(self, block: RankBlock, keys: Keys) -> Keys:
         """The gradients of a block's keys and values, unrounded; that of its queries goes into `dq_BHLD`."""
         dk, dv = self._gradients(block, keys, None)
@@ -88,6 +84,17 @@ class Differentiating:
         split = (x.split(self.groups, 1) for x in (dk, dv))
         dk, dv = (torch.stack([part.sum(1, dtype=self.wide) for part in parts], 1) for parts in split)
         return dk, dv
+
+    def zeros_of(self, rows: int, given: RankTensors) -> Tensor:
+        """A buffer for the gradient of a table of so many rows: (N, G, E)."""
+        _, G, _, D = given.k_BGLD.shape
+        return given.k_BGLD.new_zeros(rows, G, D + given.v_BGLD.shape[3], dtype=self.wide)
+
+    def alone(self, block: RankBlock | None, given: RankTensors) -> tuple[Tensor, Tensor, Tensor]:
+        """dq, dk and dv where the rank's own keys are all that its rows see; None: it has no rows."""
+        keys = given.k_BGLD, given.v_BGLD
+        dk, dv = map(torch.zeros_like, keys) if block is None else self.keys_of(block, block.own(*keys))
+        return self.dq_BHLD, dk, dv
 
     def add(self, block: RankBlock, keys: Keys, gradient_NGE: Tensor) -> None:
         """Add them to the gradient of the table that the keys are of."""

@@ -167,7 +167,7 @@ class Kernel:
         """
         buffers = [buffer for buffer in into[:3] if buffer is not None]
         if call.bias is None and len(buffers) == 3:
-            self.add_gradients(call, grad_BLHD, q, k, v, out_BLHD, lse_BHL, buffers)
+            self.add_gradients(call, (grad_BLHD, q, k, v, out_BLHD, lse_BHL), buffers)
             return buffers
         of = [q, k, v] if call.bias is None else [q, k, v, call.bias.weights]
         grads = self.gradients(call, grad_BLHD, q, k, v, out_BLHD, lse_BHL)
@@ -176,17 +176,7 @@ class Kernel:
             for x, grad, buffer in zip(of, grads, into, strict=False)  # weights may need no gradient
         ]
 
-    def add_gradients(
-        self,
-        call: Call,
-        grad_BLHD: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out_BLHD: Tensor,
-        lse_BHL: Tensor,
-        into: Sequence[Tensor],
-    ) -> None:
-        """Add the `gradients` of q, k and v, of a call without a bias, to buffers."""
-        for buffer, found in zip(into, self.gradients(call, grad_BLHD, q, k, v, out_BLHD, lse_BHL), strict=True):
+    def add_gradients(self, call: Call, given: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+        """Add the `gradients` of q, k and v, of a call without a bias, to buffers; `given` are its other arguments."""
+        for buffer, found in zip(into, self.gradients(call, *given), strict=True):
             buffer += found

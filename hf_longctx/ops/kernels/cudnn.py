@@ -67,7 +67,7 @@ class Cudnn(Kernel):
     ) -> list[Tensor]:
         """See `Kernel`."""
         if isinstance(call.mask, Packed):
-            return runs.gradients(self, call, grad_BLHD, q, k, v, out_BLHD, lse_BHL)
+            return runs.gradients(self, call, (grad_BLHD, q, k, v, out_BLHD, lse_BHL))
         seed = torch.empty((), dtype=torch.int64, device=q.device)  # of dropout, which there is none of
         dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
             grad_BLHD.to(q.dtype).transpose(1, 2),
@@ -89,17 +89,9 @@ class Cudnn(Kernel):
         )
         return [dq, dk, dv]
 
-    def add_gradients(
-        self,
-        call: Call,
-        grad_BLHD: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out_BLHD: Tensor,
-        lse_BHL: Tensor,
-        into: Sequence[Tensor],
-    ) -> None:
+    def add_gradients(self, call: Call, given: Sequence[Tensor], into: Sequence[Tensor]) -> None:
         """See `Kernel`. Each run is added where it belongs, without buffers for all of them in between."""
-        add = runs.add_gradients if isinstance(call.mask, Packed) else Kernel.add_gradients
-        add(self, call, grad_BLHD, q, k, v, out_BLHD, lse_BHL, into)
+        if isinstance(call.mask, Packed):
+            runs.add_gradients(self, call, given, into)
+        else:
+            super().add_gradients(call, given, into)

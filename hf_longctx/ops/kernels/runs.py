@@ -86,22 +86,24 @@ def _runs(lengths: tuple[tuple[int, int], ...], inside: Mask) -> tuple[Run, ...]
 
 @lru_cache(maxsize=16)
 def _sizes(lengths: tuple[tuple[int, int], ...], inside: Mask) -> frozenset[tuple[int, int]]:
-    return frozenset(
-        (run.rows.stop - run.rows.start, columns.stop - columns.start)
-        for run in _runs(lengths, inside)
-        for columns, _ in run.parts
-    )
+    return frozenset((queries, keys) for queries, keys, _ in _part_sizes(lengths, inside))
 
 
 @lru_cache(maxsize=16)
 def _pairs(lengths: tuple[tuple[int, int], ...], inside: Mask) -> tuple[int, int]:
     """How many pairs there are in all parts, and how many parts."""
-    sizes = [
-        ((run.rows.stop - run.rows.start) * (columns.stop - columns.start), mask)
-        for run in _runs(lengths, inside)
-        for columns, mask in run.parts
+    each = [
+        queries * keys // 2 if isinstance(mask, Causal) else queries * keys
+        for queries, keys, mask in _part_sizes(lengths, inside)
     ]
-    return sum(size // 2 if isinstance(mask, Causal) else size for size, mask in sizes), len(sizes)
+    return sum(each), len(each)
+
+
+def _part_sizes(lengths: tuple[tuple[int, int], ...], inside: Mask) -> Iterator[tuple[int, int, Mask]]:
+    """Queries, keys and mask of each part."""
+    for rows, parts in _runs(lengths, inside):
+        for columns, mask in parts:
+            yield rows.stop - rows.start, columns.stop - columns.start, mask
 
 
 def forward(kernel: Kernel, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,44 +127,34 @@ def forward(kernel: Kernel, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tupl
     return out, lse
 
 
-def gradients(
-    kernel: Kernel, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
-) -> list[Tensor]:
-    """`Kernel.gradients` of packed documents, by calls of the kernel on plain ones."""
+def gradients(kernel: Kernel, call: Call, given: Sequence[Tensor]) -> list[Tensor]:
+    """`Kernel.gradients` of packed documents, by calls of the kernel on plain ones; `given` are its other arguments."""
+    _, q, k, v, *_ = given
     # queries with two parts are summed in fp32
     wide = torch.promote_types(q.dtype, torch.float32) if any(len(run.parts) > 1 for run in runs(call)) else q.dtype
     totals = [torch.zeros_like(x, dtype=dtype) for x, dtype in ((q, wide), (k, k.dtype), (v, v.dtype))]
-    for n, rows, columns, part in _each_part(kernel, call, grad_BLHD, q, k, v, out_BLHD, lse_BHL):
+    for n, rows, columns, part in _each_part(kernel, call, given):
         totals[0][:, :, rows] = totals[0][:, :, rows] + part[0] if n else part[0]
         totals[1][:, :, columns], totals[2][:, :, columns] = part[1:]
     return totals
 
 
-def add_gradients(
-    kernel: Kernel,
-    call: Call,
-    grad_BLHD: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out_BLHD: Tensor,
-    lse_BHL: Tensor,
-    into: Sequence[Tensor],
-) -> None:
+def add_gradients(kernel: Kernel, call: Call, given: Sequence[Tensor], into: Sequence[Tensor]) -> None:
     """Add the `gradients` of packed documents to buffers, part by part."""
-    for _, rows, columns, part in _each_part(kernel, call, grad_BLHD, q, k, v, out_BLHD, lse_BHL):
+    for _, rows, columns, part in _each_part(kernel, call, given):
         for buffer, stretch, found in zip(into, (rows, columns, columns), part, strict=True):
             buffer[:, :, stretch] += found
 
 
 def _each_part(
-    kernel: Kernel, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
+    kernel: Kernel, call: Call, given: Sequence[Tensor]
 ) -> Iterator[tuple[int, slice, slice, Sequence[Tensor]]]:
     """Its number in its run, rows, columns and gradients of each part."""
-    grad, out = (x.to(q.dtype).contiguous() for x in (grad_BLHD, out_BLHD))  # kernels want equal strides of both
+    grad, q, k, v, out, lse = given
+    grad, out = (x.to(q.dtype).contiguous() for x in (grad, out))  # kernels want equal strides of both
     for rows, parts in runs(call):
         for n, (columns, mask) in enumerate(parts):
-            args = grad[:, rows], *_cut(rows, columns, q, k, v), out[:, rows], lse_BHL[:, :, rows]
+            args = grad[:, rows], *_cut(rows, columns, q, k, v), out[:, rows], lse[:, :, rows]
             yield n, rows, columns, kernel.gradients(_plain(call, rows, columns, mask), *args)
 
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_longctx.ops.masks import Causal
 from hf_longctx.parallel import op
-from hf_longctx.parallel.blocks import RankBlock
+from hf_longctx.parallel.blocks import RankBlock, RankResults, RankTensors
 from hf_longctx.parallel.exchange import Exchange
 from hf_longctx.parallel.gather import GatherExchange
 from hf_longctx.parallel.hybrid import hybrid
@@ -81,7 +81,8 @@ def held(kind: str, ranks: int, rank: int) -> int:
         k = torch.empty(1, KV_HEADS, rows, DIM, dtype=HALF)
         lse = torch.empty(1, HEADS, rows)
         with counter:
-            _results = op._derive(of, torch.empty_like(out), q, k, torch.empty_like(k), out, lse, 0.1)
+            given = RankTensors(q, k, torch.empty_like(k), 0.1)
+            _results = op._derive(of, given, RankResults(torch.empty_like(out), out, lse))
     return counter.peak
 
 
