@@ -115,12 +115,8 @@ class LongContextMethod(Recorded):
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[nn.Module]:
         """`with method.on(model):` applies the method inside the block; undone on exit unless already undone."""
-        patch = self.apply(model)
-        try:
+        with self.apply(model).inside():
             yield model
-        finally:
-            if patch.active:
-                patch.undo()
 
     @contextmanager
     def running(self, model: nn.Module) -> Iterator[dict[str, Any]]:

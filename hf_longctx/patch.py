@@ -170,6 +170,15 @@ class Patch:
         self.active = True
 
     # -- undoing them ----------------------------------------------------------------------------------------------
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """`with patch.inside():` undoes it on exit unless already undone."""
+        try:
+            yield
+        finally:
+            if self.active:
+                self.undo()
+
     def undo(self) -> None:
         """Undo this patch. Only the newest one of a model can be undone; undoing twice is an error."""
         stack = vars(self.model).get(STACK, [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -26,16 +25,15 @@ def calibrate(
     """
     from ..parallel.model.calibration import calibrate as measured
     from ..storage.files import check_folder
-    from ..training.processes import joined
+    from ..training.processes import is_first, joined
+    from ..upstream.checkpointing import enable_checkpointing
 
     check_folder(out.parent)
     with joined():
         stock = load_without_tokenizer(model, dtype, device).train()
-        # the latter is its name before transformers 5.23
-        enable = getattr(stock, "activation_checkpointing_enable", None) or stock.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        enable_checkpointing(stock, {"use_reentrant": False})
         costs = measured(stock, tokens=tokens, seconds=seconds)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first():
         costs.write(out)
         options.plain(f"{out}: {costs.token * 1e6:.3g} us a token, {costs.pair * 1e9:.3g} ns a pair of tokens")
         for k, (exchange, fixed) in enumerate(zip(costs.exchange, costs.fixed, strict=True)):

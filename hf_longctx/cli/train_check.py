@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +34,7 @@ def train_check(
     from ..parallel.model.switch import SequenceParallel
     from ..training.batches import read_batch
     from ..training.check import train_check as check
-    from ..training.processes import joined
+    from ..training.processes import is_first, joined
     from ..training.ways import STOCK
 
     given = read_batch(batch)
@@ -47,7 +46,7 @@ def train_check(
             )
         else:
             way = stock
-        first = int(os.environ.get("RANK", 0)) == 0
+        first = is_first()
         if first:
             said = repr(way) if stock is None else f"{stock!r} ({STOCK.get(stock, 'unknown')})"
             said += " against one document after the other"

@@ -242,11 +242,8 @@ def _sharing(model: Any) -> Iterator[tuple[Patch, Fingerprint]]:
     patch = Patch(method=Sharing(), model=decoder)
     with patch.recording():
         install(patch, decoder, root)
-    try:
+    with patch.inside():
         yield patch, fingerprint
-    finally:
-        if patch.active:
-            patch.undo()
 
 
 @torch.no_grad()

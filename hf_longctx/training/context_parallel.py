@@ -13,6 +13,8 @@ from accelerate.big_modeling import _attach_context_parallel_hooks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from ..parallel.model.documents import IGNORED
+
 SHARED = ("input_ids", "labels", "shift_labels", "attention_mask", "position_ids")  # what Trainer splits
 
 
@@ -55,7 +57,7 @@ def _on_ranks(model: nn.Module, batch: dict[str, Any], processes: int, entered: 
     positions_BT = batch.get("position_ids")
     if positions_BT is None:
         positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-    shifted_BT = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+    shifted_BT = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
     batch = batch | {"position_ids": positions_BT, "shift_labels": shifted_BT}
     # torch resizes them in place
     parts = {name: batch[name].clone() for name in SHARED if batch.get(name) is not None}
@@ -64,7 +66,7 @@ def _on_ranks(model: nn.Module, batch: dict[str, Any], processes: int, entered: 
     entered.enter_context(
         context_parallel(mesh, buffers=buffers, buffer_seq_dims=[1] * len(buffers), no_restore_buffers=set(buffers))
     )
-    out = model(**(batch | parts), num_items_in_batch=(shifted_BT != -100).sum(), use_cache=False)
+    out = model(**(batch | parts), num_items_in_batch=(shifted_BT != IGNORED).sum(), use_cache=False)
     (out.logits,) = context_parallel_unshard(mesh, [out.logits.detach()], [1])
     part, total = out.loss, out.loss.detach().clone()
     dist.all_reduce(total)

@@ -10,6 +10,11 @@ import torch
 import torch.distributed as dist
 
 
+def is_first() -> bool:
+    """Is this the process of all launched ones that writes and prints?"""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 @contextmanager
 def joined() -> Iterator[int]:
     """Inside the block the launched processes are a group, if there are several. How many they are."""

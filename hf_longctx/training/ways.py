@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..parallel.model.documents import IGNORED
 from ..parallel.model.switch import SequenceParallel
 from .context_parallel import context_parallel_run
 
@@ -48,4 +49,4 @@ def running(model: nn.Module, way: str | SequenceParallel) -> Iterator[Any]:
 def with_labels(batch: dict[str, Any], first: Tensor) -> dict[str, Any]:
     """The batch with labels, the tokens themselves if it has none; the first token of a document is no label."""
     labels = batch["input_ids"] if batch.get("labels") is None else batch["labels"]
-    return batch | {"labels": torch.where(first, -100, labels)}
+    return batch | {"labels": torch.where(first, IGNORED, labels)}

@@ -21,6 +21,7 @@ from hf_longctx.parallel.flexible import plan_step
 from hf_longctx.parallel.model.calibration import calibrate
 from hf_longctx.parallel.model.forward import STATE
 from hf_longctx.training.processes import joined
+from hf_longctx.upstream.checkpointing import enable_checkpointing
 
 from .flexible_groups import DISTRIBUTIONS, documents
 from .reading import K, finish
@@ -48,8 +49,7 @@ def measure(args: argparse.Namespace) -> None:
         with torch.device(device):
             model: Any = LlamaForCausalLM(config).to(torch.float32 if args.tiny else torch.bfloat16).train()
         model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # frequencies stay fp32
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        enable_checkpointing(model, {"use_reentrant": False})
         costs = calibrate(model, tokens=256 if args.tiny else 32 * K, seconds=2 if args.tiny else 20)
         found = rows(model, ranks, costs, 128 if args.tiny else 32 * K)
         if dist.get_rank() == 0:

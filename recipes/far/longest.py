@@ -17,9 +17,10 @@ import torch.distributed as dist
 
 from hf_longctx import TrainingMemory
 from hf_longctx.evaluation.rows import row
+from hf_longctx.training.processes import is_first, joined
 from recipes.benchmarks.reading import K, finish, lengths
 
-from .steps import Rungs, launched, no_more_than, trained
+from .steps import Rungs, no_more_than, trained
 
 
 def measured(size: str, all_tokens: list[int], kept: bool, fp32: bool) -> Iterator[dict[str, Any]]:
@@ -56,10 +57,10 @@ def main() -> None:
     args = parser.parse_args()
     size, tokens = ("tiny Llama", [K, 2 * K]) if args.smoke else ("Llama 1.24B", args.lengths)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with launched() as writes:
+    with joined():
         no_more_than(args.card)
         rows = measured(size, tokens, args.kept, args.fp32)
-        if writes:
+        if is_first():
             finish(SimpleNamespace(device=device), rows, args, "far_longest", label=f"{size}, random weights")
         else:
             list(rows)

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
 from hf_longctx import SequenceParallel, TrainingMemory
-from hf_longctx.training.processes import joined
+from hf_longctx.training.processes import is_first, joined
+from hf_longctx.upstream.checkpointing import enable_checkpointing
 
 from .counting import Counter
 from .settings import MODELS, SETTINGS, TINY_SETTINGS, Setting
@@ -89,9 +90,8 @@ def prepare(model: Any, of: Setting) -> None:
         )
     if run.ranks > 1:
         SequenceParallel(degree=run.ranks, kind=run.kind).apply(model)
-    if run.checkpointing:  # its name in transformers 5.23 and later, and before
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False}, offload=run.offload)
+    if run.checkpointing:
+        enable_checkpointing(model, {"use_reentrant": False}, offload=run.offload)
 
 
 def on_cpu(step: Any, tokens: int, model: Any, optimizer: Any) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def main(name: str) -> None:
         if processes > 1:
             every = [None] * processes
             dist.all_gather_object(every, found)
-        if int(os.environ.get("RANK", 0)) == 0:
+        if is_first():
             print(json.dumps(max(every, key=lambda one: one["peak_bytes"])), flush=True)
 
 

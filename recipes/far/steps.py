@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_longctx import SequenceParallel, TrainingMemory
 from hf_longctx.training.memory.checkpointing import STATE
+from hf_longctx.upstream.checkpointing import enable_checkpointing
 
 from ..benchmarks.geometries import SIZES
 
@@ -67,11 +67,7 @@ class Trained:
         world = dist.get_world_size() if dist.is_initialized() else 1
         if rungs.memory is not None:
             rungs.memory.apply(self.model)
-        # renamed in transformers 5.23
-        enable = (
-            getattr(self.model, "activation_checkpointing_enable", None) or self.model.gradient_checkpointing_enable
-        )
-        enable({"use_reentrant": False}, offload=rungs.hidden and self.on_card)
+        enable_checkpointing(self.model, {"use_reentrant": False}, offload=rungs.hidden and self.on_card)
         if rungs.switch or world > 1:
             SequenceParallel(degree=world, kind="ring" if world > 1 else "auto").apply(self.model)
         if world > 1:
@@ -138,18 +134,3 @@ def no_more_than(card: float | None) -> None:
     if card is not None and torch.cuda.is_available():
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, card * GIB / total))
-
-
-@contextlib.contextmanager
-def launched() -> Iterator[bool]:
-    """The processes of torchrun, if there are any; whether this one writes the results."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
-        yield True
-        return
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl")
-    try:
-        yield dist.get_rank() == 0
-    finally:
-        dist.destroy_process_group()

@@ -22,6 +22,7 @@ from transformers import TrainingArguments, set_seed
 from hf_longctx import SequenceParallel, SequenceParallelConfig, SequenceParallelTrainer
 from hf_longctx.hub import load
 from hf_longctx.storage.files import write_whole
+from hf_longctx.training.processes import is_first
 from recipes.sequence_parallel_sft.packs import PackCollator, packed, read_documents
 
 KNOWN = {"model", "documents", "pack", "held_out", "degree", "kind", "out", "training"}
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         smoke()
         return
     report = run(yaml.safe_load(args.config.read_text(encoding="utf-8")), resume=args.resume)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first():
         print(json.dumps(report, indent=2))
 
 

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from hf_longctx import SequenceParallel
+from hf_longctx.upstream.checkpointing import enable_checkpointing
 
 BASE: dict[str, Any] = {
     **{"vocab_size": 97, "hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 3, "pad_token_id": 0},
@@ -124,10 +125,7 @@ def lora(model: Any) -> Any:
 
 def checkpointed(model: Any, kind: str, **more: Any) -> None:
     """Turn gradient checkpointing on: "reentrant" or "plain"."""
-    enable = (
-        getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    )  # the old name
-    enable({"use_reentrant": kind == "reentrant", **more})
+    enable_checkpointing(model, {"use_reentrant": kind == "reentrant", **more})
 
 
 def on_a_rank(case: Case) -> dict[str, float]:

@@ -80,6 +80,14 @@ def part_of(x: Any, share: Share) -> Any:
     return share.take(x) if isinstance(x, Tensor) and x.dim() >= 2 and x.shape[:2] == share.shape else x
 
 
+def answer_as_asked(answer: Any, model: nn.Module, given: dict[str, Any]) -> Any:
+    """A model's output, or the tuple of its fields where the arguments or the config say so."""
+    return_dict = given.get("return_dict")
+    if return_dict is None:
+        return_dict = getattr(model.config, "return_dict", True)
+    return answer if return_dict else answer.to_tuple()
+
+
 def named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call by their names."""
     return dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs if args else kwargs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..layout import Layout
@@ -44,10 +45,15 @@ def choose(layout: Layout, geometry: Geometry) -> tuple[str, str]:
     if geometry.windows == geometry.layers:
         return "gather", "all layers have a window, so that only the keys just before a piece are exchanged"
     lengths = [layout.lengths[document] for document in layout.shared]
+    dims = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
+    return by_length(lengths, layout.ranks, *dims)
+
+
+def by_length(lengths: Sequence[int], ranks: int, queries: int, keys: int) -> tuple[str, str]:
+    """Gather or ring, and why, for documents that all ranks share, from the dims of all query and of all key heads."""
     tokens = sum(lengths)
-    size = tokens * geometry.kv_heads * 2 * geometry.head_dim * KEY_BYTES
-    # half of all pairs are causal
-    work = sum(length**2 for length in lengths) // 2 // layout.ranks**2 * geometry.heads * geometry.head_dim
+    size = tokens * 2 * keys * KEY_BYTES
+    work = sum(length**2 for length in lengths) // 2 // ranks**2 * queries  # half of all pairs are causal
     shown = f"the keys of {tokens} tokens take {size / 2**20:.0f} MiB a layer with their gradients"
     if work >= WORK:
         return "ring", f"{shown}, and attention takes longer than their way from rank to rank"

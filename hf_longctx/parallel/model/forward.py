@@ -18,7 +18,7 @@ from ...upstream.caches import without_cache
 from ..ranks import Ranks
 from .agreement import Facts, read_together, say_refused
 from .answers import Share
-from .arguments import READ, check_arguments, labels_of, named, part_of
+from .arguments import READ, answer_as_asked, check_arguments, labels_of, named, part_of
 from .choosing import Geometry, choose
 from .division import Division
 from .documents import Documents, marks_of, positions_of
@@ -103,11 +103,7 @@ def shared_forward(model: nn.Module, state: State, given: dict[str, Any]) -> Any
             **more,
         )
     one_less = given.get("labels") is not None and given.get("shift_labels") is None
-    answer = _answer(out, share, state.gather_logits, one_less)
-    return_dict = given.get("return_dict")
-    if return_dict is None:
-        return_dict = getattr(model.config, "return_dict", True)
-    return answer if return_dict else answer.to_tuple()
+    return answer_as_asked(_answer(out, share, state.gather_logits, one_less), model, given)
 
 
 def _share(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
@@ -13,7 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from .backend import check_backend
 
 # of each process group of all ranks: those of its successors are others
-_MADE: WeakKeyDictionary[Any, dict[tuple[Any, ...], Groups]] = WeakKeyDictionary()
+_MADE: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,15 +86,27 @@ class Groups:
 
 
 def _successive(shape: tuple[int, int, int], hybrid: bool, device: str) -> Groups:
-    """Groups of successive ranks: those there are, or new ones. Each takes threads, or memory of a card, for good."""
-    made = _MADE.setdefault(dist.group.WORLD, {})
-    key = shape, hybrid, device
-    if key not in made:
+    """Groups of successive ranks."""
+
+    def make() -> Groups:
         names = "data", "outer", "inner"
         mesh = init_device_mesh(device, shape, mesh_dim_names=names)[names[1:]]
         inner = mesh["inner"].get_group()
-        made[key] = Groups(mesh._flatten().get_group(), mesh.get_group(0), inner) if hybrid else Groups(inner)
-    return made[key]
+        return Groups(mesh._flatten().get_group(), mesh.get_group(0), inner) if hybrid else Groups(inner)
+
+    return made_once((shape, hybrid, device), make)
+
+
+def made_once(key: tuple[Any, ...], make: Callable[[], Made]) -> Made:
+    """What was made of process groups under this key, or what `make` makes: all processes ask in the same order.
+
+    Each group takes threads, or memory of a card, as long as the process lives.
+    """
+    made = _MADE.setdefault(dist.group.WORLD, {})
+    if key not in made:
+        made[key] = make()
+    found: Made = made[key]
+    return found
 
 
 def ranks_inside(degree: int, heads: int) -> int:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
 from .choosing import Geometry, kind_of
-from .groups import Groups, ranks_inside
-
-# of each process group of all ranks: those of its successors are others
-_MADE: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary()
+from .groups import Groups, made_once, ranks_inside
 
 
 def subgroups(kind: str, geometry: Geometry) -> dict[int, tuple[Groups, str]]:
@@ -37,9 +33,5 @@ def subgroups(kind: str, geometry: Geometry) -> dict[int, tuple[Groups, str]]:
 
 
 def _group(members: Sequence[int]) -> Any:
-    """The process group of some ranks: the one there is, or a new one. All processes ask in the same order."""
-    made = _MADE.setdefault(dist.group.WORLD, {})
-    key = tuple(members)
-    if key not in made:
-        made[key] = dist.new_group(list(members))
-    return made[key]
+    """The process group of some ranks."""
+    return made_once(tuple(members), lambda: dist.new_group(list(members)))

@@ -128,12 +128,8 @@ class SequenceParallel(Settings):
     @contextmanager
     def on(self, model: nn.Module, mesh: DeviceMesh | None = None) -> Iterator[nn.Module]:
         """`with settings.on(model):` applies it inside the block; undone on exit unless already undone."""
-        patch = self.apply(model, mesh)
-        try:
+        with self.apply(model, mesh).inside():
             yield model
-        finally:
-            if patch.active:
-                patch.undo()
 
     def processes(self, launched: int) -> int:
         """How many processes get the same batch, of so many that run."""

@@ -97,26 +97,23 @@ class FitSearch:
 
     def cheapest(self, run: TrainingRun) -> TrainOption | None:
         """The fewest changes that make the run fit, of these the quickest; more cards if no changes do."""
-        possible = list(self._possible(run))
-        for count in range(1, len(possible) + 1):
-            found = [s for s in combinations(possible, count) if self._serves(run, s)]
-            if found:
-                return min((self.option(run, each) for each in found), key=lambda option: option.time.step)
+        found = self._fewest(run)
         for gpus in (2, 4, MOST_GPUS):
-            if self.only is None and gpus > run.gpus and run.ranks == run.gpus:
+            if not found and self.only is None and gpus > run.gpus and run.ranks == run.gpus:
                 kind = "auto" if run.kind == "stock" else run.kind
                 settings = (("gpus", gpus), ("degree", None), ("kind", kind))
-                more = Change(settings, f"--gpus {gpus}", f"SequenceParallel(degree={gpus})")
-                found = [s for s in self._subsets(run) if self._serves(run, (more, *s))]
-                if found:
-                    fewest = [(more, *s) for s in found if len(s) == len(found[0])]
-                    return min((self.option(run, each) for each in fewest), key=lambda option: option.time.step)
-        return None
+                found = self._fewest(run, (Change(settings, f"--gpus {gpus}", f"SequenceParallel(degree={gpus})"),))
+        return min((self.option(run, each) for each in found), key=lambda option: option.time.step, default=None)
 
-    def _subsets(self, run: TrainingRun) -> Iterator[tuple[Change, ...]]:
+    def _fewest(self, run: TrainingRun, first: tuple[Change, ...] = ()) -> list[tuple[Change, ...]]:
+        """The smallest sets of changes that make the run fit, each with those that come first; none: []."""
         possible = list(self._possible(run))
-        for count in range(len(possible) + 1):
-            yield from combinations(possible, count)
+        for count in range(0 if first else 1, len(possible) + 1):
+            sets = [(*first, *more) for more in combinations(possible, count)]
+            found = [each for each in sets if self._serves(run, each)]
+            if found:
+                return found
+        return []
 
     def _serves(self, run: TrainingRun, changes: tuple[Change, ...]) -> bool:
         try:

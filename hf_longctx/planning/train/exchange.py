@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...parallel.model.choosing import MOST_BYTES, WORK
+from ...parallel.model.choosing import by_length
 from .run import TrainingRun
 from .sizes import TrainingSizes
 
@@ -34,8 +34,7 @@ def kind_of(sizes: TrainingSizes, run: TrainingRun) -> str:
         return "halo"
     if run.kind != "auto":
         return run.kind
-    work = run.tokens**2 // 2 // run.ranks**2 * sizes.queries
-    return "ring" if work >= WORK or run.tokens * 2 * sizes.keys * (2 + GRADIENT) > MOST_BYTES else "gather"
+    return by_length([run.tokens], run.ranks, sizes.queries, sizes.keys)[0]
 
 
 def lacks_heads(sizes: TrainingSizes, run: TrainingRun) -> bool:

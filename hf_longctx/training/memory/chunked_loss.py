@@ -19,9 +19,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from ...parallel.model.arguments import named
+from ...parallel.model.arguments import answer_as_asked, named
+from ...parallel.model.documents import IGNORED
 from ...patch import Patch, unwrap
-from .log_probs import IGNORED
 from .output import TokenLossOutput
 from .pending import PendingLogits, Wanted
 
@@ -110,9 +110,7 @@ def _answer(model: Any, state: LossState, given: dict[str, Any]) -> Any:
         )
     fields = {name: out.get(name) for name in ("loss", "aux_loss", "hidden_states", "attentions")}
     answer = TokenLossOutput(**fields, log_probs=log_probs)
-    return_dict = given.get("return_dict")
-    return_dict = getattr(model.config, "return_dict", True) if return_dict is None else return_dict
-    return answer if return_dict else answer.to_tuple()
+    return answer_as_asked(answer, model, given)
 
 
 def _head_forward(self: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -154,10 +152,5 @@ def _loss(
     shifted = pad(labels, (0, 1), value=ignore_index)[..., 1:] if shift_labels is None else shift_labels
     found_BT = logits.log_probs(shifted, ignore_index)
     vars(self)[STATE].log_probs = found_BT[..., :-1] if shift_labels is None else found_BT
-    if num_items_in_batch is None:
-        return -found_BT.sum() / (shifted != ignore_index).sum().clamp(min=1).to(found_BT.device)
-    if isinstance(num_items_in_batch, Tensor):
-        num_items_in_batch = num_items_in_batch.to(found_BT.device).clamp(min=1)
-    return -found_BT.sum() / (
-        num_items_in_batch if isinstance(num_items_in_batch, Tensor) else max(num_items_in_batch, 1)
-    )
+    items = (shifted != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
+    return -found_BT.sum() / (items.to(found_BT.device).clamp(min=1) if isinstance(items, Tensor) else max(items, 1))

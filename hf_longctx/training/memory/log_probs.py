@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from ...parallel.model.documents import IGNORED
 
 
 def log_probs_of(logits_NV: Tensor, labels_N: Tensor, ignore_index: int = IGNORED) -> Tensor:

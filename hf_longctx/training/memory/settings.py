@@ -98,9 +98,5 @@ class TrainingMemory(Settings):
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[nn.Module]:
         """`with settings.on(model):` applies it inside the block; undone on exit unless already undone."""
-        patch = self.apply(model)
-        try:
+        with self.apply(model).inside():
             yield model
-        finally:
-            if patch.active:
-                patch.undo()

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
+from hf_longctx.upstream.checkpointing import enable_checkpointing
+
 from ..geometries import SIZES
 from .world import World
 
@@ -54,9 +56,7 @@ def prepared(model: Any) -> Any:
     head.weight = weight
     model.lm_head = head
     model.forward = types.MethodType(_forward, model)
-    # renamed after transformers 5.17
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable_checkpointing(model, {"use_reentrant": False})
     model.config.use_cache = False
     return model.train()
 

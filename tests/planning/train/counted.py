@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedCon
 from hf_longctx.parallel.layout import Layout
 from hf_longctx.parallel.op import attention
 from hf_longctx.parallel.ranks import Ranks
+from hf_longctx.upstream.checkpointing import enable_checkpointing
 from recipes.far.counting import Counter
 
 NAME = "counted"
@@ -58,8 +59,7 @@ def counted(
             with mock.patch("hf_longctx.training.memory.mlp._mixes_tokens", return_value=None):  # it looks at values
                 memory.apply(model)
         if checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            enable_checkpointing(model, {"use_reentrant": False})
         ids = torch.zeros(1, tokens, dtype=torch.long)
         for p in model.parameters():
             counter.ignore(p)

@@ -127,9 +127,8 @@ def test_reentrant_checkpointing(first: bool) -> None:
 def test_another_choice_of_what_is_kept() -> None:
     model = make("llama")
     ALL.apply(model)
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     with pytest.raises(ValueError, match="checkpointing has a context_fn already"):
-        enable({"use_reentrant": False, "context_fn": lambda: None})
+        checkpointed(model, "plain", context_fn=lambda: None)
 
 
 def test_attention_without_an_operator() -> None:

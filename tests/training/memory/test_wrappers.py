@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_longctx import SequenceParallel, TrainingMemory, applied
+from hf_longctx.upstream.checkpointing import enable_checkpointing
 from tests.parallel.models import batch, checkpointed, make, relative
 from tests.parallel.pool import Pool
 from tests.parallel.test_wrappers import state_of, whole_loss
@@ -135,8 +136,7 @@ def test_hidden_states_on_the_host_by_transformers(monkeypatch: pytest.MonkeyPat
     right = step(make("llama"), DENSE)
     model = make("llama")
     ALL.apply(model)
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False}, offload=True)
+    enable_checkpointing(model, {"use_reentrant": False}, offload=True)
     assert max(off(step(model, DENSE), right).values()) < EXACT
 
 
