@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..near import did_you_mean
-from ..storage.files import write_whole
+from ..storage.files import write_json_lines
 from ..storage.fingerprint import tokenizer_digest
 from ..text.corpora import load_text
 from . import benchmarks, tasks
@@ -117,5 +116,5 @@ def samples(
     if path.is_file():
         return list(read("jsonl", path))
     found = made.samples(tokenizer, length, n, seed=seed, depth=depth)
-    write_whole(path, "".join(json.dumps(sample.to_dict(), ensure_ascii=False) + "\n" for sample in found).encode())
+    write_json_lines(path, (sample.to_dict() for sample in found))
     return found

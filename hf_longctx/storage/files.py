@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,13 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         # It exists only if something failed.
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_json_lines(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write objects as JSON lines, the whole file or nothing, and give their number."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_whole(path, "".join(lines).encode())
+    return len(lines)
 
 
 def append_line(path: Path, line: Mapping[str, Any], what: str, *, escaped: bool = True) -> None:

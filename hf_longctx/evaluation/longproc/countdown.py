@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from ..tasks.long_output.search import result, take
 from .route import inside
 
 HEAD = "# Search Procedure"
@@ -56,13 +57,8 @@ def solved(prediction: str, numbers: Sequence[int], target: int) -> float:
         if step is None:
             return 0.0
         a, b, value = int(step[1]), int(step[3]), int(step[4])
-        for number in (a, b):
-            if number not in left:
-                return 0.0
-            left.remove(number)
-        if not _equals(a, step[2], b, value):
+        if not take(left, a, b, value) or result(a, step[2], b) != value:
             return 0.0
-        left.append(value)
     return float(left[0] == target)
 
 
@@ -93,12 +89,6 @@ def _same_choice(line: str, want: str) -> bool:
     return line.split("=")[0] == want.split("=")[0] and (dropped in line) == (dropped in want)
 
 
-def _equals(a: int, sign: str, b: int, value: int) -> bool:
-    if sign == "/":
-        return b != 0 and a == b * value
-    return {"+": a + b, "-": a - b, "*": a * b}[sign] == value
-
-
 def _options(numbers: Sequence[int]) -> str:
     return f"Options for choosing two numbers: {list(itertools.combinations(numbers, 2))}."
 
@@ -120,7 +110,7 @@ def _visit(numbers: list[int], target: int, depth: int, lines: list[str]) -> lis
 
 
 def _try(a: int, sign: str, b: int, rest: list[int], target: int, depth: int, lines: list[str]) -> list[str] | None:
-    value = (a / b if b else None) if sign == "/" else {"+": a + b, "-": a - b, "*": a * b}[sign]
+    value = (a / b if b else None) if sign == "/" else result(a, sign, b)
     if value is None:
         lines.append(_line(depth, f"Try {a} / {b} (invalid operation). drop this branch."))
         return None

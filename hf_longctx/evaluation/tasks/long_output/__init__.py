@@ -4,11 +4,12 @@ Problems are made by seed, at any length from 60 to 32,768 tokens of answer. Not
 evaluated: lines are compared, arithmetic is read by a regular expression, code is parsed.
 """
 
+from ....storage.files import write_json_lines as write_rows
 from .base import LongTask, Problem, Verdict
 from .catalogue import long_tasks, make, problems, split_of
 from .measured import METRICS, eval_sample
 from .reward import reward, verifier_reward
-from .rows import dpo_row, grpo_row, sft_row, write_rows
+from .rows import dpo_row, grpo_row, sft_row
 from .spoil import FAULTS, spoilt
 from .verify import verify
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from ....storage.files import write_whole
 from .base import Problem
 from .spoil import spoilt
 
@@ -30,13 +27,6 @@ def grpo_row(problem: Problem) -> dict[str, Any]:
     The text is one, not an object: a data set would fill the facts of all tasks into every row.
     """
     return {"prompt": _asked(problem), "problem": json.dumps(problem.to_dict()), "task": problem.task}
-
-
-def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write rows as JSON lines, the whole file or nothing, and give their number."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    write_whole(path, "".join(lines).encode())
-    return len(lines)
 
 
 def _asked(problem: Problem) -> list[dict[str, str]]:

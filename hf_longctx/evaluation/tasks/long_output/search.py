@@ -23,6 +23,16 @@ def result(a: int, sign: str, b: int) -> int | None:
     return {"+": a + b, "-": a - b, "*": a * b}[sign]
 
 
+def take(left: list[int], a: int, b: int, value: int) -> bool:
+    """Put `value` in the place of two of the numbers that are left; False if one of them is not."""
+    for number in (a, b):
+        if number not in left:
+            return False
+        left.remove(number)
+    left.append(value)
+    return True
+
+
 def walk(numbers: Sequence[int], lines: list[str], most: int, before: tuple[str, ...] = ()) -> Iterator[Leaf]:
     """The leaves of the search in order, until `lines`, to which its lines are appended, has `most`."""
     ordered = sorted(numbers, reverse=True)

@@ -7,7 +7,7 @@ import re
 from typing import ClassVar
 
 from ..base import Judge, LongTask, Problem
-from ..search import LARGEST, Leaf, result, walk
+from ..search import LARGEST, Leaf, result, take, walk
 
 _STEP = re.compile(r"(\d{1,6})([-+*/])(\d{1,6})=(\d{1,9})", re.ASCII)
 _FOUR = 300  # lines of a search up to which four numbers give enough of them
@@ -57,12 +57,9 @@ class CountdownTask(LongTask):
             if match is None:
                 return False
             a, b, value = int(match[1]), int(match[3]), int(match[4])
-            for number in (a, b):
-                if number not in left:
-                    return False
-                left.remove(number)
-            left.append(value)
-            return result(a, match[2], b) == value and (i < len(expected) - 1 or left == [problem.facts["goal"]])
+            if not take(left, a, b, value) or result(a, match[2], b) != value:
+                return False
+            return i < len(expected) - 1 or left == [problem.facts["goal"]]
 
         return right
 
