@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -138,22 +139,28 @@ TOKENS["labels"] = TOKENS["input_ids"].clone()
 TOKENS["labels"][0, 3:6] = -100
 NO_MLP = {  # families whose layers have a mixture of experts everywhere, but for the last
     *("jetmoe", "mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v4", "qwen4_exp_text", "minimax"),
-    *("hunyuan_v1_moe", "zaya"),
+    *("hunyuan_v1_moe", "zaya", "lara_mini"),
     "zamba2",  # its attention layers come with their MLP as a block, inside layers of another kind
 }
 
 
-ILL_CONDITIONED = ("gemma4_text",)  # fp32 keeps 1e-4 of some gradients of its random model
+def as_precise_as_needed(model: Any) -> Any:
+    """In double precision where fp32 keeps less of the stock model's own gradients than these tests ask for."""
+    model.set_experts_implementation("eager")  # torch has no grouped product of doubles
+    torch.manual_seed(1)
+    single = step(model, TOKENS)
+    double = copy.deepcopy(model).double()
+    torch.manual_seed(1)
+    return model if max(off(single, step(double, TOKENS)).values()) < EXACT else double
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_families(name: str) -> None:
     model = model_of(name).train()
-    if name in ILL_CONDITIONED:
-        model = model.double()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    model = as_precise_as_needed(model)
     torch.manual_seed(1)
     right = step(model, TOKENS)
     tiled = TrainingMemory(chunked_loss=False, tile=3)
