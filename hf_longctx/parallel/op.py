@@ -8,7 +8,6 @@ neither torch.compile nor such a mode looks at operators, its functions are call
 # H query heads, G key/value heads, L rows of a rank, D head dim; the batch B is 1
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +16,10 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..ops.masks import Causal, Mask
 from ..ops.widths import widened
-from .blocks import RankResults, RankTensors
+from . import registered  # noqa: F401  (torch.ops has the operator)
+from .blocks import RankTensors
 from .exchange import Exchange
+from .gradients import gradients, remember
 from .ranks import Ranks
 
 
@@ -75,69 +76,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, ranks: Ranks) -> None:
         raise ValueError(f"{where}: expected one device. Pass device=q.device to Ranks.")
 
 
-@torch.library.custom_op("hf_longctx::ranks_flash_attn", mutates_args=())
-def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: int) -> tuple[Tensor, Tensor]:
-    return Exchange.of(exchange).forward(RankTensors(q, k, v, scale))
-
-
-@torch.library.custom_op("hf_longctx::ranks_flash_attn_backward", mutates_args=())
-def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, exchange: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _derive(Exchange.of(exchange), RankTensors(q, k, v, scale), RankResults(grad.contiguous(), out, lse))
-
-
-def _derive(exchange: Exchange, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = map(_by_row, exchange.backward(given, found), (given.q_BHLD, given.k_BGLD, given.v_BGLD))
-    return dq, dk, dv
-
-
-def _by_row(grad_BHLD: Tensor, x_BHLD: Tensor) -> Tensor:
-    """A gradient in the dtype of its tensor, in memory row by row, as projections want it, and shared with no other."""
-    rows_BLHD = grad_BHLD.transpose(1, 2)
-    part = rows_BLHD.untyped_storage().nbytes() > rows_BLHD.numel() * rows_BLHD.element_size()
-    return rows_BLHD.to(x_BHLD.dtype, copy=part, memory_format=torch.contiguous_format).transpose(1, 2)
-
-
-@_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: int) -> tuple[Tensor, Tensor]:
-    B, H, L, _ = q.shape
-    return q.new_empty(B, L, H, v.shape[3]), q.new_empty(B, H, L, dtype=torch.promote_types(q.dtype, torch.float32))
-
-
-@_backward.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, exchange: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v))
-    return dq, dk, dv
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, scale, number = inputs
-    _remember(ctx, RankTensors(q, k, v, scale), Exchange.of(number), output)
-
-
-def _remember(
-    ctx: Any, given: RankTensors, exchange: Exchange, output: tuple[Tensor, Tensor], kept: Sequence[Tensor] = ()
-) -> None:
-    ctx.scale, ctx.exchange = given.scale, exchange  # alive as long as the graph
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # no zeros for the log-sum-exp
-    ctx.save_for_backward(given.q_BHLD, given.k_BGLD, given.v_BGLD, *output, *kept)
-
-
-def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 5
-    q, k, v, out, lse, *kept = ctx.saved_tensors
-    if type(grad) is Tensor and not torch.compiler.is_compiling():
-        found = RankResults(grad.contiguous(), out, lse, tuple(kept))
-        return *_derive(ctx.exchange, RankTensors(q, k, v, ctx.scale), found), None, None
-    backward = torch.ops.hf_longctx.ranks_flash_attn_backward
-    return *backward(grad, q, k, v, out, lse, ctx.scale, ctx.exchange.number), None, None
-
-
 class _Direct(torch.autograd.Function):
     """The operator without an operator's call."""
 
@@ -147,10 +85,7 @@ class _Direct(torch.autograd.Function):
         kept: list[Tensor] = []
         given = RankTensors(q, k, v, scale)
         output = exchange.forward(given, kept)
-        _remember(ctx, given, exchange, output, kept)
+        remember(ctx, given, exchange, output, kept)
         return output
 
-    backward = staticmethod(_gradients)
-
-
-_forward.register_autograd(_gradients, setup_context=_keep)
+    backward = staticmethod(gradients)

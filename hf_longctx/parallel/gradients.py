@@ -1,0 +1,48 @@
+"""Gradients of a rank's part of attention, with and without an operator of torch around it."""
+
+# H query heads, G key/value heads, L rows of a rank, D head dim
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .blocks import RankResults, RankTensors
+from .exchange import Exchange
+
+
+def derive(exchange: Exchange, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients: dq (1, H, L, D), dk and dv (1, G, L, D) in the dtypes of what was given."""
+    dq, dk, dv = map(_by_row, exchange.backward(given, found), (given.q_BHLD, given.k_BGLD, given.v_BGLD))
+    return dq, dk, dv
+
+
+def _by_row(grad_BHLD: Tensor, x_BHLD: Tensor) -> Tensor:
+    """A gradient in the dtype of its tensor, in memory row by row, as projections want it, and shared with no other."""
+    rows_BLHD = grad_BHLD.transpose(1, 2)
+    part = rows_BLHD.untyped_storage().nbytes() > rows_BLHD.numel() * rows_BLHD.element_size()
+    return rows_BLHD.to(x_BHLD.dtype, copy=part, memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def remember(
+    ctx: Any, given: RankTensors, exchange: Exchange, output: tuple[Tensor, Tensor], kept: Sequence[Tensor] = ()
+) -> None:
+    """Save for `gradients` what a forward was given and what it found."""
+    ctx.scale, ctx.exchange = given.scale, exchange  # alive as long as the graph
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the log-sum-exp
+    ctx.save_for_backward(given.q_BHLD, given.k_BGLD, given.v_BGLD, *output, *kept)
+
+
+def gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The backward pass of autograd: for q, k, v, the scale and the exchange."""
+    if grad is None:
+        return (None,) * 5
+    q, k, v, out, lse, *kept = ctx.saved_tensors
+    if type(grad) is Tensor and not torch.compiler.is_compiling():
+        found = RankResults(grad.contiguous(), out, lse, tuple(kept))
+        return *derive(ctx.exchange, RankTensors(q, k, v, ctx.scale), found), None, None
+    backward = torch.ops.hf_longctx.ranks_flash_attn_backward
+    return *backward(grad, q, k, v, out, lse, ctx.scale, ctx.exchange.number), None, None
