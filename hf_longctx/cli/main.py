@@ -22,6 +22,7 @@ from . import hub as cli_hub
 from . import options
 from .ask import ask
 from .calibrate import calibrate
+from .card import card
 from .chat import chat
 from .eval import evaluate
 from .extend import extend
@@ -134,6 +135,7 @@ app.command("methods")(list_methods)
 app.command()(kernels)
 app.command()(extend)
 app.command()(save)
+app.command()(card)
 app.command()(push)
 app.command()(generate)
 app.command()(ask)

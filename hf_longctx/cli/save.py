@@ -18,8 +18,10 @@ Plugin = Annotated[
     bool, typer.Option("--plugin", help="No code in it: only readers who import hf_longctx get the extended model.")
 ]
 BaseModel = Annotated[str | None, typer.Option(help="Hub id of the model that it was made from, for the card.")]
+License = Annotated[str | None, typer.Option(help="The Hub's name of its licence; by default that of the base.")]
 Results = Annotated[
-    list[Path] | None, typer.Option("--results", help="A JSON file of recipes/benchmarks, for the card.")
+    list[Path] | None,
+    typer.Option("--results", help="For the card: a result file of eval or recipes/benchmarks, or a folder of them."),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from .by_id import push_generate, write_generate
 from .by_id_call import generate_with
+from .card import write_card
 from .check import check, repair
 from .draft import save_for_hub
 from .extend import extend
@@ -22,5 +23,6 @@ __all__ = [
     "repair",
     "save",
     "save_for_hub",
+    "write_card",
     "write_generate",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import shim
-from .card import read_result, write_card
+from .card import check_base_model, read_results, write_card
 from .check import keep_settings, notes_of, refuse_edited, refuse_inconsistent
 from .damaged import refuse_damaged
 from .outgoing import files_of
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _NEVER_SENT = {"__pycache__"}  # beside the folders that `files_of` leaves out
 
 
@@ -85,10 +83,9 @@ def _draft(
     link: bool = False,
     overwrite: bool = False,
 ) -> Draft:
-    for result in results:  # before the model is loaded
-        read_result(result)
-    if base_model is not None and not _HUB_ID.fullmatch(base_model):
-        raise ValueError(f"base_model={base_model!r}: expected the Hub id of a model, such as 'owner/model'.")
+    read_results(results)  # before the model is loaded
+    if base_model is not None:
+        check_base_model(base_model)
     named = isinstance(model, (str, os.PathLike))
     source = None
     if not named:
@@ -118,12 +115,18 @@ def _draft(
         shim.finish(folder, dual=not plugin)
         keep_settings(folder)
         refuse_inconsistent(folder)
-        own_card = write_card(folder, repo_id, base_model=base_model, results=results)
+        card = write_card(folder, repo_id, base_model=base_model, results=results, known_as=_names(model))
         refuse_unfit(folder)
-        made.append(Draft(target, tier_of(folder), own_card, tuple(notes_of(folder))))
+        made.append(Draft(target, tier_of(folder), card is not None, tuple(notes_of(folder))))
 
     save_with(write, target, _size(model if source is None else source), overwrite=overwrite)
     return made[0]
+
+
+def _names(model: Any) -> list[str]:
+    """What a model was called before it was drafted, by which results may name it."""
+    name = str(model) if isinstance(model, (str, os.PathLike)) else str(getattr(model, "name_or_path", ""))
+    return [Path(name).name if Path(name).is_dir() else name] if name else []
 
 
 def _hub_id(location: str) -> str | None:

@@ -9,9 +9,9 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from hf_longctx.evaluation.report.rows import conditions, number, reasons, row_lines
+from hf_longctx.evaluation.report.markdown import table
+from hf_longctx.evaluation.report.rows import number
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -36,17 +36,6 @@ def render(text: str, results: Path = ROOT / "recipes/benchmarks/results") -> st
     return _BLOCK.sub(block, text)
 
 
-def table(result: dict[str, Any]) -> str:
-    """A Markdown table, one line per row, other packages' values beside hf_longctx's, and the conditions below it."""
-    head, *rest = row_lines(result)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rest]
-    why = [f"- {reason}" for reason in reasons(result["rows"])]
-    parts = ["\n".join(f"| {' | '.join(_cell(text) for text in line)} |" for line in lines)]
-    parts += ["\n".join(why)] if why else []
-    parts.append(f"{conditions(result)} `{result['command']}`")
-    return "\n" + "\n\n".join(parts) + "\n\n"
-
-
 def misses(results: Path = ROOT / "recipes/benchmarks/results") -> Iterator[str]:
     """One line for every row that misses its bar."""
     for path in sorted(results.glob("*.json")):
@@ -54,7 +43,3 @@ def misses(results: Path = ROOT / "recipes/benchmarks/results") -> Iterator[str]
             if row.get("bar") and not row.get("holds"):
                 why = row.get("why") or "no reason given"
                 yield f"{path.stem}: {row['what']}: {number(row['value'], row['unit'])}, bar {row['bar']} ({why})"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

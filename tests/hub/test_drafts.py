@@ -129,11 +129,12 @@ def test_a_card_of_ours_is_written_again_and_one_that_was_edited_stays(dual: Pat
 def test_results_become_a_table_and_must_say_where_they_come_from(stock: Path, tmp_path: Path) -> None:
     row = {"what": "passkeys found at 32k", "value": 0.123456, "unit": "of 1"}
     whole = {"command": "python -m x", "commit": "abc", "hardware": "CPU", "date": "2026-01-01", "rows": [row]}
+    whole |= {"model": "stock", "versions": {}}
     (tmp_path / "good.json").write_text(json.dumps(whole))
     (tmp_path / "bad.json").write_text(json.dumps({**whole, "commit": ""}))
     folder = save_for_hub(stock, tmp_path / "out", results=[tmp_path / "good.json"]).folder
     text = (folder / "README.md").read_text()
-    assert "| passkeys found at 32k | 0.1235 of 1 |" in text
+    assert "| passkeys found at 32k | 0.12346 of 1 |" in text
     assert "commit abc" in text
     for name, words in (("bad.json", "does not say its commit"), ("none.json", "no such file")):
         with pytest.raises(ValueError, match=words):

@@ -33,13 +33,13 @@ FLOORS = [
     "sharing",
     "generation",
     "streaming",
+    "evaluation",
     "hub",
     "models",
     "hooks",
     "planning",
     "training",
     "clip",
-    "evaluation",
     "cli",
 ]
 

@@ -85,11 +85,11 @@ def _read(path: Path, name: str) -> ResultFile | LeftOut:
         return LeftOut(name, "is empty" if not text.strip() else f"is no whole JSON ({error})")
     if not isinstance(data, dict) or "rows" not in data:
         return LeftOut(name, 'is no result file (it has no "rows")', damaged=False)
-    wrong = _wrong(data)
+    wrong = what_is_wrong(data)
     return LeftOut(name, wrong) if wrong else ResultFile(name, data)
 
 
-def _wrong(data: Mapping[str, Any]) -> str | None:
+def what_is_wrong(data: Mapping[str, Any]) -> str | None:
     """What a result file lacks, or None."""
     for key in _TEXTS:
         if not isinstance(data.get(key), str):

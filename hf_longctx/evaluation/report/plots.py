@@ -161,10 +161,15 @@ def save(figure: Any, path: str | Path, *, dpi: int = 160, metadata: Mapping[str
 
     `metadata` is kept in the file, under names that its format knows (of a PNG: any).
     """
-    buffer = io.BytesIO()
     kind = Path(path).suffix.lstrip(".") or "png"
+    write_whole(path, image(figure, kind, dpi=dpi, metadata=metadata))
+
+
+def image(figure: Any, kind: str = "png", *, dpi: int = 160, metadata: Mapping[str, str] | None = None) -> bytes:
+    """What a file of the figure holds, in a format that matplotlib knows."""
+    buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=dpi, facecolor="white", metadata=dict(metadata or {}))
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def tokens(n: int) -> str:

@@ -52,8 +52,16 @@ def number(value: Any, unit: str = "") -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    digits = f"{value:,}" if isinstance(value, int) else f"{value:,.5g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    short = rounded(value)
+    digits = f"{short:,}" if isinstance(short, int) else f"{short:,.5g}"
     return f"{digits} {unit}".strip()
+
+
+def rounded(value: float) -> float:
+    """The number that `number` shows: of five digits, and whole from 10,000; an int is an int."""
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.5g}") if abs(value) < 1e4 else int(f"{value:.0f}")
 
 
 def _bar(row: Mapping[str, Any]) -> str:

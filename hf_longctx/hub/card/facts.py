@@ -1,0 +1,105 @@
+"""What a card's metadata says of a model's origin: given, kept from the card before, or taken from its base's card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..tiers import read_json
+from .licenses import LICENSES, check_license
+
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
+_KEPT = ("license", "license_name", "license_link", "language")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model's origin.
+
+    Args:
+        base_model: The Hub id of the model that it was made from.
+        license: An identifier of the Hub; `license_name` and `license_link` go with "other".
+        language: Codes of ISO 639, "code" or "multilingual".
+    """
+
+    base_model: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: tuple[str, ...] = ()
+
+
+def check_base_model(name: str) -> None:
+    """ValueError for what cannot be the Hub id of a model."""
+    if not _HUB_ID.fullmatch(name):
+        raise ValueError(f"base_model={name!r}: expected the Hub id of a model, such as 'owner/model'.")
+
+
+def facts_of(
+    folder: Path, card: str | None, base_model: str | None, license: str | None, language: Sequence[str]
+) -> Facts:
+    """The facts about a saved model.
+
+    Args:
+        folder: Of the model.
+        card: The text of the card that it has, whose metadata count where nothing is given.
+        base_model: As in `Facts`; of an adapter, by default, what its config names.
+        license: As in `Facts`; by default that of the base, where its card can be had.
+        language: As in `Facts`; by default those of the base.
+
+    Raises:
+        ValueError: A value is none of the Hub's.
+    """
+    if base_model is not None:
+        check_base_model(base_model)
+    if license is not None:
+        check_license(license)
+    for code in language:
+        if not _LANGUAGE.fullmatch(code):
+            raise ValueError(f"language={code!r}: expected a code of ISO 639, such as 'en', 'code' or 'multilingual'.")
+    before = _metadata(card or "")
+    base = base_model or before.get("base_model") or _base_of_adapter(folder)
+    base = base if isinstance(base, str) and _HUB_ID.fullmatch(base) else None
+    known = {key: before[key] for key in _KEPT if before.get(key)}
+    if base is not None and not (license or known.get("license")):
+        known = {**_of_base(base), **known}
+    told: Any = list(language) or known.get("language") or ()
+    inherited = known.get("license")
+    named = {} if license else {key: known[key] for key in ("license_name", "license_link") if key in known}
+    return Facts(
+        base,
+        license or (inherited if inherited in LICENSES else None),
+        language=(told,) if isinstance(told, str) else tuple(map(str, told)),
+        **named,
+    )
+
+
+def _of_base(base: str) -> dict[str, Any]:
+    """What the card of the base says, on the Hub or in its cache; nothing where it cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = hf_hub_download(base, "README.md")
+        found = _metadata(Path(path).read_text(encoding="utf-8", errors="replace"))
+    except Exception:  # no such model, no network, no right to read it: the card then says nothing of it
+        return {}
+    return {key: found[key] for key in _KEPT if found.get(key)}
+
+
+def _metadata(card: str) -> dict[str, Any]:
+    """The metadata of a card; none where there are none that can be read."""
+    from huggingface_hub import ModelCard
+
+    try:
+        return dict(ModelCard(card, ignore_metadata_errors=True).data.to_dict())
+    except Exception:  # yaml's own errors as well
+        return {}
+
+
+def _base_of_adapter(folder: Path) -> str | None:
+    base = (read_json(folder, "adapter_config.json") or {}).get("base_model_name_or_path")
+    return base if isinstance(base, str) and not Path(base).exists() else None

@@ -1,0 +1,105 @@
+"""Writes a card into the folder of a saved model, with the results that it shows and their pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...storage.files import write_whole
+from .evidence import read_results
+from .facts import Facts, facts_of
+from .fits import refuse_other_model, refuse_other_settings
+from .measured import FOLDER
+from .own import is_ours_or_blank, marked
+from .page import page
+from .pictures import pictures_of
+
+_LINKED = re.compile(rf"\]\({FOLDER}/([\w-]+\.(?:json|png))\)")  # what a card of ours took along
+
+
+@dataclass(frozen=True)
+class Written:
+    """A card that was written.
+
+    Args:
+        card: Its path.
+        facts: What its metadata say of the model's origin.
+        files: The results and pictures that it shows, by their paths in the folder.
+    """
+
+    card: Path
+    facts: Facts
+    files: tuple[str, ...]
+
+
+def write_card(
+    folder: str | Path,
+    repo_id: str | None = None,
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+    language: Sequence[str] = (),
+    results: Iterable[str | Path] = (),
+    known_as: Sequence[str] = (),
+    about: str = "",
+    limits: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Written | None:
+    """Write README.md into a saved model's folder, unless it has one that somebody wrote or edited.
+
+    What is not given is kept from the card that it has. Results are copied into the folder `measured`, beside their
+    pictures, and are published with the model.
+
+    Args:
+        folder: What `save_pretrained` wrote, a model or an adapter.
+        repo_id: The Hub id that the card's commands name; the folder's name without one.
+        base_model: The Hub id of the model that it was made from.
+        license: An identifier of the Hub; by default that of the base, where its card can be had.
+        language: Codes of the languages; by default those of the base.
+        results: Result files, or folders of them (see `evaluation.results`), in place of those that it has.
+        known_as: Further names by which results may name the model.
+        about: Paragraphs about the model, in Markdown.
+        limits: Limits beyond those of its methods.
+        overwrite: Also in the place of a card that somebody wrote.
+
+    Returns:
+        What was written; None where a card of somebody's own stays.
+
+    Raises:
+        ValueError: A licence, language or base that the Hub does not know; a result that is not of this model and its
+            settings, holds NaN, or does not say with which command, commit and hardware it was made, and when.
+        OSError: The folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    path = folder / "README.md"
+    old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    if old is not None and not overwrite and not is_ours_or_blank(old):
+        return None
+    name = repo_id or folder.resolve().name
+    facts = facts_of(folder, old, base_model, license, language)
+    kept = _LINKED.findall(old or "")
+    given = read_results(results)
+    for one in given:
+        refuse_other_model(one, facts.base_model, [name, folder.resolve().name, *known_as])
+    found = given or read_results(there for file in kept if (there := folder / FOLDER / file).suffix == ".json")
+    for one in found:
+        refuse_other_settings(one, folder)
+    pictures = {one.name: pictures_of(one) for one in found}
+    text = page(folder, name, facts, found, pictures, about=about, limits=limits)
+    files = {f"{one.name}.json": one.text.encode() for one in found}
+    files |= {picture.name: picture.png for many in pictures.values() for picture in many}
+    _put(folder / FOLDER, files, kept)
+    write_whole(path, marked(text).encode())
+    return Written(path, facts, tuple(f"{FOLDER}/{file}" for file in files))
+
+
+def _put(folder: Path, files: dict[str, bytes], before: Sequence[str]) -> None:
+    """The files of the new card, and none that only the old one showed."""
+    for name, data in files.items():
+        write_whole(folder / name, data)
+    for name in set(before) - files.keys():
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
