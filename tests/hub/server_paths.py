@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+from tests.hub import validate_yaml
 from tests.hub.server_repos import DATE, Commit, Conflict, Missing, Repository
 
 NAME = r"([^/]+/[^/]+)"
@@ -105,7 +106,7 @@ class Paths:
         model = f"/api/models/{NAME}"
         return [
             ("/api/whoami-v2", self.whoami),
-            ("/api/validate-yaml", lambda request: Reply(200, {"errors": [], "warnings": []})),
+            ("/api/validate-yaml", self.validate_yaml),
             ("/api/repos/create", self.create),
             ("/api/repos/delete", self.delete),
             (model, self.info),
@@ -137,6 +138,10 @@ class Paths:
         user = self.user(request, needed=True)
         token = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
         return Reply(200, {"type": "user", "name": user, "fullname": user, "orgs": [], "auth": token})
+
+    def validate_yaml(self, request: Request) -> Reply:
+        wrong = validate_yaml.errors(request.json["content"])
+        return Reply(400 if wrong else 200, {"errors": [{"message": text} for text in wrong], "warnings": []})
 
     def create(self, request: Request) -> Reply:
         user, asked = self.user(request, needed=True), request.json

@@ -92,6 +92,8 @@ def _of_base(base: str) -> dict[str, Any]:
 
 def _metadata(card: str) -> dict[str, Any]:
     """The metadata of a card; none where there are none that can be read."""
+    if not card.startswith("---"):
+        return {}
     from huggingface_hub import ModelCard
 
     try:

@@ -24,6 +24,6 @@ def check_license(name: str) -> None:
     if name not in LICENSES:
         raise ValueError(
             f"license={name!r}: the Hub has no such licence. {did_you_mean(name.replace(' ', '-'), LICENSES)}Expected "
-            f"an identifier of https://huggingface.co/docs/hub/repositories-licenses, such as 'apache-2.0'; for a licence "
-            f"that is not in that list give 'other', and put its text into the folder as LICENSE."
+            f"an identifier of https://huggingface.co/docs/hub/repositories-licenses, such as 'apache-2.0'; for a "
+            f"licence that is not in that list give 'other', and put its text into the folder as LICENSE."
         )

@@ -95,11 +95,10 @@ def _setting(entry: Any) -> list[str]:
 
 
 def _limits(names: Sequence[str], more: Sequence[str]) -> list[str]:
-    parts = []
+    parts = ["\n".join(f"- {one}" for one in more)] if more else []
     for name in names:
         title, text = limits_of(name)
-        parts += [f"### {title}", text]
-    parts += ["\n".join(f"- {one}" for one in more)] if more else []
+        parts += [f"Of {title}, from its page in hf_longctx:", text]
     return ["## Limits", *parts] if parts else []
 
 
