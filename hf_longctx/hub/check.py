@@ -182,7 +182,7 @@ def notes_of(folder: Path) -> Iterator[str]:
     """What readers of a saved model should know, although nothing is wrong with it."""
     card = folder / "README.md"
     if not card.is_file():
-        yield "no README.md: a reader is not told that hf_longctx is needed. `hf-longctx push` writes one."
+        yield "no README.md: a reader is not told that hf_longctx is needed. `hf-longctx card` writes one."
     elif entry_of(folder) is not None and "hf_longctx" not in card.read_text(encoding="utf-8", errors="replace"):
         yield "README.md does not mention hf_longctx: a reader is not told what gives the extended model."
     elif not card.read_text(encoding="utf-8", errors="replace").startswith("---"):
