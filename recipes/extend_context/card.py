@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
-from .compare import rows
+from hf_longctx.evaluation.results import result_file, write_results
+from hf_longctx.evaluation.rows import row
+from hf_longctx.hub import write_card
+
+from . import compare
+
+COMMAND = "python -m recipes.extend_context.train"
+THIS = "this model"
 
 
 def comparisons(report: dict[str, Any]) -> dict[str, Any]:
@@ -15,9 +23,9 @@ def comparisons(report: dict[str, Any]) -> dict[str, Any]:
         return {}
     trained = max(int(n) for one in stock.values() for n in one["nll"])
     near = {name: {**one, "nll": {str(trained): one["nll"][str(trained)]}} for name, one in ours.items()}
-    found = rows(ours, stock, "stock")
+    found = compare.rows(ours, stock, "stock")
     longest = max(int(n) for one in ours.values() for n in one["nll"])
-    return found | (rows(ours, near, "itself") if longest > trained else {})
+    return found | (compare.rows(ours, near, "itself") if longest > trained else {})
 
 
 def expected(report: dict[str, Any]) -> dict[str, Any]:
@@ -35,61 +43,81 @@ def expected(report: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def card(report: dict[str, Any]) -> str:
-    """Markdown with the measured numbers."""
-    config, after = report["config"], report["after"]
+def write(report: dict[str, Any], out: Path) -> None:
+    """The card of `out/model`, from result files that are written into `out/results`."""
+    config, name = report["config"], f"{report['base']}-{report['config']['length']}"
+    files = []
+    for what, more in result_rows(report).items():
+        settings = {"task": what, "positions": config["positions"], "targets": config["evaluation"]["targets"]}
+        data = result_file(more.pop("rows"), model=name, command=COMMAND, settings=settings, **more)
+        files.append(out / f"results/{what}.json")
+        write_results(files[-1], data)
+    base = config["model"] if "/" in config["model"] and not Path(config["model"]).exists() else None
+    limits = ["Only what the tables show was measured: fluency and single facts, not reasoning over long texts."]
+    write_card(out / "model", name, base_model=base, results=files, about=about(report), limits=limits)
+
+
+def about(report: dict[str, Any]) -> str:
+    """How the model was trained, and what the tables hold."""
+    config, missing = report["config"], report["after"]["not measured"]
     held = ", ".join(name for name, one in report["documents"].items() if one["held back"])
     lines = [
-        "---",
-        f"base_model: {report['base']}",
-        "library_name: transformers",
-        "tags: [long-context]",
-        "---",
-        f"# {report['base']}, extended to {config['length']:,} tokens",
-        "",
-        f"Trained by `recipes/extend_context` of hf_longctx {report['versions']['hf_longctx']}, {report['hardware']}:",
-        f"{report['tokens']:,} tokens in {report['steps']} steps and {report['seconds']:.0f} seconds; positions: "
-        f"{config['positions']}. Plain transformers loads it.",
-        "",
-        f"Perplexity of the same last {config['evaluation']['targets']:,} tokens of windows of documents that were "
-        f"held back ({held}), repeated paragraphs dropped. Ratios, each with a 95 % interval by paired bootstrap:",
-        "",
-        "| context of this model, and what it is compared with | ratio | 95 % | each document |",
-        "|---|--:|---|---|",
+        f"{report['base']}, extended to {config['length']:,} tokens by `recipes/extend_context` of hf_longctx "
+        f"{report['versions']['hf_longctx']} on {report['hardware']}: {report['tokens']:,} tokens in {report['steps']} "
+        f"steps and {report['seconds']:.0f} seconds; positions: {config['positions']}.",
+        f"Perplexity is of the same last {config['evaluation']['targets']:,} tokens of windows of documents that were "
+        f"held back ({held}), repeated paragraphs dropped. Ratios have a 95 % interval by paired bootstrap.",
+        *([f"Not measured, for lack of time: {', '.join(missing)}."] if missing else []),
     ]
+    return "\n\n".join(lines)
+
+
+def result_rows(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows and heading of each result file by its name, none without rows."""
+    found = {
+        "ratios": {"heading": "ratio", "rows": ratios(report)},
+        "retrieval": {"heading": "all", "rows": retrieval(report)},
+        "perplexity": {"heading": THIS, "rows": documents(report)},
+    }
+    return {name: one for name, one in found.items() if one["rows"]}
+
+
+def ratios(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Perplexities over others', with each document's beside; the loss on the stock model's answers against its own."""
+    rows = []
     for name, one in report["ratios"].items():
-        each = ", ".join(f"{document} {value:.3f}" for document, value in one["documents"].items())
-        lines.append(f"| {name} | {one['mean']:.4f} | {one['low']:.4f} to {one['high']:.4f} | {each} |")
-    lines += ["", "| found at each depth, first to last | tokens | all | depths |", "|---|--:|--:|---|"]
-    for what in ("passkey", "needle"):
-        for length, cells in sorted(after.get(what, {}).items(), key=lambda item: int(item[0])):
-            total, each = len(cells) * config["evaluation"]["trials"], " ".join(map(str, cells.values()))
-            lines.append(f"| {what} | {length} | {sum(cells.values())} of {total} | {each} |")
+        beside = {"95 %, low": one["low"], "95 %, high": one["high"], **one["documents"]}
+        rows.append(row(f"perplexity, {name}", one["mean"], "", beside=beside))
     told = "loss on stock's answers"
-    if told in after and told in report["before"]:
-        change = after[told] - report["before"][told]
-        lines += ["", f"Loss on the stock model's own answers to chat prompts: {change:+.3f} nats against stock."]
-    lines += [
-        "",
-        "Perplexity of each document:",
-        "",
-        "| document | context | stock | this model |",
-        "|---|--:|--:|--:|",
-    ]
-    for name, one in after["curves"].items():
+    if told in report["after"] and told in report["before"]:
+        change = report["after"][told] - report["before"][told]
+        rows.append(row("loss on the stock model's own answers to chat prompts", change, "nats against stock"))
+    return rows
+
+
+def retrieval(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Facts found, by length, and at each depth from first to last."""
+    rows = []
+    for what in ("passkey", "needle"):
+        for length, cells in sorted(report["after"].get(what, {}).items(), key=lambda item: int(item[0])):
+            right, total = sum(cells.values()), len(cells) * report["config"]["evaluation"]["trials"]
+            beside = {"tokens": length, "found": f"{right} of {total}", "by depth": " ".join(map(str, cells.values()))}
+            detail = {"task": what, "length": int(length), "trials": total, "correct": right, "method": THIS}
+            rows.append(row(what, 100 * right / total, "%", beside=beside, detail=detail))
+    return rows
+
+
+def documents(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Perplexity of each document after each context, beside the stock model's."""
+    rows = []
+    for name, one in report["after"]["curves"].items():
         stock = report["before"]["curves"].get(name, {}).get("nll", {})
         for length, values in one["nll"].items():
-            before = f"{perplexity(stock[length]):.2f}" if length in stock else "-"
-            lines.append(f"| {name} | {length} | {before} | {perplexity(values):.2f} |")
-    if after["not measured"]:
-        lines += ["", f"Not measured, for lack of time: {', '.join(after['not measured'])}."]
-    lines += [
-        "",
-        "## Limits",
-        "",
-        "Only what the tables show was measured: fluency and single facts, not reasoning over long texts.",
-    ]
-    return "\n".join(lines) + "\n"
+            before = perplexity(stock[length]) if length in stock else None
+            detail = {"task": f"perplexity of {name}", "length": int(length), "method": THIS}
+            what = f"{name}, {int(length):,} tokens"
+            rows.append(row(what, perplexity(values), "perplexity", beside={"stock": before}, detail=detail))
+    return rows
 
 
 def perplexity(nll: list[float]) -> float:

@@ -20,10 +20,9 @@ from transformers.utils import logging as transformers_logging
 
 from hf_longctx.evaluation.results import environment, write_results
 from hf_longctx.hub import load
-from hf_longctx.storage.files import write_whole
 from hf_longctx.training.checkpoints import last_whole
 from hf_longctx.training.memory import TrainingMemory
-from recipes.extend_context.card import card, comparisons, expected
+from recipes.extend_context import card
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.measure import Measured, own_answers
 from recipes.extend_context.model import load_extended, save_native, with_adapters
@@ -59,11 +58,11 @@ def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = 
     measured = Measured(after, tokenizer, corpus.held, config["evaluation"], until)
     report["after"] = measured.all(answers, after.config.max_position_embeddings)
     report["scaled"] = scaled(config, corpus, out, until)
-    report["ratios"] = comparisons(report)
+    report["ratios"] = card.comparisons(report)
     report |= environment()
     write_results(out / "report.json", report)
-    write_results(out / "expected.json", expected(report))
-    write_whole(out / "model/README.md", card(report).encode())
+    write_results(out / "expected.json", card.expected(report))
+    card.write(report, out)
     return report
 
 

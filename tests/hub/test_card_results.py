@@ -133,10 +133,13 @@ def test_push_takes_results_along_and_new_ones_take_their_place(
     dual: Path, measured: dict[str, Any], tmp_path: Path
 ) -> None:
     first = written(tmp_path, measured, "first.json")
-    write_card(dual, base_model="owner/base", license="mit", results=[first])
+    told: dict[str, Any] = {"about": "It was **trained**.\n\nTwice.", "limits": ["It is tiny.", "And random."]}
+    write_card(dual, base_model="owner/base", license="mit", results=[first], **told)
     with drafted(dual, "you/renamed") as draft:
         card = (draft.folder / "README.md").read_text()
         assert draft.own_card
+        assert "\nIt was **trained**.\n\nTwice.\n" in card
+        assert "## Limits\n\n<!-- limits -->\n- It is tiny.\n- And random.\n<!-- /limits -->\n\nOf LM-Infinite" in card
         assert (draft.folder / "measured/first.json").read_bytes() == first.read_bytes()
         assert 'from_pretrained("you/renamed", trust_remote_code=True)' in card
         assert "https://huggingface.co/you/renamed/blob/main/measured/first.json" in card

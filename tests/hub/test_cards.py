@@ -165,7 +165,7 @@ def test_licence_and_languages_are_those_of_the_base_where_its_card_can_be_had(
 ) -> None:
     theirs = tmp_path / "README.md"
     theirs.write_text("---\nlicense: llama3.2\nlanguage: [en, de]\ntags: [x]\n---\n# Base\n")
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(theirs))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: str(theirs))
     found = write_card(stock, base_model="owner/base")
     assert found is not None
     assert (found.facts.license, found.facts.language) == ("llama3.2", ("en", "de"))

@@ -13,6 +13,7 @@ from .licenses import LICENSES, check_license
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
+_SECONDS = 5.0  # to wait for the Hub
 _KEPT = ("license", "license_name", "license_link", "language")
 
 
@@ -79,14 +80,18 @@ def facts_of(
 
 
 def _of_base(base: str) -> dict[str, Any]:
-    """What the card of the base says, on the Hub or in its cache; nothing where it cannot be had."""
-    from huggingface_hub import hf_hub_download
+    """What the card of the base says, in the cache or on the Hub; nothing where it cannot be had."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
 
-    try:
-        path = hf_hub_download(base, "README.md")
-        found = _metadata(Path(path).read_text(encoding="utf-8", errors="replace"))
-    except Exception:  # no such model, no network, no right to read it: the card then says nothing of it
-        return {}
+    cached = try_to_load_from_cache(base, "README.md")
+    if isinstance(cached, str):
+        found = _metadata(Path(cached).read_text(encoding="utf-8", errors="replace"))
+    else:
+        try:
+            data = HfApi().model_info(base, timeout=_SECONDS).card_data
+        except Exception:  # no such model, no network, no right to read it: the card then says nothing of it
+            return {}
+        found = data.to_dict() if data is not None else {}
     return {key: found[key] for key in _KEPT if found.get(key)}
 
 

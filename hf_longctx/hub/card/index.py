@@ -32,7 +32,11 @@ def eval_results(found: Sequence[Evidence], task: str, folder: str | None) -> li
     for one in found:
         seen: Counter[str] = Counter()
         for row, value in one.values():
-            what, unit = " ".join(row["what"].split()), str(row.get("unit") or "value")
+            unit, length = str(row.get("unit") or "value"), (row.get("detail") or {}).get("length")
+            what = " ".join(row["what"].split())
+            what += (
+                f", {length:,} tokens" if isinstance(length, int) and str(length) not in what.replace(",", "") else ""
+            )
             seen[what] += 1
             config = what if seen[what] == 1 else f"{what} ({seen[what]})"
             results.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .measured import FOLDER, measured
 from .metadata import header, is_adapter, pipeline_tag
 from .pictures import Picture
 
+_TOLD = re.compile(r"<!-- (about|limits) -->\n(.*?)\n<!-- /\1 -->", re.DOTALL)
+
 
 def page(
     folder: Path,
@@ -27,7 +30,7 @@ def page(
     pictures: Mapping[str, Sequence[Picture]] | None = None,
     *,
     about: str = "",
-    limits: Sequence[str] = (),
+    limits: str = "",
 ) -> str:
     """The card.
 
@@ -37,8 +40,8 @@ def page(
         facts: Where the model comes from.
         found: The results.
         pictures: Of the results, by their names.
-        about: Paragraphs after the first one, in Markdown.
-        limits: Further limits, each a sentence or two.
+        about: Paragraphs after the first one, in Markdown; `told_in` finds them again.
+        limits: A list of limits beyond those of its methods; it is found again as well.
     """
     entry, tier, procedures = entry_of(folder), tier_of(folder), procedures_of(folder)
     carried = carried_by(folder)
@@ -54,7 +57,7 @@ def page(
         f"# {title}",
         _about(entry, base) if entry or not procedures else "",
         _procedures(procedures),
-        about.strip(),
+        _told("about", about),
         "## Loading",
         _table(("how it is loaded", "what it is"), tier.loads) if entry is not None else "",
         *loading(repo_id, tokenizer, tier, tag, procedures),
@@ -94,8 +97,17 @@ def _setting(entry: Any) -> list[str]:
     return ["The entry in its config:", f'```json\n"hf_longctx": {json.dumps(entry, indent=2)}\n```']
 
 
-def _limits(names: Sequence[str], more: Sequence[str]) -> list[str]:
-    parts = ["\n".join(f"- {one}" for one in more)] if more else []
+def told_in(card: str) -> dict[str, str]:
+    """The `about` and `limits` that a card was written with."""
+    return dict(_TOLD.findall(card))
+
+
+def _told(name: str, text: str) -> str:
+    return f"<!-- {name} -->\n{text}\n<!-- /{name} -->" if text else ""
+
+
+def _limits(names: Sequence[str], more: str) -> list[str]:
+    parts = [_told("limits", more)] if more else []
     for name in names:
         title, text = limits_of(name)
         parts += [f"Of {title}, from its page in hf_longctx:", text]

@@ -13,7 +13,7 @@ from .facts import Facts, facts_of
 from .fits import refuse_other_model, refuse_other_settings
 from .measured import FOLDER
 from .own import is_ours_or_blank, marked
-from .page import page
+from .page import page, told_in
 from .pictures import pictures_of
 
 _LINKED = re.compile(rf"\]\({FOLDER}/([\w-]+\.(?:json|png))\)")  # what a card of ours took along
@@ -49,8 +49,8 @@ def write_card(
 ) -> Written | None:
     """Write README.md into a saved model's folder, unless it has one that somebody wrote or edited.
 
-    What is not given is kept from the card that it has. Results are copied into the folder `measured`, beside their
-    pictures, and are published with the model.
+    What is not given is kept from the card that it has, `about` and `limits` included. Results are copied into the
+    folder `measured`, beside their pictures, and are published with the model.
 
     Args:
         folder: What `save_pretrained` wrote, a model or an adapter.
@@ -87,7 +87,10 @@ def write_card(
     for one in found:
         refuse_other_settings(one, folder)
     pictures = {one.name: pictures_of(one) for one in found}
-    text = page(folder, name, facts, found, pictures, about=about, limits=limits)
+    told = told_in(old or "")
+    told |= {"about": about.strip()} if about.strip() else {}
+    told |= {"limits": "\n".join(f"- {one}" for one in limits)} if limits else {}
+    text = page(folder, name, facts, found, pictures, **told)
     files = {f"{one.name}.json": one.text.encode() for one in found}
     files |= {picture.name: picture.png for many in pictures.values() for picture in many}
     _put(folder / FOLDER, files, kept)
