@@ -116,6 +116,11 @@ def _draft(
         keep_settings(folder)
         refuse_inconsistent(folder)
         card = write_card(folder, repo_id, base_model=base_model, results=results, known_as=_names(model))
+        if card is None and results:
+            raise ValueError(
+                "README.md was written or edited by somebody, so it stays and would not show the results. Replace it "
+                "with `hf-longctx card DIR --force --results FILE`, or leave the results out."
+            )
         refuse_unfit(folder)
         made.append(Draft(target, tier_of(folder), card is not None, tuple(notes_of(folder))))
 

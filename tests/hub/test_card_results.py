@@ -149,6 +149,21 @@ def test_push_takes_results_along_and_new_ones_take_their_place(
     (dual / "measured/mine.txt").write_text("mine")
     assert not [path.name for path in (dual / "measured").iterdir() if path.name.startswith("first")]
     assert "### second" in (dual / "README.md").read_text()
+    (dual / "README.md").write_text("# Mine\n")
+    with pytest.raises(ValueError, match="hf-longctx card DIR --force"):
+        save_for_hub(dual, tmp_path / "other", results=[first])
+    assert not (tmp_path / "other").exists()
+
+
+def test_places_of_a_computer_are_told(
+    dual: Path, measured: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_card(dual, base_model="owner/base", results=[written(tmp_path, measured)])
+    assert not caplog.records
+    named = change(measured, command="eval m --text /home/me/diary.txt --out run https://x.org/home/a")
+    write_card(dual, base_model="owner/base", results=[written(tmp_path, named)])
+    (record,) = caplog.records
+    assert record.getMessage().endswith("which is published with it: /home/me/diary.txt")
 
 
 def change(data: dict[str, Any], **fields: Any) -> dict[str, Any]:

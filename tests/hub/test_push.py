@@ -191,6 +191,36 @@ def test_a_name_alone_is_the_user_s_in_the_card_too(hub: Hub, terminal: Terminal
     assert b'from_pretrained("tester/alone", trust' in files(hub, "tester/alone")["README.md"]
 
 
+def test_a_card_with_results_is_accepted_and_its_files_go_along(
+    hub: Hub, terminal: Terminal, models: Path, tmp_path: Path
+) -> None:
+    row = {
+        "what": "passkeys, 4k",
+        "value": 0.9949999999,
+        "unit": "",
+        "beside": {"stock": 0.1},
+        "detail": {"length": 4096},
+    }
+    made = {"command": "x", "commit": "abc", "hardware": "CPU", "date": "2026-01-01", "model": "base", "versions": {}}
+    (tmp_path / "keys.json").write_text(json.dumps({**made, "rows": [row, {**row, "what": "needles, 4k"}]}))
+    options = ("--results", tmp_path / "keys.json", "--base-model", "owner/base")
+    terminal.run("push", models / "dual", "tester/measured", *options)
+    there = files(hub, "tester/measured")
+    assert there["measured/keys.json"] == (tmp_path / "keys.json").read_bytes()
+    for told in (
+        "value: 0.995",
+        "url: https://huggingface.co/tester/measured/blob/main/measured/keys.json",
+        "| needles, 4k | 0.995 | 0.1 |",
+        "base_model: owner/base",
+    ):
+        assert told.encode() in there["README.md"], told
+    copy = tmp_path / "copy"
+    terminal.run("save", models / "dual", "--out", copy, *options)
+    assert "the Hub has no such licence" in terminal.refused("card", copy, "--license", "no such")
+    (copy / "README.md").write_text("---\nlicense: no such\n---\n# Mine\n")
+    assert '"license" must be one of' in terminal.run("push", copy, "tester/refused", code=2)
+
+
 def test_what_was_done_is_told(hub: Hub, terminal: Terminal, models: Path) -> None:
     told = terminal.run("push", models / "stock", "tester/told", "--method", "lm_infinite")
     for step in ("loading ", "saving ", "sending ", "as one commit"):

@@ -65,7 +65,7 @@ def read_results(paths: Iterable[str | Path]) -> list[Evidence]:
     for path in map(Path, paths):
         for file in _files(path):
             stem = file.parent.resolve().name if file.stem == "results" else file.stem
-            name = _free(re.sub(r"[^\w-]+", "-", stem).strip("-") or "results", [one.name for one in found])
+            name = free_name(re.sub(r"[^\w-]+", "-", stem).strip("-") or "results", [one.name for one in found])
             text = _text(file)
             found.append(Evidence(name, _checked(str(file), text), text, str(file)))
     return found
@@ -126,7 +126,8 @@ def _not_finite(value: Any, place: str = "") -> Iterator[str]:
             yield from _not_finite(item, f"{place}[{number}]")
 
 
-def _free(name: str, taken: Sequence[str]) -> str:
+def free_name(name: str, taken: Sequence[str]) -> str:
+    """The name, with a number behind it where it is taken."""
     number = 2
     free = name
     while free in taken:

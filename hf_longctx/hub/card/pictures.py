@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from .evidence import Evidence
+from .evidence import Evidence, free_name
 
 logger = logging.getLogger(__name__)
 _FEW = 2  # charts of one task: its curve and its grid; of many tasks their mean is drawn
@@ -35,5 +35,8 @@ def pictures_of(found: Evidence) -> list[Picture]:
     except ImportError as error:
         logger.warning("The card has no pictures of %s. %s", found.source, error)
         return []
-    names = [f"{found.name}-{chart.name.partition('-')[2]}.png" for chart in shown]
-    return [Picture(n, chart.title, plots.image(chart.draw())) for n, chart in zip(names, shown, strict=True)]
+    names: list[str] = []
+    for chart in shown:
+        names.append(free_name(f"{found.name}-{chart.name.partition('-')[2]}", names))
+    drawn = [plots.image(chart.draw()) for chart in shown]
+    return [Picture(f"{n}.png", chart.title, png) for n, chart, png in zip(names, shown, drawn, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from .own import is_ours_or_blank, marked
 from .page import page, told_in
 from .pictures import pictures_of
 
+logger = logging.getLogger(__name__)
+
+_OF_A_COMPUTER = re.compile(r"(?<![\w:/])((?:/home|/root|/tmp|/Users|[A-Z]:\\\\Users)[/\\][^\s\"',]*)")
 _LINKED = re.compile(rf"\]\({FOLDER}/([\w-]+\.(?:json|png))\)")  # what a card of ours took along
 
 
@@ -86,6 +90,8 @@ def write_card(
     found = given or read_results(there for file in kept if (there := folder / FOLDER / file).suffix == ".json")
     for one in found:
         refuse_other_settings(one, folder)
+        if place := _OF_A_COMPUTER.search(one.text):
+            logger.warning("%s names a place of this computer, which is published with it: %s", one.source, place[1])
     pictures = {one.name: pictures_of(one) for one in found}
     told = told_in(old or "")
     told |= {"about": about.strip()} if about.strip() else {}
