@@ -25,6 +25,7 @@ from hf_longctx.clip.evaluation import evaluate_pairs, evaluate_retrieval, evalu
 from hf_longctx.clip.finetune import check_fresh
 from hf_longctx.clip.stretch import MARK, text_length
 from hf_longctx.evaluation.results import write_results
+from recipes.long_clip import card
 
 
 def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
         save_clip(model, config["model"], out / "model", overwrite=True)
         report["after"] = measured(False)
         write_results(out / "report.json", report)
+        card.write(report, config, text_length(model), out)
     return report
 
 

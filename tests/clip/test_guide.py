@@ -14,9 +14,10 @@ from transformers import CLIPModel
 
 from hf_longctx.clip import stretch_checkpoint
 from hf_longctx.clip.embed import image_embeddings, text_embeddings
-from recipes.long_clip import miniature, smoke, train
+from recipes.long_clip import card, miniature, smoke, train
 from recipes.long_clip.figures import main as draw
 from tests.clip.two import parts
+from tests.hub import validate_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +72,27 @@ def test_lines_of_the_card(pasted: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     exec(code.replace("batch=256", "batch=34"), {})
     assert pushed == ["you/clip-long"]
     assert CLIPModel.from_pretrained(pasted / "clip-long").config.text_config.max_position_embeddings == 248
+
+
+def test_the_recipe_writes_a_card(tmp_path: Path) -> None:
+    smoke.write_model(tmp_path / "model")
+    recall = {"text_to_image": {1: 0.5, 5: 0.75}, "image_to_text": {1: 0.25, 5: 1.0}, "images": 4, "captions": 4}
+    bins = [{"low": 0, "high": 78, "share": None, "count": 0}, {"low": 78, "high": 249, "share": 0.5, "count": 4}]
+    found = {"held out": {"long": recall, "short": recall, "by_length": bins}, "coco": recall, "classes": {1: 0.125}}
+    report = {"before": {"held out": {"long": recall, "short": recall, "by_length": []}}, "after": found}
+    card.write(report, {"model": "owner/clip"}, 248, tmp_path)
+    text = (tmp_path / "model/README.md").read_text(encoding="utf-8")
+    for line in (
+        "| held out, long captions, text to image, R@1 | 50 | 50 % |",
+        "| held out, R@1 of captions of 78 to 248 tokens | – | 50 % |",
+        "| coco, image to text, R@5 | – | 100 % |",
+        "| classes, top-1 | – | 12.5 % |",
+        "pipeline_tag: zero-shot-image-classification",
+        "base_model: owner/clip",
+        "# clip-248",
+    ):
+        assert line in text, line
+    assert validate_yaml.errors(text) == []
 
 
 def test_recipe_smoke(capsys: pytest.CaptureFixture[str]) -> None:
