@@ -115,7 +115,8 @@ def _draft(
         shim.finish(folder, dual=not plugin)
         keep_settings(folder)
         refuse_inconsistent(folder)
-        card = write_card(folder, repo_id, base_model=base_model, results=results, known_as=_names(model))
+        own, base = (_names(model), []) if named and method is None else ([], _names(model))
+        card = write_card(folder, repo_id, base_model=base_model, results=results, known_as=own, made_from=base)
         if card is None and results:
             raise ValueError(
                 "README.md was written or edited by somebody, so it stays and would not show the results. Replace it "

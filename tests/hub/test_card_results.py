@@ -222,10 +222,30 @@ def test_of_a_model_measured_as_it_is_the_value_is_its_own(
     names = {"stock": "as loaded", "LMInfinite": "last 64 tokens"}
     rows = [{**row, "value": 9.0, "beside": {"as loaded": 7.0 + n}} for n, row in enumerate(measured["rows"])]
     own = with_settings(measured, method=None, configurations=list(names.values())) | {"rows": rows}
-    with pytest.raises(ValueError, match="has results of 'owner/base'"):  # the base, which has no method
+    with pytest.raises(ValueError, match="has results of 'owner/base'"):  # the base as it is
         write_card(dual, base_model="owner/base", results=[written(tmp_path, own)])
     write_card(dual, base_model="owner/base", results=[written(tmp_path, change(own, model="dual"))])
     assert [one.metric_value for one in ModelCard.load(dual / "README.md").data.eval_results] == [7.0, 8.0]
+
+
+def test_of_a_base_measured_as_it_is_nothing_is_shown(stock: Path, measured: dict[str, Any], tmp_path: Path) -> None:
+    folder = save_for_hub(stock, tmp_path / "native", method=RopeScaling(type="yarn", factor=4)).folder
+    file = written(tmp_path, with_settings(measured, method=None, configurations=["stock"]))
+    with pytest.raises(ValueError, match="has results of 'owner/base'; this checkpoint is 'native'"):
+        write_card(folder, base_model="owner/base", results=[file])
+    with pytest.raises(ValueError, match="has results of 'owner/base'"):
+        save_for_hub(stock, tmp_path / "other", method=RopeScaling(type="ntk", factor=4), results=[file])
+
+
+def test_results_that_are_gone(
+    dual: Path, measured: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_card(dual, base_model="owner/base", results=[written(tmp_path, measured)])
+    (dual / "measured/ppl.json").unlink()
+    assert write_card(dual) is not None
+    assert "the new card is without it" in caplog.text
+    assert "Not measured" in (dual / "README.md").read_text()
+    assert not (dual / "measured").exists()
 
 
 @pytest.mark.parametrize("method", [RopeScaling(type="yarn", factor=4), Giraffe(), RopeScaling(type="ntk", factor=4)])

@@ -20,16 +20,16 @@ def carried_by(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def refuse_other_model(found: Evidence, base: str | None, names: Sequence[str]) -> None:
-    """ValueError unless a result names the model by one of `names`, or its base where a method was put on that.
+def refuse_other_model(found: Evidence, bases: Sequence[str], names: Sequence[str]) -> None:
+    """ValueError unless a result names the model by one of `names`, or one of its `bases` with a method on it.
 
     What a name says of quantisation and dtype, after a comma or in brackets, and its revision make no difference.
     """
     said = found.data["model"]
-    accepted = [*names, *([base] if base and "as loaded" not in (found.settings.get("configurations") or []) else [])]
-    if any(_same(said, name) for name in accepted):
+    on_base = found.method is not None or not found.settings  # else the base was measured as it is
+    if any(_same(said, name) for name in (*names, *(bases if on_base else ()))):
         return
-    known = f"made from {base!r}" if base else "and which model it was made from is not known"
+    known = f"made from {bases[0]!r}" if bases else "and which model it was made from is not known"
     raise ValueError(
         f"{found.source!r} has results of {said!r}; this checkpoint is {names[0]!r}, {known}. Give the results of this "
         f"checkpoint, or say with base_model (--base-model) which model it was made from."

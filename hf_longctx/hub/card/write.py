@@ -47,6 +47,7 @@ def write_card(
     language: Sequence[str] = (),
     results: Iterable[str | Path] = (),
     known_as: Sequence[str] = (),
+    made_from: Sequence[str] = (),
     about: str = "",
     limits: Sequence[str] = (),
     overwrite: bool = False,
@@ -64,6 +65,7 @@ def write_card(
         language: Codes of the languages; by default those of the base.
         results: Result files, or folders of them (see `evaluation.results`), in place of those that it has.
         known_as: Further names by which results may name the model.
+        made_from: The same of its base, on which its method may have been measured.
         about: Paragraphs about the model, in Markdown.
         limits: Limits beyond those of its methods.
         overwrite: Also in the place of a card that somebody wrote.
@@ -83,15 +85,16 @@ def write_card(
         return None
     name = repo_id or folder.resolve().name
     facts = facts_of(folder, old, base_model, license, language)
-    kept = _LINKED.findall(old or "")
+    before = _LINKED.findall(old or "")
     given = read_results(results)
-    for one in given:
-        refuse_other_model(one, facts.base_model, [name, folder.resolve().name, *known_as])
-    found = given or read_results(there for file in kept if (there := folder / FOLDER / file).suffix == ".json")
+    found = given or read_results(_there(folder, before))
     for one in found:
         refuse_other_settings(one, folder)
         if place := _OF_A_COMPUTER.search(one.text):
             logger.warning("%s names a place of this computer, which is published with it: %s", one.source, place[1])
+    for one in given:  # the others were looked at when they came
+        bases = [facts.base_model, *made_from] if facts.base_model else made_from
+        refuse_other_model(one, bases, [name, folder.resolve().name, *known_as])
     pictures = {one.name: pictures_of(one) for one in found}
     told = told_in(old or "")
     told |= {"about": about.strip()} if about.strip() else {}
@@ -99,9 +102,18 @@ def write_card(
     text = page(folder, name, facts, found, pictures, **told)
     files = {f"{one.name}.json": one.text.encode() for one in found}
     files |= {picture.name: picture.png for many in pictures.values() for picture in many}
-    _put(folder / FOLDER, files, kept)
+    _put(folder / FOLDER, files, before)
     write_whole(path, marked(text).encode())
     return Written(path, facts, tuple(f"{FOLDER}/{file}" for file in files))
+
+
+def _there(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The results that the card before showed, as far as they are still there."""
+    paths = [folder / FOLDER / name for name in names if name.endswith(".json")]
+    for path in paths:
+        if not path.is_file():
+            logger.warning("%s is not there: the new card is without it.", path)
+    return [path for path in paths if path.is_file()]
 
 
 def _put(folder: Path, files: dict[str, bytes], before: Sequence[str]) -> None:
