@@ -147,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(
                 "expected --tries and --workers of at least 1, --retries of at least 0, a --timeout above 0."
             )
+        if given.out.exists() and not kept.exists():
+            raise ValueError(f"--out {given.out} exists, and is not of this command. Choose another file.")
         answers = read_answers(given.answers, given.prompts)
         served = Endpoint(given.endpoint, given.model, temperature=0, timeout=given.timeout, retries=given.retries)
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hf_longctx.evaluation.benchmarks.longwriter import length_score
 from hf_longctx.evaluation.writing import repeated_ngrams
-from hf_longctx.storage.files import write_json_lines
+from hf_longctx.storage.files import check_folder, write_json_lines
 from recipes.long_writer.sentences import document_of
 from recipes.long_writer.writing_rows import LEAST, MOST, Row, held_back_rows, training_rows
 from recipes.texts import read_folder, set_apart, shares_in_training
@@ -91,12 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [name.strip() for name in given.held_back.split(",") if name.strip()]
     counts = {key: getattr(given, key) for key in ("samples", "beginnings", "lengths", "least", "most", "seed")}
     try:
+        check_folder(given.out.parent, "--out")
         training, held = make(given.documents, names, **counts)
         for rows, path in ((training, given.out), (held, given.out.with_suffix(".held_back.jsonl"))):
             write_json_lines(path, rows)
             print(f"{path}: {len(rows):,} tasks", *summary(rows), sep="\n")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.exit(2, f"{error}\n")
     if len(training) < given.samples:
         print(f"The documents hold {len(training):,} tasks, fewer than --samples {given.samples:,}.")
 

@@ -135,6 +135,14 @@ def test_predictions_of_an_evaluation_are_judged_with_their_prompts(stub: Stub, 
     assert asked == ["A report.", "A tale.\n<"]
 
 
+def test_a_file_of_something_else_is_not_written_over(
+    stub: Stub, answers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = answers.read_bytes()
+    assert "exists, and is not of this command" in failed(capsys, stub, answers, answers)
+    assert answers.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("text", "more", "said"),
     [

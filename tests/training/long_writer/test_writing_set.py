@@ -234,6 +234,7 @@ def test_the_command_writes_chats_for_training_and_held_back_ones(
         ({"--held-back": "one,two,held,other"}, "and others that are trained on"),
         ({"--samples": "0"}, "samples=0, .* expected whole numbers, at least 1"),
         ({"--least": "500", "--most": "500"}, "the least below the most"),
+        ({"--out": "/dev/null/w.jsonl"}, "--out"),
         ({"--lengths": "90000"}, r"no passage can be cut at each of \[90000\] words"),
     ],
 )
