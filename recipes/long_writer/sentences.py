@@ -20,6 +20,7 @@ _SHORT = (
 )
 _END = re.compile(rf"""{_SHORT}[.!?]["')\]”’]*(?=\s+["'(\[“‘]*[A-Z0-9])""")
 _ENDED = re.compile(r"""[.!?]["')\]”’]*$""")
+_CODE = re.compile(r"^\s*[{}];?\s*$", re.MULTILINE)
 _MARK = re.compile(r"\[\d+/\d+\]")
 
 
@@ -83,7 +84,7 @@ def document_of(text: str) -> Document:
     found: list[Sentence] = []
     for paragraph in paragraphs_of(text)[0]:
         line = " ".join(paragraph.split())
-        if not _is_prose(line):
+        if _CODE.search(paragraph) or not _is_prose(line):
             continue
         starts = [0, *(match.end() for match in _END.finditer(line))]
         parts = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], len(line)], strict=True)]

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 ABOUT, RANGE, LEAST, MOST = "about", "range", "at least", "at most"
 SLACK = 0.1  # of the asked words, by which a text may miss them
-# {n}: a number in digits or words; {d}: in digits; {low} and {high}: the bounds of a range
+# {n}: a number in digits or words; {d}: in digits; {low} and {high}: the bounds of a range. No wording says where the
+# text is, which may stand before or after it
 WORDINGS: dict[str, tuple[str, ...]] = {
     ABOUT: (
         "Continue this text with about {n} words.",
-        "Go on with the following text. Write about {n} words.",
+        "Go on with this text. Write about {n} words.",
         "Write the next {n} words of this text.",
-        "Here is the beginning of a text. Continue it for roughly {n} words, then stop.",
+        "This is how a text begins. Continue it for roughly {n} words, then stop.",
         "Write a {d}-word continuation of this passage.",
-        "Carry on from here. Length: {d} words.",
-        "Please continue the text below. Your answer should be approximately {n} words long.",
+        "Carry on with this text. Length: {d} words.",
+        "Please continue this text. Your answer should be approximately {n} words long.",
         "How does this text continue? Answer with around {n} words of it.",
         "Word count: {d}. Task: continue the passage in the same style.",
         "I need {n} words that continue this text. Stop when you have written them.",
@@ -27,19 +28,19 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Continue this text with {low} to {high} words.",
         "Write between {low} and {high} words that follow on from this passage.",
         "Go on with this text. Not fewer than {low} and not more than {high} words, please.",
-        "Continue the passage below (length: {low} to {high} words).",
+        "Continue this passage (length: {low} to {high} words).",
         "Write the next part of this text. It should have from {low} up to {high} words.",
     ),
     LEAST: (
         "Continue this text with at least {n} words, and not many more.",
         "Write a continuation of this passage. It must have {n} words or a few more.",
-        "Go on with the following text for no fewer than {n} words, but end soon after.",
-        "Continue the text below. The minimum is {n} words; stay close to it.",
+        "Go on with this text for no fewer than {n} words, but end soon after.",
+        "Continue the text. The minimum is {n} words; stay close to it.",
     ),
     MOST: (
         "Continue this text with at most {n} words, and use nearly all of them.",
         "Write a continuation of this passage of up to {n} words, close to that limit.",
-        "Go on with the following text. The limit is {n} words; come near it.",
+        "Go on with this text. The limit is {n} words; come near it.",
     ),
 }
 COUNTED = (

@@ -61,7 +61,8 @@ def test_sentences_are_those_of_prose() -> None:
     document = document_of(
         'A Heading\n\nMr. Smith, of St. Ives, said "Go!" He\nwent away from there (see p. 135, J. Doe). '
         '"Why?" asked I.\n\n'
-        "if (x[1] == 2) { y++; }\n\nThe list of what he took with him is:\n\nNo part [1/2] of this. It has a "
+        "if (x[1] == 2) { y++; }\n\nA class with a friend is this one.\nclass Person\n{\n    friend none;\n};"
+        "\n\nThe list of what he took with him is:\n\nNo part [1/2] of this. It has a "
         "mark.\n\nYes."
     )
     assert [one.text for one in document.sentences] == [
@@ -145,6 +146,7 @@ def test_lengths_are_asked_for_in_many_wordings() -> None:
     for one in seen[:300]:
         prompt = one.prompt("The text.", 1200, 10)
         assert "{" not in prompt
+        assert not re.search("below|above|following|here", prompt)
         assert prompt.startswith("The text.\n\n") if one.first else prompt.endswith("\n\nThe text.")
         assert ("[1/10]" in prompt) == bool(one.counted)
     shown = {
