@@ -75,7 +75,7 @@ class Endpoint:
         except openai.APIConnectionError as error:
             raise Unreachable(f"{self.url} cannot be reached ({error.__cause__ or error}).") from None
         except openai.APIStatusError as error:
-            said = f"{self.url} answered with status {error.status_code}: {' '.join(str(error.message).split())[:300]}"
+            said = f"{self.url} answered with status {error.status_code}: {' '.join(error.response.text.split())[:300]}"
             raise (LeftOut if error.status_code in REFUSALS else Unreachable)(said) from None
         except (openai.OpenAIError, ValueError) as error:  # ValueError: what it calls JSON is none
             raise Unreachable(f"{self.url} answered with something that is no JSON ({error}).") from None
