@@ -97,6 +97,12 @@ def needs(sample: Sample) -> None:
             raise ValueError(f"the reference {wrong[0]!r:.60}: {sample.metric} compares with {words}.")
 
 
+def asks_words(sample: Sample) -> int | None:
+    """The words that a sample asks for, if its metric scores their number."""
+    metric = metrics().get(sample.metric)
+    return None if metric is None or metric.asked is None else metric.asked(sample)
+
+
 def check(samples: Sequence[Sample]) -> None:
     """ValueError or ImportError now for a metric that could not be computed after an hour of generating."""
     for sample in samples:

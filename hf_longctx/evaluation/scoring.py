@@ -31,6 +31,7 @@ class Metric:
         shape: A test of a reference, without which no answer can be right, and its description.
         each: Whether all references must have the shape; one is enough otherwise.
         needs: Raises ValueError for a sample whose `meta` lacks what the metric reads.
+        asked: The words that a sample asks for, where their number is scored; asked and written words are drawn.
     """
 
     score: Score | None
@@ -40,6 +41,7 @@ class Metric:
     shape: tuple[Callable[[str], object], str] | None = None
     each: bool = False
     needs: Callable[[Sample], object] | None = None
+    asked: Callable[[Sample], int] | None = None
 
 
 def every(score: Callable[[str, tuple[str, ...]], float]) -> Score:

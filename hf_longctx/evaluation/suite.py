@@ -16,12 +16,14 @@ from ..storage.files import write_whole
 from ..storage.fingerprint import tokenizer_digest
 from ..text.corpora import LARGE, beginning, is_large, load_text
 from . import tasks
+from .benchmarks.longwriter import n_words
 from .catalogue import RULER, check_name, make_task, read, samples
 from .folder import declared
 from .haystack import Haystack
-from .metrics import check, scores
+from .metrics import asks_words, check, scores, trimmed
 from .prompts import answered
-from .report import scored
+from .report import plots, scored
+from .report.lengths import Written, length_figure
 from .sample import Sample, encode
 from .task import At, Cell, Prepared, Request, Task, Value, Values, setting
 
@@ -71,6 +73,8 @@ class Suite(Task):
         made = collect(tokenizer, request, self._counts(request))
         for (_, length, _), some in made.items():
             check(some)
+            if any(asks_words(sample) for sample in some):
+                plots.require_matplotlib()
             # those that were made for a length have its size; those of a file are cut to it
             for sample in some if some[0].length is None else ():
                 _check_room(tokenizer, sample, length, "length")
@@ -186,17 +190,25 @@ class _Questions(Prepared):
         return scored.rows(values, window)
 
     def write(self, out: Path, results: Mapping[str, Any], values: Values) -> None:
-        """Every answer, a JSON object per line, for judges and for reading."""
-        lines = []
+        """Every answer, a JSON object per line, for judges and for reading; a figure where lengths are scored."""
+        lines, lengths = [], dict[str, list[Written]]()
         for name, many in values.items():
             for at, value in many.items():
                 if value is None:
                     continue
                 for i, sample in enumerate(self.samples[at]):
+                    if asked := asks_words(sample):
+                        words = n_words(trimmed(value["said"][i], sample))
+                        label = name if len(self.request.lengths) == 1 else f"{name}, {at[1]:,} tokens"
+                        lengths.setdefault(label, []).append(Written(asked, words))
                     line = {"configuration": name, "task": at[0], "length": at[1], "depth": at[2], "id": sample.id}
                     line |= {"answers": list(sample.answers), "prediction": value["said"][i], "metric": sample.metric}
                     lines.append(json.dumps({**line, "score": value["scores"][i]}, ensure_ascii=False))
         write_whole(out / "predictions.jsonl", "".join(f"{line}\n" for line in lines).encode())
+        if lengths:
+            about = f"{results['model']} on {results['hardware']}"
+            figure = length_figure(lengths, title="Asked and written words", subtitle=about)
+            plots.save(figure, out / "lengths.png")
 
 
 def _check_room(tokenizer: Any, sample: Sample, room: int, name: str) -> None:

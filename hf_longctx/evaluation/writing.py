@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .benchmarks.longwriter import length_score, n_words
+from .benchmarks.longwriter import length_score, n_words, words_score
 
+ALWAYS = 1000  # words of the baseline that writes as long whatever is asked
+QUANTILES = 1000  # at which the lengths of random stops are scored
 NGRAM = 8  # words in a row: chance alone hardly ever writes so many twice
 _WORD = re.compile(r"[\u4e00-\u9fff]|[^\W\u4e00-\u9fff]+")
 _PART = re.compile(r"\[(\d{1,6})/(\d{1,6})\]", re.ASCII)
@@ -67,6 +71,28 @@ def ended_length_score(text: str, required: int, ended: bool) -> float:
     for at least three times the asked words.
     """
     return length_score(text, required) if ended else 0.0
+
+
+def length_baselines(asked: Sequence[int]) -> dict[str, float]:
+    """The mean S_l over 100 of two writers that read no length, to be shown beside every score.
+
+    One always writes 1,000 words. The other stops after each word with the same chance, and writes the asked number of
+    words in the mean.
+
+    Args:
+        asked: Words asked for, of each answer.
+
+    Raises:
+        ValueError: There is none, or one is below 1.
+    """
+    if not asked:
+        raise ValueError("asked is empty: expected the words asked for, of at least one answer.")
+    shares = [-math.log(1 - (i + 0.5) / QUANTILES) for i in range(QUANTILES)]  # of an exponential of mean 1
+    at_random = {n: sum(words_score(round(share * n), n) for share in shares) / QUANTILES for n in set(asked)}
+    return {
+        f"always {ALWAYS:,} words": sum(words_score(ALWAYS, n) for n in asked) / len(asked),
+        "stops at random": sum(at_random[n] for n in asked) / len(asked),
+    }
 
 
 def repeated_ngrams(text: str, n: int = NGRAM) -> float:

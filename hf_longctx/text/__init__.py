@@ -10,7 +10,7 @@ from .files import read_pieces
 from .held_back import overlap, refuse_shared
 from .joins import ids_after, ids_before, ids_of_parts
 from .pieces import around, encode_pieces, lines_of, with_question
-from .repeats import drop_repeated
+from .repeats import drop_repeated, paragraphs_of
 from .tokens import bos_prefix, encode, left_pad, prompt_inputs, render
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "lines_of",
     "load_text",
     "overlap",
+    "paragraphs_of",
     "prompt_inputs",
     "read_pieces",
     "refuse_shared",

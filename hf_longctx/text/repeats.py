@@ -35,8 +35,8 @@ class Dropped:
 def drop_repeated(texts: Iterable[str], *, shortest: int = SHORTEST) -> tuple[list[str], list[Dropped]]:
     """Texts without the paragraphs that came before, in the same text or in an earlier one; and what was dropped.
 
-    Paragraphs are divided by blank lines or, in a text without any, by line ends. Two are the same if they differ in
-    white space and capitals only. The first one stays. A text of which nothing is left becomes "".
+    Paragraphs are those of `paragraphs_of`. Two are the same if they differ in white space and capitals only. The first
+    one stays. A text of which nothing is left becomes "".
 
     Args:
         texts: In the order of their importance: the held-back ones first, so that they lose nothing to others.
@@ -46,8 +46,8 @@ def drop_repeated(texts: Iterable[str], *, shortest: int = SHORTEST) -> tuple[li
     kept, dropped = [], []
     for text in texts:
         own, paragraphs, characters = [], 0, 0
-        between = "\n\n" if _BLANK.search(text.strip()) else "\n"
-        for paragraph in _BLANK.split(text) if between == "\n\n" else text.split("\n"):
+        parts, between = paragraphs_of(text)
+        for paragraph in parts:
             mark = _mark(paragraph)
             if len(paragraph.strip()) >= shortest and mark in seen:
                 paragraphs, characters = paragraphs + 1, characters + len(paragraph)
@@ -57,6 +57,13 @@ def drop_repeated(texts: Iterable[str], *, shortest: int = SHORTEST) -> tuple[li
         kept.append(between.join(own) if paragraphs else text)
         dropped.append(Dropped(paragraphs, characters, len(text)))
     return kept, dropped
+
+
+def paragraphs_of(text: str) -> tuple[list[str], str]:
+    """The paragraphs of a text, and what divides them: blank lines or, in a text without any, line ends."""
+    if _BLANK.search(text.strip()):
+        return _BLANK.split(text), "\n\n"
+    return text.split("\n"), "\n"
 
 
 def same_text(text: str) -> str:

@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_longctx.text.corpora import load_text
-from hf_longctx.text.held_back import overlap, refuse_shared
-from hf_longctx.text.repeats import drop_repeated
+from recipes.texts import read_folder, set_apart, shares_in_training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,14 +46,7 @@ class Corpus:
 
 def read_texts(config: dict[str, Any]) -> dict[str, str]:
     """The texts of the config's folder, and Python's standard library."""
-    files = sorted(Path(config["documents"]).expanduser().glob("*.txt"))
-    if not files:
-        raise ValueError(
-            f"documents: {config['documents']}: expected a folder of .txt files. `python -m "
-            f"recipes.benchmarks.documents {config['documents']}` fetches some."
-        )
-    found = {file.stem: load_text(file) for file in files}
-    return found | ({"python_library": python_library()} if config["code"] else {})
+    return read_folder(config["documents"]) | ({"python_library": python_library()} if config["code"] else {})
 
 
 def python_library() -> str:
@@ -72,27 +63,16 @@ def prepare(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Corpu
         ValueError: A held-back document is missing, trained on as well, or shares too much with the training set; or a
             document, or all of them, are too short.
     """
-    texts, names = read_texts(config), list(config["held_back"])
-    if missing := [name for name in names if name not in texts]:
-        raise ValueError(f"held_back: {', '.join(missing)}: not among the documents, which are {', '.join(texts)}.")
-    refuse_shared({n: texts[n] for n in names}, {n: t for n, t in texts.items() if n not in names})
-    # the held-back ones first: they lose nothing to the others
-    order = names + [name for name in texts if name not in names]
-    kept, dropped = drop_repeated(texts[name] for name in order)
-    ids = {name: tokens_of(tokenizer, text) for name, text in zip(order, kept, strict=True)}
-    held, training = {n: ids[n] for n in names}, {n: ids[n] for n in order if n not in names}
-    shared = overlap([i.tolist() for i in held.values()], [i.tolist() for i in training.values()])
+    apart = set_apart(read_texts(config), config["held_back"])
+    held = {name: tokens_of(tokenizer, text) for name, text in apart.held.items()}
+    training = {name: tokens_of(tokenizer, text) for name, text in apart.training.items()}
     report: dict[str, Any] = {
-        name: {"tokens": len(ids[name]), "repeats dropped": round(part.share, 4), "held back": name in held}
-        for name, part in zip(order, dropped, strict=True)
+        name: {"tokens": len(ids), "repeats dropped": round(apart.dropped[name].share, 4), "held back": name in held}
+        for name, ids in (held | training).items()
     }
-    for name, share in zip(names, shared, strict=True):
+    lists = [{name: ids.tolist() for name, ids in some.items()} for some in (held, training)]
+    for name, share in shares_in_training(*lists, most=config["overlap"]).items():
         report[name]["overlap"] = round(share, 4)
-        if share > config["overlap"]:
-            raise ValueError(
-                f"held_back: {name}: {share:.1%} of its tokens lie in runs of 13 that are trained on; expected at most "
-                f"{config['overlap']:.1%}. Hold back another document, or take the one that holds them out of training."
-            )
     check_lengths(config, training, held)
     return Corpus(training, held, report)
 

@@ -164,7 +164,7 @@ def test_every_block_of_a_document_is_run_by_a_test() -> None:
         "README": 3,
         "clip": 6,
         "editing": 1,
-        "evaluation": 4,
+        "evaluation": 5,
         "hub": 4,
         "packing": 6,
         "parallel": 3,

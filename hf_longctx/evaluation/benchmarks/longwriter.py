@@ -40,6 +40,11 @@ def n_words(text: str) -> int:
 
 
 def length_score(text: str, required: int) -> float:
+    """S_l over 100 of a text, see `words_score`."""
+    return words_score(n_words(text), required)
+
+
+def words_score(found: int, required: int) -> float:
     """S_l over 100 (section 3.2): 1 at `required` words, 0 at four times and at a third of it, and for no word at all.
 
     Raises:
@@ -47,7 +52,6 @@ def length_score(text: str, required: int) -> float:
     """
     if required < 1:
         raise ValueError(f"required={required}: expected a length of at least one word.")
-    found = n_words(text)
     if found == 0:
         return 0.0
     if found > required:
@@ -60,5 +64,6 @@ METRICS = {
         lambda prediction, sample: length_score(prediction, whole_number(sample, "required")),
         references=False,
         needs=lambda sample: whole_number(sample, "required"),
+        asked=lambda sample: whole_number(sample, "required"),
     )
 }
