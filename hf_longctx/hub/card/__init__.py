@@ -3,6 +3,6 @@
 from .evidence import read_results
 from .facts import check_base_model
 from .own import is_ours_or_blank, is_unedited
-from .write import Written, write_card
+from .write import WrittenCard, write_card
 
-__all__ = ["Written", "check_base_model", "is_ours_or_blank", "is_unedited", "read_results", "write_card"]
+__all__ = ["WrittenCard", "check_base_model", "is_ours_or_blank", "is_unedited", "read_results", "write_card"]

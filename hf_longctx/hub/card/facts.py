@@ -18,7 +18,7 @@ _KEPT = ("license", "license_name", "license_link", "language")
 
 
 @dataclass(frozen=True)
-class Facts:
+class CardFacts:
     """What is known of a model's origin.
 
     Args:
@@ -42,15 +42,15 @@ def check_base_model(name: str) -> None:
 
 def facts_of(
     folder: Path, card: str | None, base_model: str | None, license: str | None, language: Sequence[str]
-) -> Facts:
+) -> CardFacts:
     """The facts about a saved model.
 
     Args:
         folder: Of the model.
         card: The text of the card that it has, whose metadata count where nothing is given.
-        base_model: As in `Facts`; of an adapter, by default, what its config names.
-        license: As in `Facts`; by default that of the base, where its card can be had.
-        language: As in `Facts`; by default those of the base.
+        base_model: As in `CardFacts`; of an adapter, by default, what its config names.
+        license: As in `CardFacts`; by default that of the base, where its card can be had.
+        language: As in `CardFacts`; by default those of the base.
 
     Raises:
         ValueError: A value is none of the Hub's.
@@ -71,7 +71,7 @@ def facts_of(
     told: Any = list(language) or known.get("language") or ()
     inherited = known.get("license")
     named = {} if license else {key: known[key] for key in ("license_name", "license_link") if key in known}
-    return Facts(
+    return CardFacts(
         base,
         license or (inherited if inherited in LICENSES else None),
         language=(told,) if isinstance(told, str) else tuple(map(str, told)),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..tiers import read_json
-from .facts import Facts
+from .facts import CardFacts
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -27,7 +27,7 @@ def pipeline_tag(folder: Path) -> str:
 
 
 def header(
-    folder: Path, name: str, facts: Facts, methods: Sequence[str], results: Sequence[EvalResult], *, ours: bool
+    folder: Path, name: str, facts: CardFacts, methods: Sequence[str], results: Sequence[EvalResult], *, ours: bool
 ) -> str:
     """The block between the lines `---`.
 

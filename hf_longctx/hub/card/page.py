@@ -10,7 +10,7 @@ from typing import Any
 
 from ..tiers import entry_of, has_tokenizer, procedures_of, tier_of
 from .evidence import Evidence
-from .facts import Facts
+from .facts import CardFacts
 from .fits import carried_by
 from .index import eval_results
 from .limits import limits_of
@@ -25,7 +25,7 @@ _TOLD = re.compile(r"<!-- (about|limits) -->\n(.*?)\n<!-- /\1 -->", re.DOTALL)
 def page(
     folder: Path,
     repo_id: str,
-    facts: Facts,
+    facts: CardFacts,
     found: Sequence[Evidence] = (),
     pictures: Mapping[str, Sequence[Picture]] | None = None,
     *,

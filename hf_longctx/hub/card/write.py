@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...storage.files import write_whole
 from .evidence import read_results
-from .facts import Facts, facts_of
+from .facts import CardFacts, facts_of
 from .fits import refuse_other_model, refuse_other_settings
 from .measured import FOLDER
 from .own import is_ours_or_blank, marked
@@ -24,7 +24,7 @@ _LINKED = re.compile(rf"\]\({FOLDER}/([\w-]+\.(?:json|png))\)")  # what a card o
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenCard:
     """A card that was written.
 
     Args:
@@ -34,7 +34,7 @@ class Written:
     """
 
     card: Path
-    facts: Facts
+    facts: CardFacts
     files: tuple[str, ...]
 
 
@@ -51,7 +51,7 @@ def write_card(
     about: str = "",
     limits: Sequence[str] = (),
     overwrite: bool = False,
-) -> Written | None:
+) -> WrittenCard | None:
     """Write README.md into a saved model's folder, unless it has one that somebody wrote or edited.
 
     What is not given is kept from the card that it has, `about` and `limits` included. Results are copied into the
@@ -104,7 +104,7 @@ def write_card(
     files |= {picture.name: picture.png for many in pictures.values() for picture in many}
     _put(folder / FOLDER, files, before)
     write_whole(path, marked(text).encode())
-    return Written(path, facts, tuple(f"{FOLDER}/{file}" for file in files))
+    return WrittenCard(path, facts, tuple(f"{FOLDER}/{file}" for file in files))
 
 
 def _there(folder: Path, names: Sequence[str]) -> list[Path]:
