@@ -49,7 +49,8 @@ def tokens_of(pair: dict[str, Any], tokenizer: Any) -> int:
         texts = [pair["prompt"] + pair[side] for side in ("chosen", "rejected")]
         return max(len(tokenizer(text, verbose=False)["input_ids"]) for text in texts) + 1  # its end token
     chats = [pair["prompt"] + pair[side] for side in ("chosen", "rejected")]
-    return max(len(tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)) for chat in chats)
+    how: dict[str, Any] = {"return_dict": False, "tokenizer_kwargs": {"verbose": False}}
+    return max(len(tokenizer.apply_chat_template(chat, **how)) for chat in chats)
 
 
 def made(tasks: Sequence[str], tokens: int, number: int, seed: int = 0) -> Iterator[dict[str, Any]]:
