@@ -138,6 +138,21 @@ def test_what_was_killed_goes_on(stub: Stub, asked: Path) -> None:
     assert [row["words"] for row in chats(asked)] == [500, 1000]
 
 
+def test_ctrl_c_keeps_the_replies(
+    stub: Stub, asked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(self: Any, n: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(agent_write.Progress, "advance", pressed)
+        assert command(stub, asked, "--workers", "1") == 130
+    assert "Interrupted. The replies so far are in" in capsys.readouterr().err
+    assert not asked.with_name("chats.jsonl").exists()
+    assert command(stub, asked) == 0
+    assert len(stub.requests) == 6, "none was made twice"
+
+
 def test_a_plan_that_is_none_is_asked_for_again(stub: Stub, asked: Path) -> None:
     junk = iter(["", "Shall it rhyme?", "1. A storm (9 words)"])
     stub.says = lambda prompt, request: well(prompt, request) if "Now write" in prompt else next(junk, PLAN)
@@ -290,6 +305,23 @@ def test_a_local_model_replies_the_same_for_the_same_seed(monkeypatch: pytest.Mo
     words.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         agent_write_model.LocalModel("tiny")
+
+
+def test_a_model_on_this_machine_by_the_command(
+    asked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny model has no room for a plan, which is said for each text; its replies are never mixed with another's."""
+    from tests.tiny import tiny, tokenizer
+
+    words = tokenizer()
+    words.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    monkeypatch.setattr("hf_longctx.hub.load", lambda name: (tiny(seed=int(name)), words))
+    given = ("--instructions", str(asked), "--out", str(asked.with_name("chats.jsonl")), "--model")
+    assert agent_write.main([*given, "0"]) == 1
+    assert "asked.txt, line 3: left out: after a request of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        agent_write.main([*given, "1"])
+    assert "holds cells of another run: weights was" in capsys.readouterr().err
 
 
 def test_a_paragraph_of_the_stub_is_as_long_as_asked() -> None:
