@@ -115,14 +115,15 @@ def main(words: list[str] | None = None) -> int:
         check(args, kept)
         instructions = read_instructions(args.instructions)
         with claimed(kept, "--out", file=True):
-            rows = run(instructions, made(args, kept), args.tries, args.workers if args.endpoint else 1)
+            return finish(run(instructions, made(args, kept), args.tries, args.workers if args.endpoint else 1), args)
     except Unreachable as error:
-        parser.exit(2, f"{error} Its replies so far are in {kept}: the same command goes on from them.\n")
+        told, code = f"{error} Its replies so far are in {kept}: the same command goes on from them.", 2
     except (ValueError, OSError, ImportError) as error:
-        parser.exit(2, f"{error}\n")
+        told, code = str(error), 2
     except KeyboardInterrupt:
-        parser.exit(130, f"Interrupted. The replies so far are in {kept}: the same command goes on from them.\n")
-    return finish(rows, args)
+        told, code = f"Interrupted. The replies so far are in {kept}: the same command goes on from them.", 130
+    print(told, file=sys.stderr)
+    return code
 
 
 def check(args: argparse.Namespace, kept: Path) -> None:

@@ -21,11 +21,12 @@ _LINE = 2_000
 _NUMBERED = re.compile(
     r"(?:\W*(?:paragraph|part|section|step)\b)?\W*?(\d{1,3})[*_]*(?:[.):](?!\d)|\s[–—|-])[\s*_]*(.+)", re.IGNORECASE
 )
-_COUNT = r"(\d[\d,]*)(?:\s*(?:-|–|to)\s*(\d[\d,]*))?"
+_NUMBER = r"(?<![\d,.])(\d[\d,]{0,8})"  # no longer: it would be no number of words
+_COUNT = rf"{_NUMBER}(?:\s*(?:-|–|to)\s*{_NUMBER})?"
 _WORDS = re.compile(
     rf"\bwords?(?:\s+count)?\W*[:=]\W*{_COUNT}(?:\s*words?\b)?|{_COUNT}\s*(?:words?\b|字)", re.IGNORECASE
 )
-_ASKED = re.compile(r"(\d[\d,]*(?:\.\d+)?)\s*(k?)[\s-]*(?:words?\b|字)", re.IGNORECASE)
+_ASKED = re.compile(rf"{_NUMBER}(\.\d{{1,9}})?\s*(k?)[\s-]*(?:words?\b|字)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Step:
 def asked_words(instruction: str) -> int | None:
     """The number before the first "words" in an instruction; None without one."""
     found = _ASKED.search(instruction)
-    number = float(found[1].replace(",", "")) * (1000 if found[2] else 1) if found else 0.0
+    number = float(found[1].replace(",", "") + (found[2] or "")) * (1000 if found[3] else 1) if found else 0.0
     return round(number) or None
 
 

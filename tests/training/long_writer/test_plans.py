@@ -47,6 +47,8 @@ JUNK = {
     "\n".join(f"{i}. a (200 words)" for i in range(1, 60)): "it has 59 paragraphs, and 50 are the most",
     "1. " + "* " * 200_000: "it does not say what paragraph 1 tells",
     "9" * 300_000: "no line begins with the number",
+    "1. a (" + "9" * 1000 + " words)": "no line says how many words",
+    "1. a (1,000,000 words)": "1000000 words together, and 500 were asked for",
 }
 
 
@@ -70,6 +72,9 @@ def test_a_plan_that_was_cut_off_is_none() -> None:
         ("写一篇5000字的小说", 5000),
         ("Write about 12 cats", None),
         ("in 0 words", None),
+        ("9" * 5000 + " words", None),
+        ("between 1,200 and 1,500 words", 1500),
+        ("Version 2.5 in 300 words", 300),
     ],
 )
 def test_words_that_an_instruction_asks_for(text: str, words: int | None) -> None:
