@@ -24,10 +24,13 @@ def read_pairs(path: str | Path) -> list[dict[str, Any]]:
     """The pairs of a file of JSON lines, without its other keys.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: There are none; a side is neither a text nor a list of messages, or not what those before it are; a
             better answer is empty, or the same as the worse one.
     """
     found: list[dict[str, Any]] = []
+    if not Path(path).expanduser().exists():
+        raise FileNotFoundError(f"pairs: no file {path}. python -m recipes.long_dpo.pairs --out {path} makes one.")
     for record in records(path, SIDES):
         pair = {side: _side(record, side) for side in SIDES}
         kinds = {type(value) for value in (*pair.values(), *(found[0].values() if found else ()))}

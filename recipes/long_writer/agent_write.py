@@ -119,7 +119,7 @@ def main(words: list[str] | None = None) -> int:
     except Unreachable as error:
         told, code = f"{error} Its replies so far are in {kept}: the same command goes on from them.", 2
     except (ValueError, OSError, ImportError) as error:
-        told, code = str(error), 2
+        told, code = getattr(error, "strerror", None) or str(error), 2
     except KeyboardInterrupt:
         told, code = f"Interrupted. The replies so far are in {kept}: the same command goes on from them.", 130
     print(told, file=sys.stderr)

@@ -123,7 +123,7 @@ def test_what_the_recipe_refuses(config: dict[str, Any]) -> None:
         train.run(config | {"degrees": 2})
     with pytest.raises(ValueError, match="the config lacks longest"):
         train.run({name: value for name, value in config.items() if name != "longest"})
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jsonl\. python -m recipes\.long_dpo\.pairs"):
         train.run(config | {"pairs": "nowhere.jsonl"})
     with pytest.raises(ValueError, match="training: max_length: the recipe sets these itself"):
         train.arguments(config | {"training": {"max_length": 1024}}, Path("out"), max_length=None)

@@ -256,6 +256,8 @@ def test_what_is_refused(stub: Stub, asked: Path, tmp_path: Path, capsys: pytest
     empty.write_text('{"prompt": "x", "length": 0}\n')
     assert "line 1: expected a 'prompt'" in said("--instructions", str(empty), *out, *place)
     assert "nowhere.txt" in said("--instructions", str(tmp_path / "nowhere.txt"), *out, *place)
+    nowhere = str(tmp_path / "no/o.jsonl")
+    assert said(*given, *place, "--out", nowhere).startswith(f"--out {nowhere}.replies.jsonl cannot be written")
     assert not (tmp_path / "o.jsonl.replies.jsonl").exists()
     assert not stub.requests
     assert command(stub, asked) == 0
