@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from recipes.config import check_keys
+
 HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
 KINDS = ("long", "short", "retrieval")
@@ -31,10 +33,7 @@ def read_config(path: Path, variant: str | None = None) -> dict[str, Any]:
 def checked(config: dict[str, Any]) -> dict[str, Any]:
     """The settings as they are; ValueError for what cannot work."""
     known = set(yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))) - {"variants"}
-    if unknown := sorted(set(config) - known):
-        raise ValueError(f"{', '.join(unknown)}: not settings of this recipe, which are {', '.join(sorted(known))}.")
-    if missing := sorted(known - set(config)):
-        raise ValueError(f"the config lacks {', '.join(missing)}. config.yaml says what each is.")
+    check_keys(config, known)
     mix = config["mix"]
     if set(mix) - set(KINDS) or any(share < 0 for share in mix.values()) or abs(sum(mix.values()) - 1) > 1e-6:
         raise ValueError(f"mix: {mix}: expected shares of {', '.join(KINDS)} that add up to 1.")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +15,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+from recipes.shared_batches import alone
 
 HERE = Path(__file__).parent
 EXACT = 1e-5  # fp32, relative
@@ -69,9 +69,7 @@ def prepare(folder: Path) -> None:
 
 def stock(folder: Path) -> dict[str, float | list[float]]:
     """What one process with transformers' own Trainer finds, on the same packs in the same order."""
-    launched = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "MASTER_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
-    alone = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
-    subprocess.run([sys.executable, "-m", "recipes.sequence_parallel_sft.smoke", str(folder)], env=alone, check=True)
+    alone("recipes.sequence_parallel_sft.smoke", str(folder))
     found: dict[str, float | list[float]] = json.loads((folder / "stock.json").read_text(encoding="utf-8"))
     return found
 

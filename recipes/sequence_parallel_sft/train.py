@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +17,21 @@ import torch
 import yaml
 from transformers import TrainingArguments, set_seed
 
-from hf_longctx import SequenceParallel, SequenceParallelConfig, SequenceParallelTrainer
+from hf_longctx import SequenceParallelTrainer
 from hf_longctx.hub import load
-from hf_longctx.storage.files import write_whole
 from hf_longctx.training.processes import is_first
+from recipes.config import check_keys
 from recipes.sequence_parallel_sft.packs import PackCollator, packed, read_documents
+from recipes.shared_batches import arguments, check_fresh, keep
 
 KNOWN = {"model", "documents", "pack", "held_out", "degree", "kind", "out", "training"}
 
 
 def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     """The recipe: what `report.json` in the folder `out` has too. Every process calls it."""
-    if unknown := sorted(set(config) - KNOWN):
-        raise ValueError(f"{', '.join(unknown)}: not settings of this recipe, which are {', '.join(sorted(KNOWN))}.")
-    if missing := sorted(KNOWN - set(config)):
-        raise ValueError(f"the config lacks {', '.join(missing)}. config.yaml says what each is.")
+    check_keys(config, KNOWN)
     out = Path(config["out"])
-    if not resume and any(out.glob("run/checkpoint-*")):
-        raise ValueError(f"{out} holds a training. Go on with --resume, or choose another folder.")
+    check_fresh(out, resume)
     args = training_arguments(config, out / "run")
     set_seed(args.seed)
     model, tokenizer = load(config["model"], dtype=torch.float32, device="cpu")  # Trainer moves it
@@ -64,39 +59,22 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
         "before": next(log["eval_loss"] for log in logs if "eval_loss" in log),
         "after": trainer.evaluate()["eval_loss"],
     }
-    trainer.save_model(str(out / "model.partial"))
-    if trainer.is_world_process_zero():
-        shutil.rmtree(out / "model", ignore_errors=True)
-        (out / "model.partial").rename(out / "model")
-        write_whole(out / "report.json", json.dumps(report, indent=2).encode())
+    keep(trainer, out, report)
     return report
 
 
 def training_arguments(config: dict[str, Any], folder: Path) -> TrainingArguments:
     """Those of the config, for processes that share each pack."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    degree = processes if config["degree"] == "all" else config["degree"]
-    cpu = not torch.cuda.is_available()
-    given = config["training"] | ({"bf16": False} if cpu else {})
-    fixed: dict[str, Any] = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
-    fixed |= {"remove_unused_columns": False, "eval_on_start": True, "report_to": []}
-    switch = SequenceParallel(degree=degree, kind=config["kind"])
-    return TrainingArguments(
-        output_dir=str(folder),
-        use_cpu=cpu,
-        parallelism_config=SequenceParallelConfig(switch),
-        **fixed,
-        **given,
-    )
+    return TrainingArguments(**arguments(config, folder, remove_unused_columns=False))
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(words: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("config.yaml"))
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the config's `out`")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, compared with one process; about a minute")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(words)
     if args.smoke:
         from recipes.sequence_parallel_sft.smoke import main as smoke
 

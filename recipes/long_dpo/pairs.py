@@ -1,0 +1,99 @@
+"""Pairs of answers to a prompt, a better and a worse one: read from a file, or made by rule.
+
+    python -m recipes.long_dpo.pairs --tokens 4k --number 200 --out pairs.jsonl
+
+Made ones are a right answer to a task of `hf_longctx.evaluation.tasks.long_output`, and the same one spoilt: it stops
+early, skips a line, loops, slips once, or never ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_longctx.console import parse_tokens
+from hf_longctx.evaluation.records import Record, records
+from hf_longctx.evaluation.tasks.long_output import dpo_row, long_tasks, problems, write_rows
+
+SIDES = ("prompt", "chosen", "rejected")
+
+
+def read_pairs(path: str | Path) -> list[dict[str, Any]]:
+    """The pairs of a file of JSON lines, without its other keys.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: There are none; a side is neither a text nor a list of messages, or not what those before it are; a
+            better answer is empty, or the same as the worse one.
+    """
+    found: list[dict[str, Any]] = []
+    if not Path(path).expanduser().exists():
+        raise FileNotFoundError(f"pairs: no file {path}. python -m recipes.long_dpo.pairs --out {path} makes one.")
+    for record in records(path, SIDES):
+        pair = {side: _side(record, side) for side in SIDES}
+        kinds = {type(value) for value in (*pair.values(), *(found[0].values() if found else ()))}
+        if len(kinds) > 1:
+            raise record.wrong("some sides are texts, others messages. Expected one of the two in the whole file.")
+        if pair["chosen"] == pair["rejected"]:
+            raise record.wrong("'chosen' and 'rejected' are the same, so nothing is preferred.")
+        if not _text(pair["chosen"]).strip():
+            raise record.wrong("'chosen' is empty; expected the better answer.")
+        found.append(pair)
+    if not found:
+        raise ValueError(f"{path}: no pairs. Expected lines of {{'prompt': ..., 'chosen': ..., 'rejected': ...}}.")
+    return found
+
+
+def tokens_of(pair: dict[str, Any], tokenizer: Any) -> int:
+    """Tokens of the prompt with its longer answer, as TRL makes them."""
+    if isinstance(pair["prompt"], str):
+        texts = [pair["prompt"] + pair[side] for side in ("chosen", "rejected")]
+        return max(len(tokenizer(text, verbose=False)["input_ids"]) for text in texts) + 1  # its end token
+    chats = [pair["prompt"] + pair[side] for side in ("chosen", "rejected")]
+    how: dict[str, Any] = {"return_dict": False, "tokenizer_kwargs": {"verbose": False}}
+    return max(len(tokenizer.apply_chat_template(chat, **how)) for chat in chats)
+
+
+def made(tasks: Sequence[str], tokens: int, number: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Pairs by rule, of answers of about `tokens` tokens."""
+    for i, problem in enumerate(problems(tasks, tokens, number, seed=seed)):
+        yield dpo_row(problem, seed=seed + i)
+
+
+def _side(record: Record, side: str) -> Any:
+    value = record[side]
+    if isinstance(value, str):
+        return value
+    right = isinstance(value, list) and value
+    for message in value if right else ():
+        right = right and isinstance(message, dict)
+        right = right and all(isinstance(message.get(key), str) for key in ("role", "content"))
+    if not right:
+        raise record.wrong(f"{side!r} is {value!r:.60}; expected a text, or messages with the texts role and content.")
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _text(side: Any) -> str:
+    return side if isinstance(side, str) else "".join(message["content"] for message in side)
+
+
+def main(words: list[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="a .jsonl")
+    parser.add_argument("--tokens", default="4k", help="of an answer: 60 to 32k")
+    parser.add_argument("--number", type=int, default=200, help="of pairs")
+    parser.add_argument("--tasks", default=",".join(long_tasks()), help="by name, separated by commas")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(words)
+    try:
+        rows = made(args.tasks.split(","), parse_tokens(args.tokens, "--tokens "), args.number, args.seed)
+        print(f"Wrote {write_rows(args.out, rows)} pairs to {args.out}.")
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()
