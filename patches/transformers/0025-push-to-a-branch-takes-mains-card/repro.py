@@ -1,0 +1,35 @@
+"""Does push_to_hub(revision=...) look for the card on that branch? Exits 1 if it takes main's, 0 if not."""
+
+import inspect
+import sys
+from types import SimpleNamespace
+from unittest import mock
+
+from transformers.utils import hub
+
+
+class Stopped(Exception):
+    """The card has been asked for: nothing is sent."""
+
+
+def defect() -> str | None:
+    """The branch that the card is loaded from, in a push to another one."""
+    asked = []
+
+    def load(repo_id, **kwargs):
+        asked.append(kwargs.get("revision"))
+        raise Stopped
+
+    api = SimpleNamespace(create_repo=lambda *args, **kwargs: SimpleNamespace(repo_id="me/model"))
+    assert "revision" in inspect.signature(hub.PushToHubMixin.push_to_hub).parameters
+    by = {"hf_api": lambda: api} if hasattr(hub, "hf_api") else {"create_repo": api.create_repo}
+    with mock.patch.object(hub.ModelCard, "load", load), mock.patch.multiple(hub, **by):
+        try:
+            hub.PushToHubMixin().push_to_hub("me/model", revision="draft")
+        except Stopped:
+            pass
+    return f"a push to 'draft' takes the card of {asked[0] or 'main'}" if asked != ["draft"] else None
+
+
+if __name__ == "__main__":
+    sys.exit(defect())
