@@ -1,4 +1,4 @@
-"""Do recurrent states and convolutions run on into the next packed document, in silence? Exits 1 if they do, 0 if not."""
+"""Do recurrent states and convolutions silently run on into the next packed document? Exits 1 if so, else 0."""
 
 import sys
 

@@ -1,5 +1,6 @@
 """Does push_to_hub(revision=...) look for the card on that branch? Exits 1 if it takes main's, 0 if not."""
 
+import contextlib
 import inspect
 import sys
 from types import SimpleNamespace
@@ -24,10 +25,8 @@ def defect() -> str | None:
     assert "revision" in inspect.signature(hub.PushToHubMixin.push_to_hub).parameters
     by = {"hf_api": lambda: api} if hasattr(hub, "hf_api") else {"create_repo": api.create_repo}
     with mock.patch.object(hub.ModelCard, "load", load), mock.patch.multiple(hub, **by):
-        try:
+        with contextlib.suppress(Stopped):
             hub.PushToHubMixin().push_to_hub("me/model", revision="draft")
-        except Stopped:
-            pass
     return f"a push to 'draft' takes the card of {asked[0] or 'main'}" if asked != ["draft"] else None
 
 
