@@ -24,9 +24,12 @@ def defect() -> str | None:
     api = SimpleNamespace(create_repo=lambda *args, **kwargs: SimpleNamespace(repo_id="me/model"))
     assert "revision" in inspect.signature(hub.PushToHubMixin.push_to_hub).parameters
     by = {"hf_api": lambda: api} if hasattr(hub, "hf_api") else {"create_repo": api.create_repo}
-    with mock.patch.object(hub.ModelCard, "load", load), mock.patch.multiple(hub, **by):
-        with contextlib.suppress(Stopped):
-            hub.PushToHubMixin().push_to_hub("me/model", revision="draft")
+    with (
+        mock.patch.object(hub.ModelCard, "load", load),
+        mock.patch.multiple(hub, **by),
+        contextlib.suppress(Stopped),
+    ):
+        hub.PushToHubMixin().push_to_hub("me/model", revision="draft")
     return f"a push to 'draft' takes the card of {asked[0] or 'main'}" if asked != ["draft"] else None
 
 

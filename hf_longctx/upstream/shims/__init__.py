@@ -1,0 +1,1 @@
+"""Run-time cures of upstream defects, a file each; their functions get the stock one first. `applying.SHIMS` is the table."""
