@@ -118,7 +118,7 @@ def apply(given: str | int, *, checked: bool = True) -> Shim:
 
 @contextmanager
 def applied(given: Iterable[str | int] | None = None, *, checked: bool = True) -> Iterator[list[Shim]]:
-    """Cure these defects inside a block, for the whole process: `with applied(["0002", "0016"]):`.
+    """Cure defects inside a block, for the whole process, as in `with hf_longctx.upstream.applied(["0002", "0016"])`.
 
     Args:
         given: Numbers or names of entries of kind "shim"; all of these by default.

@@ -88,7 +88,7 @@ def ledger() -> Path:
 @cache
 def defects() -> dict[str, Defect]:
     """The entries by their numbers, in order."""
-    found = [_read(path.parent) for path in ledger().glob("*/*/patch.toml")]
+    found = [read(path.parent) for path in ledger().glob("*/*/patch.toml")]
     return {one.id: one for one in sorted(found, key=lambda one: one.id)}
 
 
@@ -154,7 +154,8 @@ def _unchanged() -> Iterator[None]:
         yield
 
 
-def _read(folder: Path) -> Defect:
+def read(folder: Path) -> Defect:
+    """The entry in a folder, as its `patch.toml` is now."""
     told: dict[str, Any] = tomllib.loads((folder / "patch.toml").read_text(encoding="utf-8"))
     return Defect(
         folder=folder,

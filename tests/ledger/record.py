@@ -7,7 +7,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from hf_longctx.upstream.ledger import KINDS, NOT_RUN, Defect, Seen
+from hf_longctx.upstream.ledger import KINDS, NOT_RUN, Defect, Seen, read
 
 SECTION = "[seen]\n"
 BLOCK = re.compile(r"(<!-- entries -->\n).*(<!-- /entries -->)", re.DOTALL)
@@ -15,10 +15,10 @@ BLOCK = re.compile(r"(<!-- entries -->\n).*(<!-- /entries -->)", re.DOTALL)
 
 def record(one: Defect, found: Seen) -> None:
     """Add a state to an entry's `patch.toml`. A script that cannot run here replaces nothing that was seen."""
-    seen = dict(one.seen)
+    file = one.folder / "patch.toml"
+    seen = dict(read(one.folder).seen)  # as it is now: another release may have been recorded meanwhile
     if found.state != NOT_RUN or one.version not in seen:
         seen[one.version] = found.state
-    file = one.folder / "patch.toml"
     text = file.read_text(encoding="utf-8").partition(SECTION)[0]
     rows = "".join(f'"{version}" = "{seen[version]}"\n' for version in sorted(seen, key=Version))
     file.write_text(f"{text}{SECTION}{rows}", encoding="utf-8")

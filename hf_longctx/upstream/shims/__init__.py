@@ -1,1 +1,1 @@
-"""Run-time cures of upstream defects, a file each; their functions get the stock one first. `applying.SHIMS` is the table."""
+"""Run-time cures of upstream defects, a file each, whose functions get the stock one first; see `applying.SHIMS`."""

@@ -19,6 +19,9 @@ def defect() -> str | None:
             raise KeyError("in a constructor")
     except KeyError:
         left = llama.LlamaAttention
+    except ModuleNotFoundError as missing:  # it imports every module of transformers that has a class of this name
+        print(f"needs {missing.name}")
+        sys.exit(3)
     finally:
         llama.LlamaAttention = stock
         unregister_patch_mapping(["LlamaAttention"])

@@ -17,15 +17,16 @@ def defect() -> str | None:
     """The branch that the card is loaded from, in a push to another one."""
     asked = []
 
-    def load(repo_id, **kwargs):
-        asked.append(kwargs.get("revision"))
+    def look(*args, revision=None, **kwargs):
+        asked.append(revision)
         raise Stopped
 
     api = SimpleNamespace(create_repo=lambda *args, **kwargs: SimpleNamespace(repo_id="me/model"))
     assert "revision" in inspect.signature(hub.PushToHubMixin.push_to_hub).parameters
     by = {"hf_api": lambda: api} if hasattr(hub, "hf_api") else {"create_repo": api.create_repo}
     with (
-        mock.patch.object(hub.ModelCard, "load", load),
+        mock.patch.object(hub.ModelCard, "load", look),
+        mock.patch.object(hub, "hf_hub_download", look),
         mock.patch.multiple(hub, **by),
         contextlib.suppress(Stopped),
     ):
