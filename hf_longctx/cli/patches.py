@@ -59,13 +59,13 @@ def check(ids: Ids = None, as_json: Json = False) -> None:
 
     chosen = [defect(one) for one in ids or []] or list(defects().values())
     rows = []
-    with Progress("defects looked for", total=len(chosen), console=options.notes) as progress:
+    with Progress("defects looked for", total=len(chosen), console=options.screen) as progress:
         for one in chosen:
             found = run(one)
             rows.append(
                 {"id": one.id, "package": one.package, "version": one.version, "state": found.state, "told": found.told}
             )
-            progress.advance()
+            progress.advance(1)
             if not as_json:
                 told = f": {found.told}" if found.told else ""
                 options.plain(f"{one.id} {one.package} {one.version} {found.state}{told}")
@@ -79,7 +79,7 @@ def check(ids: Ids = None, as_json: Json = False) -> None:
 def apply(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Numbers or names.")], to: To = FOLDER
 ) -> None:
-    """Copy the packages at fault into a folder, with the changes that cure these defects. What is installed stays as it is."""
+    """Copy the packages at fault into a folder, without these defects. What is installed stays as it is."""
     from ..upstream.patched import apply_changes
 
     numbers = apply_changes(ids, to)

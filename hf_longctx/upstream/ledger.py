@@ -135,11 +135,12 @@ def _check_here(one: Defect) -> Seen:
 def _check_alone(one: Defect) -> Seen:
     script = str(one.folder / "repro.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    states = {0: FIXED, 1: WRONG, CANNOT_RUN: NOT_RUN}
+    states = {0: FIXED, 1: WRONG, CANNOT_RUN: NOT_RUN}  # Python ends with 1 after an exception, too
     if done.returncode not in states or "Traceback" in done.stderr:
         raise RuntimeError(f"{script} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    told = done.stdout if done.returncode == CANNOT_RUN else done.stderr
-    return Seen(states[done.returncode], told.strip().splitlines()[-1] if told.strip() else "")
+    state = states[done.returncode]
+    lines = {FIXED: "", WRONG: done.stderr, NOT_RUN: done.stdout}[state].strip().splitlines()
+    return Seen(state, lines[-1] if lines else "")
 
 
 @contextlib.contextmanager

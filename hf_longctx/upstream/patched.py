@@ -45,8 +45,8 @@ def apply_changes(given: Iterable[str | int], folder: str | os.PathLike[str]) ->
         The numbers of the entries whose changes it has now.
 
     Raises:
-        ValueError: An entry has no change, is fixed in the installed version, or was written for another version; or the
-            folder holds something else. The folder is as it was.
+        ValueError: An entry has no change, is fixed in the installed version, or was written for another version; or
+            the folder holds something else. The folder is as it was.
         OSError: It cannot be written; the folder is as it was.
     """
     wanted = [defect(one) for one in given]
