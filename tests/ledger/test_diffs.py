@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -31,7 +30,8 @@ DIFF = """--- a/src/package/file.py
 CHECK = """
 import dataclasses, json, sys
 from hf_longctx.upstream.ledger import check, defect
-print(json.dumps({one: dataclasses.astuple(check(dataclasses.replace(defect(one), alone=False))) for one in sys.argv[1:]}))
+found = {one: check(dataclasses.replace(defect(one), alone=False)) for one in sys.argv[1:]}
+print(json.dumps({one: dataclasses.astuple(state) for one, state in found.items()}))
 """
 
 
@@ -50,15 +50,25 @@ def test_a_diff_whose_lines_are_not_there_once_is_an_error(text: str, times: int
         changed({"package/file.py": text}, DIFF)
 
 
+def fits(one: Defect) -> bool:
+    """Whether an entry's change is one of the installed version."""
+    if one.seen.get(one.version) == FIXED:
+        return False
+    diff = (one.folder / "change.diff").read_text()
+    texts = {hunk.file: installed(*hunk.file.split("/", 1)).read_text() for hunk in hunks(diff)}
+    try:
+        changed(texts, diff)
+    except ValueError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Defect]]:
     """Copies with all changes that fit the installed versions, those of the tested release."""
-    folder, fit = tmp_path_factory.mktemp("copies") / "patched", []
-    for one in ENTRIES:
-        if one.seen.get(one.version) != FIXED:
-            with contextlib.suppress(ValueError):  # made for another version; the next test says for which not
-                apply_changes([one.id], folder)
-                fit.append(one)
+    fit = [one for one in ENTRIES if fits(one)]
+    folder = tmp_path_factory.mktemp("copies") / "patched"
+    apply_changes([one.id for one in fit], folder)
     return folder, fit
 
 

@@ -1,4 +1,4 @@
-"""Can two threads load models of two dtypes? Exits 1 if the default dtype is another one afterwards, 0 if they can."""
+"""Can two threads load models of two dtypes? Exits 1 if the process is another one afterwards, 0 if they can."""
 
 import sys
 import tempfile
@@ -29,7 +29,7 @@ def loaders(inside: threading.Event, second_inside: threading.Event, first_done:
 
 
 def defect() -> str | None:
-    """The default dtype after a bfloat16 and a float32 model were loaded, each inside a part of the other's loading."""
+    """The process after a bfloat16 and a float32 model were loaded, the second begun inside the first and ended after it."""
     inside, second_inside, first_done = threading.Event(), threading.Event(), threading.Event()
     First, Second = loaders(inside, second_inside, first_done)
     before = torch.get_default_dtype()
@@ -50,7 +50,11 @@ def defect() -> str | None:
         thread.join()
     after = torch.get_default_dtype()
     torch.set_default_dtype(before)
-    return f"the default dtype is {after} afterwards, {before} before" if after != before else None
+    later = LlamaForCausalLM(LlamaConfig(**config.to_dict() | {"tie_word_embeddings": True}))
+    wrong = [f"the default dtype is {after}, before {before}"] if after != before else []
+    if later.lm_head.weight is not later.model.embed_tokens.weight:
+        wrong.append("a model that is built now is not tied")
+    return "; ".join(wrong) or None
 
 
 if __name__ == "__main__":
