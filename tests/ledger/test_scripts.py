@@ -14,7 +14,7 @@ from hf_longctx.upstream.ledger import FIXED, NOT_RUN, WRONG, Defect, Seen, chec
 SCRIPTS = {"wrong": 'return "off by 3"', "fixed": "return None", "not run": "print('needs a GPU'); raise SystemExit(3)"}
 
 
-@pytest.mark.parametrize("one", defects().values(), ids=lambda one: one.folder.name)
+@pytest.mark.parametrize("one", list(defects().values()), ids=lambda one: one.folder.name)
 def test_the_defect_is_as_it_was_seen(one: Defect) -> None:
     found = check(one)
     if found.state == NOT_RUN:

@@ -94,7 +94,7 @@ def test_what_is_right_stays_the_same_bit_for_bit_with_all_shims(family: str) ->
         assert all(map(torch.equal, outputs(), stock))
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)), ids=str)
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 def test_shims_are_undone_in_any_order_also_two_of_one_place(order: tuple[int, ...]) -> None:
     shims = [apply(number, checked=False) for number in ("0002", "0003", "0005")]
     for number, which in enumerate(order):

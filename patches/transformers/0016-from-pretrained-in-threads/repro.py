@@ -29,7 +29,7 @@ def loaders(inside: threading.Event, second_inside: threading.Event, first_done:
 
 
 def defect() -> str | None:
-    """The process after a bfloat16 and a float32 model were loaded, the second begun inside the first and ended after it."""
+    """What is left of loading a bfloat16 and a float32 model, the second begun inside the first and ended after it."""
     inside, second_inside, first_done = threading.Event(), threading.Event(), threading.Event()
     First, Second = loaders(inside, second_inside, first_done)
     before = torch.get_default_dtype()
