@@ -82,6 +82,14 @@ def test_what_was_seen_is_recorded_by_version_and_not_replaced_by_a_script_that_
     assert read(folder).seen == {"2.9.0": WRONG, one.version: FIXED}
 
 
+def test_the_lines_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ledger() / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(block, {})
+    told = capsys.readouterr().out
+    one = defects()["0002"]
+    assert told == "['applied', 'applied']\n" or one.seen.get(one.version) != WRONG
+
+
 @pytest.mark.parametrize("given", [2, "2", "0002", "packed-cache-leak", "0002-packed-cache-leak"])
 def test_an_entry_is_found_by_its_number_and_by_its_name(given: str | int) -> None:
     assert defect(given).id == "0002"
