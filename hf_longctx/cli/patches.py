@@ -80,9 +80,12 @@ def apply(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Numbers or names.")], to: To = FOLDER
 ) -> None:
     """Copy the packages at fault into a folder, without these defects. What is installed stays as it is."""
+    from ..console.progress import Progress
     from ..upstream.patched import apply_changes
 
-    numbers = apply_changes(ids, to)
+    with Progress("copies made and looked at", total=1, console=options.screen) as progress:
+        numbers = apply_changes(ids, to)
+        progress.advance(1)
     options.plain(f"{to} has the changes of {', '.join(numbers)}. Use it with: PYTHONPATH={to.resolve()} python ...")
 
 

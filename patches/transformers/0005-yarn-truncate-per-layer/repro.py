@@ -9,7 +9,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 def flat(truncate: bool) -> torch.Tensor:
     """Frequencies of one rope_parameters for all layers."""
-    config = LlamaConfig(hidden_size=64, num_attention_heads=4, head_dim=16, rope_parameters=yarn(truncate))
+    config = LlamaConfig(
+        hidden_size=64, num_attention_heads=4, head_dim=16, max_position_embeddings=512, rope_parameters=yarn(truncate)
+    )
     return ROPE_INIT_FUNCTIONS["yarn"](config)[0]
 
 
@@ -17,7 +19,7 @@ def per_layer(truncate: bool) -> torch.Tensor:
     """Frequencies of the same, for one of two types of layers."""
     local = {"rope_type": "default", "rope_theta": 1e2}
     config = Gemma3TextConfig(
-        hidden_size=64, num_attention_heads=4, head_dim=16, num_hidden_layers=2,
+        hidden_size=64, num_attention_heads=4, head_dim=16, num_hidden_layers=2, max_position_embeddings=512,
         layer_types=["sliding_attention", "full_attention"],
         rope_parameters={"sliding_attention": local, "full_attention": yarn(truncate)},
     )  # fmt: skip
