@@ -148,8 +148,8 @@ def _check(numbers: list[str], made: Path) -> None:
         if state != FIXED:
             one = defect(number)
             raise ValueError(
-                f"{number}: with its change on {one.package} {one.version}, the script says: {state}, {told}. A change is "
-                f"kept only where the defect is then gone, and this one was made for the tested release."
+                f"{number}: with its change on {one.package} {one.version}, the script says: {state}, {told}. A change "
+                f"is kept only where the defect is then gone, and this one was made for the tested release."
             )
 
 

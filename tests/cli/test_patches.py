@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hf_longctx.cli.main import app
-from hf_longctx.upstream import ledger
+from hf_longctx.upstream import ledger, patched
 from hf_longctx.upstream.ledger import Seen, defects
 
 
@@ -54,6 +54,9 @@ def test_check_runs_the_named_scripts_and_says_by_its_exit_code_whether_a_defect
 
 def test_apply_and_undo_make_and_remove_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        patched, "CHECK", """print('{"0030": ["fixed", ""]}')"""
+    )  # the real one: tests/ledger/test_diffs.py
     code, shown = run("apply", "30")
     assert code == 0
     assert f"PYTHONPATH={tmp_path / 'hf-longctx-patched'} python" in shown

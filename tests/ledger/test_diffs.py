@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_longctx.upstream import patched
 from hf_longctx.upstream.diffs import Hunk, changed, hunks
 from hf_longctx.upstream.ledger import FIXED, PACKAGE, defects
 from hf_longctx.upstream.patched import NOTE, apply_changes, changes_in, undo_changes
@@ -51,13 +52,28 @@ def test_with_their_changes_the_defects_are_gone(tmp_path: Path) -> None:
     assert apply_changes(here, tmp_path / "copies") == here
 
 
-def test_a_change_that_does_not_cure_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # as of a version whose lines fit, and mean something else
-    monkeypatch.setattr("hf_longctx.upstream.patched.changed", lambda texts, diff: dict(texts))
-    with pytest.raises(
-        ValueError, match=r"0005: with its change on .*, the script says: wrong, truncate=False changes nothing"
-    ):
-        apply_changes(["0005"], tmp_path / "copies")
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        (
+            """print('{"0030": ["wrong", "off by 3"]}')""",
+            r"0030: with its change on accelerate .* says: wrong, off by 3",
+        ),
+        (
+            """print('{"0030": ["not run", "needs a GPU"]}')""",
+            r"0030: with its change on .* says: not run, needs a GPU",
+        ),
+        ("raise NameError('cache')", r"with the changes, 0030 cannot be looked for:(.|\n)*NameError: cache"),
+    ],
+    ids=["wrong", "not run", "broken"],
+)
+def test_a_change_that_does_not_cure_is_not_kept(
+    script: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a version where the change fits, and means something else."""
+    monkeypatch.setattr(patched, "CHECK", script)
+    with pytest.raises(ValueError, match=told):
+        apply_changes(["0030"], tmp_path / "copies")
     assert list(tmp_path.iterdir()) == []
 
 
