@@ -104,4 +104,4 @@ def test_an_entry_that_is_not_there_is_said_with_the_nearest_name() -> None:
 
 def test_a_wheel_takes_the_ledger_along() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"patches": "hf_longctx/_ledger"}
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]["patches"] == "hf_longctx/_ledger"
