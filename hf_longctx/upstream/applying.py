@@ -89,6 +89,7 @@ def apply(given: str | int, *, checked: bool = True) -> Shim:
 
     Raises:
         ValueError: There is no such entry, or no shim for it.
+        NotImplementedError: This version of the package has not what the shim is called in the place of.
     """
     one = defect(given)
     if one.id not in SHIMS:
@@ -107,9 +108,9 @@ def apply(given: str | int, *, checked: bool = True) -> Shim:
             logger.info("shim %s left out: the defect %s", one.id, shim.skipped)
             return shim
         # everything is found before anything is changed
-        found_places = [(_owner(place), place.name, _function(place)) for place in SHIMS[one.id]]
-        for owner, name, function in found_places:
-            _put(owner, name, _wrapped(_get(owner, name), function, shim))
+        found_places = [(*_found_in(place, one), _function(place)) for place in SHIMS[one.id]]
+        for owner, name, stock, function in found_places:
+            _put(owner, name, _wrapped(stock, function, shim))
         shim.active = True
         _active.append(shim)
     logger.info("shim %s applied: %s", one.id, one.title)
@@ -145,6 +146,17 @@ def _found(number: str) -> Seen:
 def _owner(place: Place) -> Any:
     module = importlib.import_module(place.module)
     return getattr(module, place.owner) if place.owner else module
+
+
+def _found_in(place: Place, one: Defect) -> tuple[Any, str, Any]:
+    try:
+        owner = _owner(place)
+        return owner, place.name, _get(owner, place.name)
+    except (ImportError, AttributeError, KeyError) as error:
+        raise NotImplementedError(
+            f"{one.id}: {one.package} {one.version} has no {'.'.join(filter(None, place[:3]))}, which its shim is called "
+            f"in the place of. Use a release that hf_longctx is tested with, or report it."
+        ) from error
 
 
 def _function(place: Place) -> Any:

@@ -142,6 +142,13 @@ def test_a_defect_without_a_shim_is_refused_with_what_has_one() -> None:
         apply("0004")
 
 
+def test_a_version_without_the_place_of_a_shim_is_said_and_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = SHIMS["0008"]
+    monkeypatch.setitem(SHIMS, "0008", (first, second._replace(name="renamed")))
+    with pytest.raises(NotImplementedError, match=r"has no transformers\.modeling_utils\.renamed, which its shim"):
+        apply("0008", checked=False)
+
+
 def test_assisted_decoding_after_a_filled_cache_is_refused_in_words() -> None:
     model, cache = tiny(), DynamicCache()
     model(ids(1, 20), **given_cache(model, cache))
