@@ -9,38 +9,13 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from .ledger import NOT_RUN, WRONG, Defect, Seen, defect, defects, present
+from .shims import SHIMS, Place
 
 logger = logging.getLogger("hf_longctx")
 MARK = "hf_longctx_shim"  # on a wrap: its shim, and what it wraps
-
-
-class Place(NamedTuple):
-    """Something of a package that a function is called in the place of."""
-
-    module: str
-    owner: str  # a class or a dictionary of the module; "" for the module
-    name: str
-    function: str  # module.function of shims/
-
-
-MASKS, ROPE, MODELS = "transformers.masking_utils", "transformers.modeling_rope_utils", "transformers.modeling_utils"
-GENERATION, MPT = "transformers.generation.utils", "transformers.models.mpt.modeling_mpt"
-SHIMS: dict[str, tuple[Place, ...]] = {
-    "0002": (Place(MASKS, "", "_preprocess_mask_arguments", "packed.separated"),),
-    "0003": (Place(MASKS, "", "_preprocess_mask_arguments", "packed.separated"),),
-    "0005": (Place(ROPE, "ROPE_INIT_FUNCTIONS", "yarn", "yarn.per_layer_type"),),
-    "0008": (
-        Place("transformers.monkey_patching", "", "apply_patches", "restored.restored"),
-        Place(MODELS, "", "apply_patches", "restored.restored"),
-    ),
-    "0010": (Place(MODELS, "PreTrainedModel", "get_compiled_call", "compiled.of_its_own"),),
-    "0011": (Place(MPT, "MptAttention", "forward", "alibi.as_long_as_the_text"),),
-    "0016": (Place(MODELS, "PreTrainedModel", "from_pretrained", "loading.one_at_a_time"),),
-    "0017": (Place(GENERATION, "GenerationMixin", "_assisted_decoding", "assisted.from_an_empty_cache"),),
-}
 _lock = threading.RLock()
 _active: list[Shim] = []
 
@@ -154,8 +129,8 @@ def _found_in(place: Place, one: Defect) -> tuple[Any, str, Any]:
         return owner, place.name, _get(owner, place.name)
     except (ImportError, AttributeError, KeyError) as error:
         raise NotImplementedError(
-            f"{one.id}: {one.package} {one.version} has no {'.'.join(filter(None, place[:3]))}, which its shim is called "
-            f"in the place of. Use a release that hf_longctx is tested with, or report it."
+            f"{one.id}: {one.package} {one.version} has no {'.'.join(filter(None, place[:3]))}, which its shim is "
+            f"called in the place of. Use a release that hf_longctx is tested with, or report it."
         ) from error
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_longctx.upstream.applying import SHIMS
 from hf_longctx.upstream.diffs import hunks
 from hf_longctx.upstream.ledger import FIXED, KINDS, NOT_RUN, WRONG, Defect, defect, defects, ledger, tomllib
+from hf_longctx.upstream.shims import SHIMS
 from tests.ledger.record import readme, record
 
 ROOT = Path(__file__).resolve().parents[2]
