@@ -9,7 +9,7 @@ FLOOR_TORCH ?= torch==2.11.*
 # one process a core; each loads torch, so no more than that
 EACH_CORE := -n logical --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short test test-lm-eval test-floor test-newest test-newest-all census hub-matrix lint types format tables ci clean
+.PHONY: help venv demo demo-short test test-lm-eval test-floor test-newest test-newest-all census hub-matrix ledger lint types format tables ci clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,11 @@ hub-matrix: $(READY) newest $(FLOOR)/.installed  ## Published models loaded in e
 	$(BIN)/python -m tests.hub.matrix --write
 	$(NEWEST)/bin/python -m tests.hub.matrix --write
 	$(FLOOR)/bin/python -m tests.hub.matrix --write
+
+ledger: $(READY) newest $(FLOOR)/.installed  ## The scripts of patches/ on the pinned, newest and oldest releases; writes what was seen
+	$(BIN)/python -m tests.ledger --write
+	$(NEWEST)/bin/python -m tests.ledger --write
+	$(FLOOR)/bin/python -m tests.ledger --write
 
 # Resolved every time, since what is newest changes; torch stays, as the newest brings gigabytes of CUDA.
 .PHONY: newest

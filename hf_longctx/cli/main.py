@@ -20,6 +20,7 @@ from ..storage.secrets import is_argument_with_token
 from . import clip as cli_clip
 from . import hub as cli_hub
 from . import options
+from . import patches as cli_patches
 from .ask import ask
 from .calibrate import calibrate
 from .card import card
@@ -110,6 +111,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_clip.app, name="clip")
 app.add_typer(cli_hub.app, name="hub")
+app.add_typer(cli_patches.app, name="patches")
 
 
 def _version(wanted: bool) -> None:

@@ -51,7 +51,7 @@ class SequenceParallelMixin(PreflightMixin):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole(self.args.output_dir)
         if self.accelerator.num_processes > 1 and self.model_wrapped is self.model and not self.is_fsdp_enabled:
-            # accelerate takes a model that was evaluated for one that DDP wraps already (patches/accelerate/0001)
+            # accelerate takes a model that was evaluated for one that DDP wraps already (patches/accelerate/0030)
             self.model._is_accelerate_prepared = False
         return super().train(resume_from_checkpoint, *args, **kwargs)
 

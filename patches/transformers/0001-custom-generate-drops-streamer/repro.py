@@ -5,14 +5,6 @@ import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-seen = []
-
-
-def mine(model, input_ids, streamer=None, **kwargs):
-    """A decoding method that notes whether it has a streamer."""
-    seen.append(streamer)
-    return input_ids
-
 
 class Streamer:
     """The least that `generate` takes for a streamer."""
@@ -24,9 +16,22 @@ class Streamer:
         """Nothing to end."""
 
 
-config = LlamaConfig(
-    vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
-)
-model = LlamaForCausalLM(config).eval()
-model.generate(torch.tensor([[1, 2]]), custom_generate=mine, streamer=Streamer(), max_new_tokens=1)
-sys.exit(0 if isinstance(seen[0], Streamer) else 1)
+def defect() -> str | None:
+    """What a decoding method sees of the streamer."""
+    seen = []
+
+    def mine(model, input_ids, streamer=None, **kwargs):
+        seen.append(streamer)
+        return input_ids
+
+    config = LlamaConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    model.generate(torch.tensor([[1, 2]]), custom_generate=mine, streamer=Streamer(), max_new_tokens=1)
+    return None if isinstance(seen[0], Streamer) else f"streamer is {seen[0]}"
+
+
+if __name__ == "__main__":
+    sys.exit(defect())

@@ -1,0 +1,58 @@
+"""The scripts of the ledger say of the installed releases what is recorded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hf_longctx.upstream.ledger import FIXED, NOT_RUN, WRONG, Defect, Seen, check, defects, present
+
+SCRIPTS = {"wrong": 'return "off by 3"', "fixed": "return None", "not run": "print('needs a GPU'); raise SystemExit(3)"}
+
+
+@pytest.mark.parametrize("one", list(defects().values()), ids=lambda one: one.folder.name)
+def test_the_defect_is_as_it_was_seen(one: Defect) -> None:
+    found = check(one)
+    if found.state == NOT_RUN:
+        pytest.skip(found.told)
+    if one.version in one.seen:
+        assert found.state == one.seen[one.version], f"`make ledger` records it: {found.told}"
+    assert bool(found.told) == (found.state == WRONG)
+
+
+def entry(folder: Path, state: str, **settings: object) -> Defect:
+    (folder / "repro.py").write_text(
+        f'import sys\n\n\ndef defect():\n    {SCRIPTS[state]}\n\n\nif __name__ == "__main__":\n    sys.exit(defect())\n'
+    )
+    return replace(Defect(folder, "torch", "a title", "ours"), **settings)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("state", SCRIPTS)
+def test_a_script_is_read_the_same_in_this_process_and_alone(tmp_path: Path, state: str, alone: bool) -> None:
+    told = {"wrong": "off by 3", "fixed": "", "not run": "needs a GPU"}[state]
+    assert check(entry(tmp_path, state, alone=alone)) == Seen(state, told)
+
+
+@pytest.mark.parametrize(("state", "code"), [("wrong", 1), ("fixed", 0), ("not run", 3)])
+def test_a_script_has_its_exit_code(tmp_path: Path, state: str, code: int) -> None:
+    entry(tmp_path, state)
+    assert subprocess.run([sys.executable, tmp_path / "repro.py"], capture_output=True).returncode == code
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_script_that_breaks_is_an_error_and_no_finding(tmp_path: Path, alone: bool) -> None:
+    one = entry(tmp_path, "wrong", alone=alone)
+    (tmp_path / "repro.py").write_text("def defect():\n    return 1 / 0\n\n\ndefect()\n")
+    with pytest.raises((ZeroDivisionError, RuntimeError), match="division by zero"):
+        check(one)
+
+
+def test_where_this_version_was_seen_right_nothing_is_run(tmp_path: Path) -> None:
+    one = entry(tmp_path, "wrong")
+    assert present(one).state == WRONG
+    assert present(replace(one, seen={one.version: FIXED})).state == FIXED
