@@ -18,12 +18,6 @@ from hf_longctx.storage.files import write_whole
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "MASTER_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 
 
-def check_fresh(out: Path, resume: bool) -> None:
-    """ValueError where a training would overwrite another one."""
-    if not resume and any(out.glob("run/checkpoint-*")):
-        raise ValueError(f"{out} holds a training. Go on with --resume, or choose another folder.")
-
-
 def arguments(config: dict[str, Any], folder: Path, **fixed: Any) -> dict[str, Any]:
     """Arguments of TrainingArguments and what derives from it, for processes that share each batch.
 

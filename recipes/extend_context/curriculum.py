@@ -23,10 +23,10 @@ from hf_longctx.evaluation.results import environment, write_results
 from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.training.curriculum import BatchSamplerMixin, BucketSampler, Decomposed, decompose
 from hf_longctx.training.memory import TrainingMemory, TrainingMemoryMixin
+from recipes.clock import Clock, ClockMixin
 from recipes.extend_context.corpus import prepare
 from recipes.extend_context.settings import DEFAULT, read_config
 from recipes.extend_context.smoke import prepare as prepare_smoke
-from recipes.extend_context.trainer import Clock, ClockMixin
 
 # the model, the smallest and the largest piece, and the tokens of a step
 FULL: dict[str, Any] = {"hidden": 384, "layers": 8, "sizes": (256, 8192), "step": 131_072, "steps": 1_000}

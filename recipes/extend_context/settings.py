@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from recipes.config import check_keys
+from recipes.resuming import fingerprints
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
@@ -71,5 +70,4 @@ def shares_of(config: dict[str, Any]) -> dict[tuple[str, int], float]:
 def differing(config: dict[str, Any], data: str) -> dict[str, str]:
     """A short hash of every setting that decides the weights, and of the data; a resumed run must have the same."""
     free = {"out", "evaluation", "documents", "save_dtype"}
-    told = {key: value for key, value in config.items() if key not in free} | {"data": data}
-    return {k: hashlib.sha256(json.dumps(v, sort_keys=True).encode()).hexdigest()[:16] for k, v in told.items()}
+    return fingerprints({key: value for key, value in config.items() if key not in free} | {"data": data})

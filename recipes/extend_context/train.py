@@ -22,28 +22,31 @@ from hf_longctx.evaluation.results import environment, write_results
 from hf_longctx.hub import load
 from hf_longctx.training.checkpoints import last_whole
 from hf_longctx.training.memory import TrainingMemory
+from recipes.clock import Clock
 from recipes.extend_context import card
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.measure import Measured, own_answers
 from recipes.extend_context.model import load_extended, save_native, with_adapters
 from recipes.extend_context.positions import extended
 from recipes.extend_context.settings import DEFAULT, checked, differing, read_config
-from recipes.extend_context.trainer import Clock, ExtendTrainer
+from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows
+from recipes.resuming import check_fresh, keep_settings
 
 
 def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = False) -> dict[str, Any]:
     """The recipe: what `report.json` in the folder `out` has too."""
     until = None if minutes is None else time.monotonic() + 60 * minutes
     out = Path(config["out"])
-    if not resume and any((out / "run").glob("checkpoint-*")):
-        raise ValueError(f"{out} holds a training. Go on with --resume, or choose another folder.")
+    check_fresh(out, resume)
     set_seed(config["training"].get("seed", 0))
     # what is wrong with the model or the data is said before anything is measured
     model, tokenizer = load_extended(config)
     corpus = prepare(config, tokenizer)
     windows = Windows(corpus.training, tokenizer, config)
-    keep_settings(config, corpus, out, resume)
+    keep_settings(out, differing(config, corpus.mark), resume=resume)
+    if not resume:
+        (out / "before.json").unlink(missing_ok=True)
     before, answers = measured_before(config, corpus, out)
     report: dict[str, Any] = {"base": Path(config["model"]).name, "config": config, "documents": corpus.report}
     report |= {"mix": windows.tokens(), "before": before}
@@ -141,22 +144,6 @@ def measured_before(config: dict[str, Any], corpus: Corpus, out: Path) -> tuple[
     found = Measured(stock, tokenizer, corpus.held, settings, None).all(answers, stock.config.max_position_embeddings)
     write_results(file, {"measured": found, "answers": answers})
     return found, answers
-
-
-def keep_settings(config: dict[str, Any], corpus: Corpus, out: Path, resume: bool) -> None:
-    """Keep what decides the weights, or ValueError if a resumed run has something else."""
-    file, now = out / "settings.json", differing(config, corpus.mark)
-    if resume:
-        last_whole(out / "run")
-        was = json.loads(file.read_text(encoding="utf-8"))
-        if changed := sorted(key for key in now | was if now.get(key) != was.get(key)):
-            raise ValueError(
-                f"--resume: {', '.join(changed)} changed since the training in {out} began, so its steps would be "
-                f"others. Go on with the settings and documents of then, or begin again in another folder."
-            )
-    else:
-        (out / "before.json").unlink(missing_ok=True)
-        write_results(file, now)
 
 
 def main(arguments: list[str] | None = None) -> None:

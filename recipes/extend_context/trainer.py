@@ -2,99 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from hf_longctx.patch import unwrap
-from hf_longctx.storage.files import write_whole
 from hf_longctx.training.losses.weighted import weighing
 from hf_longctx.training.memory import TrainingMemoryMixin
-
-if TYPE_CHECKING:
-    from transformers import Trainer as Base
-else:
-    Base = object
-
-LOWEST = 0.1  # of the learning rate, at the end
-
-
-class Clock(TrainerCallback):
-    """Says which part of the training is done: of the steps or, if that is more, of the time.
-
-    Args:
-        steps: Of the whole training.
-        seconds: After which it ends; None: the steps alone count.
-        file: Keeps the seconds of an interrupted run.
-    """
-
-    def __init__(self, steps: int, seconds: float | None, file: Path) -> None:
-        self.steps, self.seconds, self.file = steps, seconds, file
-        self._begun = time.monotonic()
-
-    @property
-    def passed(self) -> float:
-        """Seconds of training."""
-        return time.monotonic() - self._begun
-
-    def share(self, step: int) -> float:
-        """0 to 1."""
-        timed = self.passed / self.seconds if self.seconds is not None else 0.0
-        return min(max(step / self.steps, timed), 1.0)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin, or go on where an interrupted run stood."""
-        before = json.loads(self.file.read_text(encoding="utf-8")) if state.global_step and self.file.exists() else 0.0
-        self._begun = time.monotonic() - before
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for the end when the time is over."""
-        if self.share(state.global_step) >= 1:
-            control.should_training_stop = control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the time with the checkpoint."""
-        write_whole(self.file, json.dumps(self.passed).encode())
-
-
-class ClockMixin(Base):
-    """Put before a Trainer, ends its training and its learning rate by a clock, or before a loss that is not finite.
-
-    Args:
-        clock: The schedule of the learning rate goes by it.
-    """
-
-    def __init__(self, *args: Any, clock: Clock, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.clock = clock
-        self.add_callback(clock)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Trainer; FloatingPointError before a step that would spoil the weights."""
-        loss = super().training_step(*args, **kwargs)
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(
-                f"the loss of step {self.state.global_step + 1} is {loss.item()}. The checkpoints in "
-                f"{self.args.output_dir} are from before it; begin again with a lower learning_rate."
-            )
-        return loss
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Warm-up, then linearly down to a tenth."""
-        warmup = self.args.warmup_steps
-
-        def rate(step: int) -> float:
-            start = warmup / self.clock.steps
-            down = max(self.clock.share(step) - start, 0) / max(1 - start, 1e-9)
-            return min((step + 1) / max(warmup, 1), 1.0) * (1 - (1 - LOWEST) * down)
-
-        self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, rate)
-        return self.lr_scheduler
+from recipes.clock import ClockMixin
 
 
 class ExtendTrainer(ClockMixin, TrainingMemoryMixin, Trainer):

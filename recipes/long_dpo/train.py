@@ -23,7 +23,8 @@ from hf_longctx.hub import load
 from hf_longctx.training.processes import is_first
 from recipes.config import check_keys
 from recipes.long_dpo.pairs import read_pairs, tokens_of
-from recipes.shared_batches import arguments, check_fresh, keep
+from recipes.resuming import check_fresh
+from recipes.shared_batches import arguments, keep
 
 KNOWN = {"model", "pairs", "longest", "held_out", "degree", "kind", "out", "training"}
 COMPARED = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")

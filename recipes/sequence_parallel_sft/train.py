@@ -21,8 +21,9 @@ from hf_longctx import SequenceParallelTrainer
 from hf_longctx.hub import load
 from hf_longctx.training.processes import is_first
 from recipes.config import check_keys
+from recipes.resuming import check_fresh
 from recipes.sequence_parallel_sft.packs import PackCollator, packed, read_documents
-from recipes.shared_batches import arguments, check_fresh, keep
+from recipes.shared_batches import arguments, keep
 
 KNOWN = {"model", "documents", "pack", "held_out", "degree", "kind", "out", "training"}
 

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from recipes.clock import Clock
 from recipes.extend_context import compare, train
 from recipes.extend_context.smoke import FAR, NEAR, check, prepare
-from recipes.extend_context.trainer import Clock, ExtendTrainer
+from recipes.extend_context.trainer import ExtendTrainer
 
 
 @pytest.fixture(scope="module")

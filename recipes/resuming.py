@@ -1,0 +1,44 @@
+"""A training that is resumed has the settings and the data with which it began."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_longctx.evaluation.results import write_results
+from hf_longctx.training.checkpoints import last_whole
+
+
+def fingerprints(settings: Mapping[str, Any]) -> dict[str, str]:
+    """A short hash of every setting."""
+    told = {key: json.dumps(value, sort_keys=True).encode() for key, value in settings.items()}
+    return {key: hashlib.sha256(value).hexdigest()[:16] for key, value in told.items()}
+
+
+def keep_settings(out: Path, now: Mapping[str, str], *, resume: bool) -> None:
+    """Keep what decides the weights in `out`; a resumed training must have the same.
+
+    Raises:
+        ValueError: `out` holds a training and it is not to be resumed, or something has changed since it began.
+    """
+    file = out / "settings.json"
+    check_fresh(out, resume)
+    if not resume:
+        write_results(file, now)
+        return
+    last_whole(out / "run")
+    was = json.loads(file.read_text(encoding="utf-8"))
+    if changed := sorted(key for key in now | was if now.get(key) != was.get(key)):
+        raise ValueError(
+            f"--resume: {', '.join(changed)} changed since the training in {out} began, so its steps would be "
+            f"others. Go on with the settings and documents of then, or begin again in another folder."
+        )
+
+
+def check_fresh(out: Path, resume: bool) -> None:
+    """ValueError where a training would overwrite another one."""
+    if not resume and any((out / "run").glob("checkpoint-*")):
+        raise ValueError(f"{out} holds a training. Go on with --resume, or choose another folder.")
