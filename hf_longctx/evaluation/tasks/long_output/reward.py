@@ -41,13 +41,13 @@ def verifier_reward(end_ids: int | Iterable[int]) -> Callable[..., list[float]]:
         completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], problem: Sequence[str], **_: Any
     ) -> list[float]:
         return [
-            reward(Problem.from_dict(json.loads(one)), _text(completion), bool(len(ids)) and int(ids[-1]) in ends)
+            reward(Problem.from_dict(json.loads(one)), text_of(completion), bool(len(ids)) and int(ids[-1]) in ends)
             for completion, ids, one in zip(completions, completion_ids, problem, strict=True)
         ]
 
     return verifier
 
 
-def _text(completion: Any) -> str:
-    """What was written: a text, or the content of a chat's messages."""
+def text_of(completion: Any) -> str:
+    """What TRL gives a reward function as an answer: a text, or the content of a chat's messages."""
     return completion if isinstance(completion, str) else "".join(str(one["content"]) for one in completion)
