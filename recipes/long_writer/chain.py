@@ -1,0 +1,127 @@
+"""The whole chain: score the untrained model, fine-tune, prefer, reinforce, score after each; report and cards.
+
+    python -m recipes.long_writer.chain --minutes 9 --chats writing.jsonl --writing writing.held_back.jsonl
+    python -m recipes.long_writer.chain --smoke
+
+See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from hf_longctx.evaluation.results import result_file, write_results
+from hf_longctx.hub import load
+from recipes.long_writer import card, train_dpo, train_grpo, train_sft
+from recipes.long_writer.command import parser, settings
+from recipes.long_writer.data import asked
+from recipes.long_writer.figures import BANNED, UNTRAINED, gained, rows
+from recipes.long_writer.score import Scores
+from recipes.resuming import check_fresh
+
+STAGES = {"sft": train_sft.train, "dpo": train_dpo.train, "grpo": train_grpo.train}
+TRAINED = 3.0  # times the time of an untrained model for the scores of a trained one
+BEGIN = {"dpo": "sft", "grpo": "sft"}  # which model they begin with
+
+
+def run(config: dict[str, Any], *, minutes: float | None = None) -> dict[str, Any]:
+    """The chain: what `report.json` in the folder `out` has too.
+
+    Without `minutes` every stage takes all of its steps. With them, each gets its part of `chain`, one whose part is 0
+    is left out, and scores that there is no time for are listed as not measured.
+    """
+    out, begun = Path(config["out"]), time.monotonic()
+    stages = {name: part for name, part in config["chain"].items() if part or minutes is None}
+    for name in stages:
+        check_fresh(out / name, False)
+    # files that are no chats are named before anything is measured
+    for _ in asked(config["chats"]):
+        pass
+    parts = dict(stages)
+    waiting = [1.0, 1.0, *[TRAINED] * len(stages)]  # what the scores of each model weigh
+
+    def until() -> float | None:
+        """When the next scores have to be done: what the trainings to come leave is for the scores."""
+        if minutes is None:
+            return None
+        now, end = time.monotonic(), begun + 60 * minutes
+        left = max(end - now - 60 * minutes * sum(parts.values()), 0)
+        return now + left * waiting[0] / sum(waiting)
+
+    report: dict[str, Any] = {"base": Path(config["model"]).name, "config": config, "stages": {}, "lines": {}}
+    for name, banned in ((UNTRAINED, False), (BANNED, True)):
+        report["lines"][name] = scored(config["model"], config, until(), banned)
+        del waiting[0]
+    found: list[dict[str, Any]] = []
+    for name, part in stages.items():
+        start = str(out / BEGIN[name] / "model") if name in BEGIN else config["model"]
+        seconds = None if minutes is None else 60 * minutes * part
+        report["stages"][name] = STAGES[name](config, model=start, seconds=seconds)
+        free()
+        del parts[name]
+        report["lines"][name] = scored(str(out / name / "model"), config, until(), False)
+        del waiting[0]
+        found += rows(report["lines"], name)
+        found += gained(report["lines"], name, BEGIN.get(name, UNTRAINED))
+        # after each stage: what was measured is kept if the next one fails
+        report |= written(report, found, out)
+        card.write(report, name, out)
+    return report
+
+
+def written(report: dict[str, Any], found: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+    """The report with commit, hardware and versions, in `out`."""
+    more = {key: value for key, value in report.items() if key in ("base", "config", "stages", "lines")}
+    file = result_file(found, model=str(report["config"]["model"]), **more)
+    file["versions"] |= next(iter(report["stages"].values()))["versions"]
+    write_results(out / "report.json", file)
+    return file
+
+
+def scored(model: str, config: dict[str, Any], until: float | None, banned: bool) -> dict[str, Any]:
+    """The scores of a saved model."""
+    loaded, tokenizer = load(model, dtype=config["save_dtype"] if torch.cuda.is_available() else "auto")
+    found = Scores(loaded, tokenizer, config, until=until, banned=banned).all()
+    del loaded
+    free()
+    return found
+
+
+def free() -> None:
+    """Give back the memory of a model that is gone."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """The command; see the module's docstring."""
+    found = parser(__doc__)
+    found.add_argument("--writing", help="a file of rows that are held back, in place of the config's")
+    found.add_argument("--smoke", action="store_true", help="a tiny model on a CPU, compared with expected.json")
+    args = found.parse_args()
+    transformers_logging.set_verbosity_error()  # of texts that are longer than the model's window
+    if args.smoke:
+        from recipes.long_writer.smoke import check, figures, prepare
+
+        with tempfile.TemporaryDirectory() as folder:
+            config = prepare(Path(folder))
+            check(figures(run(config), Path(config["out"])))
+        return
+    config = settings(args)
+    config["score"]["writing"] = args.writing or config["score"]["writing"]
+    report = run(config, minutes=args.minutes)
+    shown = [(one["what"], one["value"], one["bar"], one["holds"]) for one in report["rows"]]
+    print(json.dumps(shown, indent=1))
+
+
+if __name__ == "__main__":
+    main()

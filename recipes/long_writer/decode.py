@@ -1,0 +1,139 @@
+"""Many answers at once. Each has its own limit, and ends at the end token."""
+
+# B rows, W columns of prompts, S columns of the cache, V vocabulary
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_longctx.evaluation.answer import batches
+from recipes.long_writer.grouped import attending_grouped
+from recipes.long_writer.step import Step
+
+BLOCK = 256  # columns; a cache has a multiple, which masks of fast kernels need
+WATCH = 32  # steps between looks at whether all have ended
+
+
+@dataclass
+class Written:
+    """An answer.
+
+    Args:
+        ids: Its tokens, the end token included.
+        ended: Whether it ended by itself.
+        log_probs: Of each token, at the temperature at which it was drawn; top_p is left out of it.
+    """
+
+    ids: list[int]
+    ended: bool
+    log_probs: list[float]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Args:
+        temperature: 0 takes the most likely one.
+        top_p: Of the tokens that are drawn from.
+        seed: Of the draws.
+        banned: Tokens that are never written.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    banned: tuple[int, ...] = ()
+
+
+def write(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    ends: Collection[int],
+    sampling: Sampling | None = None,
+    *,
+    tokens_at_once: int,
+) -> list[Written]:
+    """The answers to prompts, in batches whose caches hold at most `tokens_at_once` tokens.
+
+    Args:
+        model: A causal language model in eval mode.
+        prompts: Token ids.
+        limits: The most tokens of each answer.
+        ends: Tokens that end an answer.
+        sampling: Greedy if it is None.
+        tokens_at_once: Prompts and answers, padding included.
+    """
+    found: list[Written | None] = [None] * len(prompts)
+    lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
+    rounded = [-(-length // BLOCK) * BLOCK for length in lengths]
+    for batch in batches(rounded, tokens_at_once):
+        with attending_grouped(model):
+            some = _batch(model, [prompts[i] for i in batch], [limits[i] for i in batch], ends, sampling or Sampling())
+        for i, one in zip(batch, some, strict=True):
+            found[i] = one
+    return [one for one in found if one is not None]
+
+
+@torch.no_grad()
+def _batch(
+    model: Any, prompts: list[Sequence[int]], limits: list[int], ends: Collection[int], sampling: Sampling
+) -> list[Written]:
+    device, rows, width = model.device, len(prompts), max(map(len, prompts))
+    columns = -(-(width + max(limits)) // BLOCK) * BLOCK
+    ids_BW = torch.zeros(rows, width, dtype=torch.long)
+    seen_BS = torch.zeros(rows, columns, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids_BW[row, width - len(prompt) :] = torch.as_tensor(prompt)
+        seen_BS[row, width - len(prompt) : width] = True
+    ids_BW, seen_BS = ids_BW.to(device), seen_BS.to(device)
+    step = Step(model, ids_BW, seen_BS)
+    end_N = torch.tensor(sorted(ends), device=device)
+    limit_B = torch.tensor(limits, device=device)
+    generator = torch.Generator(device).manual_seed(sampling.seed)
+    done_B = torch.zeros(rows, dtype=torch.bool, device=device)
+    chosen, chances = [], []
+    for number in range(max(limits)):
+        token_B, chance_B = choose(step.logits_BV, sampling, generator)
+        chosen.append(token_B)
+        chances.append(chance_B)
+        done_B |= torch.isin(token_B, end_N) | (limit_B <= number + 1)
+        if number + 1 == max(limits) or (number % WATCH == 0 and bool(done_B.all())):
+            break
+        step(token_B)
+    ids, log_probs = torch.stack(chosen, 1).tolist(), torch.stack(chances, 1).tolist()
+    return [_cut(*one, ends) for one in zip(ids, log_probs, limits, strict=True)]
+
+
+def _cut(ids: list[int], log_probs: list[float], limit: int, ends: Collection[int]) -> Written:
+    end = next((at for at, token in enumerate(ids[:limit]) if token in ends), None)
+    length = limit if end is None else end + 1
+    return Written(ids[:length], end is not None, log_probs[:length])
+
+
+def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The next token of each row, and its log-probability."""
+    logits_BV = logits_BV.float()
+    if sampling.banned:
+        logits_BV = logits_BV.index_fill(1, torch.tensor(sampling.banned, device=logits_BV.device), -torch.inf)
+    if sampling.temperature == 0:
+        log_BV = logits_BV.log_softmax(-1)
+        token_B = log_BV.argmax(-1)
+    else:
+        log_BV = (logits_BV / sampling.temperature).log_softmax(-1)
+        token_B = torch.multinomial(_nucleus(log_BV.exp(), sampling.top_p), 1, generator=generator)[:, 0]
+    return token_B, log_BV.gather(1, token_B[:, None])[:, 0]
+
+
+def _nucleus(p_BV: Tensor, top_p: float) -> Tensor:
+    """Probabilities with those left out that are not among the most likely ones of together `top_p`."""
+    if top_p >= 1:
+        return p_BV
+    sorted_BV, at_BV = p_BV.sort(-1, descending=True)
+    kept_BV = sorted_BV * (sorted_BV.cumsum(-1) - sorted_BV < top_p)
+    return torch.zeros_like(p_BV).scatter_(1, at_BV, kept_BV)

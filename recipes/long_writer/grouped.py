@@ -1,0 +1,59 @@
+"""Attention of one new token a row that reads each key once, whatever the number of queries that share it.
+
+transformers 5.17 repeats keys and values for every query head where there is a mask, which for a long static cache is
+several times the reading that a step needs.
+"""
+
+# B batch, H query heads, G key/value heads, L query length, S columns of the cache, D head dim
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "long_writer_sdpa"
+
+
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """With the signature that transformers calls; more than one token goes to its own function."""
+    B, H, L, D = query.shape
+    if L != 1 or attention_mask is None:
+        found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return found
+    grouped = query.view(B, key.shape[1], -1, D)
+    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
+    return out.reshape(B, 1, H, D), None
+
+
+@contextmanager
+def attending_grouped(model: Any) -> Iterator[None]:
+    """Inside, a model that attends by torch's scaled_dot_product_attention does so by `attention`.
+
+    Its masks are given to it whole: transformers makes none for a name that it does not know.
+
+    Raises:
+        ValueError: It attends by something that takes no mask of keys.
+    """
+    own = model.config._attn_implementation
+    if own not in ("sdpa", "eager"):
+        raise ValueError(
+            f"{type(model).__name__} attends by {own}: expected sdpa or eager, without a method on the model. Load it "
+            f"with attn_implementation='sdpa', or let GRPO generate otherwise (grpo: generation: plain)."
+        )
+    if own == "eager":
+        yield
+        return
+    ALL_ATTENTION_FUNCTIONS[NAME] = attention
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("sdpa")
+        del ALL_ATTENTION_FUNCTIONS[NAME]

@@ -1,0 +1,87 @@
+"""The recipe's settings: read, merged with a variant, and checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_longctx.near import did_you_mean
+
+HERE = Path(__file__).parent
+DEFAULT = HERE / "config.yaml"
+GENERATION = ("graphs", "static", "continuous", "plain")
+REWARDS = ("verifier", "length", "repetition", "unended")
+# what is free in a section, and what a mapping replaces whole
+OPEN = ("training", "rewards")
+
+
+def read_config(path: Path, variant: str | None = None, **given: Any) -> dict[str, Any]:
+    """The settings of a file, with what one of its variants changes, and those `given` that are not None.
+
+    Raises:
+        ValueError: There is no such variant, or the settings cannot work.
+    """
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    variants = config.pop("variants", {})
+    if variant is not None:
+        if variant not in variants:
+            raise ValueError(f"--variant {variant}: {path.name} has {', '.join(variants) or 'none'}.")
+        config = merged(config, variants[variant]) | {"out": f"{config['out']}-{variant}"}
+    return checked(config | {key: value for key, value in given.items() if value is not None})
+
+
+def merged(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with changes in their sections."""
+    found = dict(config)
+    for key, value in changes.items():
+        inner = isinstance(value, Mapping) and key != "rewards" and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if inner else value
+    return found
+
+
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings as they are; ValueError for what cannot work."""
+    known = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
+    del known["variants"]
+    _check_names(config, known, "")
+    tasks, grpo, sft = config["tasks"], config["grpo"], config["sft"]
+    if tasks["tokens"][0] > tasks["tokens"][1]:
+        raise ValueError(f"tasks: tokens: {tasks['tokens']}: expected the shorter and the longer length of a range.")
+    if grpo["generation"] not in GENERATION:
+        raise ValueError(f"grpo: generation: {grpo['generation']}: expected one of {', '.join(GENERATION)}.")
+    if not grpo["rewards"] or set(grpo["rewards"]) - set(REWARDS):
+        raise ValueError(f"grpo: rewards: {grpo['rewards']}: expected weights of {', '.join(REWARDS)}.")
+    answers = grpo["prompts_per_step"] * grpo["training"]["num_generations"]
+    for name, step, forward in (
+        ("sft: packs_per_step", sft["packs_per_step"], sft["packs"]),
+        ("dpo: pairs_per_step", config["dpo"]["pairs_per_step"], config["dpo"]["pairs"]),
+        ("grpo: the answers of a step", answers, grpo["answers"]),
+    ):
+        if step % forward:
+            raise ValueError(f"{name}: {step}: expected a multiple of the {forward} of a forward.")
+    start, full = sft["curriculum"]["start"], sft["curriculum"]["full"]
+    if not (0 < start <= 1 and 0 <= full <= 1):
+        raise ValueError(f"sft: curriculum: start {start}, full {full}: expected parts, above 0 and up to 1.")
+    if sum(config["chain"].values()) >= 1:
+        raise ValueError(f"chain: {config['chain']}: expected parts of the time that leave some for the scores.")
+    return config
+
+
+def _check_names(config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    """ValueError for a setting that is not known or not there."""
+    for name in config:
+        if name not in known:
+            raise ValueError(
+                f"{where}{name}: not a setting of this recipe. {did_you_mean(name, known)}There are: "
+                f"{', '.join(known)}."
+            )
+    if missing := [name for name in known if name not in config]:
+        raise ValueError(f"the config lacks {where}{', '.join(missing)}. config.yaml says what each is.")
+    for name, one in known.items():
+        if isinstance(one, Mapping) and name not in OPEN:
+            if not isinstance(config[name], Mapping):
+                raise ValueError(f"{where}{name}: {config[name]}: expected {', '.join(one)}.")
+            _check_names(config[name], one, f"{where}{name}: ")

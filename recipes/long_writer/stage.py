@@ -1,0 +1,115 @@
+"""What the three trainings have in common: a folder, a clock, an interruption, a saved model."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from hf_longctx import undo
+from hf_longctx.evaluation.results import environment, write_results
+from hf_longctx.hub import save
+from hf_longctx.patch import applied
+from hf_longctx.training.checkpoints import last_whole
+from recipes.clock import Clock
+from recipes.resuming import fingerprints, keep_settings
+
+logger = logging.getLogger("hf_longctx")
+
+
+def arguments(given: Mapping[str, Any], out: Path, steps: int, rows: int, forward: int, seed: int) -> dict[str, Any]:
+    """The arguments of a TRL config.
+
+    Args:
+        given: The config's own.
+        out: The folder of the stage.
+        steps: Of the optimizer.
+        rows: Of a step.
+        forward: Rows of a forward.
+        seed: Of the training.
+    """
+    cpu = not torch.cuda.is_available()
+    return {
+        "output_dir": str(out / "run"),
+        "use_cpu": cpu,
+        "max_steps": steps,
+        "per_device_train_batch_size": forward,
+        "gradient_accumulation_steps": rows // forward,
+        "report_to": [],
+        "seed": seed,
+        **given,
+        **({"bf16": False} if cpu else {}),
+    }
+
+
+def run(
+    make: Callable[[Clock], Any],
+    out: Path,
+    config: Mapping[str, Any],
+    decides: Mapping[str, Any],
+    *,
+    steps: int,
+    seconds: float | None,
+    begun: float,
+    resume: bool,
+) -> dict[str, Any]:
+    """Train, save the model in `out`/model, and say what happened.
+
+    Args:
+        make: The trainer, given its clock.
+        out: The folder of the stage.
+        config: The recipe's settings.
+        decides: What decides the weights: settings, data.
+        steps: Of the training.
+        seconds: After `begun` it ends; None: after all of its steps.
+        begun: `time.monotonic()` when the stage began, its data included.
+        resume: Go on from the last checkpoint that was saved to its end.
+
+    Raises:
+        ValueError: The folder holds a training, or one that began with other settings.
+        FloatingPointError: A loss is not finite. The checkpoints from before it stay.
+        SystemExit: Ctrl-C.
+    """
+    keep_settings(out, fingerprints(decides), resume=resume)
+    set_seed(config["seed"])
+    left = None if seconds is None else seconds - (time.monotonic() - begun)
+    if left is not None and left <= 0:
+        raise ValueError(f"--minutes: the data of {out} took longer than its {seconds:.0f} seconds. Give more.")
+    clock = Clock(steps, left, out / "run/seconds.json")
+    trainer = make(clock)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.config.use_cache = False
+    try:
+        trainer.train(resume_from_checkpoint=last_whole(out / "run") if resume else None)
+    except KeyboardInterrupt:
+        raise SystemExit(f"interrupted after {trainer.state.global_step} steps; --resume goes on from {out}.") from None
+    report = {"steps": trainer.state.global_step, "seconds": clock.passed, "logs": logged(trainer)}
+    if torch.cuda.is_available():
+        report["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
+    model.config.use_cache = True
+    if applied(model):
+        undo(model)
+    save(model.to("cpu", getattr(torch, config["save_dtype"])), trainer.processing_class, out / "model", overwrite=True)
+    return report
+
+
+def keep(out: Path, report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with commit, hardware and versions, as it is written to `out`/report.json."""
+    versions = environment()
+    versions["versions"]["trl"] = metadata.version("trl")
+    found = dict(report) | versions
+    write_results(out / "report.json", found)
+    return found
+
+
+def logged(trainer: Any) -> list[dict[str, Any]]:
+    """What the trainer logged of each step, without what is not a finite number."""
+    logs = [log for log in trainer.state.log_history if "grad_norm" in log]
+    return [{key: value for key, value in log.items() if value is not None and math.isfinite(value)} for log in logs]

@@ -1,0 +1,77 @@
+"""Preferences for right answers and asked lengths, by TRL's DPOTrainer.
+
+    python -m recipes.long_writer.train_dpo --model long-writer/sft/model --minutes 2
+
+See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_longctx.evaluation.results import write_results
+from hf_longctx.hub.resolve import load_model, load_tokenizer
+from recipes.clock import Clock
+from recipes.long_writer.command import command
+from recipes.long_writer.data import Fitting
+from recipes.long_writer.pairs import by_length, verified
+from recipes.long_writer.stage import arguments, keep, run
+from recipes.long_writer.trainers import trainers
+from recipes.resuming import check_fresh
+
+
+def made_pairs(
+    config: dict[str, Any], start: str, tokenizer: Any, pairs: Fitting, file: Path, resume: bool
+) -> dict[str, Any]:
+    """Fill `pairs`, and say what was sampled. They are kept in a file: a GPU would not sample the same ones again."""
+    if resume and file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        pairs.rows, pairs.too_long = kept["rows"], kept["too long"]
+        return dict(kept["sampled"])
+    verified(tokenizer, config, pairs)
+    sampled: dict[str, Any] = {}
+    if config["dpo"]["prompts"]:
+        sampled = by_length(load_model(start, dtype=config["save_dtype"]), tokenizer, config, pairs)
+    write_results(file, {"sampled": sampled, "rows": pairs.rows, "too long": pairs.too_long})
+    return sampled
+
+
+def train(
+    config: dict[str, Any], *, model: str | None = None, seconds: float | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Train `model`, or the config's, and save it in the folder dpo of `out`; the report."""
+    own, out = config["dpo"], Path(config["out"]) / "dpo"
+    (arguments_of, trainer), begun = trainers().dpo, time.monotonic()
+    check_fresh(out, resume)
+    start = model or config["model"]
+    tokenizer = load_tokenizer(start)
+    pairs = Fitting(config["context"])
+    found = made_pairs(config, start, tokenizer, pairs, out / "pairs.json", resume) | pairs.report("pairs")
+
+    def make(clock: Clock) -> Any:
+        args = arguments_of(
+            **arguments(own["training"], out, own["steps"], own["pairs_per_step"], own["pairs"], config["seed"]),
+            max_length=None,
+        )
+        return trainer(
+            model=load_model(start, dtype=torch.float32, device="cpu"),
+            # left to itself it loads what the config's name says, which is not a model that was trained or converted
+            ref_model=load_model(start, dtype=config["save_dtype"], device="cpu"),
+            args=args,
+            train_dataset=trainers().dataset.from_list(pairs.rows),
+            processing_class=tokenizer,
+            clock=clock,
+        )
+
+    decides = {key: config[key] for key in ("context", "seed", "tasks", "dpo")} | {"model": str(start), "data": found}
+    report = run(make, out, config, decides, steps=own["steps"], seconds=seconds, begun=begun, resume=resume)
+    return keep(out, report | {"data": found})
+
+
+if __name__ == "__main__":
+    command(__doc__, train)

@@ -1,0 +1,55 @@
+"""TRL's trainers with the mixins of hf_longctx, made when they are asked for: TRL is optional."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from hf_longctx import SequenceParallelMixin
+from hf_longctx.training import LossWeightingMixin
+from hf_longctx.upstream.installing import install_extra
+from recipes.clock import ClockMixin
+from recipes.long_writer.curriculum import ShortFirstMixin
+
+
+class Trainers(NamedTuple):
+    """A config and a trainer of each kind, and what data sets are made of."""
+
+    sft: tuple[Any, Any]
+    dpo: tuple[Any, Any]
+    grpo: tuple[Any, Any]
+    dataset: Any
+
+
+@cache
+def trainers() -> Trainers:
+    """The trainers.
+
+    Raises:
+        ImportError: TRL is not installed.
+    """
+    try:
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+    except ModuleNotFoundError as error:
+        raise ImportError(f"this recipe trains by TRL ({error}). Install it: {install_extra('trl')}.") from error
+
+    class WriterSFTTrainer(ShortFirstMixin, ClockMixin, LossWeightingMixin, SequenceParallelMixin, SFTTrainer):
+        """On packs: short answers first, by tokens or by answers, and documents do not see each other."""
+
+    class WriterDPOTrainer(ClockMixin, DPOTrainer):
+        """On pairs of tokens, whose answers end as they were written."""
+
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            # as stock has it after tokenising, which would end every answer
+            return dataset
+
+    class WriterGRPOTrainer(ClockMixin, GRPOTrainer):
+        """By a clock."""
+
+    return Trainers(
+        sft=(SFTConfig, WriterSFTTrainer),
+        dpo=(DPOConfig, WriterDPOTrainer),
+        grpo=(GRPOConfig, WriterGRPOTrainer),
+        dataset=Dataset,
+    )

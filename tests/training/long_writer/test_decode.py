@@ -1,0 +1,122 @@
+"""Answers from a static cache are those of stock `generate`, and their log-probabilities those of a plain forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TopPLogitsWarper
+
+from recipes.long_writer.decode import Sampling, choose, write
+from recipes.long_writer.grouped import attending_grouped
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [3, 4] * 300]
+LIMITS = [60, 40, 30]
+END = 2
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 50}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": END, "eos_token_id": END}
+    made = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()
+    for weight in made.parameters():
+        if weight.ndim == 2:
+            weight.data.mul_(6)  # attention that is far from uniform
+    return made
+
+
+def greedy(model: Any, ends: set[int]) -> list[list[int]]:
+    more = {"do_sample": False, "eos_token_id": list(ends), "pad_token_id": END}
+    return [
+        model.generate(torch.tensor([prompt]), max_new_tokens=limit, **more)[0, len(prompt) :].tolist()
+        for prompt, limit in zip(PROMPTS, LIMITS, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("at_once", [10**6, 300])
+def test_answers_are_those_of_generate(model: Any, at_once: int) -> None:
+    first = greedy(model, {END})
+    # a token that ends one of them early
+    ends = {END, first[0][7]}
+    right = greedy(model, ends)
+    assert len(right[0]) <= 8 < LIMITS[0]
+    found = write(model, PROMPTS, LIMITS, ends, tokens_at_once=at_once)
+    assert [one.ids for one in found] == right
+    assert [one.ended for one in found] == [ids[-1] in ends for ids in right]
+    for prompt, one in zip(PROMPTS, found, strict=True):
+        logits = model(torch.tensor([prompt + one.ids])).logits[0, len(prompt) - 1 : -1]
+        chances = logits.log_softmax(-1).gather(1, torch.tensor(one.ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(one.log_probs), chances, rtol=1e-4, atol=1e-4)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_seeds_decide_what_is_sampled(model: Any) -> None:
+    def sampled(seed: int) -> list[list[int]]:
+        found = write(model, PROMPTS, LIMITS, {END}, Sampling(0.8, 0.95, seed), tokens_at_once=10**6)
+        return [one.ids for one in found]
+
+    assert sampled(1) == sampled(1) != sampled(2)
+
+
+def test_a_banned_end_is_never_written(model: Any) -> None:
+    ends = {greedy(model, {END})[0][7]}
+    assert write(model, PROMPTS[:1], [30], ends, tokens_at_once=10**6)[0].ended
+    (found,) = write(model, PROMPTS[:1], [30], ends, Sampling(banned=tuple(ends)), tokens_at_once=10**6)
+    assert not found.ended
+    assert len(found.ids) == 30
+    assert not ends & set(found.ids)
+
+
+def test_the_nucleus_is_that_of_transformers() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 30) * 3
+    kept = TopPLogitsWarper(0.7)(None, logits).isfinite().flatten()
+    generator = torch.Generator().manual_seed(0)
+    tokens, chances = choose(logits.expand(4000, -1), Sampling(1.0, 0.7), generator)
+    assert set(tokens.tolist()) == set(kept.nonzero().flatten().tolist())
+    # log-probabilities are those of all tokens, as TRL computes them again
+    torch.testing.assert_close(chances, logits.log_softmax(-1)[0, tokens])
+
+
+def test_the_step_reads_shared_keys_once(model: Any) -> None:
+    torch.manual_seed(1)
+    query, key, value = torch.randn(3, 4, 1, 16), torch.randn(3, 2, 40, 16), torch.randn(3, 2, 40, 16)
+    mask = torch.rand(3, 1, 1, 40) > 0.3
+    from recipes.long_writer.grouped import attention
+
+    found, _ = attention(model.model.layers[0].self_attn, query, key, value, mask, scaling=0.25)
+    scores = torch.einsum("bhld,bhsd->bhls", query, key.repeat_interleave(2, 1)) * 0.25
+    right = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value.repeat_interleave(2, 1)
+    torch.testing.assert_close(found, right.transpose(1, 2))
+
+
+def test_other_attention_stays_what_it_is(model: Any) -> None:
+    model.set_attn_implementation("eager")
+    try:
+        with attending_grouped(model):
+            assert model.config._attn_implementation == "eager"
+        found = write(model, PROMPTS[:2], LIMITS[:2], {END}, tokens_at_once=10**6)
+    finally:
+        model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("eager")
+    try:
+        right = greedy(model, {END})[:2]
+    finally:
+        model.set_attn_implementation("sdpa")
+    assert [one.ids for one in found] == right
+    with flex_attention(model), pytest.raises(ValueError, match="attends by flex_attention: expected sdpa or eager"):
+        write(model, PROMPTS, LIMITS, {END}, tokens_at_once=10**6)
+
+
+@contextmanager
+def flex_attention(model: Any) -> Iterator[None]:
+    model.set_attn_implementation("flex_attention")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("sdpa")

@@ -1,0 +1,246 @@
+"""Rewards, pairs, scores, their comparison, and the card of recipes/long_writer."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hf_longctx.evaluation.tasks.long_output import grpo_row, make
+from hf_longctx.evaluation.tasks.long_output import reward as reward_of
+from hf_longctx.hub import load
+from hf_longctx.hub.resolve import load_tokenizer
+from hf_longctx.storage.files import write_json_lines
+from recipes.long_writer import card, chain
+from recipes.long_writer import pairs as pairs_module
+from recipes.long_writer.compare import paired
+from recipes.long_writer.data import Fitting
+from recipes.long_writer.decode import Written
+from recipes.long_writer.figures import gained, rows
+from recipes.long_writer.pairs import by_length, verified
+from recipes.long_writer.rewards import Reward
+from recipes.long_writer.rollouts import Rollouts
+from recipes.long_writer.score import Scores
+from recipes.long_writer.trainers import trainers
+
+END = 7
+WEIGHTS = {"verifier": 1.0, "length": 1.0, "repetition": 1.0, "unended": 0.5}
+
+
+def said(*texts: str) -> list[list[dict[str, str]]]:
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def test_each_part_of_the_reward_judges_the_rows_that_it_can() -> None:
+    reward = Reward({END}, WEIGHTS, 2)
+    problem = make("numbered", 60)
+    loop = "the same eight words are here once more " * 3
+    given: dict[str, Any] = {
+        "completions": said(problem.answer, "nothing", "one two three four five six", loop),
+        "completion_ids": [[1, END], [1, 2], [3, END], [4, 4]],
+        "problem": [grpo_row(problem)["problem"]] * 2 + [None, None],
+        "words": [None, None, 12, 24],
+    }
+    assert reward.verifier(**given) == [
+        reward_of(problem, problem.answer, True),
+        reward_of(problem, "nothing", False),
+        None,
+        None,
+    ]
+    assert reward.length(**given) == [None, None, pytest.approx(0.5), 1.0]  # S_l pays for what was cut
+    assert reward.unended(**given) == [0.0, -1.0, 0.0, -1.0]
+    assert reward.repetition(**given)[2:] == [0.0, pytest.approx(-9 / 17)]
+    functions, weights = reward.functions()
+    assert [one.__name__ for one in functions] == [*WEIGHTS, "watch"]
+    assert weights == [*WEIGHTS.values(), 0.0]
+
+
+def test_groups_of_equal_rewards_are_counted() -> None:
+    reward, logged = Reward({END}, {"length": 1.0, "unended": 0.5}, 2), dict[str, float]()
+    given: dict[str, Any] = {
+        "completions": said("one two", "one two", "one", "one two"),
+        "completion_ids": [[1, END], [1, END], [1, END], [1, 2]],
+        "words": [2, 2, 2, 2],
+    }
+    assert reward.watch(log_metric=logged.__setitem__, **given) == [0.0] * 4
+    # 1 and 1; 0.5 for half of the words and 0.5 for no end
+    assert logged["equal_groups"] == 1.0
+    assert logged["ended"] == 0.75
+    given["completion_ids"] = [[1, END], [1, END], [1, END], [1, END]]
+    reward.watch(log_metric=logged.__setitem__, **given)
+    assert logged["equal_groups"] == 0.5
+    assert logged["spread"] == pytest.approx(np.mean([0.0, np.std([0.5, 1.0])]))
+
+
+def test_right_answers_beside_spoilt_ones_and_what_never_ends_has_no_end(config: dict[str, Any]) -> None:
+    tokenizer = load_tokenizer(config["model"])
+    found = Fitting(10**6)
+    verified(tokenizer, config | {"dpo": config["dpo"] | {"problems": 40}}, found)
+    assert len(found.rows) == 40
+    unended = [row for row in found.rows if row["rejected_ids"][-1] != tokenizer.eos_token_id]
+    assert 0 < len(unended) < 20
+    assert all(row["chosen_ids"][-1] == tokenizer.eos_token_id for row in found.rows)
+    assert all(row["chosen_ids"] != row["rejected_ids"] for row in found.rows)
+    short = Fitting(300)
+    verified(tokenizer, config, short)
+    assert short.report("pairs")["too long"] > 0
+
+
+def test_the_best_of_some_answers_is_preferred_as_it_was_written(
+    config: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load(config["model"])
+    texts = ["a river " * 10, "a river " * 10, "a river"]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    written = [  # twenty words that end, twenty that do not, and two
+        Written([*ids[0], tokenizer.eos_token_id], True, []),
+        Written([*ids[1], ids[1][-1]], False, []),
+        Written([*ids[2], tokenizer.eos_token_id], True, []),
+    ]
+    monkeypatch.setattr(pairs_module, "write", lambda *_, **__: written)
+    chat = [{"role": "user", "content": "Write 20 words."}, {"role": "assistant", "content": "a"}]
+    write_json_lines(tmp_path / "rows.jsonl", [{"messages": chat, "words": 20}])
+    own = config["dpo"] | {"samples": 3, "prompts": 5}
+    found = Fitting(10**6)
+    changed = config | {"chats": [str(tmp_path / "rows.jsonl")], "dpo": own}
+    assert by_length(model, tokenizer, changed, found) == {"prompts": 1, "prompts without a worse answer": 0}
+    (pair,) = found.rows
+    assert pair["chosen_ids"] == written[0].ids
+    assert pair["rejected_ids"] in (written[1].ids, written[2].ids)
+
+
+def test_the_interval_is_that_of_scipy() -> None:
+    bootstrap = pytest.importorskip("scipy.stats").bootstrap
+    rng = np.random.default_rng(3)
+    theirs = rng.normal(50, 22, 200)
+    ours = theirs + rng.normal(4, 9, 200)
+    found = paired(ours.tolist(), theirs.tolist())
+    right = bootstrap((ours - theirs,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    assert found["difference"] == pytest.approx(float(np.mean(ours - theirs)))
+    assert found["low"] == pytest.approx(right.low, abs=0.1)
+    assert found["high"] == pytest.approx(right.high, abs=0.1)
+
+
+def test_the_interval_of_normal_differences() -> None:
+    differences = np.random.default_rng(0).normal(1.0, 5.0, 400)
+    found = paired(differences.tolist(), [0.0] * 400)
+    half = 1.96 * float(differences.std()) / 400**0.5
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(half, rel=0.05)
+    with pytest.raises(ValueError, match="3 and 2 values: expected those of the same prompts"):
+        paired([1, 2, 3], [1, 2])
+
+
+def test_scores_of_a_model(config: dict[str, Any]) -> None:
+    model, tokenizer = load(config["model"])
+    found = Scores(model, tokenizer, config).all()
+    (cell,) = found["tasks"]
+    assert (cell["task"], cell["tokens"], len(cell["exact"])) == ("numbered", 60, 2)
+    assert {cell["asked"] for cell in found["writing"]} <= {10, 20, 30, 40}
+    assert found["not measured"] == found["no room"] == []
+    # near ln(vocabulary): it was not trained
+    assert found["loss on held-back answers"] == pytest.approx(np.log(500), abs=0.2)
+    banned = Scores(model, tokenizer, config, banned=True).all()
+    assert not any(value for what in ("tasks", "writing") for cell in banned[what] for value in cell["ended"])
+
+
+def test_the_loss_is_that_of_the_stock_model(config: dict[str, Any]) -> None:
+    model, tokenizer = load(config["model"])
+    chat = [{"role": "user", "content": "Write."}, {"role": "assistant", "content": "The river is long."}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    prompt = len(tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True)["input_ids"])
+    labels = ids.clone()
+    labels[:, :prompt] = -100
+    labels[:, -1] = -100  # the line's end, which the template writes after the end token
+    with torch.no_grad():
+        right = model(ids, labels=labels).loss
+    assert Scores(model, tokenizer, config).loss([{"messages": chat}]) == pytest.approx(float(right), rel=1e-5)
+
+
+def test_what_there_is_no_time_or_room_for_is_named(config: dict[str, Any]) -> None:
+    model, tokenizer = load(config["model"])
+    late = Scores(model, tokenizer, config, until=time.monotonic() - 1).all()
+    assert late["tasks"] == late["writing"] == []
+    assert "tasks 60" in late["not measured"]
+    short = Scores(model, tokenizer, config | {"context": 150}).all()
+    assert "numbered of 60 tokens" in short["no room"]
+
+
+def scores(exact: list[float], ended: list[float], length: list[float], loss: float) -> dict[str, Any]:
+    task = {"task": "table", "tokens": 500, "exact": exact, "share": exact, "frame": exact, "ended": ended}
+    place = {"asked": 500, "form": "plain", "ended_length": length, "length": length, "ended": ended}
+    writing = place | {"ratio": [0.5, 1.1, 1.2], "repeated": [0.0] * 3, "text repeated": [0.01] * 3}
+    more = {"not measured": ["tasks 2000"], "no room": [], "loss on held-back answers": loss}
+    return {"tasks": [task], "writing": [writing], **more}
+
+
+def test_rows_say_what_holds_its_bar_and_the_card_has_them() -> None:
+    lines = {"untrained": scores([0, 0, 0], [0, 0, 0], [0, 0, 0], 3.0)}
+    lines["sft"] = scores([1, 1, 0], [1, 1, 1], [0.7, 0.8, 0.9], 2.0)
+    found = {one["what"]: one for one in [*rows(lines, "sft"), *gained(lines, "sft", "untrained")]}
+    exact = found["sft: answers of 500 tokens that are exact"]
+    assert exact["holds"]
+    assert exact["value"] == pytest.approx(2 / 3)
+    assert exact["beside"] == {"untrained": 0.0}
+    length = found["sft: S_l, 0 for unended, writing (plain)"]
+    assert length["value"] == pytest.approx(0.8)
+    assert length["beside"]["always 1,000 words"] == pytest.approx(1 - 1 / 3)
+    assert length["beside"]["stops at random"] == pytest.approx(0.47, abs=0.01)
+    median = found["sft: median of written over asked, or its inverse, plain, 500 words asked"]
+    assert (median["value"], median["holds"]) == (1.1, True)
+    assert found["sft over untrained, writing: ended_length, lower end"]["holds"]
+    assert found["sft over untrained, tasks: exact, lower end"]["value"] <= 2 / 3
+    assert found["sft over untrained, perplexity of held-back answers"]["value"] == pytest.approx(np.exp(-1))
+    report = {"base": "tiny", "stages": {"sft": {"steps": 3, "seconds": 4.0}}, "lines": lines, "hardware": "none"}
+    report |= {"rows": list(found.values()), "versions": {"hf_longctx": "1", "trl": "1.16"}}
+    tables = card.tables(report, "sft")
+    (task,), (writing,) = tables["tasks"][1], tables["writing"][1]
+    assert (task["what"], round(task["value"])) == ("table, 500 tokens", 67)
+    assert task["beside"]["exact, untrained"] == 0
+    assert (writing["what"], round(writing["value"])) == ("plain, 500 words asked", 80)
+    assert writing["beside"]["median written over asked"] == 1.1
+    assert all(one["bar"] for one in tables["bars"][1])
+    assert "Not measured, for lack of time: tasks 2000." in card.about(report, "sft")
+
+
+def test_the_chain_refuses_a_folder_that_holds_a_training(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "dpo/run/checkpoint-3").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"dpo holds a training\. Go on with --resume, or choose another folder"):
+        chain.run(config | {"out": str(tmp_path)})
+    assert [one.name for one in tmp_path.iterdir()] == ["dpo"]
+
+
+def test_the_chain_reads_its_files_before_it_measures(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("a book\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1 is not JSON"):
+        chain.run(config | {"chats": [str(tmp_path / "bad.jsonl")]})
+
+
+def test_without_trl_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    trainers.cache_clear()
+    with pytest.raises(ImportError, match=r"this recipe trains by TRL .* Install it: pip install '.\[trl\]'"):
+        trainers()
+
+
+def test_rollouts_take_over_the_weights_and_give_what_trl_asks_for(config: dict[str, Any]) -> None:
+    model, tokenizer = load(config["model"])
+    rollouts = Rollouts(model, tokenizer, {tokenizer.eos_token_id}, torch.float32, 10**6)
+    args = SimpleNamespace(temperature=1.0, top_p=1.0, seed=0, max_completion_length=12)
+    unwrap = SimpleNamespace(unwrap_model=lambda one: one)
+    trainer = SimpleNamespace(accelerator=unwrap, model=model, args=args, state=SimpleNamespace(global_step=0))
+    prompts = [[{"role": "user", "content": "Write."}]] * 2
+    found = rollouts(prompts, trainer)
+    assert set(found) == {"prompt_ids", "completion_ids", "logprobs"}
+    assert [len(ids) for ids in found["completion_ids"]] == [len(one) for one in found["logprobs"]]
+    assert found["completion_ids"] == rollouts(prompts, trainer)["completion_ids"]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(50)
+    assert found["completion_ids"] != rollouts(prompts, trainer)["completion_ids"]
+    model.get_output_embeddings().weight.data.div_(50)
