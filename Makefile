@@ -9,7 +9,7 @@ FLOOR_TORCH ?= torch==2.11.*
 # one process a core; each loads torch, so no more than that
 EACH_CORE := -n logical --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short test test-lm-eval test-floor test-newest test-newest-all census hub-matrix ledger lint types format tables ci clean
+.PHONY: help venv demo demo-short test test-lm-eval test-trl test-floor test-newest test-newest-all census hub-matrix ledger lint types format tables ci clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,10 @@ test: $(READY)  ## All tests; those for GPUs are skipped without one
 test-lm-eval: $(READY)  ## The tests that need lm-eval, which brings some fifty packages
 	$(BIN)/python -m pip install --quiet -e ".[lm-eval]" -c constraints.txt
 	$(BIN)/python -m pytest tests/evaluation/test_harness.py tests/cli/test_eval_tasks.py
+
+test-trl: $(READY)  ## The tests that need TRL, which brings datasets and pyarrow
+	$(BIN)/python -m pip install --quiet -e ".[trl]" -c constraints.txt
+	$(BIN)/python -m pytest tests/training tests/parallel/test_trl.py tests/parallel/test_weighted_trl.py
 
 test-floor: $(FLOOR)/.installed  ## The short form of the contract on the oldest supported transformers
 	$(FLOOR)/bin/python -m pytest $(EACH_CORE) -m floor
