@@ -4,6 +4,7 @@ BIN := .venv/bin
 READY := .venv/.installed
 FLOOR := .venv-floor
 NEWEST := .venv-newest
+RECORD := .venv-record
 TORCH ?= 2.13.0
 FLOOR_TORCH ?= torch==2.11.*
 # one process a core; each loads torch, so no more than that
@@ -60,11 +61,19 @@ ledger: $(READY) newest $(FLOOR)/.installed  ## The scripts of patches/ on the p
 	$(FLOOR)/bin/python -m tests.ledger --write
 
 # Resolved every time, since what is newest changes; torch stays, as the newest brings gigabytes of CUDA.
-.PHONY: newest
+.PHONY: newest newest-record site
 newest:
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[dev]" transformers torch==$(TORCH)
 	$(NEWEST)/bin/python -c "import transformers; print('transformers', transformers.__version__)"
+
+# Over .venv by a .pth, so that torch is not downloaded again; in .venv-record itself are the three packages alone.
+newest-record: $(READY)  ## The short form on the newest transformers, peft and accelerate, recorded in recipes/compat/
+	$(PYTHON) -m venv --clear --without-pip $(RECORD)
+	$(BIN)/python -m pip --python $(RECORD) install --quiet --no-deps transformers peft accelerate
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$($(RECORD)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/over.pth
+	$(RECORD)/bin/python -m recipes.compat $(EACH_CORE); ended=$$?; $(BIN)/python -m recipes.benchmarks tables; exit $$ended
 
 $(FLOOR)/.installed: pyproject.toml
 	rm -rf $(FLOOR)
@@ -92,5 +101,5 @@ tables: $(READY)  ## Render README's and the cards' tables, docs/composition.md,
 ci: lint types demo-short test-newest test  ## What CI runs
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf .venv $(FLOOR) $(NEWEST) build dist demo-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(FLOOR) $(NEWEST) $(RECORD) build dist demo-out .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
