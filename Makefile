@@ -81,6 +81,11 @@ $(FLOOR)/.installed: pyproject.toml
 	$(FLOOR)/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.17.*" "$(FLOOR_TORCH)"
 	touch $@
 
+# Beside what .venv has; written to build/site/. A warning, such as a link that leads nowhere, is an error.
+site: $(READY)  ## The documentation as HTML, in build/site/
+	$(BIN)/python -m pip install --quiet -e ".[docs]" -c constraints.txt
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html -c docs/site . build/site
+
 lint: $(READY)  ## ruff, rules and layout
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
