@@ -97,13 +97,13 @@ format: $(READY)  ## Lay out the code and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(READY)  ## Render README's and the cards' tables, docs/composition.md, docs/families.md and registry.json
+tables: $(READY)  ## Render README's, the guides' and the cards' tables, docs/composition.md, docs/families.md, registry.json
 	$(BIN)/python -m recipes.benchmarks tables
 	$(BIN)/python -c "from hf_longctx.registry import FILE, text; FILE.write_text(text(), encoding='utf-8')"
 	$(BIN)/python -m tests.composition
 	$(BIN)/python -m tests.families
 
-ci: lint types demo-short test-newest test  ## What CI runs
+ci: lint types site demo-short test-newest test  ## What CI runs
 
 clean:  ## Remove the environment and everything that was built
 	rm -rf .venv $(FLOOR) $(NEWEST) $(RECORD) build dist demo-out .pytest_cache .mypy_cache .ruff_cache

@@ -203,6 +203,7 @@ def test_a_loaded_model_names_a_newer_transformers_after_its_first_forward(
     with METHODS[1].on(tiny("llama")) as model:
         model.save_pretrained(tmp_path)
     versions.warn_of_untested.cache_clear()
+    caplog.clear()
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
     with caplog.at_level(logging.WARNING, logger="hf_longctx"):
         loaded(text(1, 9))
