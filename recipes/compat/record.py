@@ -35,7 +35,8 @@ class Tally:
         self.ended[report.outcome] += 1
         if report.failed and self.first_failure is None:
             crash = getattr(report.longrepr, "reprcrash", None)
-            said = crash.message if crash else str(report.longrepr)
+            # else the last line of a traceback, whose others have paths
+            said = crash.message if crash else str(report.longrepr).strip().rpartition("\n")[2].removeprefix("E ")
             self.first_failure = f"{report.nodeid}: {' '.join(said.split())[:300]}"
 
 
