@@ -1,6 +1,6 @@
 """What works here and what does not, in lines that can be pasted into a report: `hf-longctx doctor`."""
 
 from .examine import examine
-from .finding import Finding
+from .diagnosis import Diagnosis
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Diagnosis", "examine"]

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .finding import Finding
+from .diagnosis import Diagnosis
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PLACES = PACKAGE / "_ledger", PACKAGE.parent / "patches"  # of an installed package, of a checkout
@@ -27,7 +27,7 @@ def entries() -> dict[str, dict[str, Any]]:
     return {file.parent.name: toml.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
-def defects() -> Iterator[Finding]:
+def defects() -> Iterator[Diagnosis]:
     """One line for each that the installed version of its package is known to have."""
     known = entries()
     here, elsewhere = [], 0
@@ -40,9 +40,9 @@ def defects() -> Iterator[Finding]:
         seen = told.get("seen", {}).get(version)
         if seen in ("wrong", None):
             state = "present" if seen else "not looked at on this version"
-            here.append(Finding("defect", f"{name} ({told['package']} {version}): {state}"))
+            here.append(Diagnosis("defect", f"{name} ({told['package']} {version}): {state}"))
         else:
             elsewhere += 1
     counted = f"{len(known)} known, {len(here)} of them here or not looked at, {elsewhere} not here"
-    yield Finding("upstream", counted if known else "the ledger of defects is not installed")
+    yield Diagnosis("upstream", counted if known else "the ledger of defects is not installed")
     yield from here

@@ -11,25 +11,25 @@ import torch
 
 from ..evaluation.results import environment
 from ..ops.kernels.table import KernelRow, table
-from .finding import Finding
+from .diagnosis import Diagnosis
 
 PUBLIC = "huggingface.co"
 
 
-def machine() -> Iterator[Finding]:
+def machine() -> Iterator[Diagnosis]:
     """Versions of hf_longctx and Python, processor and accelerators."""
     here = environment("cpu")
     version = here["versions"]["hf_longctx"]
     commit = here["commit"] if " " not in here["commit"] else "no checkout"
     system = f"{platform.system()} {platform.machine()}"
-    yield Finding("hf_longctx", f"{version} ({commit[:12]}{'-dirty' if commit.endswith('dirty') else ''})")
-    yield Finding("machine", f"Python {platform.python_version()}, {system}, {here['hardware']}")
+    yield Diagnosis("hf_longctx", f"{version} ({commit[:12]}{'-dirty' if commit.endswith('dirty') else ''})")
+    yield Diagnosis("machine", f"Python {platform.python_version()}, {system}, {here['hardware']}")
     count = torch.cuda.device_count()
     cards = sorted({torch.cuda.get_device_name(i) for i in range(count)})
-    yield Finding("GPU", f"{count}: {', '.join(cards)}" if count else "none that torch sees")
+    yield Diagnosis("GPU", f"{count}: {', '.join(cards)}" if count else "none that torch sees")
 
 
-def kernels() -> Iterator[Finding]:
+def kernels() -> Iterator[Diagnosis]:
     """Each kernel of attention: whether it does any of the work of a method here, or the reason."""
     cuda = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
@@ -37,7 +37,7 @@ def kernels() -> Iterator[Finding]:
     for row in table(device, dtype, chunk=2048, heads=(8, 2), timed=False):
         rows.setdefault(row.kernel, []).append(row)
     for name, found in rows.items():
-        yield Finding(f"kernel {name}", _told(found))
+        yield Diagnosis(f"kernel {name}", _told(found))
 
 
 def _told(rows: list[KernelRow]) -> str:
@@ -50,7 +50,7 @@ def _told(rows: list[KernelRow]) -> str:
     return "by its name only" if rows[0].by_name else "yes, where no other is chosen"
 
 
-def hub() -> Iterator[Finding]:
+def hub() -> Iterator[Diagnosis]:
     """The endpoint, and whether there is a token; neither a private host's name nor the token."""
     from huggingface_hub import constants, get_token
 
@@ -59,4 +59,4 @@ def hub() -> Iterator[Finding]:
     token = "yes" if get_token() else "no"
     offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
     cache = "" if os.path.isdir(constants.HF_HUB_CACHE) else ", nothing cached yet"
-    yield Finding("Hub", f"endpoint {where}, token: {token}{offline}{cache}")
+    yield Diagnosis("Hub", f"endpoint {where}, token: {token}{offline}{cache}")

@@ -9,10 +9,10 @@ from ..hub import shim
 from ..hub.check import check
 from ..hub.download import small_files
 from ..hub.tiers import read_json
-from .finding import Finding
+from .diagnosis import Diagnosis
 
 
-def model_findings(model: str) -> Iterator[Finding]:
+def model_findings(model: str) -> Iterator[Diagnosis]:
     """Tier, methods, shim, auto_map, card, and what is wrong; one line where there is no model to look at.
 
     Args:
@@ -22,21 +22,21 @@ def model_findings(model: str) -> Iterator[Finding]:
         with small_files(model) as folder:
             yield from _of_folder(folder)
     except (OSError, ValueError) as error:
-        yield Finding("model", f"cannot be looked at: {error}", wrong=True)
+        yield Diagnosis("model", f"cannot be looked at: {error}", wrong=True)
 
 
-def _of_folder(folder: Path) -> Iterator[Finding]:
+def _of_folder(folder: Path) -> Iterator[Diagnosis]:
     report = check(folder)
-    yield Finding("model", f"tier {report.tier.name}; {', '.join(report.methods) or 'no method'}")
+    yield Diagnosis("model", f"tier {report.tier.name}; {', '.join(report.methods) or 'no method'}")
     for where, what in report.tier.loads:
-        yield Finding("loads", f"{where}: {what}")
-    yield Finding("shim", _shim(folder))
-    yield Finding("auto_map", _auto_map(folder))
-    yield Finding("card", "README.md" if (folder / "README.md").is_file() else "none")
+        yield Diagnosis("loads", f"{where}: {what}")
+    yield Diagnosis("shim", _shim(folder))
+    yield Diagnosis("auto_map", _auto_map(folder))
+    yield Diagnosis("card", "README.md" if (folder / "README.md").is_file() else "none")
     for note in report.notes:
-        yield Finding("note", note)
+        yield Diagnosis("note", note)
     for problem in report.problems:
-        yield Finding("problem", problem, wrong=True)
+        yield Diagnosis("problem", problem, wrong=True)
 
 
 def _shim(folder: Path) -> str:
@@ -51,6 +51,7 @@ def _auto_map(folder: Path) -> str:
     found = (read_json(folder, "config.json") or {}).get("auto_map")
     if not isinstance(found, Mapping) or not found:
         return "none"
-    return ", ".join(
-        f"{name}: {'hf_longctx' if shim.is_ours(place) else 'other code'}" for name, place in found.items()
-    )
+    whose: dict[str, list[str]] = {}
+    for name, place in found.items():
+        whose.setdefault("hf_longctx" if shim.is_ours(place) else "other code", []).append(name)
+    return "; ".join(f"{code}: {', '.join(names)}" for code, names in whose.items())

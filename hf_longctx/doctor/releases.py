@@ -11,12 +11,12 @@ from ..anatomy import find_decoder
 from ..attention.steps import compare_step
 from ..methods.position_free import PositionFree
 from ..upstream.versions import TESTED, untested
-from .finding import Finding
+from .diagnosis import Diagnosis
 
 OTHERS = "torch", "peft", "accelerate", "huggingface_hub", "tokenizers", "safetensors"
 
 
-def releases() -> Iterator[Finding]:
+def releases() -> Iterator[Diagnosis]:
     """transformers, and whether it was tested; the others."""
     here = metadata.version("transformers")
     minor = ".".join(here.split(".")[:2])
@@ -27,11 +27,11 @@ def releases() -> Iterator[Finding]:
         told = f"newer than those tested ({known}): each apply compares a cached step first"
     else:
         told = f"between those tested ({known})"
-    yield Finding("transformers", f"{here}, {told}")
-    yield Finding("beside it", ", ".join(f"{name} {metadata.version(name)}" for name in OTHERS))
+    yield Diagnosis("transformers", f"{here}, {told}")
+    yield Diagnosis("beside it", ", ".join(f"{name} {metadata.version(name)}" for name in OTHERS))
 
 
-def self_check() -> Iterator[Finding]:
+def self_check() -> Iterator[Diagnosis]:
     """Attention over un-rotated keys on a tiny Llama: layer by layer, and in a cached step."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -42,6 +42,6 @@ def self_check() -> Iterator[Finding]:
         with PositionFree().on(model):
             compare_step(find_decoder(model))
     except ValueError as error:
-        yield Finding("self-check", f"attention methods are refused here: {error}", wrong=True)
+        yield Diagnosis("self-check", f"attention methods are refused here: {error}", wrong=True)
     else:
-        yield Finding("self-check", "passed: layers, and a step over the cache, of a tiny Llama")
+        yield Diagnosis("self-check", "passed: layers, and a step over the cache, of a tiny Llama")
