@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+DOCS := .venv/.docs
 FLOOR := .venv-floor
 NEWEST := .venv-newest
 RECORD := .venv-record
@@ -81,10 +82,12 @@ $(FLOOR)/.installed: pyproject.toml
 	$(FLOOR)/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.17.*" "$(FLOOR_TORCH)"
 	touch $@
 
-# Beside what .venv has; written to build/site/. A warning, such as a link that leads nowhere, is an error.
-site: $(READY)  ## The documentation as HTML, in build/site/
-	$(BIN)/python -m pip install --quiet -e ".[docs]" -c constraints.txt
+site: $(DOCS)  ## The documentation as HTML, in build/site/; a warning, such as a link that leads nowhere, is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html -c docs/site . build/site
+
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet -e ".[docs]" -c constraints.txt
+	touch $@
 
 lint: $(READY)  ## ruff, rules and layout
 	$(BIN)/ruff check .

@@ -33,6 +33,7 @@ exclude_patterns = [".*", "build", "demo-out"]  # else every file of .venv is lo
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline"]
 default_role = "code"  # docstrings have code in single backticks
+napoleon_use_ivar = True  # attributes in a list: some are documented where they are, too
 autodoc_typehints = "description"
 autodoc_default_options = {"show-inheritance": True}
 API = ROOT / "docs/site/api"
