@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import inspect
 import pkgutil
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,7 +89,28 @@ def mark_code(app: Any, what: str, name: str, obj: Any, options: Any, lines: lis
     lines[:] = marked
 
 
+def show_fields(app: Any, what: str, name: str, obj: Any, options: Any, *told: Any) -> tuple[str, None] | None:
+    """The fields of a dataclass with their defaults, where a base checks them in a `__new__(cls, *args, **fields)`."""
+    if what != "class" or not dataclasses.is_dataclass(obj):
+        return None
+    bare = [one.replace(annotation=one.empty) for one in inspect.signature(obj.__init__).parameters.values()][1:]
+    return str(inspect.Signature(bare)), None
+
+
+def lead_into_folders(app: Any, page: str, source: list[str]) -> None:
+    """A link to a folder, which a repository's page can show, leads to the file that says what is in it."""
+    place = (ROOT / page).parent
+
+    def lead(link: re.Match[str]) -> str:
+        files = [name for name in ("README.md", "patch.toml") if (place / link[1] / name).is_file()]
+        return f"]({link[1].rstrip('/')}/{files[0]})" if files else link[0]
+
+    source[0] = re.sub(r"\]\(([^)#:\s]+)\)", lead, source[0])
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", mark_code, priority=100)  # before napoleon's, which reads the sections
     app.connect("builder-inited", write_api)
+    app.connect("source-read", lead_into_folders)
+    app.connect("autodoc-process-signature", show_fields)

@@ -38,11 +38,12 @@ def defects() -> Iterator[Diagnosis]:
             elsewhere += 1
             continue
         seen = told.get("seen", {}).get(version)
-        if seen in ("wrong", None):
-            state = "present" if seen else "not looked at on this version"
-            here.append(Diagnosis("defect", f"{name} ({told['package']} {version}): {state}"))
-        else:
+        if seen == "fixed":
             elsewhere += 1
+            continue
+        kind = f"; {told['kind']}" if "kind" in told else ""
+        state = f"present{kind}" if seen == "wrong" else "not looked at on this version"
+        here.append(Diagnosis("defect", f"{name} ({told['package']} {version}): {state}"))
     counted = f"{len(known)} known, {len(here)} of them here or not looked at, {elsewhere} not here"
     yield Diagnosis("upstream", counted if known else "the ledger of defects is not installed")
     yield from here
