@@ -75,7 +75,7 @@ def test_a_model_that_is_as_it_should_be(dual: Path) -> None:
     assert texts["shim"].endswith(", unchanged")
     assert texts["auto_map"].startswith("hf_longctx: AutoModel, AutoModelForCausalLM")
     assert texts["card"] == "none"
-    assert "hf-longctx push" in texts["note"]
+    assert "no README.md" in texts["note"]
     assert "problem" not in texts
 
 
