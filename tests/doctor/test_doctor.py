@@ -114,6 +114,12 @@ def test_a_folder_that_is_no_model(made: bool, tmp_path: Path) -> None:
     assert "self-check" in run.output  # the rest is told all the same
 
 
+def test_a_gguf_file_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(64))
+    assert "'…' is a GGUF file" in said(examine(str(file)))["model"]
+
+
 def test_a_broken_config_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     assert "config.json is no JSON" in said(examine(str(tmp_path)))["model"]
