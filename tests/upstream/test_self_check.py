@@ -25,6 +25,13 @@ each = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 pytestmark = pytest.mark.floor  # what a new release of transformers breaks first
 
 
+@pytest.fixture(autouse=True)
+def names_are_looked_up_again() -> Iterator[None]:
+    """What is remembered of a signature under other names is forgotten."""
+    yield
+    caches.taken_name.cache_clear()
+
+
 def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a package would find it that is older than the argument's name."""
     for module in (caches, hf_longctx.attention.forward):
