@@ -9,7 +9,7 @@ from pathlib import Path
 from ..storage.secrets import anonymous
 from .diagnosis import Diagnosis
 from .hooked import hooks, plugins
-from .ledger import defects
+from .ledger import upstream
 from .machine import hub, kernels, machine
 from .model import model_findings
 from .releases import releases, self_check
@@ -22,7 +22,7 @@ def examine(model: str | None = None) -> Iterator[Diagnosis]:
         model: A folder or a Hub id, whose small files are looked at.
     """
     parts: list[Callable[[], Iterator[Diagnosis]]]
-    parts = [machine, releases, self_check, hub, kernels, hooks, plugins, defects]
+    parts = [machine, releases, self_check, hub, kernels, hooks, plugins, upstream]
     named = []
     if model is not None:
         parts.append(lambda: model_findings(model))

@@ -26,7 +26,8 @@ from hf_longctx.doctor.machine import hub, kernels
 from hf_longctx.doctor.releases import releases, self_check
 from hf_longctx.hub import save
 from hf_longctx.storage.secrets import anonymous
-from hf_longctx.upstream import versions
+from hf_longctx.upstream import Shim, caches, versions
+from hf_longctx.upstream.ledger import Defect
 from tests.tiny import tiny, tokenizer
 
 TOKEN = "hf_" + "a" * 34
@@ -157,7 +158,6 @@ def test_releases_that_were_not_tested(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_release_that_fails_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
     from hf_longctx.attention import forward
-    from hf_longctx.upstream import caches
 
     for module in (caches, forward):
         monkeypatch.setattr(module, "CACHE_NAMES", ("what_it_was_called_before",))
@@ -211,27 +211,25 @@ def test_hooks_that_were_taken_back() -> None:
     assert "PreTrainedModel.post_init: not installed" in texts["hook"]
 
 
-def test_defects_of_the_installed_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+def test_defects_of_the_installed_versions_and_what_cures_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import metadata
 
     here = metadata.version("transformers")
-    for name, seen in (("0001-here", "wrong"), ("0002-gone", "fixed"), ("0003-not-run", None)):
-        folder = tmp_path / "transformers" / name
-        folder.mkdir(parents=True)
-        told = f'package = "transformers"\nseen = {{"4.0" = "wrong"{f", {chr(34)}{here}{chr(34)} = " if seen else ""}'
-        (folder / "patch.toml").write_text(told + (f'"{seen}"}}' if seen else "}"))
-    (tmp_path / "absent" / "0004-other").mkdir(parents=True)
-    (tmp_path / "absent" / "0004-other" / "patch.toml").write_text('package = "no-such-package"\n')
-    monkeypatch.setattr(ledger, "PLACES", (tmp_path,))
-    texts = said(ledger.defects())
-    assert texts["upstream"] == "4 known, 2 of them here or not looked at, 2 not here"
-    assert texts["defect"].splitlines() == [
-        f"0001-here (transformers {here}): present",
-        f"0003-not-run (transformers {here}): not looked at on this version",
+    kinds = {"wrong": "shim", "fixed": "diff", "not run": "refused"}
+    entries = [
+        Defect(tmp_path / f"00{i}-it", "transformers", "t", kinds[seen], seen={here: seen})
+        for i, seen in enumerate(kinds)
     ]
-    monkeypatch.setattr(ledger, "PLACES", (tmp_path / "none",))
-    assert said(ledger.defects())["upstream"] == "the ledger of defects is not installed"
+    entries.append(Defect(tmp_path / "009-other", "no-such-package", "t", "diff", seen={"1.0": "wrong"}))
+    monkeypatch.setattr(ledger, "defects", lambda: {one.id: one for one in entries})
+    texts = said(ledger.upstream())
+    assert texts["upstream"] == "4 defects known, 2 of them here or not looked at"
+    assert texts["defect"].splitlines() == [
+        f"000-it (transformers {here}): present; shim, not applied",
+        f"002-it (transformers {here}): not looked at on this version; refused",
+    ]
+    monkeypatch.setattr(ledger, "active", lambda: [Shim(entries[0], active=True)])
+    assert "present; shim, applied" in said(ledger.upstream())["defect"]
 
 
 @pytest.mark.parametrize(
