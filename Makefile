@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+DOCS := .venv/.docs
 FLOOR := .venv-floor
 NEWEST := .venv-newest
+RECORD := .venv-record
 TORCH ?= 2.13.0
 FLOOR_TORCH ?= torch==2.11.*
 # one process a core; each loads torch, so no more than that
@@ -64,16 +66,31 @@ ledger: $(READY) newest $(FLOOR)/.installed  ## The scripts of patches/ on the p
 	$(FLOOR)/bin/python -m tests.ledger --write
 
 # Resolved every time, since what is newest changes; torch stays, as the newest brings gigabytes of CUDA.
-.PHONY: newest
+.PHONY: newest newest-record site
 newest:
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[dev]" transformers torch==$(TORCH)
 	$(NEWEST)/bin/python -c "import transformers; print('transformers', transformers.__version__)"
 
+# Over .venv by a .pth, so that torch is not downloaded again; in .venv-record itself are the three packages alone.
+newest-record: $(READY)  ## The short form on the newest transformers, peft and accelerate, recorded in recipes/compat/
+	$(PYTHON) -m venv --clear --without-pip $(RECORD)
+	$(BIN)/python -m pip --python $(RECORD) install --quiet --no-deps transformers peft accelerate
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$($(RECORD)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/over.pth
+	$(RECORD)/bin/python -m recipes.compat $(EACH_CORE); ended=$$?; $(BIN)/python -m recipes.benchmarks tables; exit $$ended
+
 $(FLOOR)/.installed: pyproject.toml
 	rm -rf $(FLOOR)
 	$(PYTHON) -m venv $(FLOOR)
 	$(FLOOR)/bin/python -m pip install --quiet -e ".[dev]" "transformers==5.17.*" "$(FLOOR_TORCH)"
+	touch $@
+
+site: $(DOCS)  ## The documentation as HTML, in build/site/; a warning, such as a link that leads nowhere, is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -b html -c docs/site . build/site
+
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet -e ".[docs]" -c constraints.txt
 	touch $@
 
 lint: $(READY)  ## ruff, rules and layout
@@ -87,14 +104,14 @@ format: $(READY)  ## Lay out the code and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tables: $(READY)  ## Render README's and the cards' tables, docs/composition.md, docs/families.md and registry.json
+tables: $(READY)  ## Render README's, the guides' and the cards' tables, docs/composition.md, docs/families.md, registry.json
 	$(BIN)/python -m recipes.benchmarks tables
 	$(BIN)/python -c "from hf_longctx.registry import FILE, text; FILE.write_text(text(), encoding='utf-8')"
 	$(BIN)/python -m tests.composition
 	$(BIN)/python -m tests.families
 
-ci: lint types demo-short test-newest test  ## What CI runs
+ci: lint types site demo-short test-newest test  ## What CI runs
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf .venv $(FLOOR) $(NEWEST) build dist demo-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(FLOOR) $(NEWEST) $(RECORD) build dist demo-out .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,7 +3,7 @@
 `parity` compares a layer with its stock class. This follows a few tokens through the model itself, in three forwards
 over one cache, the last of a single token: every layer must find the cache and get the positions after those read, in
 the embeddings that the model really hands to it. A model or a version of transformers that does otherwise is refused,
-instead of decoding wrongly.
+instead of decoding wrongly. On a release newer than those tested, `steps` compares outputs as well.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from ..anatomy import layer_type
-from ..cache.recurrent import takes_positions
-from ..upstream.caches import given_cache
-from ..upstream.versions import SAY_VERSION
-from .around import after_forward, begin, claim, shortens
+from ..upstream.versions import SAY_VERSION, untested, warn_of_untested
+from .around import begin, claim, shortens
 from .call import LayerCall
+from .pieces import forward, handed_to
 from .selfcheck import Refused
 from .state import STATE, DecoderState, known_of
+from .steps import compare_step
 from .subclass import stock_class
 from .watch import evaluating
 
@@ -75,21 +75,16 @@ def follow(decoder: Any, state: DecoderState) -> None:
                 f"model's cache: {type(error).__name__}: {error}"
             ) from error
         start += length
+    if untested():
+        compare_step(decoder)
+    warn_of_untested()
     state.followed = True
 
 
 def _read(decoder: Any, state: DecoderState, cache: Any, start: int, length: int, last: Any) -> Any:
     """Read tokens from `start` on through the layers up to `last`; the cache that they found."""
-    where = decoder.get_input_embeddings().weight.device
-    device = "cpu" if where.type == "meta" else where  # offloaded: accelerate moves them on
     expected = list(range(start, start + length))
-    pos = torch.tensor([expected], device=device)
-    kwargs = {"input_ids": pos % decoder.config.vocab_size, "use_cache": True}
-    if takes_positions(decoder):  # as `generate` gives them
-        kwargs["position_ids"] = pos
-    if cache is not None:
-        kwargs |= given_cache(decoder, cache)
-
+    kwargs = handed_to(decoder, start, length, cache)
     seen: list[Any] = []
 
     def see(module: Any, call: LayerCall, cache: Any, rotates: bool) -> None:
@@ -114,11 +109,7 @@ def _read(decoder: Any, state: DecoderState, cache: Any, start: int, length: int
     state.following = see
     try:
         with evaluating(decoder):
-            begin(decoder, (), kwargs)
-            try:
-                decoder.forward(**kwargs)
-            finally:
-                after_forward(decoder, (), None)
+            forward(decoder, kwargs)
     except _Enough as enough:
         return enough.cache
     finally:

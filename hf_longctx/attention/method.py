@@ -20,7 +20,6 @@ from ..ops.branch import Branch
 from ..patch import Patch, applied
 from ..rope.parameters import readable_length, refuse_moving_frequencies
 from ..settings import ATTENTION_NAMES
-from ..upstream.versions import warn_of_untested
 from . import registry  # noqa: F401  (its functions take their places in transformers)
 from .around import after_forward, open_cache
 from .base_attention import check_device, check_name
@@ -148,7 +147,6 @@ class AttentionMethod(LongContextMethod):
                     raise  # else what the model hands to it decides
         if tried:
             follow(decoder, state)
-            warn_of_untested()
 
     def _leave_alone(self, patch: Patch, modules: list[nn.Module], base: str) -> None:
         """Give layers that stay stock a config that names `base`: flash attention reads there which library it is."""

@@ -25,6 +25,7 @@ from .ask import ask
 from .calibrate import calibrate
 from .card import card
 from .chat import chat
+from .doctor import doctor
 from .eval import evaluate
 from .extend import extend
 from .generate import generate
@@ -135,6 +136,7 @@ def main(
 
 app.command("methods")(list_methods)
 app.command()(kernels)
+app.command()(doctor)
 app.command()(extend)
 app.command()(save)
 app.command()(card)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .outgoing import GENERATE
-from .resolve import NO_MODEL, find, first_line, hub_problem, not_found
+from .resolve import NO_MODEL, find, first_line, hub_problem, is_gguf, not_found
 
 _SMALL = ("*.json", "*.py", "*.md")
 
@@ -18,7 +18,7 @@ def small_files(model: str, revision: str | None = None) -> Iterator[Path]:
     """A folder with the configs, code and card of a model: its own, or one with these files of a Hub id.
 
     Raises:
-        ValueError: `revision` is given for a folder.
+        ValueError: `revision` is given for a folder, or the model is a GGUF file.
         OSError: The Hub does not give the model.
     """
     location = find(model).location
@@ -27,6 +27,11 @@ def small_files(model: str, revision: str | None = None) -> Iterator[Path]:
             raise ValueError(f"--revision {revision}: {model!r} is a folder. Revisions belong to Hub ids.")
         yield Path(location)
         return
+    if is_gguf(location):
+        raise ValueError(
+            f"{model!r} is a GGUF file, which has no config of hf_longctx and no card. Give a folder or a Hub id; "
+            f"`hf-longctx save` makes a folder of it."
+        )
     from huggingface_hub import snapshot_download
 
     if revision is None and (problem := hub_problem(location)):

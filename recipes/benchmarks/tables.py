@@ -1,6 +1,7 @@
 """Renders the tables of the README and the cards from `results/*.json`, and lists the rows that miss their bar.
 
-A block in a document is `<!-- table:NAME -->`, anything, `<!-- /table -->`; NAME is that of the result file.
+A block in a document is `<!-- table:NAME -->`, anything, `<!-- /table -->`; NAME is that of the result file. A block
+`<!-- versions:NAME -->` is made of the records in `recipes/compat/`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from pathlib import Path
 
 from hf_longctx.evaluation.report.markdown import table
 from hf_longctx.evaluation.report.rows import number
+from recipes.compat.documents import versions_text
 
 ROOT = Path(__file__).resolve().parents[2]
-_BLOCK = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (?P<kind>table|versions):(?P<name>[\w-]+) -->\n).*?(<!-- /(?P=kind) -->)", re.DOTALL)
 
 
 def documents(root: Path = ROOT) -> list[Path]:
@@ -29,9 +31,12 @@ def render(text: str, results: Path = ROOT / "recipes/benchmarks/results") -> st
     """`text` with every block rendered again; a block in a code sample (indented) is left alone."""
 
     def block(match: re.Match[str]) -> str:
-        path = results / f"{match['name']}.json"
+        start, kind, name, end = match.groups()
+        if kind == "versions":
+            return f"{start}{versions_text(name)}{end}"
+        path = results / f"{name}.json"
         body = table(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else "*Not measured yet.*\n"
-        return f"{match[1]}{body}{match[3]}"
+        return f"{start}{body}{end}"
 
     return _BLOCK.sub(block, text)
 

@@ -40,6 +40,7 @@ FLOORS = [
     "planning",
     "training",
     "clip",
+    "doctor",
     "cli",
 ]
 

@@ -331,9 +331,3 @@ def test_no_committed_file_is_over_500_kb() -> None:
 def _lines(name: str) -> list[str]:
     lines = (ROOT / name).read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def test_readme_names_the_versions_that_the_package_knows_as_tested() -> None:
-    from hf_longctx.upstream.versions import TESTED
-
-    assert f"Tested with transformers {', '.join(TESTED[:-1])} and {TESTED[-1]}." in README

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ METHODS = [PositionFree(), LMInfinite(n_global=2, n_local=6), StreamingLLM(n_sin
 each = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 
 pytestmark = pytest.mark.floor  # what a new release of transformers breaks first
+
+
+@pytest.fixture(autouse=True)
+def names_are_looked_up_again() -> Iterator[None]:
+    """What is remembered of a signature under other names is forgotten."""
+    yield
+    caches.taken_name.cache_clear()
 
 
 def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,3 +151,67 @@ def test_a_newer_transformers_is_named_once(monkeypatch: pytest.MonkeyPatch, cap
 def test_which_releases_are_newer(release: str, newer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions.transformers, "__version__", release)
     assert versions.untested() is newer
+
+
+@pytest.fixture
+def newer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if this release of transformers were newer than those tested."""
+    versions.warn_of_untested.cache_clear()
+    monkeypatch.setattr(versions.transformers, "__version__", "5.99.1")
+    yield
+    versions.warn_of_untested.cache_clear()
+
+
+def other_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release that scales what a cached step embeds: each layer is right, and every text that is read at once."""
+    stock = modeling_llama.LlamaModel.forward
+
+    def forward(self: Any, input_ids: Any = None, **kwargs: Any) -> Any:
+        scale = 1.5 if caches.cache_in(kwargs) is not None and input_ids.shape[1] == 1 else 1.0
+        hook = self.embed_tokens.register_forward_hook(lambda module, args, output: output * scale)
+        try:
+            return stock(self, input_ids=input_ids, **kwargs)
+        finally:
+            hook.remove()
+
+    forward.__wrapped__ = stock  # type: ignore[attr-defined]  (the signature, and with it the cache's name)
+    monkeypatch.setattr(modeling_llama.LlamaModel, "forward", forward)
+
+
+@each
+def test_a_newer_transformers_whose_cached_steps_differ_is_refused(
+    method: Any, newer: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with method.on(tiny("llama")) as model:
+        model.save_pretrained(tmp_path)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model = tiny("llama")
+    before = fingerprint(model)
+    other_steps(monkeypatch)
+    refused = r"in a step over the cache: its output differs by \d.*hf_longctx is tested with"
+    with pytest.raises(ValueError, match=refused):
+        method.apply(model)
+    assert fingerprint(model) == before
+    for _ in range(2):
+        with pytest.raises(ValueError, match=refused):
+            loaded(text(1, 9))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+def test_a_newer_transformers_that_is_right_is_served(family: str, newer: None) -> None:
+    for method in METHODS:
+        with method.on(tiny(family)) as model:
+            assert logits_of(model, text(1, 9)).isfinite().all()
+
+
+def test_a_loaded_model_names_a_newer_transformers_after_its_first_forward(
+    newer: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with METHODS[1].on(tiny("llama")) as model:
+        model.save_pretrained(tmp_path)
+    versions.warn_of_untested.cache_clear()
+    caplog.clear()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="hf_longctx"):
+        loaded(text(1, 9))
+    assert sum("5.99.1" in record.message for record in caplog.records) == 1

@@ -44,8 +44,9 @@ def table(
     chunk: int = 8192,
     heads: tuple[int, int] = (32, 8),
     head_dim: int = 128,
+    timed: bool = True,
 ) -> Iterator[KernelRow]:
-    """Every kernel on every kind of work, timed on `device`, for heads of queries and of keys and values."""
+    """Every kernel on every kind of work, on `device`, for heads of queries and of keys and values; timed or not."""
     generator = torch.Generator(device).manual_seed(0)
 
     def random(count: int, length: int) -> Tensor:
@@ -62,7 +63,7 @@ def table(
         best = choose(call, q, k)
         for kernel in KERNELS.values():
             reason = kernel.unsupported_reason(call, q, k) or kernel.slower_reason(call, q, k)
-            taken = None if reason is not None or kernel.by_name else _time(kernel, call, q, k, v)
+            taken = None if reason is not None or kernel.by_name or not timed else _time(kernel, call, q, k, v)
             yield KernelRow(work, kernel.name, kernel is best, kernel.by_name, reason, taken)
 
 

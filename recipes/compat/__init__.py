@@ -1,0 +1,1 @@
+"""What passes on which release of transformers, peft and accelerate: records, and what documents say of them."""
