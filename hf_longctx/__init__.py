@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .generation.xl3m import XL3M, xl3m
     from .hub.configs import extend_config
     from .method import LongContextMethod
+    from .methods.code_lookup import CodeLookup
     from .methods.giraffe import Giraffe
     from .methods.lm_infinite import LMInfinite
     from .methods.position_free import PositionFree, check

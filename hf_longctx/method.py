@@ -37,12 +37,16 @@ class Footprint:
         span: Keys that a query attends to at most, its own included. None: all before it.
         looked_up: Keys that a query looks up among all others, for which every pair is scored.
         on_host: The keys are in host memory, and visit the device while the layer runs.
+        twice: Of all keys kept, those that are kept once more, to be attended to. None: attention gets all of them.
+        coded: Every key is kept as a code of one bit a channel too, by which it is looked up.
     """
 
     kept: int | None = None
     span: int | None = None
     looked_up: int = 0
     on_host: bool = False
+    twice: int | None = None
+    coded: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

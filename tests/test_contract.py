@@ -15,7 +15,7 @@ import pytest
 import tests.contract.changes
 import tests.contract.generation
 import tests.contract.wrapping  # noqa: F401  (the three register their properties)
-from hf_longctx import LMInfinite, PositionFree, StreamingLLM
+from hf_longctx import CodeLookup, LMInfinite, PositionFree, StreamingLLM
 from tests.contract.registry import PROPERTIES, applies
 from tests.contract.stack import Stack
 from tests.rope.cases import methods as rope
@@ -71,6 +71,9 @@ def scaled(name: str, *families: str, elsewhere: tuple[str, ...] = CORE) -> Row:
 ROWS = {
     "lm_infinite": Row(INFINITE),
     "lm_infinite_top3": Row(LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1)),
+    # a shortlist that leaves some out, so that codes decide
+    "code_lookup": Row(CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4)),
+    "code_lookup_keys": Row(CodeLookup(n_global=2, n_local=6, top_k=3, by="keys", per="head", gate=None), ("llama",)),
     "streaming_llm": Row(STREAMING),
     "position_free": Row(PositionFree()),
     "rope_scaling_yarn": scaled("yarn", "llama", "gemma3"),  # Gemma3 has a scaling for each kind of layer

@@ -68,6 +68,7 @@ class LayerCall:
             nothing_cached=key.shape[2] == query.shape[2],
             in_step=lent.step is self.step,
             scale=scale,
+            everything=lent.everything,
             softcap=more.get("softcap"),
             sink_H=more.get("s_aux"),
         )
@@ -92,7 +93,8 @@ class LayerCall:
             else:
                 assert layer.readable_pos is not None
                 padded, ahead = own.padded or layer.padded, len(layer.sinks) if layer.joined and layer.sinks else 0
-                lent[kind] = Lent(_same(key), layer.readable_pos, own, padded, layer.layout, layer.sinks, ahead)
+                held = layer.layout, layer.sinks, ahead, layer.everything
+                lent[kind] = Lent(_same(key), layer.readable_pos, own, padded, *held)
             return lent[kind]
         own = self.step
         if not self.decoder.running and key.shape[2] == own.q_pos_BL.shape[1]:  # run again by gradient checkpointing

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..anatomy import layer_type
 from ..cache.slots import KeyValues
+from ..cache.store import Store
 from ..ops.attend import attend
 from ..ops.branch import Branch
 from ..ops.masks import Mask
@@ -41,6 +42,7 @@ class AttentionInputs:
         nothing_cached: `keys` are exactly the queries' tokens.
         in_step: `keys` were read with the queries, by this layer or by another one.
         scale: Multiplies q k.
+        everything: All tokens of the text to look up in, where the cache keeps them apart from `keys`, else None.
         softcap: Scores s are softcap tanh(s / softcap); None: they are s.
         sink_H: A logit for each head in the softmax's denominator only; None: there is none.
     """
@@ -57,6 +59,7 @@ class AttentionInputs:
     nothing_cached: bool
     in_step: bool
     scale: float
+    everything: Store | None = None
     softcap: float | None = None
     sink_H: Tensor | None = None
     _first: dict[int, KeyValues] = field(default_factory=dict, init=False)

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from ..anatomy import TABLE, layer_type
 from ..cache.base import UnrotatedLayer
 from ..cache.slots import KeyValues
+from ..cache.store import Store
 from ..ops.bias import Bias
 from ..ops.layout import RotaryLayout
 from ..ops.rotation import Rotation
@@ -165,6 +166,7 @@ class Lent:
     layout: Any = None
     sinks: KeyValues | None = None
     ahead: int = 0  # how many of the keys are sinks, which come before those at `pos_BS`
+    everything: Store | None = None  # what can be looked up besides
 
     def is_of(self, keys: Tensor) -> bool:
         """Are these the keys, or their copy on another device, as far as is known?"""
@@ -173,7 +175,7 @@ class Lent:
 
     def end(self) -> None:
         """Let go of what only the forward needs. A layer is run again for gradient checkpointing after that."""
-        self.keys = self.step = self.sinks = None
+        self.keys = self.step = self.sinks = self.everything = None
 
 
 def source_of(embeddings: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from .base import UnrotatedLayer
 from .full import FullLayer
+from .retrieving import RetrievingLayer
 from .sink_window import SinkWindowLayer
 from .slots import KeyValues
+from .store import Store
 
-__all__ = ["FullLayer", "KeyValues", "SinkWindowLayer", "UnrotatedLayer"]
+__all__ = ["FullLayer", "KeyValues", "RetrievingLayer", "SinkWindowLayer", "Store", "UnrotatedLayer"]

@@ -35,6 +35,7 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
     is_croppable = False
     bounded = False
     fixed_buffers = False
+    everything: Any = None  # a `Store` of every token read, where a subclass keeps one to look tokens up in
     joined = False  # does `update` return the sinks too, before all else? For attention that changes what it gets
     _open = False
 

@@ -1,6 +1,5 @@
 """LM-Infinite: a Λ-shaped mask and a ceiling on distances (Han et al. 2023, https://arxiv.org/abs/2308.16137)."""
 
-# B batch, H query heads, G key/value heads, R = H / G, L queries, S keys, D head dim, K top_k
 from __future__ import annotations
 
 import dataclasses
@@ -8,20 +7,20 @@ import logging
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..anatomy import attention_layers
+from ..attention.found import found_branch
 from ..attention.inputs import AttentionInputs
+from ..attention.lookup import choose
 from ..attention.method import AttentionMethod, halved
-from ..cache import FullLayer, KeyValues, SinkWindowLayer, UnrotatedLayer
+from ..cache import FullLayer, SinkWindowLayer, Store, UnrotatedLayer
 from ..method import Footprint
 from ..ops.branch import Branch
-from ..ops.masks import BeyondWindow, TopKeys, Window, pairs
+from ..ops.masks import BeyondWindow, Window
 from ..rope.parameters import readable_length
 
 logger = logging.getLogger("hf_longctx")
-BLOCK = 256  # queries whose middle keys are scored at once: bounds the O(L S) of top_k
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,36 +137,18 @@ class LMInfinite(AttentionMethod):
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
         """A window, the first tokens beyond it at the ceiling, and with `top_k` chosen keys in between, halfway."""
         assert self.n_local is not None
-        first = inputs.first(self.n_global)
-        # the ceiling: all of them at distance n_local, wherever the query is
-        ceiling = inputs.relative(-self.n_local)
-        local = inputs.branch(Window(self.n_local), inputs.keys, *inputs.true_ropes())
-        far = inputs.branch(BeyondWindow(self.n_local), first, q_rope=None, k_rope=ceiling)
+        window, first = window_and_first(inputs, self.n_global, self.n_local)
         if not self._looks_up(inputs.module):
-            return [local, far]
+            return [window, first]
         halfway = inputs.relative(self.n_local // 2)  # queries moved, keys as they are: there are more keys
         q_half = inputs.q_BHLD if halfway is None else halfway(inputs.q_BHLD)
-        chosen = TopKeys(self._best_middle(inputs, q_half, first))
-        return [local, far, inputs.branch(chosen, inputs.keys, q_rope=None, k_rope=None, q_BHLD=q_half)]
+        everything, begins = Store.of(inputs.keys), inputs.first(self.n_global)
+        table = choose(q_half, inputs.q_pos_BL, everything, k=self.top_k, near=self.n_local, first=begins)
+        return [window, first, found_branch(inputs, q_half, table)]
 
-    @torch.no_grad()
-    def _best_middle(self, inputs: AttentionInputs, q_BHLD: Tensor, first: KeyValues) -> Tensor:
-        """The slots of the best keys between the first tokens and the window, (B, H, L, K); -1: there are fewer."""
-        B, H, L, _ = q_BHLD.shape
-        keys, k_pos_BS = inputs.keys.k, inputs.keys.pos
-        S, G = keys.shape[2], keys.shape[1]
-        assert self.n_local is not None
-        index = torch.full((B, H, L, min(self.top_k, S)), -1, dtype=torch.long, device=q_BHLD.device)
-        after_first_BS = k_pos_BS > first.pos.amax(1, keepdim=True) if len(first) else k_pos_BS >= 0
-        for start in range(0, L, BLOCK):
-            rows = slice(start, min(start + BLOCK, L))
-            beyond_B1LS = pairs(BeyondWindow(self.n_local), inputs.q_pos_BL[:, rows], k_pos_BS)
-            middle_B1LS = beyond_B1LS & after_first_BS[:, None, None]
-            if not inputs.q_BHLD.is_cuda and not torch.compiler.is_compiling() and not middle_B1LS.any():
-                continue  # a text within the window
-            q_BGRLD = q_BHLD[:, :, rows].unflatten(1, (G, -1))
-            scores = torch.einsum("bgrld,bgsd->bgrls", q_BGRLD, keys)
-            scores = scores.masked_fill_(~middle_B1LS[:, None], float("-inf")).flatten(1, 2)
-            best = scores.topk(index.shape[-1], dim=-1)
-            index[:, :, rows] = best.indices.masked_fill(best.values == float("-inf"), -1)
-        return index
+
+def window_and_first(inputs: AttentionInputs, n_global: int, n_local: int) -> tuple[Branch, Branch]:
+    """The window of `n_local` tokens at their true distances, and the first `n_global` beyond it at the ceiling."""
+    ceiling = inputs.relative(-n_local)  # all of them at distance n_local, wherever the query is
+    window = inputs.branch(Window(n_local), inputs.keys, *inputs.true_ropes())
+    return window, inputs.branch(BeyondWindow(n_local), inputs.first(n_global), q_rope=None, k_rope=ceiling)

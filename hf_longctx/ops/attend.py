@@ -60,14 +60,8 @@ def attend(
         for fused in FUSED:
             if fused.unsupported_reason(filled, softcap) is None:
                 return fused.forward(filled, scale, softcap, sink_H)[0]
-    parts = []
-    for branch in filled:
-        q = branch.q_BHLD if branch.q_rope is None else branch.q_rope(branch.q_BHLD)
-        k = branch.k_BGSD if branch.k_rope is None else branch.k_rope(branch.k_BGSD)
-        k, v = k.to(q.dtype), branch.v_BGSD.to(q.dtype)  # a cache written under autocast holds fp32 keys
-        call = Call(branch.positions, branch.mask, scale, branch.bias, softcap)
-        width = max(k.shape[-1], v.shape[-1])
-        parts.append(Part(choose(call, widened(q, width), widened(k, width), kernel, strict), call, q, k, v))
+    parts = [_part(branch, scale, kernel, strict, softcap) for branch in filled]
+    width = max(parts[-1].k_BGSD.shape[-1], parts[-1].v_BGSD.shape[-1])
     dim = parts[0].v_BGSD.shape[-1]
     if all(part.kernel.unequal_dims or part.k_BGSD.shape[-1] == dim for part in parts):
         return softmax_of(parts, sink_H)
@@ -82,6 +76,29 @@ def attend(
 
     parts = [Part(kernel, call, *map(wide, qkv)) for kernel, call, *qkv in parts]
     return softmax_of(parts, sink_H)[..., :dim]
+
+
+@torch.no_grad()
+def log_sum_exp(branch: Branch, *, scale: float, kernel: str, strict: bool, softcap: float | None = None) -> Tensor:
+    """(B, H, L): the log of the sum of exponentials of each query's scores in one branch; -inf where there are none.
+
+    The arguments are those of `attend`.
+    """
+    if not branch.k_BGSD.shape[2] or not branch.q_BHLD.shape[2]:
+        return branch.q_BHLD.new_full(branch.q_BHLD.shape[:3], float("-inf"))
+    kind, call, *qkv = _part(branch, scale, kernel, strict, softcap)
+    width = max(x.shape[-1] for x in qkv)
+    return kind.forward(call, *(qkv if kind.unequal_dims else (widened(x, width) for x in qkv)))[1]
+
+
+def _part(branch: Branch, scale: float, kernel: str, strict: bool, softcap: float | None) -> Part:
+    """A branch as its kernel takes it: rotated, in one dtype."""
+    q = branch.q_BHLD if branch.q_rope is None else branch.q_rope(branch.q_BHLD)
+    k = branch.k_BGSD if branch.k_rope is None else branch.k_rope(branch.k_BGSD)
+    k, v = k.to(q.dtype), branch.v_BGSD.to(q.dtype)  # a cache written under autocast holds fp32 keys
+    call = Call(branch.positions, branch.mask, scale, branch.bias, softcap)
+    width = max(k.shape[-1], v.shape[-1])
+    return Part(choose(call, widened(q, width), widened(k, width), kernel, strict), call, q, k, v)
 
 
 @torch.compiler.disable

@@ -86,6 +86,7 @@ def _rope_scaling(method: Any) -> dict[str, Any]:
 
 # of the methods that `tests/reference` has as their papers write them: settings at which they change nothing
 IDENTITY: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "code_lookup": lambda method: {"n_local": 300},
     "giraffe": _giraffe,
     "lm_infinite": lambda method: {"n_local": 300},
     "rope_scaling": _rope_scaling,

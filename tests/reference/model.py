@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.reference.lm_infinite import attention_all_pairs
+from tests.reference.lookup import attention_of_group
 from tests.reference.rope import scaled
 from tests.reference.streaming_llm import attention_of_one_head as streaming
 
@@ -20,6 +22,8 @@ NAME = "brute_force"
 
 # (queries, keys, values, inverse frequencies, layer index) of one head, un-rotated, float64 -> its output
 HeadAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+# the same of the query heads that share keys, (R, L, D), without the layer's index
+GroupAttention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def by_brute_force(model: Any, method: Any) -> AbstractContextManager[Any]:
@@ -32,6 +36,10 @@ def by_brute_force(model: Any, method: Any) -> AbstractContextManager[Any]:
     if method.name == "streaming_llm":
         return _replaced(model, lambda q, k, v, f, _: streaming(q, k, v, f, method.n_sink, method.window))
     settings = method.spec()
+    if method.name == "code_lookup":
+        del settings["name"], settings["on_host"]
+        settings["read_at"] = settings["read_at"] or settings["n_local"] // 2
+        return _replaced(model, None, functools.partial(attention_of_group, **settings))
     names = ("n_global", "n_local", "top_k", "top_k_from_layer")
     return lm_infinite_by_brute_force(model, **{name: settings[name] for name in names})
 
@@ -48,7 +56,7 @@ def lm_infinite_by_brute_force(
 
 
 @contextmanager
-def _replaced(model: Any, one_head: HeadAttention) -> Iterator[Any]:
+def _replaced(model: Any, one_head: HeadAttention | None, one_group: GroupAttention | None = None) -> Iterator[Any]:
     """One document a row, no padding, no cache.
 
     The rotary embedding hands out (cos=1, sin=0), so queries and keys arrive as they were projected, and are rotated
@@ -66,8 +74,14 @@ def _replaced(model: Any, one_head: HeadAttention) -> Iterator[Any]:
         inv_freq, factor = scaled(rope, D) if getattr(module, "use_rope", True) else (torch.zeros(0), 1.0)
         group = query.shape[1] // key.shape[1]
         d = 2 * len(inv_freq)
-        heads = []
+        heads: list[Tensor] = []
         for b in range(len(query)):
+            if one_group is not None and kind != "sliding_attention":
+                for g in range(key.shape[1]):
+                    q, k = query[b, g * group : (g + 1) * group].double(), key[b, g].double()
+                    q, k = multiplied(q, factor, d) * (scaling * D**0.5), multiplied(k, factor, d)
+                    heads.extend(one_group(q, k, value[b, g].double(), inv_freq))
+                continue
             for h in range(query.shape[1]):
                 q, k = (multiplied(x.double(), factor, d) for x in (query[b, h], key[b, h // group]))
                 q = q * (scaling * D**0.5)  # the reference divides by sqrt(D)
@@ -75,6 +89,7 @@ def _replaced(model: Any, one_head: HeadAttention) -> Iterator[Any]:
                 if kind == "sliding_attention":
                     heads.append(attention_all_pairs(q, k, v, inv_freq, n_global=0, n_local=config.sliding_window))
                 else:
+                    assert one_head is not None
                     heads.append(one_head(q, k, v, inv_freq, module.layer_idx))
         out = torch.stack(heads).unflatten(0, query.shape[:2])
         return out.transpose(1, 2).to(query.dtype), None
@@ -98,4 +113,4 @@ def _replaced(model: Any, one_head: HeadAttention) -> Iterator[Any]:
 
 def multiplied(x_LD: Tensor, factor: float, d: int) -> Tensor:
     """The d rotated dims of a query or key times the scaling's factor."""
-    return torch.cat([x_LD[:, :d] * factor, x_LD[:, d:]], 1)
+    return torch.cat([x_LD[..., :d] * factor, x_LD[..., d:]], -1)

@@ -1,0 +1,176 @@
+"""CodeLookup: a window, and tokens that are found again by one-bit codes of their keys, wherever they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..attention.found import found_branch, gated
+from ..attention.inputs import AttentionInputs
+from ..attention.lookup import choose
+from ..attention.method import AttentionMethod, halved
+from ..cache import RetrievingLayer, Store, UnrotatedLayer
+from ..method import Footprint
+from ..near import did_you_mean
+from ..ops.branch import Branch
+from ..rope.parameters import readable_length
+from .lm_infinite import window_and_first
+
+logger = logging.getLogger("hf_longctx")
+MOST = 256  # first keys that codes are centred by at most
+CHOICES = {"by": ("signs", "keys"), "per": ("group", "head"), "gate": ("score", None)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodeLookup(AttentionMethod):
+    """Look-up by codes, after RaBitQ (Gao and Long 2024) and LM-Infinite's top-k (Han et al. 2023).
+
+    Every token sees the first `n_global` tokens and the last `n_local`, as under `LMInfinite`; besides, the heads of a
+    group look up the `top_k` best tokens in between. Codes of one bit a channel make a shortlist, whose real keys are
+    then scored, so that a text is searched at a fraction of the bytes of its keys.
+
+    Use when: single facts must be found again in a text that is many times as long as the model was trained for.
+
+    Cannot: relate many far tokens to each other, or follow chains of facts; answer what the model cannot answer inside
+    its window.
+
+    Costs: all keys, values and codes are kept (a code is about 1/25 of a token's keys and values), and time per token
+    grows with the text; so far, decoding does without a CUDA graph, and the window is attended to twice with a gate.
+
+    Differs from RaBitQ: keys, not vectors of a data base, with a width for each channel, centred by the first keys of
+    the text. Differs from LM-Infinite's top-k: few keys for a group of heads instead of some for each head, in every
+    layer, and a gate.
+
+    Args:
+        n_global: Tokens at the start that stay visible, at least 0.
+        n_local: Tokens of the window, the query's own included. None: what `n_global` and `top_k` leave of the model's
+            trained length (`config.max_position_embeddings`).
+        top_k: Tokens that a query looks up, at least 1: for each group of heads that share keys, or for each head. More
+            find no more, and cost fluency.
+        shortlist: Tokens whose real keys are scored, at least `top_k`. 64 are enough at 64k tokens, 1,024 at a million.
+        by: "signs": the shortlist comes from the codes; "keys": from the keys themselves, which reads all of them.
+        per: "group": the heads that share keys look up the same tokens; "head": each its own.
+        read_at: The distance at which found tokens are read, from 1 to `n_local`. None: half of `n_local`. At the end
+            of the trained length a model hardly reads.
+        gate: "score": a found token counts only if its score comes up to the log-sum-exp of what a head sees in its
+            window; None: all of them count.
+        on_host: Keep keys and values in host memory. Not available yet.
+    """
+
+    name: ClassVar[str] = "code_lookup"
+    summary: ClassVar[str] = "first tokens + a window + tokens found by one-bit codes of their keys, wherever they are"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.12497"
+
+    n_global: int = 16
+    n_local: int | None = None
+    top_k: int = 8
+    shortlist: int = 1024
+    by: str = "signs"
+    per: str = "group"
+    read_at: int | None = None
+    gate: str | None = "score"
+    on_host: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, known in CHOICES.items():
+            value = getattr(self, field)
+            if value not in known:
+                names = [name for name in known if name is not None]
+                none = " or None" if None in known else ""
+                hint = did_you_mean(value, names)
+                raise ValueError(f"{field}={value!r}: no such choice. {hint}There are: {', '.join(names)}{none}.")
+        if self.n_global < 0:
+            raise ValueError(f"n_global={self.n_global}: expected 0 or more.")
+        if self.n_local is not None and self.n_local < 1:
+            raise ValueError(f"n_local={self.n_local}: CodeLookup needs a window of at least 1 token, the query's own.")
+        if self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k}: expected at least 1. Without look-ups this is LMInfinite.")
+        if self.by == "signs" and self.shortlist < self.top_k:
+            raise ValueError(
+                f"shortlist={self.shortlist}: expected at least top_k={self.top_k}, the tokens chosen from it."
+            )
+        if self.read_at is not None and not 1 <= self.read_at <= (self.n_local or self.read_at):
+            raise ValueError(
+                f"read_at={self.read_at}: expected a distance from 1 to n_local={self.n_local}, which the model was "
+                f"trained to read. None is half of n_local."
+            )
+        if self.on_host:
+            raise ValueError(
+                "on_host=True: keys in host memory are not available for CodeLookup yet. Leave it out, or use "
+                "LMInfinite(top_k=5, keys_on_host=True)."
+            )
+
+    def resolve(self, config: Any) -> CodeLookup:
+        """Fill in `n_local` and `read_at`."""
+        readable, trained = readable_length(config), getattr(config, "max_position_embeddings", None)
+        more, n_local = self.n_global + self.top_k, self.n_local
+        if n_local is None:
+            if trained is None or trained <= more:
+                raise ValueError(
+                    f"n_local=None: the trained length, {trained}, leaves no room beside n_global={self.n_global} and "
+                    f"top_k={self.top_k} tokens. Set n_local."
+                )
+            n_local = int(trained) - more
+        if readable is not None and n_local + more > readable:
+            logger.warning(
+                "n_global=%d, n_local=%d and top_k=%d are more tokens at once than the %d that the config names.",
+                self.n_global, n_local, self.top_k, readable,
+            )  # fmt: skip
+        return dataclasses.replace(self, n_local=n_local, read_at=self.read_at or max(n_local // 2, 1))
+
+    @property
+    def centred_by(self) -> int:
+        """The first keys that codes are centred by: all of them are there before the first token is far enough."""
+        assert self.n_local is not None
+        return min(MOST, self.n_local) if self.by == "signs" else 0
+
+    def footprint(self, module: nn.Module) -> Footprint:
+        """All keys with their codes, and the first tokens and the window once more."""
+        assert self.n_local is not None
+        window = self.n_global + self.n_local
+        return Footprint(span=window, looked_up=self.top_k, twice=window - 1, coded=self.by == "signs")
+
+    def sees(self) -> str:
+        """The first tokens, the window, and what is looked up."""
+        whose = "a group of heads" if self.per == "group" else "a head"
+        return (
+            f"the first {self.n_global} and the last {self.n_local:,} tokens, and looks up {self.top_k} others "
+            f"{whose} wherever they are"
+        )
+
+    def smaller(self) -> Iterator[tuple[str, CodeLookup]]:
+        """Smaller windows."""
+        for window in halved(self.n_local):
+            smaller = dataclasses.replace(self, n_local=window, read_at=None)
+            yield f"n_local={window}", dataclasses.replace(smaller, read_at=max(window // 2, 1))
+
+    @classmethod
+    def proposals(cls, tokens: int, trained: int | None) -> list[CodeLookup]:
+        """None, until its speed and recall are measured."""
+        return []
+
+    def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
+        """The first tokens, the window, and a store of all."""
+        assert self.n_local is not None
+        return RetrievingLayer(self, self.n_global, self.n_local - 1, self.centred_by)
+
+    def branches(self, inputs: AttentionInputs) -> list[Branch]:
+        """The window, the first tokens beyond it, and the tokens found in between."""
+        assert self.n_local is not None
+        assert self.read_at is not None
+        window, first = window_and_first(inputs, self.n_global, self.n_local)
+        moved = inputs.relative(self.read_at)
+        q = inputs.q_BHLD if moved is None else moved(inputs.q_BHLD)
+        store = inputs.everything or Store.of(inputs.keys, self.centred_by)
+        table = choose(
+            q, inputs.q_pos_BL, store, k=self.top_k, near=self.n_local, first=inputs.first(self.n_global),
+            by=self.by, per=self.per, shortlist=self.shortlist,
+        )  # fmt: skip
+        if self.gate is not None:
+            table = gated(inputs, store, q, table, window)
+        return [window, first, found_branch(inputs, q, table)]

@@ -1,0 +1,93 @@
+"""Keys as codes of one bit a channel, and scores from them: a fixed turn, a mean, a width per channel, a size per key.
+
+A key k of a head becomes the signs of r = turn(k - mean) / width and the mean of |r|, its size. The score of a query is
+then q mean + size * (turn(q) * width) signs. It differs from q k by at most |turn(q) * width| |r - size signs|. The
+idea and the bound are RaBitQ's (Gao and Long 2024, https://arxiv.org/abs/2405.12497). Every step is done element by
+element in one order, so a key's code does not depend on the keys that are coded with it.
+"""
+
+# G key/value heads, R query heads of a group, L queries, S keys, D head dim, C channels: D up to a multiple of 32,
+# W = C / 32 words
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+BITS = 32  # of a word
+LEAST = 1e-3  # of the heads' mean width: a channel that hardly varied at first may vary later
+
+
+class Centre(NamedTuple):
+    """What the codes of one row go by: the mean key of each head, (G, D), and the width of its channels, (G, C)."""
+
+    mean_GD: Tensor
+    width_GC: Tensor
+
+    @classmethod
+    def of(cls, k_GND: Tensor) -> Centre:
+        """That of a row's first keys, in fp32."""
+        keys = k_GND.float()
+        mean = keys.mean(1)
+        width = turned(keys - mean[:, None]).square().mean(1).sqrt()
+        least = LEAST * width.mean(-1, keepdim=True)
+        return cls(mean, torch.where(least > 0, torch.maximum(width, least), 1.0))  # equal keys have no width
+
+
+def encode(k_GSD: Tensor, centre: Centre) -> tuple[Tensor, Tensor]:
+    """The codes of keys: signs as int32 words (G, S, W), channel c in bit c % 32, and sizes (G, S) in fp16."""
+    r_GSC = turned(k_GSD.float() - centre.mean_GD[:, None]) / centre.width_GC[:, None]
+    bits = (r_GSC >= 0).unflatten(-1, (-1, BITS)).long()
+    words = (bits << torch.arange(BITS, device=bits.device)).sum(-1)
+    words = torch.where(words >= 2**31, words - 2**32, words)
+    size_GS = _sum(r_GSC.abs()) / r_GSC.shape[-1]
+    return words.int(), size_GS.clamp(max=torch.finfo(torch.float16).max).half()
+
+
+def score(q_GRLD: Tensor, words_GSW: Tensor, size_GS: Tensor, centre: Centre) -> Tensor:
+    """What q k is by the codes, (G, R, L, S) in fp32."""
+    q = q_GRLD.float()
+    wide_GRLC = turned(q) * centre.width_GC[:, None, None]
+    shifts = torch.arange(BITS, device=words_GSW.device, dtype=torch.int32)
+    bits_GSC = ((words_GSW[..., None] >> shifts) & 1).flatten(-2).to(q.dtype)
+    signed = 2 * torch.einsum("grlc,gsc->grls", wide_GRLC, bits_GSC) - wide_GRLC.sum(-1, keepdim=True)
+    return signed * size_GS.float()[:, None, None] + torch.einsum("grld,gd->grl", q, centre.mean_GD)[..., None]
+
+
+def turned(x: Tensor) -> Tensor:
+    """(..., C): vectors (..., D) by a fixed orthogonal map: signs, Hadamard, another order, signs, Hadamard."""
+    C = -(-x.shape[-1] // BITS) * BITS
+    x = pad(x, (0, C - x.shape[-1]))
+    first, order, second = _signs(C, x.device)
+    return _hadamard(_hadamard(x * first)[..., order] * second)
+
+
+@functools.lru_cache(maxsize=32)
+def _signs(channels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Seeded by the number of channels alone, so that all models and versions have the same."""
+    seeded = torch.Generator("cpu").manual_seed(channels)
+    first, second = (2.0 * torch.randint(2, (channels,), generator=seeded, device="cpu") - 1 for _ in range(2))
+    order = torch.randperm(channels, generator=seeded, device="cpu")
+    return first.to(device), order.to(device), second.to(device)
+
+
+def _hadamard(x: Tensor) -> Tensor:
+    """Sums and differences, within runs of the largest power of two that divides the number of channels."""
+    run, half = x.shape[-1] & -x.shape[-1], 1
+    while half < run:
+        low, high = x.unflatten(-1, (-1, 2, half)).unbind(-2)
+        x = torch.stack([low + high, low - high], -2).flatten(-3)
+        half *= 2
+    return x * run**-0.5
+
+
+def _sum(x: Tensor) -> Tensor:
+    """The sum over the last dim in one order, whatever the others are."""
+    while x.shape[-1] > 1:
+        odd, even = x[..., : x.shape[-1] % 2], x[..., x.shape[-1] % 2 :]
+        low, high = even.chunk(2, -1)
+        x = torch.cat([odd, low + high], -1)
+    return x[..., 0]

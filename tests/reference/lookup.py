@@ -1,0 +1,94 @@
+"""Look-up by one-bit codes as it is defined: loops over tables, queries and tokens, in float64.
+
+A key's code: turn it, less the mean key, by a fixed orthogonal matrix; divide each channel by its width; keep the signs,
+and the mean of the absolute values. Mean and widths are those of the first tokens of the text.
+"""
+
+# R query heads of a group, L length, D head dim, C channels: D up to a multiple of 32
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from tests.reference.lm_infinite import logit, rotated
+
+LEAST = 1e-3
+
+
+@functools.cache
+def turn(D: int) -> Tensor:
+    """(C, D): the matrix of the turn, from Kronecker products."""
+    C = -(-D // 32) * 32
+    seeded = torch.Generator().manual_seed(C)
+    signs = [torch.diag(2.0 * torch.randint(2, (C,), generator=seeded).double() - 1) for _ in range(2)]
+    order = torch.eye(C, dtype=torch.float64)[torch.randperm(C, generator=seeded)]
+    hadamard = torch.ones(1, 1, dtype=torch.float64)
+    while C % (2 * len(hadamard)) == 0:
+        hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), hadamard)
+    run = len(hadamard)
+    blocks = torch.block_diag(*[hadamard / math.sqrt(run)] * (C // run))
+    return (blocks @ signs[1] @ order @ blocks @ signs[0])[:, :D]
+
+
+def code_scores(q_LD: Tensor, k_LD: Tensor, n_first: int) -> Tensor:
+    """(L, L): what every query scores every key, by the keys' codes."""
+    T, k_LD = turn(k_LD.shape[1]), k_LD.detach()
+    mean = k_LD[:n_first].mean(0)
+    width = ((k_LD[:n_first] - mean) @ T.T).square().mean(0).sqrt()
+    width = width.clamp(min=LEAST * float(width.mean())) if float(width.mean()) > 0 else torch.ones_like(width)
+    rest = (k_LD - mean) @ T.T / width
+    size = rest.abs().mean(1, keepdim=True).half().double()
+    signs = torch.where(rest >= 0, 1.0, -1.0).double()
+    return q_LD @ (signs * size * width @ T + mean).T
+
+
+def best(scores: list[tuple[float, int]], n: int) -> list[int]:
+    """The tokens of the n best scores."""
+    return [j for _, j in sorted(scores, reverse=True)[:n]]
+
+
+def attention_of_group(
+    q_RLD: Tensor,
+    k_LD: Tensor,
+    v_LD: Tensor,
+    inv_freq_C: Tensor,
+    *,
+    n_global: int,
+    n_local: int,
+    top_k: int,
+    shortlist: int,
+    by: str,
+    per: str,
+    read_at: int,
+    gate: str | None,
+) -> Tensor:
+    """The heads that share keys: each query's window, the first tokens at the ceiling, and what it looks up."""
+    R, L, D = q_RLD.shape
+    moved = torch.stack([torch.stack([rotated(q, read_at, inv_freq_C) for q in q_LD]) for q_LD in q_RLD])
+    by_keys = (moved @ k_LD.T).tolist()
+    by_codes = [code_scores(q_LD, k_LD, min(256, n_local)).tolist() for q_LD in moved.detach()] if by == "signs" else []
+    rows: list[list[Tensor]] = [[] for _ in range(R)]
+    for i in range(L):
+        middle = list(range(n_global, i - n_local + 1))
+        near = [j for j in range(i + 1) if i - j < n_local]
+        first = [j for j in range(min(n_global, i + 1)) if i - j >= n_local]
+        at_near = [torch.stack([logit(q[i], k_LD[j], i - j, inv_freq_C) for j in near]) for q in q_RLD]
+        for heads in [list(range(R))] if per == "group" else [[r] for r in range(R)]:
+            listed = middle
+            if by == "signs":
+                listed = best([(max(by_codes[r][i][j] for r in heads), j) for j in middle], shortlist)
+            chosen = best([(max(by_keys[r][i][j] for r in heads), j) for j in listed], top_k)
+            if gate == "score":
+                above = [
+                    [by_keys[r][i][j] / math.sqrt(D) - float(at_near[r].logsumexp(0)) for r in heads] for j in chosen
+                ]
+                chosen = [j for j, over in zip(chosen, above, strict=True) if max(over) >= 0]
+            for r in heads:
+                far = [logit(q_RLD[r, i], k_LD[j], n_local, inv_freq_C) for j in first]
+                far += [logit(q_RLD[r, i], k_LD[j], read_at, inv_freq_C) for j in chosen]
+                scores = torch.cat([at_near[r], torch.stack(far)]) if far else at_near[r]
+                rows[r].append(torch.softmax(scores, 0) @ v_LD[near + first + chosen])
+    return torch.stack([torch.stack(row) for row in rows])
