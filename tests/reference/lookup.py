@@ -1,7 +1,7 @@
 """Look-up by one-bit codes as it is defined: loops over tables, queries and tokens, in float64.
 
-A key's code: turn it, less the mean key, by a fixed orthogonal matrix; divide each channel by its width; keep the signs,
-and the mean of the absolute values. Mean and widths are those of the first tokens of the text.
+A key's code: turn it, less the mean key, by a fixed orthogonal matrix; divide each channel by its width; keep signs and
+the mean of the absolute values. Mean and widths are those of the first tokens of the text.
 """
 
 # R query heads of a group, L length, D head dim, C channels: D up to a multiple of 32

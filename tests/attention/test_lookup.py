@@ -1,0 +1,156 @@
+"""Looking tokens up: choices against loops, the gate, and LM-Infinite's look-up as it was before."""
+
+# B rows, H query heads, G key/value heads, L queries, S keys, D head dim, T tables, K slots of a table
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from hf_longctx import CodeLookup, LMInfinite
+from hf_longctx.attention import found, lookup
+from hf_longctx.attention.lookup import choose
+from hf_longctx.cache import KeyValues, Store
+from tests.contract.registry import close, differs
+from tests.reference.lm_infinite_top_k import OneMatrix
+from tests.reference.lookup import best, code_scores
+from tests.tiny import left_padded, logits_of, text, tiny
+
+B, H, G, S, D, FIRST, NEAR, K = 2, 6, 2, 61, 8, 3, 7, 4
+
+
+def problem(padded: bool) -> tuple[Tensor, KeyValues]:
+    random = torch.Generator().manual_seed(5)
+    q, k = torch.randn(B, H, S, D, generator=random), torch.randn(B, G, S, D, generator=random)
+    pos = torch.arange(S).expand(B, -1).clone()
+    if padded:
+        pos[0, :9], pos[0, 9:] = -1, torch.arange(S - 9)
+        pos[1, 20:31], pos[1, 31:] = -1, torch.arange(20, S - 11)
+        k = torch.where((pos < 0)[:, None, :, None], float("nan"), k)
+    return q, KeyValues(k, k.clone(), pos)
+
+
+def by_loops(q: Tensor, keys: KeyValues, by: str, per: str, shortlist: int) -> list[Any]:
+    """The sets of slots for every row, table and query."""
+    rows = []
+    for b in range(B):
+        real = (keys.pos[b] >= 0).nonzero()[:, 0]
+        pos = keys.pos[b, real].tolist()
+        heads = [[g * 3 + r for r in range(3)] for g in range(G)] if per == "group" else [[h] for h in range(H)]
+        tables = []
+        for some in heads:
+            k = keys.k[b, some[0] // 3, real].double()
+            queries = [q[b, h, real].double() for h in some]
+            exact = torch.stack([one @ k.T for one in queries]).amax(0).tolist()
+            coded = torch.stack([code_scores(one, k, NEAR) for one in queries]).amax(0).tolist()
+            chosen = {}
+            for i, p in enumerate(pos):
+                among = [j for j, at in enumerate(pos) if at >= FIRST and p - at >= NEAR]
+                if by == "signs":
+                    among = best([(coded[i][j], j) for j in among], shortlist)
+                chosen[int(real[i])] = {int(real[j]) for j in best([(exact[i][j], j) for j in among], K)}
+            tables.append([chosen.get(i, set()) for i in range(S)])
+        rows.append(tables)
+    return rows
+
+
+@pytest.mark.parametrize("per", ["group", "head"])
+@pytest.mark.parametrize("by", ["keys", "signs"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_choices_are_those_of_loops(by: str, per: str, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, keys = problem(padded)
+    wanted = by_loops(q, keys, by, per, 9)
+    settings: Any = {"k": K, "near": NEAR, "first": keys.first(FIRST, padded), "by": by, "per": per, "shortlist": 9}
+    for pairs in (lookup.PAIRS, 100):  # all at once, and a few at a time
+        monkeypatch.setattr(lookup, "PAIRS", pairs)
+        table = choose(q, keys.pos, Store.of(keys, NEAR if by == "signs" else 0), **settings)
+        assert table.shape == (B, G if per == "group" else H, S, K)
+        got = [[[set(slots) - {-1} for slots in one] for one in row] for row in table.tolist()]
+        assert got == wanted
+        assert table[:, :, FIRST + NEAR - 1].eq(-1).all(), "no token is far enough yet"
+        assert (table[0, 0, -1] >= 0).all()
+
+
+def test_a_shortlist_of_all_equals_the_choice_by_keys() -> None:
+    q, keys = problem(False)
+    settings: Any = {"k": K, "near": NEAR, "first": keys.first(FIRST, False)}
+    by_keys = choose(q, keys.pos, Store.of(keys), **settings)
+    by_signs = choose(q, keys.pos, Store.of(keys, NEAR), by="signs", shortlist=S, **settings)
+    far = torch.arange(S) >= NEAR + FIRST
+    assert torch.equal(by_signs[:, :, far].sort(-1).values, by_keys[:, :, far].sort(-1).values)
+
+
+def test_fewer_tokens_than_asked_for_and_none_at_all() -> None:
+    q, keys = problem(False)
+    short = KeyValues(keys.k[:, :, :2], keys.v[:, :, :2], keys.pos[:, :2])
+    settings: Any = {"k": 5, "near": 1, "first": short.first(0, False)}
+    assert choose(q[:, :, :2], short.pos, Store.of(short), **settings)[0, 0].tolist() == [[-1, -1], [0, -1]]
+    none = KeyValues(short.k, short.v, torch.full_like(short.pos, -1))
+    assert choose(q[:, :, :2], none.pos, Store.of(none), **settings).eq(-1).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_lm_infinite_s_look_up_is_what_it_was(family: str, padded: bool) -> None:
+    settings: Any = {"n_global": 2, "n_local": 6, "top_k": 3, "top_k_from_layer": 0}
+    ids, mask = left_padded([text(1, n, seed=n)[0] for n in ((31, 18) if padded else (31, 31))])
+    real = mask[..., None].bool()
+    model = tiny(family).requires_grad_(True)
+
+    def run(method: Any) -> list[Tensor]:
+        with method.on(model):
+            model.zero_grad()
+            logits = model(ids, attention_mask=mask, use_cache=False).logits.masked_fill(~real, 0)
+            logits.square().mean().backward()
+            cache, steps = DynamicCache(), []
+            for start, stop in ((0, 25), (25, 26), (26, 31)):
+                seen = mask[:, :stop]
+                steps.append(logits_of(model, ids[:, start:stop], attention_mask=seen, past_key_values=cache))
+            cached = torch.cat(steps, 1).masked_fill(~real, 0)
+            return [logits.detach(), cached, *(p.grad.clone() for p in model.parameters())]
+
+    for ours, before in zip(run(LMInfinite(**settings)), run(OneMatrix(**settings)), strict=True):
+        close(ours, before)
+    without = LMInfinite(n_global=2, n_local=6)
+    differs(run(LMInfinite(**settings))[0], run(without)[0])
+
+
+def test_the_gate_keeps_what_comes_up_to_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[tuple[int, int]] = []
+    gate = found.gated
+
+    def watched(inputs: Any, store: Any, q: Any, table: Tensor, window: Any) -> Tensor:
+        after = gate(inputs, store, q, table, window)
+        kept.append((int((table >= 0).sum()), int((after >= 0).sum())))
+        assert torch.equal(after, gate(inputs, store, q, after, window)), "what is kept is kept again"
+        assert torch.equal(gate(inputs, store, q, table, window, 1e9), table)
+        assert gate(inputs, store, q, table, window, -1e9).eq(-1).all()
+        return after
+
+    monkeypatch.setattr("hf_longctx.methods.code_lookup.gated", watched)
+    model, ids = tiny(), text(2, 60)
+    with CodeLookup(n_global=2, n_local=8, top_k=4).on(model):
+        gated = logits_of(model, ids)
+    with CodeLookup(n_global=2, n_local=8, top_k=4, gate=None).on(model):
+        differs(logits_of(model, ids), gated)
+    before, after = map(sum, zip(*kept, strict=True))
+    assert 0 < after < 0.9 * before
+
+
+def test_a_fact_far_back_is_looked_up_that_the_window_has_lost() -> None:
+    """With queries that look for one far key, its value comes back, whatever lies between."""
+    model, ids = tiny(), text(1, 200)
+    changed = ids.clone()
+    changed[0, 50] = (ids[0, 50] + 7) % 50 + 5
+    seen = {}
+    for name, method in {
+        "window": LMInfinite(n_global=2, n_local=16),
+        "codes": CodeLookup(n_global=2, n_local=16, gate=None),
+    }.items():
+        with method.on(model):
+            seen[name] = (logits_of(model, ids)[0, -16:] - logits_of(model, changed)[0, -16:]).abs().amax()
+    assert seen["window"] == 0
+    assert seen["codes"] > 1e-3
