@@ -72,8 +72,10 @@ ROWS = {
     "lm_infinite": Row(INFINITE),
     "lm_infinite_top3": Row(LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1)),
     # a shortlist that leaves some out, so that codes decide
-    "code_lookup": Row(CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4)),
-    "code_lookup_keys": Row(CodeLookup(n_global=2, n_local=6, top_k=3, by="keys", per="head", gate=None), ("llama",)),
+    "code_lookup": Row(CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4), ("llama", "gemma3")),
+    "code_lookup_keys": Row(
+        CodeLookup(n_global=2, n_local=6, top_k=3, by="keys", per="head", gate=None), (), CORE[2:3]
+    ),
     "streaming_llm": Row(STREAMING),
     "position_free": Row(PositionFree()),
     "rope_scaling_yarn": scaled("yarn", "llama", "gemma3"),  # Gemma3 has a scaling for each kind of layer

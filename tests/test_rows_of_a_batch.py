@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from hf_longctx import LMInfinite, PositionFree, StreamingLLM
+from hf_longctx import CodeLookup, LMInfinite, PositionFree, StreamingLLM
 from hf_longctx.cache import SinkWindowLayer
 from hf_longctx.upstream.caches import cache_out, generate_cache, given_cache
 from tests.contract.registry import close, differs, same
@@ -21,6 +21,7 @@ from tests.tiny import FAMILIES, MORE_FAMILIES, left_padded, logits_of, text, ti
 METHODS = {
     "lm_infinite": LMInfinite(n_global=2, n_local=6),
     "top_k": LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1),
+    "code_lookup": CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4),
     "streaming_llm": StreamingLLM(n_sink=2, window=6),
     "position_free": PositionFree(),
 }

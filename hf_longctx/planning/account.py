@@ -72,6 +72,11 @@ def method_rotation_bytes(queries: int, keys: int, kv_heads: int, head_dim: int,
     return shared, keys * kv_heads * head_dim * dtype_bytes
 
 
+def code_bytes(kv_heads: int, head_dim: int) -> int:
+    """A token's codes of one bit a channel in one layer: words of 32 bits, and a size of 16."""
+    return kv_heads * (4 * -(-head_dim // 32) + 2)
+
+
 def lookup_bytes(queries: int, keys: int, heads: int, head_dim: int, top_k: int, dtype_bytes: int) -> int:
     """Look-ups in one layer: the larger of one block's scores and the chosen keys, gathered in fp32."""
     scores = min(queries, LOOKUP_BLOCK) * keys * (heads * dtype_bytes + POSITION_BYTES + 4)

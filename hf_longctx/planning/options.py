@@ -11,6 +11,7 @@ from ..anatomy import attention_layers, find_decoder, full_attention_layers
 from ..method import LongContextMethod
 from ..patch import Patch
 from ..registry import list_methods
+from . import account
 from .predict import Job, Prediction, fits, predict
 from .shape import Layer, Shape
 
@@ -132,8 +133,10 @@ def as_read(method: LongContextMethod, model: Any, stock: Shape) -> tuple[LongCo
     for place, layer in stock.each:
         mark = method.footprint(modules[place]) if modules[place] in full else None
         if mark is not None:
+            coded = account.code_bytes(layer.kv_heads, layer.head_dim) if mark.coded else 0
             layer = dataclasses.replace(
-                layer, kept=mark.kept, span=mark.span, patched=True, top_k=mark.looked_up, on_host=mark.on_host
-            )
+                layer, kept=mark.kept, span=mark.span, patched=True, top_k=mark.looked_up, on_host=mark.on_host,
+                twice=mark.twice, code_bytes=coded,
+            )  # fmt: skip
         layers[layer] += 1
     return method, dataclasses.replace(stock, layers=tuple(layers.items()))

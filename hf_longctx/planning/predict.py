@@ -111,16 +111,22 @@ def kv_bytes(shape: Shape, job: Job) -> int:
 
 def layer_kv_bytes(layer: Layer, job: Job) -> int:
     """One layer's cache after all tokens; un-rotated ones hold their slots' positions, bounded ones columns too."""
-    numbers = (1 if layer.kept is None else 2) if layer.patched and layer.kv_elements else 0
+    columns = layer.kept is not None or layer.twice is not None
+    numbers = 1 + columns if layer.patched and layer.kv_elements else 0
     each = layer.kv_elements * job.dtype_bytes + numbers * account.POSITION_BYTES
-    return job.batch * each * account.kept_tokens(job.tokens, layer.kept)
+    twice = 0 if layer.twice is None else account.kept_tokens(job.tokens, layer.twice)
+    kept = account.kept_tokens(job.tokens, layer.kept) + twice
+    return job.batch * (each * kept + layer.code_bytes * job.tokens)
 
 
 def read_kv_bytes(layer: Layer, job: Job, tokens: int | None = None) -> int:
     """What one layer reads after `tokens` (None: all), be it its own cache or another layer's."""
     each = account.kv_token_bytes(layer.kv_heads, layer.head_dim, job.dtype_bytes)
     each += account.POSITION_BYTES if layer.patched else 0
-    return job.batch * each * account.kept_tokens(job.tokens if tokens is None else tokens, layer.kept)
+    read = job.tokens if tokens is None else tokens
+    # what is looked up is searched by codes, or else by the keys themselves
+    searched = layer.code_bytes or (each if layer.twice is not None else 0)
+    return job.batch * (each * account.kept_tokens(read, layer.handed) + searched * read)
 
 
 def activation_bytes(shape: Shape, job: Job, chunk: int) -> int:
@@ -137,7 +143,7 @@ def activation_bytes(shape: Shape, job: Job, chunk: int) -> int:
 
 def _shared_bytes(shape: Shape, layer: Layer, before: int, chunk: int, dtype: int) -> int:
     """Held through the whole forward: the boolean mask of stock layers, or the rotations of patched ones."""
-    keys = account.kept_tokens(before, layer.kept) + chunk
+    keys = account.kept_tokens(before, layer.handed) + chunk
     if layer.patched:  # of a first chunk they are the model's own
         return account.method_rotation_bytes(chunk, keys, layer.kv_heads, layer.head_dim, dtype)[0] if before else 0
     return chunk * keys if _masked(shape, layer, before, chunk) else 0
@@ -146,13 +152,14 @@ def _shared_bytes(shape: Shape, layer: Layer, before: int, chunk: int, dtype: in
 def _layer_bytes(shape: Shape, layer: Layer, before: int, chunk: int, dtype: int) -> int:
     """Held only while one layer of this kind attends."""
     heads, kv_heads, dim = layer.heads, layer.kv_heads, layer.head_dim
-    keys = account.kept_tokens(before, layer.kept) + chunk
+    keys = account.kept_tokens(before, layer.handed) + chunk
     made = account.expanded_kv_bytes(keys, heads, dim, dtype) if layer.expansion else 0
     if layer.patched:
         rotated = account.method_rotation_bytes(chunk, keys, kv_heads, dim, dtype)[1]
         cached = layer.kv_elements * dtype if layer.expansion else account.kv_token_bytes(kv_heads, dim, dtype)
-        readable = 0 if layer.kept is None else keys * cached
-        lookup = account.lookup_bytes(chunk, keys, heads, dim, layer.top_k, dtype) if layer.top_k else 0
+        readable = 0 if layer.handed is None else keys * cached
+        searched = account.kept_tokens(before, layer.kept) + chunk
+        lookup = account.lookup_bytes(chunk, searched, heads, dim, layer.top_k, dtype) if layer.top_k else 0
         return rotated + readable + made + lookup + chunk * heads * dim * dtype  # and the rotated queries
     if not _masked(shape, layer, before, chunk):
         return made
@@ -202,7 +209,7 @@ def layers_seconds(shape: Shape, job: Job, tokens: int) -> float:
 def attention_seconds(shape: Shape, layer: Layer, job: Job, before: int, size: int) -> float:
     """One layer's attention for `size` tokens after `before` others."""
     of = job.calibration
-    keys = account.kept_tokens(before, layer.kept) + size
+    keys = account.kept_tokens(before, layer.handed) + size
     pairs, share = account.causal_pairs(before, size, layer.span), of.causal_attention
     if layer.patched:
         share = of.window_attention if layer.span is not None else of.causal_attention
@@ -213,7 +220,7 @@ def attention_seconds(shape: Shape, layer: Layer, job: Job, before: int, size: i
     seconds = job.batch * account.attention_flops(pairs, layer.heads, layer.head_dim) / (share * peak)
     seconds += expansion_seconds(layer, job, keys)
     if layer.top_k:
-        scored = job.batch * size * keys
+        scored = job.batch * size * (account.kept_tokens(before, layer.kept) + size)
         scoring = account.attention_flops(scored, layer.heads, layer.head_dim) / 2 / (of.matmul * peak)
         seconds += scoring + _moved(job, scored * account.lookup_pair_bytes(layer.heads, job.dtype_bytes))
     # what is cached is copied, and rotated again under a method, once per chunk
@@ -238,7 +245,7 @@ def decode_seconds(shape: Shape, job: Job) -> tuple[float, float | None]:
     eager = graph = 0.0
     for layer, n in shape.layers:
         each = _moved(job, n * read_kv_bytes(layer, job))
-        made = n * expansion_seconds(layer, job, account.kept_tokens(job.tokens, layer.kept))
+        made = n * expansion_seconds(layer, job, account.kept_tokens(job.tokens, layer.handed))
         eager += made + each * _passes(layer, graph=False)
         graph += made + each * _passes(layer, graph=True)
     eager = max(shape.n_layers * of.decode_eager_s, weights + eager)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from hf_longctx import LMInfinite, PositionFree, StreamingLLM
+from hf_longctx import CodeLookup, LMInfinite, PositionFree, StreamingLLM
 from hf_longctx.cache import SinkWindowLayer
 from hf_longctx.sharing.prefix import shared_prefix
 from hf_longctx.upstream.caches import given_cache
@@ -19,6 +19,7 @@ from tests.tiny import left_padded, text, tiny
 
 METHODS: dict[str, Any] = {
     "lm_infinite": LMInfinite(n_global=2, n_local=6),
+    "code_lookup": CodeLookup(n_global=2, n_local=6, top_k=3),
     "lm_infinite top_k": LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1),
     "lm_infinite on the host": LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1, keys_on_host=True),
     "streaming_llm": StreamingLLM(n_sink=2, window=8),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from hf_longctx import LMInfinite, PositionFree, StreamingLLM, stream
+from hf_longctx import CodeLookup, LMInfinite, PositionFree, StreamingLLM, stream
 from hf_longctx.editing.session import EditSession
 from hf_longctx.sharing.prefix import shared_prefix
 from hf_longctx.streaming.chat import Chat
@@ -23,6 +23,7 @@ from tests.tiny import text, tiny, tokenizer
 METHODS: dict[str, Any] = {
     "lm_infinite": LMInfinite(n_global=2, n_local=12),
     "lm_infinite top_k": LMInfinite(n_global=2, n_local=12, top_k=4, top_k_from_layer=1),
+    "code_lookup": CodeLookup(n_global=2, n_local=12, top_k=4),
     "streaming_llm": StreamingLLM(n_sink=2, window=14),
     "position_free": PositionFree(),
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from hf_longctx import LMInfinite, PositionFree
+from hf_longctx import CodeLookup, LMInfinite, PositionFree
 from hf_longctx.cache import FullLayer, KeyValues, SinkWindowLayer
 from tests.contract.registry import close, same
 from tests.tiny import left_padded, logits_of, text, tiny
@@ -120,6 +120,7 @@ def test_keys_on_host_gives_the_same_logits() -> None:
 
 METHODS = {
     "bounded": LMInfinite(n_global=2, n_local=6),
+    "retrieving": CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4),
     "growing": LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1),
 }
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import DynamicCache, Qwen3MoeConfig
 
-from hf_longctx import LMInfinite, LongContextMethod, StreamingLLM
+from hf_longctx import CodeLookup, LMInfinite, LongContextMethod, StreamingLLM
 from hf_longctx.planning.hardware import MACHINES
 from hf_longctx.planning.options import as_read
-from hf_longctx.planning.predict import Job, kv_bytes
+from hf_longctx.planning.predict import Job, decode_seconds, kv_bytes
 from hf_longctx.planning.shape import build, measure
 from tests.tiny import CLASSES, FAMILIES, MORE_FAMILIES, text, tiny
 
@@ -66,6 +66,21 @@ def test_kv_bytes_are_those_of_the_real_cache(family: str, method: LongContextMe
     # the first tokens lie beside the window's until they leave it, so a short text may hold them twice
     slack = 2 * shape.n_layers * 3 * (2 * 4 * 16 * 4 + 8) if method is not None and tokens < 12 else 0
     assert kv_bytes(shape, job) <= held <= kv_bytes(shape, job) + slack
+
+
+def test_the_bytes_of_a_store_with_codes_are_those_of_the_real_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_longctx.cache.growing.PIECE", 16)  # or a short text has room for far more than it holds
+    monkeypatch.setattr("hf_longctx.cache.growing.LEAST", 16)
+    model = tiny("qwen3")
+    for by in ("signs", "keys"):
+        method = CodeLookup(n_global=3, n_local=12, top_k=2, by=by)
+        shape = as_read(method, build(model.config), measure(build(model.config)))[1]
+        with method.on(model):
+            held = cached_bytes(model, 300, 100)
+        job = Job(tokens=300, batch=2, dtype_bytes=4, machine=MACHINES["cpu"], memory_bytes=2**30)
+        assert kv_bytes(shape, job) <= held <= 1.1 * kv_bytes(shape, job)
+        assert not shape.bounded
+        assert decode_seconds(shape, job)[1] is None, "no graph"
 
 
 def test_experts_count_by_the_share_that_a_token_uses() -> None:

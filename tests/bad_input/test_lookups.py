@@ -1,0 +1,106 @@
+"""CodeLookup: settings that make no sense, models that it cannot serve, and texts at the edges."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from hf_longctx import CodeLookup, LMInfinite
+from hf_longctx.registry import parse
+from tests.contract.registry import close, fingerprint
+from tests.families.census.building import build
+from tests.tiny import logits_of, text, tiny
+
+IDS = text(2, 24)
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing to look up": ({"top_k": 0}, "top_k=0: expected at least 1. Without look-ups this is LMInfinite"),
+    "no window": ({"n_local": 0}, "n_local=0: CodeLookup needs a window of at least 1 token"),
+    "first tokens below 0": ({"n_global": -1}, "n_global=-1: expected 0 or more"),
+    "misspelt by": ({"by": "sign"}, r"by='sign': no such choice. Did you mean 'signs'\? There are: signs, keys"),
+    "misspelt per": ({"per": "heads"}, r"per='heads': no such choice. Did you mean 'head'\? There are: group, head"),
+    "unknown gate": ({"gate": "scores"}, r"Did you mean 'score'\? There are: score or None"),
+    "shorter shortlist": ({"top_k": 9, "shortlist": 8}, "shortlist=8: expected at least top_k=9"),
+    "read beyond the window": ({"n_local": 64, "read_at": 65}, "read_at=65: expected a distance from 1 to n_local=64"),
+    "read at nothing": ({"read_at": 0}, "read_at=0: expected a distance from 1"),
+    "host": ({"on_host": True}, "on_host=True: .* not available for CodeLookup yet"),
+    "text": ({"top_k": "8"}, "top_k='8' is str, expected int"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_nonsense_settings(case: str) -> None:
+    fields, message = SETTINGS[case]
+    with pytest.raises(ValueError, match=message):
+        CodeLookup(**fields)
+
+
+def test_settings_are_filled_in_from_the_config() -> None:
+    config = tiny().config
+    assert CodeLookup().resolve(config) == CodeLookup(n_local=488, read_at=244)  # 512 - 16 - 8
+    assert CodeLookup(n_local=1).resolve(config).read_at == 1
+    assert parse("code_lookup", ["gate=none", "top_k=4"]) == CodeLookup(gate=None, top_k=4)
+    with pytest.raises(ValueError, match=r"the trained length, 512, leaves no room beside n_global=600 and top_k=8"):
+        CodeLookup(n_global=600).resolve(config)
+    with pytest.raises(ValueError, match="read_at=500: expected a distance from 1 to n_local=488"):
+        CodeLookup(read_at=500).resolve(config)
+
+
+def test_more_tokens_than_the_model_was_trained_with_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "hf_longctx"):
+        CodeLookup(n_local=400).resolve(tiny().config)
+        assert not caplog.text
+        CodeLookup(n_local=500).resolve(tiny().config)
+    assert "n_global=16, n_local=500 and top_k=8 are more tokens at once than the 512" in caplog.text
+
+
+def test_a_model_that_makes_its_keys_of_what_is_cached_is_refused_and_left_as_it_was() -> None:
+    model = build("deepseek_v2")
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match=r"of what the cache returns .* Use LMInfinite\(top_k=5\)"):
+        CodeLookup(n_local=6).apply(model)
+    assert fingerprint(model) == before
+    with LMInfinite(n_local=6, top_k=2, top_k_from_layer=0).on(model):
+        assert torch.isfinite(logits_of(model, IDS)).all()
+
+
+def test_a_cache_of_other_settings_and_one_that_is_to_be_cropped() -> None:
+    model, cache = tiny(), DynamicCache()
+    with CodeLookup(n_global=2, n_local=6).on(model):
+        logits_of(model, IDS, past_key_values=cache)
+        with pytest.raises(RuntimeError, match="its cache cannot be cropped"):
+            cache.crop(4)
+    with CodeLookup(n_global=2, n_local=6, top_k=3).on(model), pytest.raises(ValueError, match="was written under"):
+        logits_of(model, IDS, past_key_values=cache)
+
+
+@pytest.mark.parametrize("n_local", [1, 2])
+@pytest.mark.parametrize("n_global", [0, 1, 500])
+def test_extreme_windows_and_more_tokens_than_there_are(n_global: int, n_local: int) -> None:
+    model = tiny()
+    for top_k in (1, 10_000):
+        with CodeLookup(n_global=n_global, n_local=n_local, top_k=top_k, shortlist=10_000).on(model):
+            full, cache = logits_of(model, IDS, use_cache=False), DynamicCache()
+            parts = [logits_of(model, chunk, past_key_values=cache) for chunk in IDS.split([1, 4, 1, 18], 1)]
+            close(torch.cat(parts, 1), full)
+
+
+def test_a_row_of_padding_only_a_short_one_and_a_text_within_the_window() -> None:
+    model, mask = tiny(), torch.ones(3, 24, dtype=torch.long)
+    mask[0], mask[1, :23] = 0, 0
+    ids = text(3, 24)
+    with CodeLookup(n_global=2, n_local=6, top_k=3).on(model):
+        cache, steps = DynamicCache(), []
+        for start, stop in ((0, 20), (20, 21), (21, 24)):
+            seen = mask[:, :stop]
+            steps.append(logits_of(model, ids[:, start:stop], attention_mask=seen, past_key_values=cache))
+        got = torch.cat(steps, 1)
+        assert torch.isfinite(got).all()
+        close(got[1, -1:], logits_of(model, ids[1:2, -1:])[0])
+        close(got[2], logits_of(model, ids[2:])[0])
+    stock = logits_of(model, ids)
+    with CodeLookup(n_local=24).on(model):
+        close(logits_of(model, ids), stock)
