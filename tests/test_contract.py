@@ -72,7 +72,7 @@ ROWS = {
     "lm_infinite": Row(INFINITE),
     "lm_infinite_top3": Row(LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1)),
     # a shortlist that leaves some out, so that codes decide
-    "code_lookup": Row(CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4), ("llama", "gemma3")),
+    "code_lookup": Row(CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4), ("llama",)),
     "code_lookup_keys": Row(
         CodeLookup(n_global=2, n_local=6, top_k=3, by="keys", per="head", gate=None), (), CORE[2:3]
     ),

@@ -26,7 +26,15 @@ METHODS = {
     "position_free": PositionFree(),
 }
 every = pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
-each = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+each = pytest.mark.parametrize(
+    ("method", "family"),
+    [
+        pytest.param(method, family, id=f"{name}-{family}")
+        for name, method in METHODS.items()
+        # its cache is that of the others, and a store, which no family changes
+        for family in (["llama"] if name == "code_lookup" else [*FAMILIES, *MORE_FAMILIES])
+    ],
+)
 SETTINGS = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
 
 
@@ -59,7 +67,6 @@ def steps(model: Any, cache: Any, mask: Tensor, columns: Tensor, real: Tensor) -
 
 
 @pytest.mark.floor
-@every
 @each
 def test_a_row_that_waits_while_others_read_single_tokens_gives_what_it_gives_alone(method: Any, family: str) -> None:
     model = model_of(family)
@@ -87,7 +94,6 @@ def test_a_row_that_waits_while_others_read_single_tokens_gives_what_it_gives_al
         close(torch.cat([after, last], 1)[b], logits_of(model, whole, use_cache=False)[0, -7:], f"row {b}, later")
 
 
-@every
 @each
 def test_waiting_rows_may_be_reordered_as_beams_are(method: Any, family: str) -> None:
     model = model_of(family)
@@ -131,7 +137,6 @@ def test_a_mask_over_cached_tokens_counts_as_it_does_for_the_stock_model(method:
         generator.manual_seed(1)
 
 
-@every
 @each
 def test_a_whole_prompts_mask_may_come_with_each_of_its_chunks(method: Any, family: str) -> None:
     model = model_of(family)
@@ -147,7 +152,6 @@ def test_a_whole_prompts_mask_may_come_with_each_of_its_chunks(method: Any, fami
     close(torch.cat(out, 1)[mask.bool()], wanted[mask.bool()])
 
 
-@every
 @each
 @pytest.mark.parametrize("beams", [1, 2])
 def test_rows_that_ended_early_go_on_in_the_next_turn(method: Any, family: str, beams: int) -> None:
@@ -231,7 +235,7 @@ def test_a_window_keeps_tokens_that_a_mask_hides_for_a_while(room: int, monkeypa
             start = stop
 
 
-@each
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_row_goes_on_earlier_by_single_tokens_from_the_first(method: Any) -> None:
     """What is hidden by then stands in the middle of a ring's columns, where it would cost the window its oldest."""
     model, ids = tiny("llama"), text(1, 60)[0]

@@ -15,6 +15,7 @@ from hf_longctx.attention import found, lookup
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
 from tests.contract.registry import close, differs
+from tests.families.census.building import build
 from tests.reference.lm_infinite_top_k import OneMatrix
 from tests.reference.lookup import best, code_scores
 from tests.tiny import left_padded, logits_of, text, tiny
@@ -116,6 +117,19 @@ def test_lm_infinite_s_look_up_is_what_it_was(family: str, padded: bool) -> None
         close(ours, before)
     without = LMInfinite(n_global=2, n_local=6)
     differs(run(LMInfinite(**settings))[0], run(without)[0])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "falcon_h1", "gemma4_text"])
+def test_caps_sinks_recurrences_and_keys_of_other_layers(family: str) -> None:
+    model, ids = build(family), text(2, 40, seed=3)
+    stock = logits_of(model, ids)
+    with CodeLookup(n_global=2, n_local=7, top_k=3, shortlist=6).on(model):
+        full = logits_of(model, ids, use_cache=False)
+        cache, steps = DynamicCache(config=model.config), []
+        for start, stop in ((0, 25), (25, 26), (26, 40)):
+            steps.append(logits_of(model, ids[:, start:stop], past_key_values=cache))
+    close(torch.cat(steps, 1), full)
+    differs(full, stock)
 
 
 def test_the_gate_keeps_what_comes_up_to_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
