@@ -17,7 +17,7 @@ from ..cache.slots import KeyValues
 from ..cache.store import Store, StoreRow
 from ..ops.codes import score
 
-PAIRS = 2**24  # numbers that are made at once
+PAIRS = 2**26  # numbers that are made at once
 BLOCK = 256  # queries that are scored at once at most
 NONE = float("-inf")
 
@@ -85,7 +85,7 @@ class _Search(NamedTuple):
     def best(self, k: int, coded: bool = False) -> tuple[Tensor, Tensor]:
         """The best scores and their slots, (T, L, K) each, the slot -1 where there is no candidate."""
         (G, R, L, D), found = self.q_GRLD.shape, None
-        step = max(k, PAIRS // max(G * R * L, G * D))
+        step = max(k, PAIRS // max(G * R * L, G * D if coded else 1))  # codes are unpacked
         for start in range(0, self.row.filled, step):
             stop = min(start + step, self.row.filled)
             seen_LS = self._candidates(start, stop)

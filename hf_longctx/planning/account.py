@@ -7,7 +7,7 @@ Conventions: `tokens` are those of one row; a matmul of n parameters costs 2 n F
 from __future__ import annotations
 
 POSITION_BYTES = 8  # int64
-LOOKUP_BLOCK = 256  # queries whose look-ups are scored at once (methods/lm_infinite.py: BLOCK)
+LOOKUP_BLOCK = 256  # queries whose look-ups are scored at once (attention/lookup.py: BLOCK)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
