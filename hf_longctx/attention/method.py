@@ -45,6 +45,11 @@ class AttentionMethod(LongContextMethod):
     decides_positions: ClassVar[bool] = True
     endless: ClassVar[bool] = True
 
+    @property
+    def looks_up(self) -> bool:
+        """Does it look tokens up, which it can also leave out while a text is read (`DecoderState.looking_up`)?"""
+        return False
+
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         """The empty cache layer of one attention module."""
         raise NotImplementedError

@@ -34,6 +34,9 @@ class DecidesPositions(Protocol):
 
     name: ClassVar[str]
 
+    @property
+    def looks_up(self) -> bool: ...
+
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         """The empty cache layer of one attention module."""
 
@@ -61,6 +64,7 @@ class DecoderState:
     joined: bool = False  # the model changes what the cache returns, so first tokens must come with it
     followed: bool = False  # a text has been followed through the cache of the whole model
     following: Callable[..., None] | None = field(default=None, repr=False)  # called by each layer meanwhile
+    looking_up: bool = True  # False: a text is read by what is seen without looking anything up
     running: bool = False  # inside the decoder's forward; a layer may also be called alone, by gradient checkpointing
     thread: int | None = None  # whose forward it is
     steps: list[Step] = field(default_factory=list, repr=False)  # one for each of the model's position embeddings

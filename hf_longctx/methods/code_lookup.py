@@ -124,6 +124,11 @@ class CodeLookup(AttentionMethod):
         return dataclasses.replace(self, n_local=n_local, read_at=self.read_at or max(n_local // 2, 1))
 
     @property
+    def looks_up(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def centred_by(self) -> int:
         """The first keys that codes are centred by: all of them are there before the first token is far enough."""
         assert self.n_local is not None
@@ -164,6 +169,8 @@ class CodeLookup(AttentionMethod):
         assert self.n_local is not None
         assert self.read_at is not None
         window, first = window_and_first(inputs, self.n_global, self.n_local)
+        if not inputs.decoder.looking_up:
+            return [window, first]
         moved = inputs.relative(self.read_at)
         q = inputs.q_BHLD if moved is None else moved(inputs.q_BHLD)
         store = inputs.everything or Store.of(inputs.keys, self.centred_by)

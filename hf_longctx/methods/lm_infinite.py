@@ -98,6 +98,11 @@ class LMInfinite(AttentionMethod):
                 f"no layer would look up its top {self.top_k}. Choose a smaller one."
             )
 
+    @property
+    def looks_up(self) -> bool:
+        """With `top_k`."""
+        return self.top_k > 0
+
     def _looks_up(self, module: nn.Module) -> bool:
         return self.top_k > 0 and bool(module.layer_idx >= self.top_k_from_layer)  # type: ignore[operator]
 
@@ -138,7 +143,7 @@ class LMInfinite(AttentionMethod):
         """A window, the first tokens beyond it at the ceiling, and with `top_k` chosen keys in between, halfway."""
         assert self.n_local is not None
         window, first = window_and_first(inputs, self.n_global, self.n_local)
-        if not self._looks_up(inputs.module):
+        if not self._looks_up(inputs.module) or not inputs.decoder.looking_up:
             return [window, first]
         halfway = inputs.relative(self.n_local // 2)  # queries moved, keys as they are: there are more keys
         q_half = inputs.q_BHLD if halfway is None else halfway(inputs.q_BHLD)

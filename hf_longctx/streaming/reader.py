@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers import DynamicCache
 
 from ..attention.caches import adopt_all
 from ..attention.state import STATE
+from ..attention.without import check_looks_up, without_look_ups
 from ..cache.copies import deep_copy
 from ..cache.recurrent import lost_between_pieces, states, takes_positions
 from ..cache.stock import is_bounded, nbytes
@@ -45,6 +47,7 @@ def stream(
     recent: int = 1024,
     compile: bool = True,
     progress: Progress | None = None,
+    look_up: bool = True,
 ) -> Reader:
     """Read a text of any length, and return the `Reader` that continues it and reads more.
 
@@ -59,13 +62,14 @@ def stream(
         recent: How many of the last ids are kept, for `repetition_penalty` and other settings that look back.
         compile: On a GPU, replay written tokens from a CUDA graph. False: run each forward as it is.
         progress: Called after each forward pass that read something, with the position reached.
+        look_up: As in `Reader.read`.
 
     Raises:
         ValueError: Something is wrong with the model, the arguments or an id.
         SourceError: `ids` raised while it was read; its `.reader` is usable.
     """
     reader = Reader(model, chunk, bounded, recent, compile, progress)
-    reader.read(ids)
+    reader.read(ids, look_up=look_up)
     return reader
 
 
@@ -131,17 +135,26 @@ class Reader:
             raise ValueError("nothing has been read yet, so there are no logits. Call reader.read(ids) first.")
         return self._last_V
 
-    def read(self, ids: Iterable[Any]) -> None:
-        """Read more `ids`, as in `stream`. After an error the reader holds all chunks before it, and can be used.
+    def read(self, ids: Iterable[Any], *, look_up: bool = True) -> None:
+        """Read more `ids`, as in `stream`.
+
+        `look_up=False`, for methods that look tokens up (`CodeLookup`, `LMInfinite` with `top_k`): what is read now
+        sees the window and the first tokens only, which takes time in proportion to its length; what is read or written
+        later looks tokens up, in all of the text. ValueError for other methods.
+
+        After an error the reader holds all chunks before it, and can be used.
 
         Unless a forward pass broke off between two layers (Ctrl-C, no memory): RuntimeError then, for all that follows.
         With recurrent or convolution states any error of a forward pass counts as that, since they do not show it.
         """
         self._check_model()
+        if not look_up:
+            check_looks_up(self.model)
         self._flush()
         vocabulary = self._base.get_input_embeddings().weight.shape[0]
         for piece in pieces(ids, self.chunk, vocabulary, self._source_error):
-            self._forward(torch.tensor([piece], device=self.model.device), self._forward_many)
+            with nullcontext() if look_up else without_look_ups(self.model):
+                self._forward(torch.tensor([piece], device=self.model.device), self._forward_many)
             self._recent.extend(piece)
             if self._progress is not None:
                 self._progress(self.position)
