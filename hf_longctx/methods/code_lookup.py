@@ -142,10 +142,10 @@ class CodeLookup(AttentionMethod):
 
     def sees(self) -> str:
         """The first tokens, the window, and what is looked up."""
-        whose = "a group of heads" if self.per == "group" else "a head"
+        whose = "group of heads" if self.per == "group" else "head"
         return (
-            f"the first {self.n_global} and the last {self.n_local:,} tokens, and looks up {self.top_k} others "
-            f"{whose} wherever they are"
+            f"the first {self.n_global} and the last {self.n_local:,} tokens, and looks up {self.top_k} others per "
+            f"{whose}, wherever they are"
         )
 
     def smaller(self) -> Iterator[tuple[str, CodeLookup]]:
