@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,8 @@ from torch import Tensor
 from ..ops.codes import Centre, encode
 from .growing import Growing
 from .slots import KeyValues, show
+
+AT_ONCE = 8192  # keys that are coded at once
 
 
 class StoreRow:
@@ -63,18 +64,21 @@ class StoreRow:
             centre, ready = (self.centre, self.ready) if self.centre is not None else self._centred(end)
             if centre is None:
                 return
-            words, size = encode(self.k.cut(self.coded, end), centre)
-            self.words.write(self.coded, words)
-            self.size.write(self.coded, size)
+            for start in range(self.coded, end, AT_ONCE):
+                words, size = encode(self.k.cut(start, min(start + AT_ONCE, end)), centre)
+                self.words.write(start, words)
+                self.size.write(start, size)
         self.centre, self.ready, self.coded = centre, ready, end
 
     def _centred(self, end: int) -> tuple[Centre | None, Tensor | None]:
         """By the first keys that are shown, and the position of the last of them; None: there are too few."""
         pos_S = self.pos.cut(0, end)[0]
-        first: Any = (pos_S >= 0).nonzero()[: self.centred_by, 0] if self.hides else slice(0, self.centred_by)
-        if len(pos_S[first]) < self.centred_by:
+        first = (pos_S >= 0).nonzero()[:, 0] if self.hides else torch.arange(self.centred_by, device=pos_S.device)
+        first = first[: self.centred_by]
+        if len(first) < self.centred_by:
             return None, None
-        return Centre.of(self.k.cut(0, end)[:, first].contiguous()), pos_S[first][-1]
+        heads = len(self.k.pieces[0])
+        return Centre.of(self.k.take(first.expand(heads, -1))), pos_S[first[-1]]
 
     def show(self, mask_T: Tensor) -> None:
         """Hide and show tokens as an attention mask says. Codes are then centred as those of the row alone."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from hf_longctx.cache import KeyValues, Store
 from hf_longctx.cache import growing as pieces
+from hf_longctx.cache import store as store_module
 from hf_longctx.cache.growing import Growing
 from hf_longctx.cache.store import StoreRow
 
@@ -22,6 +24,7 @@ N, G, D, FIRST = 37, 2, 8, 6
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE", 8)
     monkeypatch.setattr(pieces, "LEAST", 2)
+    monkeypatch.setattr(store_module, "AT_ONCE", 11)
 
 
 def tokens(rows: int = 1, length: int = N, seed: int = 0) -> KeyValues:
@@ -72,6 +75,15 @@ def test_chunks_of_every_size_leave_the_same_keys_codes_and_positions(size: int)
     assert row.centre is not None
     assert torch.equal(held(row)["k"], text.k[0])
     assert [piece.shape[1] for piece in row.k.pieces[:4]] == [8] * 4
+
+
+def test_cuts_at_any_places_leave_the_same() -> None:
+    text, random = tokens(), torch.Generator().manual_seed(7)
+    whole = filled(text, [N]).rows[0]
+    for _ in range(30):
+        ends = (torch.rand(N - 1, generator=random) < torch.rand(1, generator=random)).nonzero()[:, 0] + 1
+        cuts = [0, *ends.tolist(), N]
+        equal(filled(text, [b - a for a, b in itertools.pairwise(cuts)]).rows[0], whole)
 
 
 def test_a_padded_row_holds_what_it_holds_alone() -> None:
@@ -133,7 +145,7 @@ def test_what_fails_half_way_leaves_everything_as_before(monkeypatch: pytest.Mon
             except MemoryError:
                 pass
             else:
-                assert n == 7, "keys, values, positions, columns, words and sizes"
+                assert n == 9, "keys, values, positions, columns, and words and sizes twice"
                 return
         store.append(columns(text, 5, N), False)
         equal(store.rows[0], filled(text, [N]).rows[0])
