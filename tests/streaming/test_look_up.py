@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_longctx import CodeLookup, LMInfinite, StreamingLLM, stream
+from hf_longctx.hub import load
 from tests.contract.registry import close, differs, same
 from tests.tiny import logits_of, text, tiny
 
@@ -89,3 +90,29 @@ def test_methods_that_look_nothing_up_say_so_before_anything_is_read(method: Any
     assert reader.position == len(DOCUMENT)
     with pytest.raises(ValueError, match="look_up=False"):
         stream(model, DOCUMENT, bounded=False, look_up=False)
+
+
+@pytest.mark.real_model
+def test_a_real_model_finds_the_key_that_has_left_its_window() -> None:
+    """A window of 256 tokens, and a text of three times as many: only that something is found is tested here."""
+    try:
+        model, tokenizer = load("smollm2-135m-instruct")
+    except OSError as error:
+        pytest.skip(f"the model cannot be had: {error}")
+    model.float()
+    filler = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+    fact = "The pass key is 48213. Remember it. 48213 is the pass key. "
+    task = "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
+    document = tokenizer(task + filler * 9 + fact + filler * 26).input_ids
+    question = tokenizer("What is the pass key? The pass key is", add_special_tokens=False).input_ids
+    answer = tokenizer(" 48213", add_special_tokens=False).input_ids
+    assert len(document) > 3 * 256
+
+    def says(method: Any, **settings: Any) -> list[int]:
+        with method.on(model):
+            reader = stream(model, document, bounded=False, **settings)
+            reader.read(question)
+            return list(reader.generate(max_new_tokens=len(answer), do_sample=False))
+
+    assert says(CodeLookup(n_local=256, shortlist=64), look_up=False) == answer
+    assert says(LMInfinite(n_local=256)) != answer
