@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -54,14 +55,13 @@ def list_patches(as_json: Json = False) -> None:
 def check(ids: Ids = None, as_json: Json = False) -> None:
     """Run the scripts that show the defects, on tiny models; exit code 1 if one is present."""
     from ..console.progress import Progress
-    from ..upstream.ledger import WRONG, defect, defects
-    from ..upstream.ledger import check as run
+    from ..upstream.ledger import WRONG, attempt, chosen
 
-    chosen = [defect(one) for one in ids or []] or list(defects().values())
+    wanted = chosen(ids or None)
     rows = []
-    with Progress("defects looked for", total=len(chosen), console=options.screen) as progress:
-        for one in chosen:
-            found = run(one)
+    with Progress("defects looked for", total=len(wanted), console=options.screen) as progress:
+        for one in wanted:
+            found = attempt(one)
             rows.append(
                 {"id": one.id, "package": one.package, "version": one.version, "state": found.state, "told": found.told}
             )
@@ -86,7 +86,8 @@ def apply(
     with Progress("copies made and looked at", total=1, console=options.screen) as progress:
         numbers = apply_changes(ids, to)
         progress.advance(1)
-    options.plain(f"{to} has the changes of {', '.join(numbers)}. Use it with: PYTHONPATH={to.resolve()} python ...")
+    path = shlex.quote(str(to.resolve()))
+    options.plain(f"{to} has the changes of {', '.join(numbers)}. Use it with: PYTHONPATH={path} python ...")
 
 
 @app.command()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .ledger import NOT_RUN, WRONG, Defect, Seen, defect, defects, present
+from .ledger import NOT_RUN, WRONG, Defect, Seen, chosen, defect, defects, present
 from .shims import SHIMS, Place
 
 logger = logging.getLogger("hf_longctx")
@@ -23,6 +23,8 @@ _active: list[Shim] = []
 @dataclass(eq=False)
 class Shim:
     """The cure of one defect in this process. `undo()` takes it back, in any order with others.
+
+    No `Patch`: that is of one model, goes with its copies, and is undone last in, first out.
 
     Attributes:
         defect: The entry of the ledger.
@@ -93,20 +95,23 @@ def apply(given: str | int, *, checked: bool = True) -> Shim:
 
 
 @contextmanager
-def applied(given: Iterable[str | int] | None = None, *, checked: bool = True) -> Iterator[list[Shim]]:
+def applied(given: str | int | Iterable[str | int] | None = None, *, checked: bool = True) -> Iterator[list[Shim]]:
     """Cure defects inside a block, for the whole process, as in `with hf_longctx.upstream.applied(["0002", "0016"])`.
 
     Args:
-        given: Numbers or names of entries of kind "shim"; all of these by default.
+        given: Numbers or names of entries of kind "shim", or one of them; all of these by default.
         checked: As of `apply`.
 
     Yields:
         The shims, those that were left out included.
+
+    Raises:
+        ValueError, NotImplementedError: As of `apply`; nothing is then applied.
     """
     shims: list[Shim] = []
     try:
-        for one in list(SHIMS) if given is None else list(given):
-            shims.append(apply(one, checked=checked))
+        for one in chosen(SHIMS if given is None else given):
+            shims.append(apply(one.id, checked=checked))
         yield shims
     finally:
         for shim in shims:

@@ -10,7 +10,7 @@ import io
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -108,16 +108,45 @@ def defect(given: str | int) -> Defect:
     return found
 
 
+def chosen(given: str | int | Iterable[str | int] | None) -> list[Defect]:
+    """The entries that are named, each once; all of them where nothing is.
+
+    Args:
+        given: Numbers or names, or one of these.
+
+    Raises:
+        ValueError: There is no such entry.
+    """
+    if given is None:
+        return list(defects().values())
+    found = map(defect, [given] if isinstance(given, str | int) else given)
+    return list({one.id: one for one in found}.values())
+
+
 def check(one: Defect) -> Seen:
-    """Run an entry's script, in this process unless it has to be alone. A tiny model, seconds at most."""
+    """Run an entry's script, in this process unless it has to be alone. A tiny model, seconds at most.
+
+    Raises:
+        Exception: The script's own, where it fails, as on a release that has not what it imports.
+    """
+    if not one.version:
+        return Seen(NOT_RUN, f"{one.package} is not installed")
     return _check_alone(one) if one.alone else _check_here(one)
 
 
+def attempt(one: Defect) -> Seen:
+    """As `check`, but a script that fails says nothing of its defect, and keeps nobody from the other entries."""
+    try:
+        return check(one)
+    except Exception as error:
+        return Seen(NOT_RUN, f"its script fails here, {type(error).__name__}: {error}")
+
+
 def present(one: Defect) -> Seen:
-    """As `check`, but without running it where the ledger says that this version is right."""
+    """As `attempt`, but without running it where the ledger says that this version is right."""
     if one.seen.get(one.version) == FIXED:
         return Seen(FIXED, f"{one.package} {one.version} has it no longer")
-    return check(one)
+    return attempt(one)
 
 
 def _check_here(one: Defect) -> Seen:
@@ -127,7 +156,7 @@ def _check_here(one: Defect) -> Seen:
             wrong = runpy.run_path(str(one.folder / "repro.py"))["defect"]()
     except SystemExit as stopped:
         if stopped.code != CANNOT_RUN:
-            raise
+            raise RuntimeError(f"it ended with {stopped.code!r} before its defect() was called") from stopped
         return Seen(NOT_RUN, said.getvalue().strip())
     return Seen(FIXED) if wrong is None else Seen(WRONG, str(wrong))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..storage.files import advice, write_whole
 from .diffs import changed, hunks
-from .ledger import FIXED, PACKAGE, Defect, defect
+from .ledger import FIXED, PACKAGE, Defect, chosen, defect, defects
 
 # all in one process, also those that are alone where the defect is present
 CHECK = """
@@ -33,17 +33,25 @@ def changes_in(folder: str | os.PathLike[str]) -> list[str]:
     """The numbers of the entries whose changes a folder of copies has; none where there is no such folder.
 
     Raises:
-        ValueError: The folder holds something else.
+        ValueError: The folder holds something else, or its list of them is damaged.
     """
     folder = Path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return []
     if not (folder / NOTE).is_file():
         raise ValueError(f"{folder}: expected a new folder, or one of `hf-longctx patches apply`. Choose another one.")
-    return list(json.loads((folder / NOTE).read_text(encoding="utf-8")))
+    try:
+        numbers = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except ValueError:
+        numbers = None
+    if not isinstance(numbers, list) or not set(map(str, numbers)) <= defects().keys():
+        raise ValueError(f"{folder / NOTE}: expected the numbers of entries. Remove {folder}, and apply them again.")
+    return numbers
 
 
-def apply_changes(given: Iterable[str | int], folder: str | os.PathLike[str], *, checked: bool = True) -> list[str]:
+def apply_changes(
+    given: str | int | Iterable[str | int], folder: str | os.PathLike[str], *, checked: bool = True
+) -> list[str]:
     """Copy the packages at fault into a folder, with the changes of these entries and of those that it has already.
 
     Args:
@@ -59,7 +67,7 @@ def apply_changes(given: Iterable[str | int], folder: str | os.PathLike[str], *,
             the folder holds something else; or the defect is still there. The folder is as it was.
         OSError: It cannot be written; the folder is as it was.
     """
-    wanted = [defect(one) for one in given]
+    wanted = chosen(given)
     for one in wanted:
         if not (one.folder / "change.diff").is_file():
             raise ValueError(f"{one.id} ({one.title}) has no change to apply: it is of kind {one.kind!r}.")
@@ -70,7 +78,7 @@ def apply_changes(given: Iterable[str | int], folder: str | os.PathLike[str], *,
     return numbers
 
 
-def undo_changes(given: Iterable[str | int] | None, folder: str | os.PathLike[str]) -> list[str]:
+def undo_changes(given: str | int | Iterable[str | int] | None, folder: str | os.PathLike[str]) -> list[str]:
     """Take changes out of a folder of copies, in any order; the folder goes with the last one.
 
     Args:
@@ -84,7 +92,7 @@ def undo_changes(given: Iterable[str | int] | None, folder: str | os.PathLike[st
         ValueError: The folder has not the change of an entry. The folder is as it was.
     """
     there = changes_in(folder)
-    gone = there if given is None else [defect(one).id for one in given]
+    gone = there if given is None else [one.id for one in chosen(given)]
     for number in gone:
         if number not in there:
             raise ValueError(f"{number}: {folder} has not this change. It has: {', '.join(there) or 'none'}.")
@@ -117,7 +125,14 @@ def _build(numbers: list[str], folder: Path, check: list[str]) -> None:
 def _change(one: Defect, made: Path) -> None:
     if not (made / one.package).exists():
         # found by its metadata: an import may find a copy that was made before
+        if not one.version:
+            raise ValueError(f"{one.id}: expected {one.package}, and it is not installed.")
         installed = Path(str(metadata.distribution(one.package).locate_file(one.package)))
+        if not installed.is_dir():
+            raise ValueError(
+                f"{one.id}: {one.package} {one.version} is not among the installed packages but in a folder of its own "
+                f"(pip install -e). Apply {one.folder.name}/change.diff there, with `git apply`."
+            )
         shutil.copytree(installed, made / one.package, copy_function=_link)
     diff = (one.folder / "change.diff").read_text(encoding="utf-8")
     texts = {hunk.file: (made / hunk.file).read_text(encoding="utf-8") for hunk in hunks(diff)}

@@ -52,6 +52,27 @@ def test_check_runs_the_named_scripts_and_says_by_its_exit_code_whether_a_defect
     assert [row["state"] for row in json.loads(shown)] == [state]
 
 
+def test_a_script_that_fails_is_said_and_the_others_are_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(one: ledger.Defect) -> Seen:
+        if one.id == "0002":
+            raise ImportError("cannot import name 'gone'")
+        return Seen("fixed")
+
+    monkeypatch.setattr(ledger, "check", check)
+    ended, shown = run("check", "2", "5", "5")
+    assert ended == 0
+    assert "not run: its script fails here, ImportError: cannot import name 'gone'" in " ".join(shown.split())
+    assert shown.count("0005 transformers") == 1
+
+
+def test_a_folder_with_a_blank_is_quoted_in_the_line_to_paste(tmp_path: Path) -> None:
+    folder = tmp_path / "my copies"
+    assert run("apply", "30", "--to", str(folder))[0] == 0
+    code, shown = run("apply", "30", "--to", str(folder))
+    assert code == 0
+    assert f"PYTHONPATH='{folder}' python" in shown
+
+
 def test_apply_and_undo_make_and_remove_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from hf_longctx.upstream.ledger import check, defect, defects, ledger
+from hf_longctx.upstream.ledger import check, chosen, defects, ledger
 from tests.ledger.record import record, write_readme
 
 
@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument("ids", nargs="*", metavar="ID", help="entries; all of them by default")
     parser.add_argument("--write", action="store_true", help="record what was seen, and render the README")
     given = parser.parse_args()
-    for one in [defect(name) for name in given.ids] or list(defects().values()):
+    for one in chosen(given.ids or None):
         start = time.perf_counter()
         found = check(one)
         took = time.perf_counter() - start

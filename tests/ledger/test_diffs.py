@@ -124,6 +124,37 @@ def test_a_change_that_does_not_fit_leaves_the_folder_as_it_was(
     assert (folder / NOTE).is_file()
 
 
+@pytest.mark.parametrize("note", ["{", '{"0030": 1}', '["77"]'])
+def test_a_damaged_list_of_changes_is_said(note: str, tmp_path: Path) -> None:
+    (tmp_path / NOTE).write_text(note)
+    for call in (lambda: apply_changes("0030", tmp_path), lambda: undo_changes(None, tmp_path)):
+        with pytest.raises(ValueError, match=f"{NOTE}: expected the numbers of entries. Remove "):
+            call()
+    assert (tmp_path / NOTE).read_text() == note
+
+
+def test_a_package_that_lies_elsewhere_or_is_not_installed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Editable:
+        version = defects()["0030"].version
+
+        def locate_file(self, name: str) -> Path:
+            return tmp_path / "site-packages" / name
+
+    monkeypatch.setattr(metadata, "distribution", lambda name: Editable())
+    with pytest.raises(ValueError, match=r"in a folder of its own \(pip install -e\)"):
+        apply_changes("0030", tmp_path / "copies")
+
+    def none(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", none)
+    with pytest.raises(ValueError, match="0030: expected accelerate, and it is not installed"):
+        apply_changes("0030", tmp_path / "copies")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_entry_without_a_change_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"0004 .* has no change to apply: it is of kind 'refused'"):
         apply_changes(["0004"], tmp_path / "copies")

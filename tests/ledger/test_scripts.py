@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_longctx.upstream.ledger import FIXED, NOT_RUN, WRONG, Defect, Seen, check, defects, present
+from hf_longctx.upstream.ledger import FIXED, NOT_RUN, WRONG, Defect, Seen, attempt, check, defects, present
 
 SCRIPTS = {"wrong": 'return "off by 3"', "fixed": "return None", "not run": "print('needs a GPU'); raise SystemExit(3)"}
 
@@ -50,6 +50,20 @@ def test_a_script_that_breaks_is_an_error_and_no_finding(tmp_path: Path, alone: 
     (tmp_path / "repro.py").write_text("def defect():\n    return 1 / 0\n\n\ndefect()\n")
     with pytest.raises((ZeroDivisionError, RuntimeError), match="division by zero"):
         check(one)
+
+
+def test_a_script_that_breaks_keeps_nobody_from_the_others(tmp_path: Path) -> None:
+    one = entry(tmp_path, "wrong")
+    (tmp_path / "repro.py").write_text("from torch import gone\n")
+    assert attempt(one).state == present(one).state == NOT_RUN
+    assert attempt(one).told.startswith("its script fails here, ImportError: cannot import name 'gone'")
+    (tmp_path / "repro.py").write_text("raise SystemExit(1)\n")
+    assert "ended with 1 before" in attempt(one).told
+
+
+def test_of_a_package_that_is_not_installed_nothing_is_run(tmp_path: Path) -> None:
+    one = replace(entry(tmp_path, "wrong"), package="no-such-package")
+    assert check(one) == Seen(NOT_RUN, "no-such-package is not installed")
 
 
 def test_where_this_version_was_seen_right_nothing_is_run(tmp_path: Path) -> None:

@@ -125,6 +125,13 @@ def test_shims_go_with_their_block_also_after_an_error() -> None:
         pass
 
 
+def test_one_shim_is_named_without_a_list_and_a_name_that_is_none_applies_nothing() -> None:
+    with applied("0005", checked=False) as shims:
+        assert [shim.defect.id for shim in shims] == ["0005"]
+    with applied(["5", "yarn-truncate-per-layer"], checked=False) as shims:
+        assert len(shims) == 1
+
+
 def test_a_defect_that_is_gone_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(applying, "_found", lambda number: Seen(FIXED))
     with applied(["0005"]) as (shim,):
