@@ -155,6 +155,29 @@ def test_push_takes_results_along_and_new_ones_take_their_place(
     assert not (tmp_path / "other").exists()
 
 
+def test_a_file_that_is_given_twice_is_shown_once(dual: Path, measured: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    file = written(tmp_path / "run", measured, "results.json")
+    found = write_card(dual, base_model="owner/base", results=[file, tmp_path / "run", tmp_path / "run/../run"])
+    assert found is not None
+    assert [name for name in found.files if name.endswith(".json")] == ["measured/run.json"]
+
+
+@pytest.mark.parametrize("edited", [False, True], ids=["somebody's own", "edited"])
+def test_files_of_a_card_that_somebody_wrote_stay_when_it_is_replaced(edited: bool, dual: Path) -> None:
+    (dual / "measured").mkdir()
+    for name in ("plot.png", "notes.json"):
+        (dual / "measured" / name).write_text("mine")
+    links = "![a plot](measured/plot.png) and [notes](measured/plot.png)\n"
+    if edited:
+        write_card(dual, overwrite=True)
+        (dual / "README.md").write_text((dual / "README.md").read_text() + links)
+    else:
+        (dual / "README.md").write_text(f"# Mine\n{links}[notes](measured/notes.json)\n")
+    assert write_card(dual, overwrite=True) is not None
+    assert sorted(path.name for path in (dual / "measured").iterdir()) == ["notes.json", "plot.png"]
+
+
 def test_places_of_a_computer_are_told(
     dual: Path, measured: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

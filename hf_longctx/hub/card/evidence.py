@@ -55,19 +55,19 @@ class Evidence:
 
 
 def read_results(paths: Iterable[str | Path]) -> list[Evidence]:
-    """Result files, and those in folders that `hf-longctx eval --out` wrote to.
+    """Result files, and those in folders that `hf-longctx eval --out` wrote to, each once.
 
     Raises:
         ValueError: A file is none, holds a number that is not finite, or does not say with which command, commit and
             hardware it was made, and when.
     """
     found: list[Evidence] = []
-    for path in map(Path, paths):
-        for file in _files(path):
-            stem = file.parent.resolve().name if file.stem == "results" else file.stem
-            name = free_name(re.sub(r"[^\w-]+", "-", stem).strip("-") or "results", [one.name for one in found])
-            text = _text(file)
-            found.append(Evidence(name, _checked(str(file), text), text, str(file)))
+    files = {file.resolve(): file for path in paths for file in _files(Path(path))}
+    for place, file in files.items():
+        stem = place.parent.name if place.stem == "results" else file.stem
+        name = free_name(re.sub(r"[^\w-]+", "-", stem).strip("-") or "results", [one.name for one in found])
+        text = _text(file)
+        found.append(Evidence(name, _checked(str(file), text), text, str(file)))
     return found
 
 

@@ -21,6 +21,11 @@ def is_unedited(text: str) -> bool:
     return bool(mark) and mark + digest == _mark(body)
 
 
+def was_ours(text: str) -> bool:
+    """Whether `write_card` wrote this card, edited since or not."""
+    return _MARK.partition(" sha256")[0] in text
+
+
 def is_ours_or_blank(text: str) -> bool:
     """Whether nobody has written this card: it is `write_card`'s, or PEFT's with none of its fields filled in."""
     if is_unedited(text):

@@ -70,7 +70,7 @@ def page(
 
 
 def _about(entry: Any, base: str | None) -> str:
-    what = f"[{base}](https://huggingface.co/{base})" if base else "This model"
+    what = f"[{base}](https://huggingface.co/{base})" if base else "A model"
     if not entry:
         return f"{what}, saved with hf_longctx. transformers loads it as it is."
     head = f"{what} with methods of hf_longctx, to read beyond the length it was trained for:"

@@ -13,7 +13,7 @@ from .evidence import read_results
 from .facts import CardFacts, facts_of
 from .fits import refuse_other_model, refuse_other_settings
 from .measured import FOLDER
-from .own import is_ours_or_blank, marked
+from .own import is_ours_or_blank, is_unedited, marked, was_ours
 from .page import page, told_in
 from .pictures import pictures_of
 
@@ -85,7 +85,7 @@ def write_card(
         return None
     name = repo_id or folder.resolve().name
     facts = facts_of(folder, old, base_model, license, language)
-    before = _LINKED.findall(old or "")
+    before = _LINKED.findall(old) if old and was_ours(old) else []
     given = read_results(results)
     found = given or read_results(_there(folder, before))
     for one in found:
@@ -102,7 +102,8 @@ def write_card(
     text = page(folder, name, facts, found, pictures, **told)
     files = {f"{one.name}.json": one.text.encode() for one in found}
     files |= {picture.name: picture.png for many in pictures.values() for picture in many}
-    _put(folder / FOLDER, files, before)
+    # what an edited card links to may be somebody's own
+    _put(folder / FOLDER, files, before if old and is_unedited(old) else ())
     write_whole(path, marked(text).encode())
     return WrittenCard(path, facts, tuple(f"{FOLDER}/{file}" for file in files))
 
