@@ -33,7 +33,7 @@ def changes_in(folder: str | os.PathLike[str]) -> list[str]:
     """The numbers of the entries whose changes a folder of copies has; none where there is no such folder.
 
     Raises:
-        ValueError: The folder holds something else, or its list of them is damaged.
+        ValueError: The folder holds something else, too, or its list of them is damaged.
     """
     folder = Path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -46,6 +46,10 @@ def changes_in(folder: str | os.PathLike[str]) -> list[str]:
         numbers = None
     if not isinstance(numbers, list) or not set(map(str, numbers)) <= defects().keys():
         raise ValueError(f"{folder / NOTE}: expected the numbers of entries. Remove {folder}, and apply them again.")
+    # the folder is replaced and removed as a whole
+    made = {NOTE, *(defect(number).package for number in numbers)}
+    if other := next((path.name for path in folder.iterdir() if path.name not in made), None):
+        raise ValueError(f"{folder} also holds {other!r}, expected copies of packages alone. Move it elsewhere.")
     return numbers
 
 

@@ -133,6 +133,16 @@ def test_a_damaged_list_of_changes_is_said(note: str, tmp_path: Path) -> None:
     assert (tmp_path / NOTE).read_text() == note
 
 
+def test_what_somebody_put_beside_the_copies_is_not_removed_with_them(tmp_path: Path) -> None:
+    (tmp_path / NOTE).write_text('["0030"]')
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "train.py").write_text("mine")
+    for call in (lambda: apply_changes("0030", tmp_path, checked=False), lambda: undo_changes(None, tmp_path)):
+        with pytest.raises(ValueError, match=r"also holds 'train\.py', expected copies of packages alone"):
+            call()
+    assert (tmp_path / "train.py").read_text() == "mine"
+
+
 def test_a_package_that_lies_elsewhere_or_is_not_installed_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
