@@ -55,7 +55,8 @@ def list_patches(as_json: Json = False) -> None:
 def check(ids: Ids = None, as_json: Json = False) -> None:
     """Run the scripts that show the defects, on tiny models; exit code 1 if one is present."""
     from ..console.progress import Progress
-    from ..upstream.ledger import WRONG, attempt, chosen
+    from ..upstream.ledger import WRONG, chosen
+    from ..upstream.scripts import attempt
 
     wanted = chosen(ids or None)
     rows = []

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .ledger import NOT_RUN, WRONG, Defect, Seen, chosen, defect, defects, present
+from .ledger import NOT_RUN, WRONG, Defect, chosen, defect, defects
+from .scripts import Seen, present
 from .shims import SHIMS, Place
 
 logger = logging.getLogger("hf_longctx")

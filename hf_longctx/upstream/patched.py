@@ -22,7 +22,8 @@ from .ledger import FIXED, PACKAGE, Defect, chosen, defect, defects
 # all in one process, also those that are alone where the defect is present
 CHECK = """
 import dataclasses, json, sys
-from hf_longctx.upstream.ledger import check, defect
+from hf_longctx.upstream.ledger import defect
+from hf_longctx.upstream.scripts import check
 found = {one: check(dataclasses.replace(defect(one), alone=False)) for one in sys.argv[1:]}
 print(json.dumps({one: dataclasses.astuple(state) for one, state in found.items()}))
 """

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from hf_longctx.cli.main import app
-from hf_longctx.upstream import ledger, patched
-from hf_longctx.upstream.ledger import Seen, defects
+from hf_longctx.upstream import patched, scripts
+from hf_longctx.upstream.ledger import Defect, defects
+from hf_longctx.upstream.scripts import Seen
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -38,11 +39,11 @@ def test_check_runs_the_named_scripts_and_says_by_its_exit_code_whether_a_defect
 ) -> None:
     asked: list[str] = []
 
-    def check(one: ledger.Defect) -> Seen:
+    def check(one: Defect) -> Seen:
         asked.append(one.id)
         return Seen(state, "words [of it]")
 
-    monkeypatch.setattr(ledger, "check", check)
+    monkeypatch.setattr(scripts, "check", check)
     ended, shown = run("check", "2", "yarn-truncate-per-layer")
     assert ended == code
     assert asked == ["0002", "0005"]
@@ -53,12 +54,12 @@ def test_check_runs_the_named_scripts_and_says_by_its_exit_code_whether_a_defect
 
 
 def test_a_script_that_fails_is_said_and_the_others_are_still_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def check(one: ledger.Defect) -> Seen:
+    def check(one: Defect) -> Seen:
         if one.id == "0002":
             raise ImportError("cannot import name 'gone'")
         return Seen("fixed")
 
-    monkeypatch.setattr(ledger, "check", check)
+    monkeypatch.setattr(scripts, "check", check)
     ended, shown = run("check", "2", "5", "5")
     assert ended == 0
     assert "not run: its script fails here, ImportError: cannot import name 'gone'" in " ".join(shown.split())

@@ -6,7 +6,8 @@ import argparse
 import sys
 import time
 
-from hf_longctx.upstream.ledger import check, chosen, defects, ledger
+from hf_longctx.upstream.ledger import chosen, defects, ledger
+from hf_longctx.upstream.scripts import check
 from tests.ledger.record import record, write_readme
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from hf_longctx.upstream.ledger import KINDS, NOT_RUN, Defect, Seen, read
+from hf_longctx.upstream.ledger import KINDS, NOT_RUN, Defect, read
+from hf_longctx.upstream.scripts import Seen
 
 SECTION = "[seen]\n"
 BLOCK = re.compile(r"(<!-- entries -->\n).*(<!-- /entries -->)", re.DOTALL)

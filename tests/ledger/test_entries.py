@@ -75,7 +75,8 @@ def test_the_readme_lists_the_entries() -> None:
 
 
 def test_what_was_seen_is_recorded_by_version_and_not_replaced_by_a_script_that_cannot_run(tmp_path: Path) -> None:
-    from hf_longctx.upstream.ledger import Seen, read
+    from hf_longctx.upstream.ledger import read
+    from hf_longctx.upstream.scripts import Seen
 
     folder = tmp_path / "torch" / "0001-name"
     folder.mkdir(parents=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_longctx.upstream.ledger import FIXED, NOT_RUN, WRONG, Defect, Seen, attempt, check, defects, present
+from hf_longctx.upstream.ledger import FIXED, NOT_RUN, WRONG, Defect, defects
+from hf_longctx.upstream.scripts import Seen, attempt, check, present
 
 SCRIPTS = {"wrong": 'return "off by 3"', "fixed": "return None", "not run": "print('needs a GPU'); raise SystemExit(3)"}
 

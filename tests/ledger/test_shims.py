@@ -14,7 +14,8 @@ from transformers import DynamicCache
 
 from hf_longctx.upstream import active, applied, apply, applying
 from hf_longctx.upstream.caches import given_cache
-from hf_longctx.upstream.ledger import FIXED, NOT_RUN, WRONG, Seen, check, defects
+from hf_longctx.upstream.ledger import FIXED, NOT_RUN, WRONG, defects
+from hf_longctx.upstream.scripts import Seen, check
 from hf_longctx.upstream.shims import SHIMS, Place
 from hf_longctx.upstream.shims.loading import one_at_a_time
 from tests.tiny import FAMILIES, MORE_FAMILIES, VOCAB, tiny
