@@ -62,7 +62,7 @@ def by_length(model: Any, tokenizer: PreTrainedTokenizerBase, config: dict[str, 
         pairs, none = length_pairs([sample], seed=config["seed"] + number)
         without += none
         for pair in pairs:
-            chosen, rejected = (texts.index(pair[side][0]["content"]) for side in ("chosen", "rejected"))
+            chosen, rejected = pair["answers"]
             _add(found, f"prompt {number}", prompt, some[chosen].ids, some[rejected].ids)
     return {"prompts": len(rows), "prompts without a worse answer": without}
 
