@@ -31,7 +31,7 @@ def length_pairs(samples: Iterable[Sampled], *, seed: int = 0, least: float = 0.
     """A pair of each prompt, in the form that DPOTrainer takes, and how many prompts gave none.
 
     The score is S_l, and 0 for an answer that did not end by itself: S_l alone would choose answers that were cut.
-    "answers" of a pair are the numbers of its texts: two may be the same, of which one ended. A chat template ends both.
+    "answers" of a pair are the numbers of its texts: two may be the same, of which one ended.
 
     Args:
         samples: Of an iterator, one at a time is used.
