@@ -19,6 +19,7 @@ from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.storage.files import write_json_lines
 from recipes.long_writer import card, chain
 from recipes.long_writer import pairs as pairs_module
+from recipes.long_writer.command import parser, settings
 from recipes.long_writer.compare import paired
 from recipes.long_writer.data import Fitting
 from recipes.long_writer.decode import Written
@@ -225,6 +226,46 @@ def test_the_chain_reads_its_files_before_it_measures(config: dict[str, Any], tm
     (tmp_path / "bad.jsonl").write_text("a book\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 1 is not JSON"):
         chain.run(config | {"chats": [str(tmp_path / "bad.jsonl")]})
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1 is not JSON"):
+        chain.run(config | {"score": config["score"] | {"writing": str(tmp_path / "bad.jsonl")}})
+
+
+def test_stages_come_in_their_order_and_begin_with_what_is_trained(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str, str]] = []
+
+    def train(name: str) -> Any:
+        def run(_: Any, *, model: str, **__: Any) -> dict[str, Any]:
+            begun.append((name, model))
+            return {"versions": {}}
+
+        return run
+
+    monkeypatch.setattr(chain, "STAGES", {name: train(name) for name in chain.STAGES})
+    monkeypatch.setattr(chain, "scored", lambda *_: scores([0.0], [1.0], [0.5], 1.0))
+    monkeypatch.setattr(card, "write", lambda *_: None)
+    out, sft = str(tmp_path), str(tmp_path / "sft/model")
+    chain.run(config | {"out": out, "chain": {"dpo": 0.1, "grpo": 0.1, "sft": 0.1}})
+    assert begun == [("sft", config["model"]), ("dpo", sft), ("grpo", sft)]
+    begun.clear()
+    chain.run(config | {"out": out, "chain": {"dpo": 0.1, "grpo": 0.0, "sft": 0.0}}, minutes=1)
+    assert begun == [("dpo", config["model"])]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--minutes", "-1"], "--minutes -1: expected a number above 0"),
+        (["--minutes", "nan"], "--minutes nan: expected a number above 0"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
+        (["--variant", "s_l"], "--variant s_l: config.yaml has s_l_alone"),
+    ],
+)
+def test_options_that_cannot_work_are_said(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        settings(parser(None).parse_args(given))
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_without_trl_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
