@@ -135,7 +135,7 @@ def claimed(path: str | os.PathLike[str], name: str = "out", *, file: bool = Fal
     Folders and files that were created for it are removed if they are still empty at the end.
 
     Raises:
-        ValueError: The folder is a file.
+        ValueError: The folder, or that of the file, is a file.
         OSError: It cannot be written, with the reason; or another run has claimed it.
     """
     place = Path(path)
@@ -143,7 +143,7 @@ def claimed(path: str | os.PathLike[str], name: str = "out", *, file: bool = Fal
     if _held.get(key) == threading.get_ident():
         yield
         return
-    made = [] if file else _make(place, name)
+    made = _make(place.parent if file else place, name)
     new = file and not place.exists()
     handle = None
     try:

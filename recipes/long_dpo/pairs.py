@@ -3,21 +3,23 @@
     python -m recipes.long_dpo.pairs --tokens 4k --number 200 --out pairs.jsonl
 
 Made ones are a right answer to a task of `hf_longctx.evaluation.tasks.long_output`, and the same one spoilt: it stops
-early, skips a line, loops, slips once, or never ends.
+early, skips a line, loops, or slips once. TRL ends every answer with the end token: none here is one that never ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_longctx.console import parse_tokens
 from hf_longctx.evaluation.records import Record, records
-from hf_longctx.evaluation.tasks.long_output import dpo_row, long_tasks, problems, write_rows
+from hf_longctx.evaluation.tasks.long_output import FAULTS, NEVER_ENDS, dpo_row, long_tasks, problems, write_rows
 
 SIDES = ("prompt", "chosen", "rejected")
+ENDED = tuple(fault for fault in FAULTS if fault != NEVER_ENDS)
 
 
 def read_pairs(path: str | Path) -> list[dict[str, Any]]:
@@ -58,8 +60,9 @@ def tokens_of(pair: dict[str, Any], tokenizer: Any) -> int:
 
 def made(tasks: Sequence[str], tokens: int, number: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Pairs by rule, of answers of about `tokens` tokens."""
+    rng = random.Random(f"faults/{seed}")
     for i, problem in enumerate(problems(tasks, tokens, number, seed=seed)):
-        yield dpo_row(problem, seed=seed + i)
+        yield dpo_row(problem, fault=rng.choice(ENDED), seed=seed + i)
 
 
 def _side(record: Record, side: str) -> Any:

@@ -12,24 +12,23 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_longctx.console import Progress
 from hf_longctx.evaluation.benchmarks.longwriter import n_words
 from hf_longctx.evaluation.records import records
 from hf_longctx.storage import claimed, weights_digest
 from hf_longctx.storage.files import write_json_lines
 from hf_longctx.text import lines_of, load_text
 
-from .agent_write_kept import KeptWriter
 from .agent_write_model import LocalModel
 from .agent_write_plan import asked_words
-from .agent_write_reply import LeftOut, Unreachable, encodable
 from .agent_write_steps import written
+from .asking import add_options, check_options, check_own, file_of_replies, in_order
 from .endpoint import Endpoint
+from .kept_replies import KeptReplies
+from .replies import LeftOut, Unreachable, encodable
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def _from_text(path: Path) -> Iterator[Instruction]:
             yield Instruction(text.strip(), asked_words(text), line)
 
 
-def run(instructions: list[Instruction], writer: KeptWriter, tries: int = 3, workers: int = 1) -> list[dict[str, Any]]:
+def run(instructions: list[Instruction], writer: KeptReplies, tries: int = 3, workers: int = 1) -> list[dict[str, Any]]:
     """A chat for each instruction in their order; one for which no text can be written has "left out" instead.
 
     Raises:
@@ -82,19 +81,9 @@ def run(instructions: list[Instruction], writer: KeptWriter, tries: int = 3, wor
         except LeftOut as why:
             return {"line": asked.line, "left out": str(why)}
         chat = [{"role": "user", "content": asked.text}, {"role": "assistant", "content": text}]
-        return {"messages": chat, "asked": asked.words, "words": n_words(text)}
+        return {"messages": chat, "words": asked.words, "written": n_words(text)}
 
-    rows = []
-    with ThreadPoolExecutor(workers) as threads, Progress("texts", len(instructions)) as progress:
-        try:
-            for row in threads.map(one, instructions):
-                rows.append(row)
-                progress.advance(1)
-        except BaseException as error:
-            writer.failure = error  # no thread makes another request
-            threads.shutdown(wait=True, cancel_futures=True)
-            raise
-    return rows
+    return in_order(one, instructions, writer, workers)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -105,14 +94,11 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--model", help="a folder or Hub id; with --endpoint, the name of the served model")
     parser.add_argument("--out", type=Path, required=True, help="a .jsonl of chats; replies are kept beside it")
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--tries", type=int, default=3, help="requests for a plan or paragraph until one can be used")
-    parser.add_argument("--workers", type=int, default=8, help="texts at a time, with --endpoint")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for a reply of the endpoint")
-    parser.add_argument("--retries", type=int, default=4, help="of a request that the endpoint did not answer")
+    add_options(parser)
     args = parser.parse_args(words)
-    kept = args.out.with_name(f"{args.out.name}.replies.jsonl")
+    kept = file_of_replies(args.out)
     try:
-        check(args, kept)
+        check(args)
         instructions = read_instructions(args.instructions)
         with claimed(kept, "--out", file=True):
             return finish(run(instructions, made(args, kept), args.tries, args.workers if args.endpoint else 1), args)
@@ -126,24 +112,24 @@ def main(words: list[str] | None = None) -> int:
     return code
 
 
-def check(args: argparse.Namespace, kept: Path) -> None:
+def check(args: argparse.Namespace) -> None:
     """ValueError for options that do not go together, and for a file that is not of such a run."""
     if not args.endpoint and not args.model:
         raise ValueError("who writes? Give --endpoint URL or --model DIR.")
-    if args.tries < 1 or args.workers < 1 or args.retries < 0 or args.timeout <= 0 or args.temperature < 0:
-        raise ValueError("expected --tries and --workers of at least 1, and no negative numbers.")
-    if args.out.exists() and not kept.exists():
-        raise ValueError(f"--out {args.out} exists, and is not of this command. Choose another file.")
+    if args.temperature < 0:
+        raise ValueError(f"--temperature {args.temperature}: expected at least 0.")
+    check_options(args)
+    check_own(args.out)
 
 
-def made(args: argparse.Namespace, kept: Path) -> KeptWriter:
+def made(args: argparse.Namespace, kept: Path) -> KeptReplies:
     """The model that the options name."""
     how = {"temperature": args.temperature}
     if args.endpoint:
         served = Endpoint(args.endpoint, args.model, timeout=args.timeout, retries=args.retries, **how)
-        return KeptWriter(served, kept, {"served model": served.model, **how})
+        return KeptReplies(served, kept, {"served model": served.model, **how})
     local = LocalModel(args.model, **how)
-    return KeptWriter(local, kept, {"weights": weights_digest(local.model), **how})
+    return KeptReplies(local, kept, {"weights": weights_digest(local.model), **how})
 
 
 def finish(rows: list[dict[str, Any]], args: argparse.Namespace) -> int:
@@ -156,7 +142,7 @@ def finish(rows: list[dict[str, Any]], args: argparse.Namespace) -> int:
         print("No text could be written, so there is no file.", file=sys.stderr)
         return 1
     write_json_lines(args.out, chats)
-    ratios = [row["words"] / row["asked"] for row in chats if row["asked"]]
+    ratios = [row["written"] / row["words"] for row in chats if row["words"]]
     told = f"; median of written over asked words {statistics.median(ratios):.2f}" if ratios else ""
     print(f"Wrote {len(chats)} of {len(rows)} texts to {args.out}{told}.")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .agent_write_reply import LeftOut, Reply
+from .replies import LeftOut, Reply
 
 
 class LocalModel:

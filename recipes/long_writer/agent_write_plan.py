@@ -9,7 +9,7 @@ import itertools
 import re
 from dataclasses import dataclass
 
-from .agent_write_reply import Reply, Unusable
+from .replies import Reply, Unusable
 
 LEAST, MOST = 200, 1000  # words of a paragraph, as in the paper
 STEPS = 50  # paragraphs; the paper drops longer plans

@@ -8,12 +8,12 @@ import re
 from hf_longctx.evaluation.benchmarks.longwriter import n_words
 
 from .agent_write_plan import LONGEST, TOKENS, Step, plan_prompt, plan_text, read_plan
-from .agent_write_reply import LeftOut, Reply, Unusable, Writer, until_usable
+from .replies import LeftOut, Model, Reply, Unusable, until_usable
 
 _LABEL = re.compile(r"^\W*(?:paragraph|step)\s*\d+\W*\n|^\W*(?:paragraph|step)\s*\d+\s*[:.-]\s*", re.IGNORECASE)
 
 
-def written(writer: Writer, instruction: str, asked: int | None, tries: int = 3) -> str:
+def written(writer: Model, instruction: str, asked: int | None, tries: int = 3) -> str:
     """A text that an instruction asks for.
 
     Args:

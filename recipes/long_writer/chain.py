@@ -29,7 +29,7 @@ from recipes.resuming import check_fresh
 
 STAGES = {"sft": train_sft.train, "dpo": train_dpo.train, "grpo": train_grpo.train}
 TRAINED = 3.0  # times the time of an untrained model for the scores of a trained one
-BEGIN = {"dpo": "sft", "grpo": "sft"}  # which model they begin with
+BEGIN = {"dpo": "sft", "grpo": "sft"}  # which model they begin with, if it is trained
 
 
 def run(config: dict[str, Any], *, minutes: float | None = None) -> dict[str, Any]:
@@ -39,11 +39,13 @@ def run(config: dict[str, Any], *, minutes: float | None = None) -> dict[str, An
     is left out, and scores that there is no time for are listed as not measured.
     """
     out, begun = Path(config["out"]), time.monotonic()
-    stages = {name: part for name, part in config["chain"].items() if part or minutes is None}
+    shares = {name: config["chain"][name] for name in STAGES}
+    stages = {name: part for name, part in shares.items() if part or minutes is None}
     for name in stages:
         check_fresh(out / name, False)
     # files that are no chats are named before anything is measured
-    for _ in asked(config["chats"]):
+    held_back = config["score"]["writing"]
+    for _ in asked([*config["chats"], *([held_back] if held_back else [])]):
         pass
     parts = dict(stages)
     waiting = [1.0, 1.0, *[TRAINED] * len(stages)]  # what the scores of each model weigh
@@ -62,7 +64,8 @@ def run(config: dict[str, Any], *, minutes: float | None = None) -> dict[str, An
         del waiting[0]
     found: list[dict[str, Any]] = []
     for name, part in stages.items():
-        start = str(out / BEGIN[name] / "model") if name in BEGIN else config["model"]
+        before = BEGIN[name] if BEGIN.get(name) in stages else UNTRAINED
+        start = config["model"] if before == UNTRAINED else str(out / before / "model")
         seconds = None if minutes is None else 60 * minutes * part
         report["stages"][name] = STAGES[name](config, model=start, seconds=seconds)
         free()
@@ -70,7 +73,7 @@ def run(config: dict[str, Any], *, minutes: float | None = None) -> dict[str, An
         report["lines"][name] = scored(str(out / name / "model"), config, until(), False)
         del waiting[0]
         found += rows(report["lines"], name)
-        found += gained(report["lines"], name, BEGIN.get(name, UNTRAINED))
+        found += gained(report["lines"], name, before)
         # after each stage: what was measured is kept if the next one fails
         report |= written(report, found, out)
         card.write(report, name, out)

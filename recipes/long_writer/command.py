@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The config that the arguments ask for."""
-    return read_config(args.config, args.variant, model=args.model, chats=args.chats, out=args.out)
+    """The config that the arguments ask for; SystemExit for one that cannot work."""
+    try:
+        if args.minutes is not None and not 0 < args.minutes < math.inf:
+            raise ValueError(f"--minutes {args.minutes:g}: expected a number above 0.")
+        return read_config(args.config, args.variant, model=args.model, chats=args.chats, out=args.out)
+    except (ValueError, OSError) as error:
+        print(f"--config {args.config}: {error.strerror}." if isinstance(error, OSError) else error, file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def command(description: str | None, train: Callable[..., dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_longctx.upstream.installing import install_extra
 
-from .agent_write_reply import LeftOut, Reply, Unreachable
+from .replies import LeftOut, Reply, Unreachable
 
 REFUSALS = (400, 413, 422)  # of a request, such as one longer than the context: others may be answered
 

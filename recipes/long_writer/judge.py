@@ -14,19 +14,18 @@ import argparse
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_longctx.console.progress import Progress
 from hf_longctx.evaluation.benchmarks import longwriter
 from hf_longctx.evaluation.judge import DIMENSIONS, judge_prompt, quality_score, read_marks
 from hf_longctx.evaluation.records import Record, records
 from hf_longctx.storage.files import claimed, write_json_lines
 from hf_longctx.training.packing.jsonl import checked_messages
-from recipes.long_writer.agent_write_kept import KeptWriter
-from recipes.long_writer.agent_write_reply import LeftOut, Reply, Unreachable, Unusable, until_usable
+from recipes.long_writer.asking import add_options, check_options, check_own, file_of_replies, in_order
 from recipes.long_writer.endpoint import Endpoint
+from recipes.long_writer.kept_replies import KeptReplies
+from recipes.long_writer.replies import LeftOut, Reply, Unreachable, Unusable, until_usable
 
 ROOM = 4096  # tokens of a reply: a reasoning judge thinks before it marks
 
@@ -76,7 +75,7 @@ def _prompt(record: Record, asked: dict[str, str]) -> str:
     return asked[record.name("id")]
 
 
-def judged(judge: KeptWriter, one: Judged, tries: int) -> dict[str, Any]:
+def judged(judge: KeptReplies, one: Judged, tries: int) -> dict[str, Any]:
     """The marks of a text and their S_q; or why there are none."""
 
     def marks(reply: Reply) -> dict[str, int]:
@@ -95,23 +94,13 @@ def judged(judge: KeptWriter, one: Judged, tries: int) -> dict[str, Any]:
     return {**row, "marks": found, "quality": quality_score(found)}
 
 
-def run(answers: Sequence[Judged], judge: KeptWriter, tries: int, workers: int) -> list[dict[str, Any]]:
+def run(answers: Sequence[Judged], judge: KeptReplies, tries: int, workers: int) -> list[dict[str, Any]]:
     """The rows of `judged`, in the order of the texts.
 
     Raises:
         Unreachable: The judge no longer answers. What it has answered is kept.
     """
-    rows = []
-    with ThreadPoolExecutor(workers) as threads, Progress("texts", len(answers)) as progress:
-        try:
-            for row in threads.map(lambda one: judged(judge, one, tries), answers):
-                rows.append(row)
-                progress.advance(1)
-        except BaseException as error:
-            judge.failure = error  # no thread makes another request
-            threads.shutdown(wait=True, cancel_futures=True)
-            raise
-    return rows
+    return in_order(lambda one: judged(judge, one, tries), answers, judge, workers)
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -136,24 +125,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--endpoint", metavar="URL", required=True, help="an OpenAI-compatible one, up to /v1")
     parser.add_argument("--model", help="the name of the served judge; not needed where only one is served")
     parser.add_argument("--out", type=Path, required=True, help="a .jsonl of marks; replies are kept beside it")
-    parser.add_argument("--tries", type=int, default=3, help="requests until a reply has marks")
-    parser.add_argument("--workers", type=int, default=8, help="texts at a time")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for a reply")
-    parser.add_argument("--retries", type=int, default=4, help="of a request that the endpoint did not answer")
+    add_options(parser)
     given = parser.parse_args(arguments)
-    kept = given.out.with_name(f"{given.out.name}.replies.jsonl")
+    kept = file_of_replies(given.out)
     try:
-        if min(given.tries, given.workers) < 1 or given.retries < 0 or given.timeout <= 0:
-            raise ValueError(
-                "expected --tries and --workers of at least 1, --retries of at least 0, a --timeout above 0."
-            )
-        if given.out.exists() and not kept.exists():
-            raise ValueError(f"--out {given.out} exists, and is not of this command. Choose another file.")
+        check_options(given)
+        check_own(given.out)
         answers = read_answers(given.answers, given.prompts)
         served = Endpoint(given.endpoint, given.model, temperature=0, timeout=given.timeout, retries=given.retries)
-        kept.parent.mkdir(parents=True, exist_ok=True)
         with claimed(kept, "--out", file=True):
-            rows = run(answers, KeptWriter(served, kept, {"judge": served.model}), given.tries, given.workers)
+            rows = run(answers, KeptReplies(served, kept, {"judge": served.model}), given.tries, given.workers)
         write_json_lines(given.out, rows)
     except Unreachable as error:
         parser.exit(2, f"{error} The replies so far are in {kept}: the same command continues from them.\n")

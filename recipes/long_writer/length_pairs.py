@@ -31,6 +31,7 @@ def length_pairs(samples: Iterable[Sampled], *, seed: int = 0, least: float = 0.
     """A pair of each prompt, in the form that DPOTrainer takes, and how many prompts gave none.
 
     The score is S_l, and 0 for an answer that did not end by itself: S_l alone would choose answers that were cut.
+    "answers" of a pair are the numbers of its texts: two may be the same, of which one ended.
 
     Args:
         samples: Of an iterator, one at a time is used.
@@ -57,5 +58,6 @@ def length_pairs(samples: Iterable[Sampled], *, seed: int = 0, least: float = 0.
         said = {
             key: [{"role": "assistant", "content": one.texts[i]}] for key, i in (("chosen", best), ("rejected", other))
         }
-        pairs.append({"prompt": list(one.prompt), **said, "scores": [scores[best], scores[other]]})
+        which = {"scores": [scores[best], scores[other]], "answers": [best, other]}
+        pairs.append({"prompt": list(one.prompt), **said, **which})
     return pairs, without

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hf_longctx.evaluation.tasks.long_output import dpo_row
+from hf_longctx.evaluation.tasks.long_output import NEVER_ENDS, dpo_row
 from recipes.long_writer.data import WORDS, Fitting, asked, made, parts, prompt_ids
 from recipes.long_writer.decode import Sampling, Written, write
 from recipes.long_writer.length_pairs import Sampled, length_pairs
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Pair = dict[str, list[int]]  # of TRL's columns
-NEVER_ENDS = "never ends"
 
 
 def verified(tokenizer: PreTrainedTokenizerBase, config: dict[str, Any], found: Fitting) -> None:
@@ -62,7 +61,7 @@ def by_length(model: Any, tokenizer: PreTrainedTokenizerBase, config: dict[str, 
         pairs, none = length_pairs([sample], seed=config["seed"] + number)
         without += none
         for pair in pairs:
-            chosen, rejected = (texts.index(pair[side][0]["content"]) for side in ("chosen", "rejected"))
+            chosen, rejected = pair["answers"]
             _add(found, f"prompt {number}", prompt, some[chosen].ids, some[rejected].ids)
     return {"prompts": len(rows), "prompts without a worse answer": without}
 

@@ -79,6 +79,8 @@ def run(
     """
     keep_settings(out, fingerprints(decides), resume=resume)
     set_seed(config["seed"])
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # those of the stages and scores before it
     left = None if seconds is None else seconds - (time.monotonic() - begun)
     if left is not None and left <= 0:
         raise ValueError(f"--minutes: the data of {out} took longer than its {seconds:.0f} seconds. Give more.")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_longctx.evaluation.tasks.long_output import FAULTS
+from hf_longctx.evaluation.tasks.long_output import FAULTS, NEVER_ENDS
 from recipes.long_dpo import compare, pairs, smoke, train
 from tests.parallel.test_recipe import launched
 
@@ -77,10 +77,11 @@ def test_long_pairs_are_left_out_and_none_is_cut(config: dict[str, Any], caplog:
 
 def test_pairs_by_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pairs.jsonl"
-    pairs.main(["--out", str(out), "--tokens", "60", "--number", "6", "--tasks", "ledger,numbered"])
-    assert "Wrote 6 pairs" in capsys.readouterr().out
-    assert {json.loads(line)["fault"] for line in out.read_text().splitlines()} <= set(FAULTS)
-    assert [set(row) for row in pairs.read_pairs(out)] == [set(pairs.SIDES)] * 6
+    pairs.main(["--out", str(out), "--tokens", "60", "--number", "40", "--tasks", "ledger,numbered"])
+    assert "Wrote 40 pairs" in capsys.readouterr().out
+    # TRL's template would end what never ends
+    assert {json.loads(line)["fault"] for line in out.read_text().splitlines()} == set(FAULTS) - {NEVER_ENDS}
+    assert [set(row) for row in pairs.read_pairs(out)] == [set(pairs.SIDES)] * 40
     for words, why in ((["--tokens", "0"], "whole number of tokens"), (["--tasks", "lodger"], "Did you mean 'ledger'")):
         with pytest.raises(SystemExit):
             pairs.main(["--out", str(tmp_path / "no.jsonl"), *words])

@@ -53,7 +53,7 @@ def test_a_second_process_is_refused_until_the_first_ends_even_if_it_was_killed(
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_what_is_still_empty_is_removed_and_all_else_stays(tmp_path: Path, kind: str) -> None:
     (tmp_path / "a").mkdir()
-    place = tmp_path / "a" / "b" / "c" if kind == "folder" else tmp_path / "a" / "c"
+    place = tmp_path / "a" / "b" / "c"
     with claimed(place, file=kind == "file"):
         assert place.exists()
     assert [path.name for path in tmp_path.rglob("*")] == ["a"]

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from hf_longctx.console import Progress
 from hf_longctx.training.packing import read_chats
 from recipes.long_writer import agent_write, agent_write_model
-from recipes.long_writer.agent_write_reply import LeftOut
+from recipes.long_writer.data import asked as asked_rows
+from recipes.long_writer.replies import LeftOut
 
 from .stub import PLAN, Answer, Stub, completion, endpoint, paragraph, well
 
@@ -55,7 +57,7 @@ def test_texts_are_planned_and_written(stub: Stub, asked: Path, capsys: pytest.C
     assert [row["messages"][1]["content"].split("\n\n") for row in found] == [
         [" ".join(["tale"] * n), " ".join(["end"] * n)] for n in (250, 500)
     ]
-    assert [(row["asked"], row["words"]) for row in found] == [(500, 500), (1000, 1000)]
+    assert [(row["words"], row["written"]) for row in found] == [(500, 500), (1000, 1000)]
     assert len(stub.requests) == 6, "the same instruction is taken once"
     assert all(request["model"] == "stub" and request["temperature"] == 1 for request in stub.requests)
     assert any(
@@ -72,8 +74,10 @@ def test_a_jsonl_gives_lengths_and_may_have_halves_of_characters(stub: Stub, tmp
     path.write_text('{"prompt": "Tell of Rome.\\ud800", "length": 400}\n{"prompt": "Tell of Athens."}\n')
     stub.says = lambda prompt, request: well(prompt, request) + ("\ud83d" if "Now write" in prompt else "")  # type: ignore[operator]
     assert command(stub, path, "--model", "mine") == 0
-    assert [row["asked"] for row in chats(path)] == [400, None]
-    assert [row["words"] for row in chats(path)] == [400, 500]
+    assert [row["words"] for row in chats(path)] == [400, None]
+    assert [row["written"] for row in chats(path)] == [400, 500]
+    # trainings read the words asked for, of the texts that have them
+    assert [row["words"] for _, row in asked_rows([str(path.with_name("chats.jsonl"))])] == [400]
     assert stub.requests[0]["model"] == "mine"
 
 
@@ -132,7 +136,7 @@ def test_what_was_killed_goes_on(stub: Stub, asked: Path) -> None:
     kept.write_bytes(kept.read_bytes() + b'{"key": ["ab')  # a line that was not written to its end
     assert command(stub, asked) == 0
     assert len(stub.requests) == 2, "4 of 6 were kept"
-    assert [row["words"] for row in chats(asked)] == [500, 1000]
+    assert [row["written"] for row in chats(asked)] == [500, 1000]
 
 
 def test_ctrl_c_keeps_the_replies(
@@ -142,7 +146,7 @@ def test_ctrl_c_keeps_the_replies(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(agent_write.Progress, "advance", pressed)
+        patch.setattr(Progress, "advance", pressed)
         assert command(stub, asked, "--workers", "1") == 130
     assert "Interrupted. The replies so far are in" in capsys.readouterr().err
     assert not asked.with_name("chats.jsonl").exists()
@@ -161,7 +165,7 @@ def test_a_plan_that_is_none_is_asked_for_again(stub: Stub, asked: Path) -> None
         "This cannot be used: its paragraphs have 9 words together, a",
     ]
     assert [message["content"] for message in plans[1][1:2] + plans[2][1:2]] == ["(nothing)", "Shall it rhyme?"]
-    assert [row["words"] for row in chats(asked)] == [500, 1000]
+    assert [row["written"] for row in chats(asked)] == [500, 1000]
 
 
 @pytest.mark.parametrize(
@@ -256,14 +260,23 @@ def test_what_is_refused(stub: Stub, asked: Path, tmp_path: Path, capsys: pytest
     empty.write_text('{"prompt": "x", "length": 0}\n')
     assert "line 1: expected a 'prompt'" in said("--instructions", str(empty), *out, *place)
     assert "nowhere.txt" in said("--instructions", str(tmp_path / "nowhere.txt"), *out, *place)
-    nowhere = str(tmp_path / "no/o.jsonl")
-    assert said(*given, *place, "--out", nowhere).startswith(f"--out {nowhere}.replies.jsonl cannot be written")
+    assert said(*given, *place, "--out", str(asked / "o.jsonl")).startswith(f"--out {asked} is a file")
     assert not (tmp_path / "o.jsonl.replies.jsonl").exists()
     assert not stub.requests
     assert command(stub, asked) == 0
     assert "temperature was 1.0 and is 0.5" in said(
         *given, *place, "--out", str(tmp_path / "chats.jsonl"), "--temperature", "0.5"
     )
+
+
+def test_out_may_be_in_a_new_folder(stub: Stub, asked: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new/er/chats.jsonl"
+    assert agent_write.main(["--instructions", str(asked), "--endpoint", stub.url, "--out", str(out)]) == 0
+    assert len(list(read_chats(out))) == 2
+    down = tmp_path / "down/chats.jsonl"
+    given = ["--instructions", str(asked), "--out", str(down), "--retries", "0"]
+    assert agent_write.main([*given, "--endpoint", "http://127.0.0.1:9/v1"]) == 2
+    assert not down.parent.exists(), "nothing was kept in it"
 
 
 def test_a_text_beyond_every_plan_is_left_out(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from recipes.long_writer.agent_write_plan import Step, asked_words, plan_prompt, read_plan
-from recipes.long_writer.agent_write_reply import Reply, Unusable
 from recipes.long_writer.agent_write_steps import read_paragraph, step_prompt
+from recipes.long_writer.replies import Reply, Unusable
 
 FORMS = {
     "as asked": "1. The storm (300 words)\n2. The calm (200 words)",

@@ -19,6 +19,7 @@ from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.storage.files import write_json_lines
 from recipes.long_writer import card, chain
 from recipes.long_writer import pairs as pairs_module
+from recipes.long_writer.command import parser, settings
 from recipes.long_writer.compare import paired
 from recipes.long_writer.data import Fitting
 from recipes.long_writer.decode import Written
@@ -98,21 +99,26 @@ def test_the_best_of_some_answers_is_preferred_as_it_was_written(
     model, tokenizer = load(config["model"])
     texts = ["a river " * 10, "a river " * 10, "a river"]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    written = [  # twenty words that end, twenty that do not, and two
+    written = [  # twenty words that end, the same that do not, and two
         Written([*ids[0], tokenizer.eos_token_id], True, []),
-        Written([*ids[1], ids[1][-1]], False, []),
+        Written(ids[1], False, []),
         Written([*ids[2], tokenizer.eos_token_id], True, []),
     ]
     monkeypatch.setattr(pairs_module, "write", lambda *_, **__: written)
     chat = [{"role": "user", "content": "Write 20 words."}, {"role": "assistant", "content": "a"}]
     write_json_lines(tmp_path / "rows.jsonl", [{"messages": chat, "words": 20}])
     own = config["dpo"] | {"samples": 3, "prompts": 5}
-    found = Fitting(10**6)
     changed = config | {"chats": [str(tmp_path / "rows.jsonl")], "dpo": own}
-    assert by_length(model, tokenizer, changed, found) == {"prompts": 1, "prompts without a worse answer": 0}
-    (pair,) = found.rows
-    assert pair["chosen_ids"] == written[0].ids
-    assert pair["rejected_ids"] in (written[1].ids, written[2].ids)
+    rejected = []
+    for seed in range(12):
+        found = Fitting(10**6)
+        said = by_length(model, tokenizer, changed | {"seed": seed}, found)
+        assert said == {"prompts": 1, "prompts without a worse answer": 0}
+        (pair,) = found.rows
+        assert pair["chosen_ids"] == written[0].ids
+        rejected.append(pair["rejected_ids"])
+    # the one that did not end has the text of the best
+    assert {tuple(ids) for ids in rejected} == {tuple(written[1].ids), tuple(written[2].ids)}
 
 
 def test_the_interval_is_that_of_scipy() -> None:
@@ -220,6 +226,46 @@ def test_the_chain_reads_its_files_before_it_measures(config: dict[str, Any], tm
     (tmp_path / "bad.jsonl").write_text("a book\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 1 is not JSON"):
         chain.run(config | {"chats": [str(tmp_path / "bad.jsonl")]})
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1 is not JSON"):
+        chain.run(config | {"score": config["score"] | {"writing": str(tmp_path / "bad.jsonl")}})
+
+
+def test_stages_come_in_their_order_and_begin_with_what_is_trained(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str, str]] = []
+
+    def train(name: str) -> Any:
+        def run(_: Any, *, model: str, **__: Any) -> dict[str, Any]:
+            begun.append((name, model))
+            return {"versions": {}}
+
+        return run
+
+    monkeypatch.setattr(chain, "STAGES", {name: train(name) for name in chain.STAGES})
+    monkeypatch.setattr(chain, "scored", lambda *_: scores([0.0], [1.0], [0.5], 1.0))
+    monkeypatch.setattr(card, "write", lambda *_: None)
+    out, sft = str(tmp_path), str(tmp_path / "sft/model")
+    chain.run(config | {"out": out, "chain": {"dpo": 0.1, "grpo": 0.1, "sft": 0.1}})
+    assert begun == [("sft", config["model"]), ("dpo", sft), ("grpo", sft)]
+    begun.clear()
+    chain.run(config | {"out": out, "chain": {"dpo": 0.1, "grpo": 0.0, "sft": 0.0}}, minutes=1)
+    assert begun == [("dpo", config["model"])]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--minutes", "-1"], "--minutes -1: expected a number above 0"),
+        (["--minutes", "nan"], "--minutes nan: expected a number above 0"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
+        (["--variant", "s_l"], "--variant s_l: config.yaml has s_l_alone"),
+    ],
+)
+def test_options_that_cannot_work_are_said(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        settings(parser(None).parse_args(given))
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_without_trl_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,13 @@ from .catalogue import long_tasks, make, problems, split_of
 from .measured import METRICS, eval_sample
 from .reward import reward, verifier_reward
 from .rows import dpo_row, grpo_row, sft_row
-from .spoil import FAULTS, spoilt
+from .spoil import FAULTS, NEVER_ENDS, spoilt
 from .verify import verify
 
 __all__ = [
     "FAULTS",
     "METRICS",
+    "NEVER_ENDS",
     "LongTask",
     "Problem",
     "Verdict",

@@ -7,7 +7,8 @@ import random
 from .base import Problem
 from .catalogue import task_of
 
-FAULTS = ("stops early", "skips a line", "loops", "one slip", "never ends")
+NEVER_ENDS = "never ends"  # it has no last line; a chat template would write the end token behind it all the same
+FAULTS = ("stops early", "skips a line", "loops", "one slip", NEVER_ENDS)
 _REPEATS = 8  # of the last line of an answer that never ends
 
 
@@ -34,6 +35,6 @@ def spoilt(problem: Problem, fault: str | None = None, *, seed: int = 0) -> tupl
         "skips a line": lambda: [*before, *after, closed],
         "loops": lambda: [*before, line, *[*before[-2:], line] * 3, *after, closed],
         "one slip": lambda: [*before, task_of(problem.task).slip(problem, at, rng), *after, closed],
-        "never ends": lambda: [*before, *[line] * (_REPEATS + 1)],
+        NEVER_ENDS: lambda: [*before, *[line] * (_REPEATS + 1)],
     }[fault]()
     return "\n".join([opened, *changed]), fault

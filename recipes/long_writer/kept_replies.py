@@ -11,13 +11,13 @@ from typing import Any
 
 from hf_longctx.storage import CellStore
 
-from .agent_write_reply import Reply, Unreachable, encodable
+from .replies import Reply, Unreachable, encodable
 
 MOST = 200_000  # characters of a reply that are kept; none that can be used is so long
 
 
-class KeptWriter:
-    """A writer that finds in a file what it was asked before, by this run or by one that was interrupted.
+class KeptReplies:
+    """A model that finds in a file what it was asked before, by this run or by one that was interrupted.
 
     Args:
         model: Replies to (messages, max_tokens, seed).

@@ -1,4 +1,4 @@
-"""What a writer replies, and the requests that are made again until a reply can be used."""
+"""What a model replies, and the requests that are made again until a reply can be used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 Made = TypeVar("Made")
-SHOWN = 2000  # characters of an unusable reply that the writer is shown
+SHOWN = 2000  # characters of an unusable reply that the model is shown
 
 
 class Unusable(ValueError):
@@ -15,7 +15,7 @@ class Unusable(ValueError):
 
 
 class LeftOut(ValueError):
-    """No text can be written to an instruction; the others go on."""
+    """One text gets no usable reply; the others go on."""
 
 
 class Unreachable(OSError):
@@ -40,16 +40,16 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-class Writer(Protocol):
+class Model(Protocol):
     """Replies to a chat. The attempt tells a request from the same one before it."""
 
     def __call__(self, messages: list[dict[str, str]], max_tokens: int, attempt: int) -> Reply: ...
 
 
 def until_usable(
-    writer: Writer, prompt: str, max_tokens: int, read: Callable[[Reply], Made], what: str, tries: int
+    ask: Model, prompt: str, max_tokens: int, read: Callable[[Reply], Made], what: str, tries: int
 ) -> Made:
-    """What `read` makes of a reply. After an unusable one the writer is told what is wrong, up to `tries` requests.
+    """What `read` makes of a reply. After an unusable one the model is told what is wrong, up to `tries` requests.
 
     Raises:
         LeftOut: No reply could be used.
@@ -57,7 +57,7 @@ def until_usable(
     first = [{"role": "user", "content": prompt}]
     messages, why = first, ""
     for attempt in range(tries):
-        reply = writer(messages, max_tokens, attempt)
+        reply = ask(messages, max_tokens, attempt)
         try:
             return read(reply)
         except Unusable as error:
