@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ class Haystacks:
     def distinct(self) -> int:
         """Tokens of which none is repeated."""
         return self._pieces.numel()
+
+    def halves(self) -> tuple[Haystacks, Haystacks]:
+        """Two that share no piece: one to train on, and one to measure on."""
+        if len(self._pieces) < 2:
+            raise ValueError(
+                f"{self.distinct:,} tokens of text: two halves take {2 * PIECE:,} at least. Add documents."
+            )
+        twins = copy(self), copy(self)
+        for start, twin in enumerate(twins):
+            twin._pieces = self._pieces[start::2]
+        return twins
 
     def make(self, length: int, seed: int) -> Tensor:
         """(length,) ids: pieces in an order given by `seed`; in another order each time the documents are used up."""

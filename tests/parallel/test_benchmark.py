@@ -11,12 +11,12 @@ import torch
 
 from hf_longctx.evaluation.rows import row
 from hf_longctx.parallel import Layout
+from recipes.benchmarks.saving import Saved
 from recipes.benchmarks.sequence_parallel import __main__ as command
 from recipes.benchmarks.sequence_parallel import figure, steps, training
 from recipes.benchmarks.sequence_parallel.launching import Launcher
 from recipes.benchmarks.sequence_parallel.lines import LINES, ONE, RIVAL
 from recipes.benchmarks.sequence_parallel.packs import GlobalZigzag, pack
-from recipes.benchmarks.sequence_parallel.saving import Saved
 from recipes.benchmarks.sequence_parallel.texts import RANDOM, packs
 from recipes.benchmarks.sequence_parallel.train import over, rated
 
@@ -120,7 +120,7 @@ def test_a_later_call_goes_on_with_the_file_and_another_commit_begins_it_again(t
     path = tmp_path / "sequence_parallel_train.json"
 
     def add(commit: str, *rows: dict[str, Any]) -> dict[str, Any]:
-        Saved(path, "cpu", True, commit).add(iter(rows))
+        Saved(path, "sequence_parallel", "random weights, tiny, fp32", "cpu", commit).add(iter(rows))
         return {one["what"]: one["value"] for one in json.loads(path.read_text(encoding="utf-8"))["rows"]}
 
     assert add("a", row("8k", 1, ""), row("32k", 2, "")) == {"8k": 1, "32k": 2}

@@ -18,9 +18,9 @@ import torch
 
 from ..geometries import SIZES
 from ..reading import RESULTS, lengths
+from ..saving import Saved
 from . import host, kept, packed, steps, train, ulysses
 from .launching import Launcher
-from .saving import Saved
 from .texts import RANDOM
 
 PARTS = {"train": train, "kept": kept, "host": host, "packed": packed, "ulysses": ulysses, "steps": steps}
@@ -54,6 +54,7 @@ def main(words: list[str] | None = None) -> None:
         parser.error(
             "part steps trains on texts: fetch them (python -m recipes.benchmarks.documents DIR), --documents DIR"
         )
+    label = f"random weights{', tiny' * args.tiny}, {'bfloat16' if device == 'cuda' else 'fp32'}"
     launcher = Launcher(args.tiny, args.seconds)
     for part in args.parts:
         for geometry in args.geometry if part == "train" else list(SIZES)[:1]:
@@ -61,7 +62,8 @@ def main(words: list[str] | None = None) -> None:
                 found = steps.rows(launcher, RANDOM if args.tiny else args.model, args.documents)
             else:
                 found = PARTS[part].rows(launcher, geometry, args.tokens or [], args.lines or [])
-            Saved(out / f"sequence_parallel_{part}.json", device, args.tiny, args.commit).add(found)
+            file = out / f"sequence_parallel_{part}.json"
+            Saved(file, "sequence_parallel", label, device, args.commit, cards=2).add(found)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A result file that several calls fill: one part of the benchmark takes longer than a machine may be held at once."""
+"""A result file that several calls fill: a benchmark takes longer than a machine may be held at once."""
 
 from __future__ import annotations
 
@@ -19,15 +19,23 @@ SAME = ("commit", "hardware", "versions", "model")
 
 
 class Saved:
-    """The result file of a part. Rows of an earlier call under the same conditions stay, unless measured again."""
+    """A result file. Rows of an earlier call under the same conditions stay, unless measured again.
 
-    def __init__(self, path: Path, device: str, tiny: bool, commit: str | None) -> None:
+    Args:
+        path: The file.
+        module: The benchmark's name, as its command has it.
+        label: The model, and how it was run.
+        device: Where.
+        commit: In place of that of the checkout.
+        cards: How many GPUs the benchmark takes.
+    """
+
+    def __init__(self, path: Path, module: str, label: str, device: str, commit: str | None, cards: int = 1) -> None:
         check_folder(path.parent)
         self.path = path
-        label = f"random weights{', tiny' * tiny}, {'bfloat16' if device == 'cuda' else 'fp32'}"
-        self.data = result_file([], model=label, device=device, command=_command())
-        if device == "cuda":
-            self.data["hardware"] = f"{min(torch.cuda.device_count(), 2)}x {self.data['hardware']}"
+        self.data = result_file([], model=label, device=device, command=_command(module))
+        if device == "cuda" and cards > 1:
+            self.data["hardware"] = f"{min(torch.cuda.device_count(), cards)}x {self.data['hardware']}"
         if commit:
             self.data["commit"] = commit
         self.rows: dict[str, dict[str, Any]] = {}
@@ -45,9 +53,9 @@ class Saved:
             write_results(self.path, self.data | {"rows": list(self.rows.values())})
 
 
-def _command() -> str:
+def _command(module: str) -> str:
     """The command without paths on one machine."""
-    parts, skip = ["python", "-m", "recipes.benchmarks.sequence_parallel"], False
+    parts, skip = ["python", "-m", f"recipes.benchmarks.{module}"], False
     for word in sys.argv[1:]:
         if not skip and word.partition("=")[0] not in HIDDEN:
             parts.append(word)

@@ -1,0 +1,113 @@
+"""What a small model finds again in a text of many windows by `CodeLookup`, with a reader that can read, and as it is.
+
+python -m recipes.benchmarks.documents DOCS                                  # fetches the texts
+python -m recipes.benchmarks.retrieval --documents DOCS                      # every part at 64k; one GPU of 80 GB
+python -m recipes.benchmarks.retrieval --documents DOCS --parts recall text --readers tuned --seeds 0 1
+python -m recipes.benchmarks.retrieval --documents DOCS --length 1M --parts recall passkey text --readers tuned
+python -m recipes.benchmarks.retrieval --tiny                # on the CPU, to see that it runs; keeps no result
+
+It writes results/retrieval.json row by row; rows of an earlier run on the same commit, hardware and versions stay, so
+that parts may be measured in several calls. The tuned reader is made again in each (minutes), from texts that nothing
+is measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_longctx.hub import load
+from hf_longctx.text.corpora import load_text
+
+from ..haystacks import Haystacks
+from ..reader import Lesson, teach_
+from ..reading import RESULTS, lengths
+from ..saving import Saved
+from .parts import PARTS, text_perplexity
+from .run import LONG, TINY, Run, Sizes
+
+READERS = ("stock", "tuned")
+BRIEF = Lesson(steps=2, tokens=1024, lengths=(1024,))
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measure the parts that are asked for with each reader, and write the result file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.benchmarks.retrieval",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of tuned readers: one is made with each")
+    parser.add_argument("--length", type=lengths, default=[LONG], help="of the long texts: 64k, 1M")
+    parser.add_argument("--seconds", type=float, help="begin no part after so many, and keep what was measured")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="folder, Hub id or .gguf file")
+    parser.add_argument("--documents", type=Path, help="folder of .txt files: see recipes.benchmarks.documents")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model of random weights, on the CPU")
+    parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
+    parser.add_argument("--out", type=Path, help="the folder of the result file; results/ here by default")
+    args = parser.parse_args(words)
+    if len(args.length) != 1:
+        parser.error(f"--length takes one length, not {len(args.length)}: call it once for each")
+    device = "cuda" if torch.cuda.is_available() and not args.tiny else "cpu"
+    if device == "cpu" and not args.tiny:
+        parser.error("no GPU: one of 80 GB is needed. --tiny runs a tiny model on the CPU.")
+    if not (args.tiny or args.documents):
+        parser.error("texts are needed: fetch them (python -m recipes.benchmarks.documents DIR), then --documents DIR")
+    out = args.out or (Path(tempfile.mkdtemp()) if args.tiny else RESULTS)
+    label = "random weights, tiny, fp32" if args.tiny else "SmolLM2-135M-Instruct (Q4_1, dequantised), bfloat16"
+    if not args.tiny and args.model != parser.get_default("model"):
+        label = f"{Path(args.model).name}, bfloat16"
+    Saved(out / "retrieval.json", "retrieval", label, device, args.commit).add(measured(args, device))
+
+
+def measured(args: Any, device: str) -> Iterator[dict[str, Any]]:
+    """The rows of every reader and part, in this order."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        if args.tiny:
+            from recipes.extend_context.smoke import write_model
+
+            (Path(folder) / "text.txt").write_text(load_text("python-docs")[:100_000], encoding="utf-8")
+            write_model(Path(folder) / "model", [load_text("python-docs")[:20_000]])
+            args.model, args.documents = str(Path(folder) / "model"), Path(folder)
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        readers = ["stock"] if "stock" in args.readers else []
+        readers += [f"tuned, seed {seed}" for seed in args.seeds if "tuned" in args.readers]
+        sizes, lesson = (TINY, BRIEF) if args.tiny else (Sizes.at(args.length[0]), Lesson())
+        for name in readers:
+            model, tokenizer = load(args.model, dtype=dtype, device=device)
+            run = made(model.eval(), tokenizer, args.documents, sizes, name, lesson)
+            for part in args.parts:
+                if args.seconds is not None and time.monotonic() - start > args.seconds:
+                    print(f"{part} of the {run.reader} is not measured: the time was over", flush=True)
+                    continue
+                yield from PARTS[part](run)
+                if device == "cuda":
+                    torch.cuda.empty_cache()
+
+
+def made(model: Any, tokenizer: Any, documents: Path, sizes: Sizes, name: str, lesson: Lesson) -> Run:
+    """A reader by its name: "stock", or "tuned, seed N", which is taught now."""
+    kind, _, seed = name.partition(", seed ")
+    taught_with, measured_on = Haystacks(tokenizer, documents).halves()
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    run = Run(model, encode, measured_on, sizes, f"{kind} reader" + (f", seed {seed}" if seed else ""))
+    if kind == "tuned":
+        run.untaught = text_perplexity(run)
+        run.lesson = teach_(model, encode, taught_with, Lesson(**{**vars(lesson), "seed": int(seed)}))
+    return run
+
+
+if __name__ == "__main__":
+    main()
