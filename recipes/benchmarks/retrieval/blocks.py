@@ -74,7 +74,7 @@ class Watch:
 def block_table(q_RLD: Tensor, k_SD: Tensor, far_LS: Tensor) -> Tensor:
     """The blocks whose mean key scores best, the best head of the group deciding; (L, K), -1 where there are fewer.
 
-    A block counts if any of its keys is far, and the keys beside those too, which is kinder than to leave it out.
+    A block at the edge of the window counts as a whole, as does one that holds a first token.
     """
     n = len(k_SD) // BLOCK * BLOCK
     if n == 0:

@@ -91,7 +91,7 @@ def passkey(run: Run) -> Rows:
 
 def chains(run: Run) -> Rows:
     """Chains, in texts read with look-ups and without."""
-    kinds = {"chain": dict(run.sizes.kinds)["chain"] * 8}
+    kinds = {"chain": run.sizes.chains}
     own = answers(run.model, run.encode, None, run.short(kinds), chunk=run.sizes.chunk).share("chain")
     got = {
         reads: answers(run.model, run.encode, run.lookup, run.long(kinds, 1), reads=reads, chunk=run.sizes.chunk)

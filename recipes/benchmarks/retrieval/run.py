@@ -25,8 +25,9 @@ class Sizes:
 
     Args:
         length: Of long documents, in tokens.
-        documents: Long ones with facts of all kinds, and with chains.
-        kinds: Facts of a long document.
+        documents: Long ones with facts of all kinds, and with chains alone.
+        kinds: Facts of a document.
+        chains: Chains of a document with chains alone.
         inside: Lengths within 4k at which the reader must answer, and how many documents of each.
         passkeys: Depths, and documents of each.
         text: Tokens that are scored after a document.
@@ -36,6 +37,7 @@ class Sizes:
     length: int = LONG
     documents: tuple[int, int] = (17, 3)
     kinds: tuple[tuple[str, int], ...] = (("number", 7), ("pass key", 5), ("values", 1), ("chain", 1))
+    chains: int = 8
     inside: tuple[tuple[int, ...], int] = ((1200, 3500), 10)
     passkeys: tuple[int, int] = (10, 10)
     text: int = 1024
@@ -51,6 +53,7 @@ TINY = Sizes(
     length=2048,
     documents=(1, 1),
     kinds=(("number", 1), ("pass key", 1), ("values", 1), ("chain", 1)),
+    chains=1,
     inside=((1024,), 1),
     passkeys=(2, 1),
     text=32,

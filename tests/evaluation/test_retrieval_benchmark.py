@@ -1,0 +1,228 @@
+"""The benchmark of look-ups: its texts hide what they should, and its answers are those that a model would write."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longctx import CodeLookup
+from recipes.benchmarks.haystacks import PIECE, Haystacks
+from recipes.benchmarks.reader import Lesson, row, teach_
+from recipes.benchmarks.retrieval import __main__ as command
+from recipes.benchmarks.retrieval import facts
+from recipes.benchmarks.retrieval.asking import Document, answers, document
+from recipes.benchmarks.retrieval.blocks import BLOCK, Watch, block_table
+from recipes.benchmarks.retrieval.facts import KINDS, Question, hide, question
+from recipes.benchmarks.retrieval.parts import PARTS
+from recipes.benchmarks.retrieval.run import LONG, LONGEST, TINY, Run, Sizes
+from tests.contract.registry import close
+from tests.tiny import tiny
+from tests.tokenizer_kinds import byte_tokenizer, documents
+
+TOKENIZER = byte_tokenizer(bos=False)
+SMALL: dict[str, Any] = {"vocab_size": 300, "max_position_embeddings": 128}
+
+
+def encode(words: str) -> list[int]:
+    return list(TOKENIZER(words, add_special_tokens=False)["input_ids"])
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Haystacks:
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "text.txt").write_text(documents(), encoding="utf-8")
+    return Haystacks(TOKENIZER, folder)
+
+
+def run_of(texts: Haystacks, sizes: Sizes = TINY, **more: Any) -> Run:
+    return Run(tiny(**SMALL), encode, texts, sizes, "reader", **more)
+
+
+def test_a_reader_is_asked_in_words_that_it_was_not_taught() -> None:
+    taught, asked = (set(" ".join(words).split()) for words in (facts.TAUGHT_WORDS, facts.ASKED_WORDS))
+    assert not taught & asked
+    hidden = {line for line, _ in facts.TAUGHT + facts.TAUGHT_VALUES} | {line for line, *_ in facts.TAUGHT_CHAINS}
+    assert not hidden & {facts.NUMBER[0], facts.PASS_KEY[0], facts.ASKED_VALUES[0], facts.ASKED_CHAIN[0]}
+
+
+@pytest.mark.parametrize("taught", [True, False], ids=["taught", "asked"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_answer_is_in_the_lines_and_not_in_the_question(kind: str, taught: bool) -> None:
+    rng = random.Random(0)
+    for name in facts.names(rng, 20, taught):
+        one = question(kind, name, rng, taught)
+        assert all(part in " ".join(one.lines) and part not in one.asked for part in one.answers)
+        assert len(one.answers) == (3 if kind in ("values", "chain") else 1)
+        assert "{" not in "".join((*one.lines, one.asked))
+
+
+def test_lines_are_hidden_in_their_order_in_a_text_of_the_same_length() -> None:
+    hay = torch.zeros(2000, dtype=torch.long)
+    questions = [Question("values", (f"a{i}", f"b{i}", f"c{i}"), "", ()) for i in range(4)]
+    text = hide(hay, questions, encode, random.Random(1), before=500)
+    written = TOKENIZER.decode(text[text > 0])
+    assert len(text) == 2000
+    assert int(text.nonzero().max()) < 1500
+    assert int(text.nonzero().min()) >= facts.FIRST
+    for i in range(4):
+        assert written.index(f"\na{i}\n") < written.index(f"\nb{i}\n") < written.index(f"\nc{i}\n")
+    ends = [int(hide(hay, questions[:1], encode, random.Random(1), depth=d).nonzero().max()) for d in (0.2, 0.6, 1)]
+    assert [round(end / 2000, 1) for end in ends] == [0.2, 0.6, 1.0]
+    with pytest.raises(ValueError, match=r"have no place for 12 lines\. Take a longer text"):
+        hide(hay[:40], questions, encode, random.Random(1))
+
+
+def test_what_is_scored_after_a_document_is_how_its_text_continues(texts: Haystacks) -> None:
+    made = document(encode, texts, {"number": 2, "chain": 1}, 1200, 7, continued=30)
+    hay = texts.make(1230, 7)
+    assert len(made.ids_L) == 1200
+    end = next(i for i in range(1230) if hay[i : i + 30].equal(made.next_N))
+    assert hay[end - 50 : end].equal(made.ids_L[-50:])
+
+
+def test_halves_share_no_piece(texts: Haystacks) -> None:
+    first, second = texts.halves()
+    assert first.distinct + second.distinct == texts.distinct
+
+    def pieces(of: Haystacks) -> set[bytes]:
+        return {part.numpy().tobytes() for part in of.make(of.distinct, 0).split(PIECE)}
+
+    assert pieces(first) | pieces(second) == pieces(texts)
+    assert not pieces(first) & pieces(second)
+
+
+@pytest.mark.parametrize("method", [None, CodeLookup(n_global=4, n_local=24, top_k=6, shortlist=12, gate=None)])
+def test_an_answer_is_right_if_the_model_would_write_it(method: Any, texts: Haystacks) -> None:
+    model, ids = tiny(**SMALL), texts.make(200, 0)
+    asked = torch.tensor(encode("\nWhat?"))
+    whole = torch.cat([ids, asked])[None]
+    if method is None:
+        written = model.generate(whole, max_new_tokens=6, do_sample=False)[0, whole.shape[1] :]
+    else:
+        with method.on(model):
+            written = model.generate(whole, max_new_tokens=6, do_sample=False)[0, whole.shape[1] :]
+    wrong = written.clone()
+    wrong[-1] += 1
+    ids_of = {" all": written[:3].tolist(), " right": written[3:].tolist(), " wrong": wrong[3:].tolist()}
+
+    def spell(words: str) -> list[int]:
+        return ids_of[words] if words in ids_of else encode(words)
+
+    questions = [Question(kind, (), "What?", ("all", kind)) for kind in ("right", "wrong")]
+    one = Document(ids, questions, texts.make(16, 1))
+    found = answers(model, spell, method, [one], reads="with", chunk=64)
+    assert found.right == {"right": [1.0], "wrong": [0.5]}
+    full = torch.cat([whole[0], written])[None]
+    logits = model(full).logits if method is None else under(method, model, full)
+    nll = -logits[0, -7:-1].log_softmax(-1).gather(1, written[:, None]).mean()
+    close(torch.tensor(found.nats["right"]), nll[None].detach())
+    assert len(found.text) == 1
+
+
+def under(method: Any, model: Any, ids: Tensor) -> Tensor:
+    with method.on(model), torch.no_grad():
+        logits: Tensor = model(ids).logits
+    return logits
+
+
+def test_a_row_of_a_lesson_asks_for_what_it_hides(texts: Haystacks) -> None:
+    ids, labels = row(encode, texts, random.Random(3), 2048)
+    assert ids.shape == labels.shape == (2048,)
+    asked = labels != -100
+    assert labels[asked].equal(ids[asked])
+    hidden = TOKENIZER.decode(ids[: int(asked.nonzero().min())])
+    for answer in TOKENIZER.decode(torch.where(asked, ids, encode("|")[0])).split("|"):
+        assert all(word in hidden for word in answer.split())
+    assert asked.sum() > 8
+    again, _ = row(encode, texts, random.Random(3), 2048)
+    assert ids.equal(again)
+
+
+def test_a_lesson_lowers_the_loss_of_answers_and_leaves_the_kind_of_the_weights(texts: Haystacks) -> None:
+    model = tiny(**SMALL).to(torch.bfloat16)
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    lesson = Lesson(steps=2, tokens=1024, lengths=(1024,), over=2, rate=3e-3)
+    before = teach_(model, encode, texts, lesson)
+    after = teach_(model, encode, texts, Lesson(**{**vars(lesson), "steps": 12}))
+    assert (before["steps"], after["steps"], after["tokens"]) == (2, 12, 12 * 1024)
+    assert after["answers' loss"] < before["answers' loss"]
+    assert model.dtype == torch.bfloat16
+    assert not model.training
+    assert model.model.rotary_emb.inv_freq.equal(frequencies)
+    enough = teach_(model, encode, texts, Lesson(**{**vars(lesson), "steps": 12, "enough": 100.0}))
+    assert enough["steps"] == 2
+    assert teach_(model, encode, texts, Lesson(**{**vars(lesson), "seconds": 0.0}))["steps"] == 0
+
+
+def test_blocks_are_chosen_by_their_mean_key() -> None:
+    rng = torch.Generator().manual_seed(0)
+    q_RLD, k_SD = torch.randn(2, 3, 8, generator=rng), torch.randn(6 * BLOCK + 5, 8, generator=rng)
+    far_LS = torch.zeros(3, len(k_SD), dtype=torch.bool)
+    far_LS[1, : 2 * BLOCK], far_LS[2] = True, True
+    table = block_table(q_RLD, k_SD, far_LS)
+    assert table[0].tolist() == [-1] * 4
+    assert sorted(table[1].tolist()) == [-1, -1, 0, 1]
+    means = [k_SD[i * BLOCK : (i + 1) * BLOCK].mean(0) for i in range(6)]
+    scores = [max(float(q_RLD[r, 2] @ mean) for r in range(2)) for mean in means]
+    assert table[2].tolist() == sorted(range(6), key=lambda i: -scores[i])[:4]
+
+
+def test_the_best_key_is_among_the_signs_where_they_take_all_keys(texts: Haystacks) -> None:
+    method = CodeLookup(n_global=4, n_local=24, top_k=6, shortlist=12)
+    model, watch = tiny(**SMALL), Watch(24, 4)
+    question_ = Question("number", (), "Who?", ("he",))
+    answers(model, encode, method, [Document(texts.make(70, 0), [question_], texts.make(9, 1))], watch=watch.on)
+    assert watch.found["queries"] > 0
+    assert watch.shares()["signs"] == 1.0  # no more than 64 keys are far
+
+
+def test_bars_are_those_of_a_reader_that_was_taught(texts: Haystacks) -> None:
+    taught = {"lesson": {"steps": 1}}
+    assert run_of(texts, Sizes.at(LONG), **taught).bar("a", "b") == "a"
+    assert run_of(texts, Sizes.at(LONGEST), **taught).bar("a", "b") == "b"
+    assert run_of(texts, Sizes.at(LONG)).bar("a", "b") is None
+    assert run_of(texts, TINY, **taught).bar("a", "b") is None
+    assert Sizes.at(LONG).documents[0] * 12 >= 200
+    assert Sizes.at(LONGEST).documents[0] * 12 >= 60
+
+
+def test_the_command_writes_rows_that_a_later_call_goes_on_with(tmp_path: Path) -> None:
+    out = ["--tiny", "--out", str(tmp_path), "--commit", "abc"]
+    command.main([*out, "--readers", "stock", "--parts", "text"])
+    command.main([*out, "--readers", "tuned", "--seeds", "3", "--parts", "inside"])
+    result = json.loads((tmp_path / "retrieval.json").read_text(encoding="utf-8"))
+    rows = {one["what"]: one for one in result["rows"]}
+    assert len(rows) == 7
+    assert rows["stock reader, 2,048 tokens: perplexity of the next text, over LM-Infinite's"]["value"] > 0
+    loss = rows["tuned reader, seed 3: loss of its answers when the lesson ended"]
+    assert (loss["holds"], loss["why"]) == (False, "the time or the steps were over")
+    assert all(one["holds"] is not False or one["why"] for one in rows.values())
+
+
+@pytest.mark.parametrize("part", ["recall", "passkey", "chains", "blocks", "gate"])
+def test_every_row_of_a_part_has_a_value_or_says_why(part: str, texts: Haystacks) -> None:
+    for one in PARTS[part](run_of(texts)):
+        assert one["value"] is not None or one["why"]
+        assert one["bar"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--documents", "x"], "no GPU: one of 80 GB is needed"),
+        (["--tiny", "--length", "64k,1M"], "takes one length, not 2"),
+        (["--tiny", "--parts", "nonsense"], "invalid choice: 'nonsense'"),
+    ],
+)
+def test_wrong_words_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if "no GPU" in said and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit):
+        command.main(words)
+    assert said in capsys.readouterr().err
