@@ -99,9 +99,13 @@ class InfLLM(AttentionMethod):
     def resolve(self, config: Any) -> InfLLM:
         """Fill in `n_local` and `read_at`."""
         readable, trained = readable_length(config), getattr(config, "max_position_embeddings", None)
-        if self.n_local is None and trained is None:
-            raise ValueError("n_local=None: the config names no trained length (max_position_embeddings). Set n_local.")
-        n_local = max(int(trained) // 2, 1) if self.n_local is None else self.n_local
+        n_local = self.n_local
+        if n_local is None:
+            if trained is None:
+                raise ValueError(
+                    "n_local=None: the config names no trained length (max_position_embeddings). Set n_local."
+                )
+            n_local = max(int(trained) // 2, 1)
         if readable is not None and self.n_global + n_local + self._found > readable:
             logger.warning(
                 "n_global=%d, n_local=%d and %d blocks of block_size=%d are more tokens at once than the %d that the "

@@ -17,7 +17,7 @@ ATTENTION: dict[str, Any] = {
     "lm_infinite": LMInfinite(n_global=2, n_local=6),
     "lm_infinite_top3": LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1),
     "code_lookup": CodeLookup(n_global=2, n_local=6, top_k=3),
-    "infllm": InfLLM(n_global=2, n_local=6, top_k=2, block_size=2),
+    "infllm": InfLLM(n_global=2, n_local=6, top_k=2, block_size=4),
     "streaming_llm": StreamingLLM(n_sink=2, window=6),
     "position_free": PositionFree(),
 }
