@@ -77,7 +77,7 @@ ROWS = {
         CodeLookup(n_global=2, n_local=6, top_k=3, by="keys", per="head", gate=None), (), CORE[2:3]
     ),
     # its cache is `lm_infinite_top3`'s; bounds are compared with loops in tests/attention/test_blocks.py
-    "infllm": Row(InfLLM(n_global=2, n_local=6, top_k=2, block_size=4), ("llama",), (CORE[2], CORE[6], *FLOOR)),
+    "infllm": Row(InfLLM(n_global=2, n_local=6, top_k=2, block_size=4), ("llama",), (CORE[2], *FLOOR)),
     "streaming_llm": Row(STREAMING),
     "position_free": Row(PositionFree()),
     "rope_scaling_yarn": scaled("yarn", "llama", "gemma3"),  # Gemma3 has a scaling for each kind of layer

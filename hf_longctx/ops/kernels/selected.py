@@ -41,7 +41,7 @@ class Selected(Kernel):
         """See `Kernel`."""
         index_BHLK = _index(call)
         by_query = grad_BLHD.transpose(1, 2), q, out_BLHD.transpose(1, 2), lse_BHL, index_BHLK
-        parts = [_gradients(call, *piece, k, v) for piece in zip(*_pieces(index_BHLK, k, *by_query), strict=True)]
+        parts = [_gradients(call, k, v, *piece) for piece in zip(*_pieces(index_BHLK, k, *by_query), strict=True)]
         dk, dv = (sum((part[i] for part in parts[1:]), parts[0][i]) for i in (1, 2))
         return [torch.cat([part[0] for part in parts], 2), dk, dv]
 
@@ -54,7 +54,7 @@ def _pieces(index_BHLK: Tensor, k_BGSD: Tensor, *by_query: Tensor) -> list[tuple
 
 
 def _gradients(
-    call: Call, grad_BHLD: Tensor, q: Tensor, out_BHLD: Tensor, lse_BHL: Tensor, index: Tensor, k: Tensor, v: Tensor
+    call: Call, k: Tensor, v: Tensor, grad_BHLD: Tensor, q: Tensor, out_BHLD: Tensor, lse_BHL: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of some queries, and what they add to the gradients of all keys and values."""
     heads = q.shape[1]
