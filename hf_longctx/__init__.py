@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .method import LongContextMethod
     from .methods.code_lookup import CodeLookup
     from .methods.giraffe import Giraffe
+    from .methods.infllm import InfLLM
     from .methods.lm_infinite import LMInfinite
     from .methods.position_free import PositionFree, check
     from .methods.rope_scaling import RopeScaling

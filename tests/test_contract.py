@@ -15,7 +15,7 @@ import pytest
 import tests.contract.changes
 import tests.contract.generation
 import tests.contract.wrapping  # noqa: F401  (the three register their properties)
-from hf_longctx import CodeLookup, LMInfinite, PositionFree, StreamingLLM
+from hf_longctx import CodeLookup, InfLLM, LMInfinite, PositionFree, StreamingLLM
 from tests.contract.registry import PROPERTIES, applies
 from tests.contract.stack import Stack
 from tests.rope.cases import methods as rope
@@ -76,6 +76,8 @@ ROWS = {
     "code_lookup_keys": Row(
         CodeLookup(n_global=2, n_local=6, top_k=3, by="keys", per="head", gate=None), (), CORE[2:3]
     ),
+    # its cache is `lm_infinite_top3`'s; bounds are compared with loops in tests/attention/test_blocks.py
+    "infllm": Row(InfLLM(n_global=2, n_local=6, top_k=2, block_size=4), ("llama",), (CORE[2], *FLOOR)),
     "streaming_llm": Row(STREAMING),
     "position_free": Row(PositionFree()),
     "rope_scaling_yarn": scaled("yarn", "llama", "gemma3"),  # Gemma3 has a scaling for each kind of layer

@@ -7,6 +7,7 @@ Conventions: `tokens` are those of one row; a matmul of n parameters costs 2 n F
 from __future__ import annotations
 
 POSITION_BYTES = 8  # int64
+GATHERED = 2**26  # numbers of chosen keys that are gathered at once (ops/kernels/selected.py: GATHERED)
 LOOKUP_BLOCK = 256  # queries whose look-ups are scored at once (attention/lookup.py: BLOCK)
 
 
@@ -77,10 +78,19 @@ def code_bytes(kv_heads: int, head_dim: int) -> int:
     return kv_heads * (4 * -(-head_dim // 32) + 2)
 
 
-def lookup_bytes(queries: int, keys: int, heads: int, head_dim: int, top_k: int, dtype_bytes: int) -> int:
-    """Look-ups in one layer: the larger of one block's scores and the chosen keys, gathered in fp32."""
+def lookup_bytes(
+    queries: int, keys: int, heads: int, head_dim: int, top_k: int, dtype_bytes: int, in_pieces: bool = False
+) -> int:
+    """Look-ups in one layer: the larger of one block's scores and the chosen keys, gathered in fp32.
+
+    With `in_pieces` they are gathered for some queries at a time, from the keys that the cache returns.
+    """
     scores = min(queries, LOOKUP_BLOCK) * keys * (heads * dtype_bytes + POSITION_BYTES + 4)
-    gathered = queries * top_k * heads * (head_dim * (2 * dtype_bytes + 4) + POSITION_BYTES)
+    chosen = queries * top_k * heads
+    numbers = chosen * head_dim
+    if in_pieces:
+        numbers = min(numbers, max(GATHERED, top_k * heads * head_dim))
+    gathered = numbers * (2 * dtype_bytes + 4) + chosen * POSITION_BYTES
     return max(scores, gathered)
 
 

@@ -159,7 +159,10 @@ def _layer_bytes(shape: Shape, layer: Layer, before: int, chunk: int, dtype: int
         cached = layer.kv_elements * dtype if layer.expansion else account.kv_token_bytes(kv_heads, dim, dtype)
         readable = 0 if layer.handed is None else keys * cached
         searched = account.kept_tokens(before, layer.kept) + chunk
-        lookup = account.lookup_bytes(chunk, searched, heads, dim, layer.top_k, dtype) if layer.top_k else 0
+        lookup = 0
+        if layer.top_k:
+            apart = layer.twice is not None  # what is looked up is kept apart from what the cache returns
+            lookup = account.lookup_bytes(chunk, searched, heads, dim, layer.top_k, dtype, in_pieces=not apart)
         return rotated + readable + made + lookup + chunk * heads * dim * dtype  # and the rotated queries
     if not _masked(shape, layer, before, chunk):
         return made

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_longctx import CodeLookup, LMInfinite, PositionFree, StreamingLLM
+from hf_longctx import CodeLookup, InfLLM, LMInfinite, PositionFree, StreamingLLM
 from tests.rope.cases import methods as rope
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/composition.md"
@@ -17,6 +17,7 @@ ATTENTION: dict[str, Any] = {
     "lm_infinite": LMInfinite(n_global=2, n_local=6),
     "lm_infinite_top3": LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1),
     "code_lookup": CodeLookup(n_global=2, n_local=6, top_k=3),
+    "infllm": InfLLM(n_global=2, n_local=6, top_k=2, block_size=4),
     "streaming_llm": StreamingLLM(n_sink=2, window=6),
     "position_free": PositionFree(),
 }
@@ -24,7 +25,7 @@ ATTENTION: dict[str, Any] = {
 # -- the members of a row or column: the name in the document -> its methods
 SCALING, REPLACING, LENGTHWISE = "static scaling", "static, `replace=True`", "length-dependent scaling"
 BY_HAND, LENGTHWISE_BY_HAND = "static scaling in its `config.json`", "length-dependent scaling in its `config.json`"
-INFINITE, CODES = "`lm_infinite`", "`code_lookup`"
+INFINITE, CODES, BLOCKS = "`lm_infinite`", "`code_lookup`", "`infllm`"
 STREAMING, FREE = "`streaming_llm`", "`position_free`"
 MEMBERS: dict[str, tuple[str, ...]] = {
     SCALING: STATIC,
@@ -34,6 +35,7 @@ MEMBERS: dict[str, tuple[str, ...]] = {
     LENGTHWISE_BY_HAND: MOVING,
     INFINITE: ("lm_infinite", "lm_infinite_top3"),
     CODES: ("code_lookup",),
+    BLOCKS: ("infllm",),
     STREAMING: ("streaming_llm",),
     FREE: ("position_free",),
 }
@@ -54,15 +56,16 @@ REASONS = {
 }
 
 # -- the table: present first (rows), applied next (columns)
-THEN = (SCALING, REPLACING, LENGTHWISE, INFINITE, CODES, STREAMING, FREE)
-_UNDER_A_METHOD = (WORKS, WORKS, MOVES, POSITIONS, POSITIONS, POSITIONS, POSITIONS)
+THEN = (SCALING, REPLACING, LENGTHWISE, INFINITE, CODES, BLOCKS, STREAMING, FREE)
+_UNDER_A_METHOD = (WORKS, WORKS, MOVES, POSITIONS, POSITIONS, POSITIONS, POSITIONS, POSITIONS)
 TABLE: dict[str, tuple[str, ...]] = {
-    SCALING: (STACKED, STACKED, STACKED, WORKS, WORKS, WORKS, WORKS),
-    LENGTHWISE: (STACKED, STACKED, STACKED, MOVES, MOVES, MOVES, MOVES),
-    BY_HAND: (SCALED, WORKS, SCALED, WORKS, WORKS, WORKS, WORKS),
-    LENGTHWISE_BY_HAND: (SCALED, WORKS, SCALED, MOVES, MOVES, MOVES, MOVES),
+    SCALING: (STACKED, STACKED, STACKED, WORKS, WORKS, WORKS, WORKS, WORKS),
+    LENGTHWISE: (STACKED, STACKED, STACKED, MOVES, MOVES, MOVES, MOVES, MOVES),
+    BY_HAND: (SCALED, WORKS, SCALED, WORKS, WORKS, WORKS, WORKS, WORKS),
+    LENGTHWISE_BY_HAND: (SCALED, WORKS, SCALED, MOVES, MOVES, MOVES, MOVES, MOVES),
     INFINITE: _UNDER_A_METHOD,
     CODES: _UNDER_A_METHOD,
+    BLOCKS: _UNDER_A_METHOD,
     STREAMING: _UNDER_A_METHOD,
     FREE: _UNDER_A_METHOD,
 }

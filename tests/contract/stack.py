@@ -88,6 +88,7 @@ def _rope_scaling(method: Any) -> dict[str, Any]:
 IDENTITY: dict[str, Callable[[Any], dict[str, Any]]] = {
     "code_lookup": lambda method: {"n_local": 300},
     "giraffe": _giraffe,
+    "infllm": lambda method: {"n_local": 300},
     "lm_infinite": lambda method: {"n_local": 300},
     "rope_scaling": _rope_scaling,
     "streaming_llm": lambda method: {"window": 300},

@@ -72,6 +72,16 @@ def test_selected_keys_give_values_and_gradients(shape: str, dtype: Any) -> None
     check_values_and_gradients([p.branch(chosen)], p, "auto", dtype)
 
 
+def test_selected_keys_are_gathered_for_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, chosen = selected("prefill", dtype=torch.float64)
+    for x in (p.q, p.k, p.v):
+        x.requires_grad_()
+    each = p.q.shape[0] * p.q.shape[1] * chosen.index_BHLK.shape[-1] * p.q.shape[-1]
+    for at_once in (1, 5 * each):
+        monkeypatch.setattr("hf_longctx.ops.kernels.selected.GATHERED", at_once)
+        check_values_and_gradients([p.branch(chosen)], p, "selected", torch.float64)
+
+
 @pytest.mark.parametrize("kernel", CPU)
 def test_three_branches_with_a_selection_give_gradients(kernel: str) -> None:
     p = problem("prefill", dtype=torch.float64)

@@ -41,3 +41,7 @@ def test_lookups_grow_with_keys_and_then_with_queries() -> None:
     few = account.lookup_bytes(256, 10**6, 9, 64, 5, 2)
     assert account.lookup_bytes(1024, 10**6, 9, 64, 5, 2) == few, "one block of queries at a time"
     assert account.lookup_bytes(2**20, 1000, 9, 64, 5, 2) > account.lookup_bytes(2**19, 1000, 9, 64, 5, 2)
+    whole, pieces = (account.lookup_bytes(8192, 1000, 9, 64, 2175, 2, in_pieces=p) for p in (False, True))
+    chosen = 8192 * 2175 * 9
+    assert whole == chosen * (64 * 8 + 8)
+    assert pieces == 2**26 * 8 + chosen * 8, "keys of some queries at a time, and where all of them are"

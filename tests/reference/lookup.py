@@ -1,4 +1,4 @@
-"""Look-up by one-bit codes as it is defined: loops over tables, queries and tokens, in float64.
+"""Look-up by one-bit codes, and of blocks, as they are defined: loops over tables, queries and tokens, in float64.
 
 A key's code: turn it, less the mean key, by a fixed orthogonal matrix; divide each channel by its width; keep signs and
 the mean of the absolute values. Mean and widths are those of the first tokens of the text.
@@ -91,4 +91,49 @@ def attention_of_group(
                 far += [logit(q_RLD[r, i], k_LD[j], read_at, inv_freq_C) for j in chosen]
                 scores = torch.cat([at_near[r], torch.stack(far)]) if far else at_near[r]
                 rows[r].append(torch.softmax(scores, 0) @ v_LD[near + first + chosen])
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def block_score(q_D: Tensor, k_ND: Tensor, by: str) -> float:
+    """What a query scores a block of keys: its mean key, or the largest score within the bounds of every channel."""
+    if by == "mean":
+        return float(q_D @ k_ND.mean(0))
+    low, high = k_ND.min(0).values, k_ND.max(0).values
+    return sum(max(float(q * a), float(q * b)) for q, a, b in zip(q_D, low, high, strict=True))
+
+
+def blocks_of_group(
+    q_RLD: Tensor,
+    k_LD: Tensor,
+    v_LD: Tensor,
+    inv_freq_C: Tensor,
+    *,
+    n_global: int,
+    n_local: int,
+    block_size: int,
+    top_k: int,
+    by: str,
+    per: str,
+    read_at: int,
+) -> Tensor:
+    """The heads that share keys: the window, the first tokens at the ceiling, the best blocks, and that at the edge."""
+    R, L, _ = q_RLD.shape
+    moved = [[rotated(q, read_at, inv_freq_C) for q in q_LD] for q_LD in q_RLD.detach()]
+    rows: list[list[Tensor]] = [[] for _ in range(R)]
+    for i in range(L):
+        middle = list(range(n_global, i - n_local + 1))
+        blocks = [middle[at : at + block_size] for at in range(0, len(middle), block_size)]
+        edge = blocks.pop() if blocks and len(blocks[-1]) < block_size else []
+        near = [(j, i - j) for j in range(i + 1) if i - j < n_local]
+        near += [(j, n_local) for j in range(min(n_global, i + 1)) if i - j >= n_local]
+        for heads in [list(range(R))] if per == "group" else [[r] for r in range(R)]:
+            scores = [
+                (max(block_score(moved[r][i], k_LD.detach()[block], by) for r in heads), m)
+                for m, block in enumerate(blocks)
+            ]
+            chosen = [j for m in best(scores, top_k) for j in blocks[m]]
+            seen = near + [(j, read_at) for j in chosen + edge]
+            for r in heads:
+                logits = torch.stack([logit(q_RLD[r, i], k_LD[j], at, inv_freq_C) for j, at in seen])
+                rows[r].append(torch.softmax(logits, 0) @ v_LD[[j for j, _ in seen]])
     return torch.stack([torch.stack(row) for row in rows])

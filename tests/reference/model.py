@@ -13,7 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.reference.lm_infinite import attention_all_pairs
-from tests.reference.lookup import attention_of_group
+from tests.reference.lookup import attention_of_group, blocks_of_group
 from tests.reference.rope import scaled
 from tests.reference.streaming_llm import attention_of_one_head as streaming
 
@@ -40,6 +40,10 @@ def by_brute_force(model: Any, method: Any) -> AbstractContextManager[Any]:
         del settings["name"], settings["on_host"]
         settings["read_at"] = settings["read_at"] or settings["n_local"] // 2
         return _replaced(model, None, functools.partial(attention_of_group, **settings))
+    if method.name == "infllm":
+        del settings["name"]
+        settings["read_at"] = settings["read_at"] or settings["n_local"] // 2
+        return _replaced(model, None, functools.partial(blocks_of_group, **settings))
     names = ("n_global", "n_local", "top_k", "top_k_from_layer")
     return lm_infinite_by_brute_force(model, **{name: settings[name] for name in names})
 

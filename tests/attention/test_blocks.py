@@ -1,0 +1,116 @@
+"""Looking blocks of tokens up: choices against loops, the block at the window's edge, and blocks of one token."""
+
+# B rows, H query heads, G key/value heads, S keys, D head dim
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from hf_longctx import InfLLM, LMInfinite
+from hf_longctx.attention.blocks import choose_blocks
+from hf_longctx.cache import KeyValues
+from tests.contract.registry import close, differs
+from tests.families.census.building import build
+from tests.reference.lookup import best, block_score
+from tests.reference.model import by_brute_force
+from tests.tiny import left_padded, logits_of, text, tiny
+
+B, H, G, S, D, FIRST, NEAR, SIZE, K = 2, 6, 2, 61, 8, 3, 7, 4, 3
+
+
+def problem(padded: bool) -> tuple[Tensor, KeyValues]:
+    random = torch.Generator().manual_seed(5)
+    q, k = torch.randn(B, H, S, D, generator=random), torch.randn(B, G, S, D, generator=random)
+    pos = torch.arange(S).expand(B, -1).clone()
+    if padded:
+        pos[0, :9], pos[0, 9:] = -1, torch.arange(S - 9)
+        pos[1, 20:31], pos[1, 31:] = -1, torch.arange(20, S - 11)
+        k = torch.where((pos < 0)[:, None, :, None], float("nan"), k)
+    return q, KeyValues(k, k.clone(), pos)
+
+
+def by_loops(q: Tensor, keys: KeyValues, by: str, per: str) -> list[Any]:
+    """The sets of slots for every row, table and query."""
+    rows = []
+    for b in range(B):
+        real = (keys.pos[b] >= 0).nonzero()[:, 0].tolist()
+        heads = [[g * 3 + r for r in range(3)] for g in range(G)] if per == "group" else [[h] for h in range(H)]
+        tables = []
+        for some in heads:
+            k, chosen = keys.k[b, some[0] // 3, real].double(), {}
+            for i, slot in enumerate(real):
+                middle = list(range(FIRST, i - NEAR + 1))
+                blocks = [middle[at : at + SIZE] for at in range(0, len(middle), SIZE)]
+                edge = blocks.pop() if blocks and len(blocks[-1]) < SIZE else []
+                queries = [q[b, h, slot].double() for h in some]
+                scores = [(max(block_score(one, k[block], by) for one in queries), m) for m, block in enumerate(blocks)]
+                found = edge + [j for m in best(scores, K) for j in blocks[m]]
+                chosen[slot] = {real[j] for j in found}
+            tables.append([chosen.get(i, set()) for i in range(S)])
+        rows.append(tables)
+    return rows
+
+
+@pytest.mark.parametrize("per", ["group", "head"])
+@pytest.mark.parametrize("by", ["mean", "bounds"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_choices_are_those_of_loops(by: str, per: str, padded: bool) -> None:
+    q, keys = problem(padded)
+    first = keys.first(FIRST, padded)
+    table = choose_blocks(q, keys.pos, keys, k=K, size=SIZE, near=NEAR, first=first, by=by, per=per)
+    assert table.shape == (B, G if per == "group" else H, S, K * SIZE + SIZE - 1)
+    for slots in table.flatten(0, 2):
+        real = slots[slots >= 0]
+        assert len(real.unique()) == len(real), "no token counts twice"
+    got = [[[set(slots) - {-1} for slots in one] for one in row] for row in table.tolist()]
+    assert got == by_loops(q, keys, by, per)
+
+
+def test_bounds_are_never_below_the_score_of_a_key_of_the_block() -> None:
+    q, keys = problem(False)
+    for block in keys.k[0, 0].double().split(SIZE):
+        assert block_score(q[0, 0, 0].double(), block, "bounds") >= float((block @ q[0, 0, 0].double()).max())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_blocks_of_one_token_are_lm_infinite_s_look_up(family: str) -> None:
+    """For one token the mean and the bounds are its key."""
+    model, (ids, mask) = tiny(family), left_padded([text(1, n, seed=n)[0] for n in (40, 23)])
+    seen = {}
+    for name, method in {
+        "tokens": LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=0),
+        "mean": InfLLM(n_global=2, n_local=6, top_k=3, block_size=1, per="head"),
+        "bounds": InfLLM(n_global=2, n_local=6, top_k=3, block_size=1, per="head", by="bounds"),
+        "blocks": InfLLM(n_global=2, n_local=6, top_k=3, block_size=2, per="head"),
+    }.items():
+        with method.on(model):
+            seen[name] = logits_of(model, ids, attention_mask=mask).masked_fill(~mask[..., None].bool(), 0)
+    close(seen["mean"], seen["tokens"])
+    close(seen["bounds"], seen["tokens"])
+    differs(seen["blocks"], seen["tokens"])
+
+
+def test_a_model_under_bounds_equals_loops() -> None:
+    model, ids = tiny(), text(1, 26)
+    method = InfLLM(n_global=1, n_local=6, top_k=1, block_size=4, by="bounds", per="head")
+    with method.on(model):
+        ours = logits_of(model, ids)
+    with by_brute_force(model, method):
+        close(ours, logits_of(model, ids))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "falcon_h1", "deepseek_v2"])
+def test_caps_sinks_recurrences_and_latent_attention(family: str) -> None:
+    model, ids = build(family), text(2, 40, seed=3)
+    stock = logits_of(model, ids)
+    with InfLLM(n_global=2, n_local=7, top_k=2, block_size=4).on(model):
+        full = logits_of(model, ids, use_cache=False)
+        cache, steps = DynamicCache(config=model.config), []
+        for start, stop in ((0, 25), (25, 26), (26, 40)):
+            steps.append(logits_of(model, ids[:, start:stop], past_key_values=cache))
+    close(torch.cat(steps, 1), full)
+    differs(full, stock)
