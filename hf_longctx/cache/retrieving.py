@@ -88,6 +88,11 @@ class RetrievingLayer(SinkWindowLayer):
         if self.everything is not None:
             self.everything.show(mask_BT)
 
+    def shows(self, mask_BT: Tensor) -> Tensor:
+        """Whether a mask shows exactly the tokens that are shown now, those beyond the window too."""
+        shown = super().shows(mask_BT)
+        return shown if self.everything is None else shown & self.everything.shows(mask_BT)
+
     def far(self) -> None:
         """Its tokens cannot be moved: those that are looked up keep their positions."""
         return None

@@ -84,14 +84,22 @@ class StoreRow:
         """Hide and show tokens as an attention mask says. Codes are then centred as those of the row alone."""
         if not self.filled:
             return
-        before = self.pos.cut(0, self.filled)
-        after = show(before, self.column.cut(0, self.filled), mask_T[None].to(before.device))
+        before, after = self._shown(mask_T)
         if torch.equal(before, after):
             return
         self.pos, self.hides = Growing(), True
         self.pos.write(0, after)
         self._forget_codes()
         self._encode(self.filled)
+
+    def shows(self, mask_T: Tensor) -> bool:
+        """Whether a mask shows exactly the tokens that are shown now."""
+        return not self.filled or torch.equal(*self._shown(mask_T))
+
+    def _shown(self, mask_T: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, S) each: the positions as they are, and as an attention mask has them."""
+        before = self.pos.cut(0, self.filled)
+        return before, show(before, self.column.cut(0, self.filled), mask_T[None].to(before.device))
 
     def twin(self) -> StoreRow:
         """A row of its own with the same tokens; the pieces that are complete are shared."""
@@ -150,6 +158,11 @@ class Store:
         """Hide and show tokens as an attention mask over everything read so far says."""
         for row, mask_T in zip(self.rows, mask_BT.expand(len(self.rows), -1), strict=True):
             row.show(mask_T)
+
+    def shows(self, mask_BT: Tensor) -> bool:
+        """Whether a mask shows exactly the tokens that are shown now."""
+        mask_BT = mask_BT.expand(len(self.rows), -1)
+        return all(row.shows(mask_T) for row, mask_T in zip(self.rows, mask_BT, strict=True))
 
     def take_keys(self, table_BTLK: Tensor) -> Tensor:
         """The keys of a table's slots, (B, T, L, K, D); any finite ones for those below 0."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -10,7 +12,7 @@ from hf_longctx import CodeLookup, stream
 from hf_longctx.cache import RetrievingLayer
 from hf_longctx.cache.stock import has_fixed_buffers, is_bounded
 from hf_longctx.editing.edit import edit
-from tests.contract.registry import close
+from tests.contract.registry import close, differs
 from tests.tiny import logits_of, text, tiny
 
 METHOD = CodeLookup(n_global=2, n_local=16, top_k=3, shortlist=8)
@@ -59,6 +61,26 @@ def test_a_text_within_the_window_can_be_edited_and_goes_on() -> None:
     close(got, logits_of(model, whole, use_cache=False)[:, len(new) - 1 :])
     with pytest.raises(ValueError, match="new tokens cannot attend to evicted keys"):
         edit(model, cache, whole[0].tolist(), whole[0, 1:].tolist())
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_later_mask_hides_and_shows_tokens_that_only_the_store_holds(single: bool) -> None:
+    model, cache, ids = tiny(num_hidden_layers=1), DynamicCache(), text(2, 60)
+    dataclasses.replace(METHOD, gate=None).apply(model)
+    hidden, seen = torch.ones(2, 60, dtype=torch.long), torch.ones(2, 60, dtype=torch.long)
+    hidden[0, 5:28] = 0
+    pos = torch.arange(60).expand(2, -1)
+    logits_of(model, ids[:, :45], past_key_values=cache)
+    for start, stop, mask in ((45, 50, hidden), (50, 55, seen), (55, 60, hidden)):
+        parts = ids[:, start:stop].split(1 if single else 5, 1)
+        ends = range(start + parts[0].shape[1], stop + 1, parts[0].shape[1])
+        got = [
+            logits_of(model, part, attention_mask=mask[:, :end], past_key_values=cache)
+            for part, end in zip(parts, ends, strict=True)
+        ]
+        full = logits_of(model, ids, attention_mask=mask, position_ids=pos, use_cache=False)
+        close(torch.cat(got, 1), full[:, start:stop])
+    differs(full, logits_of(model, ids, use_cache=False))
 
 
 def test_a_stream_refuses_what_grows_unless_it_is_told_to() -> None:
