@@ -290,7 +290,9 @@ def test_a_keyed_encoder_fails_clearly() -> None:
 
 def test_methods_are_listed_and_names_are_unique() -> None:
     assert list(hf_longctx.list_methods()) == [
+        "code_lookup",
         "giraffe",
+        "infllm",
         "lm_infinite",
         "position_free",
         "rope_scaling",

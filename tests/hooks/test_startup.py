@@ -257,7 +257,7 @@ def test_what_there_is_to_say_about_methods_is_what_their_classes_say() -> None:
 
     assert method_table.FILE.read_text(encoding="utf-8") == method_table.text(), "run `make tables`"
     assert list(method_table.entries()) == list(hf_longctx.list_methods())
-    assert json.loads(method_table.FILE.read_text(encoding="utf-8"))[0]["name"] == "giraffe"
+    assert json.loads(method_table.FILE.read_text(encoding="utf-8"))[0]["name"] == "code_lookup"
 
 
 def test_modules_of_the_package_are_attributes_of_it_as_they_were() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import DiffLlamaForCausalLM, Gemma2ForCausalLM, LlamaForCausalLM
 
 from hf_longctx.upstream.ledger import FIXED, NOT_RUN, WRONG, Defect, defects
 from hf_longctx.upstream.scripts import Seen, attempt, check, present
@@ -15,9 +16,26 @@ from hf_longctx.upstream.scripts import Seen, attempt, check, present
 SCRIPTS = {"wrong": 'return "off by 3"', "fixed": "return None", "not run": "print('needs a GPU'); raise SystemExit(3)"}
 
 
+LOADED = (LlamaForCausalLM, DiffLlamaForCausalLM, Gemma2ForCausalLM)  # so that there is something to leave changed
+
+
+def classes() -> dict[tuple[str, str], type]:
+    """What every module of transformers that is loaded calls a class."""
+    loaded = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "transformers" and module}
+    return {
+        (name, attribute): value
+        for name, module in loaded.items()
+        for attribute, value in list(vars(module).items())
+        if isinstance(value, type)
+    }
+
+
 @pytest.mark.parametrize("one", list(defects().values()), ids=lambda one: one.folder.name)
 def test_the_defect_is_as_it_was_seen(one: Defect) -> None:
+    before = classes()
     found = check(one)
+    after = classes()
+    assert [name for name, kept in before.items() if after[name] is not kept] == [], "the process goes on with these"
     if found.state == NOT_RUN:
         pytest.skip(found.told)
     if one.version in one.seen:

@@ -1,31 +1,38 @@
 """Does `apply_patches` put the classes back when something raises inside? Exits 1 if not, 0 if it does."""
 
 import sys
+from types import ModuleType
+
+import torch
 
 try:
-    import transformers.models.llama.modeling_llama as llama
     from transformers.monkey_patching import apply_patches, register_patch_mapping, unregister_patch_mapping
 except ImportError as missing:
     print(f"cannot be imported here: {missing}")
     sys.exit(3)
 
+NAME = "ClassOfLedger0008"  # a name is a pattern: that of a real class would leave all that it matches replaced
+
 
 def defect() -> str | None:
     """The class that is left after an exception."""
-    stock = llama.LlamaAttention
-    register_patch_mapping({"LlamaAttention": type("Other", (stock,), {})})
+    module = ModuleType("transformers.ledger_0008")
+    stock = type(NAME, (torch.nn.Module,), {})
+    setattr(module, NAME, stock)
+    sys.modules[module.__name__] = module
+    register_patch_mapping({NAME: type("Other", (stock,), {})})
     try:
         with apply_patches():
             raise KeyError("in a constructor")
     except KeyError:
-        left = llama.LlamaAttention
-    except ModuleNotFoundError as missing:  # it imports every module of transformers that has a class of this name
+        left = getattr(module, NAME)
+    except ModuleNotFoundError as missing:  # transformers 5.17 imports modules of its own to list their names
         print(f"needs {missing.name}")
         sys.exit(3)
     finally:
-        llama.LlamaAttention = stock
-        unregister_patch_mapping(["LlamaAttention"])
-    return f"LlamaAttention is still {left.__name__}" if left is not stock else None
+        unregister_patch_mapping([NAME])
+        del sys.modules[module.__name__]
+    return f"{NAME} is still {left.__name__}" if left is not stock else None
 
 
 if __name__ == "__main__":
