@@ -15,6 +15,12 @@ from ..ops.softcap import soft_capped
 from .inputs import AttentionInputs
 
 
+def reading_at(inputs: AttentionInputs, distance: int) -> Tensor:
+    """Queries (B, H, L, D) moved so that they read keys, left as they are, at a distance; there are more keys."""
+    moved = inputs.relative(distance)
+    return inputs.q_BHLD if moved is None else moved(inputs.q_BHLD)
+
+
 def found_branch(inputs: AttentionInputs, q_BHLD: Tensor, table_BTLK: Tensor) -> Branch:
     """The branch of the tokens in these slots, for queries that are moved to where they read keys as they are.
 

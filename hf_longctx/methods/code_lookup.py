@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..attention.found import found_branch, gated
+from ..attention.found import found_branch, gated, reading_at
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
+from ..attention.lookup_settings import check_lookup, half_of
 from ..attention.method import AttentionMethod, halved
 from ..cache import RetrievingLayer, Store, UnrotatedLayer
 from ..method import Footprint
-from ..near import did_you_mean
 from ..ops.branch import Branch
 from ..rope.parameters import readable_length
 from .lm_infinite import window_and_first
@@ -77,27 +77,10 @@ class CodeLookup(AttentionMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, known in CHOICES.items():
-            value = getattr(self, field)
-            if value not in known:
-                names = [name for name in known if name is not None]
-                none = " or None" if None in known else ""
-                hint = did_you_mean(value, names)
-                raise ValueError(f"{field}={value!r}: no such choice. {hint}There are: {', '.join(names)}{none}.")
-        if self.n_global < 0:
-            raise ValueError(f"n_global={self.n_global}: expected 0 or more.")
-        if self.n_local is not None and self.n_local < 1:
-            raise ValueError(f"n_local={self.n_local}: CodeLookup needs a window of at least 1 token, the query's own.")
-        if self.top_k < 1:
-            raise ValueError(f"top_k={self.top_k}: expected at least 1. Without look-ups this is LMInfinite.")
+        check_lookup(self, CHOICES)
         if self.by == "signs" and self.shortlist < self.top_k:
             raise ValueError(
                 f"shortlist={self.shortlist}: expected at least top_k={self.top_k}, the tokens chosen from it."
-            )
-        if self.read_at is not None and not 1 <= self.read_at <= (self.n_local or self.read_at):
-            raise ValueError(
-                f"read_at={self.read_at}: expected a distance from 1 to n_local={self.n_local}, which the model was "
-                f"trained to read. None is half of n_local."
             )
         if self.on_host:
             raise ValueError(
@@ -121,7 +104,7 @@ class CodeLookup(AttentionMethod):
                 "n_global=%d, n_local=%d and top_k=%d are more tokens at once than the %d that the config names.",
                 self.n_global, n_local, self.top_k, readable,
             )  # fmt: skip
-        return dataclasses.replace(self, n_local=n_local, read_at=self.read_at or max(n_local // 2, 1))
+        return dataclasses.replace(self, n_local=n_local, read_at=self.read_at or half_of(n_local))
 
     @property
     def looks_up(self) -> bool:
@@ -151,8 +134,7 @@ class CodeLookup(AttentionMethod):
     def smaller(self) -> Iterator[tuple[str, CodeLookup]]:
         """Smaller windows."""
         for window in halved(self.n_local):
-            smaller = dataclasses.replace(self, n_local=window, read_at=None)
-            yield f"n_local={window}", dataclasses.replace(smaller, read_at=max(window // 2, 1))
+            yield f"n_local={window}", dataclasses.replace(self, n_local=window, read_at=half_of(window))
 
     @classmethod
     def proposals(cls, tokens: int, trained: int | None) -> list[CodeLookup]:
@@ -171,8 +153,7 @@ class CodeLookup(AttentionMethod):
         window, first = window_and_first(inputs, self.n_global, self.n_local)
         if not inputs.decoder.looking_up:
             return [window, first]
-        moved = inputs.relative(self.read_at)
-        q = inputs.q_BHLD if moved is None else moved(inputs.q_BHLD)
+        q = reading_at(inputs, self.read_at)
         store = inputs.everything or Store.of(inputs.keys, self.centred_by)
         table = choose(
             q, inputs.q_pos_BL, store, k=self.top_k, near=self.n_local, first=inputs.first(self.n_global),

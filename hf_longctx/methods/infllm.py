@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..attention.blocks import choose_blocks
-from ..attention.found import found_branch
+from ..attention.found import found_branch, reading_at
 from ..attention.inputs import AttentionInputs
+from ..attention.lookup_settings import check_lookup, half_of
 from ..attention.method import AttentionMethod, halved
 from ..cache import FullLayer, UnrotatedLayer
 from ..method import Footprint
-from ..near import did_you_mean
 from ..ops.branch import Branch
 from ..rope.parameters import readable_length
 from .lm_infinite import window_and_first
@@ -72,28 +72,13 @@ class InfLLM(AttentionMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, known in CHOICES.items():
-            value = getattr(self, field)
-            if value not in known:
-                hint = did_you_mean(value, known)
-                raise ValueError(f"{field}={value!r}: no such choice. {hint}There are: {', '.join(known)}.")
-        if self.n_global < 0:
-            raise ValueError(f"n_global={self.n_global}: expected 0 or more.")
-        if self.n_local is not None and self.n_local < 1:
-            raise ValueError(f"n_local={self.n_local}: InfLLM needs a window of at least 1 token, the query's own.")
+        check_lookup(self, CHOICES)
         if self.block_size < 1 or self.block_size & (self.block_size - 1):
             raise ValueError(f"block_size={self.block_size}: expected a power of two, such as 128, the paper's.")
         if self.n_local is not None and self.block_size > self.n_local:
             raise ValueError(
                 f"block_size={self.block_size}: expected at most n_local={self.n_local}, the tokens of the window. "
                 f"Choose smaller blocks or a larger window."
-            )
-        if self.top_k < 1:
-            raise ValueError(f"top_k={self.top_k}: expected at least 1. Without look-ups this is LMInfinite.")
-        if self.read_at is not None and not 1 <= self.read_at <= (self.n_local or self.read_at):
-            raise ValueError(
-                f"read_at={self.read_at}: expected a distance from 1 to n_local={self.n_local}, which the model was "
-                f"trained to read. None is half of n_local."
             )
 
     def resolve(self, config: Any) -> InfLLM:
@@ -111,7 +96,7 @@ class InfLLM(AttentionMethod):
                 "n_global=%d, n_local=%d and %d blocks of block_size=%d are more tokens at once than the %d that the "
                 "config names.", self.n_global, n_local, self.top_k + 1, self.block_size, readable,
             )  # fmt: skip
-        return dataclasses.replace(self, n_local=n_local, read_at=self.read_at or max(n_local // 2, 1))
+        return dataclasses.replace(self, n_local=n_local, read_at=self.read_at or half_of(n_local))
 
     @property
     def looks_up(self) -> bool:
@@ -139,7 +124,7 @@ class InfLLM(AttentionMethod):
         """Smaller windows, of at least a block."""
         for window in halved(self.n_local):
             if window >= self.block_size:
-                yield f"n_local={window}", dataclasses.replace(self, n_local=window, read_at=max(window // 2, 1))
+                yield f"n_local={window}", dataclasses.replace(self, n_local=window, read_at=half_of(window))
 
     @classmethod
     def proposals(cls, tokens: int, trained: int | None) -> list[InfLLM]:
@@ -157,8 +142,7 @@ class InfLLM(AttentionMethod):
         window, first = window_and_first(inputs, self.n_global, self.n_local)
         if not inputs.decoder.looking_up:
             return [window, first]
-        moved = inputs.relative(self.read_at)
-        q = inputs.q_BHLD if moved is None else moved(inputs.q_BHLD)
+        q = reading_at(inputs, self.read_at)
         table = choose_blocks(
             q, inputs.q_pos_BL, inputs.keys, k=self.top_k, size=self.block_size, near=self.n_local,
             first=inputs.first(self.n_global), by=self.by, per=self.per,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..anatomy import attention_layers
-from ..attention.found import found_branch
+from ..attention.found import found_branch, reading_at
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
 from ..attention.method import AttentionMethod, halved
@@ -145,8 +145,7 @@ class LMInfinite(AttentionMethod):
         window, first = window_and_first(inputs, self.n_global, self.n_local)
         if not self._looks_up(inputs.module) or not inputs.decoder.looking_up:
             return [window, first]
-        halfway = inputs.relative(self.n_local // 2)  # queries moved, keys as they are: there are more keys
-        q_half = inputs.q_BHLD if halfway is None else halfway(inputs.q_BHLD)
+        q_half = reading_at(inputs, self.n_local // 2)
         everything, begins = Store.of(inputs.keys), inputs.first(self.n_global)
         table = choose(q_half, inputs.q_pos_BL, everything, k=self.top_k, near=self.n_local, first=begins)
         return [window, first, found_branch(inputs, q_half, table)]
