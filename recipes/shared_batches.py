@@ -1,21 +1,57 @@
-"""What recipes share whose processes share each batch: arguments, what a training leaves, and one process beside it."""
+"""What recipes share whose processes share each batch: the command, arguments, what is kept, and the smoke form."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from hf_longctx import SequenceParallel, SequenceParallelConfig
 from hf_longctx.storage.files import write_whole
+from hf_longctx.training.processes import is_first
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "MASTER_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
+
+
+def command(description: str | None, run: Callable[..., dict[str, Any]], recipe: str) -> None:
+    """A recipe's command line.
+
+    Args:
+        description: Above its options.
+        run: Takes the config and `resume`, and returns the report. Every process calls it.
+        recipe: The package, with config.yaml beside it and `main` in its module smoke.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Path(__file__).parents[1].joinpath(*recipe.split("."), "config.yaml")
+    parser.add_argument("--config", type=Path, default=default)
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the config's `out`")
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, compared with one process; about a minute")
+    args = parser.parse_args()
+    if args.smoke:
+        importlib.import_module(f"{recipe}.smoke").main()
+        return
+    report = run(read(args.config), resume=args.resume)
+    if is_first():
+        print(json.dumps(report, indent=2))
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A config."""
+    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return found
 
 
 def arguments(config: dict[str, Any], folder: Path, **fixed: Any) -> dict[str, Any]:
@@ -46,7 +82,27 @@ def keep(trainer: Any, out: Path, report: dict[str, Any]) -> None:
         write_whole(out / "report.json", json.dumps(report, indent=2).encode())
 
 
-def alone(module: str, *words: str) -> None:
-    """Run a module in one process, without what a launcher has told this one."""
+def smoke(
+    prepare: Callable[[Path], None],
+    run: Callable[[dict[str, Any]], dict[str, Any]],
+    check: Callable[[dict[str, Any], Path], None],
+) -> None:
+    """The recipe on all processes in a temporary folder, which one of them prepares, and whose report it checks."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    with tempfile.TemporaryDirectory() as own:
+        folder = Path(broadcast_object_list([own])[0])  # that of the first process
+        if state.is_main_process:
+            prepare(folder)
+        state.wait_for_everyone()
+        report = run(read(folder / "config.yaml"))
+        if state.is_main_process:
+            check(report, folder)
+        state.wait_for_everyone()
+
+
+def stock(module: str, folder: Path) -> dict[str, Any]:
+    """What a module finds in one process, without what a launcher has told this one, and writes to stock.json."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
-    subprocess.run([sys.executable, "-m", module, *words], env=environment, check=True)
+    subprocess.run([sys.executable, "-m", module, str(folder)], env=environment, check=True)
+    found: dict[str, Any] = json.loads((folder / "stock.json").read_text(encoding="utf-8"))
+    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -129,6 +130,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @torch.no_grad()
 def logits_of(model: Any, ids: Tensor, **kwargs: Any) -> Tensor:
     return model(ids, **kwargs).logits
+
+
+def logits_in_parts(model: Any, ids: Tensor, ends: Sequence[int], cache: Any, mask: Tensor | None = None) -> Tensor:
+    """Logits of a text that is given up to each of these ends, one after the other, with what is cached before."""
+    parts = []
+    for start, stop in pairwise((0, *ends)):
+        seen = {} if mask is None else {"attention_mask": mask[:, :stop]}
+        parts.append(logits_of(model, ids[:, start:stop], past_key_values=cache, **seen))
+    return torch.cat(parts, 1)
 
 
 def greedy_uncached(model: Any, ids: Tensor, steps: int) -> Tensor:

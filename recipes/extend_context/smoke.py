@@ -12,6 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from recipes.expected import hold
+
 from .settings import DEFAULT as CONFIG
 from .settings import HERE, checked, read_config
 
@@ -87,9 +89,6 @@ def check(report: dict[str, Any], out: Path) -> None:
         "max_position_embeddings": saved.max_position_embeddings,
         "measures left out": len(report["after"]["not measured"]),
     }
-    expected = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))["smoke"]
-    off = [name for name, one in expected.items() if not abs(found[name] - one["value"]) <= one["tolerance"]]
     print(json.dumps(found))
-    if off:
-        raise SystemExit(f"off: {', '.join(off)}; expected.json: {json.dumps({name: expected[name] for name in off})}")
+    hold(found, HERE / "expected.json")
     print("as expected")

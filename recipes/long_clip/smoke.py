@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
 from hf_longctx.clip.stretch import text_length
+from recipes.expected import hold
 
 from . import scene_captions as captions
 from .miniature import SMOKE, build
@@ -72,8 +73,5 @@ def check(report: dict[str, Any], out: Path) -> None:
         "tokens": AutoTokenizer.from_pretrained(out / "model").model_max_length,
         "captions held out": report["after"]["held out"]["long"]["captions"],
     }
-    expected = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))["smoke"]
-    off = [name for name, one in expected.items() if not abs(found[name] - one["value"]) <= one["tolerance"]]
     print(json.dumps(found))
-    if off:
-        raise SystemExit(f"off: {', '.join(off)}; expected.json: {json.dumps({name: expected[name] for name in off})}")
+    hold(found, HERE / "expected.json")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_longctx.evaluation.tasks.long_output import write_rows
+from recipes.expected import hold
 from recipes.long_dpo.compare import difference
 from recipes.long_dpo.pairs import made, read_pairs
-from recipes.shared_batches import alone
+from recipes.shared_batches import smoke, stock
 
 HERE = Path(__file__).parent
 TASKS = ("ledger", "order", "numbered", "route")
@@ -33,17 +31,7 @@ def main() -> None:
     """The recipe on all processes, then one of them compares; SystemExit where something is off."""
     from .train import run
 
-    state = PartialState(cpu=not torch.cuda.is_available())
-    with tempfile.TemporaryDirectory() as own:
-        folder = Path(broadcast_object_list([own])[0])  # that of the first process
-        if state.is_main_process:
-            prepare(folder)
-        state.wait_for_everyone()
-        report = run(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-        if state.is_main_process:
-            alone("recipes.long_dpo.smoke", str(folder))
-            check(report, json.loads((folder / "stock.json").read_text(encoding="utf-8")))
-        state.wait_for_everyone()
+    smoke(prepare, run, lambda report, folder: check(report, stock("recipes.long_dpo.smoke", folder)))
 
 
 def prepare(folder: Path) -> None:
@@ -108,7 +96,6 @@ def train_stock(folder: Path) -> None:
 
 def check(report: dict[str, Any], right: dict[str, Any]) -> None:
     """Hold the report against the stock process, and what is trained against expected.json."""
-    expected = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))["smoke"]
     found = {
         "relative difference to one stock process": difference(report, right),
         "steps": len(report["steps"]),
@@ -117,9 +104,7 @@ def check(report: dict[str, Any], right: dict[str, Any]) -> None:
         "held-out margin after": report["after"]["rewards/margins"],
     }
     print(json.dumps(report | found, indent=2))
-    off = [name for name, one in expected.items() if not abs(found[name] - one["value"]) <= one["tolerance"]]
-    if off:
-        raise SystemExit(f"off: {', '.join(off)}; expected.json: {json.dumps({name: expected[name] for name in off})}")
+    hold(found, HERE / "expected.json")
     print("as expected")
 
 

@@ -8,14 +8,11 @@ See README.md beside this file.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import set_seed
 
 from hf_longctx import SequenceParallelMixin
@@ -24,7 +21,7 @@ from hf_longctx.training.processes import is_first
 from recipes.config import check_keys
 from recipes.long_dpo.pairs import read_pairs, tokens_of
 from recipes.resuming import check_fresh
-from recipes.shared_batches import arguments, keep
+from recipes.shared_batches import arguments, command, keep
 
 KNOWN = {"model", "pairs", "longest", "held_out", "degree", "kind", "out", "training"}
 COMPARED = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
@@ -109,22 +106,5 @@ def measured(trainer: Any) -> dict[str, Any]:
     }
 
 
-def main(words: list[str] | None = None) -> None:
-    """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("config.yaml"))
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the config's `out`")
-    parser.add_argument("--smoke", action="store_true", help="a tiny model, compared with one process; about a minute")
-    args = parser.parse_args(words)
-    if args.smoke:
-        from recipes.long_dpo.smoke import main as smoke
-
-        smoke()
-        return
-    report = run(yaml.safe_load(args.config.read_text(encoding="utf-8")), resume=args.resume)
-    if is_first():
-        print(json.dumps(report, indent=2))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, run, "recipes.long_dpo")

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longctx.storage.files import write_json_lines
+from recipes.expected import hold
 from recipes.extend_context.smoke import write_documents, write_model
 from recipes.long_writer.settings import DEFAULT, HERE, checked, merged, read_config
 
@@ -68,11 +69,8 @@ def writing(rng: random.Random, rows: int) -> list[dict[str, Any]]:
 
 def check(found: dict[str, Any]) -> None:
     """Hold figures against expected.json; SystemExit where they are off."""
-    expected = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))["smoke"]
-    off = [name for name, one in expected.items() if not abs(found[name] - one["value"]) <= one["tolerance"]]
     print(json.dumps(found))
-    if off:
-        raise SystemExit(f"off: {', '.join(off)}; expected.json: {json.dumps({name: expected[name] for name in off})}")
+    hold(found, HERE / "expected.json")
     print("as expected")
 
 

@@ -51,23 +51,23 @@ def arguments(given: Mapping[str, Any], out: Path, steps: int, rows: int, forwar
 
 def run(
     make: Callable[[Clock], Any],
-    out: Path,
+    stage: str,
     config: Mapping[str, Any],
-    decides: Mapping[str, Any],
+    model: str,
+    data: Mapping[str, Any],
     *,
-    steps: int,
     seconds: float | None,
     begun: float,
     resume: bool,
 ) -> dict[str, Any]:
-    """Train, save the model in `out`/model, and say what happened.
+    """Train, save the model in the folder model of the stage's, and say what happened.
 
     Args:
         make: The trainer, given its clock.
-        out: The folder of the stage.
+        stage: Its name in the config, and its folder in the config's `out`.
         config: The recipe's settings.
-        decides: What decides the weights: settings, data.
-        steps: Of the training.
+        model: What it begins with.
+        data: What it trains on, in figures. With settings and model it decides the weights.
         seconds: After `begun` it ends; None: after all of its steps.
         begun: `time.monotonic()` when the stage began, its data included.
         resume: Go on from the last checkpoint that was saved to its end.
@@ -77,6 +77,8 @@ def run(
         FloatingPointError: A loss is not finite. The checkpoints from before it stay.
         SystemExit: Ctrl-C.
     """
+    out = Path(config["out"]) / stage
+    decides = {key: config[key] for key in ("context", "seed", "tasks", stage)} | {"model": model, "data": data}
     keep_settings(out, fingerprints(decides), resume=resume)
     set_seed(config["seed"])
     if torch.cuda.is_available():
@@ -84,7 +86,7 @@ def run(
     left = None if seconds is None else seconds - (time.monotonic() - begun)
     if left is not None and left <= 0:
         raise ValueError(f"--minutes: the data of {out} took longer than its {seconds:.0f} seconds. Give more.")
-    clock = Clock(steps, left, out / "run/seconds.json")
+    clock = Clock(config[stage]["steps"], left, out / "run/seconds.json")
     trainer = make(clock)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = False

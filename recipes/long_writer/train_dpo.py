@@ -68,8 +68,7 @@ def train(
             clock=clock,
         )
 
-    decides = {key: config[key] for key in ("context", "seed", "tasks", "dpo")} | {"model": str(start), "data": found}
-    report = run(make, out, config, decides, steps=own["steps"], seconds=seconds, begun=begun, resume=resume)
+    report = run(make, "dpo", config, str(start), found, seconds=seconds, begun=begun, resume=resume)
     return keep(out, report | {"data": found})
 
 

@@ -102,8 +102,7 @@ def train(
             **more,
         )
 
-    decides = {key: config[key] for key in ("context", "seed", "tasks", "grpo")} | {"model": str(start), "data": found}
-    report = run(make, out, config, decides, steps=own["steps"], seconds=seconds, begun=begun, resume=resume)
+    report = run(make, "grpo", config, str(start), found, seconds=seconds, begun=begun, resume=resume)
     steps = curve(report["logs"])
     found_groups = equal_groups(steps, own["prompts_per_step"])
     return keep(out, report | {"data": found, "curve": steps, "groups": found_groups})

@@ -66,8 +66,7 @@ def train(
             loss_weighting=own["loss_weighting"],
         )
 
-    decides = {key: config[key] for key in ("context", "seed", "tasks", "sft")} | {"model": str(start), "data": found}
-    report = run(make, out, config, decides, steps=steps, seconds=seconds, begun=begun, resume=resume)
+    report = run(make, "sft", config, str(start), found, seconds=seconds, begun=begun, resume=resume)
     return keep(out, report | {"data": found})
 
 

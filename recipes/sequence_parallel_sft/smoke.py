@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import random
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from recipes.shared_batches import alone
+from recipes import shared_batches
+from recipes.expected import hold
+from recipes.shared_batches import smoke
 
 HERE = Path(__file__).parent
 EXACT = 1e-5  # fp32, relative
@@ -27,16 +26,7 @@ def main() -> None:
     """The recipe on all processes, then one of them compares; SystemExit where something is off."""
     from .train import run
 
-    state = PartialState(cpu=not torch.cuda.is_available())
-    with tempfile.TemporaryDirectory() as own:
-        folder = Path(broadcast_object_list([own])[0])  # that of the first process
-        if state.is_main_process:
-            prepare(folder)
-        state.wait_for_everyone()
-        report = run(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-        if state.is_main_process:
-            check(report, stock(folder))
-        state.wait_for_everyone()
+    smoke(prepare, run, lambda report, folder: check(report, stock(folder)))
 
 
 def prepare(folder: Path) -> None:
@@ -67,11 +57,9 @@ def prepare(folder: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
-def stock(folder: Path) -> dict[str, float | list[float]]:
+def stock(folder: Path) -> dict[str, Any]:
     """What one process with transformers' own Trainer finds, on the same packs in the same order."""
-    alone("recipes.sequence_parallel_sft.smoke", str(folder))
-    found: dict[str, float | list[float]] = json.loads((folder / "stock.json").read_text(encoding="utf-8"))
-    return found
+    return shared_batches.stock("recipes.sequence_parallel_sft.smoke", folder)
 
 
 def train_stock(folder: Path) -> None:
@@ -105,7 +93,6 @@ def train_stock(folder: Path) -> None:
 
 def check(report: dict[str, Any], right: dict[str, Any]) -> None:
     """Hold the report against the stock process, and what is trained against expected.json."""
-    expected = json.loads((HERE / "expected.json").read_text(encoding="utf-8"))["smoke"]
     pairs = {f"loss of step {i}": pair for i, pair in enumerate(zip(report["losses"], right["losses"], strict=True), 1)}
     pairs |= {f"eval loss {name}": (report[name], right[name]) for name in ("before", "after")}
     found = {
@@ -115,9 +102,7 @@ def check(report: dict[str, Any], right: dict[str, Any]) -> None:
         "eval loss after over before": report["after"] / report["before"],
     }
     print(json.dumps(report | found, indent=2))
-    off = [name for name, one in expected.items() if not abs(found[name] - one["value"]) <= one["tolerance"]]
-    if off:
-        raise SystemExit(f"off: {', '.join(off)}; expected.json: {json.dumps({name: expected[name] for name in off})}")
+    hold(found, HERE / "expected.json")
     print("as expected")
 
 

@@ -8,22 +8,18 @@ See README.md beside this file.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainingArguments, set_seed
 
 from hf_longctx import SequenceParallelTrainer
 from hf_longctx.hub import load
-from hf_longctx.training.processes import is_first
 from recipes.config import check_keys
 from recipes.resuming import check_fresh
 from recipes.sequence_parallel_sft.packs import PackCollator, packed, read_documents
-from recipes.shared_batches import arguments, keep
+from recipes.shared_batches import arguments, command, keep
 
 KNOWN = {"model", "documents", "pack", "held_out", "degree", "kind", "out", "training"}
 
@@ -69,22 +65,5 @@ def training_arguments(config: dict[str, Any], folder: Path) -> TrainingArgument
     return TrainingArguments(**arguments(config, folder, remove_unused_columns=False))
 
 
-def main(words: list[str] | None = None) -> None:
-    """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("config.yaml"))
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the config's `out`")
-    parser.add_argument("--smoke", action="store_true", help="a tiny model, compared with one process; about a minute")
-    args = parser.parse_args(words)
-    if args.smoke:
-        from recipes.sequence_parallel_sft.smoke import main as smoke
-
-        smoke()
-        return
-    report = run(yaml.safe_load(args.config.read_text(encoding="utf-8")), resume=args.resume)
-    if is_first():
-        print(json.dumps(report, indent=2))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, run, "recipes.sequence_parallel_sft")

@@ -17,7 +17,7 @@ from tests.contract.registry import close, differs
 from tests.families.census.building import build
 from tests.reference.lookup import best, block_score
 from tests.reference.model import by_brute_force
-from tests.tiny import left_padded, logits_of, text, tiny
+from tests.tiny import left_padded, logits_in_parts, logits_of, text, tiny
 
 B, H, G, S, D, FIRST, NEAR, SIZE, K = 2, 6, 2, 61, 8, 3, 7, 4, 3
 
@@ -109,8 +109,5 @@ def test_caps_sinks_recurrences_and_latent_attention(family: str) -> None:
     stock = logits_of(model, ids)
     with InfLLM(n_global=2, n_local=7, top_k=2, block_size=4).on(model):
         full = logits_of(model, ids, use_cache=False)
-        cache, steps = DynamicCache(config=model.config), []
-        for start, stop in ((0, 25), (25, 26), (26, 40)):
-            steps.append(logits_of(model, ids[:, start:stop], past_key_values=cache))
-    close(torch.cat(steps, 1), full)
+        close(logits_in_parts(model, ids, (25, 26, 40), DynamicCache(config=model.config)), full)
     differs(full, stock)

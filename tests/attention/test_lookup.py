@@ -18,7 +18,7 @@ from tests.contract.registry import close, differs
 from tests.families.census.building import build
 from tests.reference.lm_infinite_top_k import OneMatrix
 from tests.reference.lookup import best, code_scores
-from tests.tiny import left_padded, logits_of, text, tiny
+from tests.tiny import left_padded, logits_in_parts, logits_of, text, tiny
 
 B, H, G, S, D, FIRST, NEAR, K = 2, 6, 2, 61, 8, 3, 7, 4
 
@@ -106,11 +106,7 @@ def test_lm_infinite_s_look_up_is_what_it_was(family: str, padded: bool) -> None
             model.zero_grad()
             logits = model(ids, attention_mask=mask, use_cache=False).logits.masked_fill(~real, 0)
             logits.square().mean().backward()
-            cache, steps = DynamicCache(), []
-            for start, stop in ((0, 25), (25, 26), (26, 31)):
-                seen = mask[:, :stop]
-                steps.append(logits_of(model, ids[:, start:stop], attention_mask=seen, past_key_values=cache))
-            cached = torch.cat(steps, 1).masked_fill(~real, 0)
+            cached = logits_in_parts(model, ids, (25, 26, 31), DynamicCache(), mask).masked_fill(~real, 0)
             return [logits.detach(), cached, *(p.grad.clone() for p in model.parameters())]
 
     for ours, before in zip(run(LMInfinite(**settings)), run(OneMatrix(**settings)), strict=True):
@@ -125,10 +121,7 @@ def test_caps_sinks_recurrences_and_keys_of_other_layers(family: str) -> None:
     stock = logits_of(model, ids)
     with CodeLookup(n_global=2, n_local=7, top_k=3, shortlist=6).on(model):
         full = logits_of(model, ids, use_cache=False)
-        cache, steps = DynamicCache(config=model.config), []
-        for start, stop in ((0, 25), (25, 26), (26, 40)):
-            steps.append(logits_of(model, ids[:, start:stop], past_key_values=cache))
-    close(torch.cat(steps, 1), full)
+        close(logits_in_parts(model, ids, (25, 26, 40), DynamicCache(config=model.config)), full)
     differs(full, stock)
 
 

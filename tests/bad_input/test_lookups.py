@@ -13,7 +13,9 @@ from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.registry import parse
 from tests.contract.registry import close, fingerprint
 from tests.families.census.building import build
-from tests.tiny import logits_of, text, tiny
+from tests.tiny import logits_in_parts, logits_of, text, tiny
+
+from .lookup_rows import check_rows
 
 IDS = text(2, 24)
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -83,24 +85,9 @@ def test_extreme_windows_and_more_tokens_than_there_are(n_global: int, n_local: 
     model = tiny()
     for top_k in (1, 10_000):
         with CodeLookup(n_global=n_global, n_local=n_local, top_k=top_k, shortlist=10_000).on(model):
-            full, cache = logits_of(model, IDS, use_cache=False), DynamicCache()
-            parts = [logits_of(model, chunk, past_key_values=cache) for chunk in IDS.split([1, 4, 1, 18], 1)]
-            close(torch.cat(parts, 1), full)
+            full = logits_of(model, IDS, use_cache=False)
+            close(logits_in_parts(model, IDS, (1, 5, 6, 24), DynamicCache()), full)
 
 
 def test_a_row_of_padding_only_a_short_one_and_a_text_within_the_window() -> None:
-    model, mask = tiny(), torch.ones(3, 24, dtype=torch.long)
-    mask[0], mask[1, :23] = 0, 0
-    ids = text(3, 24)
-    with CodeLookup(n_global=2, n_local=6, top_k=3).on(model):
-        cache, steps = DynamicCache(), []
-        for start, stop in ((0, 20), (20, 21), (21, 24)):
-            seen = mask[:, :stop]
-            steps.append(logits_of(model, ids[:, start:stop], attention_mask=seen, past_key_values=cache))
-        got = torch.cat(steps, 1)
-        assert torch.isfinite(got).all()
-        close(got[1, -1:], logits_of(model, ids[1:2, -1:])[0])
-        close(got[2], logits_of(model, ids[2:])[0])
-    stock = logits_of(model, ids)
-    with CodeLookup(n_local=24).on(model):
-        close(logits_of(model, ids), stock)
+    check_rows(CodeLookup(n_global=2, n_local=6, top_k=3), CodeLookup(n_local=24))

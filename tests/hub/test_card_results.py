@@ -23,14 +23,6 @@ COMMITTED = Path(__file__).resolve().parents[2] / "recipes/benchmarks/results"
 NUMBER = re.compile(r"(?<![\w.,-])-?[\d,]+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])")
 
 
-@pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "stock"
-    tiny().save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def dual(stock: Path, tmp_path: Path) -> Path:
     return save_for_hub(stock, tmp_path / "dual", method=METHOD).folder

@@ -21,14 +21,6 @@ IDS = torch.arange(3, 45)[None]
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "stock"
-    tiny().save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def dual(stock: Path) -> Path:
     return save_for_hub(stock, stock.parent / "dual", method=METHOD, base_model="owner/base").folder
 

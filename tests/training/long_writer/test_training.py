@@ -53,8 +53,8 @@ def trainer_of(stage: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPat
     class MadeError(Exception):
         pass
 
-    def run(make: Callable[[Clock], Any], out: Path, *_: Any, steps: int, **__: Any) -> None:
-        raise MadeError(make(Clock(steps, None, out / "seconds.json")))
+    def run(make: Callable[[Clock], Any], stage: str, config: dict[str, Any], *_: Any, **__: Any) -> None:
+        raise MadeError(make(Clock(config[stage]["steps"], None, Path(config["out"], stage, "seconds.json"))))
 
     monkeypatch.setattr(STAGES[stage], "run", run)
     with pytest.raises(MadeError) as made:
