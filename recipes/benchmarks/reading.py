@@ -82,7 +82,7 @@ def finish(
 
 def _command(args: argparse.Namespace) -> str:
     """The command without the paths of texts, model and results on one machine."""
-    parts = ["python", "-m", f"recipes.benchmarks.{Path(sys.argv[0]).stem}"]
+    parts = ["python", "-m", module_of(sys.argv[0])]
     skip = False
     for word in sys.argv[1:]:
         name = word.partition("=")[0]
@@ -90,6 +90,12 @@ def _command(args: argparse.Namespace) -> str:
             parts.append("DOCS" if parts[-1] == "--documents" else word)
         skip = not skip and word in ("--model", "--commit", "--out")
     return shlex.join(parts)
+
+
+def module_of(file: str) -> str:
+    """The module that a file of recipes/ is, as `python -m` takes it."""
+    parts = Path(file).with_suffix("").parts
+    return ".".join(parts[parts.index("recipes") :]) if "recipes" in parts else f"recipes.benchmarks.{parts[-1]}"
 
 
 def spans(documents: dict[str, Tensor], length: int, most: int = 5) -> dict[str, Tensor]:

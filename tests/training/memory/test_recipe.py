@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from recipes.far import ladder, longest
+from recipes.far import beside, ladder, longest
 
 
 @pytest.mark.parametrize(("module", "name", "rows"), [(ladder, "far_ladder", 6), (longest, "far_longest", 2)])
@@ -18,3 +19,28 @@ def test_smoke(module: object, name: str, rows: int, tmp_path: Path, monkeypatch
     found = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
     assert len(found["rows"]) == rows
     assert all(row["value"] == 0 and row["beside"]["tokens/s"] > 0 for row in found["rows"]), "no card, but steps"
+
+
+def test_beside_stock_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipes/far/beside.py", "--smoke", "--out", str(tmp_path)])
+    lines: dict[str, dict[str, object]] = {}
+
+    def run(words: list[str], **kwargs: object) -> SimpleNamespace:
+        asked = dict(zip(words[3::2], words[4::2], strict=True))
+        found = beside.measure(asked["--line"], asked["--of"], int(asked["--tokens"]), int(asked["--steps"]))
+        lines[asked["--line"]] = found
+        return SimpleNamespace(stdout=json.dumps(found), stderr="")
+
+    monkeypatch.setattr(beside, "subprocess", SimpleNamespace(run=run))  # in this process: it has imported everything
+    beside.main(["--smoke", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "far_beside.json").read_text(encoding="utf-8"))
+    assert found["command"] == "python -m recipes.far.beside --smoke"
+    assert [row["value"] > 0 for row in found["rows"]] == [True] * 3
+    assert lines[beside.OURS]["losses"] == pytest.approx(lines[beside.STOCK]["losses"], rel=1e-5)
+
+
+def test_a_line_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = SimpleNamespace(stdout="", stderr="Traceback\ntorch.OutOfMemoryError: CUDA out of memory.")
+    monkeypatch.setattr(beside, "subprocess", SimpleNamespace(run=lambda *args, **kwargs: failed))
+    rows = list(beside.measured([beside.STOCK, beside.OURS], "tiny", 1024, 1))
+    assert [row["why"] for row in rows] == ["torch.OutOfMemoryError: CUDA out of memory."] * 2

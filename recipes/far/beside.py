@@ -1,0 +1,172 @@
+"""One long document a step, through Trainer: tokens/s and memory of the ladder beside stock Trainer and TRL.
+
+python -m recipes.far.beside               # SmolLM2-135M, 64k tokens, one GPU; TRL's line needs trl and datasets
+python -m recipes.far.beside --smoke       # tiny, on a CPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from hf_longctx import TrainingMemory
+from hf_longctx.evaluation.rows import row
+from hf_longctx.training.memory import TrainingMemoryMixin
+from recipes.benchmarks.reading import K, finish, lengths
+
+from .settings import MODELS
+
+GIB = 2**30
+WARM_UP = 1  # steps that are not counted
+STOCK, OURS, TRL = "stock Trainer", "TrainingMemory(tile=8192, remat='attention')", "TRL's SFTTrainer, offload"
+# of ours over each: tokens/s at least, memory at most
+BARS = {STOCK: (">= 1.15", "<= 0.333"), TRL: (">= 1.1", "<= 0.8")}
+
+
+class FarTrainer(TrainingMemoryMixin, Trainer):
+    """Trainer on the ladder."""
+
+
+class Documents(Dataset[dict[str, Any]]):
+    """One random document of so many tokens for each step, all of whose tokens are targets."""
+
+    def __init__(self, tokens: int, steps: int, vocabulary: int) -> None:
+        seeded = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(3, vocabulary, (steps, tokens), generator=seeded)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return {"input_ids": self.ids[number], "labels": self.ids[number]}
+
+
+class Times(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for the card, and look at the clock."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def measure(line: str, model_name: str, tokens: int, steps: int) -> dict[str, Any]:
+    """Seconds of each step after the warm-up, and bytes at the peak, of one line in this process."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(MODELS[model_name], dtype=torch.float32)
+    cuda = torch.cuda.is_available()
+    data, times = Documents(tokens, WARM_UP + steps, model.config.vocab_size), Times()
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 1,
+        "max_steps": WARM_UP + steps,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} | ({"offload": True} if line == TRL and cuda else {}),
+        "bf16": cuda,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "learning_rate": 1e-5,
+        "dataloader_pin_memory": cuda,
+    }
+    with tempfile.TemporaryDirectory() as out:
+        trainer = trainer_of(line, model, data, settings | {"output_dir": out})
+        trainer.add_callback(times)
+        trainer.train()
+    logs = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    peak = torch.cuda.max_memory_allocated() if cuda else 0
+    seconds = [after - before for before, after in zip(times.ends, times.ends[1:], strict=False)]
+    return {"seconds": seconds, "peak_bytes": peak, "losses": logs}
+
+
+def trainer_of(line: str, model: Any, data: Documents, settings: dict[str, Any]) -> Any:
+    """The Trainer of a line, around the same model and documents."""
+    if line != TRL:
+        args = TrainingArguments(**settings)
+        if line == STOCK:
+            return Trainer(model=model, args=args, train_dataset=data)
+        memory = TrainingMemory(tile=8192, remat="attention")
+        return FarTrainer(model=model, args=args, train_dataset=data, memory=memory)
+    from datasets import Dataset as Table
+    from trl import SFTConfig, SFTTrainer
+
+    # all else is TRL's default: a chunked loss, among others
+    table = Table.from_dict({"input_ids": data.ids.tolist()})
+    config = SFTConfig(**settings, max_length=None)
+    return SFTTrainer(model=model, args=config, train_dataset=table, processing_class=small_tokenizer())
+
+
+def small_tokenizer() -> Any:
+    """One that TRL asks for an end token only: the documents are tokens already."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<end>": 0, "<none>": 1}, unk_token="<none>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<end>", unk_token="<none>")
+
+
+def measured(lines: list[str], model: str, tokens: int, steps: int) -> Iterator[dict[str, Any]]:
+    """A row for each line, then ours over the others. Each line runs in a process of its own."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        words = ["--line", line, "--of", model, "--tokens", str(tokens), "--steps", str(steps)]
+        done = subprocess.run([sys.executable, "-m", "recipes.far.beside", *words], capture_output=True, text=True)
+        answers = [text for text in done.stdout.splitlines() if text.startswith('{"seconds"')]
+        what = f"{model}, one document of {tokens // K}k tokens a step: {line}"
+        if not answers:
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            yield row(f"{what}, tokens/s", None, "tokens/s", why=last)
+            continue
+        found[line] = one = json.loads(answers[-1])
+        one["tokens/s"] = tokens * len(one["seconds"]) / sum(one["seconds"])
+        yield row(f"{what}, tokens/s", one["tokens/s"], "tokens/s", beside={"GiB": one["peak_bytes"] / GIB}, detail=one)
+    for other, (speed, memory) in BARS.items():
+        if OURS in found and other in found:
+            of = f"{model}, one document of {tokens // K}k tokens a step: TrainingMemory over {other}"
+            barred = tokens == 64 * K
+            ours, theirs = found[OURS], found[other]
+            yield row(f"{of}, tokens/s", ours["tokens/s"] / theirs["tokens/s"], "", bar=speed if barred else None)
+            if theirs["peak_bytes"]:
+                ratio = ours["peak_bytes"] / theirs["peak_bytes"]
+                yield row(f"{of}, memory", ratio, "", bar=memory if barred else None)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the lines, and write far_beside.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=lengths, default=[64 * K], help="of a document (64k)")
+    parser.add_argument("--steps", type=int, default=5, help="that are timed, after one that is not")
+    parser.add_argument("--lines", nargs="+", choices=(STOCK, OURS, TRL), default=[STOCK, OURS, TRL])
+    parser.add_argument("--smoke", action="store_true", help="a tiny model, 1k tokens, without TRL")
+    parser.add_argument("--line", help=argparse.SUPPRESS)
+    parser.add_argument("--of", help=argparse.SUPPRESS)
+    parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
+    parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
+    args = parser.parse_args(arguments)
+    if args.line:
+        print(json.dumps(measure(args.line, args.of, args.tokens[0], args.steps)), flush=True)
+        return
+    name, tokens, lines = ("tiny", K, [STOCK, OURS]) if args.smoke else ("SmolLM2-135M", args.tokens[0], args.lines)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    label = f"{name}, random weights, fp32 under bf16 autocast" if device == "cuda" else f"{name}, random weights"
+    rows = measured(lines, name, tokens, 1 if args.smoke else args.steps)
+    finish(SimpleNamespace(device=device), rows, args, "far_beside", label=label)
+
+
+if __name__ == "__main__":
+    main()
