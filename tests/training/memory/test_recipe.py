@@ -36,11 +36,11 @@ def test_beside_stock_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = json.loads((tmp_path / "far_beside.json").read_text(encoding="utf-8"))
     assert found["command"] == "python -m recipes.far.beside --smoke"
     assert [row["value"] > 0 for row in found["rows"]] == [True] * 3
-    assert lines[beside.OURS]["losses"] == pytest.approx(lines[beside.STOCK]["losses"], rel=1e-5)
+    assert lines[beside.FAST]["losses"] == pytest.approx(lines[beside.STOCK]["losses"], rel=1e-5)
 
 
 def test_a_line_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = SimpleNamespace(stdout="", stderr="Traceback\ntorch.OutOfMemoryError: CUDA out of memory.")
     monkeypatch.setattr(beside, "subprocess", SimpleNamespace(run=lambda *args, **kwargs: failed))
-    rows = list(beside.measured([beside.STOCK, beside.OURS], "tiny", 1024, 1))
+    rows = list(beside.measured([beside.STOCK, beside.FAST], "tiny", 1024, 1))
     assert [row["why"] for row in rows] == ["torch.OutOfMemoryError: CUDA out of memory."] * 2
