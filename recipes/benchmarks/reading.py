@@ -73,14 +73,14 @@ def finish(
     for found in rows:
         print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)
         done.append(found)
-        data = result_file(done, model=label, device=model.device, **more) | {"command": _command(args)}
+        data = result_file(done, model=label, device=model.device, **more) | {"command": command_without_paths()}
         data |= {"commit": args.commit} if args.commit else {}
         write_results(partial, data)
     if done:
         partial.replace(file)
 
 
-def _command(args: argparse.Namespace) -> str:
+def command_without_paths() -> str:
     """The command without the paths of texts, model and results on one machine."""
     parts = ["python", "-m", module_of(sys.argv[0])]
     skip = False

@@ -26,7 +26,7 @@ from hf_longctx.planning.train.fits import MARGIN
 from hf_longctx.planning.train.seconds import step_seconds
 from hf_longctx.planning.train.sizes import sizes_of
 
-from ..benchmarks.reading import RESULTS
+from ..benchmarks.reading import RESULTS, command_without_paths
 from .settings import MODELS, SETTINGS, TINY_SETTINGS, Setting
 
 GIB = 2**30
@@ -85,22 +85,34 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     yield row("runs that were said to fit, or to need less, and did not", wrong, "", bar="<= 0")
 
 
+def in_order(rows: dict[str, dict[str, Any]], settings: tuple[Setting, ...]) -> list[dict[str, Any]]:
+    """The rows of all settings that were measured, after their summary."""
+    every = [rows[f"{one.name}: peak"] for one in settings if f"{one.name}: peak" in rows]
+    return [*summary(every), *every]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure the settings that the machine has the cards for, and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="numbers of settings, such as 0,1")
     parser.add_argument("--tiny", action="store_true", help="tiny models, on a CPU")
+    parser.add_argument("--again", action="store_true", help="run nothing: predict again what the file has measured")
+    parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, default=RESULTS / "far_predicted.json")
     asked = parser.parse_args(arguments)
     settings = TINY_SETTINGS if asked.tiny else SETTINGS
     cards = 1 if asked.tiny else torch.cuda.device_count()
     chosen = range(len(settings)) if asked.only is None else [int(n) for n in asked.only.split(",")]
-    rows: dict[str, dict[str, Any]] = {}
-    if asked.out.exists():
-        rows = {
-            one["what"]: one for one in json.loads(asked.out.read_text(encoding="utf-8"))["rows"] if "detail" in one
-        }
-    for number in chosen:
+    before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"rows": []}
+    rows = {one["what"]: one for one in before["rows"] if "detail" in one}
+    label = ", ".join(dict.fromkeys(one.model for one in settings))
+    if asked.again:
+        for of in settings:
+            if f"{of.name}: peak" in rows:
+                made = compare(of, rows[f"{of.name}: peak"]["detail"]["measured"])
+                rows[made["what"]] = made
+        write_results(asked.out, before | {"rows": in_order(rows, settings)})
+    for number in () if asked.again else chosen:
         of = settings[number]
         if of.run.gpus > cards:
             print(f"{of.name}: left out, {cards} cards here", flush=True)
@@ -108,9 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
         made = compare(of, launch(f"tiny:{number}" if asked.tiny else str(number), of.run.gpus))
         rows[made["what"]] = made
         print(of.name, json.dumps(made["detail"]), flush=True)
-        every = [rows[f"{one.name}: peak"] for one in settings if f"{one.name}: peak" in rows]
-        label = ", ".join(dict.fromkeys(one.model for one in settings))
-        write_results(asked.out, result_file([*summary(every), *every], model=label))
+        data = result_file(in_order(rows, settings), model=label, command=command_without_paths())
+        write_results(asked.out, data | ({"commit": asked.commit} if asked.commit else {}))
     for one in summary(list(rows.values())):
         print(one["what"], one["value"], one["bar"], one["holds"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,3 +43,22 @@ def test_predictions_that_hold() -> None:
     *_, wrong = predicted.summary([found])
     assert wrong["holds"]
     assert found["beside"]["predicted"] == pytest.approx(52, abs=1)
+
+
+NEED = SimpleNamespace(peak=13 * 2**30, device=14 * 2**30, pinned=0, widest="head")
+
+
+def test_predictions_are_made_again_of_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "predicted.json"
+    found = {"seconds": 1.0, "peak_bytes": 12 * 2**30, "gpu": "a card"}
+    row = predicted.compare(SETTINGS[10], found)
+    monkeypatch.setattr(predicted, "need", lambda sizes, run: NEED)
+    out.write_text(json.dumps({"commit": "that of the measurement", "rows": [row]}), encoding="utf-8")
+    monkeypatch.setattr(predicted, "launch", lambda *args: pytest.fail("nothing is run"))
+    predicted.main(["--again", "--out", str(out)])
+    after = json.loads(out.read_text(encoding="utf-8"))
+    (again,) = (one for one in after["rows"] if "detail" in one)
+    assert after["commit"] == "that of the measurement"
+    assert again["value"] == row["value"] == 12
+    assert again["beside"]["predicted"] == 13
+    assert row["beside"]["predicted"] != 13
