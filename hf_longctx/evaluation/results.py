@@ -28,7 +28,8 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
 
     Args:
         device: Where the model is; a GPU if there is one otherwise. The commit is that of the checkout this package is
-            imported from, with "-dirty" when it was edited; outside a checkout it is the package's version.
+            imported from, with "-dirty" when it was edited; outside a checkout it is the package's version. The
+            environment's HF_LONGCTX_COMMIT, for copies of a checkout, comes before both.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu()}, {os.cpu_count()} cores"
@@ -66,6 +67,8 @@ def package_version() -> str:
 
 
 def _commit() -> str | None:
+    if given := os.environ.get("HF_LONGCTX_COMMIT"):
+        return given
     root = Path(__file__).resolve().parents[2]
     # a package in site-packages may lie inside the checkout of another project
     if not (root / ".git").exists():

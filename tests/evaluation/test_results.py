@@ -141,3 +141,8 @@ def test_a_full_disk_keeps_the_cells_before_it(tmp_path: Path, monkeypatch: pyte
     monkeypatch.undo()
     assert ["b"] not in store
     assert len(CellStore(store.path, {})) == 1
+
+
+def test_a_copy_of_a_checkout_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_LONGCTX_COMMIT", "0123abc")
+    assert module.environment()["commit"] == "0123abc"
