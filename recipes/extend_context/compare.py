@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     ours, other = (json.loads(path.read_text(encoding="utf-8")) for path in (args.ours, args.reference))
     name, curves = args.reference.parent.name, ours["after"]["curves"]
     found = rows(curves, other["after"]["curves"], name)
-    for positions, measured in other["scaled"].items():
+    for positions, measured in other.get("scaled", {}).items():
         found |= rows(curves, measured["curves"], f"{name} with positions {positions}")
     print(json.dumps(found, indent=2))
 

@@ -100,13 +100,25 @@ class Measured:
         held: The held-back documents.
         settings: The config's `evaluation`.
         until: Of `time.monotonic`; None: all is measured.
+        into: An empty dictionary that takes the measures.
+        kept: Called after each of them.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, held: dict[str, Tensor], settings: dict[str, Any], until: float | None
+        self,
+        model: Any,
+        tokenizer: Any,
+        held: dict[str, Tensor],
+        settings: dict[str, Any],
+        until: float | None,
+        *,
+        into: dict[str, Any] | None = None,
+        kept: Callable[[], None] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.held, self.settings, self.until = model, tokenizer, held, settings, until
-        self.found: dict[str, Any] = {"curves": {}, "not measured": []}
+        self.found: dict[str, Any] = {} if into is None else into
+        self.found |= {"curves": {}, "not measured": []}
+        self.kept = kept
 
     def all(self, answers: list[tuple[list[int], int]], most: int) -> dict[str, Any]:
         """Contexts of at most `most` tokens."""
@@ -130,3 +142,5 @@ class Measured:
             self.found.setdefault(what, {})[name] = measure()
         else:
             self.found[what] = measure()
+        if self.kept is not None:
+            self.kept()

@@ -38,12 +38,12 @@ def found(
     model: Any, tokenizer: Any, length: int, hay: Sequence[int], depths: Sequence[float], trials: int, batch: int
 ) -> dict[str, int]:
     """How many of `trials` numbers are found at each depth; `length` is that of prompt and answer."""
-    right: dict[str, int] = {}
-    for depth in depths:
-        made = [prompt(tokenizer, hay, length, depth, f"{length}/{depth}/{trial}") for trial in range(trials)]
-        texts: list[str] = []
-        for at in range(0, trials, batch):
-            prompts = [torch.tensor(ids) for ids, _ in made[at : at + batch]]
-            texts += answer(model, tokenizer, prompts, ANSWER)
-        right[f"{depth:.2f}"] = sum(value in text for (_, value), text in zip(made, texts, strict=True))
+    each = [(depth, trial) for depth in depths for trial in range(trials)]
+    made = [prompt(tokenizer, hay, length, depth, f"{length}/{depth}/{trial}") for depth, trial in each]
+    texts: list[str] = []
+    for at in range(0, len(made), batch):
+        texts += answer(model, tokenizer, [torch.tensor(ids) for ids, _ in made[at : at + batch]], ANSWER)
+    right = {f"{depth:.2f}": 0 for depth in depths}
+    for (depth, _), (_, value), text in zip(each, made, texts, strict=True):
+        right[f"{depth:.2f}"] += value in text
     return right

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +58,14 @@ def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = 
             f"--minutes {minutes}: reading the data and measuring the stock model left no time to train beside the "
             f"{config['evaluation']['minutes']} minutes of the evaluation (evaluation: minutes). Give more."
         )
-    report |= trained(model, tokenizer, windows, config, seconds, resume)
+    report |= trained(model, tokenizer, windows, config, seconds, resume) | environment()
+    report |= {"after": {}, "scaled": {}}
+    keep = partial(keep_report, report, out)
     after, tokenizer = load(out / "model", dtype=config["save_dtype"])
-    measured = Measured(after, tokenizer, corpus.held, config["evaluation"], until)
-    report["after"] = measured.all(answers, after.config.max_position_embeddings)
-    report["scaled"] = scaled(config, corpus, out, until)
-    report["ratios"] = card.comparisons(report)
-    report |= environment()
-    write_results(out / "report.json", report)
-    write_results(out / "expected.json", card.expected(report))
+    measured = Measured(after, tokenizer, corpus.held, config["evaluation"], until, into=report["after"], kept=keep)
+    measured.all(answers, after.config.max_position_embeddings)
+    scaled(config, corpus, out, until, report["scaled"], keep)
+    keep()
     card.write(report, out)
     return report
 
@@ -114,15 +115,29 @@ def trained(
     return found
 
 
-def scaled(config: dict[str, Any], corpus: Corpus, out: Path, until: float | None) -> dict[str, Any]:
+def keep_report(report: dict[str, Any], out: Path) -> None:
+    """Write what is known by now: a run that is killed keeps what it has measured."""
+    report["ratios"] = card.comparisons(report)
+    write_results(out / "report.json", report)
+    write_results(out / "expected.json", card.expected(report))
+
+
+def scaled(
+    config: dict[str, Any],
+    corpus: Corpus,
+    out: Path,
+    until: float | None,
+    into: dict[str, Any],
+    kept: Callable[[], None],
+) -> None:
     """Perplexities at the longest context of the saved model with other positions, without training on long texts."""
-    found, longest = {}, max(config["evaluation"]["lengths"])
+    longest = max(config["evaluation"]["lengths"])
     for name, positions in config["evaluation"]["scaled"].items():
         changed = extended(AutoConfig.from_pretrained(out / "model"), positions, longest)
         model, tokenizer = load(out / "model", dtype=config["save_dtype"], config=changed)
         settings = config["evaluation"] | {"retrieval": [], "lengths": [longest]}
-        found[name] = Measured(model, tokenizer, corpus.held, settings, until).all([], longest)
-    return found
+        into[name] = {}
+        Measured(model, tokenizer, corpus.held, settings, until, into=into[name], kept=kept).all([], longest)
 
 
 def undo_memory(trainer: ExtendTrainer) -> None:

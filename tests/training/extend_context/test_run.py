@@ -182,3 +182,33 @@ def test_the_control_is_measured_with_other_positions(tmp_path: Path, capsys: py
     found = json.loads(capsys.readouterr().out.rpartition("\n{\n")[2].join(["{", ""]))
     assert found[f"{NEAR} over control at {NEAR}"]["mean"] == 1.0
     assert f"{NEAR} over control with positions base at {FAR}" in found
+
+
+def test_a_kill_in_the_evaluation_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = prepare(tmp_path)
+    config["tokens"] = 2 * config["tokens_per_step"]
+
+    def killed(*args: Any) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr("recipes.extend_context.measure.found_needles", killed)
+    with pytest.raises(Interrupted):
+        train.run(config)
+    kept = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    assert len(kept["losses"]) == kept["steps"] == 2
+    assert set(kept["after"]["curves"]) == set(config["held_back"])
+    assert str(FAR) in kept["after"]["passkey"]
+    assert f"{FAR} over stock at {NEAR}" in kept["ratios"]
+    assert kept["versions"]
+    assert f"passkey, {FAR} tokens" in json.loads((tmp_path / "out/expected.json").read_text(encoding="utf-8"))
+
+
+def test_autocast_as_on_a_gpu(
+    whole: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = prepare(tmp_path) | {"memory": {"tile": 128, "remat": "attention"}}
+    stock = train.TrainingArguments
+    monkeypatch.setattr(train, "TrainingArguments", lambda **given: stock(**given | {"bf16": True}))
+    report = train.run(config)
+    assert report["losses"] != whole[1]["losses"]
+    assert report["losses"] == pytest.approx(whole[1]["losses"], rel=0.02)
