@@ -23,7 +23,7 @@ def documents(root: Path = ROOT) -> list[Path]:
     """The documents whose blocks are rendered."""
     return [
         root / "README.md",
-        *(path for room in ("docs", "model_cards") for path in sorted((root / room).glob("*.md"))),
+        *(path for room in ("docs", "model_cards", "recipes/*") for path in sorted(root.glob(f"{room}/*.md"))),
     ]
 
 

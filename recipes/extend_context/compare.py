@@ -1,6 +1,8 @@
 """Two models on the same tokens: the ratio of their perplexities, with an interval by paired bootstrap over windows.
 
 python -m recipes.extend_context.compare OURS/report.json REFERENCE/report.json
+python -m recipes.extend_context.compare OURS/report.json CONTROL/report.json --ablation NONE/report.json --out FILE
+python -m recipes.extend_context.compare OURS/report.json --out FILE.json
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hf_longctx.evaluation.results import result_file, write_results
 
 DRAWS = 10_000
 
@@ -70,14 +74,37 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ours", type=Path, help="report.json of a run")
-    parser.add_argument("reference", type=Path, help="that of another, such as --variant control")
+    parser.add_argument("reference", nargs="?", type=Path, help="that of another, such as --variant control")
+    parser.add_argument("--ablation", type=Path, help="with --out: report.json of --variant no_retrieval")
+    parser.add_argument("--out", type=Path, help="a result file with what must be reached; REFERENCE is the control")
     args = parser.parse_args(arguments)
-    ours, other = (json.loads(path.read_text(encoding="utf-8")) for path in (args.ours, args.reference))
-    name, curves = args.reference.parent.name, ours["after"]["curves"]
-    found = rows(curves, other["after"]["curves"], name)
-    for positions, measured in other.get("scaled", {}).items():
-        found |= rows(curves, measured["curves"], f"{name} with positions {positions}")
-    print(json.dumps(found, indent=2))
+    if args.reference is None and args.out is None:
+        parser.error("give another report.json to compare with, or --out FILE.json for what must be reached")
+    read = (None if path is None else json.loads(path.read_text(encoding="utf-8")) for path in _paths(args))
+    ours, other, ablation = read
+    if other is not None:
+        name, curves = args.reference.parent.name, ours["after"]["curves"]
+        found = rows(curves, other["after"]["curves"], name)
+        for positions, measured in other.get("scaled", {}).items():
+            found |= rows(curves, measured["curves"], f"{name} with positions {positions}")
+        print(json.dumps(found, indent=2))
+    if args.out is not None:
+        write(args.out, ours, other, ablation)
+
+
+def _paths(args: argparse.Namespace) -> tuple[Path | None, ...]:
+    return args.ours, args.reference, args.ablation
+
+
+def write(out: Path, ours: dict[str, Any], control: dict[str, Any] | None, ablation: dict[str, Any] | None) -> None:
+    """The result file of a run beside its control; hardware, versions and commit are those of the run."""
+    from .bars import rows as barred
+
+    where = {key: ours[key] for key in ("commit", "hardware", "versions")}
+    others = {"control": control, "no_retrieval": ablation}
+    words = "python -m recipes.extend_context.train" + "".join(f", --variant {n}" for n, one in others.items() if one)
+    data = result_file([], model=ours["base"], command=words) | where
+    write_results(out, data | {"rows": barred(ours, control, ablation)})
 
 
 if __name__ == "__main__":

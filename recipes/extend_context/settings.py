@@ -51,6 +51,11 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
         )
     if config["short_first"] and not mix.get("short"):
         raise ValueError(f"short_first: {config['short_first']}: the mix has no short windows. Give them a share.")
+    if not 0 <= config["averaged"] < 1 or (config["averaged"] and config["lora"]):
+        raise ValueError(
+            f"averaged: {config['averaged']}, lora: {config['lora']}: expected a share from 0 to below 1 of the stock "
+            f"weights, and 0 with adapters, whose size does the same."
+        )
     if config["tokens"] < step:
         raise ValueError(f"tokens: {config['tokens']}: expected at least the {step} of one step.")
     return config
@@ -69,5 +74,5 @@ def shares_of(config: dict[str, Any]) -> dict[tuple[str, int], float]:
 
 def differing(config: dict[str, Any], data: str) -> dict[str, str]:
     """A short hash of every setting that decides the weights, and of the data; a resumed run must have the same."""
-    free = {"out", "evaluation", "documents", "save_dtype"}
+    free = {"out", "evaluation", "documents", "save_dtype", "averaged"}
     return fingerprints({key: value for key, value in config.items() if key not in free} | {"data": data})

@@ -28,7 +28,7 @@ from recipes.clock import Clock
 from recipes.extend_context import card
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.measure import Measured, own_answers
-from recipes.extend_context.model import load_extended, save_native, with_adapters
+from recipes.extend_context.model import average_, load_extended, save_native, with_adapters
 from recipes.extend_context.positions import extended
 from recipes.extend_context.settings import DEFAULT, checked, differing, read_config
 from recipes.extend_context.trainer import ExtendTrainer
@@ -111,6 +111,8 @@ def trained(
     if not cpu:
         found["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
     undo_memory(trainer)
+    if config["averaged"]:
+        average_(trainer.accelerator.unwrap_model(trainer.model), stock_weights(config), config["averaged"])
     save_native(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out / "model", config["save_dtype"])
     return found
 
@@ -138,6 +140,12 @@ def scaled(
         settings = config["evaluation"] | {"retrieval": [], "lengths": [longest]}
         into[name] = {}
         Measured(model, tokenizer, corpus.held, settings, until, into=into[name], kept=kept).all([], longest)
+
+
+def stock_weights(config: dict[str, Any]) -> dict[str, Any]:
+    """Those that the training began with."""
+    stock, _ = load_extended(config)
+    return dict(stock.named_parameters())
 
 
 def undo_memory(trainer: ExtendTrainer) -> None:

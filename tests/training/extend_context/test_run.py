@@ -41,6 +41,25 @@ def test_smoke(whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
     assert json.loads((out / "report.json").read_text(encoding="utf-8"))["after"]["not measured"] == []
 
 
+def test_a_run_beside_its_control(whole: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path) -> None:
+    report = Path(whole[0]["out"]) / "report.json"
+    control = json.loads(report.read_text(encoding="utf-8"))
+    control["scaled"] = {"yarn": control["after"], "dynamic": control["after"]}
+    (tmp_path / "control.json").write_text(json.dumps(control), encoding="utf-8")
+    out, words = tmp_path / "bars.json", [str(report), str(tmp_path / "control.json"), "--ablation", str(report)]
+    compare.main([*words, "--out", str(out)])
+    found = json.loads(out.read_text(encoding="utf-8"))
+    rows = {row["what"]: row for row in found["rows"]}
+    assert found["versions"] == control["versions"]
+    assert rows[f"perplexity, {FAR} tokens over the control with scaled positions, the best (yarn)"]["value"] == 1
+    assert all(rows[f"perplexity, {n} tokens over the control's"]["value"] == 1 for n in (64, NEAR))
+    mean = rows[f"perplexity, {FAR} tokens over the best reader of {NEAR} (control), mean"]
+    assert mean["value"] == pytest.approx(whole[1]["ratios"][f"{FAR} over itself at {NEAR}"]["mean"])
+    cells = whole[1]["after"]["passkey"][str(FAR)]
+    assert rows[f"passkey, {FAR} tokens: found"]["value"] == 100 * sum(cells.values()) / (2 * len(cells))
+    assert all(row["why"] for row in found["rows"] if row["holds"] is False)
+
+
 def test_what_is_saved_is_a_stock_model(whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
     config, _ = whole
     model: Any = AutoModelForCausalLM.from_pretrained(Path(config["out"]) / "model")

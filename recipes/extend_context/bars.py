@@ -1,0 +1,102 @@
+"""A run beside its control and its ablation: the rows of a result file, each with what it must reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hf_longctx.evaluation.rows import row
+
+from .compare import ratio
+
+TOLD = "loss on stock's answers"
+
+
+TOO_SHORT = "the training was too short, or cost what the model could do before"
+SELDOM = "few training windows ask across so many tokens"
+
+
+def rows(ours: dict[str, Any], control: dict[str, Any] | None, ablation: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Of three reports: of the long training, and of the variants `control` and `no_retrieval` where they were run."""
+    found = [*perplexities(ours, control), *answers(ours, control), *retrieval(ours, ablation)]
+    return found if control is None else [*found[:3], *against(ours, control), *found[3:]]
+
+
+def perplexities(ours: dict[str, Any], control: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Ours at its longest over the best reader of the trained length, and over itself."""
+    curves, stock = ours["after"]["curves"], ours["before"]["curves"]
+    far, near = longest(curves), longest(stock)
+    readers = {"stock": stock} | ({} if control is None else {"control": control["after"]["curves"]})
+    name, one = hardest({name: ratio(curves, far, other, near) for name, other in readers.items()})
+    what = f"perplexity, {far:,} tokens over the best reader of {near:,} ({name})"
+    # stock alone is a weak reader of these documents: no bar without the control
+    bars = (None, None) if control is None else ("<= 0.997", "< 1")
+    yield _row(f"{what}, mean", one["mean"], bars[0], one["documents"])
+    yield _row(f"{what}, upper end", one["high"], bars[1], {"low": one["low"]})
+    own = ratio(curves, far, curves, near)
+    yield _row(f"perplexity, {far:,} tokens over itself at {near:,}", own["mean"], "<= 0.998", _beside(own))
+
+
+def against(ours: dict[str, Any], control: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Ours over the control with scaled positions, and over it within the trained length."""
+    curves, tuned = ours["after"]["curves"], control["after"]["curves"]
+    far, near = longest(curves), longest(ours["before"]["curves"])
+    scaled = {key: ratio(curves, far, found["curves"], far) for key, found in control.get("scaled", {}).items()}
+    if scaled:
+        name, one = hardest(scaled)
+        what = f"perplexity, {far:,} tokens over the control with scaled positions, the best ({name})"
+        others = {key: found["mean"] for key, found in scaled.items() if key != name}
+        yield _row(what, one["mean"], "<= 0.9", _beside(one) | others)
+    for length in sorted(length for length in lengths(curves) & lengths(tuned) if length <= near):
+        one = ratio(curves, length, tuned, length)
+        yield _row(f"perplexity, {length:,} tokens over the control's", one["mean"], "<= 1.01", _beside(one))
+
+
+def answers(ours: dict[str, Any], control: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """What the stock model's own answers have lost in likelihood."""
+    lost = [one["after"][TOLD] - one["before"][TOLD] for one in (ours, control) if one and TOLD in one["after"]]
+    if TOLD in ours["after"]:
+        why = None if lost[0] <= 0.02 else "the documents are of other kinds"
+        yield row("the stock model's answers to chat prompts, loss over its own", lost[0], "nats a token",
+                  bar="<= 0.02", why=why, beside=dict(zip(("control",), lost[1:], strict=False)))  # fmt: skip
+
+
+def retrieval(ours: dict[str, Any], ablation: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Facts found at each length, and at the worst depth."""
+    trials = ours["config"]["evaluation"]["trials"]
+    for kind in ("passkey", "needle"):
+        for length, cells in sorted(ours["after"].get(kind, {}).items(), key=lambda item: int(item[0])):
+            right = 100 * sum(cells.values()) / (trials * len(cells))
+            other = (ablation or {"after": {}})["after"].get(kind, {}).get(length)
+            without = None if other is None else 100 * sum(other.values()) / (trials * len(other))
+            beside = {"without retrieval samples": without, "by depth": " ".join(map(str, cells.values()))}
+            what = f"{kind}, {int(length):,} tokens"
+            why = None if right >= 95 else SELDOM
+            yield row(f"{what}: found", right, "%", bar=">= 95", why=why, beside=beside)
+            worst = 10 * min(cells.values()) / trials
+            why = None if worst >= 7 else SELDOM
+            yield row(f"{what}: of ten, at the worst depth", worst, "", bar=">= 7", why=why)
+
+
+def hardest(ratios: dict[str, Any]) -> tuple[str, Any]:
+    """The reference that comes out best beside ours."""
+    return max(ratios.items(), key=lambda item: float(item[1]["mean"]))
+
+
+def lengths(curves: dict[str, Any]) -> set[int]:
+    """Contexts that every document was measured with."""
+    return set.intersection(*({int(n) for n in one["nll"]} for one in curves.values()))
+
+
+def longest(curves: dict[str, Any]) -> int:
+    """The longest of them."""
+    return max(lengths(curves))
+
+
+def _row(what: str, value: float, bar: str | None, beside: dict[str, Any]) -> dict[str, Any]:
+    found = row(what, value, "", bar=bar, beside=beside)
+    return found if found["holds"] is not False else found | {"why": TOO_SHORT}
+
+
+def _beside(one: dict[str, Any]) -> dict[str, Any]:
+    return {"low": one["low"], "high": one["high"], **one["documents"]}

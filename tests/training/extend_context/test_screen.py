@@ -1,0 +1,57 @@
+"""recipes/extend_context/screen.py: settings side by side, and trained weights with a share of the stock ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes.extend_context import screen, train
+from recipes.extend_context.model import load_extended
+from recipes.extend_context.settings import checked
+from recipes.extend_context.smoke import FAR, NEAR, prepare
+
+
+def test_settings_side_by_side(tmp_path: Path) -> None:
+    config = prepare(tmp_path)
+    other = checked(config | {"retrieval": config["retrieval"] | {"facts": 1}, "out": str(tmp_path / "other")})
+    out = tmp_path / "screen.json"
+    screen.write(screen.measured({"base": config, "one_fact": other}, 60.0, [0.5]), out, "tiny", "cpu")
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    names = [row["what"].partition(":")[0] for row in rows]
+    half = "0.5 of the stock weights"
+    assert names == ["base", f"base, {half}", "one_fact", f"one_fact, {half}"]
+    assert all(f"perplexity, {FAR} over itself at {NEAR}" in row["beside"] for row in rows)
+    assert abs(rows[1]["beside"]["nats on stock's answers"]) < abs(rows[0]["beside"]["nats on stock's answers"])
+    assert rows[0]["beside"]["last loss"] != rows[2]["beside"]["last loss"]
+    assert not Path(config["out"]).exists(), "its models are no results"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_saved_weights_have_a_share_of_the_stock_ones(share: float, tmp_path: Path) -> None:
+    config = checked(prepare(tmp_path) | {"averaged": share, "tokens": 2 * FAR, "save_dtype": "float32"})
+    stock, _ = load_extended(config)
+    ends: dict[str, torch.Tensor] = {}
+    kept = train.average_
+
+    def average_(model: Any, weights: dict[str, torch.Tensor], by: float) -> None:
+        ends.update({name: weight.detach().clone() for name, weight in model.named_parameters()})
+        kept(model, weights, by)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "average_", average_)
+        train.run(config)
+    assert bool(ends) == bool(share)
+    saved = load_file(Path(config["out"]) / "model/model.safetensors")
+    for name, end in ends.items():
+        wanted = (1 - share) * end + share * dict(stock.named_parameters())[name].detach()
+        torch.testing.assert_close(saved[name], wanted)
+
+
+def test_averaged_adapters_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"averaged: 0.5, lora: 16: expected"):
+        checked(prepare(tmp_path) | {"averaged": 0.5, "lora": 16})
