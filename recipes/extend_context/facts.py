@@ -36,9 +36,24 @@ def value(rng: random.Random) -> str:
 
 
 def hide(
-    rng: random.Random, tokenizer: PreTrainedTokenizerBase, text: list[int], length: int, most: int, weight: float
+    rng: random.Random,
+    tokenizer: PreTrainedTokenizerBase,
+    text: list[int],
+    length: int,
+    most: int,
+    weight: float,
+    near: float = 0.0,
 ) -> tuple[list[int], list[float]]:
     """`length` tokens of the text with 1 to `most` facts at random places, asked for at the end in random order.
+
+    Args:
+        rng: Of everything that is random.
+        tokenizer: Of the facts.
+        text: Tokens, at least as many as remain beside facts and questions.
+        length: Of the window.
+        most: Facts at most.
+        weight: Of the tokens of answers.
+        near: The share of facts whose distance from the end is drawn by its logarithm: as often near as far.
 
     Returns:
         The tokens, and what each weighs as a target: `weight` for those of answers, 1 for others.
@@ -59,10 +74,21 @@ def hide(
         )
     ids = list(text[:room])
     # from the last place on, so that places stay those of the text
-    for place, fact_ids in zip(sorted(rng.sample(range(room), len(told)), reverse=True), told, strict=True):
+    for place, fact_ids in zip(sorted(places(rng, room, len(told), near), reverse=True), told, strict=True):
         ids[place:place] = fact_ids
     weights = [1.0] * len(ids)
     for question_ids, answer_ids in asked:
         ids += question_ids + answer_ids
         weights += [1.0] * len(question_ids) + [weight] * len(answer_ids)
     return ids, weights
+
+
+def places(rng: random.Random, room: int, count: int, near: float) -> list[int]:
+    """So many different places from 0 to below `room`."""
+    found = set(rng.sample(range(room), count))
+    if near:
+        far = [place for place in found if rng.random() >= near]
+        found = set(far)
+        while len(found) < count:
+            found.add(room - round(room ** rng.random()))
+    return list(found)

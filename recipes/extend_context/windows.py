@@ -65,7 +65,8 @@ class Windows(Dataset[dict[str, Tensor]]):
         if kind != "retrieval":
             return text, [1.0] * len(text)
         retrieval = self.config["retrieval"]
-        return hide(rng, self.tokenizer, text, length + 1, retrieval["facts"], float(retrieval["weight"]))
+        facts, weight, near = retrieval["facts"], float(retrieval["weight"]), retrieval.get("near", 0.0)
+        return hide(rng, self.tokenizer, text, length + 1, facts, weight, near)
 
     def tokens(self) -> dict[str, int]:
         """How many tokens of each kind the batches hold."""

@@ -262,3 +262,15 @@ def test_a_scaled_model_and_another_tokenizer_are_refused(config: dict[str, Any]
     AutoModelForCausalLM.from_pretrained(config["model"]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="the tokenizer has 501 tokens and the model 500 embeddings"):
         load_extended(config | {"model": str(tmp_path)})
+
+
+def test_facts_as_often_near_as_far() -> None:
+    rng = random.Random(0)
+    drawn = [place for _ in range(200) for place in facts.places(rng, 4096, 8, 1.0)]
+    assert len(drawn) == 1600
+    assert set(drawn) <= set(range(4096))
+    within_64 = sum(place >= 4096 - 64 for place in drawn)
+    assert 0.4 < within_64 / 1600 < 0.6, "half of the logarithm of 4,096"
+    even = [place for _ in range(200) for place in facts.places(rng, 4096, 8, 0.0)]
+    assert sum(place >= 4096 - 64 for place in even) / 1600 < 0.05
+    assert len(set(facts.places(rng, 8, 8, 1.0))) == 8, "every place of a short window"
