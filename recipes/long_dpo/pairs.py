@@ -3,7 +3,8 @@
     python -m recipes.long_dpo.pairs --tokens 4k --number 200 --out pairs.jsonl
 
 Made ones are a right answer to a task of `hf_longctx.evaluation.tasks.long_output`, and the same one spoilt: it stops
-early, skips a line, loops, or slips once. TRL ends every answer with the end token: none here is one that never ends.
+early, skips a line, loops, or slips once. TRL ends every text with the end token: none here is one that never ends.
+Token ids are trained on as they are: recipes/long_writer makes such pairs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hf_longctx.evaluation.records import Record, records
 from hf_longctx.evaluation.tasks.long_output import FAULTS, NEVER_ENDS, dpo_row, long_tasks, problems, write_rows
 
 SIDES = ("prompt", "chosen", "rejected")
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")  # the same as tokens: the columns that TRL makes
 ENDED = tuple(fault for fault in FAULTS if fault != NEVER_ENDS)
 
 
@@ -27,20 +29,25 @@ def read_pairs(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: There are none; a side is neither a text nor a list of messages, or not what those before it are; a
-            better answer is empty, or the same as the worse one.
+        ValueError: There are none; a side is neither a text, a list of messages nor token ids, or not what those before
+            it are; a better answer is empty, or the same as the worse one.
     """
     found: list[dict[str, Any]] = []
     if not Path(path).expanduser().exists():
         raise FileNotFoundError(f"pairs: no file {path}. python -m recipes.long_dpo.pairs --out {path} makes one.")
-    for record in records(path, SIDES):
-        pair = {side: _side(record, side) for side in SIDES}
-        kinds = {type(value) for value in (*pair.values(), *(found[0].values() if found else ()))}
+    for record in records(path):
+        names, read = (IDS, _ids) if IDS[0] in record.data else (SIDES, _side)
+        pair = {name: read(record, name) for name in names}
+        kinds = {(names, type(value)) for value in pair.values()}
+        kinds |= {(tuple(found[0]), type(value)) for value in found[0].values()} if found else set()
         if len(kinds) > 1:
-            raise record.wrong("some sides are texts, others messages. Expected one of the two in the whole file.")
-        if pair["chosen"] == pair["rejected"]:
-            raise record.wrong("'chosen' and 'rejected' are the same, so nothing is preferred.")
-        if not _text(pair["chosen"]).strip():
+            raise record.wrong(
+                "some sides are texts, others messages or tokens. Expected one of them in the whole file."
+            )
+        _, chosen, rejected = names
+        if pair[chosen] == pair[rejected]:
+            raise record.wrong(f"{chosen!r} and {rejected!r} are the same, so nothing is preferred.")
+        if names is SIDES and not _text(pair[chosen]).strip():
             raise record.wrong("'chosen' is empty; expected the better answer.")
         found.append(pair)
     if not found:
@@ -49,7 +56,10 @@ def read_pairs(path: str | Path) -> list[dict[str, Any]]:
 
 
 def tokens_of(pair: dict[str, Any], tokenizer: Any) -> int:
-    """Tokens of the prompt with its longer answer, as TRL makes them."""
+    """Tokens of the prompt with its longer answer, as they are or as TRL makes them."""
+    if IDS[0] in pair:
+        prompt, *answers = (len(pair[name]) for name in IDS)
+        return int(prompt + max(answers))
     if isinstance(pair["prompt"], str):
         texts = [pair["prompt"] + pair[side] for side in ("chosen", "rejected")]
         return max(len(tokenizer(text, verbose=False)["input_ids"]) for text in texts) + 1  # its end token
@@ -76,6 +86,13 @@ def _side(record: Record, side: str) -> Any:
     if not right:
         raise record.wrong(f"{side!r} is {value!r:.60}; expected a text, or messages with the texts role and content.")
     return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _ids(record: Record, side: str) -> list[int]:
+    value = record[side]
+    if not isinstance(value, list) or not value or not all(type(one) is int and one >= 0 for one in value):
+        raise record.wrong(f"{side!r} is {value!r:.60}; expected token ids, one at least.")
+    return value
 
 
 def _text(side: Any) -> str:

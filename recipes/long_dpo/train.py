@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from hf_longctx import SequenceParallelMixin
 from hf_longctx.hub import load
 from hf_longctx.training.processes import is_first
 from recipes.config import check_keys
-from recipes.long_dpo.pairs import read_pairs, tokens_of
+from recipes.long_dpo.pairs import IDS, read_pairs, tokens_of
+from recipes.long_dpo.trainer import dpo_trainer, needed
 from recipes.resuming import check_fresh
 from recipes.shared_batches import arguments, command, keep
 
@@ -34,8 +34,7 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     out = Path(config["out"])
     check_fresh(out, resume)
     pairs = read_pairs(config["pairs"])
-    DPOConfig, DPOTrainer, Dataset = needed()
-    args = DPOConfig(**arguments(config, out / "run", max_length=None))
+    args = needed().config(**arguments(config, out / "run", max_length=None))
     set_seed(args.seed)
     # Trainer moves them
     model, tokenizer = load(config["model"], dtype=torch.float32, device="cpu")
@@ -45,18 +44,7 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     if not 0 < held < len(kept):
         raise ValueError(f"held_out: {held} of {len(kept)} pairs; expected at least 1, and some left to train on.")
 
-    class SharedDPOTrainer(SequenceParallelMixin, DPOTrainer):
-        pass
-
-    trainer = SharedDPOTrainer(
-        model=model,
-        # without it TRL loads what config._name_or_path names, which knows nothing of GGUF files and methods
-        ref_model=reference,
-        args=args,
-        train_dataset=Dataset.from_list(kept[:-held]),
-        eval_dataset=Dataset.from_list(kept[-held:]),
-        processing_class=tokenizer,
-    )
+    trainer = dpo_trainer(model, reference, tokenizer, kept[:-held], args, held=kept[-held:])
     trainer.train(resume_from_checkpoint=resume)
     report = {
         "processes": args.world_size,
@@ -69,21 +57,22 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     return report
 
 
-def needed() -> tuple[Any, Any, Any]:
-    """TRL's config and trainer, and the data set that it takes."""
-    try:
-        from datasets import Dataset
-        from trl import DPOConfig, DPOTrainer
-    except ImportError as error:
-        raise ImportError(f"this recipe needs TRL: pip install 'trl>=1.16' ({error})") from error
-    return DPOConfig, DPOTrainer, Dataset
-
-
 def fitting(pairs: list[dict[str, Any]], tokenizer: Any, config: dict[str, Any], context: int) -> list[dict[str, Any]]:
-    """The pairs of at most `longest` tokens; the others are counted in the log. A cut answer would teach to stop."""
+    """The pairs of at most `longest` tokens; the others are counted in the log. A cut answer would teach to stop.
+
+    Raises:
+        ValueError: `longest` is beyond the model's positions, or a pair has a token that the model does not have.
+    """
     longest = config["longest"]
     if not 0 < longest <= context:
         raise ValueError(f"longest: {longest}: expected 1 to the {context} positions of {config['model']}.")
+    for number, pair in enumerate(pairs, 1):
+        unknown = [one for name in IDS for one in pair.get(name, ()) if one >= len(tokenizer)]
+        if unknown:
+            raise ValueError(
+                f"pairs: pair {number} has token {unknown[0]}, and {config['model']} has {len(tokenizer)} tokens. Give "
+                f"the pairs of this model, or texts."
+            )
     tokens = [tokens_of(pair, tokenizer) for pair in pairs]
     beyond = [number for number, n in enumerate(tokens, 1) if n > longest]
     if beyond and is_first():

@@ -1,4 +1,4 @@
-"""Preferences for right answers and asked lengths, by TRL's DPOTrainer.
+"""Preferences for right answers and asked lengths, by the trainer of recipes/long_dpo.
 
     python -m recipes.long_writer.train_dpo --model long-writer/sft/model --minutes 2
 
@@ -14,30 +14,35 @@ from typing import Any
 
 import torch
 
+from hf_longctx import SequenceParallel, SequenceParallelConfig
 from hf_longctx.evaluation.results import write_results
 from hf_longctx.hub.resolve import load_model, load_tokenizer
+from hf_longctx.storage.files import write_json_lines
 from recipes.clock import Clock
+from recipes.long_dpo.pairs import read_pairs
+from recipes.long_dpo.trainer import dpo_trainer, needed
 from recipes.long_writer.command import command
 from recipes.long_writer.data import Fitting
 from recipes.long_writer.pairs import by_length, verified
 from recipes.long_writer.stage import arguments, keep, run
-from recipes.long_writer.trainers import trainers
 from recipes.resuming import check_fresh
 
 
 def made_pairs(
-    config: dict[str, Any], start: str, tokenizer: Any, pairs: Fitting, file: Path, resume: bool
+    config: dict[str, Any], start: str, tokenizer: Any, pairs: Fitting, out: Path, resume: bool
 ) -> dict[str, Any]:
-    """Fill `pairs`, and say what was sampled. They are kept in a file: a GPU would not sample the same ones again."""
-    if resume and file.exists():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        pairs.rows, pairs.too_long = kept["rows"], kept["too long"]
+    """Fill `pairs`, and say what was sampled. They are kept in files: a GPU would not sample the same ones again."""
+    told, rows = out / "sampled.json", out / "pairs.jsonl"
+    if resume and told.exists():
+        kept = json.loads(told.read_text(encoding="utf-8"))
+        pairs.rows, pairs.too_long = read_pairs(rows), kept["too long"]
         return dict(kept["sampled"])
     verified(tokenizer, config, pairs)
     sampled: dict[str, Any] = {}
     if config["dpo"]["prompts"]:
         sampled = by_length(load_model(start, dtype=config["save_dtype"]), tokenizer, config, pairs)
-    write_results(file, {"sampled": sampled, "rows": pairs.rows, "too long": pairs.too_long})
+    write_json_lines(rows, pairs.rows)
+    write_results(told, {"sampled": sampled, "too long": pairs.too_long})
     return sampled
 
 
@@ -46,27 +51,22 @@ def train(
 ) -> dict[str, Any]:
     """Train `model`, or the config's, and save it in the folder dpo of `out`; the report."""
     own, out = config["dpo"], Path(config["out"]) / "dpo"
-    (arguments_of, trainer), begun = trainers().dpo, time.monotonic()
+    arguments_of, begun = needed().config, time.monotonic()
     check_fresh(out, resume)
     start = model or config["model"]
     tokenizer = load_tokenizer(start)
     pairs = Fitting(config["context"])
-    found = made_pairs(config, start, tokenizer, pairs, out / "pairs.json", resume) | pairs.report("pairs")
+    found = made_pairs(config, start, tokenizer, pairs, out, resume) | pairs.report("pairs")
 
     def make(clock: Clock) -> Any:
         args = arguments_of(
             **arguments(own["training"], out, own["steps"], own["pairs_per_step"], own["pairs"], config["seed"]),
             max_length=None,
+            parallelism_config=SequenceParallelConfig(SequenceParallel(degree=1)),
         )
-        return trainer(
-            model=load_model(start, dtype=torch.float32, device="cpu"),
-            # left to itself it loads what the config's name says, which is not a model that was trained or converted
-            ref_model=load_model(start, dtype=config["save_dtype"], device="cpu"),
-            args=args,
-            train_dataset=trainers().dataset.from_list(pairs.rows),
-            processing_class=tokenizer,
-            clock=clock,
-        )
+        trained = load_model(start, dtype=torch.float32, device="cpu")
+        reference = load_model(start, dtype=config["save_dtype"], device="cpu")
+        return dpo_trainer(trained, reference, tokenizer, pairs.rows, args, clock=clock)
 
     report = run(make, "dpo", config, str(start), found, seconds=seconds, begun=begun, resume=resume)
     return keep(out, report | {"data": found})

@@ -1,4 +1,4 @@
-"""TRL's trainers with the mixins of hf_longctx, made when they are asked for: TRL is optional."""
+"""TRL's trainers with the mixins of hf_longctx, made when they are asked for; that of DPO is recipes/long_dpo's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ class Trainers(NamedTuple):
     """A config and a trainer of each kind, and what data sets are made of."""
 
     sft: tuple[Any, Any]
-    dpo: tuple[Any, Any]
     grpo: tuple[Any, Any]
     dataset: Any
 
@@ -30,26 +29,18 @@ def trainers() -> Trainers:
     """
     try:
         from datasets import Dataset
-        from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+        from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
     except ModuleNotFoundError as error:
         raise ImportError(f"this recipe trains by TRL ({error}). Install it: {install_extra('trl')}.") from error
 
     class WriterSFTTrainer(ShortFirstMixin, ClockMixin, LossWeightingMixin, SequenceParallelMixin, SFTTrainer):
         """On packs: short answers first, by tokens or by answers, and documents do not see each other."""
 
-    class WriterDPOTrainer(ClockMixin, DPOTrainer):
-        """On pairs of tokens, whose answers end as they were written."""
-
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            # as stock has it after tokenising, which would end every answer
-            return dataset
-
     class WriterGRPOTrainer(ClockMixin, GRPOTrainer):
         """By a clock."""
 
     return Trainers(
         sft=(SFTConfig, WriterSFTTrainer),
-        dpo=(DPOConfig, WriterDPOTrainer),
         grpo=(GRPOConfig, WriterGRPOTrainer),
         dataset=Dataset,
     )

@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longctx.evaluation.tasks.long_output import FAULTS, NEVER_ENDS
+from hf_longctx.storage.files import write_json_lines
 from recipes.long_dpo import compare, pairs, smoke, train
 from tests.parallel.test_recipe import launched
 
@@ -100,6 +101,13 @@ BAD = {
     f'{{"prompt": {CHAT}, "chosen": "b", "rejected": "c"}}': "some sides are texts, others messages",
     '{"prompt": "a", "chosen": "b", "rejected": "c"': "line 1: not JSON",
     "[]": "no pairs",
+    '{"prompt_ids": [1], "chosen_ids": [2]}': "line 1: the key 'rejected_ids' is missing",
+    '{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": []}': r"'rejected_ids' is \[\]; expected token ids, one",
+    '{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [2.5]}': "expected token ids",
+    '{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [2]}': "'chosen_ids' and 'rejected_ids' are the same",
+    '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3]}': (
+        "line 2: some sides are texts, others messages or tokens"
+    ),
 }
 
 
@@ -117,6 +125,34 @@ def test_texts_are_pairs_too(config: dict[str, Any], tmp_path: Path) -> None:
     (found,) = pairs.read_pairs(path)
     assert found == {"prompt": "a b", "chosen": " c d", "rejected": ""}
     assert pairs.tokens_of(found, AutoTokenizer.from_pretrained(config["model"])) == 4 + 1
+
+
+def test_tokens_are_trained_on_as_texts_are(config: dict[str, Any], tmp_path: Path) -> None:
+    """The tokens that TRL makes of texts give the same steps; without the end token they would be others."""
+    pytest.importorskip("trl")
+    config["training"] |= {"max_steps": 2}
+    texts = train.run(config | {"out": str(tmp_path / "texts")})
+    tokenizer = AutoTokenizer.from_pretrained(config["model"])
+    rows = []
+    for pair in pairs.read_pairs(config["pairs"]):
+        prompt = tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True, return_dict=False)
+        whole = [tokenizer.apply_chat_template(pair["prompt"] + pair[s], return_dict=False) for s in pairs.SIDES[1:]]
+        sides = [prompt, *(ids[len(prompt) :] for ids in whole)]
+        rows.append(dict(zip(pairs.IDS, sides, strict=True)))
+    write_json_lines(tmp_path / "ids.jsonl", rows)
+    assert [pairs.tokens_of(row, tokenizer) for row in rows] == [
+        pairs.tokens_of(pair, tokenizer) for pair in pairs.read_pairs(config["pairs"])
+    ]
+    found = train.run(config | {"pairs": str(tmp_path / "ids.jsonl"), "out": str(tmp_path / "ids")})
+    assert found == texts
+    unended = [row | {"rejected_ids": row["rejected_ids"][:-1]} for row in rows]
+    write_json_lines(tmp_path / "unended.jsonl", unended)
+    other = train.run(config | {"pairs": str(tmp_path / "unended.jsonl"), "out": str(tmp_path / "unended")})
+    assert other["before"]["logps/chosen"] == texts["before"]["logps/chosen"]
+    assert other["before"]["logps/rejected"] > texts["before"]["logps/rejected"]
+    rows[2]["rejected_ids"] = [len(tokenizer)]
+    with pytest.raises(ValueError, match=rf"pair 3 has token {len(tokenizer)}, and .* has {len(tokenizer)} tokens"):
+        train.fitting(rows, tokenizer, config, 2048)
 
 
 def test_what_the_recipe_refuses(config: dict[str, Any]) -> None:

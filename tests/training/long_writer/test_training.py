@@ -22,6 +22,9 @@ from trl import pack_dataset
 from hf_longctx.hub.resolve import load_model, load_tokenizer
 from hf_longctx.parallel.model.documents import IGNORED
 from recipes.clock import Clock
+from recipes.long_dpo.pairs import read_pairs
+from recipes.long_dpo.train import fitting
+from recipes.long_dpo.trainer import dpo_trainer
 from recipes.long_writer import chain, train_dpo, train_grpo, train_sft
 from recipes.long_writer.curriculum import packs_by_length
 from recipes.long_writer.data import sft_documents
@@ -236,7 +239,7 @@ def test_the_loss_of_preferences_is_that_of_the_paper(
     found = trainer.compute_loss(trainer.model, dict(batch))
     found.backward()
     gradients = {name: one.grad.clone() for name, one in trainer.model.named_parameters() if one.grad is not None}
-    slow = AutoModelForCausalLM.from_config(trainer.model.config)
+    slow = load_model(config["model"], dtype=torch.float32)
     slow.load_state_dict(trainer.model.state_dict())
     chances = []
     for model in (slow, start):
@@ -261,6 +264,15 @@ def test_answers_that_did_not_end_have_no_end_in_the_batches(
     end = load_tokenizer(config["model"]).eos_token_id
     assert all(ids[-1] == end for ids in rows["chosen_ids"])
     assert 0 < sum(ids[-1] != end for ids in rows["rejected_ids"]) < 20
+
+
+def test_its_pairs_are_pairs_of_long_dpo(config: dict[str, Any], whole: dict[str, Any]) -> None:
+    """The recipe for several cards reads what this one has made, and its trainer is the one that trained on it."""
+    pairs = read_pairs(Path(config["out"]) / "dpo/pairs.jsonl")
+    assert len(pairs) == whole["stages"]["dpo"]["data"]["kept"]
+    tokenizer = load_tokenizer(config["model"])
+    assert fitting(pairs, tokenizer, {"longest": config["context"], "model": "m"}, 2 * config["context"]) == pairs
+    assert train_dpo.dpo_trainer is dpo_trainer
 
 
 @pytest.mark.parametrize("how", ["plain", "static"])
