@@ -12,6 +12,7 @@ import gc
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +60,26 @@ def run(config: dict[str, Any], *, minutes: float | None = None) -> dict[str, An
         return now + left * waiting[0] / sum(waiting)
 
     report: dict[str, Any] = {"base": Path(config["model"]).name, "config": config, "stages": {}, "lines": {}}
-    for name, banned in ((UNTRAINED, False), (BANNED, True)):
-        report["lines"][name] = scored(config["model"], config, until(), banned)
-        del waiting[0]
     found: list[dict[str, Any]] = []
+
+    def keep() -> None:
+        """Write what is known by now: a run that is killed keeps what it has measured."""
+        written(report, found, out)
+
+    for name, banned in ((UNTRAINED, False), (BANNED, True)):
+        line = report["lines"][name] = {}
+        report["lines"][name] = scored(config["model"], config, until(), banned, line, keep)
+        del waiting[0]
     for name, part in stages.items():
         before = BEGIN[name] if BEGIN.get(name) in stages else UNTRAINED
         start = config["model"] if before == UNTRAINED else str(out / before / "model")
         seconds = None if minutes is None else 60 * minutes * part
         report["stages"][name] = STAGES[name](config, model=start, seconds=seconds)
+        keep()
         free()
         del parts[name]
-        report["lines"][name] = scored(str(out / name / "model"), config, until(), False)
+        line = report["lines"][name] = {}
+        report["lines"][name] = scored(str(out / name / "model"), config, until(), False, line, keep)
         del waiting[0]
         found += rows(report["lines"], name)
         found += gained(report["lines"], name, before)
@@ -84,15 +93,23 @@ def written(report: dict[str, Any], found: list[dict[str, Any]], out: Path) -> d
     """The report with commit, hardware and versions, in `out`."""
     more = {key: value for key, value in report.items() if key in ("base", "config", "stages", "lines")}
     file = result_file(found, model=str(report["config"]["model"]), **more)
-    file["versions"] |= next(iter(report["stages"].values()))["versions"]
+    for stage in report["stages"].values():
+        file["versions"] |= stage["versions"]
     write_results(out / "report.json", file)
     return file
 
 
-def scored(model: str, config: dict[str, Any], until: float | None, banned: bool) -> dict[str, Any]:
-    """The scores of a saved model."""
+def scored(
+    model: str,
+    config: dict[str, Any],
+    until: float | None,
+    banned: bool,
+    into: dict[str, Any],
+    kept: Callable[[], None],
+) -> dict[str, Any]:
+    """The scores of a saved model, as `Scores` takes the arguments."""
     loaded, tokenizer = load(model, dtype=config["save_dtype"] if torch.cuda.is_available() else "auto")
-    found = Scores(loaded, tokenizer, config, until=until, banned=banned).all()
+    found = Scores(loaded, tokenizer, config, until=until, banned=banned, into=into, kept=kept).all()
     del loaded
     free()
     return found

@@ -3,14 +3,13 @@
 # B rows, W columns of prompts, S columns of the cache, V vocabulary
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_longctx.evaluation.answer import batches
 from recipes.long_writer.grouped import attending_grouped
 from recipes.long_writer.step import Step
 
@@ -70,9 +69,7 @@ def write(
         tokens_at_once: Prompts and answers, padding included.
     """
     found: list[Written | None] = [None] * len(prompts)
-    lengths = [len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)]
-    rounded = [-(-length // BLOCK) * BLOCK for length in lengths]
-    for batch in batches(rounded, tokens_at_once):
+    for batch in together([len(prompt) for prompt in prompts], limits, tokens_at_once):
         with attending_grouped(model):
             some = _batch(model, [prompts[i] for i in batch], [limits[i] for i in batch], ends, sampling or Sampling())
         for i, one in zip(batch, some, strict=True):
@@ -80,14 +77,34 @@ def write(
     return [one for one in found if one is not None]
 
 
+def together(widths: Sequence[int], limits: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Numbers of prompts in as few batches as hold `most` tokens each, the longest first, at least one prompt in each.
+
+    A step takes about as long for many rows as for few, so few long batches are faster than many without padding.
+    """
+    batch: list[int] = []
+    for number in sorted(range(len(widths)), key=lambda i: -widths[i] - limits[i]):
+        grown = [*batch, number]
+        if batch and len(grown) * columns([widths[i] for i in grown], [limits[i] for i in grown]) > most:
+            yield batch
+            grown = [number]
+        batch = grown
+    if batch:
+        yield batch
+
+
+def columns(widths: Sequence[int], limits: Sequence[int]) -> int:
+    """Of the cache of a batch: its longest prompt and its longest answer."""
+    return -(-(max(widths) + max(limits)) // BLOCK) * BLOCK
+
+
 @torch.no_grad()
 def _batch(
     model: Any, prompts: list[Sequence[int]], limits: list[int], ends: Collection[int], sampling: Sampling
 ) -> list[Written]:
     device, rows, width = model.device, len(prompts), max(map(len, prompts))
-    columns = -(-(width + max(limits)) // BLOCK) * BLOCK
     ids_BW = torch.zeros(rows, width, dtype=torch.long)
-    seen_BS = torch.zeros(rows, columns, dtype=torch.bool)
+    seen_BS = torch.zeros(rows, columns([width], limits), dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         ids_BW[row, width - len(prompt) :] = torch.as_tensor(prompt)
         seen_BS[row, width - len(prompt) : width] = True

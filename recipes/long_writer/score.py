@@ -8,7 +8,7 @@ See README.md beside this file. Values are kept for each prompt, so that two mod
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ class Scores:
         config: The recipe's.
         until: `time.monotonic()` at which it has to be done; what would take longer is listed as not measured.
         banned: The end token is never written.
+        into: An empty dictionary that takes the scores.
+        kept: Called after each size.
     """
 
     def __init__(
@@ -52,12 +54,16 @@ class Scores:
         *,
         until: float | None = None,
         banned: bool = False,
+        into: dict[str, Any] | None = None,
+        kept: Callable[[], None] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.config, self.until = model, tokenizer, config, until
         self.ends = end_ids(model, tokenizer)
         self.banned = tuple(sorted(self.ends)) if banned else ()
         self.per_step = 0.0  # seconds, of the slowest batch so far
-        self.found: dict[str, Any] = {"tasks": [], "writing": [], "not measured": [], "no room": []}
+        self.found: dict[str, Any] = {} if into is None else into
+        self.found |= {"tasks": [], "writing": [], "not measured": [], "no room": []}
+        self.kept = kept
 
     def all(self) -> dict[str, Any]:
         """Every size there is time for."""
@@ -77,6 +83,8 @@ class Scores:
             self.found[what] += cells
             if cells:
                 self.per_step = max(self.per_step, (time.monotonic() - begun) / steps)
+            if self.kept is not None:
+                self.kept()
         return self.found
 
     def tasks(self, tokens: int) -> list[Cell]:

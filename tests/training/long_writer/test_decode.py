@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TopPLogitsWarper
 
-from recipes.long_writer.decode import Sampling, choose, write
+from recipes.long_writer.decode import BLOCK, Sampling, choose, columns, together, write
 from recipes.long_writer.grouped import attending_grouped
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [3, 4] * 300]
@@ -53,6 +53,19 @@ def test_answers_are_those_of_generate(model: Any, at_once: int) -> None:
         chances = logits.log_softmax(-1).gather(1, torch.tensor(one.ids)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(one.log_probs), chances, rtol=1e-4, atol=1e-4)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_batches_are_few_and_hold_no_more_than_they_may() -> None:
+    widths, limits = [30, 700, 90, 400] * 5, [500, 100, 500, 400] * 5
+    found = list(together(widths, limits, 10 * 1280))
+    assert sorted(number for batch in found for number in batch) == list(range(20))
+    sizes = [len(one) * columns([widths[i] for i in one], [limits[i] for i in one]) for one in found]
+    assert max(sizes) <= 10 * 1280
+    # prompts of any length stand together
+    assert len(found) == 2
+    assert columns([700], [500]) == 1280 == 5 * BLOCK
+    assert list(together([9, 9], [9, 9], 1)) == [[0], [1]]
+    assert list(together([], [], 1)) == []
 
 
 def test_seeds_decide_what_is_sampled(model: Any) -> None:

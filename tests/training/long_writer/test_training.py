@@ -144,6 +144,22 @@ def test_packs_are_those_of_trl(config: dict[str, Any]) -> None:
     assert sum(len(row["input_ids"]) for row in ours) == sum(map(len, right["input_ids"]))
 
 
+def test_a_chain_that_is_killed_keeps_what_it_measured(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setitem(chain.STAGES, "sft", killed)
+    with pytest.raises(InterruptedError):
+        chain.run(elsewhere(config, tmp_path, chain={"dpo": 0.0}))
+    kept = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))
+    assert list(kept["lines"]) == ["untrained", "untrained, end token banned"]
+    assert all(line["tasks"] and line["writing"] for line in kept["lines"].values())
+    assert kept["versions"]
+    assert kept["rows"] == []
+
+
 class InterruptedError(Exception):
     """Stands for a kill."""
 
