@@ -83,17 +83,18 @@ def losses(model: Any, data: Decomposed, most: int) -> dict[str, float]:
     found, _ = {}, model.eval()
     for size in sorted(set(data.sizes)):
         numbers = [number for number, one in enumerate(data.sizes) if one == size][: max(most // size, 1)]
-        each = []
-        for number in numbers:
-            batch = {name: one.to(model.device) for name, one in data.collate([data[number]]).items()}
+        rows, total = max(max(data.sizes) // size, 1), 0.0
+        for at in range(0, len(numbers), rows):
+            some = [data[number] for number in numbers[at : at + rows]]
+            batch = {name: one.to(model.device) for name, one in data.collate(some).items()}
             with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-                each.append(float(model(**batch).loss))
-        found[str(size)] = sum(each) / len(each)
+                total += float(model(**batch).loss) * len(some)
+        found[str(size)] = total / len(numbers)
     return found
 
 
-def run(config: dict[str, Any], size: dict[str, Any], minutes: float | None, folder: Path) -> dict[str, Any]:
-    """Both trainings, and what they are worth."""
+def run(config: dict[str, Any], size: dict[str, Any], minutes: float | None, folder: Path, out: Path) -> dict[str, Any]:
+    """Both trainings, and what they are worth; `out` has what is known after each."""
     tokenizer = load_tokenizer(config["model"])
     corpus = prepare(config, tokenizer)
     shortest, longest = size["sizes"]
@@ -116,11 +117,14 @@ def run(config: dict[str, Any], size: dict[str, Any], minutes: float | None, fol
         steps, seconds = done["steps"], None
         tokens = {"tokens": steps * size["step"]}
         found[name] = done | tokens | {"pieces": data.report(), "held-back loss": losses(model, pieces, 32 * longest)}
+        write_results(out, found | environment())
     ours, other = found["equal draw"], found["joined"]
     mean = [sum(one["held-back loss"].values()) / len(one["held-back loss"]) for one in (ours, other)]
     found["seconds over joined"] = ours["seconds"] / other["seconds"]
     found["mean held-back loss over joined"] = mean[0] / mean[1]
-    return found | environment()
+    found |= environment()
+    write_results(out, found)
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -135,13 +139,12 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as own:
         folder = Path(own)
         if args.smoke:
-            found = run(prepare_smoke(folder), TINY, None, folder)
+            found = run(prepare_smoke(folder), TINY, None, folder, args.out)
         else:
             config = read_config(DEFAULT)
             given = {"documents": args.documents, "model": args.model}
             config |= {key: value for key, value in given.items() if value is not None}
-            found = run(config, FULL, args.minutes, folder)
-    write_results(args.out, found)
+            found = run(config, FULL, args.minutes, folder, args.out)
     print(json.dumps({key: one for key, one in found.items() if key != "documents"}, indent=2))
 
 

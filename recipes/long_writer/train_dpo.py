@@ -64,8 +64,8 @@ def train(
             max_length=None,
             parallelism_config=SequenceParallelConfig(SequenceParallel(degree=1)),
         )
-        trained = load_model(start, dtype=torch.float32, device="cpu")
-        reference = load_model(start, dtype=config["save_dtype"], device="cpu")
+        # both alike: what they are rounded to would count as a preference, and long answers add it up
+        trained, reference = (load_model(start, dtype=torch.float32, device="cpu") for _ in range(2))
         return dpo_trainer(trained, reference, tokenizer, pairs.rows, args, clock=clock)
 
     report = run(make, "dpo", config, str(start), found, seconds=seconds, begun=begun, resume=resume)

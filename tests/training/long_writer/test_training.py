@@ -271,6 +271,18 @@ def test_the_loss_of_preferences_is_that_of_the_paper(
         torch.testing.assert_close(gradients[name], one.grad, rtol=1e-4, atol=EXACT)
 
 
+def test_preferences_begin_at_none_under_autocast(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: model and reference are rounded alike."""
+    stock = train_dpo.arguments
+    monkeypatch.setattr(train_dpo, "arguments", lambda *given: stock(*given) | {"bf16": True})
+    first, second = train_dpo.train(elsewhere(config, tmp_path) | {"save_dtype": "bfloat16"})["logs"]
+    assert first["rewards/margins"] == 0 != second["rewards/margins"]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out/dpo/model")
+    assert saved.dtype == torch.bfloat16
+
+
 def test_answers_that_did_not_end_have_no_end_in_the_batches(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
