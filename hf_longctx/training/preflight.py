@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..patch import applied
+from ..patch import applied, unwrap
 from ..planning.train import Preflight, preflight
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class PreflightMixin(Base):
     def __init__(self, *args: Any, preflight: bool = True, **kwargs: Any) -> None:
         self._preflight: Preflight | bool | None = preflight
         super().__init__(*args, **kwargs)
+        # now: what is applied later puts a forward of its own before that of TRL
+        self._fused_head = has_fused_head(self.model)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -41,13 +43,19 @@ class PreflightMixin(Base):
         """As in Trainer, after a look at the length of the batch."""
         if self._preflight is True:  # now: everything that changes the model has been applied
             shard = bool(self.accelerator.is_fsdp2)
-            self._preflight = preflight(
-                self.model, self.args, shard=shard, **_settings(self.model, self.accelerator.num_processes)
-            )
+            settings = _settings(self.model, self.accelerator.num_processes)
+            settings["chunked_loss"] |= self._fused_head
+            self._preflight = preflight(self.model, self.args, shard=shard, **settings)
         tokens = inputs.get("input_ids")
         if isinstance(self._preflight, Preflight) and isinstance(tokens, Tensor):
             self._preflight.check(tokens.numel())
         return super().training_step(model, inputs, num_items_in_batch)
+
+
+def has_fused_head(model: Any) -> bool:
+    """Whether a trainer of TRL has put its head on the model, which computes the loss without logits, in chunks."""
+    code = getattr(getattr(unwrap(model).forward, "__func__", None), "__code__", None)
+    return code is not None and "fused_lm_head" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
 def _settings(model: Any, processes: int) -> dict[str, Any]:

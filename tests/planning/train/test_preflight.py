@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import types
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,25 @@ def test_one_that_does_not_is_refused_before_it(tmp_path: Path, monkeypatch: pyt
 
 def test_it_can_be_turned_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainer(tmp_path, Room(10**9), monkeypatch, preflight=False).train().global_step == 1
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_logits_that_trl_does_not_make_are_not_counted(
+    fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, asked = trainer(tmp_path, Room(10**10), monkeypatch), dict[str, Any]()
+    stock = made.model.forward
+
+    @functools.wraps(type(made.model).forward)
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **given: Any) -> Any:
+        return stock(*args, **given)
+
+    if fused:
+        made.model.forward = types.MethodType(forward, made.model)
+    made = PreflightTrainer(model=made.model, args=made.args, train_dataset=made.train_dataset)
+    monkeypatch.setattr(hook, "preflight", lambda *_, **settings: asked.update(settings))
+    made.train()
+    assert asked["chunked_loss"] is fused
 
 
 def test_the_cheapest_setting_is_named(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from trl import pack_dataset
 
 from hf_longctx.hub.resolve import load_model, load_tokenizer
 from hf_longctx.parallel.model.documents import IGNORED
+from hf_longctx.training.preflight import has_fused_head
 from recipes.clock import Clock
 from recipes.long_dpo.pairs import read_pairs
 from recipes.long_dpo.train import fitting
@@ -281,6 +282,14 @@ def test_preferences_begin_at_none_under_autocast(
     assert first["rewards/margins"] == 0 != second["rewards/margins"]
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out/dpo/model")
     assert saved.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_the_preflight_counts_no_logits_of_trl(
+    stage: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert trainer_of(stage, elsewhere(config, tmp_path), monkeypatch)._fused_head
+    assert not has_fused_head(load_model(config["model"], dtype=torch.float32))
 
 
 def test_answers_that_did_not_end_have_no_end_in_the_batches(
