@@ -3,17 +3,17 @@
 # B rows, W columns of prompts, S columns of the cache, V vocabulary
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from recipes.long_writer.batching import columns, together
 from recipes.long_writer.grouped import attending_grouped
 from recipes.long_writer.step import Step
 
-BLOCK = 256  # columns; a cache has a multiple, which masks of fast kernels need
 WATCH = 32  # steps between looks at whether all have ended
 
 
@@ -75,27 +75,6 @@ def write(
         for i, one in zip(batch, some, strict=True):
             found[i] = one
     return [one for one in found if one is not None]
-
-
-def together(widths: Sequence[int], limits: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Numbers of prompts in as few batches as hold `most` tokens each, the longest first, at least one prompt in each.
-
-    A step takes about as long for many rows as for few, so few long batches are faster than many without padding.
-    """
-    batch: list[int] = []
-    for number in sorted(range(len(widths)), key=lambda i: -widths[i] - limits[i]):
-        grown = [*batch, number]
-        if batch and len(grown) * columns([widths[i] for i in grown], [limits[i] for i in grown]) > most:
-            yield batch
-            grown = [number]
-        batch = grown
-    if batch:
-        yield batch
-
-
-def columns(widths: Sequence[int], limits: Sequence[int]) -> int:
-    """Of the cache of a batch: its longest prompt and its longest answer."""
-    return -(-(max(widths) + max(limits)) // BLOCK) * BLOCK
 
 
 @torch.no_grad()

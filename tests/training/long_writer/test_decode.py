@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TopPLogitsWarper
 
-from recipes.long_writer.decode import BLOCK, Sampling, choose, columns, together, write
+from recipes.long_writer.batching import BLOCK, columns, together
+from recipes.long_writer.decode import Sampling, choose, write
 from recipes.long_writer.grouped import attending_grouped
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [3, 4] * 300]
