@@ -1,0 +1,125 @@
+"""The tokens with the best scores by their codes, in Triton: from the best of each block, exactly, in two steps.
+
+The k blocks with the best maxima hold the k best tokens, ties by the lower slot. `_select` finds a bound that at least k
+blocks reach: it counts them in 31 bins of equal width between two bounds and goes on in one of the bins, until not many
+more than k are above. `_survivors` scores these blocks again and keeps the tokens that reach the bound, of which
+`_select` once more keeps few. The order in which programs find tokens has no influence: no two have the same key.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# B batch, T tables, L queries, W words of a code, NQ columns, K the k of "k best"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_codes import laid_out, operands, scored
+
+
+@triton.jit
+def _keys(score, name):
+    """Scores, and of equal ones the lower name first, as int64 that are all different."""
+    bits = score.to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(tl.int64) << 31) + (2147483647 - name)
+
+
+@triton.jit
+def _part(scores, names, start, number, CHUNK: tl.constexpr, NAMED: tl.constexpr):
+    """A piece of a row: names, scores, their keys, and which are candidates."""
+    at = start + tl.arange(0, CHUNK)
+    score = tl.load(scores + at, at < number, float("-inf"))
+    name = tl.load(names + at, at < number, 0) if NAMED else at
+    return name, score, _keys(score, name), score > float("-inf")
+
+
+@triton.jit
+def _select(scores, names, numbers, kept, kept_score, count, floor, found, per_number, room, most, KEPT: tl.constexpr,
+            CHUNK: tl.constexpr, NAMED: tl.constexpr):  # fmt: skip
+    """Of one row the best `KEPT` and a few more, at most `most`, in the order that they have, and a bound below them."""
+    row, bins = tl.program_id(0).to(tl.int64), tl.arange(0, 32)
+    scores += row * room
+    names += row * room
+    # of blocks, or of what `_survivors` has found
+    number = tl.load(numbers + row // per_number)
+    number = (number if NAMED else tl.cdiv(number, 64)).to(tl.int32)
+    least, last = tl.full((), 2**62, tl.int64), tl.full((), -(2**62), tl.int64)
+    above, reach, shift = 0, 0, 62
+    for start in range(0, number, CHUNK):
+        name, score, key, some = _part(scores, names, start, number, CHUNK, NAMED)
+        least = tl.minimum(least, tl.min(tl.where(some, key, 2**62), 0))
+        last = tl.maximum(last, tl.max(tl.where(some, key, -(2**62)), 0))
+        reach += tl.sum(some.to(tl.int32), 0)
+    while reach > most:
+        while (shift > 0) & (((last - least) >> tl.maximum(shift - 1, 0)) < 31):
+            shift -= 1
+        counts = tl.zeros((32,), tl.int32)
+        for start in range(0, number, CHUNK):
+            name, score, key, some = _part(scores, names, start, number, CHUNK, NAMED)
+            inside = some & (key >= least) & (key <= last)
+            counts += tl.histogram(tl.where(inside, (key - least) >> shift, 31).to(tl.int32), 32)
+        counts = tl.where(bins < 31, counts, 0)
+        at_least = above + tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
+        into = tl.max(tl.where(at_least >= KEPT, bins * (bins < 31).to(tl.int32), 0), 0)
+        reach = tl.sum(tl.where(bins == into, at_least, 0), 0)
+        above = reach - tl.sum(tl.where(bins == into, counts, 0), 0)
+        least += into.to(tl.int64) << shift
+        last = tl.minimum(last, least + (tl.full((), 1, tl.int64) << shift) - 1)
+    held = 0
+    for start in range(0, number, CHUNK):
+        name, score, key, some = _part(scores, names, start, number, CHUNK, NAMED)
+        take = some & (key >= least)
+        to = row * most + held + tl.cumsum(take.to(tl.int32), 0) - 1
+        tl.store(kept + to, name, take)
+        tl.store(kept_score + to, score, take)
+        held += tl.sum(take.to(tl.int32), 0)
+    tl.store(count + row, held)
+    if not NAMED:
+        tl.store(found + row, 0)
+        ordered = (least >> 31).to(tl.int32)
+        reached = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+        # scored again in another place, a token may differ in its last bits
+        reached = reached - tl.abs(reached) * 1e-5 - 1e-30
+        tl.store(floor + row, tl.where(held >= KEPT, reached, float("-inf")))
+
+
+@triton.jit
+def _survivors(q_pos, words, size, pos, filled, ready, after, operand, half, base, factor, block, count, floor, found,
+               score, slot, near, pages, G, L, most, PAGE: tl.constexpr, W: tl.constexpr, WP: tl.constexpr,
+               R: tl.constexpr, RP: tl.constexpr, NQ: tl.constexpr, NC: tl.constexpr, K: tl.constexpr,
+               BYTES: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr):  # fmt: skip
+    """The tokens of one of these blocks that reach the bound, added to the row's."""
+    row = tl.program_id(1).to(tl.int64)
+    if tl.program_id(0) >= tl.load(count + row):
+        return
+    T = G * R if HEADS else G
+    b, table, l = row // (T * L), row // L % T, row % L
+    g = table // R if HEADS else table
+    pieces = tl.cdiv(L, NQ // RP)
+    at = (b * G + g) * pieces + l // (NQ // RP)
+    column = tl.arange(0, NC)
+    live = column < (1 if HEADS else R)
+    from_column = l % (NQ // RP) * RP + (table % R if HEADS else column)
+    from_column = tl.where(live, from_column, -1).to(tl.int32)
+    held = operands(operand + at * (NQ * 32 * WP), from_column, NQ * K, K, WP)
+    part = tl.arange(0, WP)
+    half_N = tl.sum(tl.load(half + (at * WP + part)[:, None] * NQ + from_column[None], live[None], 0.0), 0)
+    base_N = tl.load(base + at * NQ + from_column, live, float("-inf"))
+    scale, bound = tl.load(factor + at), tl.load(floor + row)
+    earliest, here = tl.maximum(tl.load(after + b), -1), tl.load(q_pos + b * L + l)
+    latest = tl.where(here >= tl.load(ready + b), here - near, -1)
+    first = tl.load(block + row * most + tl.program_id(0)) * 64
+    page, inside, end = b * pages + first // PAGE, first % PAGE, tl.load(filled + b)
+    words_at = tl.multiple_of(tl.load(words + page), 16).to(tl.pointer_type(tl.int8)) + (g * PAGE + inside) * (4 * W)
+    size_at = tl.load(size + page).to(tl.pointer_type(tl.float16)) + g * PAGE + inside
+    pos_at = tl.load(pos + page).to(tl.pointer_type(tl.int64)) + inside
+    bytes_NB = laid_out(words_at, W, ROWS, BYTES)
+    for i in tl.static_range(64 // ROWS):
+        each = i * ROWS + tl.arange(0, ROWS)
+        size_N, pos_N = tl.load(size_at + each).to(tl.float32) * scale, tl.load(pos_at + each, first + each < end, -1)
+        scores = tl.max(scored(bytes_NB, i, held, half_N, base_N, size_N, W, WP, K, BYTES), 1)
+        take = (pos_N > earliest) & (pos_N <= latest) & (scores >= bound)
+        taken = take.to(tl.int32)
+        to = row * (most * 64) + tl.atomic_add(found + row, tl.sum(taken, 0)) + tl.cumsum(taken, 0) - 1
+        tl.store(score + to, scores, take)
+        tl.store(slot + to, first + each, take)

@@ -1,0 +1,190 @@
+"""Looking tokens up for a few queries, in Triton, over pages found by address.
+
+Queries are prepared, every block of slots leaves its best score by the codes, the blocks with the best tokens are
+selected and scored again, the best tokens' real keys are scored, and the best of these are the table. Sizes
+follow from the number of pages that there may be, and what there is from counters on the device, so that a CUDA graph
+records them once; the host is never waited for.
+"""
+
+# B batch, H query heads, G key/value heads, L queries, D head dim, C channels, T tables, K slots of a table
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..codes import turned
+from ..pages import PAGE, Pages
+from .placed import on_device_of
+from .triton_best import _select, _survivors
+from .triton_codes import _maxima, _prepare
+from .triton_shortlist import PROGRAMS, _last, _shortlist
+
+BLOCK, TILES = 64, 16  # slots of a block, blocks of a program
+AT_ONCE = 2**23  # tokens that may reach the bounds of queries done at once
+
+
+class Shapes:
+    """How the heads and queries of a call are laid out in kernels.
+
+    Args:
+        q_BHLD: The queries.
+        pages: Where they look.
+        per: "group" or "head".
+    """
+
+    def __init__(self, q_BHLD: Tensor, pages: Pages, per: str) -> None:
+        self.B, self.H, self.L, self.D = q_BHLD.shape
+        self.G, self.C = pages.width_BGC.shape[1:]
+        self.heads = per == "head"
+        self.T = self.H if self.heads else self.G
+        self.pages = pages.words.shape[1]
+        self.blocks = self.pages * PAGE // BLOCK
+        R, W = self.H // self.G, self.C // 32
+        RP, WP = triton.next_power_of_2(R), triton.next_power_of_2(W)
+        columns = max(8, RP * min(triton.next_power_of_2(self.L), max(1, 32 // RP)))
+        self.pieces = triton.cdiv(self.L, columns // RP)
+        rows = BLOCK // max(1, 32 // (4 * W)) if WP == W else BLOCK  # 32 bytes stand in a row
+        self.codes = {
+            "W": W, "WP": WP, "R": R, "RP": RP, "NQ": columns, "K": max(16, 4 * WP), "BYTES": max(32, 4 * WP),
+            "ROWS": rows,
+        }  # fmt: skip
+
+
+@functools.lru_cache(maxsize=32)
+def _turn(dim: int, device: torch.device) -> Tensor:
+    """The fixed turn of keys as a matrix, (D, C) fp32."""
+    return turned(torch.eye(dim, device=device))
+
+
+def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries as `_maxima` and `_survivors` read them: operand, half, base and factor."""
+    codes, rows, device = shapes.codes, shapes.B * shapes.G * shapes.pieces, q_BHLD.device
+    operand = torch.empty(rows, codes["NQ"] * 32 * codes["WP"], device=device, dtype=torch.float16)
+    half = torch.empty(rows, codes["WP"], codes["NQ"], device=device, dtype=torch.float32)
+    base = torch.empty(rows, codes["NQ"], device=device, dtype=torch.float32)
+    factor = torch.empty(rows, device=device, dtype=torch.float32)
+    grid: Any = (shapes.B * shapes.G, shapes.pieces, codes["WP"])
+    kept = {name: codes[name] for name in ("WP", "R", "RP", "NQ", "K")}
+    with on_device_of(q_BHLD):
+        _prepare[grid](
+            q_BHLD, _turn(shapes.D, device), pages.mean_BGD, pages.width_BGC, operand, half, base, factor,
+            *q_BHLD.stride()[:3], shapes.G, shapes.L, D=shapes.D, DP=max(16, triton.next_power_of_2(shapes.D)),
+            C=shapes.C, **kept,
+        )  # fmt: skip
+    return operand, half, base, factor
+
+
+def maxima(
+    ready: tuple[Tensor, ...], q_pos_BL: Tensor, pages: Pages, shapes: Shapes, near: int, after_B: Tensor
+) -> Tensor:
+    """The best score of each block of 64 slots by the codes, (B, T, L, blocks); -inf: it has no candidate.
+
+    Of blocks behind the last token it is undefined.
+    """
+    B, G, L, T = shapes.B, shapes.G, shapes.L, shapes.T
+    best = torch.empty(B, T, L, shapes.blocks, device=q_pos_BL.device, dtype=torch.float32)
+    grid: Any = (shapes.blocks // TILES * G, B, shapes.pieces)
+    with on_device_of(q_pos_BL):
+        _maxima[grid](
+            q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *ready, best, near,
+            shapes.pages, G, L, T, shapes.blocks, PAGE=PAGE, **shapes.codes, HEADS=shapes.heads, ONE=L == 1,
+            num_warps=1, num_stages=2,
+        )  # fmt: skip
+    return best
+
+
+def survivors(
+    ready: tuple[Tensor, ...], best: Tensor, q_pos_BL: Tensor, pages: Pages, shapes: Shapes, near: int,
+    after_B: Tensor, shortlist: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Tokens that the best `shortlist` of each table are among, at most twice as many.
+
+    Returns how many there are, (rows), and their scores and slots (rows, room), in any order; a row is a table of a
+    query.
+    """
+    rows, device = shapes.B * shapes.T * shapes.L, best.device
+    most = min(shortlist + max(BLOCK, shortlist // 8), shapes.blocks)
+    block, slot = (torch.empty(rows, n, device=device, dtype=torch.int32) for n in (most, most * BLOCK))
+    block_score, score = (torch.empty(rows, n, device=device, dtype=torch.float32) for n in (most, most * BLOCK))
+    count, found, number = torch.empty(3, rows, device=device, dtype=torch.int32)
+    floor = torch.empty(rows, device=device, dtype=torch.float32)
+    kept_slot = torch.empty(rows, 2 * shortlist, device=device, dtype=torch.int32)
+    kept_score = torch.empty(rows, 2 * shortlist, device=device, dtype=torch.float32)
+    whole: Any = (rows,)
+    each: Any = (most, rows)
+    columns = 8 if shapes.heads else max(8, shapes.codes["RP"])
+    with on_device_of(best):
+        _select[whole](
+            best, block, pages.filled_B, block, block_score, count, floor, found, shapes.T * shapes.L, shapes.blocks,
+            most, KEPT=shortlist, CHUNK=min(4096, triton.next_power_of_2(shapes.blocks)), NAMED=False, num_warps=8,
+        )  # fmt: skip
+        _survivors[each](
+            q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *ready, block, count,
+            floor, found, score, slot, near, shapes.pages, shapes.G, shapes.L, most, PAGE=PAGE, **shapes.codes,
+            NC=columns, HEADS=shapes.heads, num_warps=1,
+        )  # fmt: skip
+        _select[whole](
+            score, slot, found, kept_slot, kept_score, number, floor, found, 1, most * BLOCK, 2 * shortlist,
+            KEPT=shortlist, CHUNK=2048, NAMED=True, num_warps=8,
+        )  # fmt: skip
+    return number, kept_score, kept_slot
+
+
+def last(
+    q_BHLD: Tensor, found: Tensor, score: Tensor, slot: Tensor, pages: Pages, shapes: Shapes, k: int, shortlist: int
+) -> Tensor:
+    """Of the best `shortlist` by their codes the best `k` by their real keys, (B, T, L, k)."""
+    rows, device = len(found), q_BHLD.device
+    real = torch.empty(rows, shortlist, device=device, dtype=torch.float32)
+    real_slot = torch.empty(rows, shortlist, device=device, dtype=torch.int32)
+    table = torch.empty(shapes.B, shapes.T, shapes.L, k, device=device, dtype=torch.int64)
+    R = shapes.codes["R"]
+    columns = 8 if shapes.heads else max(8, shapes.codes["RP"])
+    some: Any = (PROGRAMS, rows)
+    every: Any = (triton.cdiv(shortlist, 64), rows)
+    with on_device_of(q_BHLD):
+        _shortlist[some](
+            q_BHLD, pages.k, found, score, slot, real, real_slot, q_BHLD, *q_BHLD.stride()[:3], shapes.pages, shapes.G,
+            shapes.L, score.shape[1], shortlist, PAGE=PAGE, D=shapes.D,
+            DP=max(16, triton.next_power_of_2(shapes.D)), R=R, NC=columns, HEADS=shapes.heads,
+        )  # fmt: skip
+        _last[every](found, real, real_slot, table, k, shortlist, LEFT=triton.next_power_of_2(k))
+    return table
+
+
+@torch.no_grad()
+def choose(
+    q_BHLD: Tensor, q_pos_BL: Tensor, pages: Pages, *, k: int, near: int, after_B: Tensor, per: str, shortlist: int
+) -> Tensor:
+    """For each query the slots of its best `k` tokens, (B, T, L, K) int64; -1 where there are fewer.
+
+    The same as `attention.lookup.choose` with by="signs", to the rounding of queries to fp16 and of sums.
+
+    Args:
+        q_BHLD: Queries in the dtype of the keys, moved to where they read keys that are left as they are.
+        q_pos_BL: Their positions, int64; -1 for padding.
+        pages: Where to look.
+        k: How many.
+        near: Tokens nearer than this are not looked up.
+        after_B: Nor are those up to this position of a row, int64.
+        per: "head": a table for each query head. "group": one for the heads of a group.
+        shortlist: How many of the best by their codes are scored with their real keys.
+    """
+    B, _, L, _ = q_BHLD.shape
+    q = q_BHLD if q_BHLD.stride(-1) == 1 else q_BHLD.contiguous()
+    q_pos = q_pos_BL.expand(B, L).contiguous()
+    room = (shortlist + max(BLOCK, shortlist // 8)) * BLOCK * B * (q.shape[1] if per == "head" else 1)
+    step = max(1, min(L, AT_ONCE // room))
+    tables = []
+    for start in range(0, L, step):
+        some, pos = q[:, :, start : start + step], q_pos[:, start : start + step].contiguous()
+        shapes = Shapes(some, pages, per)
+        ready = prepared(some, pages, shapes)
+        best = maxima(ready, pos, pages, shapes, near, after_B)
+        found = survivors(ready, best, pos, pages, shapes, near, after_B, shortlist)
+        tables.append(last(some, *found, pages, shapes, k, shortlist))
+    return tables[0] if len(tables) == 1 else torch.cat(tables, 2)
