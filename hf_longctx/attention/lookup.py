@@ -8,7 +8,7 @@ cached.
 # tables, K slots of a table
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..cache.slots import KeyValues
 from ..cache.store import Store, StoreRow
 from ..ops.codes import score
+from ..ops.kernels.lookup import unsupported_reason
 
 PAIRS = 2**26  # numbers that are made at once
 BLOCK = 256  # queries that are scored at once at most
@@ -50,9 +51,15 @@ def choose(
         shortlist: See `by`.
     """
     (B, H, L, _), G = q_BHLD.shape, len(store.rows[0].k.pieces[0])
+    after_B = first.pos.amax(1) if len(first) else q_pos_BL.new_full((B,), -1)
+    pages = store.pages() if by == "signs" else None
+    if pages is not None and unsupported_reason(q_BHLD, pages, per) is None:
+        from ..ops.kernels.triton_lookup import choose as by_kernels
+
+        settings: dict[str, Any] = {"k": k, "near": near, "after_B": after_B, "per": per, "shortlist": shortlist}
+        return by_kernels(q_BHLD, q_pos_BL, pages, **settings)
     width = max(1, min(k, max(row.filled for row in store.rows)))
     shape = (B, G if per == "group" else H, L, width)
-    after_B = first.pos.amax(1) if len(first) else q_pos_BL.new_full((B,), -1)
     table = torch.full(shape, -1, dtype=torch.long, device=q_BHLD.device)
     for b, row in enumerate(store.rows):
         if by == "signs" and row.ready is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops.codes import Centre, encode
+from ..ops.pages import Pages
 from .growing import Growing
 from .slots import KeyValues, show
 
@@ -172,6 +173,10 @@ class Store:
         """The keys of a table's slots, and the values."""
         values = [row.v.take(table_BTLK[b].clamp(min=0)) for b, row in enumerate(self.rows)]
         return self.take_keys(table_BTLK), torch.stack(values)
+
+    def pages(self) -> Pages | None:
+        """Where the tokens lie, for kernels; None where they are not kept in pages."""
+        return None
 
     def nbytes(self) -> int:
         """Bytes held, those that rows share counted once."""

@@ -40,8 +40,8 @@ def paged(
                 page[:, : filled.shape[1]] = filled
                 held.append(page)
                 at[name][b, n] = page.data_ptr()
-    some = S >= centred_by
-    ready_B = pos_BS[:, centred_by - 1] if some else torch.full((B,), NEVER, device=device)
+    never = torch.full((B,), NEVER, device=device)
+    ready_B = never if centred_by > S else pos_BS[:, centred_by - 1]
     mean, width = (torch.stack([centre[i] for centre in centres]) for i in range(2))
     filled_B = torch.full((B,), S, device=device)
     addresses = {name: address.to(device) for name, address in at.items()}

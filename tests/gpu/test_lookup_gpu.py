@@ -13,6 +13,8 @@ from hf_longctx import CodeLookup
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
 from hf_longctx.ops.codes import Centre, encode
+from hf_longctx.ops.kernels.lookup import unsupported_reason
+from tests.ops.lookups import Lookup, agree
 from tests.tiny import left_padded, logits_of, text, tiny
 
 pytestmark = pytest.mark.gpu
@@ -61,3 +63,84 @@ def test_logits_cached_and_padded_are_those_of_the_cpu(settings: dict[str, Any])
         return torch.cat(steps, 1).cpu().masked_fill(~mask[..., None].bool(), 0)
 
     torch.testing.assert_close(read("cuda"), read("cpu"), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("H", "G", "D"), [(32, 8, 128), (9, 3, 64), (6, 6, 96), (8, 1, 256), (4, 2, 80)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_kernels_pass_their_own_check(H: int, G: int, D: int, dtype: torch.dtype) -> None:
+    for L in (1, 5):
+        lookup = Lookup.of(H, G, D, 200, L, dtype=dtype, device="cuda")
+        for per in ("group", "head"):
+            assert unsupported_reason(lookup.q, lookup.pages, per) is None
+
+
+@pytest.mark.parametrize("S", [500, 8191, 8193, 40_000])
+@pytest.mark.parametrize(("H", "G", "D", "L", "per"), [
+    (32, 8, 128, 1, "group"), (9, 3, 64, 16, "group"), (6, 6, 96, 3, "head"), (8, 1, 256, 5, "group"),
+    (4, 2, 80, 2, "head"),
+])  # fmt: skip
+def test_kernels_choose_as_torch_does(S: int, H: int, G: int, D: int, L: int, per: str) -> None:
+    from hf_longctx.ops.kernels.triton_lookup import choose as by_kernels
+
+    for dtype, shortlist in ((torch.bfloat16, 64), (torch.float32, 300)):
+        lookup = Lookup.of(H, G, D, S, L, near=100, dtype=dtype, device="cuda", seed=S + D, more=1)
+        table = by_kernels(
+            lookup.q, lookup.q_pos, lookup.pages, k=8, per=per, shortlist=shortlist, **lookup.settings
+        )  # fmt: skip
+        agree(lookup, table, 8, per, shortlist)
+
+
+def test_kernels_find_the_best_keys_as_often_as_exact_scores_of_codes() -> None:
+    from hf_longctx.ops.kernels.triton_lookup import choose as by_kernels
+
+    found = {"kernels": 0.0, "torch": 0.0}
+    for seed in range(4):
+        lookup = Lookup.of(32, 8, 128, 100_000, 16, near=100, dtype=torch.bfloat16, device="cuda", seed=seed)
+        keys = lookup.key_scores("group").masked_fill(lookup.code_scores("group").isinf(), float("-inf"))
+        best = keys.topk(8).indices
+        tables = {
+            "kernels": by_kernels(
+                lookup.q, lookup.q_pos, lookup.pages, k=8, per="group", shortlist=256, **lookup.settings
+            ),
+            "torch": lookup.chosen(8, "group", 256),
+        }
+        for name, table in tables.items():
+            found[name] += float((best[..., None] == table[..., None, :]).any(-1).float().mean()) / 4
+    assert found["torch"] > 0.2, found  # random keys are the hardest, and some are found all the same
+    assert abs(found["kernels"] - found["torch"]) < 0.01, found
+
+
+def test_kernels_serve_a_growing_text_from_one_graph() -> None:
+    from hf_longctx.ops.kernels.triton_lookup import choose as by_kernels
+
+    lookup = Lookup.of(32, 8, 128, 20_000, 1, near=100, dtype=torch.bfloat16, device="cuda", more=2)
+    settings = {"k": 8, "per": "group", "shortlist": 64, **lookup.settings}
+    filled = lookup.pages.filled_B.clone()
+    by_kernels(lookup.q, lookup.q_pos, lookup.pages, **settings)  # compiled
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        table = by_kernels(lookup.q, lookup.q_pos, lookup.pages, **settings)
+    for less in (0, 1, 4000, 12_000):
+        lookup.pages.filled_B.copy_(filled - less)
+        lookup.q_pos.copy_(lookup.pages.filled_B[:, None] - 1)
+        lookup.q.copy_(torch.randn(lookup.q.shape, device="cuda"))
+        graph.replay()
+        eager = by_kernels(lookup.q, lookup.q_pos, lookup.pages, **settings)
+        assert torch.equal(table.sort(-1).values, eager.sort(-1).values), f"{less} less: {table} for {eager}"
+        agree(lookup, table, 8, "group", 64)
+
+
+def test_a_store_with_pages_is_searched_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    lookup = Lookup.of(8, 2, 64, 9000, 2, near=100, device="cuda")
+    truth = lookup.chosen(8, "group", 64)
+    asked = []
+
+    def pages(store: Store) -> Any:
+        asked.append(store)
+        return lookup.pages
+
+    monkeypatch.setattr(Store, "pages", pages)
+    table = lookup.chosen(8, "group", 64)
+    assert asked
+    same = (table.sort(-1).values == truth.sort(-1).values).all(-1).float().mean()
+    assert same >= 0.9, f"{table} for {truth}"

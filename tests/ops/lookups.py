@@ -10,15 +10,15 @@ from torch import Tensor
 
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
+from hf_longctx.ops import paged as pages_of
 from hf_longctx.ops.codes import Centre, encode, score
-from hf_longctx.ops.paged import paged
 from hf_longctx.ops.pages import Pages
 
 CENTRED_BY, AFTER = 32, 3
 
 
 class Lookup(NamedTuple):
-    """Queries of two rows, the second of which is shorter and hides some tokens, and pages poisoned where not filled."""
+    """Queries of two rows, the second shorter and with hidden tokens, and pages with nan where they are not filled."""
 
     q: Tensor
     q_pos: Tensor
@@ -43,11 +43,13 @@ class Lookup(NamedTuple):
         q_pos = torch.arange(S - L, S).repeat(2, 1)
         q_pos[1, 1:2] = -1  # padding
         q, k, v, pos, q_pos = (x.to(device) for x in (q, k, v, pos, q_pos))
-        pages, held = paged(k, v, pos, CENTRED_BY, -(-S // 8192) + more)
+        pages, held = pages_of.paged(k, v, pos, CENTRED_BY, -(-S // pages_of.PAGE) + more)
         pages.filled_B[1] -= S // 3
-        for page in held:
-            for part in (page[:, S % 8192 or 8192 :],) if page.shape[1] == 8192 and S < 8192 else ():
-                part.fill_(float("nan") if part.is_floating_point() else 3)
+        for n, page in enumerate(held):
+            rest = page[
+                :, max(S - n // 5 % -(-S // pages_of.PAGE) * pages_of.PAGE, 0) :
+            ]  # five tensors a page, row by row
+            rest.fill_(float("nan") if page.is_floating_point() else 3)
         return cls(q, q_pos, k, v, pos, pages, held, near)
 
     @property
@@ -80,12 +82,20 @@ class Lookup(NamedTuple):
         return scores.amax(2) if per == "group" else scores.flatten(1, 2)
 
     def chosen(self, k: int, per: str, shortlist: int) -> Tensor:
-        """The choice of `attention.lookup.choose`, padded to k slots with -1."""
-        keys = KeyValues(self.k, self.v, self.shown())
+        """The choice of `attention.lookup.choose` in fp32, padded to k slots with -1."""
+        keys = KeyValues(self.k.float(), self.v, self.shown())
         store = Store.of(keys, CENTRED_BY)
         first = KeyValues(self.k[:, :, :1], self.v[:, :, :1], torch.full_like(self.pos[:, :1], AFTER))
         table = choose(
-            self.q, self.q_pos, store, k=k, near=self.near, first=first, by="signs", per=per, shortlist=shortlist
+            self.q.float(),
+            self.q_pos,
+            store,
+            k=k,
+            near=self.near,
+            first=first,
+            by="signs",
+            per=per,
+            shortlist=shortlist,
         )
         return torch.nn.functional.pad(table, (0, k - table.shape[-1]), value=-1)
 

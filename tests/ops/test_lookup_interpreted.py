@@ -8,97 +8,94 @@ from tests.ops.interpreted import needs_triton, run
 
 pytestmark = needs_triton
 
-MAXIMA = """
+SMALL = """
 import torch
+from hf_longctx.ops import paged as pages_of
 from hf_longctx.ops.kernels import triton_lookup as T
-from tests.ops.lookups import AFTER, Lookup
+from tests.ops.lookups import Lookup, agree
+pages_of.PAGE = T.PAGE = 1024  # small pages: the interpreter takes its time for every program
+"""
 
-for H, G, D, L, per in ((3, 3, 64, 1, "group"), (3, 1, 96, 2, "head"), (8, 2, 128, 3, "group"), (8, 1, 256, 1, "group"),
-                        (8, 1, 80, 3, "head"), (2, 1, 32, 16, "group")):
+MAXIMA = (
+    SMALL
+    + """
+for H, G, D, L, per in ((3, 3, 64, 1, "group"), (3, 1, 96, 2, "head"), (8, 1, 128, 3, "group"), (8, 1, 256, 1, "group"),
+                        (2, 1, 32, 16, "group")):
     lookup = Lookup.of(H, G, D, 200, L, more=1)
     shapes = T.Shapes(lookup.q, lookup.pages, per)
     ready = T.prepared(lookup.q, lookup.pages, shapes)
     best = T.maxima(ready, lookup.q_pos, lookup.pages, shapes, **lookup.settings)
-    true = torch.nn.functional.pad(lookup.code_scores(per), (0, 56), value=float("-inf")).unflatten(-1, (4, 64)).amax(-1)
+    scores = torch.nn.functional.pad(lookup.code_scores(per), (0, 56), value=float("-inf"))
     best[1, ..., 3] = float("-inf")  # behind the row's end
-    torch.testing.assert_close(best[..., :4], true, rtol=1e-3, atol=1e-3 * float(true[true.isfinite()].abs().max()))
+    size = float(scores[scores.isfinite()].abs().max())
+    torch.testing.assert_close(best[..., :4], scores.unflatten(-1, (4, 64)).amax(-1), rtol=1e-3, atol=1e-3 * size)
 """
+)
 
 SELECTING = """
 import torch
 from hf_longctx.ops.kernels.triton_best import _select
-none = float("-inf")
+none, n = float("-inf"), 100
 torch.manual_seed(0)
-ties = torch.randint(0, 3, (5, 300)).float()
-few = torch.full((5, 300), none).index_fill(1, torch.tensor([7, 250]), 1.5)
-for scores, what in ((torch.randn(5, 300), "random"), (torch.randn(5, 300) * 1e-30 - 1.0, "close"), (ties, "ties"),
-                     (torch.zeros(5, 300), "all equal"), (torch.full((5, 300), none), "none"), (few, "few"),
-                     (torch.randn(5, 300).masked_fill(torch.rand(5, 300) < 0.5, none), "half"), (ties - 1e30, "far"),
-                     (torch.randn(5, 300).double().exp().pow(9).float() * torch.tensor([1.0, -1]).repeat(150), "wide")):
-    for names in (None, torch.stack([torch.randperm(300) for _ in range(5)]).int()):
-        for k, most, number in ((40, 45, 300), (40, 40, 299), (1, 1, 300), (300, 310, 300), (40, 45, 12)):
-            kept, kept_score = torch.full((5, most), -1).int(), torch.zeros(5, most)
-            count, found, floor = torch.zeros(5).int(), torch.ones(5).int(), torch.zeros(5)
-            numbers = torch.full((5,), number).int() if names is not None else torch.full((5,), 64 * number - 1)
-            _select[(5,)](scores, kept if names is None else names, numbers, kept, kept_score, count, floor, found, 1,
-                          300, most, KEPT=k, CHUNK=64, NAMED=names is not None)
-            there = scores[:, :number]
-            name = names[:, :number] if names is not None else torch.arange(number).expand(5, -1)
-            for row in range(5):
-                order = sorted((-float(s), int(n)) for s, n in zip(there[row], name[row]) if s > none)
-                got = kept[row, : count[row]].tolist()
-                assert len(set(got)) == len(got) == min(len(order), max(len(got), k)) <= most, (what, k, len(got))
-                assert set(got) >= {n for _, n in order[:k]}, (what, k, number)
-                assert set(got) == {n for _, n in order[: len(got)]}, "the best ones, of equal ones the lower name"
-                if names is None:
-                    assert (floor[row] == none) == (len(got) < k) and all(-s >= floor[row] for s, _ in order[: len(got)])
-                    assert found[row] == 0
+random, ties, few = torch.randn(2, n), torch.randint(0, 3, (2, n)).float(), torch.full((2, n), none)
+few[:, [7, 50]] = 1.5
+kinds = {"random": random, "close": random * 1e-30 - 1.0, "ties": ties, "equal": torch.zeros(2, n), "few": few,
+         "half": random.masked_fill(torch.rand(2, n) < 0.5, none), "wide": random.exp().pow(9) * random.sign()}
+for what, scores in kinds.items():
+    for named, k, most, number in ((True, 20, 25, n), (False, 20, 20, 99), (False, 1, 1, n), (True, n, 110, n)):
+        names = torch.stack([torch.randperm(n) for _ in range(2)]).int() if named else torch.arange(n).expand(2, -1)
+        kept, kept_score = torch.full((2, most), -1).int(), torch.zeros(2, most)
+        count, found, floor = torch.zeros(2).int(), torch.ones(2).int(), torch.zeros(2)
+        numbers = torch.full((2,), number).int() if named else torch.full((2,), 64 * number - 1)
+        _select[(2,)](scores, names, numbers, kept, kept_score, count, floor, found, 1, n, most, KEPT=k, CHUNK=64,
+                      NAMED=named)
+        for row in range(2):
+            at = list(zip(scores[row, :number].tolist(), names[row, :number].tolist()))
+            order = sorted((-score, name) for score, name in at if score > none)
+            got = kept[row, : count[row]].tolist()
+            assert len(set(got)) == len(got) == min(len(order), max(len(got), k)) <= most, (what, k, len(got))
+            assert set(got) == {name for _, name in order[: len(got)]}, "the best ones, of equal ones the lower name"
+            if not named:
+                assert (floor[row] == none) == (len(got) < k) and all(-s >= floor[row] for s, _ in order[: len(got)])
+                assert found[row] == 0
 """
 
-CHOOSING = """
-import torch
-from hf_longctx.ops.kernels import triton_lookup as T
-from hf_longctx.ops.paged import paged
-from tests.ops.lookups import Lookup, agree
-
+CHOOSING = (
+    SMALL
+    + """
 for H, G, D, S, L, per, k, shortlist, near in (
-    (4, 2, 64, 63, 1, "group", 4, 16, 20), (4, 1, 64, 64, 1, "head", 4, 16, 20), (3, 1, 96, 65, 2, "group", 4, 16, 20),
-    (4, 4, 80, 300, 3, "group", 8, 40, 20), (2, 1, 64, 300, 1, "group", 8, 400, 20),  # more than there are
-    (2, 1, 64, 90, 1, "group", 40, 40, 50), (2, 2, 64, 60, 1, "head", 4, 8, 99),  # few, and no candidates
-    (8, 1, 128, 700, 1, "group", 8, 8, 20), (8, 1, 128, 500, 4, "head", 3, 64, 20),
+    (3, 1, 96, 65, 2, "group", 4, 16, 20), (2, 2, 80, 300, 1, "head", 8, 30, 20),
+    (4, 1, 128, 400, 1, "group", 3, 64, 20),
+    (2, 1, 64, 90, 1, "group", 40, 40, 50), (1, 1, 64, 63, 1, "head", 4, 8, 99),  # fewer than that, and none
 ):
     lookup = Lookup.of(H, G, D, S, L, near, more=1)
     table = T.choose(lookup.q, lookup.q_pos, lookup.pages, k=k, per=per, shortlist=shortlist, **lookup.settings)
     agree(lookup, table, k, per, shortlist)
+"""
+)
+
+EDGES = (
+    SMALL
+    + """
+lookup = Lookup.of(2, 1, 64, 100, 3, more=1)
+given = {"k": 4, "per": "head", "shortlist": 8, **lookup.settings}
+whole = T.choose(lookup.q, lookup.q_pos, lookup.pages, **given)
 T.AT_ONCE = 1  # queries one by one
-assert torch.equal(T.choose(lookup.q, lookup.q_pos, lookup.pages, k=k, per=per, shortlist=64, **lookup.settings), table)
+assert torch.equal(T.choose(lookup.q, lookup.q_pos, lookup.pages, **given), whole)
 
-# equal keys: the lower slots
-k = torch.ones(1, 1, 400, 64)
-pages, held = paged(k, k, torch.arange(400)[None], 32)
-given = torch.ones(1, 1, 1, 64), torch.tensor([[399]]), pages
-table = T.choose(*given, k=5, near=9, after_B=torch.tensor([99]), per="group", shortlist=16)
-assert table.flatten().tolist() == [100, 101, 102, 103, 104]
+# equal keys: the lower slots, on both sides of the borders of blocks and pages
+given = {"k": 5, "near": 1, "per": "group", "shortlist": 16}
+one = torch.ones(1, 1, 1026, 32)
+for S, after in ((64, 40), (65, 59), (1024, 1015), (1026, 1020), (1026, 1022)):
+    pages, held = pages_of.paged(one[:, :, :S], one[:, :, :S], torch.arange(S)[None], 32)
+    last = torch.ones(1, 1, 1, 32), torch.tensor([[S - 1]])
+    table = T.choose(*last, pages, after_B=torch.tensor([after]), **given).flatten().tolist()
+    right = list(range(after + 1, S - 1))[:5]
+    assert table == right + [-1] * (5 - len(right)), (S, table)
 never = pages._replace(ready_B=torch.full((1,), torch.iinfo(torch.long).max))  # no codes yet
-assert (T.choose(*given[:2], never, k=5, near=9, after_B=torch.tensor([99]), per="group", shortlist=16) == -1).all()
+assert (T.choose(*last, never, after_B=torch.tensor([99]), **given) == -1).all()
 """
-
-PAGE = """
-import torch
-from hf_longctx.ops.kernels import triton_lookup as T
-from tests.ops.lookups import Lookup, agree
-
-for S in (8191, 8192, 8193):  # around the border of a page
-    lookup = Lookup.of(1, 1, 32, S, 1, near=1)
-    lookup.k[0, :, -1] = 9 * lookup.q[0, :, 0]  # the best one is the last, and is coded as such
-    from hf_longctx.ops.paged import paged
-    pages, held = paged(lookup.k, lookup.v, lookup.pos, 32)
-    pages.filled_B[1] -= S // 3
-    lookup = lookup._replace(pages=pages, held=held, q_pos=lookup.q_pos + 1)
-    table = T.choose(lookup.q, lookup.q_pos, lookup.pages, k=4, per="group", shortlist=16, **lookup.settings)
-    assert S - 1 in table[0], table
-    agree(lookup, table, 4, "group", 16)
-"""
+)
 
 COMPILED = """
 import torch
@@ -117,8 +114,8 @@ def compile(function, sizes, more={}, **options):
     kernel = compile_for_h100(function, sizes, kinds | more, **options)
     assert kernel.metadata.shared < 227 * 1024, (function, sizes, kernel.metadata.shared)
 
-for D, group, L, per, dtype in ((64, 3, 1, "group", "*bf16"), (96, 1, 2, "group", "*fp16"), (128, 4, 1, "group", "*bf16"),
-                                (256, 8, 16, "head", "*fp16"), (128, 4, 1, "head", "*fp32")):
+for D, group, L, per, dtype in ((64, 3, 1, "group", "*bf16"), (96, 1, 2, "group", "*fp32"),
+                                (128, 4, 1, "group", "*bf16"), (256, 8, 16, "head", "*fp16")):
     q, table = torch.empty(1, group, L, D, device="meta"), torch.empty(1, 1, device="meta")
     pages = Pages(*[table] * 5, table, table, torch.empty(1, 1, -(-D // 32) * 32, device="meta"), table, q.dtype)
     shapes = T.Shapes(q, pages, per)
@@ -139,8 +136,8 @@ compile(S._last, dict(LEFT=8), {"table": "*i64", "k": "i32"})
 
 @pytest.mark.parametrize(
     ("code", "interpret"),
-    [(MAXIMA, "1"), (SELECTING, "1"), (CHOOSING, "1"), (PAGE, "1"), (COMPILED, "0")],
-    ids=["maxima", "selecting", "choosing", "page", "compiled"],
+    [(MAXIMA, "1"), (SELECTING, "1"), (CHOOSING, "1"), (EDGES, "1"), (COMPILED, "0")],
+    ids=["maxima", "selecting", "choosing", "edges", "compiled"],
 )
 def test_kernels(code: str, interpret: str) -> None:
     run(code, interpret)

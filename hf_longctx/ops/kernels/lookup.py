@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: 
     pages, held = paged(k, k, torch.arange(S, device=device)[None], 64)
     here = torch.full((1, L), S - 1, device=device)
     after = torch.full((1,), 20, device=device)
-    settings = {"k": K, "near": 160, "after_B": after, "per": per, "shortlist": K}
+    settings: dict[str, Any] = {"k": K, "near": 160, "after_B": after, "per": per, "shortlist": K}
 
     def got() -> list[Tensor]:
         return [choose(q, here, pages, **settings)[:, 0].sort(-1).values.double()]

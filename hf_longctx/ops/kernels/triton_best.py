@@ -1,8 +1,8 @@
 """The tokens with the best scores by their codes, in Triton: from the best of each block, exactly, in two steps.
 
-The k blocks with the best maxima hold the k best tokens, ties by the lower slot. `_select` finds a bound that at least k
-blocks reach: it counts them in 31 bins of equal width between two bounds and goes on in one of the bins, until not many
-more than k are above. `_survivors` scores these blocks again and keeps the tokens that reach the bound, of which
+The k blocks with the best maxima hold the k best tokens, ties by the lower slot. `_select` finds a bound that at least
+k blocks reach: it counts them in 31 bins of equal width between two bounds and continues in one of the bins, until not
+many more than k are above. `_survivors` scores these blocks again and keeps the tokens that reach the bound, of which
 `_select` once more keeps few. The order in which programs find tokens has no influence: no two have the same key.
 """
 
@@ -36,7 +36,7 @@ def _part(scores, names, start, number, CHUNK: tl.constexpr, NAMED: tl.constexpr
 @triton.jit
 def _select(scores, names, numbers, kept, kept_score, count, floor, found, per_number, room, most, KEPT: tl.constexpr,
             CHUNK: tl.constexpr, NAMED: tl.constexpr):  # fmt: skip
-    """Of one row the best `KEPT` and a few more, at most `most`, in the order that they have, and a bound below them."""
+    """Of one row the best `KEPT` and a few more, at most `most`, in the order that they have, and a bound of them."""
     row, bins = tl.program_id(0).to(tl.int64), tl.arange(0, 32)
     scores += row * room
     names += row * room

@@ -9,8 +9,8 @@ matrix of zeros and ones brings the bytes to where the next product expects them
 """
 
 # mypy: disable-error-code="no-untyped-def"
-# B batch, H query heads, G key/value heads, R = H / G, L queries, D head dim, C channels, W words of a code, NQ columns:
-# R up to RP, a power of two, for each of LQ queries
+# B batch, H query heads, G key/value heads, R = H / G, L queries, D head dim, C channels, W words of a code, WP and RP
+# powers of two from W and R on, NQ columns: RP for each of some queries
 from __future__ import annotations
 
 import triton
@@ -63,7 +63,8 @@ def operands(operand, columns, stride, K: tl.constexpr, WP: tl.constexpr):
     k, held = tl.arange(0, K), ()
     for j in tl.static_range(32 * WP // K):
         at = operand + j * stride + k[:, None] + K * columns[None]
-        held = held + (tl.load(at, (columns >= 0)[None], 0.0),)
+        more = tl.load(at, (columns >= 0)[None], 0.0)
+        held = held + (more,)  # type: ignore[assignment]  # noqa: RUF005  # Triton unpacks no tuples
     return held
 
 

@@ -1,0 +1,124 @@
+"""Looking tokens up for one query, kernel by kernel, beside torch's attention to all keys: microseconds on one GPU.
+
+python -m recipes.benchmarks.lookup_kernels             # 131,072 and 1,048,576 keys of Llama 8B's layers
+TRITON_INTERPRET=1 python -m recipes.benchmarks.lookup_kernels --tiny       # without a GPU: shows that it runs
+
+Every part is recorded in a CUDA graph for several layers, as a model's step is, so that launches cost what they cost
+there, and nothing is found in the card's cache. The choice is compared with torch's before anything is timed.
+"""
+
+# G key/value heads, S keys, D head dim
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from hf_longctx.ops.kernels import triton_lookup as kernels
+from hf_longctx.ops.paged import paged
+from hf_longctx.ops.pages import PAGE, Pages
+
+from .timing import by_clock, milliseconds
+
+HEADS, GROUPS, DIM, TOP, SHORTLIST, WINDOW = 32, 8, 128, 8, 1024, 8192
+LENGTHS, TINY = (2**17, 2**20), (600,)
+BYTES = 2**28  # of the codes of all layers: several times the card's cache
+
+
+def problem(S: int, device: str, tiny: bool, layer: int) -> tuple[Tensor, Tensor, Tensor, Pages, list[Tensor]]:
+    """A query, its position, keys, and pages of them; values are the keys, which costs the same."""
+    H, G, D = (4, 2, 64) if tiny else (HEADS, GROUPS, DIM)
+    dtype = torch.float32 if tiny else torch.bfloat16
+    generator = torch.Generator(device).manual_seed(layer)
+    q = torch.randn(1, H, 1, D, generator=generator, device=device).to(dtype)
+    k = torch.empty(1, G, S, D, device=device, dtype=dtype)
+    for start in range(0, S, PAGE):
+        part = k[:, :, start : start + PAGE]
+        part.copy_(torch.randn(part.shape, generator=generator, device=device))
+    pages, held = paged(k, k, torch.arange(S, device=device)[None], 256)
+    return q, torch.full((1, 1), S - 1, device=device), k, pages, held
+
+
+def parts(q: Tensor, q_pos: Tensor, k: Tensor, pages: Pages, tiny: bool) -> dict[str, Callable[[], Any]]:
+    """What is timed, by its name, in order."""
+    near, shortlist = (64, 32) if tiny else (WINDOW, SHORTLIST)
+    after = torch.full((1,), 15, device=q.device)
+    shapes = kernels.Shapes(q, pages, "group")
+    at = q_pos, pages, shapes, near, after
+    ready = kernels.prepared(q, pages, shapes)
+    best = kernels.maxima(ready, *at)
+    found = kernels.survivors(ready, best, *at, shortlist)
+    settings: dict[str, Any] = {"k": TOP, "near": near, "after_B": after, "per": "group", "shortlist": shortlist}
+    return {
+        "queries prepared": lambda: kernels.prepared(q, pages, shapes),
+        "(a) codes' scores, a maximum a block": lambda: kernels.maxima(ready, *at),
+        "(b) the best tokens by their codes": lambda: kernels.survivors(ready, best, *at, shortlist),
+        "(c) their real keys, and the last of them": lambda: kernels.last(q, *found, pages, shapes, TOP, shortlist),
+        "all of choose": lambda: kernels.choose(q, q_pos, pages, **settings),
+        "torch SDPA over all keys": lambda: scaled_dot_product_attention(q, k, k, enable_gqa=True),
+    }
+
+
+def check(q: Tensor, q_pos: Tensor, k: Tensor, pages: Pages, tiny: bool) -> None:
+    """Most of the tokens that are chosen are those that torch finds by the same codes."""
+    from hf_longctx.ops.codes import Centre, encode, score
+
+    run = parts(q, q_pos, k, pages, tiny)["all of choose"]
+    near, shortlist, G = *((64, 32) if tiny else (WINDOW, SHORTLIST)), k.shape[1]
+    for g in range(G):
+        heads, keys = q[0].unflatten(0, (G, -1))[g : g + 1], k[0, g : g + 1]
+        centre = Centre(pages.mean_BGD[0, g : g + 1], pages.width_BGC[0, g : g + 1])
+        cuts = [score(heads, *encode(part, centre), centre).amax(1)[0, 0] for part in keys.split(2**17, 1)]
+        scores = torch.cat(cuts)
+        scores[:16] = scores[len(scores) - near :] = float("-inf")
+        slots = scores.topk(shortlist).indices
+        real = (heads[0, :, 0].float() @ keys[0, slots].float().T).amax(0)
+        truth, table = slots[real.topk(TOP).indices], run()[0, g, 0]
+        assert torch.isin(table, truth).sum() >= TOP - 2, f"group {g}: {table.tolist()} for {truth.tolist()}"
+
+
+def microseconds(works: list[Callable[[], Any]], tiny: bool) -> float:
+    """Of one of several `works` from one graph; by the clock where there is no GPU."""
+    if tiny:
+        return 1e3 * by_clock(works[0], runs=1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        works[0]()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for work in 4 * works:
+            work()
+    return 1e3 * milliseconds(graph.replay) / (4 * len(works))
+
+
+def report(S: int, tiny: bool) -> None:
+    """Check and time one length."""
+    count = 1 if tiny else max(2, BYTES // (GROUPS * S * DIM // 8))
+    layers = [problem(S, "cpu" if tiny else "cuda", tiny, layer) for layer in range(count)]
+    check(*layers[0][:4], tiny)
+    works = [parts(*layer[:4], tiny) for layer in layers]
+    print(f"{S:,} keys, {count} layers")
+    took = {name: microseconds([work[name] for work in works], tiny) for name in works[0]}
+    for name, time in took.items():
+        print(f"  {name:<42} {time:10.1f} us")
+    print(f"  SDPA over choose: {took['torch SDPA over all keys'] / took['all of choose']:.1f}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a short text on any device, interpreted: a rehearsal")
+    args = parser.parse_args(argv)
+    if not args.tiny and not torch.cuda.is_available():
+        parser.error("there is no GPU. With TRITON_INTERPRET=1 and --tiny it runs on any machine.")
+    for S in TINY if args.tiny else LENGTHS:
+        report(S, args.tiny)
+
+
+if __name__ == "__main__":
+    main()
