@@ -10,7 +10,9 @@ from ..cache.slots import KeyValues
 from ..cache.store import Store
 from ..ops.attend import log_sum_exp
 from ..ops.branch import Branch
+from ..ops.kernels.found import unsupported_reason
 from ..ops.masks import TopKeys
+from ..ops.pages import Pages
 from ..ops.softcap import soft_capped
 from .inputs import AttentionInputs
 
@@ -40,6 +42,15 @@ def found_branch(inputs: AttentionInputs, q_BHLD: Tensor, table_BTLK: Tensor) ->
     found = KeyValues(k, v, torch.zeros(B, k.shape[2], dtype=torch.long, device=k.device))
     index_BHLK = index_BTLK.repeat_interleave(heads // T, 1)
     return inputs.branch(TopKeys(index_BHLK), found, q_rope=None, k_rope=None, q_BHLD=q_BHLD)
+
+
+def pages_of_step(inputs: AttentionInputs, branches: list[Branch]) -> Pages | None:
+    """Where one new token per row finds tokens, if kernels can do its branches and the found tokens at once."""
+    store = inputs.everything
+    if store is None or inputs.q_BHLD.shape[2] != 1 or inputs.decoder.kernel != "auto":
+        return None
+    pages = store.pages()
+    return None if pages is None or unsupported_reason(branches, pages, inputs.softcap) is not None else pages
 
 
 @torch.no_grad()

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..attention.found import found_branch, gated, reading_at
+from ..attention.found import found_branch, gated, pages_of_step, reading_at
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
 from ..attention.lookup_settings import check_lookup, half_of
@@ -17,6 +17,7 @@ from ..attention.method import AttentionMethod, halved
 from ..cache import RetrievingLayer, Store, UnrotatedLayer
 from ..method import Footprint
 from ..ops.branch import Branch
+from ..ops.kernels.found import FoundTokens, attend
 from ..rope.parameters import readable_length
 from .lm_infinite import window_and_first
 
@@ -149,16 +150,35 @@ class CodeLookup(AttentionMethod):
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
         """The window, the first tokens beyond it, and the tokens found in between."""
         assert self.n_local is not None
-        assert self.read_at is not None
         window, first = window_and_first(inputs, self.n_global, self.n_local)
         if not inputs.decoder.looking_up:
             return [window, first]
-        q = reading_at(inputs, self.read_at)
         store = inputs.everything or Store.of(inputs.keys, self.centred_by)
+        q, table = self._found(inputs, store)
+        if self.gate is not None:
+            table = gated(inputs, store, q, table, window)
+        return [window, first, found_branch(inputs, q, table)]
+
+    def attention(self, inputs: AttentionInputs) -> Tensor:
+        """The output of one layer; for one token over pages the window is attended to once, gate included."""
+        if inputs.decoder.looking_up and self.by == "signs" and inputs.everything is not None:
+            assert self.n_local is not None
+            window, first = window_and_first(inputs, self.n_global, self.n_local)
+            branches = [window, first] if self.n_global else [window]
+            pages = pages_of_step(inputs, branches)
+            if pages is not None:
+                q, table = self._found(inputs, inputs.everything)
+                found = FoundTokens(q[:, :, 0], table[:, :, 0], pages, None if self.gate is None else 0.0)
+                return attend(branches, found, inputs.scale, inputs.softcap, inputs.sink_H)
+        return super().attention(inputs)
+
+    def _found(self, inputs: AttentionInputs, store: Store) -> tuple[Tensor, Tensor]:
+        """Queries where they read what they find, and its slots."""
+        assert self.n_local is not None
+        assert self.read_at is not None
+        q = reading_at(inputs, self.read_at)
         table = choose(
             q, inputs.q_pos_BL, store, k=self.top_k, near=self.n_local, first=inputs.first(self.n_global),
             by=self.by, per=self.per, shortlist=self.shortlist,
         )  # fmt: skip
-        if self.gate is not None:
-            table = gated(inputs, store, q, table, window)
-        return [window, first, found_branch(inputs, q, table)]
+        return q, table

@@ -6,8 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import pages as sizes
 from .codes import Centre, encode
-from .pages import PAGE, Pages
+from .pages import Pages
 
 NEVER = torch.iinfo(torch.long).max
 
@@ -25,7 +26,7 @@ def paged(
         pages: How many pages of a row there may be; None: as many as there are.
     """
     B, _, S, _ = k_BGSD.shape
-    there = -(-S // PAGE)
+    there = -(-S // sizes.PAGE)
     held: list[Tensor] = []
     shape, device = (B, there if pages is None else pages), k_BGSD.device
     names = ("k", "v", "words", "size", "pos")
@@ -33,10 +34,10 @@ def paged(
     centres = [Centre.of(k_BGSD[b, :, :centred_by]) for b in range(B)]
     for b, centre in enumerate(centres):
         for n in range(there):
-            part = slice(n * PAGE, min((n + 1) * PAGE, S))
+            part = slice(n * sizes.PAGE, min((n + 1) * sizes.PAGE, S))
             k, v, pos = k_BGSD[b, :, part], v_BGSD[b, :, part], pos_BS[b, part]
             for name, filled in zip(names, (k, v, *encode(k, centre), pos[None]), strict=True):
-                page = filled.new_zeros(len(filled), PAGE, *filled.shape[2:])
+                page = filled.new_zeros(len(filled), sizes.PAGE, *filled.shape[2:])
                 page[:, : filled.shape[1]] = filled
                 held.append(page)
                 at[name][b, n] = page.data_ptr()

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
-from hf_longctx.ops import paged as pages_of
+from hf_longctx.ops import pages as sizes
 from hf_longctx.ops.codes import Centre, encode, score
+from hf_longctx.ops.paged import paged
 from hf_longctx.ops.pages import Pages
 
 CENTRED_BY, AFTER = 32, 3
@@ -43,12 +44,10 @@ class Lookup(NamedTuple):
         q_pos = torch.arange(S - L, S).repeat(2, 1)
         q_pos[1, 1:2] = -1  # padding
         q, k, v, pos, q_pos = (x.to(device) for x in (q, k, v, pos, q_pos))
-        pages, held = pages_of.paged(k, v, pos, CENTRED_BY, -(-S // pages_of.PAGE) + more)
+        pages, held = paged(k, v, pos, CENTRED_BY, -(-S // sizes.PAGE) + more)
         pages.filled_B[1] -= S // 3
         for n, page in enumerate(held):
-            rest = page[
-                :, max(S - n // 5 % -(-S // pages_of.PAGE) * pages_of.PAGE, 0) :
-            ]  # five tensors a page, row by row
+            rest = page[:, max(S - n // 5 % -(-S // sizes.PAGE) * sizes.PAGE, 0) :]  # five tensors a page, row by row
             rest.fill_(float("nan") if page.is_floating_point() else 3)
         return cls(q, q_pos, k, v, pos, pages, held, near)
 

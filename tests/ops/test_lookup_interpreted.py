@@ -10,10 +10,11 @@ pytestmark = needs_triton
 
 SMALL = """
 import torch
-from hf_longctx.ops import paged as pages_of
+from hf_longctx.ops import pages as sizes
+from hf_longctx.ops.paged import paged
 from hf_longctx.ops.kernels import triton_lookup as T
 from tests.ops.lookups import Lookup, agree
-pages_of.PAGE = T.PAGE = 1024  # small pages: the interpreter takes its time for every program
+sizes.PAGE = 1024  # small pages: the interpreter takes its time for every program
 """
 
 MAXIMA = (
@@ -86,8 +87,8 @@ assert torch.equal(T.choose(lookup.q, lookup.q_pos, lookup.pages, **given), whol
 # equal keys: the lower slots, on both sides of the borders of blocks and pages
 given = {"k": 5, "near": 1, "per": "group", "shortlist": 16}
 one = torch.ones(1, 1, 1026, 32)
-for S, after in ((64, 40), (65, 59), (1024, 1015), (1026, 1020), (1026, 1022)):
-    pages, held = pages_of.paged(one[:, :, :S], one[:, :, :S], torch.arange(S)[None], 32)
+for S, after in ((65, 59), (1026, 1020), (1026, 1022)):
+    pages, held = paged(one[:, :, :S], one[:, :, :S], torch.arange(S)[None], 32)
     last = torch.ones(1, 1, 1, 32), torch.tensor([[S - 1]])
     table = T.choose(*last, pages, after_B=torch.tensor([after]), **given).flatten().tolist()
     right = list(range(after + 1, S - 1))[:5]
@@ -97,11 +98,101 @@ assert (T.choose(*last, never, after_B=torch.tensor([99]), **given) == -1).all()
 """
 )
 
+FOUND = (
+    SMALL
+    + """
+from hf_longctx.ops.kernels.found import FoundTokens
+from hf_longctx.ops.kernels.triton_decode import Keys
+from hf_longctx.ops.kernels.triton_found import decode
+from hf_longctx.ops.softcap import soft_capped
+
+for H, G, D, V, T, K, margin, softcap in ((4, 2, 32, 48, 2, 5, None, None), (4, 2, 32, 32, 2, 5, 0.0, None),
+                                          (4, 2, 48, 32, 4, 3, 1.0, 2.0), (3, 3, 32, 32, 3, 20, 0.0, None)):
+    torch.manual_seed(H * T)
+    S, near, scale, sink = 1100, 70, 0.3, torch.randn(H)
+    q, moved, (k, v) = torch.randn(2, H, D), torch.randn(2, H, D), (torch.randn(2, G, S, n) for n in (D, V))
+    pos = torch.arange(S).repeat(2, 1)
+    pages, held = paged(k, v, pos, 16)
+    table = torch.stack([torch.randperm(S - near)[:K] for _ in range(2 * T)]).view(2, T, K)
+    table[1, 0], table[0, 0, 1:3], table[0, 0, 0] = -1, -1, 1027  # none, some, one of the second page
+    first, window = pos < 4, pos >= S - near
+    parts = [Keys(k[:, :, part[0]], v[:, :, part[0]], pos[:, part[0]], None, None, 0, S) for part in (window, first)]
+    found = FoundTokens(moved, table, pages, margin)
+    out, lse = decode(q, parts[0], parts[1:], found, pos[:, -1], 0, scale, softcap, sink)
+    each = H // G
+    here, there = (soft_capped(torch.einsum("bhd,bhsd->bhs", x.double(), k.double().repeat_interleave(each, 1)) * scale,
+                               softcap) for x in (q, moved))
+    in_table = torch.zeros(2, T, S, dtype=torch.bool)
+    for b in range(2):
+        for t in range(T):
+            in_table[b, t, table[b, t][table[b, t] >= 0]] = True
+    if margin is not None:
+        whole = here.masked_fill(~window[:, None], float("-inf")).logsumexp(-1, keepdim=True)
+        gate = (there >= whole - margin).unflatten(1, (T, -1)).any(2)
+        assert (in_table & ~gate).any()
+        in_table = in_table & gate
+    in_table = in_table.repeat_interleave(H // T, 1)
+    none = float("-inf")
+    scores = [here.masked_fill(~(window | first)[:, None], none), there.masked_fill(~in_table, none)]
+    scores = torch.cat([*scores, sink.double()[None, :, None].expand(2, -1, -1)], -1)
+    values = v.double().repeat_interleave(each, 1)
+    weights = scores.softmax(-1)
+    true = torch.einsum("bhs,bhsd->bhd", weights[..., :S] + weights[..., S : 2 * S], values)
+    torch.testing.assert_close(out, true.float(), atol=2e-6, rtol=2e-6)
+    torch.testing.assert_close(lse, scores.logsumexp(-1).float(), atol=2e-5, rtol=2e-6)
+"""
+)
+
+A_MODEL = (
+    SMALL
+    + """
+from transformers import DynamicCache
+from hf_longctx import CodeLookup
+from hf_longctx.cache.store import Store
+from hf_longctx.ops.kernels import decode, found, triton_found
+import hf_longctx.attention.found
+import hf_longctx.attention.lookup
+from tests.tiny import logits_of, text, tiny
+
+def pages(store):
+    made = []
+    for row in store.rows:
+        kept = [getattr(row, name).cut(0, row.filled)[None] for name in ("k", "v", "pos")]
+        made.append(paged(*kept[:2], kept[2][0], row.centred_by, 1))
+    held.append(made)
+    if any(row.ready is None for row in store.rows):
+        return None
+    fields = zip(*(one for one, _ in made))
+    return type(made[0][0])(*(field[0] if isinstance(field[0], torch.dtype) else torch.cat(field) for field in fields))
+
+def few(q, *_):
+    return "several" if q.shape[2] > 1 else None
+
+def counted(*given, **settings):
+    calls.append(1)
+    return wrapped(*given, **settings)
+
+ids, model, wrapped, logits = text(1, 60), tiny(), triton_found.decode, []
+for kernels in (False, True):
+    with CodeLookup(n_global=2, n_local=16, top_k=3, shortlist=8).on(model):
+        cache, held, calls = DynamicCache(), [], []
+        logits_of(model, ids[:, :58], past_key_values=cache)
+        if kernels:
+            Store.pages, triton_found.decode = pages, counted
+            hf_longctx.attention.lookup.unsupported_reason = few
+            hf_longctx.attention.found.unsupported_reason = lambda branches, *_: few(branches[0].q_BHLD)
+        logits.append(torch.cat([logits_of(model, ids[:, i : i + 1], past_key_values=cache) for i in (58, 59)], 1))
+assert len(calls) == 2 * model.config.num_hidden_layers
+torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+"""
+)
+
 COMPILED = """
 import torch
 import triton
 from tests.ops.interpreted import compile_for_h100
-from hf_longctx.ops.kernels import triton_best as B, triton_codes as C, triton_lookup as T, triton_shortlist as S
+from hf_longctx.ops.kernels import triton_best as B, triton_codes as C, triton_found as F
+from hf_longctx.ops.kernels import triton_lookup as T, triton_shortlist as S
 from hf_longctx.ops.pages import PAGE, Pages
 
 names = ("q_pos", "words", "size", "pos", "filled", "ready", "after", "k", "numbers")
@@ -121,23 +212,30 @@ for D, group, L, per, dtype in ((64, 3, 1, "group", "*bf16"), (96, 1, 2, "group"
     shapes = T.Shapes(q, pages, per)
     codes, wide = shapes.codes, triton.next_power_of_2(D)
     sizes = {name: codes[name] for name in ("WP", "R", "RP", "NQ", "K")}
-    compile(C._prepare, dict(D=D, DP=wide, C=shapes.C, **sizes), {"q": dtype})
     compile(C._maxima, dict(PAGE=PAGE, **codes, HEADS=shapes.heads, ONE=L == 1), num_warps=1, num_stages=2)
+    if D == 96 or group == 4:
+        continue  # the others take longer to compile
     columns = 8 if shapes.heads else max(8, codes["RP"])
     compile(B._survivors, dict(PAGE=PAGE, **codes, NC=columns, HEADS=shapes.heads), num_warps=1)
+    compile(C._prepare, dict(D=D, DP=wide, C=shapes.C, **sizes), {"q": dtype})
     sizes = dict(PAGE=PAGE, D=D, DP=wide, R=group, NC=columns, HEADS=shapes.heads)
     compile(S._shortlist, sizes, {"q": dtype, "like": dtype})
 for named in (False, True):
     more = {"numbers": "*i32" if named else "*i64"}
     compile(B._select, dict(KEPT=1024, CHUNK=4096, NAMED=named), more, num_warps=8)
 compile(S._last, dict(LEFT=8), {"table": "*i64", "k": "i32"})
+for D, R, dtype in ((128, 4, "*bf16"), (256, 8, "*fp16"), (96, 1, "*fp32")):
+    wide = triton.next_power_of_2(D)
+    sizes = dict(PAGE=PAGE, D=D, DP=wide, V=D, VP=wide, R=R, RP=16, KP=16, PP=64, CAP=0.0, GATED=True)
+    pointers = {"q": dtype, "like": dtype, "table": "*i64", "v": "*i64", "part": "*fp32", "part_lse": "*fp32"}
+    compile(F._found, sizes, pointers | {"margin": "fp32"})
 """
 
 
 @pytest.mark.parametrize(
     ("code", "interpret"),
-    [(MAXIMA, "1"), (SELECTING, "1"), (CHOOSING, "1"), (EDGES, "1"), (COMPILED, "0")],
-    ids=["maxima", "selecting", "choosing", "edges", "compiled"],
+    [(MAXIMA, "1"), (SELECTING, "1"), (CHOOSING, "1"), (EDGES, "1"), (FOUND, "1"), (A_MODEL, "1"), (COMPILED, "0")],
+    ids=["maxima", "selecting", "choosing", "edges", "found", "a_model", "compiled"],
 )
 def test_kernels(code: str, interpret: str) -> None:
     run(code, interpret)

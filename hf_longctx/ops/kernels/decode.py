@@ -7,6 +7,7 @@ Elsewhere a branch's keys are rotated first, which for one query is most of the 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,20 +67,26 @@ class TritonDecode(FusedKernel):
         self, branches: list[Branch], scale: float, softcap: float | None = None, sink_H: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `FusedKernel`."""
-        from .triton_decode import Keys, decode
+        from .triton_decode import decode
 
-        first = branches[0]
-        ropes = [rope for branch in branches for rope in (branch.q_rope, branch.k_rope) if rope is not None]
-        sets = []
-        for branch in branches:
-            assert isinstance(branch.mask, ByDistance)
-            q_turn, k_turn = (None if rope is None else (rope.cos, rope.sin) for rope in (branch.q_rope, branch.k_rope))
-            keys = branch.k_BGSD, branch.v_BGSD, branch.positions.k_pos_BS
-            sets.append(Keys(*keys, q_turn, k_turn, *branch.mask.distances))
-        rotary_dim = ropes[0].cos.shape[-1] if ropes else 0
+        first, (sets, rotary_dim) = branches[0], key_sets(branches)
         q_pos_B = first.positions.q_pos_BL[:, 0]
         out, lse = decode(first.q_BHLD[:, :, 0], sets, q_pos_B, rotary_dim, scale, softcap, sink_H)
         return out[:, None], lse[..., None]
+
+
+def key_sets(branches: list[Branch]) -> tuple[list[Any], int]:
+    """The branches as `triton_decode.Keys`, and how many dims are rotated."""
+    from .triton_decode import Keys
+
+    ropes = [rope for branch in branches for rope in (branch.q_rope, branch.k_rope) if rope is not None]
+    sets = []
+    for branch in branches:
+        assert isinstance(branch.mask, ByDistance)
+        q_turn, k_turn = (None if rope is None else (rope.cos, rope.sin) for rope in (branch.q_rope, branch.k_rope))
+        keys = branch.k_BGSD, branch.v_BGSD, branch.positions.k_pos_BS
+        sets.append(Keys(*keys, q_turn, k_turn, *branch.mask.distances))
+    return sets, ropes[0].cos.shape[-1] if ropes else 0
 
 
 @torch.no_grad()

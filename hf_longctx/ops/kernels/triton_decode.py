@@ -203,18 +203,18 @@ def decode_parts(
     settings = FULL if q_BHD.dtype == torch.float32 else HALF
     sets = sorted(sets, key=lambda keys: -keys.k_BGSD.shape[2])
     pairs = [sets[i : i + 2] for i in range(0, len(sets), 2)]  # a launch each
-    cuts = [_cut(pair[0].k_BGSD.shape[2], B * G, q_BHD.device, settings) for pair in pairs]
+    cuts = [cut(pair[0].k_BGSD.shape[2], B * G, q_BHD.device, settings) for pair in pairs]
     count = sum(parts for _, parts in cuts)
     part = torch.empty(count, B, H, V, device=q_BHD.device, dtype=torch.float32)
     part_lse = torch.empty(count, B, H, device=q_BHD.device, dtype=torch.float32)
     first = 0
     for pair, (tiles, parts) in zip(pairs, cuts, strict=True):
-        _launch(q_BHD, pair, q_pos_B, rotary_dim, scale, softcap, part, part_lse, first, tiles, parts, settings)
+        launch(q_BHD, pair, q_pos_B, rotary_dim, scale, softcap, part, part_lse, first, tiles, parts, settings)
         first += parts
     return part, part_lse
 
 
-def _cut(keys: int, rows: int, device: torch.device, settings: tuple[int, ...]) -> tuple[int, int]:
+def cut(keys: int, rows: int, device: torch.device, settings: tuple[int, ...]) -> tuple[int, int]:
     """Tiles of a part and number of parts: enough programs to fill the card, none of them without a tile."""
     tile, _, _, waves = settings
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
@@ -224,10 +224,11 @@ def _cut(keys: int, rows: int, device: torch.device, settings: tuple[int, ...]) 
     return each, triton.cdiv(tiles, each)
 
 
-def _launch(
+def launch(
     q: Tensor, sets: list[Keys], q_pos: Tensor, rotary_dim: int, scale: float, softcap: float | None, part: Tensor,
     part_lse: Tensor, first: int, tiles: int, parts: int, settings: tuple[int, ...],
 ) -> None:  # fmt: skip
+    """Compute parts of so many tiles, from number `first` on, of one or two sets of keys, of which the first is longer."""
     B, H, D = q.shape
     G, half, V = sets[0].k_BGSD.shape[1], rotary_dim // 2, part.shape[-1]
     longest = sets[0]

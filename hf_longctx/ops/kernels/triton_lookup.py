@@ -16,8 +16,9 @@ import torch
 import triton
 from torch import Tensor
 
+from .. import pages as sizes
 from ..codes import turned
-from ..pages import PAGE, Pages
+from ..pages import Pages
 from .placed import on_device_of
 from .triton_best import _select, _survivors
 from .triton_codes import _maxima, _prepare
@@ -42,7 +43,7 @@ class Shapes:
         self.heads = per == "head"
         self.T = self.H if self.heads else self.G
         self.pages = pages.words.shape[1]
-        self.blocks = self.pages * PAGE // BLOCK
+        self.blocks = self.pages * sizes.PAGE // BLOCK
         R, W = self.H // self.G, self.C // 32
         RP, WP = triton.next_power_of_2(R), triton.next_power_of_2(W)
         columns = max(8, RP * min(triton.next_power_of_2(self.L), max(1, 32 // RP)))
@@ -91,7 +92,7 @@ def maxima(
     with on_device_of(q_pos_BL):
         _maxima[grid](
             q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *ready, best, near,
-            shapes.pages, G, L, T, shapes.blocks, PAGE=PAGE, **shapes.codes, HEADS=shapes.heads, ONE=L == 1,
+            shapes.pages, G, L, T, shapes.blocks, PAGE=sizes.PAGE, **shapes.codes, HEADS=shapes.heads, ONE=L == 1,
             num_warps=1, num_stages=2,
         )  # fmt: skip
     return best
@@ -124,7 +125,7 @@ def survivors(
         )  # fmt: skip
         _survivors[each](
             q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *ready, block, count,
-            floor, found, score, slot, near, shapes.pages, shapes.G, shapes.L, most, PAGE=PAGE, **shapes.codes,
+            floor, found, score, slot, near, shapes.pages, shapes.G, shapes.L, most, PAGE=sizes.PAGE, **shapes.codes,
             NC=columns, HEADS=shapes.heads, num_warps=1,
         )  # fmt: skip
         _select[whole](
@@ -149,7 +150,7 @@ def last(
     with on_device_of(q_BHLD):
         _shortlist[some](
             q_BHLD, pages.k, found, score, slot, real, real_slot, q_BHLD, *q_BHLD.stride()[:3], shapes.pages, shapes.G,
-            shapes.L, score.shape[1], shortlist, PAGE=PAGE, D=shapes.D,
+            shapes.L, score.shape[1], shortlist, PAGE=sizes.PAGE, D=shapes.D,
             DP=max(16, triton.next_power_of_2(shapes.D)), R=R, NC=columns, HEADS=shapes.heads,
         )  # fmt: skip
         _last[every](found, real, real_slot, table, k, shortlist, LEFT=triton.next_power_of_2(k))

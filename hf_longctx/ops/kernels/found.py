@@ -1,0 +1,91 @@
+"""One new token per row that has found tokens in pages: where `triton_found` can be used, and a check of it."""
+
+# B batch, H query heads, T tables, D head dim, V that of values, K slots
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..branch import Branch
+from ..checked import checked_once, disagreement, randoms
+from ..paged import paged
+from ..pages import Pages
+from ..softcap import soft_capped
+from .decode import TritonDecode, key_sets
+
+logger = logging.getLogger("hf_longctx")
+_decode = TritonDecode()
+
+
+class FoundTokens(NamedTuple):
+    """Tokens that one query a row has found.
+
+    Attributes:
+        q_BHD: The queries, moved to where they read keys that are left as they are.
+        table_BTK: Their slots, -1 for none: a table for each group of heads that share keys, or for each head.
+        pages: Where the slots are.
+        margin: A token counts if some head of its table scores it no less than the log-sum-exp of the window less this;
+            None: all of them count.
+    """
+
+    q_BHD: Tensor
+    table_BTK: Tensor
+    pages: Pages
+    margin: float | None
+
+
+def unsupported_reason(branches: list[Branch], pages: Pages, softcap: float | None = None) -> str | None:
+    """Why `attend` cannot do a window and other branches with found tokens; None if it can."""
+    reason = _decode.unsupported_reason(branches, softcap)
+    if reason is not None:
+        return reason
+    q, k, v = branches[0].q_BHLD, branches[0].k_BGSD, branches[0].v_BGSD
+    if pages.dtype != q.dtype:
+        return f"keys in pages are {pages.dtype}, and queries {q.dtype}"
+    kind = q.device, q.dtype, (q.shape[-1], v.shape[-1]), q.shape[1] // k.shape[1], softcap is not None
+    return checked_once(unsupported_reason, kind, lambda: _check(*kind))
+
+
+def attend(
+    branches: list[Branch], found: FoundTokens, scale: float, softcap: float | None = None, sink_H: Tensor | None = None
+) -> Tensor:
+    """(B, 1, H, V): the softmax over the window, which comes first, other branches, and the found tokens."""
+    from .triton_found import decode
+
+    first, (sets, rotary_dim) = branches[0], key_sets(branches)
+    q_pos_B = first.positions.q_pos_BL[:, 0]
+    given = first.q_BHLD[:, :, 0], sets[0], sets[1:], found, q_pos_B
+    return decode(*given, rotary_dim, scale, softcap, sink_H)[0][:, None]
+
+
+@torch.no_grad()
+def _check(
+    device: torch.device, dtype: torch.dtype, head_dims: tuple[int, int], group: int, capped: bool
+) -> str | None:
+    """What is wrong with the kernel for such heads on this device; None if it gives the plain computation's output."""
+    from .triton_decode import Keys
+    from .triton_found import decode
+
+    random, (dim, v_dim) = randoms(device, dtype), head_dims
+    q, k, v = random(1, group, dim), random(1, 1, 300, dim), random(1, 1, 300, v_dim)
+    softcap, pos = 20.0 if capped else None, torch.arange(300, device=device)[None]
+    k[0, 0, 7] = q[0, 0]  # passes the gate, and slot 9 does not
+    k[0, 0, 9] = -q[0].sum(0)
+    pages, held = paged(k, v, pos, 1)
+    table = torch.tensor([[[9, 7, -1]]], device=device)
+    scores = soft_capped((q.double() @ k[:, 0].double().transpose(-1, -2)) * dim**-0.5, softcap)
+    window = scores[..., 200:].logsumexp(-1)
+    kept = (scores[..., [7, 9]] >= window[..., None]).any(1)[0]
+    some = torch.cat([torch.tensor([7, 9], device=device)[kept], torch.arange(200, 300, device=device)])
+    truth = {"output": scores[..., some].softmax(-1) @ v[:, 0, some].double()}
+    keys = Keys(k[:, :, 200:], v[:, :, 200:], pos[:, 200:], None, None, 0, 300)
+    found = FoundTokens(q, table, pages, 0.0)
+    got = lambda: [decode(q, keys, [], found, pos[:, -1], 0, dim**-0.5, softcap)[0]]  # noqa: E731
+    reason = disagreement(got, truth, dtype)
+    del held  # what the addresses are of was needed until here
+    if reason is not None:
+        logger.warning("the Triton kernel for found tokens is not used, and tokens take longer: %s", reason)
+    return reason
