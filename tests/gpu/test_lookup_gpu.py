@@ -13,6 +13,7 @@ from hf_longctx import CodeLookup
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
 from hf_longctx.ops.codes import Centre, encode
+from hf_longctx.ops.kernels import found
 from hf_longctx.ops.kernels.lookup import unsupported_reason
 from tests.ops.lookups import Lookup, agree
 from tests.tiny import left_padded, logits_of, text, tiny
@@ -74,6 +75,15 @@ def test_kernels_pass_their_own_check(H: int, G: int, D: int, dtype: torch.dtype
             assert unsupported_reason(lookup.q, lookup.pages, per) is None
 
 
+@pytest.mark.parametrize(("group", "dim"), [(4, 128), (3, 64), (1, 96), (8, 256)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("capped", [False, True])
+def test_found_tokens_are_attended_to_as_torch_does(
+    group: int, dim: int, dtype: torch.dtype, capped: bool
+) -> None:  # fmt: skip
+    assert found._check(torch.device("cuda"), dtype, (dim, dim), group, capped) is None
+
+
 @pytest.mark.parametrize("S", [500, 8191, 8193, 40_000])
 @pytest.mark.parametrize(("H", "G", "D", "L", "per"), [
     (32, 8, 128, 1, "group"), (9, 3, 64, 16, "group"), (6, 6, 96, 3, "head"), (8, 1, 256, 5, "group"),
@@ -93,7 +103,7 @@ def test_kernels_choose_as_torch_does(S: int, H: int, G: int, D: int, L: int, pe
 def test_kernels_find_the_best_keys_as_often_as_exact_scores_of_codes() -> None:
     from hf_longctx.ops.kernels.triton_lookup import choose as by_kernels
 
-    found = {"kernels": 0.0, "torch": 0.0}
+    hits = {"kernels": 0.0, "torch": 0.0}
     for seed in range(4):
         lookup = Lookup.of(32, 8, 128, 100_000, 16, near=100, dtype=torch.bfloat16, device="cuda", seed=seed)
         keys = lookup.key_scores("group").masked_fill(lookup.code_scores("group").isinf(), float("-inf"))
@@ -105,9 +115,9 @@ def test_kernels_find_the_best_keys_as_often_as_exact_scores_of_codes() -> None:
             "torch": lookup.chosen(8, "group", 256),
         }
         for name, table in tables.items():
-            found[name] += float((best[..., None] == table[..., None, :]).any(-1).float().mean()) / 4
-    assert found["torch"] > 0.2, found  # random keys are the hardest, and some are found all the same
-    assert abs(found["kernels"] - found["torch"]) < 0.01, found
+            hits[name] += float((best[..., None] == table[..., None, :]).any(-1).float().mean()) / 4
+    assert hits["torch"] > 0.2, hits  # random keys are the hardest, and some are found all the same
+    assert abs(hits["kernels"] - hits["torch"]) < 0.01, hits
 
 
 def test_kernels_serve_a_growing_text_from_one_graph() -> None:

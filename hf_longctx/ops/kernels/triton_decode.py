@@ -228,7 +228,7 @@ def launch(
     q: Tensor, sets: list[Keys], q_pos: Tensor, rotary_dim: int, scale: float, softcap: float | None, part: Tensor,
     part_lse: Tensor, first: int, tiles: int, parts: int, settings: tuple[int, ...],
 ) -> None:  # fmt: skip
-    """Compute parts of so many tiles, from number `first` on, of one or two sets of keys, of which the first is longer."""
+    """Compute parts of so many tiles, from number `first` on, of one or two sets of keys, the longer one first."""
     B, H, D = q.shape
     G, half, V = sets[0].k_BGSD.shape[1], rotary_dim // 2, part.shape[-1]
     longest = sets[0]
