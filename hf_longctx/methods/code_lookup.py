@@ -17,7 +17,8 @@ from ..attention.method import AttentionMethod, halved
 from ..cache import RetrievingLayer, Store, UnrotatedLayer
 from ..method import Footprint
 from ..ops.branch import Branch
-from ..ops.kernels.found import FoundTokens, attend
+from ..ops.found_tokens import FoundTokens
+from ..ops.kernels.found import attend
 from ..rope.parameters import readable_length
 from .lm_infinite import window_and_first
 
@@ -40,7 +41,8 @@ class CodeLookup(AttentionMethod):
     its window.
 
     Costs: all keys, values and codes are kept (a code is about 1/25 of a token's keys and values), and time per token
-    grows with the text; so far, decoding does without a CUDA graph, and the window is attended to twice with a gate.
+    grows with the text; so far, decoding does without a CUDA graph, and with a gate the window is attended to twice,
+    but not where one token is decoded from pages on a GPU.
 
     Differs from RaBitQ: keys, not vectors of a data base, with a width for each channel, centred by the first keys of
     the text. Differs from LM-Infinite's top-k: few keys for a group of heads instead of some for each head, in every

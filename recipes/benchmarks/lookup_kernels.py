@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from hf_longctx.ops.found_tokens import FoundTokens
 from hf_longctx.ops.kernels import triton_decode
 from hf_longctx.ops.kernels import triton_lookup as kernels
-from hf_longctx.ops.kernels.found import FoundTokens
 from hf_longctx.ops.kernels.triton_decode import Keys
 from hf_longctx.ops.kernels.triton_found import decode
 from hf_longctx.ops.paged import paged

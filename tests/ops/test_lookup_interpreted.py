@@ -66,7 +66,7 @@ CHOOSING = (
     + """
 for H, G, D, S, L, per, k, shortlist, near in (
     (3, 1, 96, 65, 2, "group", 4, 16, 20), (2, 2, 80, 300, 1, "head", 8, 30, 20),
-    (4, 1, 128, 400, 1, "group", 3, 64, 20),
+    (4, 1, 128, 300, 1, "group", 3, 64, 20),
     (2, 1, 64, 90, 1, "group", 40, 40, 50), (1, 1, 64, 63, 1, "head", 4, 8, 99),  # fewer than that, and none
 ):
     lookup = Lookup.of(H, G, D, S, L, near, more=1)
@@ -87,7 +87,7 @@ assert torch.equal(T.choose(lookup.q, lookup.q_pos, lookup.pages, **given), whol
 # equal keys: the lower slots, on both sides of the borders of blocks and pages
 given = {"k": 5, "near": 1, "per": "group", "shortlist": 16}
 one = torch.ones(1, 1, 1026, 32)
-for S, after in ((65, 59), (1026, 1020), (1026, 1022)):
+for S, after in ((65, 60), (1026, 1021)):
     pages, held = paged(one[:, :, :S], one[:, :, :S], torch.arange(S)[None], 32)
     last = torch.ones(1, 1, 1, 32), torch.tensor([[S - 1]])
     table = T.choose(*last, pages, after_B=torch.tensor([after]), **given).flatten().tolist()
@@ -101,7 +101,7 @@ assert (T.choose(*last, never, after_B=torch.tensor([99]), **given) == -1).all()
 FOUND = (
     SMALL
     + """
-from hf_longctx.ops.kernels.found import FoundTokens
+from hf_longctx.ops.found_tokens import FoundTokens
 from hf_longctx.ops.kernels.triton_decode import Keys
 from hf_longctx.ops.kernels.triton_found import decode
 from hf_longctx.ops.softcap import soft_capped

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..branch import Branch
 from ..checked import checked_once, disagreement, randoms
+from ..found_tokens import FoundTokens
 from ..paged import paged
 from ..pages import Pages
 from ..softcap import soft_capped
@@ -18,23 +18,6 @@ from .decode import TritonDecode, key_sets
 
 logger = logging.getLogger("hf_longctx")
 _decode = TritonDecode()
-
-
-class FoundTokens(NamedTuple):
-    """Tokens that one query a row has found.
-
-    Attributes:
-        q_BHD: The queries, moved to where they read keys that are left as they are.
-        table_BTK: Their slots, -1 for none: a table for each group of heads that share keys, or for each head.
-        pages: Where the slots are.
-        margin: A token counts if some head of its table scores it no less than the log-sum-exp of the window less this;
-            None: all of them count.
-    """
-
-    q_BHD: Tensor
-    table_BTK: Tensor
-    pages: Pages
-    margin: float | None
 
 
 def unsupported_reason(branches: list[Branch], pages: Pages, softcap: float | None = None) -> str | None:

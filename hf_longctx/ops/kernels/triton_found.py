@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import pages as sizes
-from .found import FoundTokens
+from ..found_tokens import FoundTokens
 from .placed import on_device_of
 from .triton_cap import capped
 from .triton_decode import FULL, HALF, LOG2_E, Keys, cut, launch, merge
