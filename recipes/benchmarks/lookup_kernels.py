@@ -18,11 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from hf_longctx.ops.codes import Centre, encode, score
 from hf_longctx.ops.found_tokens import FoundTokens
-from hf_longctx.ops.kernels import triton_decode
-from hf_longctx.ops.kernels import triton_lookup as kernels
-from hf_longctx.ops.kernels.triton_decode import Keys
-from hf_longctx.ops.kernels.triton_found import decode
 from hf_longctx.ops.paged import paged
 from hf_longctx.ops.pages import PAGE, Pages
 
@@ -49,6 +46,11 @@ def problem(S: int, device: str, tiny: bool, layer: int) -> tuple[Tensor, Tensor
 
 def parts(q: Tensor, q_pos: Tensor, k: Tensor, pages: Pages, tiny: bool) -> dict[str, Callable[[], Any]]:
     """What is timed, by its name, in order."""
+    from hf_longctx.ops.kernels import triton_decode
+    from hf_longctx.ops.kernels import triton_lookup as kernels
+    from hf_longctx.ops.kernels.triton_decode import Keys
+    from hf_longctx.ops.kernels.triton_found import decode
+
     near, shortlist = (64, 32) if tiny else (WINDOW, SHORTLIST)
     after = torch.full((1,), 15, device=q.device)
     shapes = kernels.Shapes(q, pages, "group")
@@ -81,8 +83,6 @@ def parts(q: Tensor, q_pos: Tensor, k: Tensor, pages: Pages, tiny: bool) -> dict
 
 def check(q: Tensor, q_pos: Tensor, k: Tensor, pages: Pages, tiny: bool) -> None:
     """Most of the tokens that are chosen are those that torch finds by the same codes."""
-    from hf_longctx.ops.codes import Centre, encode, score
-
     run = parts(q, q_pos, k, pages, tiny)["all of choose"]
     near, shortlist, G = *((64, 32) if tiny else (WINDOW, SHORTLIST)), k.shape[1]
     for g in range(G):

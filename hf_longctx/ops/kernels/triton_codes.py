@@ -1,8 +1,8 @@
 """Scores by one-bit codes in Triton, for few queries: every block of slots leaves the best score of each table.
 
-A flat scan is bound by unpacking bits. Estimated from instructions, for codes of 128 channels and four heads of a group:
-a query in 4 bits and POPC (RaBitQ's way for vectors) takes 64 POPC of a code, of which a multiprocessor of an H100 does
-16 per clock, so 4 clocks; unpacking one channel at a time takes about 6 clocks. Here it is 1.6: compiled for it, 64
+A flat scan is bound by unpacking bits. Estimated from instructions, for codes of 128 channels and four heads of a
+group: a query in 4 bits and POPC (RaBitQ's way for vectors) takes 64 POPC of a code, of which a multiprocessor of an
+H100 does 16 per clock, so 4 clocks; unpacking one channel at a time takes about 6. Here it is 1.6: compiled for it, 64
 codes are 403 instructions of a warp, 128 of which unpack. A byte of a code is in a register as a 16-bit number, and one
 AND leaves a bit of two channels, which read as fp16 is 0 or 2^(bit - 24), an exact operand of the tensor cores; the
 query's operand, fp16, undoes the power of two. So no query is rounded to a few bits. A product with a matrix of zeros
