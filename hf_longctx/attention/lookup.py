@@ -8,19 +8,24 @@ cached.
 # tables, K slots of a table
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..cache.slots import KeyValues
-from ..cache.store import Store, StoreRow
+from ..cache.store import Store
+from ..cache.store_row import StoreRow
 from ..ops.codes import score
 from ..ops.kernels.lookup import unsupported_reason
 
 PAIRS = 2**26  # numbers that are made at once
 BLOCK = 256  # queries that are scored at once at most
 NONE = float("-inf")
+# many queries score all keys faster than they gather a shortlist of their own, up to so many times as many keys
+ALL, MANY = 16, 16
 
 
 @torch.no_grad()
@@ -50,9 +55,9 @@ def choose(
         per: "head": a table for each query head. "group": one for the heads of a group, by the best of their scores.
         shortlist: See `by`.
     """
-    (B, H, L, _), G = q_BHLD.shape, len(store.rows[0].k.pieces[0])
+    (B, H, L, _), G = q_BHLD.shape, store.heads
     after_B = first.pos.amax(1) if len(first) else q_pos_BL.new_full((B,), -1)
-    pages = store.pages() if by == "signs" else None
+    pages = store.pages() if by == "signs" and store.coded else None
     if pages is not None and unsupported_reason(q_BHLD, pages, per) is None:
         from ..ops.kernels.triton_lookup import choose as by_kernels
 
@@ -67,13 +72,15 @@ def choose(
         ready = row.ready if by == "signs" else None
         # a shortlist of all needs no codes
         q_GRLD, coded = q_BHLD[b].unflatten(0, (G, -1)), by == "signs" and row.filled > shortlist
-        wide = shortlist * q_BHLD.shape[-1] * shape[1] if coded else 1  # of a query's gathered keys
+        everything = coded and L >= MANY and row.filled <= ALL * shortlist
+        # numbers of a query: the scores of all keys, or its gathered keys
+        wide = max(H * row.filled if everything else shortlist * q_BHLD.shape[-1] * shape[1], 1) if coded else 1
         size = max(1, min(BLOCK, PAIRS // wide))
         for start in range(0, L, size):
             queries = slice(start, min(start + size, L))
             q, pos_L = q_GRLD[:, :, queries], q_pos_BL[b, queries]
-            search = _Search(q, pos_L, row, near, after_B[b], ready, per)
-            slots = search.by_signs(shortlist, width) if coded else search.best(width)[1]
+            search = _Search(q, pos_L, row, near, after_B[b], ready, per, partial(store.take_keys, first=b))
+            slots = search.by_signs(shortlist, width, everything) if coded else search.best(width)[1]
             table[b, :, queries, : slots.shape[-1]] = slots
     return table
 
@@ -88,6 +95,7 @@ class _Search(NamedTuple):
     after: Tensor
     ready: Tensor | None
     per: str
+    take: Callable[[Tensor], Tensor]  # the keys of a table, of which this is the one row
 
     def best(self, k: int, coded: bool = False) -> tuple[Tensor, Tensor]:
         """The best scores and their slots, (T, L, K) each, the slot -1 where there is no candidate."""
@@ -98,11 +106,12 @@ class _Search(NamedTuple):
             seen_LS = self._candidates(start, stop)
             if not seen_LS.is_cuda and not torch.compiler.is_compiling() and not seen_LS.any():
                 continue
-            part = self._scores(start, stop, coded).masked_fill_(~seen_LS, NONE).topk(min(k, stop - start), dim=-1)
+            scores = self._scores(start, stop, coded).masked_fill_(~seen_LS, NONE)
+            part = scores.topk(min(k, stop - start), dim=-1, sorted=False)
             values, slots = part.values, part.indices + start
             if found is not None:
                 values, slots = torch.cat([found[0], values], -1), torch.cat([found[1], slots], -1)
-                best = values.topk(min(k, values.shape[-1]), dim=-1)
+                best = values.topk(min(k, values.shape[-1]), dim=-1, sorted=False)
                 values, slots = best.values, slots.gather(-1, best.indices)
             found = values, slots
         if found is None:
@@ -111,12 +120,16 @@ class _Search(NamedTuple):
             found = none, torch.zeros_like(none, dtype=torch.long)
         return found[0], found[1].masked_fill(found[0] == NONE, -1)
 
-    def by_signs(self, shortlist: int, k: int) -> Tensor:
-        """The slots of the best keys of the best codes, (T, L, K)."""
+    def by_signs(self, shortlist: int, k: int, everything: bool) -> Tensor:
+        """The slots of the best keys of the best codes, (T, L, K); `everything`: by scores of all keys."""
         _, slots_TLN = self.best(shortlist, coded=True)
-        keys_TLND = self.row.k.take(slots_TLN.clamp(min=0))
-        q_TRLD = self.q_GRLD if self.per == "group" else self.q_GRLD.flatten(0, 1)[:, None]
-        scores_TLN = torch.einsum("trld,tlnd->trln", q_TRLD, keys_TLND).amax(1).masked_fill_(slots_TLN < 0, NONE)
+        if everything:
+            scores_TLN = self._scores(0, self.row.filled, False).gather(-1, slots_TLN.clamp(min=0))
+        else:
+            keys_TLND = self.take(slots_TLN[None])[0]
+            q_TRLD = self.q_GRLD if self.per == "group" else self.q_GRLD.flatten(0, 1)[:, None]
+            scores_TLN = torch.einsum("trld,tlnd->trln", q_TRLD, keys_TLND).amax(1)
+        scores_TLN = scores_TLN.masked_fill_(slots_TLN < 0, NONE)
         best = scores_TLN.topk(min(k, scores_TLN.shape[-1]), dim=-1)
         return slots_TLN.gather(-1, best.indices).masked_fill(best.values == NONE, -1)
 
@@ -127,7 +140,8 @@ class _Search(NamedTuple):
             assert row.centre is not None
             scores = score(self.q_GRLD, row.words.cut(start, stop), row.size.cut(start, stop), row.centre)
         else:
-            scores = torch.einsum("grld,gsd->grls", self.q_GRLD, row.k.cut(start, stop))
+            parts = [torch.einsum("grld,gsd->grls", self.q_GRLD, part) for part in row.k.parts(start, stop)]
+            scores = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return scores.amax(1) if self.per == "group" else scores.flatten(0, 1)
 
     def _candidates(self, start: int, stop: int) -> Tensor:

@@ -37,6 +37,12 @@ def check_lookup(method: Any, choices: Mapping[str, Collection[str | None]]) -> 
         )
 
 
+def on_host(module: Any, wanted: bool) -> int:
+    """How many layers, from this attention layer to the last, keep what is looked up in host memory."""
+    layers = getattr(getattr(module, "config", None), "num_hidden_layers", 0)
+    return max(layers - module.layer_idx, 1) if wanted else 0
+
+
 def half_of(n_local: int) -> int:
     """The distance at which found tokens are read by default: at the end of the trained length a model hardly reads."""
     return max(n_local // 2, 1)

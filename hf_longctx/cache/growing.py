@@ -3,10 +3,17 @@
 # G heads, S slots, T = G heads or all query heads
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
-PIECE = 8192  # slots of a complete piece
+from ..ops.pages import PAGE
+from .copies import shallow_copy
+
+PIECE = PAGE  # slots of a complete piece
 LEAST = 64  # slots of the smallest one
 
 
@@ -15,61 +22,116 @@ class Growing:
 
     The last piece has room for more, so that a token is written without copying the others. Where gradients flow it is
     made again instead, as torch forbids writing into what a graph has read.
+
+    Args:
+        whole: A tensor to begin with, in one piece, which is read only.
+        paged: Pieces have all their slots from the start, and so keep their addresses.
+        on_host: Pieces are in host memory, pinned where there is a GPU; what is read of them visits the device of what
+            was written.
     """
 
-    def __init__(self, whole: Tensor | None = None) -> None:
-        """Of nothing, or of a tensor in one piece, which is read only."""
+    def __init__(self, whole: Tensor | None = None, *, paged: bool = False, on_host: bool = False) -> None:
         self.pieces: list[Tensor] = [] if whole is None else [whole]
         self.size = PIECE if whole is None else max(whole.shape[1], 1)
+        self.paged, self.on_host = paged or on_host, on_host
+        self.device: torch.device | None = None if whole is None else whole.device
+        self.made = 0  # pieces so far: another number says that addresses have changed
 
     def write(self, start: int, new: Tensor) -> None:
         """Put `new`, (G, n, ...), into the slots from `start` on, of which those before are filled."""
+        self.device = new.device
         if not self.pieces:
-            self.pieces.append(new.new_zeros(new.shape[0], LEAST, *new.shape[2:]))
+            self.pieces.append(self._empty(new, min(self.size, LEAST)).zero_())
         while new.shape[1]:
             number, at = divmod(start, self.size)
             part, new = new[:, : self.size - at], new[:, self.size - at :]
             self._write(number, at, part)
             start += part.shape[1]
 
+    def reserve(self, slots: int) -> None:
+        """Make room for so many slots in all, once something has been written."""
+        while self.pieces and len(self.pieces) * self.size < slots:
+            self.pieces.append(self._empty(self.pieces[0], self.size))
+
+    def _empty(self, like: Tensor, room: int) -> Tensor:
+        self.made += 1
+        shape = like.shape[0], self.size if self.paged else room, *like.shape[2:]
+        if not self.on_host:
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
+        return torch.empty(shape, dtype=like.dtype, device="cpu", pin_memory=torch.cuda.is_available())
+
     def _write(self, number: int, at: int, part: Tensor) -> None:
-        held = self.pieces[number] if number < len(self.pieces) else part[:, :0].detach()
-        end = at + part.shape[1]
-        if torch.is_grad_enabled() and (held.requires_grad or part.requires_grad):
-            self.pieces[number:] = [torch.cat([held[:, :at], part], 1)]
-        elif held.shape[1] >= end:
-            held[:, at:end] = part
-        else:
-            room = min(self.size, max(LEAST, 2 * held.shape[1], end))
-            larger = held.new_empty(held.shape[0], room, *held.shape[2:])
-            larger[:, :at], larger[:, at:end] = held[:, :at], part
+        held = self.pieces[number] if number < len(self.pieces) else None
+        end, room = at + part.shape[1], 0 if held is None else held.shape[1]
+        if torch.is_grad_enabled() and (part.requires_grad or (held is not None and held.requires_grad)):
+            part = part.cpu() if self.on_host else part
+            self.made += 1
+            self.pieces[number:] = [part if held is None else torch.cat([held[:, :at], part], 1)]
+            return
+        if held is None or room < end:
+            larger = self._empty(part, min(self.size, max(LEAST, 2 * room, end)))
+            if held is not None:
+                larger[:, :at] = held[:, :at]
             self.pieces[number:] = [larger]
+            held = larger
+        if part.device == held.device:
+            held[:, at:end] = part
+            return
+        for head, new in zip(held, part, strict=True):  # whole runs of memory, which are copied without the host
+            head[at:end].copy_(new, non_blocking=True)
+
+    def parts(self, start: int, stop: int) -> Iterator[Tensor]:
+        """The filled slots from `start` to before `stop`, piece by piece, (G, n, ...) each; one at least."""
+        for n in range(start // self.size, max(-(-stop // self.size), start // self.size + 1)):
+            yield self.pieces[n][:, max(start - n * self.size, 0) : stop - n * self.size].to(self.device)
 
     def cut(self, start: int, stop: int) -> Tensor:
-        """The filled slots from `start` to before `stop`, (G, stop - start, ...)."""
-        numbers = range(start // self.size, max(-(-stop // self.size), start // self.size + 1))
-        parts = [self.pieces[n][:, max(start - n * self.size, 0) : stop - n * self.size] for n in numbers]
+        """The same in one tensor, (G, stop - start, ...)."""
+        parts = list(self.parts(start, stop))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def take(self, slots: Tensor) -> Tensor:
         """What `slots`, (T, ...) of numbers that are filled, hold: (T, ..., ...). T is a multiple of G heads."""
-        repeats = len(slots) // len(self.pieces[0])
-        heads = (torch.arange(len(slots), device=slots.device) // repeats).view(-1, *(1,) * (slots.ndim - 1))
-        found: Tensor | None = None
-        for number, piece in enumerate(self.pieces):
-            at = slots - number * self.size
-            here = piece[heads, at.clamp(0, piece.shape[1] - 1)]
-            if found is None:
-                found = here
-            else:
-                after = (at >= 0).view(*at.shape, *(1,) * (here.ndim - at.ndim))
-                found = torch.where(after, here, found)
-        assert found is not None
-        return found
+        first = self.pieces[0]
+        # of host memory, few slots are gathered where they are; for many, all of it visits the device
+        there = self.on_host and slots.numel() < len(first) * self.size * len(self.pieces)
+        at = slots.to(first.device) if there else slots
+        repeats = len(at) // len(first)
+        heads = (torch.arange(len(at), device=at.device) // repeats).view(-1, *(1,) * (at.ndim - 1))
+        pieces = (piece if there else piece.to(slots.device) for piece in self.pieces)
+        if len(self.pieces) == 1:
+            return next(pieces)[heads, at].to(slots.device)
+        found = first.new_empty(*at.shape, *first.shape[2:], device=at.device)
+        number, within, heads = at // self.size, at % self.size, heads.expand_as(at)
+        for n, piece in enumerate(pieces):
+            here = (number == n).nonzero(as_tuple=True)
+            found[here] = piece[heads[here], within[here]]
+        return found.to(slots.device)
 
     def twin(self, filled: int) -> Growing:
         """Another one with the same first slots, that shares the pieces which are complete."""
-        twin, whole = Growing(), filled // self.size
-        twin.size = self.size
-        twin.pieces = [*self.pieces[:whole], *(piece.clone() for piece in self.pieces[whole : whole + 1])]
+        self.wait()
+        twin, (whole, rest) = Growing(paged=self.paged, on_host=self.on_host), divmod(filled, self.size)
+        twin.size, twin.device = self.size, self.device
+        twin.pieces = self.pieces[:whole]
+        for piece in self.pieces[whole : whole + 1]:
+            twin.pieces.append(piece.clone() if piece.requires_grad else twin._empty(piece, piece.shape[1]))
+            if not piece.requires_grad:
+                twin.pieces[-1][:, : max(rest, 1)] = piece[:, : max(rest, 1)]
+        return twin
+
+    def wait(self) -> None:
+        """Until what was written is there, for those who read host memory without the device."""
+        if self.on_host and self.device is not None and self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Growing:
+        """A copy of its own, in memory of the same kind; `copy.deepcopy` of a pinned tensor is not pinned."""
+        self.wait()
+        memo[id(self)] = twin = shallow_copy(self)
+        twin.pieces = []
+        for piece in self.pieces:
+            if self.on_host and id(piece) not in memo and not piece.requires_grad:
+                memo[id(piece)] = twin._empty(piece, piece.shape[1]).copy_(piece)
+            twin.pieces.append(copy.deepcopy(piece, memo))
         return twin

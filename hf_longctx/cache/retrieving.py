@@ -3,16 +3,21 @@
 # B batch, L new tokens, T tokens read so far
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..method import LongContextMethod
+from ..ops.available import TRITON
+from . import addresses
+from .host_room import check_first, make_room
 from .sink_window import SinkWindowLayer
 from .slots import KeyValues
-from .store import Store, StoreRow
+from .store import Store
+from .store_row import StoreRow
 
 
 class RetrievingLayer(SinkWindowLayer):
@@ -25,14 +30,21 @@ class RetrievingLayer(SinkWindowLayer):
         n_first: The first tokens, which stay visible.
         n_last: The last ones, which a query sees besides its own.
         centred_by: As in `StoreRow`: the first keys that codes are centred by; 0: there are no codes.
+        on_host: How many layers, from this one to the last, keep what is looked up in host memory; 0: none does.
     """
 
     bounded = False
-    fixed_buffers = False  # it decodes without a CUDA graph, since look-ups read more as the text grows
 
-    def __init__(self, owner: LongContextMethod, n_first: int, n_last: int, centred_by: int) -> None:
-        self.centred_by = centred_by
+    def __init__(self, owner: LongContextMethod, n_first: int, n_last: int, centred_by: int, on_host: int = 0) -> None:
+        self.centred_by, self.on_host = centred_by, on_host
         super().__init__(owner, n_first, n_last)
+
+    @property
+    def fixed_buffers(self) -> bool:  # type: ignore[override]  # it follows from where the keys are
+        """Where codes are looked up on a GPU; in a ring, while its tokens are kept by counters on the device."""
+        if not (self.centred_by and TRITON) or (self.is_initialized and self.device.type not in addresses.DEVICES):
+            return False
+        return self.ring is None or (self.everything is not None and self.everything.steps)
 
     def reset(self) -> None:
         """Forget everything that was read."""
@@ -40,9 +52,26 @@ class RetrievingLayer(SinkWindowLayer):
         self.everything: Store | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Learn the first keys' dtype, device and shape."""
+        """Learn the first keys' dtype, device and shape. ValueError where they do not fit into host memory."""
+        if self.on_host:
+            check_first(key_states, value_states, self.on_host)
         super().lazy_initialization(key_states, value_states)
-        self.everything = Store([StoreRow(self.centred_by) for _ in range(len(key_states))])
+        self.everything = self._store(len(key_states))
+
+    def _store(self, rows: int) -> Store:
+        """An empty one."""
+        how: dict[str, Any] = {"paged": self.device.type in addresses.DEVICES, "on_host": bool(self.on_host)}
+        return Store([StoreRow(self.centred_by, **how) for _ in range(rows)])
+
+    @classmethod
+    def before_forward(cls, layers: Sequence[Any], n_new: int | None, learns: Callable[[], bool]) -> None:
+        """Make room before anything is changed: ValueError where there is none. Then as in a `SinkWindowLayer`."""
+        if n_new is not None:
+            make_room([layer.everything for layer in layers if layer.everything is not None and layer.on_host], n_new)
+        super().before_forward(layers, n_new, learns)
+        for layer in layers:
+            if layer.ring is not None:
+                layer.everything.begin_steps()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -51,22 +80,25 @@ class RetrievingLayer(SinkWindowLayer):
         if self.joined:
             raise ValueError(
                 f"its attention makes its keys and values of what the cache returns (latent attention, MLA, for one), "
-                f"and {self.owner.name} looks up what the cache holds. Use LMInfinite(top_k=5), which looks up what "
-                f"attention has made."
+                f"and {self.owner.name} looks up what the cache holds. Use LMInfinite(top_k=5) with its keys on the "
+                f"GPU, which looks up what attention has made."
             )
         return super().update(key_states, value_states, *args, **kwargs)
 
     def keep(self, new: KeyValues) -> KeyValues:
         """Store `new` in the window and in `everything`; return what attention sees without looking up."""
         assert self.everything is not None
-        columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
-        self.everything.append(replace(new, column=columns.expand_as(new.pos)), self.padded)
+        if self.ring is not None and len(new) == 1 and self.everything.steps:
+            self.everything.step(new, self.ring)
+        else:
+            columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
+            self.everything.append(replace(new, column=columns.expand_as(new.pos)), self.padded)
         return super().keep(new)
 
     def hold(self, text: KeyValues) -> None:
         """Keep the tokens of `text`, and nothing else."""
         super().hold(text)
-        self.everything = Store([StoreRow(self.centred_by) for _ in range(len(text.pos))])
+        self.everything = self._store(len(text.pos))
         self.everything.append(replace(text, column=text.pos), False)
 
     def map_rows(self, f: Callable[[Tensor], Tensor]) -> None:

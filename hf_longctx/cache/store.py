@@ -5,118 +5,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ops.codes import Centre, encode
+from ..ops.available import TRITON
 from ..ops.pages import Pages
+from . import addresses
+from .addresses import Addresses, can_stand
 from .growing import Growing
-from .slots import KeyValues, show
-
-AT_ONCE = 8192  # keys that are coded at once
-
-
-class StoreRow:
-    """One row of a `Store`. Its slots are its real tokens in the order of their arrival, whatever padding came between.
-
-    Args:
-        centred_by: The row's first keys, of those shown, that its codes are centred by; before all of them are there,
-            there are no codes. 0: there are none at all.
-    """
-
-    def __init__(self, centred_by: int) -> None:
-        self.centred_by = centred_by
-        self.filled = 0
-        self.hides = False  # may some slots hold tokens that are not seen?
-        self.k, self.v, self.pos, self.column = Growing(), Growing(), Growing(), Growing()
-        self._forget_codes()
-
-    def _forget_codes(self) -> None:
-        self.words, self.size = Growing(), Growing()
-        self.coded = 0
-        self.centre: Centre | None = None
-        self.ready: Tensor | None = None  # the position of the last key that codes are centred by
-
-    @classmethod
-    def of(cls, keys: KeyValues, row: int, centred_by: int) -> StoreRow:
-        """One row of keys and values as they are, padding included, without a copy."""
-        made = cls(centred_by)
-        made.k, made.v, made.pos = (Growing(x) for x in (keys.k[row], keys.v[row], keys.pos[row][None]))
-        made.hides = True
-        made._encode(len(keys))
-        made.filled = len(keys)
-        return made
-
-    def append(self, k_GLD: Tensor, v_GLD: Tensor, pos_L: Tensor, column_L: Tensor) -> None:
-        """Keep L more tokens. They count once all is kept of them: what fails half-way is written over."""
-        end = self.filled + len(pos_L)
-        new = (self.k, k_GLD), (self.v, v_GLD), (self.pos, pos_L[None]), (self.column, column_L[None])
-        for held, part in new:
-            held.write(self.filled, part)
-        self._encode(end)
-        self.filled = end
-
-    def _encode(self, end: int) -> None:
-        """Code the keys before slot `end` that have no code yet."""
-        if not self.centred_by or end < self.centred_by or end == self.coded:
-            return
-        with torch.no_grad():
-            centre, ready = (self.centre, self.ready) if self.centre is not None else self._centred(end)
-            if centre is None:
-                return
-            for start in range(self.coded, end, AT_ONCE):
-                words, size = encode(self.k.cut(start, min(start + AT_ONCE, end)), centre)
-                self.words.write(start, words)
-                self.size.write(start, size)
-        self.centre, self.ready, self.coded = centre, ready, end
-
-    def _centred(self, end: int) -> tuple[Centre | None, Tensor | None]:
-        """By the first keys that are shown, and the position of the last of them; None: there are too few."""
-        pos_S = self.pos.cut(0, end)[0]
-        first = (pos_S >= 0).nonzero()[:, 0] if self.hides else torch.arange(self.centred_by, device=pos_S.device)
-        first = first[: self.centred_by]
-        if len(first) < self.centred_by:
-            return None, None
-        heads = len(self.k.pieces[0])
-        return Centre.of(self.k.take(first.expand(heads, -1))), pos_S[first[-1]]
-
-    def show(self, mask_T: Tensor) -> None:
-        """Hide and show tokens as an attention mask says. Codes are then centred as those of the row alone."""
-        if not self.filled:
-            return
-        before, after = self._shown(mask_T)
-        if torch.equal(before, after):
-            return
-        self.pos, self.hides = Growing(), True
-        self.pos.write(0, after)
-        self._forget_codes()
-        self._encode(self.filled)
-
-    def shows(self, mask_T: Tensor) -> bool:
-        """Whether a mask shows exactly the tokens that are shown now."""
-        return not self.filled or torch.equal(*self._shown(mask_T))
-
-    def _shown(self, mask_T: Tensor) -> tuple[Tensor, Tensor]:
-        """(1, S) each: the positions as they are, and as an attention mask has them."""
-        before = self.pos.cut(0, self.filled)
-        return before, show(before, self.column.cut(0, self.filled), mask_T[None].to(before.device))
-
-    def twin(self) -> StoreRow:
-        """A row of its own with the same tokens; the pieces that are complete are shared."""
-        twin = StoreRow(self.centred_by)
-        vars(twin).update(vars(self))
-        for name, filled in self._held().items():
-            setattr(twin, name, getattr(self, name).twin(filled))
-        return twin
-
-    def _held(self) -> dict[str, int]:
-        """The names of all that grows, and how many slots of each are filled."""
-        return {**dict.fromkeys(("k", "v", "pos", "column"), self.filled), "words": self.coded, "size": self.coded}
-
-    def pieces(self) -> list[Tensor]:
-        """All tensors that it holds."""
-        return [piece for name in self._held() for piece in getattr(self, name).pieces]
+from .ring import Ring
+from .slots import KeyValues
+from .store_row import StoreRow
 
 
 class Store:
@@ -129,16 +30,40 @@ class Store:
     """
 
     def __init__(self, rows: Sequence[StoreRow]) -> None:
-        self.rows = list(rows)
+        self._rows = list(rows)
+        self.addresses: Addresses | None = None  # see `pages`
+        self._moved = True  # have rows, or where they lie, changed since?
 
     @classmethod
     def of(cls, keys: KeyValues, centred_by: int = 0) -> Store:
         """That of keys and values as they are, slot by slot."""
         return cls([StoreRow.of(keys, row, centred_by) for row in range(len(keys.pos))])
 
+    @property
+    def rows(self) -> list[StoreRow]:
+        """The rows, which know how far they have come."""
+        if self.addresses is not None:
+            self.addresses.settle(self._rows)
+        return self._rows
+
+    def on_host(self) -> list[tuple[Growing, int]]:
+        """What is in host memory, and how many slots of it are filled at most."""
+        ahead, rows = self._ahead, [row for row in self._rows if row.on_host and row.k.pieces]
+        return [(growing, row.filled + ahead) for row in rows for growing in (row.k, row.v)]
+
+    @property
+    def _ahead(self) -> int:
+        return 0 if self.addresses is None else self.addresses.counted
+
+    @property
+    def heads(self) -> int:
+        """That share keys: G."""
+        return len(next(row for row in self._rows if row.k.pieces).k.pieces[0])
+
     def append(self, new: KeyValues, padded: bool) -> None:
         """Keep new tokens, without padding. `new.column` says where in the text they were read."""
         assert new.column is not None
+        self._moved = True
         for b, row in enumerate(self.rows):
             k, v, pos, column = new.k[b], new.v[b], new.pos[b], new.column[b]
             if padded:
@@ -146,38 +71,96 @@ class Store:
                 k, v, pos, column = k[:, real], v[:, real], pos[real], column[real]
             row.append(k, v, pos, column)
 
+    @property
+    def steps(self) -> bool:
+        """Can a token be kept by counters on the device, for which there must be room (`begin_steps`)?"""
+        return self.addresses is not None and self.coded
+
+    @property
+    def coded(self) -> bool:
+        """Have all rows codes?"""
+        return all(row.centre is not None for row in self._rows)
+
+    def begin_steps(self) -> None:
+        """Find room for a token and where all lies, if kernels can go by that."""
+        row = self._rows[0]
+        if TRITON and row.k.device is not None and row.k.device.type in addresses.DEVICES:
+            self.reserve(1)
+            self.pages()
+
+    def step(self, new: KeyValues, ring: Ring) -> None:
+        """Keep one token of every row that `ring` moves."""
+        assert self.addresses is not None
+        assert not self._moved
+        self.addresses.step(new.k, new.v, new.pos, ring.read_11, ring.moved_B1)
+
+    def reserve(self, more: int) -> None:
+        """Make room for `more` tokens of every row, so that keeping them allocates nothing."""
+        for row in self._rows:
+            self._moved = row.reserve(self._ahead + more) or self._moved
+
+    def pages(self) -> Pages | None:
+        """Where the tokens lie, for kernels; None where they do not lie in whole pages that the device can reach.
+
+        The tensors stay the same ones, until `addresses` is another object.
+        """
+        if self._moved:
+            if not (any(row.k.pieces for row in self._rows) and all(map(can_stand, self._rows))):
+                self.rows  # noqa: B018  # what addresses have counted
+                self.addresses = None
+                return None
+            if self.addresses is None or not self.addresses.fits(self._rows):
+                self.addresses = Addresses.of(self.rows)
+            else:
+                self.addresses.update(self._rows)
+            self._moved = False
+        return None if self.addresses is None else self.addresses.pages
+
     def select(self, rows: Sequence[int]) -> None:
         """Choose rows again, some perhaps several times."""
         used: set[int] = set()
-        chosen = []
+        chosen, held = [], self.rows
         for row in rows:
-            chosen.append(self.rows[row].twin() if row in used else self.rows[row])
+            chosen.append(held[row].twin() if row in used else held[row])
             used.add(row)
-        self.rows = chosen
+        self._rows, self._moved = chosen, True
 
     def show(self, mask_BT: Tensor) -> None:
         """Hide and show tokens as an attention mask over everything read so far says."""
-        for row, mask_T in zip(self.rows, mask_BT.expand(len(self.rows), -1), strict=True):
+        for row, mask_T in zip(self.rows, mask_BT.expand(len(self._rows), -1), strict=True):
             row.show(mask_T)
+        self._moved = True
 
     def shows(self, mask_BT: Tensor) -> bool:
         """Whether a mask shows exactly the tokens that are shown now."""
-        mask_BT = mask_BT.expand(len(self.rows), -1)
+        mask_BT = mask_BT.expand(len(self._rows), -1)
         return all(row.shows(mask_T) for row, mask_T in zip(self.rows, mask_BT, strict=True))
 
-    def take_keys(self, table_BTLK: Tensor) -> Tensor:
-        """The keys of a table's slots, (B, T, L, K, D); any finite ones for those below 0."""
-        return torch.stack([row.k.take(table_BTLK[b].clamp(min=0)) for b, row in enumerate(self.rows)])
+    def take_keys(self, table_BTLK: Tensor, first: int = 0) -> Tensor:
+        """The keys of a table's slots, (B, T, L, K, D), of B rows from `first` on; any finite ones below 0."""
+        return self._take("k", table_BTLK, first)
 
     def take(self, table_BTLK: Tensor) -> tuple[Tensor, Tensor]:
         """The keys of a table's slots, and the values."""
-        values = [row.v.take(table_BTLK[b].clamp(min=0)) for b, row in enumerate(self.rows)]
-        return self.take_keys(table_BTLK), torch.stack(values)
+        return self._take("k", table_BTLK), self._take("v", table_BTLK)
 
-    def pages(self) -> Pages | None:
-        """Where the tokens lie, for kernels; None where they are not kept in pages."""
-        return None
+    def _take(self, which: str, table_BTLK: Tensor, first: int = 0) -> Tensor:
+        chosen = slice(first, first + len(table_BTLK))
+        pages = self.pages() if TRITON and table_BTLK.device.type in addresses.DEVICES else None
+        if pages is not None:
+            from ..ops.kernels.triton_pages import gather
+
+            like = next(getattr(row, which).pieces[0] for row in self._rows if row.k.pieces)
+            at_BN = getattr(pages, which)[chosen]
+            return gather(at_BN, table_BTLK, self.heads, like.shape[-1], pages.dtype)
+        held = (getattr(row, which) for row in self.rows[chosen])
+        return torch.stack([x.take(table_BTLK[b].clamp(min=0)) for b, x in enumerate(held)])
 
     def nbytes(self) -> int:
         """Bytes held, those that rows share counted once."""
-        return sum({id(piece): piece.nbytes for row in self.rows for piece in row.pieces()}.values())
+        return sum({id(piece): piece.nbytes for row in self._rows for piece in row.pieces()}.values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without addresses, which are those of this process and of these tensors."""
+        self.rows  # noqa: B018  # what addresses have counted
+        return {**vars(self), "addresses": None, "_moved": True}

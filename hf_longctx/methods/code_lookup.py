@@ -7,12 +7,13 @@ import logging
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..attention.found import found_branch, gated, pages_of_step, reading_at
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
-from ..attention.lookup_settings import check_lookup, half_of
+from ..attention.lookup_settings import check_lookup, half_of, on_host
 from ..attention.method import AttentionMethod, halved
 from ..cache import RetrievingLayer, Store, UnrotatedLayer
 from ..method import Footprint
@@ -41,8 +42,8 @@ class CodeLookup(AttentionMethod):
     its window.
 
     Costs: all keys, values and codes are kept (a code is about 1/25 of a token's keys and values), and time per token
-    grows with the text; so far, decoding does without a CUDA graph, and with a gate the window is attended to twice,
-    but not where one token is decoded from pages on a GPU.
+    grows with the text. On a GPU keys are kept in pages of 8,192 tokens, and `by="signs"` decodes from a CUDA graph;
+    elsewhere, and while reading, a gate attends to the window twice.
 
     Differs from RaBitQ: keys, not vectors of a data base, with a width for each channel, centred by the first keys of
     the text. Differs from LM-Infinite's top-k: few keys for a group of heads instead of some for each head, in every
@@ -61,7 +62,7 @@ class CodeLookup(AttentionMethod):
             of the trained length a model hardly reads.
         gate: "score": a found token counts only if its score comes up to the log-sum-exp of what a head sees in its
             window; None: all of them count.
-        on_host: Keep keys and values in host memory. Not available yet.
+        on_host: Keep keys and values in pinned host memory, except those of the window; their codes stay on the GPU.
     """
 
     name: ClassVar[str] = "code_lookup"
@@ -85,11 +86,11 @@ class CodeLookup(AttentionMethod):
             raise ValueError(
                 f"shortlist={self.shortlist}: expected at least top_k={self.top_k}, the tokens chosen from it."
             )
-        if self.on_host:
-            raise ValueError(
-                "on_host=True: keys in host memory are not available for CodeLookup yet. Leave it out, or use "
-                "LMInfinite(top_k=5, keys_on_host=True)."
-            )
+
+    def check(self, decoder: nn.Module) -> None:
+        """Refuse `on_host` where there is no GPU."""
+        if self.on_host and not torch.cuda.is_available():
+            raise ValueError("on_host=True: there is no GPU here, so all keys are in host memory anyway. Leave it out.")
 
     def resolve(self, config: Any) -> CodeLookup:
         """Fill in `n_local` and `read_at`."""
@@ -124,7 +125,9 @@ class CodeLookup(AttentionMethod):
         """All keys with their codes, and the first tokens and the window once more."""
         assert self.n_local is not None
         window = self.n_global + self.n_local
-        return Footprint(span=window, looked_up=self.top_k, twice=window - 1, coded=self.by == "signs")
+        return Footprint(
+            span=window, looked_up=self.top_k, twice=window - 1, coded=self.by == "signs", on_host=self.on_host
+        )
 
     def sees(self) -> str:
         """The first tokens, the window, and what is looked up."""
@@ -147,7 +150,7 @@ class CodeLookup(AttentionMethod):
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         """The first tokens, the window, and a store of all."""
         assert self.n_local is not None
-        return RetrievingLayer(self, self.n_global, self.n_local - 1, self.centred_by)
+        return RetrievingLayer(self, self.n_global, self.n_local - 1, self.centred_by, on_host(module, self.on_host))
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
         """The window, the first tokens beyond it, and the tokens found in between."""

@@ -13,8 +13,9 @@ from ..anatomy import attention_layers
 from ..attention.found import found_branch, reading_at
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
+from ..attention.lookup_settings import on_host
 from ..attention.method import AttentionMethod, halved
-from ..cache import FullLayer, SinkWindowLayer, Store, UnrotatedLayer
+from ..cache import FullLayer, RetrievingLayer, SinkWindowLayer, Store, UnrotatedLayer
 from ..method import Footprint
 from ..ops.branch import Branch
 from ..ops.masks import BeyondWindow, Window
@@ -51,7 +52,9 @@ class LMInfinite(AttentionMethod):
         top_k: Middle tokens a head may look up for a query; 0: none. The paper uses 5 for retrieval.
         top_k_from_layer: The first layer (from 0) that looks up middle tokens. The paper leaves out five; on SmolLM2
             passkeys are found far more often when the early layers look up too (see the card).
-        keys_on_host: With `top_k`, keep keys in host memory and move one layer's at a time: slow, saves device memory.
+        keys_on_host: With `top_k`, keep the keys and values of layers that look up in host memory, pinned where there
+            is a GPU, except those of the window. A page of 8,192 tokens at a time visits the GPU to be scored: slow,
+            saves device memory.
     """
 
     name: ClassVar[str] = "lm_infinite"
@@ -110,7 +113,8 @@ class LMInfinite(AttentionMethod):
         """All keys in the layers that look up; elsewhere the first tokens, the window, and the query's own key."""
         assert self.n_local is not None
         if self._looks_up(module):
-            return Footprint(span=self.n_local, looked_up=self.top_k, on_host=self.keys_on_host)
+            twice = self.n_global + self.n_local - 1 if self.keys_on_host else None
+            return Footprint(span=self.n_local, looked_up=self.top_k, on_host=self.keys_on_host, twice=twice)
         return Footprint(kept=self.n_global + self.n_local - 1, span=self.n_global + self.n_local)
 
     def sees(self) -> str:
@@ -135,9 +139,11 @@ class LMInfinite(AttentionMethod):
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         """All keys where they are looked up, else the first tokens and the window."""
         assert self.n_local is not None
-        if self._looks_up(module):
-            return FullLayer(self, on_host=self.keys_on_host)
-        return SinkWindowLayer(self, n_first=self.n_global, n_last=self.n_local - 1)
+        if not self._looks_up(module):
+            return SinkWindowLayer(self, n_first=self.n_global, n_last=self.n_local - 1)
+        if not self.keys_on_host:
+            return FullLayer(self)
+        return RetrievingLayer(self, self.n_global, self.n_local - 1, centred_by=0, on_host=on_host(module, True))
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
         """A window, the first tokens beyond it at the ceiling, and with `top_k` chosen keys in between, halfway."""
@@ -146,7 +152,7 @@ class LMInfinite(AttentionMethod):
         if not self._looks_up(inputs.module) or not inputs.decoder.looking_up:
             return [window, first]
         q_half = reading_at(inputs, self.n_local // 2)
-        everything, begins = Store.of(inputs.keys), inputs.first(self.n_global)
+        everything, begins = inputs.everything or Store.of(inputs.keys), inputs.first(self.n_global)
         table = choose(q_half, inputs.q_pos_BL, everything, k=self.top_k, near=self.n_local, first=begins)
         return [window, first, found_branch(inputs, q_half, table)]
 

@@ -38,8 +38,11 @@ class Centre(NamedTuple):
 
 
 def encode(k_GSD: Tensor, centre: Centre) -> tuple[Tensor, Tensor]:
-    """The codes of keys: signs as int32 words (G, S, W), channel c in bit c % 32, and sizes (G, S) in fp16."""
-    r_GSC = turned(k_GSD.float() - centre.mean_GD[:, None]) / centre.width_GC[:, None]
+    """The codes of keys: signs as int32 words (G, S, W), channel c in bit c % 32, and sizes (G, S) in fp16.
+
+    All may have rows of a batch before G, each with a centre of its own.
+    """
+    r_GSC = turned(k_GSD.float() - centre.mean_GD[..., None, :]) / centre.width_GC[..., None, :]
     bits = (r_GSC >= 0).unflatten(-1, (-1, BITS)).long()
     words = (bits << torch.arange(BITS, device=bits.device)).sum(-1)
     words = torch.where(words >= 2**31, words - 2**32, words)
@@ -49,28 +52,38 @@ def encode(k_GSD: Tensor, centre: Centre) -> tuple[Tensor, Tensor]:
 
 def score(q_GRLD: Tensor, words_GSW: Tensor, size_GS: Tensor, centre: Centre) -> Tensor:
     """What q k is by the codes, (G, R, L, S) in fp32."""
-    q = q_GRLD.float()
-    wide_GRLC = turned(q) * centre.width_GC[:, None, None]
+    q_GND, (R, L) = q_GRLD.float().flatten(1, 2), q_GRLD.shape[1:3]
+    wide_GNC = turned(q_GND) * centre.width_GC[:, None]
+    by_mean_GN1 = q_GND @ centre.mean_GD[..., None]
     shifts = torch.arange(BITS, device=words_GSW.device, dtype=torch.int32)
-    bits_GSC = ((words_GSW[..., None] >> shifts) & 1).flatten(-2).to(q.dtype)
-    signed = 2 * torch.einsum("grlc,gsc->grls", wide_GRLC, bits_GSC) - wide_GRLC.sum(-1, keepdim=True)
-    return signed * size_GS.float()[:, None, None] + torch.einsum("grld,gd->grl", q, centre.mean_GD)[..., None]
+    bits_GSC = ((words_GSW[..., None] >> shifts) & 1).flatten(-2).to(q_GND.dtype)
+    if bits_GSC.shape[-1] > R * L:  # less is done once for each score than once for each channel of a key
+        signed = 2 * (wide_GNC @ bits_GSC.mT) - wide_GNC.sum(-1, keepdim=True)
+        return (signed * size_GS.float()[:, None] + by_mean_GN1).unflatten(1, (R, L))
+    sized_GSC = bits_GSC.mul_(2).sub_(1).mul_(size_GS.float()[..., None])
+    both = torch.cat([wide_GNC, by_mean_GN1], -1) @ pad(sized_GSC, (0, 1), value=1.0).mT
+    return both.unflatten(1, (R, L))
+
+
+def channels(dim: int) -> int:
+    """Of the code of a key of `dim` numbers."""
+    return -(-dim // BITS) * BITS
 
 
 def turned(x: Tensor) -> Tensor:
     """(..., C): vectors (..., D) by a fixed orthogonal map: signs, Hadamard, another order, signs, Hadamard."""
-    C = -(-x.shape[-1] // BITS) * BITS
+    C = channels(x.shape[-1])
     x = pad(x, (0, C - x.shape[-1]))
-    first, order, second = _signs(C, x.device)
+    first, order, second = turns(C, x.device)
     return _hadamard(_hadamard(x * first)[..., order] * second)
 
 
 @functools.lru_cache(maxsize=32)
-def _signs(channels: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Seeded by the number of channels alone, so that all models and versions have the same."""
-    seeded = torch.Generator("cpu").manual_seed(channels)
-    first, second = (2.0 * torch.randint(2, (channels,), generator=seeded, device="cpu") - 1 for _ in range(2))
-    order = torch.randperm(channels, generator=seeded, device="cpu")
+def turns(C: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The signs, order and other signs of `turned`. Seeded by C alone: all models and versions have the same."""
+    seeded = torch.Generator("cpu").manual_seed(C)
+    first, second = (2.0 * torch.randint(2, (C,), generator=seeded, device="cpu") - 1 for _ in range(2))
+    order = torch.randperm(C, generator=seeded, device="cpu")
     return first.to(device), order.to(device), second.to(device)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 POSITION_BYTES = 8  # int64
 GATHERED = 2**26  # numbers of chosen keys that are gathered at once (ops/kernels/selected.py: GATHERED)
+PAGE = 8192  # tokens that a store to look up in makes room for at once on a GPU (ops/pages.py: PAGE)
 LOOKUP_BLOCK = 256  # queries whose look-ups are scored at once (attention/lookup.py: BLOCK)
 
 

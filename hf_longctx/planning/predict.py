@@ -101,22 +101,27 @@ def _memory(shape: Shape, job: Job, chunk: int) -> dict[str, int]:
 
 
 def kv_bytes(shape: Shape, job: Job) -> int:
-    """The cache on the device after reading, of all rows. Of layers on the host, the one that is visiting."""
-    on_device = sum(layer_kv_bytes(layer, job) * n for layer, n in shape.layers if not layer.on_host)
-    visiting = max((layer_kv_bytes(layer, job) for layer, _ in shape.layers if layer.on_host), default=0)
+    """The cache on the device after reading, of all rows. Of keys and values on the host, the page that is visiting."""
+    on_device = sum(layer_kv_bytes(layer, job, True) * n for layer, n in shape.layers)
+    each = (layer.kv_elements * job.dtype_bytes for layer, _ in shape.layers if layer.on_host)
+    visiting = min(job.tokens, account.PAGE) * max(each, default=0)
     states = account.state_bytes(shape.state_elements, shape.state_bytes, job.dtype_bytes)
     loose = shape.loose_elements * job.dtype_bytes * job.tokens
     return on_device + visiting + job.batch * (states + loose)
 
 
-def layer_kv_bytes(layer: Layer, job: Job) -> int:
-    """One layer's cache after all tokens; un-rotated ones hold their slots' positions, bounded ones columns too."""
+def layer_kv_bytes(layer: Layer, job: Job, on_device: bool = False) -> int:
+    """One layer's cache after all tokens; un-rotated ones hold their slots' positions, bounded ones columns too.
+
+    `on_device`: without the keys and values that are in host memory.
+    """
     columns = layer.kept is not None or layer.twice is not None
     numbers = 1 + columns if layer.patched and layer.kv_elements else 0
     each = layer.kv_elements * job.dtype_bytes + numbers * account.POSITION_BYTES
     twice = 0 if layer.twice is None else account.kept_tokens(job.tokens, layer.twice)
     kept = account.kept_tokens(job.tokens, layer.kept) + twice
-    return job.batch * (each * kept + layer.code_bytes * job.tokens)
+    away = layer.kv_elements * job.dtype_bytes * job.tokens if on_device and layer.on_host else 0
+    return job.batch * (each * kept + layer.code_bytes * job.tokens - away)
 
 
 def read_kv_bytes(layer: Layer, job: Job, tokens: int | None = None) -> int:

@@ -65,8 +65,10 @@ def test_choices_are_those_of_loops(by: str, per: str, padded: bool, monkeypatch
     q, keys = problem(padded)
     wanted = by_loops(q, keys, by, per, 9)
     settings: Any = {"k": K, "near": NEAR, "first": keys.first(FIRST, padded), "by": by, "per": per, "shortlist": 9}
-    for pairs in (lookup.PAIRS, 100):  # all at once, and a few at a time
+    # all at once, a few at a time, and with each query's shortlist gathered
+    for pairs, scored in ((lookup.PAIRS, lookup.ALL), (100, lookup.ALL), (lookup.PAIRS, 0)):
         monkeypatch.setattr(lookup, "PAIRS", pairs)
+        monkeypatch.setattr(lookup, "ALL", scored)
         table = choose(q, keys.pos, Store.of(keys, NEAR if by == "signs" else 0), **settings)
         assert table.shape == (B, G if per == "group" else H, S, K)
         got = [[[set(slots) - {-1} for slots in one] for one in row] for row in table.tolist()]

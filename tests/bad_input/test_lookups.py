@@ -28,7 +28,6 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "shorter shortlist": ({"top_k": 9, "shortlist": 8}, "shortlist=8: expected at least top_k=9"),
     "read beyond the window": ({"n_local": 64, "read_at": 65}, "read_at=65: expected a distance from 1 to n_local=64"),
     "read at nothing": ({"read_at": 0}, "read_at=0: expected a distance from 1"),
-    "host": ({"on_host": True}, "on_host=True: .* not available for CodeLookup yet"),
     "text": ({"top_k": "8"}, "top_k='8' is str, expected int"),
 }
 
@@ -38,6 +37,15 @@ def test_nonsense_settings(case: str) -> None:
     fields, message = SETTINGS[case]
     with pytest.raises(ValueError, match=message):
         CodeLookup(**fields)
+
+
+def test_keys_on_the_host_need_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = tiny()
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match="on_host=True: there is no GPU here, so all keys are in host memory anyway"):
+        CodeLookup(n_local=6, on_host=True).apply(model)
+    assert fingerprint(model) == before
 
 
 def test_settings_are_filled_in_from_the_config() -> None:

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from hf_longctx import CodeLookup, LMInfinite, PositionFree
 from hf_longctx.cache import FullLayer, KeyValues, SinkWindowLayer
-from tests.contract.registry import close, same
+from tests.contract.registry import close
 from tests.tiny import left_padded, logits_of, text, tiny
 
 OWNER = PositionFree()
@@ -99,9 +99,8 @@ def test_lm_infinite_keeps_constant_bytes_however_long_and_padded() -> None:
         assert cache.get_seq_length() == 400
 
 
-@pytest.mark.parametrize("on_host", [False, True])
-def test_growing_keeps_everything(on_host: bool) -> None:
-    layer = FullLayer(OWNER, on_host=on_host)
+def test_growing_keeps_everything() -> None:
+    layer = FullLayer(OWNER)
     for start in (0, 5, 6):
         readable = feed(layer, torch.arange(start, start + (5 if start == 0 else 1))[None])
     assert rows(readable) == rows(layer.slots) == [list(range(7))]
@@ -115,7 +114,7 @@ def test_keys_on_host_gives_the_same_logits() -> None:
         with LMInfinite(**settings, keys_on_host=on_host).on(model):
             cache = DynamicCache()
             outputs.append(torch.cat([logits_of(model, c, past_key_values=cache) for c in ids.split(7, 1)], 1))
-    same(outputs[0], outputs[1])
+    close(outputs[0], outputs[1])  # the window is attended to by itself: sums in another order
 
 
 METHODS = {

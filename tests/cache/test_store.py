@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longctx.cache import KeyValues, Store
+from hf_longctx.cache import KeyValues, Store, store_row
 from hf_longctx.cache import growing as pieces
-from hf_longctx.cache import store as store_module
 from hf_longctx.cache.growing import Growing
-from hf_longctx.cache.store import StoreRow
+from hf_longctx.cache.store_row import StoreRow
 
 N, G, D, FIRST = 37, 2, 8, 6
 
@@ -24,7 +23,7 @@ N, G, D, FIRST = 37, 2, 8, 6
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE", 8)
     monkeypatch.setattr(pieces, "LEAST", 2)
-    monkeypatch.setattr(store_module, "AT_ONCE", 11)
+    monkeypatch.setattr(store_row, "AT_ONCE", 11)
 
 
 def tokens(rows: int = 1, length: int = N, seed: int = 0) -> KeyValues:

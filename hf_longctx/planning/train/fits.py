@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...console.units import show_bytes
+from ...ops.host import PROCESS_BYTES
 from ..options import LONGEST
-from .host import PROCESS_BYTES
 from .memory import Need, need
 from .run import TrainingRun
 from .sizes import TrainingSizes

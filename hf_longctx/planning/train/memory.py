@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .host import pinned_bytes
+from ...ops.host import pinned_bytes
 from .layer import hidden_bytes, kept_bytes, moments, saved_bytes
 from .run import CHUNK, TrainingRun
 from .sizes import TrainingSizes

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from ...console.units import show_bytes, show_seconds
+from ...ops.host import host_bytes
 from ...patch import unwrap
 from ..hardware import H100_HOST, MACHINES, Machine
 from ..shape import build
 from .changes import FitSearch
 from .fits import Room, longest
-from .host import host_bytes
 from .run import TrainingRun
 from .settings import settings_of
 from .sizes import sizes_of

@@ -10,9 +10,9 @@ from __future__ import annotations
 import pytest
 
 from hf_longctx.console.units import GIB
+from hf_longctx.ops.host import pinned_bytes
 from hf_longctx.planning.hardware import MACHINES
 from hf_longctx.planning.train import TrainingRun, need
-from hf_longctx.planning.train.host import pinned_bytes
 from hf_longctx.planning.train.memory import RUNTIME_BYTES
 from hf_longctx.planning.train.seconds import step_seconds
 from recipes.benchmarks.plan import SMOLLM2

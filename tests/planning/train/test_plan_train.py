@@ -10,11 +10,11 @@ from typer.testing import CliRunner, Result
 
 from hf_longctx.cli import main as cli
 from hf_longctx.console.units import GIB
+from hf_longctx.ops.host import PROCESS_BYTES, host_bytes
 from hf_longctx.planning.hardware import MACHINES
 from hf_longctx.planning.train import TrainingRun, TrainPlan, need, plan_train
 from hf_longctx.planning.train.changes import FitSearch
 from hf_longctx.planning.train.fits import MARGIN, Room, fits, longest
-from hf_longctx.planning.train.host import PROCESS_BYTES, host_bytes
 from hf_longctx.planning.train.seconds import step_seconds
 from recipes.far.settings import LLAMA_1B
 

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 # of a process that trains, beside what is pinned: Python, torch, CUDA's libraries and the model as it was loaded
 PROCESS_BYTES = 4 * 2**30
 CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
 
 
 def pinned_bytes(size: float) -> int:
     """What torch takes for a pinned tensor: the next power of two (measured: 1.71 times of 300 MiB and 12 kB)."""
     return 1 << max(0, int(size) - 1).bit_length()
+
+
+def free_host_bytes(cgroup: Path = CGROUP, meminfo: Path = MEMINFO) -> int | None:
+    """Memory that can be taken now: of this machine, or of the container if that is less. None: not known."""
+    found = []
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", _read(meminfo), re.MULTILINE)
+    if available:
+        found.append(int(available[1]) * 1024)
+    limit, used = _read(cgroup / "memory.max").strip(), _read(cgroup / "memory.current").strip()
+    if limit.isdigit() and used.isdigit():
+        files = re.search(r"^inactive_file (\d+)", _read(cgroup / "memory.stat"), re.MULTILINE)  # which make way
+        found.append(int(limit) - int(used) + (int(files[1]) if files else 0))
+    return max(min(found), 0) if found else None
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def host_bytes(cgroup: Path = CGROUP) -> int | None:
@@ -22,10 +44,7 @@ def host_bytes(cgroup: Path = CGROUP) -> int | None:
     if "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of versions 2 and 1
-        try:
-            text = (cgroup / name).read_text(encoding="utf-8").strip()
-        except OSError:
-            continue
+        text = _read(cgroup / name).strip()
         if text.isdigit():
             found.append(int(text))
     return min((size for size in found if size > 0), default=None)

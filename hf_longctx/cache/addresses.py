@@ -1,0 +1,131 @@
+"""Where the tokens of a store lie, in tensors that stay where they are: a recorded CUDA graph reads and writes by them.
+
+Growing by a page changes an entry. Only when the entries are used up, which is after a quarter of the text more (or
+four pages), are the tensors made again, and a graph that has read them is recorded again.
+"""
+
+# B rows, N pages of a row at most, G key/value heads, D head dim, C channels of a code
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..ops.codes import channels
+from ..ops.pages import Pages
+
+if TYPE_CHECKING:
+    from .store_row import StoreRow
+
+NAMES = ("k", "v", "words", "size", "pos", "column")
+DEVICES = ("cuda",)  # whose kernels find pages by address
+NEVER = torch.iinfo(torch.long).max
+SPARE = 4  # pages that there are entries for beyond those in use, at least
+
+
+def can_stand(row: StoreRow) -> bool:
+    """Do all of a row's tokens lie in whole pages that the device can reach, without gradients?"""
+    held = [getattr(row, name) for name in NAMES]
+    if len({piece.dtype for piece in (*row.k.pieces, *row.v.pieces)}) > 1:
+        return False
+    return all(
+        growing.paged
+        and piece.shape[1] == growing.size
+        and not piece.requires_grad
+        and (piece.device == growing.device or piece.is_pinned())
+        for growing in held
+        for piece in growing.pieces
+    )
+
+
+class Addresses:
+    """Those of the rows of a store, how many slots of each are filled, and what their codes are centred by.
+
+    Args:
+        rows: Of the store; one of them has read something.
+        pages: Entries of a row, the N of `Pages`.
+    """
+
+    def __init__(self, rows: Sequence[StoreRow], pages: int) -> None:
+        some = next(row for row in rows if row.k.pieces)
+        k, device = some.k.pieces[0], some.k.device
+        B, (G, _, D) = len(rows), k.shape
+        self.table = torch.zeros(len(NAMES), B, pages, dtype=torch.long, device=device)
+        self.column = self.table[NAMES.index("column")]
+        self.counted = 0  # tokens that steps have kept, of which the host does not know which rows have them
+        self.recorded = False  # does a CUDA graph go by these?
+        self.moved_B: Tensor | None = None  # how far the last step has moved every row
+        k_at, v_at, words_at, size_at, pos_at = self.table[:5]
+        self.pages = Pages(
+            k=k_at,
+            v=v_at,
+            words=words_at,
+            size=size_at,
+            pos=pos_at,
+            filled_B=torch.zeros(B, dtype=torch.long, device=device),
+            mean_BGD=torch.zeros(B, G, D, device=device),
+            width_BGC=torch.ones(B, G, channels(D), device=device),
+            ready_B=torch.full((B,), NEVER, dtype=torch.long, device=device),
+            dtype=k.dtype,
+        )
+
+    @classmethod
+    def entries(cls, rows: Sequence[StoreRow]) -> int:
+        """How many a row needs now."""
+        return max(len(row.k.pieces) for row in rows)
+
+    @classmethod
+    def of(cls, rows: Sequence[StoreRow]) -> Addresses:
+        """With room to grow by a quarter."""
+        used = cls.entries(rows)
+        made = cls(rows, used + max(SPARE, used // 4))
+        made.update(rows)
+        return made
+
+    def fits(self, rows: Sequence[StoreRow]) -> bool:
+        """Are there entries enough?"""
+        return len(rows) == self.table.shape[1] and self.entries(rows) <= self.table.shape[2]
+
+    def update(self, rows: Sequence[StoreRow]) -> None:
+        """Write where everything lies now, in place."""
+        whole = torch.zeros(self.table.shape, dtype=torch.long)
+        for n, name in enumerate(NAMES):
+            for b, row in enumerate(rows):
+                pointers = [piece.data_ptr() for piece in getattr(row, name).pieces]
+                whole[n, b, : len(pointers)] = torch.tensor(pointers, dtype=torch.long)
+        self.table.copy_(whole)
+        if not self.counted:
+            self.pages.filled_B.copy_(torch.tensor([row.filled for row in rows]))
+        for b, row in enumerate(rows):
+            if row.centre is None or row.ready is None:
+                self.pages.ready_B[b] = NEVER
+            else:
+                self.pages.mean_BGD[b], self.pages.width_BGC[b] = row.centre
+                self.pages.ready_B[b] = row.ready
+
+    def step(self, k_BG1D: Tensor, v_BG1D: Tensor, pos_B1: Tensor, column_11: Tensor, moved_B1: Tensor) -> None:
+        """Keep one token of every row that has one, by counters on the device. There must be room for it."""
+        from ..ops.kernels.triton_pages import keep
+
+        keep(self.pages, self.column, k_BG1D, v_BG1D, pos_B1, column_11)
+        self.moved_B = moved_B1[:, 0]
+        self.pages.filled_B.add_(self.moved_B)
+        self.count()
+
+    def count(self) -> None:
+        """Note on the host that a token was kept."""
+        self.counted += 1
+
+    def take_back(self) -> None:
+        """Let the last token come again. The host has not counted it."""
+        assert self.moved_B is not None
+        self.pages.filled_B.sub_(self.moved_B)
+
+    def settle(self, rows: Sequence[StoreRow]) -> None:
+        """Tell the rows how far they have come."""
+        if self.counted:
+            for row, filled in zip(rows, self.pages.filled_B.tolist(), strict=True):
+                row.filled = row.coded = filled
+            self.counted = 0

@@ -1,0 +1,137 @@
+"""One row of a `Store`: its real tokens in the order of their arrival, with codes of their keys."""
+
+# G key/value heads, L new tokens, S slots, T tokens of the text, D head dim
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops.codes import Centre, encode
+from .growing import Growing
+from .slots import KeyValues, show
+
+AT_ONCE = 8192  # keys that are coded at once
+
+
+class StoreRow:
+    """One row of a `Store`. Its slots are its real tokens in the order of their arrival, whatever padding came between.
+
+    Args:
+        centred_by: The row's first keys, of those shown, that its codes are centred by; before all of them are there,
+            there are no codes. 0: there are none at all.
+        paged: All of it lies in whole pages, whose addresses kernels are given.
+        on_host: Keys and values are in host memory, in whole pages too.
+    """
+
+    def __init__(self, centred_by: int, *, paged: bool = False, on_host: bool = False) -> None:
+        self.centred_by, self.paged, self.on_host = centred_by, paged, on_host
+        self.filled = 0
+        self.hides = False  # may some slots hold tokens that are not seen?
+        self.k, self.v = (Growing(paged=paged, on_host=on_host) for _ in range(2))
+        self.pos, self.column = (Growing(paged=paged) for _ in range(2))
+        self._forget_codes()
+
+    def _forget_codes(self) -> None:
+        self.words, self.size = (Growing(paged=self.paged) for _ in range(2))
+        self.coded = 0
+        self.centre: Centre | None = None
+        self.ready: Tensor | None = None  # the position of the last key that codes are centred by
+
+    @classmethod
+    def of(cls, keys: KeyValues, row: int, centred_by: int) -> StoreRow:
+        """One row of keys and values as they are, padding included, without a copy."""
+        made = cls(centred_by)
+        made.k, made.v, made.pos = (Growing(x) for x in (keys.k[row], keys.v[row], keys.pos[row][None]))
+        made.hides = True
+        made._encode(len(keys))
+        made.filled = len(keys)
+        return made
+
+    def append(self, k_GLD: Tensor, v_GLD: Tensor, pos_L: Tensor, column_L: Tensor) -> None:
+        """Keep L more tokens. They count once all is kept of them: what fails half-way is written over."""
+        end = self.filled + len(pos_L)
+        new = (self.k, k_GLD), (self.v, v_GLD), (self.pos, pos_L[None]), (self.column, column_L[None])
+        for held, part in new:
+            held.write(self.filled, part)
+        self._encode(end, k_GLD)
+        self.filled = end
+
+    def reserve(self, more: int) -> bool:
+        """Make room for more tokens, so that keeping them allocates nothing; whether there was less."""
+        held, before = [getattr(self, name) for name in self._held()], self.made
+        for growing in held:
+            if growing.paged:
+                growing.reserve(self.filled + more)
+        return self.made > before
+
+    @property
+    def made(self) -> int:
+        """Pieces that were made so far: while this stays, so do all addresses."""
+        return sum(getattr(self, name).made for name in self._held())
+
+    def _encode(self, end: int, newest: Tensor | None = None) -> None:
+        """Code the keys before slot `end` that have no code yet; `newest` are the last of them."""
+        if not self.centred_by or end < self.centred_by or end == self.coded:
+            return
+        with torch.no_grad():
+            centre, ready = (self.centre, self.ready) if self.centre is not None else self._centred(end)
+            if centre is None:
+                return
+            for start in range(self.coded, end, AT_ONCE):
+                stop = min(start + AT_ONCE, end)
+                if newest is None or start < end - newest.shape[1]:
+                    keys = self.k.cut(start, stop)
+                else:  # what is at hand need not come from the host
+                    keys = newest[:, start - end + newest.shape[1] : stop - end + newest.shape[1]]
+                    keys = keys.to(self.k.pieces[0].dtype)
+                words, size = encode(keys, centre)
+                self.words.write(start, words)
+                self.size.write(start, size)
+        self.centre, self.ready, self.coded = centre, ready, end
+
+    def _centred(self, end: int) -> tuple[Centre | None, Tensor | None]:
+        """By the first keys that are shown, and the position of the last of them; None: there are too few."""
+        pos_S = self.pos.cut(0, end)[0]
+        first = (pos_S >= 0).nonzero()[:, 0] if self.hides else torch.arange(self.centred_by, device=pos_S.device)
+        first = first[: self.centred_by]
+        if len(first) < self.centred_by:
+            return None, None
+        heads = len(self.k.pieces[0])
+        return Centre.of(self.k.take(first.expand(heads, -1))), pos_S[first[-1]]
+
+    def show(self, mask_T: Tensor) -> None:
+        """Hide and show tokens as an attention mask says. Codes are then centred as those of the row alone."""
+        if not self.filled:
+            return
+        before, after = self._shown(mask_T)
+        if torch.equal(before, after):
+            return
+        self.pos, self.hides = Growing(paged=self.paged), True
+        self.pos.write(0, after)
+        self._forget_codes()
+        self._encode(self.filled)
+
+    def shows(self, mask_T: Tensor) -> bool:
+        """Whether a mask shows exactly the tokens that are shown now."""
+        return not self.filled or torch.equal(*self._shown(mask_T))
+
+    def _shown(self, mask_T: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, S) each: the positions as they are, and as an attention mask has them."""
+        before = self.pos.cut(0, self.filled)
+        return before, show(before, self.column.cut(0, self.filled), mask_T[None].to(before.device))
+
+    def twin(self) -> StoreRow:
+        """A row of its own with the same tokens; the pieces that are complete are shared."""
+        twin = StoreRow(self.centred_by)  # what it makes is replaced
+        vars(twin).update(vars(self))
+        for name, filled in self._held().items():
+            setattr(twin, name, getattr(self, name).twin(filled))
+        return twin
+
+    def _held(self) -> dict[str, int]:
+        """The names of all that grows, and how many slots of each are filled."""
+        return {**dict.fromkeys(("k", "v", "pos", "column"), self.filled), "words": self.coded, "size": self.coded}
+
+    def pieces(self) -> list[Tensor]:
+        """All tensors that it holds."""
+        return [piece for name in self._held() for piece in getattr(self, name).pieces]

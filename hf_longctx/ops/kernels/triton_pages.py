@@ -1,0 +1,146 @@
+"""The pages of a store, in Triton: one token coded and kept by counters on the device, tokens gathered by address."""
+
+# mypy: disable-error-code="no-untyped-def"
+# B rows, N pages of a row at most, G key/value heads, T tables, L queries, K slots, D head dim, C channels of a code
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import pages as sizes
+from ..codes import Centre, encode, turns
+from ..pages import Pages
+from .placed import on_device_of
+
+ROWS = 32  # keys that a program gathers
+
+
+@triton.jit
+def _pairs(x, C: tl.constexpr, HALF: tl.constexpr):
+    """Those who are HALF apart in runs of twice as many: the first ones and the second ones, (runs, HALF)."""
+    return tl.split(tl.permute(tl.reshape(x, (C // (2 * HALF), 2, HALF)), (0, 2, 1)))
+
+
+@triton.jit
+def _hadamard(x, C: tl.constexpr, STEPS: tl.constexpr):
+    """Sums and differences in the order of `codes.turned`, without its factor."""
+    for step in tl.static_range(STEPS):
+        low, high = _pairs(x, C, 2**step)
+        x = tl.reshape(tl.permute(tl.join(low + high, low - high), (0, 2, 1)), (C,))
+    return x
+
+
+@triton.jit
+def _mean(x, C: tl.constexpr, STEPS: tl.constexpr):
+    """Halves added to each other, as in `codes.encode`."""
+    for step in tl.static_range(STEPS):
+        low, high = _pairs(x, C // 2**step, C // 2 ** (step + 1))
+        x = low + high
+    return tl.sum(tl.reshape(x, (1,)), 0) / C
+
+
+@triton.jit
+def _keep(k, v, pos, column, k_at, v_at, words_at, size_at, pos_at, column_at, words_new, size_new, filled, mean, width,
+          first, order, second, factor, entries, k_b, k_g, v_b, v_g, pos_b, column_b,
+          D: tl.constexpr, DP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, C: tl.constexpr, STEPS: tl.constexpr,
+          WP: tl.constexpr, PAGE: tl.constexpr, CODED: tl.constexpr):  # fmt: skip
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    heads = tl.num_programs(1)
+    at_pos = tl.load(pos + row * pos_b)
+    if at_pos >= 0:
+        slot = tl.load(filled + row)
+        entry, slot = row * entries + slot // PAGE, slot % PAGE
+        dim, v_dim, word = tl.arange(0, DP), tl.arange(0, VP), tl.arange(0, WP)
+        to_k = tl.load(k_at + entry).to(tl.pointer_type(k.dtype.element_ty)) + (head * PAGE + slot) * D
+        to_v = tl.load(v_at + entry).to(tl.pointer_type(v.dtype.element_ty)) + (head * PAGE + slot) * V
+        to_words = tl.load(words_at + entry).to(tl.pointer_type(tl.int32)) + (head * PAGE + slot) * (C // 32)
+        to_size = tl.load(size_at + entry).to(tl.pointer_type(tl.float16)) + head * PAGE + slot
+        k += row * k_b + head * k_g
+        tl.store(to_k + dim, tl.load(k + dim, dim < D), dim < D)
+        tl.store(to_v + v_dim, tl.load(v + row * v_b + head * v_g + v_dim, v_dim < V), v_dim < V)
+        if CODED:
+            channel, both = tl.arange(0, C), row * heads + head
+            x = tl.load(k + channel, channel < D, 0.0).to(tl.float32)
+            x -= tl.load(mean + both * D + channel, channel < D, 0.0)
+            x = _hadamard(x * tl.load(first + channel), C, STEPS) * factor
+            x = tl.gather(x, tl.load(order + channel).to(tl.int32), 0) * tl.load(second + channel)
+            x = tl.math.div_rn(_hadamard(x, C, STEPS) * factor, tl.load(width + both * C + channel))
+            bits = tl.reshape((x >= 0).to(tl.int32) << (channel % 32), (C // 32, 32))
+            tl.store(to_words + word, tl.sum(bits, 1))
+            tl.store(to_size, tl.minimum(_mean(tl.abs(x), C, STEPS), 65504.0).to(tl.float16))
+        else:
+            both = row * heads + head
+            words = tl.load(words_new + both * (C // 32) + word, word < C // 32)
+            tl.store(to_words + word, words, word < C // 32)
+            tl.store(to_size, tl.load(size_new + both))
+        if head == 0:
+            tl.store(tl.load(pos_at + entry).to(tl.pointer_type(tl.int64)) + slot, at_pos)
+            tl.store(tl.load(column_at + entry).to(tl.pointer_type(tl.int64)) + slot, tl.load(column + row * column_b))
+
+
+def keep(pages: Pages, column_BN: Tensor, k_BG1D: Tensor, v_BG1D: Tensor, pos_B1: Tensor, column_11: Tensor) -> None:
+    """Write one token of every row whose position is not negative into its slot `filled_B`, which stays as it is.
+
+    Args:
+        pages: With room for it. Rows are coded by their own mean and width.
+        column_BN: Addresses of pages of columns, as those of positions.
+        k_BG1D: Keys.
+        v_BG1D: Values.
+        pos_B1: Positions.
+        column_11: Where in the text the token was read.
+    """
+    B, G, _, D = k_BG1D.shape
+    V, C = v_BG1D.shape[-1], pages.width_BGC.shape[-1]
+    k, v = (x.to(pages.dtype).contiguous() for x in (k_BG1D, v_BG1D))
+    first, order, second = turns(C, k.device)
+    coded = C & (C - 1) == 0  # else torch codes them, in many more kernels
+    words, size = (k, k) if coded else encode(k, Centre(pages.mean_BGD, pages.width_BGC))
+    pos, column = pos_B1.expand(B, 1), column_11.expand(B, 1)
+    dims = {"DP": triton.next_power_of_2(D), "VP": triton.next_power_of_2(V), "C": C, "STEPS": C.bit_length() - 1}
+    dims["WP"] = triton.next_power_of_2(C // 32)
+    with on_device_of(k):
+        _keep[(B, G)](
+            k, v, pos, column, pages.k, pages.v, pages.words, pages.size, pages.pos, column_BN, words, size,
+            pages.filled_B, pages.mean_BGD, pages.width_BGC, first, order, second, C**-0.5, pages.k.shape[1],
+            k.stride(0), k.stride(1), v.stride(0), v.stride(1), pos.stride(0), column.stride(0),
+            D=D, V=V, **dims, PAGE=sizes.PAGE, CODED=coded, num_warps=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def _gather(table, at, out, entries, tables, group, each, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr,
+            PAGE: tl.constexpr):  # fmt: skip
+    number, both = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1).to(tl.int64)
+    row, head, dim = both // tables, (both % tables) // group, tl.arange(0, DP)
+    slot = tl.load(table + both * each + number, number < each, -1)
+    live = slot >= 0
+    page = tl.load(at + row * entries + slot // PAGE, live, 0).to(tl.pointer_type(out.dtype.element_ty))
+    place, mask = (head * PAGE + slot % PAGE) * D, live[:, None] & (dim < D)[None]
+    x = tl.load(page[:, None] + place[:, None] + dim[None], mask, 0.0)
+    tl.store(out + (both * each + number)[:, None] * D + dim[None], x, (number < each)[:, None] & (dim < D)[None])
+
+
+def gather(at_BN: Tensor, table_BTLK: Tensor, heads: int, dim: int, dtype: torch.dtype) -> Tensor:
+    """The keys or values of a table's slots, (B, T, L, K, D); zeros for slots below 0.
+
+    Args:
+        at_BN: Addresses of their pages, (heads, PAGE, dim) each, as in `Pages`; pinned host memory is read too.
+        table_BTLK: Of int64; T is a multiple of heads.
+        heads: G.
+        dim: D.
+        dtype: Of the pages.
+    """
+    B, T, L, K = table_BTLK.shape
+    table = table_BTLK.contiguous()
+    out = torch.empty(*table.shape, dim, dtype=dtype, device=table.device)
+    grid: Any = (triton.cdiv(L * K, ROWS), B * T)
+    with on_device_of(out):
+        _gather[grid](
+            table, at_BN, out, at_BN.stride(0), T, T // heads, L * K,
+            D=dim, DP=triton.next_power_of_2(dim), ROWS=ROWS, PAGE=sizes.PAGE,
+        )  # fmt: skip
+    return out

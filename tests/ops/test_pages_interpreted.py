@@ -1,0 +1,100 @@
+"""The kernels of a store's pages without a GPU: run by Triton's interpreter, compiled for an H100. Needs triton."""
+
+from __future__ import annotations
+
+from tests.ops.interpreted import needs_triton, run
+
+pytestmark = needs_triton
+
+STORES = """
+import torch
+from hf_longctx.cache import KeyValues, Store, growing
+from hf_longctx.cache.store_row import StoreRow
+from hf_longctx.ops import pages
+from hf_longctx.ops.kernels.triton_pages import gather
+growing.PIECE = pages.PAGE = 8
+
+def stores(B, first=6):
+    return [Store([StoreRow(first, paged=True) for _ in range(B)]) for _ in range(2)]
+
+def text(B, G, S, D, V, pos):
+    column = torch.arange(S).expand(B, -1)
+    return KeyValues(torch.randn(B, G, S, D), torch.randn(B, G, S, V), pos, column)
+
+def part(x, at):
+    return KeyValues(x.k[:, :, at], x.v[:, :, at], x.pos[:, at], x.column[:, at])
+
+def held(row):
+    found = {name: getattr(row, name).cut(0, row.filled) for name in ("k", "v", "pos", "column", "words", "size")}
+    return found | row.centre._asdict()
+
+def equal(one, other):
+    for a, b in zip(one.rows, other.rows, strict=True):
+        assert (a.filled, a.coded) == (b.filled, b.coded)
+        mine, its = held(a), held(b)
+        assert {name for name in mine if not torch.equal(mine[name], its[name])} == set()
+"""
+STEPS = """
+torch.manual_seed(0)
+for B, G, D, V, waits in ((1, 2, 64, 64, False), (2, 1, 128, 64, True), (3, 2, 20, 12, True), (1, 1, 80, 80, False)):
+    S = 37
+    pos = torch.arange(S).expand(B, -1).clone()
+    if waits:
+        pos = torch.where(torch.rand(B, S) < 0.6, pos, -1)
+        pos[:, :10] = torch.arange(10)
+    x = text(B, G, S, D, V, pos)
+    ours, plain = stores(B)
+    for store in (ours, plain):
+        store.append(part(x, slice(0, 13)), True)
+    for t in range(13, S):
+        ours.reserve(1)
+        assert ours.pages() is not None
+        new = part(x, slice(t, t + 1))
+        ours.addresses.step(new.k, new.v, new.pos, new.column[:1], (new.pos >= 0).long())
+        if t % 5 == 0:  # a step that is done again
+            ours.addresses.take_back()
+            ours.addresses.counted -= 1
+            ours.addresses.step(new.k, new.v, new.pos, new.column[:1], (new.pos >= 0).long())
+        plain.append(new, True)
+        if t == 20:
+            for store in (ours, plain):
+                store.select(list(range(B))[::-1])
+            x = KeyValues(x.k.flip(0), x.v.flip(0), x.pos.flip(0), x.column)
+        if t == 30:
+            equal(ours, plain)
+    equal(ours, plain)
+    most = min(row.filled for row in plain.rows)
+    table = torch.randint(-1, most, (B, 2 * G, 3, 5))
+    live = (table >= 0)[..., None]
+    for which, dim in (("k", D), ("v", V)):
+        got = gather(getattr(ours.pages(), which), table, G, dim, torch.float32)
+        wanted = torch.stack([getattr(row, which).take(table[b].clamp(min=0)) for b, row in enumerate(plain.rows)])
+        assert torch.equal(got, torch.where(live, wanted, 0.0))
+"""
+COMPILED = """
+import triton
+from tests.ops.interpreted import compile_for_h100
+from hf_longctx.ops.kernels import triton_pages as P
+
+up = triton.next_power_of_2
+table = ("k_at", "v_at", "words_at", "size_at", "pos_at", "column_at")
+longs = {name: "*i64" for name in (*table, "pos", "column", "filled", "order")}
+floats = {name: "*fp32" for name in ("mean", "width", "first", "second")} | {"factor": "fp32"}
+for D, C in ((64, 64), (96, 96), (128, 128), (256, 256)):
+    for kind in ("*bf16", "*fp16", "*fp32"):
+        coded = C & (C - 1) == 0
+        new = {"words_new": "*i32", "size_new": "*fp16"} if not coded else {"words_new": kind, "size_new": kind}
+        sizes = {"D": D, "DP": up(D), "V": D, "VP": up(D), "C": C, "STEPS": C.bit_length() - 1}
+        sizes |= {"WP": up(C // 32), "PAGE": 8192, "CODED": coded}
+        compile_for_h100(P._keep, sizes, {"k": kind, "v": kind, **longs, **floats, **new}, num_warps=1)
+        sizes = {"D": D, "DP": up(D), "ROWS": P.ROWS, "PAGE": 8192}
+        compile_for_h100(P._gather, sizes, {"table": "*i64", "at": "*i64", "out": kind})
+"""
+
+
+def test_tokens_kept_one_by_one_by_counters_are_those_kept_by_torch_and_are_gathered_again() -> None:
+    run(STORES + STEPS, "1")
+
+
+def test_they_compile_for_an_h100() -> None:
+    run(COMPILED, "0")
