@@ -83,7 +83,9 @@ class Growing:
     def parts(self, start: int, stop: int) -> Iterator[Tensor]:
         """The filled slots from `start` to before `stop`, piece by piece, (G, n, ...) each; one at least."""
         for n in range(start // self.size, max(-(-stop // self.size), start // self.size + 1)):
-            yield self.pieces[n][:, max(start - n * self.size, 0) : stop - n * self.size].to(self.device)
+            # as a whole, which the device fetches by itself, in order with what it has written
+            piece = self.pieces[n].to(self.device, non_blocking=True)
+            yield piece[:, max(start - n * self.size, 0) : stop - n * self.size]
 
     def cut(self, start: int, stop: int) -> Tensor:
         """The same in one tensor, (G, stop - start, ...)."""
@@ -98,7 +100,7 @@ class Growing:
         at = slots.to(first.device) if there else slots
         repeats = len(at) // len(first)
         heads = (torch.arange(len(at), device=at.device) // repeats).view(-1, *(1,) * (at.ndim - 1))
-        pieces = (piece if there else piece.to(slots.device) for piece in self.pieces)
+        pieces = (piece if there else piece.to(slots.device, non_blocking=True) for piece in self.pieces)
         if len(self.pieces) == 1:
             return next(pieces)[heads, at].to(slots.device)
         found = first.new_empty(*at.shape, *first.shape[2:], device=at.device)

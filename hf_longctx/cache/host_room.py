@@ -27,6 +27,7 @@ def make_room(stores: Sequence[Store], tokens: int) -> None:
 
     ValueError, and nothing has happened, if they do not fit into host memory.
     """
+    stores = [store for store in stores if not store.has_room(tokens)]
     need = one = held = 0
     for store in stores:
         for growing_, filled in store.on_host():

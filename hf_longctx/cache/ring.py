@@ -44,10 +44,10 @@ class Ring:
         self.evicted_B = torch.full((batch,), -1, dtype=torch.long, device=device)  # the highest position overwritten
         self.read_11 = torch.full((1, 1), read, dtype=torch.long, device=device)
         self.size, self.most, self.filled = size, most, start
+        self.moved_B1 = torch.zeros_like(self.next_B1)  # how far the last token has moved each row
         self.whole = False  # read all columns, empty ones too: their number then never changes
         self.recorded = False  # a CUDA graph of a step reads it: all columns
         self._waiting_moves = waiting_moves
-        self._moved_B1 = torch.zeros_like(self.next_B1)
         self._begun = False
         self._first: Any = None
 
@@ -74,7 +74,7 @@ class Ring:
             self._begun = True
             pos_B1 = pos_B1.expand_as(self.next_B1)
             real = pos_B1 >= 0
-            self._moved_B1.copy_(torch.ones_like(real) if self._waiting_moves else real)
+            self.moved_B1.copy_(torch.ones_like(real) if self._waiting_moves else real)
             self.evicted_B.copy_(torch.maximum(self.evicted_B, self.pos_BN.gather(1, self.next_B1)[:, 0]))
             self.pos_BN.scatter_(1, self.next_B1, pos_B1)
             self.column_BN.scatter_(1, self.next_B1, self.read_11.expand_as(self.next_B1))
@@ -92,12 +92,25 @@ class Ring:
         """Move on, once the token has been through all layers."""
         if self._begun:
             self._begun = False
-            self.next_B1.add_(self._moved_B1).remainder_(self.size)
+            self.next_B1.add_(self.moved_B1).remainder_(self.size)
             self.read_11.add_(1)
+
+    def count(self) -> None:
+        """Note on the host that a graph has written a token."""
+        self.filled = min(self.filled + 1, self.size)
+
+    @property
+    def counted(self) -> int:
+        """What the host has counted, for a recording that must leave it as it was."""
+        return self.filled
+
+    @counted.setter
+    def counted(self, filled: int) -> None:
+        self.filled = filled
 
     def take_back(self) -> None:
         """Let the last token come again: it goes to the same columns."""
-        self.next_B1.sub_(self._moved_B1).remainder_(self.size)
+        self.next_B1.sub_(self.moved_B1).remainder_(self.size)
         self.pos_BN.scatter_(1, self.next_B1, -1)
         self.read_11.sub_(1)
 

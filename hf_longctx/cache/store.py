@@ -33,6 +33,7 @@ class Store:
         self._rows = list(rows)
         self.addresses: Addresses | None = None  # see `pages`
         self._moved = True  # have rows, or where they lie, changed since?
+        self._spare = 0  # tokens of every row that there is room for, those that `addresses` have counted included
 
     @classmethod
     def of(cls, keys: KeyValues, centred_by: int = 0) -> Store:
@@ -42,17 +43,18 @@ class Store:
     @property
     def rows(self) -> list[StoreRow]:
         """The rows, which know how far they have come."""
-        if self.addresses is not None:
+        if self.addresses is not None and self.addresses.counted:
             self.addresses.settle(self._rows)
+            self._spare = 0
         return self._rows
 
     def on_host(self) -> list[tuple[Growing, int]]:
         """What is in host memory, and how many slots of it are filled at most."""
-        ahead, rows = self._ahead, [row for row in self._rows if row.on_host and row.k.pieces]
+        ahead, rows = self._counted, [row for row in self._rows if row.on_host and row.k.pieces]
         return [(growing, row.filled + ahead) for row in rows for growing in (row.k, row.v)]
 
     @property
-    def _ahead(self) -> int:
+    def _counted(self) -> int:
         return 0 if self.addresses is None else self.addresses.counted
 
     @property
@@ -63,7 +65,7 @@ class Store:
     def append(self, new: KeyValues, padded: bool) -> None:
         """Keep new tokens, without padding. `new.column` says where in the text they were read."""
         assert new.column is not None
-        self._moved = True
+        self._moved, self._spare = True, 0
         for b, row in enumerate(self.rows):
             k, v, pos, column = new.k[b], new.v[b], new.pos[b], new.column[b]
             if padded:
@@ -96,14 +98,23 @@ class Store:
 
     def reserve(self, more: int) -> None:
         """Make room for `more` tokens of every row, so that keeping them allocates nothing."""
+        if self.has_room(more):
+            return
         for row in self._rows:
-            self._moved = row.reserve(self._ahead + more) or self._moved
+            self._moved = row.reserve(self._counted + more) or self._moved
+        self._spare = min(len(row.k.pieces) * row.k.size - row.filled for row in self._rows)
+
+    def has_room(self, more: int) -> bool:
+        """Is there room for `more` tokens of every row, as far as is known without a look at the rows?"""
+        return self._counted + more <= self._spare
 
     def pages(self) -> Pages | None:
         """Where the tokens lie, for kernels; None where they do not lie in whole pages that the device can reach.
 
-        The tensors stay the same ones, until `addresses` is another object.
+        The tensors stay the same ones, until `addresses` is another object. A compiler, which cannot follow, gets None.
         """
+        if torch.compiler.is_compiling():
+            return None
         if self._moved:
             if not (any(row.k.pieces for row in self._rows) and all(map(can_stand, self._rows))):
                 self.rows  # noqa: B018  # what addresses have counted
@@ -123,13 +134,13 @@ class Store:
         for row in rows:
             chosen.append(held[row].twin() if row in used else held[row])
             used.add(row)
-        self._rows, self._moved = chosen, True
+        self._rows, self._moved, self._spare = chosen, True, 0
 
     def show(self, mask_BT: Tensor) -> None:
         """Hide and show tokens as an attention mask over everything read so far says."""
         for row, mask_T in zip(self.rows, mask_BT.expand(len(self._rows), -1), strict=True):
             row.show(mask_T)
-        self._moved = True
+        self._moved, self._spare = True, 0
 
     def shows(self, mask_BT: Tensor) -> bool:
         """Whether a mask shows exactly the tokens that are shown now."""
@@ -163,4 +174,4 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         """Without addresses, which are those of this process and of these tensors."""
         self.rows  # noqa: B018  # what addresses have counted
-        return {**vars(self), "addresses": None, "_moved": True}
+        return {**vars(self), "addresses": None, "_moved": True, "_spare": 0}

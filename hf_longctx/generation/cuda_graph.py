@@ -1,6 +1,7 @@
 """Decoding from a CUDA graph: a cache of fixed buffers keeps its addresses, so one recorded step serves every token.
 
-These are the caches of bounded methods, and those after a shared prefix (which record again when their buffers grow).
+These are the caches of bounded methods, those that look tokens up by codes (which record again when the text has grown
+by a quarter), and those after a shared prefix (when their buffers grow).
 
 Launching a small model's kernels one by one takes many times as long as running them. A graph launches them all at
 once; recording it is one forward, and nothing is compiled. A model's first replay is checked against the model itself.
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cache.addresses import Addresses
+from ..cache.host_room import make_room
 from ..cache.ring import Ring
 from ..cache.stock import has_fixed_buffers
 from ..ops.checked import layer_tolerance, relative_error
@@ -40,11 +43,12 @@ class RecordedStep:
     ids_B1: Tensor
     pos_B1: Tensor
     output: Any
-    rings: list[weakref.ref[Ring]] = field(default_factory=list)
+    buffers: list[weakref.ref[Any]] = field(default_factory=list)
 
-    def fits(self, rings: list[Ring], ids_B1: Tensor) -> bool:
+    def fits(self, buffers: Sequence[Any], ids_B1: Tensor) -> bool:
         """Was it recorded for these very buffers?"""
-        same = len(self.rings) == len(rings) and all(ref() is ring for ref, ring in zip(self.rings, rings, strict=True))
+        held = self.buffers
+        same = len(held) == len(buffers) and all(ref() is now for ref, now in zip(held, buffers, strict=True))
         return same and self.ids_B1.shape == ids_B1.shape and self.ids_B1.device == ids_B1.device
 
 
@@ -77,6 +81,15 @@ def _rings(layers: Layers) -> list[Ring]:
     """The rings that all layers of a cache share; none if a layer has none yet."""
     rings = list(dict.fromkeys(layer.ring for layer in layers))
     return [] if None in rings else rings
+
+
+def _addresses(layers: Layers) -> list[Addresses]:
+    """Where the layers find what they look up, with room for a token."""
+    stores = [layer.everything for layer in layers if getattr(layer, "everything", None) is not None]
+    make_room(stores, 1)
+    for store in stores:
+        store.pages()  # where all lies by now
+    return [store.addresses for store in stores]
 
 
 def forget(cache: Any) -> None:
@@ -114,30 +127,34 @@ def _step(model: Any, inputs: dict[str, Any], layers: Layers, rings: list[Ring])
         pos = torch.full_like(ids, cache.get_seq_length())
     if inputs.get("attention_mask") is not None:
         pos = torch.where(inputs["attention_mask"][:, -1:] != 0, pos, -1)  # a row that waits
-    recorded = _RECORDED[rings[0]]
-    if recorded is None or not recorded.fits(rings, ids):
-        recorded = _RECORDED[rings[0]] = _record(model, cache, ids, pos, layers, rings)
+    recorded, stores = _RECORDED[rings[0]], _addresses(layers)
+    buffers: list[Any] = [*rings, *stores]
+    if recorded is not None and not recorded.fits(buffers, ids):
+        _RECORDED[rings[0]] = None
+        return model(**inputs)  # compiles kernels for other sizes, which must not happen while one is recorded
+    if recorded is None:
+        recorded = _RECORDED[rings[0]] = _record(model, cache, ids, pos, layers, buffers)
     if recorded.graph is None:
         return model(**inputs)
     recorded.ids_B1.copy_(ids)
     recorded.pos_B1.copy_(pos.expand_as(ids))
     recorded.graph.replay()
     if type(layers[0]) not in _CHECKED.get(model, ()):
-        return _check(model, inputs, recorded, layers, rings)
+        return _check(model, inputs, recorded, layers, buffers)
     for layer in layers:
         layer.seen += 1
-    for ring in rings:
-        ring.filled = min(ring.filled + 1, ring.size)
+    for buffer in buffers:
+        buffer.count()
     # the next replay writes over these logits
     of = type(recorded.output)
     return of(logits=recorded.output.logits.clone(), **given_cache(of, cache))
 
 
-def _check(model: Any, inputs: dict[str, Any], recorded: RecordedStep, layers: Layers, rings: list[Ring]) -> Any:
+def _check(model: Any, inputs: dict[str, Any], recorded: RecordedStep, layers: Layers, buffers: list[Any]) -> Any:
     """A model's first replay against the model itself, whose output is returned; they must agree, or it stays eager."""
     replayed = recorded.output.logits[:, -1]
-    for ring in rings:
-        ring.take_back()  # the model writes the same columns once more
+    for buffer in buffers:
+        buffer.take_back()  # the model writes the same places once more
     output = model(**inputs)
     off = relative_error(replayed, output.logits[:, -1])
     if off <= layer_tolerance(output.logits.dtype):
@@ -148,15 +165,15 @@ def _check(model: Any, inputs: dict[str, Any], recorded: RecordedStep, layers: L
     return output
 
 
-def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, rings: list[Ring]) -> RecordedStep:
+def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, buffers: list[Any]) -> RecordedStep:
     """Record one forward without running it. Everything is as before if the model does what a graph cannot hold."""
     start = time.perf_counter()
     recorded = RecordedStep(torch.cuda.CUDAGraph(), ids.clone(), pos.expand_as(ids).clone(), None)
-    recorded.rings = [weakref.ref(ring) for ring in rings]
-    seen, filled = [layer.seen for layer in layers], [ring.filled for ring in rings]
+    recorded.buffers = [weakref.ref(buffer) for buffer in buffers]
+    seen, counted = [layer.seen for layer in layers], [buffer.counted for buffer in buffers]
     padded = [layer.padded for layer in layers]
-    for ring in rings:
-        ring.recorded = True
+    for buffer in buffers:
+        buffer.recorded = True
     random = torch.cuda.default_generators[ids.get_device()] if ids.is_cuda else None
     before = None if random is None else random.clone_state()
     failed = True
@@ -178,9 +195,8 @@ def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, ri
         # recording ran the bookkeeping on the host, and nothing on the GPU
         for layer, n, was in zip(layers, seen, padded, strict=True):
             layer.seen, layer.padded = n, was
-        for ring, n in zip(rings, filled, strict=True):
-            ring.filled = n
-            ring.recorded = not failed
+        for buffer, n in zip(buffers, counted, strict=True):
+            buffer.counted, buffer.recorded = n, not failed
     if failed:
         recorded.graph = None
         # a capture that broke off leaves the generator in the state of being captured

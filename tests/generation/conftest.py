@@ -10,6 +10,15 @@ import pytest
 import torch
 
 from hf_longctx.generation import cuda_graph as graphs
+from hf_longctx.ops.pages import Pages
+
+
+def store_of(layer: Any) -> Any:
+    """What the host knows of the tokens that a layer keeps to look up, and of how many it does not know the rows."""
+    store = getattr(layer, "everything", None)
+    if store is None or store.addresses is None:
+        return None
+    return store.addresses.counted, [row.filled for row in store._rows]
 
 
 class Machine:
@@ -20,20 +29,28 @@ class Machine:
         self.refuses = False
 
     def host(self, layers: list[Any]) -> list[Any]:
-        return [(layer.seen, layer.padded, layer.ring.filled) for layer in layers]
+        return [(layer.seen, layer.padded, layer.ring.filled, store_of(layer)) for layer in layers]
 
     def put_back(self, layers: list[Any], state: list[Any]) -> None:
-        for layer, (seen, padded, filled) in zip(layers, state, strict=True):
+        for layer, (seen, padded, filled, store) in zip(layers, state, strict=True):
             layer.seen, layer.padded, layer.ring.filled = seen, padded, filled
+            if store is not None:  # which a look-up of the CPU has counted
+                layer.everything.addresses.counted = store[0]
+                for row, n in zip(layer.everything._rows, store[1], strict=True):
+                    row.filled = row.coded = n
 
     def graph(self, record: Any) -> Any:
         machine = self
 
-        def recording(model: Any, cache: Any, ids: Any, pos: Any, layers: list[Any], rings: list[Any]) -> Any:
+        def recording(model: Any, cache: Any, ids: Any, pos: Any, layers: list[Any], buffers: list[Any]) -> Any:
             tensors = [t for layer in layers for t in (layer.keys, layer.values)]
-            tensors += [t for ring in rings for t in vars(ring).values() if isinstance(t, torch.Tensor)]
+            held = [value for buffer in buffers for value in vars(buffer).values()]
+            held += [value for some in held if isinstance(some, Pages) for value in some]
+            tensors += [t for t in held if isinstance(t, torch.Tensor)]
             before = [t.clone() for t in tensors]
-            found = record(model, cache, ids, pos, layers, rings)
+            state = self.host(layers)
+            found = record(model, cache, ids, pos, layers, buffers)
+            self.put_back(layers, [(*now[:3], was[3]) for now, was in zip(self.host(layers), state, strict=True)])
             for tensor, was in zip(tensors, before, strict=True):
                 tensor.copy_(was)
             if found.graph is not None:
@@ -52,8 +69,9 @@ class Machine:
         self.put_back(cache.layers, state)
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def machines(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the machine of a model."""
+
     def on(model: Any) -> Machine:
         machine = Machine(model)
 
@@ -70,5 +88,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             monkeypatch.setattr(f"{place}.can_replay", lambda model, cache: graphs._layers(cache) is not None)
         return machine
 
-    yield on
+    return on
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    yield machines(monkeypatch)
     graphs._RECORDED.clear()

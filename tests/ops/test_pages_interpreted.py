@@ -80,8 +80,8 @@ up = triton.next_power_of_2
 table = ("k_at", "v_at", "words_at", "size_at", "pos_at", "column_at")
 longs = {name: "*i64" for name in (*table, "pos", "column", "filled", "order")}
 floats = {name: "*fp32" for name in ("mean", "width", "first", "second")} | {"factor": "fp32"}
-for D, C in ((64, 64), (96, 96), (128, 128), (256, 256)):
-    for kind in ("*bf16", "*fp16", "*fp32"):
+for D, C, kinds in ((64, 64, ("*bf16",)), (96, 96, ("*fp16",)), (128, 128, ("*bf16", "*fp32")), (256, 256, ("*fp32",))):
+    for kind in kinds:
         coded = C & (C - 1) == 0
         new = {"words_new": "*i32", "size_new": "*fp16"} if not coded else {"words_new": kind, "size_new": kind}
         sizes = {"D": D, "DP": up(D), "V": D, "VP": up(D), "C": C, "STEPS": C.bit_length() - 1}
