@@ -83,6 +83,25 @@ def test_the_bytes_of_a_store_with_codes_are_those_of_the_real_cache(monkeypatch
         assert decode_seconds(shape, job)[1] is None, "no graph"
 
 
+def test_keys_on_the_host_take_no_memory_of_the_device_but_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_longctx.cache.growing.PIECE", 16)
+    monkeypatch.setattr("hf_longctx.cache.growing.LEAST", 16)
+    monkeypatch.setattr("hf_longctx.planning.account.PAGE", 16)
+    monkeypatch.setattr(CodeLookup, "check", lambda self, decoder: None)  # as if there was a GPU
+    model = tiny("qwen3")
+    job = Job(tokens=300, batch=2, dtype_bytes=4, machine=MACHINES["cpu"], memory_bytes=2**30)
+    layers, page = 2, 16 * 2 * (2 * 8 * 4)  # of keys and values, 2 heads of 8 numbers
+    for method in (
+        CodeLookup(n_global=3, n_local=12, top_k=2, on_host=True),
+        LMInfinite(n_global=3, n_local=12, top_k=2, top_k_from_layer=0, keys_on_host=True),
+    ):
+        shape = as_read(method, build(model.config), measure(build(model.config)))[1]
+        with method.on(model):
+            held = cached_bytes(model, 300, 100)
+        on_host = layers * 2 * -(-300 // 16) * page
+        assert kv_bytes(shape, job) - page <= held - on_host <= 1.1 * kv_bytes(shape, job)
+
+
 def test_experts_count_by_the_share_that_a_token_uses() -> None:
     config = Qwen3MoeConfig(
         hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
