@@ -69,6 +69,12 @@ class AttentionInputs:
         """The queries' true positions."""
         return self.step.q_pos_BL
 
+    @property
+    def looking(self) -> int:
+        """How many of the queries look tokens up: the last ones."""
+        queries, begin = self.q_BHLD.shape[2], self.decoder.look_up_from
+        return queries if begin is None else min(max(self.step.ends - begin, 0), queries)
+
     def first(self, n: int) -> KeyValues:
         """The first n real tokens of every row."""
         if n not in self._first:

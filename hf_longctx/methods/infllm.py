@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
 
 from ..attention.blocks import choose_blocks
-from ..attention.found import found_branch, reading_at
+from ..attention.found import found_branch, look_up, reading_at
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup_settings import check_lookup, half_of
 from ..attention.method import AttentionMethod, halved
@@ -140,11 +141,11 @@ class InfLLM(AttentionMethod):
         assert self.n_local is not None
         assert self.read_at is not None
         window, first = window_and_first(inputs, self.n_global, self.n_local)
-        if not inputs.decoder.looking_up:
+        if not inputs.looking:
             return [window, first]
         q = reading_at(inputs, self.read_at)
-        table = choose_blocks(
-            q, inputs.q_pos_BL, inputs.keys, k=self.top_k, size=self.block_size, near=self.n_local,
+        best = partial(
+            choose_blocks, keys=inputs.keys, k=self.top_k, size=self.block_size, near=self.n_local,
             first=inputs.first(self.n_global), by=self.by, per=self.per,
         )  # fmt: skip
-        return [window, first, found_branch(inputs, q, table)]
+        return [window, first, found_branch(inputs, q, look_up(inputs, q, best))]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
 
 from ..anatomy import attention_layers
-from ..attention.found import found_branch, reading_at
+from ..attention.found import found_branch, look_up, reading_at
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
 from ..attention.method import AttentionMethod, halved
@@ -143,12 +144,12 @@ class LMInfinite(AttentionMethod):
         """A window, the first tokens beyond it at the ceiling, and with `top_k` chosen keys in between, halfway."""
         assert self.n_local is not None
         window, first = window_and_first(inputs, self.n_global, self.n_local)
-        if not self._looks_up(inputs.module) or not inputs.decoder.looking_up:
+        if not self._looks_up(inputs.module) or not inputs.looking:
             return [window, first]
         q_half = reading_at(inputs, self.n_local // 2)
         everything, begins = Store.of(inputs.keys), inputs.first(self.n_global)
-        table = choose(q_half, inputs.q_pos_BL, everything, k=self.top_k, near=self.n_local, first=begins)
-        return [window, first, found_branch(inputs, q_half, table)]
+        best = partial(choose, store=everything, k=self.top_k, near=self.n_local, first=begins)
+        return [window, first, found_branch(inputs, q_half, look_up(inputs, q_half, best))]
 
 
 def window_and_first(inputs: AttentionInputs, n_global: int, n_local: int) -> tuple[Branch, Branch]:

@@ -1,6 +1,6 @@
 """Looking tokens up: choices against loops, the gate, and LM-Infinite's look-up as it was before."""
 
-# B rows, H query heads, G key/value heads, L queries, S keys, D head dim, T tables, K slots of a table
+# B rows, H query heads, G key/value heads, S keys, T tables, K slots of a table
 from __future__ import annotations
 
 from typing import Any
@@ -14,24 +14,14 @@ from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.attention import found, lookup
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
+from tests.attention.far_keys import FIRST, NEAR, B, G, H, S, problem, sharing
 from tests.contract.registry import close, differs
 from tests.families.census.building import build
 from tests.reference.lm_infinite_top_k import OneMatrix
 from tests.reference.lookup import best, code_scores
 from tests.tiny import left_padded, logits_in_parts, logits_of, text, tiny
 
-B, H, G, S, D, FIRST, NEAR, K = 2, 6, 2, 61, 8, 3, 7, 4
-
-
-def problem(padded: bool) -> tuple[Tensor, KeyValues]:
-    random = torch.Generator().manual_seed(5)
-    q, k = torch.randn(B, H, S, D, generator=random), torch.randn(B, G, S, D, generator=random)
-    pos = torch.arange(S).expand(B, -1).clone()
-    if padded:
-        pos[0, :9], pos[0, 9:] = -1, torch.arange(S - 9)
-        pos[1, 20:31], pos[1, 31:] = -1, torch.arange(20, S - 11)
-        k = torch.where((pos < 0)[:, None, :, None], float("nan"), k)
-    return q, KeyValues(k, k.clone(), pos)
+K = 4
 
 
 def by_loops(q: Tensor, keys: KeyValues, by: str, per: str, shortlist: int) -> list[Any]:
@@ -40,9 +30,8 @@ def by_loops(q: Tensor, keys: KeyValues, by: str, per: str, shortlist: int) -> l
     for b in range(B):
         real = (keys.pos[b] >= 0).nonzero()[:, 0]
         pos = keys.pos[b, real].tolist()
-        heads = [[g * 3 + r for r in range(3)] for g in range(G)] if per == "group" else [[h] for h in range(H)]
         tables = []
-        for some in heads:
+        for some in sharing(per):
             k = keys.k[b, some[0] // 3, real].double()
             queries = [q[b, h, real].double() for h in some]
             exact = torch.stack([one @ k.T for one in queries]).amax(0).tolist()
@@ -129,12 +118,10 @@ def test_the_gate_keeps_what_comes_up_to_the_window(monkeypatch: pytest.MonkeyPa
     kept: list[tuple[int, int]] = []
     gate = found.gated
 
-    def watched(inputs: Any, store: Any, q: Any, table: Tensor, window: Any) -> Tensor:
-        after = gate(inputs, store, q, table, window)
-        kept.append((int((table >= 0).sum()), int((after >= 0).sum())))
-        assert torch.equal(after, gate(inputs, store, q, after, window)), "what is kept is kept again"
-        assert torch.equal(gate(inputs, store, q, table, window, 1e9), table)
-        assert gate(inputs, store, q, table, window, -1e9).eq(-1).all()
+    def watched(what: Any, window: Any) -> Any:
+        after = gate(what, window)
+        kept.append((int((what.table_BTLK >= 0).sum()), int((after.table_BTLK >= 0).sum())))
+        assert torch.equal(after.table_BTLK, gate(after, window).table_BTLK), "what is kept is kept again"
         return after
 
     monkeypatch.setattr("hf_longctx.methods.code_lookup.gated", watched)

@@ -187,6 +187,8 @@ def truth(
             score = torch.tanh(score / softcap) * softcap
         if branch.bias is not None:
             score = score + biases(branch)
+        if branch.lowered_BL is not None:
+            score = score - branch.lowered_BL.double()[:, None, :, None]
         scores.append(score.masked_fill(~visible_pairs(branch), -math.inf))
         values.append(v)
     if sink_H is not None:  # a key without a value
