@@ -173,8 +173,8 @@ class CodeLookup(AttentionMethod):
 
     @classmethod
     def proposals(cls, tokens: int, trained: int | None) -> list[CodeLookup]:
-        """None, until its speed and recall are measured."""
-        return []
+        """For what the window does not hold."""
+        return [cls()] if trained is None or tokens > trained else []
 
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
         """The first tokens, the window, and a store of all where any head looks up."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 POSITION_BYTES = 8  # int64
 GATHERED = 2**26  # numbers of chosen keys that are gathered at once (ops/kernels/selected.py: GATHERED)
+PAGE = 8192  # tokens that a store to look up in makes room for at once on a GPU (ops/pages.py: PAGE)
 LOOKUP_BLOCK = 256  # queries whose look-ups are scored at once (attention/lookup.py: BLOCK)
 
 
@@ -30,6 +31,11 @@ def state_bytes(elements: int, fixed_bytes: int, dtype_bytes: int) -> int:
 def kept_tokens(tokens: int, kept: int | None) -> int:
     """The tokens a layer's cache holds after `tokens`: all, or at most `kept`."""
     return tokens if kept is None else min(tokens, kept)
+
+
+def paged_tokens(tokens: int) -> int:
+    """The tokens that a store has room for on a GPU: whole pages."""
+    return -(-tokens // PAGE) * PAGE
 
 
 def mlp_phase_token_bytes(hidden: int, mlp: int, head_dim: int, dtype_bytes: int) -> int:

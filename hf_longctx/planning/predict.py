@@ -110,13 +110,15 @@ def kv_bytes(shape: Shape, job: Job) -> int:
 
 
 def layer_kv_bytes(layer: Layer, job: Job) -> int:
-    """One layer's cache after all tokens; un-rotated ones hold their slots' positions, bounded ones columns too."""
+    """One layer's cache after all tokens; un-rotated ones hold their slots' positions, and columns unless they keep all."""
     columns = layer.kept is not None or layer.twice is not None
     numbers = 1 + columns if layer.patched and layer.kv_elements else 0
     each = layer.kv_elements * job.dtype_bytes + numbers * account.POSITION_BYTES
     twice = 0 if layer.twice is None else account.kept_tokens(job.tokens, layer.twice)
-    kept = account.kept_tokens(job.tokens, layer.kept) + twice
-    return job.batch * (each * kept + layer.code_bytes * job.tokens)
+    kept = account.kept_tokens(job.tokens, layer.kept)
+    if layer.twice is not None and job.machine.graphs:
+        kept = account.paged_tokens(kept)
+    return job.batch * (each * (kept + twice) + layer.code_bytes * kept)
 
 
 def read_kv_bytes(layer: Layer, job: Job, tokens: int | None = None) -> int:
