@@ -44,6 +44,7 @@ class AttentionMethod(LongContextMethod):
 
     decides_positions: ClassVar[bool] = True
     endless: ClassVar[bool] = True
+    host_setting: ClassVar[str] = ""  # the setting, if there is one, that keeps keys in host memory where it is True
 
     @property
     def looks_up(self) -> bool:

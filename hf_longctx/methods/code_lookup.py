@@ -70,6 +70,7 @@ class CodeLookup(AttentionMethod):
     name: ClassVar[str] = "code_lookup"
     summary: ClassVar[str] = "first tokens + a window + tokens found by one-bit codes of their keys, wherever they are"
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.12497"
+    host_setting: ClassVar[str] = "on_host"
 
     n_global: int = 16
     n_local: int | None = None

@@ -58,6 +58,7 @@ class LMInfinite(AttentionMethod):
     name: ClassVar[str] = "lm_infinite"
     summary: ClassVar[str] = "first tokens + a window, distances capped: fluent at any length, constant memory"
     paper: ClassVar[str] = "https://arxiv.org/abs/2308.16137"
+    host_setting: ClassVar[str] = "keys_on_host"
 
     n_global: int = 10
     n_local: int | None = None

@@ -110,7 +110,7 @@ def kv_bytes(shape: Shape, job: Job) -> int:
 
 
 def layer_kv_bytes(layer: Layer, job: Job) -> int:
-    """One layer's cache after all tokens; un-rotated ones hold their slots' positions, and columns unless they keep all."""
+    """One layer's cache after all tokens; un-rotated ones hold their slots' positions, bounded ones columns too."""
     columns = layer.kept is not None or layer.twice is not None
     numbers = 1 + columns if layer.patched and layer.kv_elements else 0
     each = layer.kv_elements * job.dtype_bytes + numbers * account.POSITION_BYTES

@@ -89,7 +89,7 @@ def test_the_bytes_of_a_store_with_codes_are_those_of_the_real_cache(monkeypatch
 
 def test_bytes_beyond_the_window_at_default_sizes() -> None:
     assert account.PAGE == PAGE
-    model, cache = tiny(max_position_embeddings=2048), DynamicCache()
+    model, cache = tiny(max_position_embeddings=2048, num_hidden_layers=1), DynamicCache()
     shape = as_read(CodeLookup(), build(model.config), measure(build(model.config)))[1]
     jobs = {name: Job(tokens=0, dtype_bytes=4, machine=MACHINES[name], memory_bytes=2**40) for name in ("cpu", "h100")}
     held = {}
