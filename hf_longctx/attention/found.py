@@ -41,8 +41,8 @@ def look_up(inputs: AttentionInputs, q_BHLD: Tensor, choose: Callable[[Tensor, T
 
 def found_branch(inputs: AttentionInputs, q_BHLD: Tensor, table_BTLK: Tensor) -> Branch:
     """The branch of the tokens in these slots of `inputs.keys`, for queries that are moved to where they read them."""
-    index_BHLK = table_BTLK.repeat_interleave(q_BHLD.shape[1] // table_BTLK.shape[1], 1)
-    return inputs.branch(TopKeys(index_BHLK), inputs.keys, q_rope=None, k_rope=None, q_BHLD=q_BHLD)
+    mask = TopKeys(table_BTLK, shared=q_BHLD.shape[1] // table_BTLK.shape[1])
+    return inputs.branch(mask, inputs.keys, q_rope=None, k_rope=None, q_BHLD=q_BHLD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +78,13 @@ class FoundTokens:
         # where each of them has come to stand
         at_TLK = torch.arange(k.shape[2], device=k.device).view(-1, L, K).repeat(groups, 1, 1)
         index_BTLK = at_TLK.masked_fill(self.table_BTLK < 0, -1)
-        none_BLK, shared = torch.full_like(index_BTLK[:, 0], -1), self.q_BHLD.shape[1] // T
-        index_BHLK = torch.stack(
-            [index_BTLK[:, h // shared] if heads is None or h in heads else none_BLK for h in range(T * shared)], 1
-        )
+        mask = TopKeys(index_BTLK, shared=self.q_BHLD.shape[1] // T)
+        if heads is not None:
+            none_BLK = torch.full_like(index_BTLK[:, 0], -1)
+            every = [index_BTLK[:, h // mask.shared] if h in heads else none_BLK for h in range(T * mask.shared)]
+            mask = TopKeys(torch.stack(every, 1))
         found = KeyValues(k, v, torch.zeros(B, k.shape[2], dtype=torch.long, device=k.device))
-        return self.inputs.branch(TopKeys(index_BHLK), found, q_rope=None, k_rope=None, q_BHLD=self.q_BHLD)
+        return self.inputs.branch(mask, found, q_rope=None, k_rope=None, q_BHLD=self.q_BHLD)
 
 
 @torch.no_grad()

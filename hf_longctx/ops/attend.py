@@ -105,7 +105,7 @@ def _part(branch: Branch, scale: float, kernel: str, strict: bool, softcap: floa
     call = Call(branch.positions, branch.mask, scale, branch.bias, softcap)
     width = max(k.shape[-1], v.shape[-1])
     chosen = choose(call, widened(q, width), widened(k, width), kernel, strict)
-    return Part(chosen, call, branch.lowered_BL, q, k, v)
+    return Part(chosen, call, q, k, v, branch.lowered_BL)
 
 
 @torch.compiler.disable

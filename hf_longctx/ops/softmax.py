@@ -20,10 +20,10 @@ class Part(NamedTuple):
 
     kernel: Kernel
     call: Call
-    lowered_BL: Tensor | None
     q_BHLD: Tensor
     k_BGSD: Tensor
     v_BGSD: Tensor
+    lowered_BL: Tensor | None = None  # see `Branch`
 
     @property
     def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,7 +84,8 @@ class _Attend(torch.autograd.Function):
         out = lse = None
         left = None if sink is None else tensors[sink]  # merged with the last part, in one pass if its kernel can
         for n, (kernel, call, lowered, at) in enumerate(plan, start=1):
-            part = Part(kernel, call, lowered, *(tensors[i] for i in at[:3]))
+            q, k, v = (tensors[i] for i in at[:3])
+            part = Part(kernel, call, q, k, v, lowered)
             if out is None or lse is None:
                 out, lse = part.forward()
             else:
@@ -108,7 +109,8 @@ class _Attend(torch.autograd.Function):
             for i, x in enumerate(tensors)
         ]
         for kernel, call, lowered, at in ctx.plan:
-            part = Part(kernel, call, lowered, *(tensors[i] for i in at[:3]))
+            q, k, v = (tensors[i] for i in at[:3])
+            part = Part(kernel, call, q, k, v, lowered)
             found = part.backward(grad_BLHD, out, lse, [grads[i] for i in at])
             for i, grad in zip(at, found, strict=True):
                 grads[i] = grad
