@@ -9,8 +9,9 @@ import pytest
 from torch import Tensor
 from transformers import DynamicCache
 
-from hf_longctx import InfLLM, LMInfinite
+from hf_longctx import InfLLM, LMInfinite, stream
 from hf_longctx.attention.blocks import choose_blocks
+from hf_longctx.attention.without import looking_up_from
 from hf_longctx.cache import KeyValues
 from tests.attention.far_keys import FIRST, NEAR, B, G, H, S, problem, sharing
 from tests.contract.registry import close, differs
@@ -89,6 +90,20 @@ def test_a_model_under_bounds_equals_loops() -> None:
         ours = logits_of(model, ids)
     with by_brute_force(model, method):
         close(ours, logits_of(model, ids))
+
+
+def test_default_sizes_beyond_their_window() -> None:
+    """In one layer, whose keys do not depend on what was looked up: a window of 4,096, and 17 blocks of 128."""
+    model, ids = tiny(max_position_embeddings=8192, num_hidden_layers=1), text(1, 4800)
+    with InfLLM().on(model):
+        with looking_up_from(model, 4797):
+            full = logits_of(model, ids, use_cache=False, logits_to_keep=3)
+        reader = stream(model, ids[0, :-3], chunk=2400, bounded=False, look_up=False)
+        for token, wanted in zip(ids[0, -3:], full[0], strict=True):
+            reader.read([int(token)])
+            close(reader.logits, wanted)
+    with LMInfinite(n_global=128, n_local=4096).on(model):
+        differs(logits_of(model, ids, logits_to_keep=3), full)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "falcon_h1", "deepseek_v2"])

@@ -3,6 +3,7 @@
 # B rows, H query heads, G key/value heads, S keys, T tables, K slots of a table
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.attention import found, lookup
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
+from hf_longctx.cache.store import StoreRow
 from tests.attention.far_keys import FIRST, NEAR, B, G, H, S, problem, sharing
 from tests.contract.registry import close, differs
 from tests.families.census.building import build
@@ -132,6 +134,32 @@ def test_the_gate_keeps_what_comes_up_to_the_window(monkeypatch: pytest.MonkeyPa
         differs(logits_of(model, ids), gated)
     before, after = map(sum, zip(*kept, strict=True))
     assert 0 < after < 0.9 * before
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("n_first", [0, FIRST, 100])
+def test_the_number_of_tokens_searched_is_that_of_the_candidates(padded: bool, n_first: int) -> None:
+    _, keys = problem(padded)
+    got = found.searched(keys.pos, Store.of(keys), NEAR, keys.first(n_first, padded))
+    for pos, mine in zip(keys.pos.tolist(), got.tolist(), strict=True):
+        real = sorted(p for p in pos if p >= 0)
+        assert mine == [sum(q >= 0 and q - p >= NEAR for p in real[n_first:]) for q in pos]
+    assert found.searched(keys.pos, Store([StoreRow(0), StoreRow(0)]), NEAR, keys.first(0, False)).eq(0).all()
+
+
+def test_found_tokens_count_by_how_many_were_searched() -> None:
+    """One key that scores s among n: its share of the softmax is that of a score of s - log n."""
+    model, ids = tiny(num_hidden_layers=1), text(1, 40)
+    method = CodeLookup(n_global=0, n_local=39, top_k=1, shortlist=1, by="keys")
+    seen = {}
+    for gate in ("count", None):
+        with dataclasses.replace(method, gate=gate).on(model):
+            seen[gate] = logits_of(model, ids)
+    close(seen["count"], seen[None])  # the last query searches one token: the log of 1
+    with dataclasses.replace(method, n_local=30, gate="count").on(model):
+        fewer = logits_of(model, ids)
+    with dataclasses.replace(method, n_local=30, gate=None).on(model):
+        differs(logits_of(model, ids)[:, -1], fewer[:, -1])
 
 
 def test_a_fact_far_back_is_looked_up_that_the_window_has_lost() -> None:
