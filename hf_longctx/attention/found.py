@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -24,19 +24,6 @@ def reading_at(inputs: AttentionInputs, distance: int) -> Tensor:
     """Queries (B, H, L, D) moved so that they read keys, left as they are, at a distance; there are more keys."""
     moved = inputs.relative(distance)
     return inputs.q_BHLD if moved is None else moved(inputs.q_BHLD)
-
-
-def look_up(inputs: AttentionInputs, q_BHLD: Tensor, choose: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The table of the queries that look up, the last `inputs.looking` ones, and -1 for those before them.
-
-    Args:
-        inputs: Of the layer.
-        q_BHLD: Its queries, moved to where they read keys as they are.
-        choose: Makes the table (B, T, L, K) of some queries and their positions (B, L).
-    """
-    before = q_BHLD.shape[2] - inputs.looking
-    table_BTLK = choose(q_BHLD[:, :, before:], inputs.q_pos_BL[:, before:])
-    return torch.nn.functional.pad(table_BTLK, (0, 0, before, 0), value=-1)
 
 
 def found_branch(inputs: AttentionInputs, q_BHLD: Tensor, table_BTLK: Tensor) -> Branch:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..attention.found import FoundTokens, gated, look_up, reading_at, searched
+from ..attention.found import FoundTokens, gated, reading_at, searched
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
 from ..attention.lookup_settings import check_lookup, half_of
@@ -194,11 +194,10 @@ class CodeLookup(AttentionMethod):
             return [window, first]
         q = reading_at(inputs, self.read_at)
         store = inputs.everything or Store.of(inputs.keys, self.centred_by)
-        best = partial(
-            choose, store=store, k=self.top_k, near=self.n_local, first=begins, by=self.by, per=self.per,
-            shortlist=self.shortlist,
+        table = choose(
+            voting(q, heads, inputs.keys.k.shape[1]), inputs.q_pos_BL, store, k=self.top_k, near=self.n_local,
+            first=begins, by=self.by, per=self.per, shortlist=self.shortlist,
         )  # fmt: skip
-        table = look_up(inputs, voting(q, heads, inputs.keys.k.shape[1]), best)
         found = FoundTokens.of(inputs, store, q, table)
         if self.gate == "score":
             found = gated(found, window)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
 
 from ..attention.blocks import choose_blocks
-from ..attention.found import found_branch, look_up, reading_at
+from ..attention.found import found_branch, reading_at
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup_settings import check_lookup, half_of
 from ..attention.method import AttentionMethod, halved
@@ -144,8 +143,8 @@ class InfLLM(AttentionMethod):
         if not inputs.looking:
             return [window, first]
         q = reading_at(inputs, self.read_at)
-        best = partial(
-            choose_blocks, keys=inputs.keys, k=self.top_k, size=self.block_size, near=self.n_local,
+        table = choose_blocks(
+            q, inputs.q_pos_BL, inputs.keys, k=self.top_k, size=self.block_size, near=self.n_local,
             first=inputs.first(self.n_global), by=self.by, per=self.per,
         )  # fmt: skip
-        return [window, first, found_branch(inputs, q, look_up(inputs, q, best))]
+        return [window, first, found_branch(inputs, q, table)]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
 
 from ..anatomy import attention_layers
-from ..attention.found import found_branch, look_up, reading_at
+from ..attention.found import found_branch, reading_at
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
 from ..attention.method import AttentionMethod, halved
@@ -149,8 +148,8 @@ class LMInfinite(AttentionMethod):
             return [window, first]
         q_half = reading_at(inputs, self.n_local // 2)
         everything, begins = Store.of(inputs.keys), inputs.first(self.n_global)
-        best = partial(choose, store=everything, k=self.top_k, near=self.n_local, first=begins)
-        return [window, first, found_branch(inputs, q_half, look_up(inputs, q_half, best))]
+        table = choose(q_half, inputs.q_pos_BL, everything, k=self.top_k, near=self.n_local, first=begins)
+        return [window, first, found_branch(inputs, q_half, table)]
 
 
 def window_and_first(inputs: AttentionInputs, n_global: int, n_local: int) -> tuple[Branch, Branch]:
