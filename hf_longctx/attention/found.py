@@ -1,7 +1,6 @@
 """What look-ups have found as a branch of the softmax, and the gates that leave out what only scores by chance."""
 
-# B batch, H query heads, G key/value heads, R = H / T, L queries, S slots of a row, D head dim, T tables, K slots of a
-# table
+# B batch, H query heads, G key/value heads, R = H / T, L queries, D head dim, T tables, K slots of a table
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cache.slots import KeyValues
-from ..cache.store import Store, StoreRow
+from ..cache.store import Store
 from ..ops.attend import log_sum_exp
 from ..ops.branch import Branch
 from ..ops.masks import TopKeys
@@ -95,20 +94,7 @@ def gated(found: FoundTokens, window: Branch) -> FoundTokens:
     return dataclasses.replace(found, table_BTLK=table_BTLK.masked_fill(above_BTRLK.amax(2) < 0, -1))
 
 
-def searched(q_pos_BL: Tensor, store: Store, near: int, first: KeyValues) -> Tensor:
-    """How many tokens each query has searched, (B, L): the real ones after the first, at least `near` before it."""
-    after_B = first.pos.amax(1) if len(first) else q_pos_BL.new_full((len(q_pos_BL),), -1)
-    rows = zip(q_pos_BL, store.rows, after_B, strict=True)
-    return torch.stack([_searched(pos_L - near, row, after) for pos_L, row, after in rows])
-
-
-def _searched(last_L: Tensor, row: StoreRow, after: Tensor) -> Tensor:
-    """How many tokens of a row are at positions above `after` and up to `last`."""
-    if not row.filled:
-        return torch.zeros_like(last_L)
-    pos_S = row.pos.cut(0, row.filled)[0]
-    counts_S = (pos_S > after) & (pos_S >= 0)
-    # positions rise; those between that do not count take the one before
-    rising_S = pos_S.masked_fill(~counts_S, -1).cummax(0).values
-    at_L = torch.searchsorted(rising_S, last_L.contiguous(), right=True) - 1
-    return counts_S.cumsum(0)[at_L.clamp(min=0)].masked_fill(at_L < 0, 0)
+def searched(q_pos_BL: Tensor, near: int, first: KeyValues) -> Tensor:
+    """How many tokens each query has searched, (B, L): the positions after the first tokens and `near` before it."""
+    after_B1 = first.pos.amax(1, keepdim=True) if len(first) else -1
+    return (q_pos_BL - near - after_B1).clamp(min=0)

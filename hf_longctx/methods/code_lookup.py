@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
@@ -61,7 +60,7 @@ class CodeLookup(AttentionMethod):
             of the trained length a model hardly reads.
         gate: What keeps tokens out that only score well by chance. "score": a found token counts only if its score
             comes up to the log-sum-exp of what a head sees in its window; "count": the scores of found tokens are
-            lowered by the log of how many tokens the query has searched, which are those after the first ones and at
+            lowered by the log of how many tokens the query has searched, by position: those after the first ones and at
             least `n_local` before it; "heads": only the heads of `heads` look up; None: all of them count.
         heads: With `gate="heads"`, those that look up, each as [layer, query head], from 0. `calibrated` finds them.
         on_host: Keep keys and values in host memory. Not available yet.
@@ -205,6 +204,6 @@ class CodeLookup(AttentionMethod):
             inputs.decoder.watching(inputs.module, found.table_BTLK)
         branch = found.branch(heads)
         if self.gate == "count":
-            counts_BL = inputs.memo("searched", partial(searched, inputs.q_pos_BL, store, self.n_local, begins))
-            branch = dataclasses.replace(branch, lowered_BL=counts_BL.clamp(min=1).log())
+            counts_BL = searched(inputs.q_pos_BL, self.n_local, begins).clamp(min=1)
+            branch = dataclasses.replace(branch, lowered_BL=counts_BL.log())
         return [window, first, branch]
