@@ -32,8 +32,8 @@ def found_branch(inputs: AttentionInputs, q_BHLD: Tensor, table_BTLK: Tensor) ->
 
 
 @dataclass(frozen=True, eq=False)
-class FoundTokens:
-    """What the queries of a layer have found in a store, whose keys and values are gathered once.
+class GatheredTokens:
+    """What the queries of a layer have found in a store, its keys and values gathered once.
 
     Args:
         inputs: Of the layer.
@@ -52,7 +52,7 @@ class FoundTokens:
     v_BTLKD: Tensor
 
     @classmethod
-    def of(cls, inputs: AttentionInputs, store: Store, q_BHLD: Tensor, table_BTLK: Tensor) -> FoundTokens:
+    def of(cls, inputs: AttentionInputs, store: Store, q_BHLD: Tensor, table_BTLK: Tensor) -> GatheredTokens:
         """The tokens of a table."""
         return cls(inputs, store, q_BHLD, table_BTLK, *store.take(table_BTLK))
 
@@ -74,7 +74,7 @@ class FoundTokens:
 
 
 @torch.no_grad()
-def gated(found: FoundTokens, window: Branch) -> FoundTokens:
+def gated(found: GatheredTokens, window: Branch) -> GatheredTokens:
     """Without the tokens whose score is not near all that a head sees in its window.
 
     A token stays if, for some head that shares the table, its score is at least the log-sum-exp of the window's scores:

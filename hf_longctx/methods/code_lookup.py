@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..attention.found import FoundTokens, gated, reading_at, searched
+from ..attention.found import GatheredTokens, gated, reading_at, searched
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
 from ..attention.lookup_settings import check_lookup, half_of
@@ -197,7 +197,7 @@ class CodeLookup(AttentionMethod):
             voting(q, heads, inputs.keys.k.shape[1]), inputs.q_pos_BL, store, k=self.top_k, near=self.n_local,
             first=begins, by=self.by, per=self.per, shortlist=self.shortlist,
         )  # fmt: skip
-        found = FoundTokens.of(inputs, store, q, table)
+        found = GatheredTokens.of(inputs, store, q, table)
         if self.gate == "score":
             found = gated(found, window)
         if inputs.decoder.watching is not None:
