@@ -26,7 +26,12 @@ def reading_at(inputs: AttentionInputs, distance: int) -> Tensor:
 
 
 def found_branch(inputs: AttentionInputs, q_BHLD: Tensor, table_BTLK: Tensor) -> Branch:
-    """The branch of the tokens in these slots of `inputs.keys`, for queries that are moved to where they read them."""
+    """The branch of the tokens in these slots, for queries that are moved to where they read keys as they are.
+
+    The slots are those of `inputs.everything`, or, where the cache keeps nothing apart, of `inputs.keys`.
+    """
+    if inputs.everything is not None:
+        return GatheredTokens.of(inputs, inputs.everything, q_BHLD, table_BTLK).branch()
     mask = TopKeys(table_BTLK, shared=q_BHLD.shape[1] // table_BTLK.shape[1])
     return inputs.branch(mask, inputs.keys, q_rope=None, k_rope=None, q_BHLD=q_BHLD)
 
