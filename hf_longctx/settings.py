@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 from .near import did_you_mean
 
 KEY = "hf_longctx"  # of the entry in a model's config
+LOOK_UP_LAST = "look_up_last"  # of a generation config: the tokens of a prompt that look up, counted from its end
 # names of hf_longctx's attention in transformers' registries, by the name that stood there before: plain strings, which
 # torch.compile takes for constants, and without "flash", by which transformers knows flash attention
 ATTENTION_NAMES = {

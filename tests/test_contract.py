@@ -76,6 +76,15 @@ ROWS = {
     "code_lookup_keys": Row(
         CodeLookup(n_global=2, n_local=6, top_k=3, by="keys", per="head", gate=None), (), CORE[2:3]
     ),
+    "code_lookup_count": Row(
+        CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4, gate="count"), ("llama",), (CORE[2], *FLOOR)
+    ),
+    # one head of a group, both of another, and none of the other layer
+    "code_lookup_heads": Row(
+        CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4, gate="heads", heads=[[1, 0], [1, 2], [1, 3]]),
+        ("llama",),
+        (CORE[2], *FLOOR),
+    ),
     # its cache is `lm_infinite_top3`'s; bounds are compared with loops in tests/attention/test_blocks.py
     "infllm": Row(InfLLM(n_global=2, n_local=6, top_k=2, block_size=4), ("llama",), (CORE[2], *FLOOR)),
     "streaming_llm": Row(STREAMING),

@@ -52,8 +52,9 @@ def choose_blocks(
     store = Store.of(KeyValues(described, described, end_BM))
     best_BTLK = choose(q_BHLD, q_pos_BL, store, k=k, near=near, first=first, per=per)
     tables = best_BTLK.shape[1]
-    edge_BLN = _edge(slots_BMN, end_BM, keys.pos, q_pos_BL - near)
-    return torch.cat([_slots(slots_BMN, best_BTLK), edge_BLN[:, None].expand(-1, tables, -1, -1)], -1)
+    edge_BLN = _edge(slots_BMN, end_BM, keys.pos, q_pos_BL - near).int()
+    # a table has a slot for each token of the blocks of each query: half the bytes
+    return torch.cat([_slots(slots_BMN.int(), best_BTLK), edge_BLN[:, None].expand(-1, tables, -1, -1)], -1)
 
 
 def _blocks(pos_BS: Tensor, first_BF: Tensor, size: int) -> Tensor:

@@ -104,7 +104,7 @@ def _begin(
         like = first.like if embeddings is None else decoder.parts(embeddings)[0]
         like, last, q_pos = (t.to(hidden.device) for t in (like, first.pos_BL[:, -L:], first.q_pos_BL[:, -L:]))
         _check_embeddings(decoder, module, found, embeddings, last)
-        return Step(source_of(embeddings), like, last, q_pos, first.padded, first.consecutive)
+        return Step(source_of(embeddings), like, last, q_pos, first.padded, first.consecutive, first.ends)
     told = kwargs.get("position_ids")
     pos: Any = decoder.pos if told is None else told
     opened = decoder.opened or ([] if cache is None else unrotated_layers(cache))
@@ -170,7 +170,8 @@ def _step(
     opened: list[UnrotatedLayer],
 ) -> Step:
     pos, like = q_pos_BL, hidden if embeddings is None else decoder.parts(embeddings)[0]
-    step = Step(source_of(embeddings), like, pos_BL, q_pos_BL, padded, False)
+    ends = pos.shape[1] + (opened[0].seen if opened else 0)
+    step = Step(source_of(embeddings), like, pos_BL, q_pos_BL, padded, False, ends)
     compiling = torch.compiler.is_compiling()
     if pos.is_cuda and pos.shape[1] == 1 and not compiling:
         return step  # looking at values costs a sync, too much for every token

@@ -1,7 +1,11 @@
-"""What look-ups have found as a branch of the softmax, and the gate that leaves out what only scores by chance."""
+"""What look-ups have found as a branch of the softmax, and the gates that leave out what only scores by chance."""
 
 # B batch, H query heads, G key/value heads, R = H / T, L queries, D head dim, T tables, K slots of a table
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,20 +32,52 @@ def found_branch(inputs: AttentionInputs, q_BHLD: Tensor, table_BTLK: Tensor) ->
 
     The slots are those of `inputs.everything`, or, where the cache keeps nothing apart, of `inputs.keys`.
     """
-    heads = q_BHLD.shape[1]
-    if inputs.everything is None:
-        index_BHLK = table_BTLK.repeat_interleave(heads // table_BTLK.shape[1], 1)
-        return inputs.branch(TopKeys(index_BHLK), inputs.keys, q_rope=None, k_rope=None, q_BHLD=q_BHLD)
-    B, T, L, K = table_BTLK.shape
-    k, v = inputs.everything.take(table_BTLK)
-    groups = inputs.keys.k.shape[1]
-    k, v = (x.unflatten(1, (groups, -1)).flatten(2, 4) for x in (k, v))  # (B, G, T / G L K, D)
-    # where each of them has come to stand
-    at_TLK = torch.arange(k.shape[2], device=k.device).view(-1, L, K).repeat(groups, 1, 1)
-    index_BTLK = at_TLK.masked_fill(table_BTLK < 0, -1)
-    found = KeyValues(k, v, torch.zeros(B, k.shape[2], dtype=torch.long, device=k.device))
-    index_BHLK = index_BTLK.repeat_interleave(heads // T, 1)
-    return inputs.branch(TopKeys(index_BHLK), found, q_rope=None, k_rope=None, q_BHLD=q_BHLD)
+    if inputs.everything is not None:
+        return GatheredTokens.of(inputs, inputs.everything, q_BHLD, table_BTLK).branch()
+    mask = TopKeys(table_BTLK, shared=q_BHLD.shape[1] // table_BTLK.shape[1])
+    return inputs.branch(mask, inputs.keys, q_rope=None, k_rope=None, q_BHLD=q_BHLD)
+
+
+@dataclass(frozen=True, eq=False)
+class GatheredTokens:
+    """What the queries of a layer have found in a store, its keys and values gathered once.
+
+    Args:
+        inputs: Of the layer.
+        store: Where it was found.
+        q_BHLD: Queries, moved to where they read keys as they are.
+        table_BTLK: The slots, -1 for none.
+        k_BTLKD: Their keys.
+        v_BTLKD: Their values.
+    """
+
+    inputs: AttentionInputs
+    store: Store
+    q_BHLD: Tensor
+    table_BTLK: Tensor
+    k_BTLKD: Tensor
+    v_BTLKD: Tensor
+
+    @classmethod
+    def of(cls, inputs: AttentionInputs, store: Store, q_BHLD: Tensor, table_BTLK: Tensor) -> GatheredTokens:
+        """The tokens of a table."""
+        return cls(inputs, store, q_BHLD, table_BTLK, *store.take(table_BTLK))
+
+    def branch(self, heads: Collection[int] | None = None) -> Branch:
+        """The branch of these tokens, for all heads that share a table, or for these query heads alone."""
+        B, T, L, K = self.table_BTLK.shape
+        groups = self.inputs.keys.k.shape[1]
+        k, v = (x.unflatten(1, (groups, -1)).flatten(2, 4) for x in (self.k_BTLKD, self.v_BTLKD))  # T / G L K slots
+        # where each of them has come to stand
+        at_TLK = torch.arange(k.shape[2], device=k.device).view(-1, L, K).repeat(groups, 1, 1)
+        index_BTLK = at_TLK.masked_fill(self.table_BTLK < 0, -1)
+        mask = TopKeys(index_BTLK, shared=self.q_BHLD.shape[1] // T)
+        if heads is not None:
+            none_BLK = torch.full_like(index_BTLK[:, 0], -1)
+            every = [index_BTLK[:, h // mask.shared] if h in heads else none_BLK for h in range(T * mask.shared)]
+            mask = TopKeys(torch.stack(every, 1))
+        found = KeyValues(k, v, torch.zeros(B, k.shape[2], dtype=torch.long, device=k.device))
+        return self.inputs.branch(mask, found, q_rope=None, k_rope=None, q_BHLD=self.q_BHLD)
 
 
 def pages_of_step(inputs: AttentionInputs, branches: list[Branch]) -> Pages | None:
@@ -54,22 +90,27 @@ def pages_of_step(inputs: AttentionInputs, branches: list[Branch]) -> Pages | No
 
 
 @torch.no_grad()
-def gated(
-    inputs: AttentionInputs, store: Store, q_BHLD: Tensor, table_BTLK: Tensor, window: Branch, margin: float = 0.0
-) -> Tensor:
-    """The table with -1 for slots whose score is not near all that a head sees in its window.
+def gated(found: GatheredTokens, window: Branch) -> GatheredTokens:
+    """Without the tokens whose score is not near all that a head sees in its window.
 
-    A token stays if, for some head that shares the table, its score is at least the log-sum-exp of the window's scores
-    less `margin`: of many tokens searched, some score well by chance alone.
+    A token stays if, for some head that shares the table, its score is at least the log-sum-exp of the window's scores:
+    of many tokens searched, some score well by chance alone.
     """
+    inputs, table_BTLK = found.inputs, found.table_BTLK
     if not table_BTLK.is_cuda and not (table_BTLK >= 0).any():
-        return table_BTLK
-    T = table_BTLK.shape[1]
-    keys_BTLKD = store.take_keys(table_BTLK)
-    q_BTRLD = q_BHLD.unflatten(1, (T, -1)).to(torch.promote_types(q_BHLD.dtype, torch.float32))
-    scores_BTRLK = torch.einsum("btrld,btlkd->btrlk", q_BTRLD, keys_BTLKD.to(q_BTRLD.dtype)) * inputs.scale
+        return found
+    q_BTRLD = found.q_BHLD.unflatten(1, (table_BTLK.shape[1], -1))
+    q_BTRLD = q_BTRLD.to(torch.promote_types(q_BTRLD.dtype, torch.float32))
+    scores_BTRLK = torch.einsum("btrld,btlkd->btrlk", q_BTRLD, found.k_BTLKD.to(q_BTRLD.dtype)) * inputs.scale
     whole_BHL = log_sum_exp(
         window, scale=inputs.scale, kernel=inputs.decoder.kernel, strict=False, softcap=inputs.softcap
     )
-    above = soft_capped(scores_BTRLK, inputs.softcap) - whole_BHL.unflatten(1, (T, -1))[..., None]
-    return table_BTLK.masked_fill(above.amax(2) < -margin, -1)
+    whole_BTRL = whole_BHL.unflatten(1, (table_BTLK.shape[1], -1))
+    above_BTRLK = soft_capped(scores_BTRLK, inputs.softcap) - whole_BTRL[..., None]
+    return dataclasses.replace(found, table_BTLK=table_BTLK.masked_fill(above_BTRLK.amax(2) < 0, -1))
+
+
+def searched(q_pos_BL: Tensor, near: int, first: KeyValues) -> Tensor:
+    """How many tokens each query has searched, (B, L): the positions after the first tokens and `near` before it."""
+    after_B1 = first.pos.amax(1, keepdim=True) if len(first) else -1
+    return (q_pos_BL - near - after_B1).clamp(min=0)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,30 @@ class AttentionInputs:
     def q_pos_BL(self) -> Tensor:
         """The queries' true positions."""
         return self.step.q_pos_BL
+
+    @property
+    def looking(self) -> int:
+        """How many of the queries look tokens up: the last ones."""
+        queries, begin = self.q_BHLD.shape[2], self.decoder.look_up_from
+        return queries if begin is None else min(max(self.step.ends - begin, 0), queries)
+
+    def before(self, n: int) -> AttentionInputs:
+        """Without the last n queries and their keys, which no other query sees."""
+        keys = KeyValues(self.keys.k[:, :, :-n], self.keys.v[:, :, :-n], self.keys.pos[:, :-n])
+        return replace(self, q_BHLD=self.q_BHLD[:, :, :-n], keys=keys, step=self._part_of_step(slice(-n), n))
+
+    def last(self, n: int) -> AttentionInputs:
+        """The last n queries alone, and all keys."""
+        step = self._part_of_step(slice(-n, None), 0)
+        return replace(self, q_BHLD=self.q_BHLD[:, :, -n:], step=step, nothing_cached=False)
+
+    def _part_of_step(self, queries: slice, fewer: int) -> Step:
+        step, key = self.step, ("part", queries.start, queries.stop)
+        if key not in step.memo:  # one for all layers, for what they keep in it
+            pos, q_pos = (x[:, queries] for x in (step.pos_BL, step.q_pos_BL))
+            step.memo[key] = replace(step, pos_BL=pos, q_pos_BL=q_pos, ends=step.ends - fewer, memo={})
+        part: Step = step.memo[key]
+        return part
 
     def first(self, n: int) -> KeyValues:
         """The first n real tokens of every row."""

@@ -44,6 +44,7 @@ class AttentionMethod(LongContextMethod):
 
     decides_positions: ClassVar[bool] = True
     endless: ClassVar[bool] = True
+    host_setting: ClassVar[str] = ""  # the setting, if there is one, that keeps keys in host memory where it is True
 
     @property
     def looks_up(self) -> bool:
@@ -60,7 +61,12 @@ class AttentionMethod(LongContextMethod):
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
         """The output of one layer, (B, L, H, D)."""
-        return inputs.attend(self.branches(inputs), inputs.decoder.kernel)
+        looking = inputs.looking
+        parts = [inputs]
+        if self.looks_up and 0 < looking < inputs.q_BHLD.shape[2]:
+            parts = [inputs.before(looking), inputs.last(looking)]
+        outs = [part.attend(self.branches(part), part.decoder.kernel) for part in parts]
+        return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
 
     def angles(self, decoder: DecoderState, pos_BL: Tensor) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines at these positions, (B, L, D) each; None: those of the model's own rotary embedding."""

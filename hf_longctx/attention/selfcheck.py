@@ -244,7 +244,7 @@ def _dtype(hidden: Tensor) -> torch.dtype:
 
 def _step_of(decoder: DecoderState, embeddings: Any, hidden: Tensor, pos: Tensor) -> Step:
     like = hidden if embeddings is None else decoder.parts(embeddings)[0]
-    return Step(source_of(embeddings), like, pos, pos, False, False)
+    return Step(source_of(embeddings), like, pos, pos, False, False, pos.shape[1])
 
 
 def _in_pieces(

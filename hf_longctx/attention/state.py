@@ -64,7 +64,10 @@ class DecoderState:
     joined: bool = False  # the model changes what the cache returns, so first tokens must come with it
     followed: bool = False  # a text has been followed through the cache of the whole model
     following: Callable[..., None] | None = field(default=None, repr=False)  # called by each layer meanwhile
-    looking_up: bool = True  # False: a text is read by what is seen without looking anything up
+    # the column of the text from which tokens look others up, also those before it; None: all tokens do
+    look_up_from: int | None = None
+    # called with a layer and the slots (B, T, L, K) that its queries have looked up and that count
+    watching: Callable[[nn.Module, Tensor], None] | None = field(default=None, repr=False)
     running: bool = False  # inside the decoder's forward; a layer may also be called alone, by gradient checkpointing
     thread: int | None = None  # whose forward it is
     steps: list[Step] = field(default_factory=list, repr=False)  # one for each of the model's position embeddings
@@ -156,6 +159,7 @@ class Step:
     q_pos_BL: Tensor  # the same, but -1 for padding
     padded: bool
     consecutive: bool  # see `Positions`
+    ends: int  # the number of columns of the text with this forward's, padding included
     memo: dict[Any, Any] = field(default_factory=dict)
 
 

@@ -1,36 +1,68 @@
-"""Reading without looking anything up: a long text in time in proportion to its length, before a question about it."""
+"""Reading with fewer look-ups: a long text in time in proportion to its length, before a question about it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ..patch import applied
+from ..settings import LOOK_UP_LAST
 from .state import STATE, DecoderState
 
 
-def check_looks_up(model: Any) -> None:
-    """ValueError unless a method on `model` looks tokens up."""
+def check_looks_up(model: Any, asked: str = "look_up=False") -> None:
+    """ValueError unless a method on `model` looks tokens up; `asked` is what was given."""
     if not _states(model):
         methods = ", ".join(repr(patch.method) for patch in applied(model)) or "no method"
         raise ValueError(
-            f"look_up=False: the model carries {methods}, which looks nothing up anyway. Leave it out, or apply "
+            f"{asked}: the model carries {methods}, which looks nothing up anyway. Leave it out, or apply "
             f"CodeLookup, or LMInfinite with top_k."
         )
 
 
-@contextmanager
-def without_look_ups(model: Any) -> Iterator[None]:
+def without_look_ups(model: Any) -> AbstractContextManager[None]:
     """Inside the block queries see what their method shows them without looking anything up; the cache keeps all."""
+    return looking_up_from(model, sys.maxsize)
+
+
+@contextmanager
+def looking_up_from(model: Any, column: int | None) -> Iterator[None]:
+    """Inside the block tokens look up from this column of their text on, padding counted. None: all of them."""
     states = _states(model)
     for state in states:
-        state.looking_up = False
+        state.look_up_from = column
     try:
         yield
     finally:
         for state in states:
-            state.looking_up = True
+            state.look_up_from = None
+
+
+def first_to_look_up(model: Any, generation_config: Any, ids_BL: Any, model_kwargs: dict[str, Any]) -> int | None:
+    """The first column of a prompt of `generate` that looks tokens up. None: all of them do.
+
+    ValueError for a wrong `look_up_last`, before anything is read.
+    """
+    last = getattr(generation_config, LOOK_UP_LAST, None)
+    if last is None:
+        return None
+    if type(last) is not int or last < 1:
+        raise ValueError(
+            f"{LOOK_UP_LAST}={last!r}: expected a whole number of tokens, at least 1, counted from the prompt's end. "
+            f"Leave it out to let all of them look tokens up."
+        )
+    check_looks_up(model, f"{LOOK_UP_LAST}={last}")
+    if generation_config.use_cache is False:
+        raise ValueError(
+            f"{LOOK_UP_LAST}={last}: with use_cache=False the prompt is read again for every token that is written. "
+            f"Leave out one of them."
+        )
+    mask, embeds = model_kwargs.get("attention_mask"), model_kwargs.get("inputs_embeds")
+    given = (mask if getattr(mask, "ndim", 0) == 2 else None, embeds, ids_BL)
+    columns = next(x.shape[1] for x in given if x is not None)  # the mask's are those of the whole text
+    return max(int(columns) - last, 0)
 
 
 def _states(model: Any) -> list[DecoderState]:

@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from ..settings import ATTENTION_NAMES, KEY
+from ..settings import ATTENTION_NAMES, KEY, LOOK_UP_LAST
 from .when_imported import WhenImported
 
 CONFIG, MODELS = "transformers.configuration_utils", "transformers.modeling_utils"
@@ -82,6 +82,9 @@ def uninstall() -> None:
     if not _installed():
         return
     delattr(_class(CONFIG, "PreTrainedConfig"), KEY)
+    settings = _class(GENERATION, "GenerationConfig")
+    if LOOK_UP_LAST in vars(settings or object):
+        delattr(settings, LOOK_UP_LAST)
     for (owner, name), (stock, wrap) in _made.items():
         if vars(owner).get(name) is wrap:  # else it is under a wrap of other code, and passes through
             setattr(owner, name, stock)
@@ -110,6 +113,8 @@ def _hook(module: str) -> None:
     with _lock:
         if module == CONFIG and not _installed():
             setattr(_class(CONFIG, "PreTrainedConfig"), KEY, Key())
+        if module == GENERATION:
+            setattr(_class(GENERATION, "GenerationConfig"), LOOK_UP_LAST, None)
         for (place, registry, function), names in REGISTRIES.items():
             if place == module:
                 _register(_class(module, registry), function, names)

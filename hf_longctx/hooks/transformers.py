@@ -8,7 +8,8 @@ a method. `startup.HOOKS` is the table; `startup.uninstall` takes all of them ba
 2. `GenerationMixin._prepare_cache_for_generation`: a model with a method gets that method's cache, also where the
    checkpoint names another. Can go when a model says itself which layers its cache has.
 3. `GenerationMixin._prefill`: the text is read again where the cache has dropped tokens of a row that ended early and
-   now continues. Can go when `generate` gives all ids to a cache that asks for them.
+   now continues; with `look_up_last`, only the last tokens of the prompt look others up. Can go when `generate` gives
+   all ids to a cache that asks for them, and an argument to the model's forward in a prefill alone.
 4. `GenerationMixin._get_stopping_criteria`: no warning of the trained length where a method reads beyond it. Can go
    when that warning can be turned off in the generation config.
 5. `GenerationMixin._valid_auto_compile_criteria`: `generate` takes number 6 for caches of fixed buffers, those after a
@@ -20,9 +21,10 @@ a method. `startup.HOOKS` is the table; `startup.uninstall` takes all of them ba
 8. `Pipeline.check_model_type`: a pipeline that knows a class knows the `LongCtx` class of it, and logs no error about
    an unsupported model. Can go when transformers looks for subclasses.
 
-There are three more, elsewhere: the descriptor `startup.Key` on `PreTrainedConfig`, which keeps and checks the key (can
-go with number 1); the names of `startup.REGISTRIES`, which transformers has registries for; and once peft is imported,
-wraps around its saving and loading, so that an adapter carries its base's methods (`peft.py`).
+There are four more, elsewhere: the descriptor `startup.Key` on `PreTrainedConfig`, which keeps and checks the key (can
+go with number 1); the attribute `look_up_last` of `GenerationConfig`, None, so that `generate` takes an argument of
+this name (can go with number 3); the names of `startup.REGISTRIES`, which transformers has registries for; and once
+peft is imported, wraps around its saving and loading, so that an adapter carries its base's methods (`peft.py`).
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from ..attention.caches import adopt_all
 from ..attention.method import AttentionMethod
 from ..attention.state import STATE
 from ..attention.turns import read_again_if_needed
+from ..attention.without import first_to_look_up, looking_up_from
 from ..cache.stock import shares_prefix
 from ..generation.cuda_graph import can_replay, forget, graph_forward
 from ..hub.shim import drop_ours
@@ -81,12 +84,14 @@ def keyed_prepare_cache(
 def keyed_prefill(
     stock: Any, self: Any, input_ids: Any, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Hook 3: let the text be read again where needed."""
+    """Hook 3: let the text be read again where needed, and tokens look others up only where wanted."""
+    first = first_to_look_up(self, generation_config, input_ids, model_kwargs)
     if _attention_methods(self):
         decoder = find_decoder(self)
         cache, mask = cache_in(model_kwargs), model_kwargs.get("attention_mask")
         read_again_if_needed(vars(decoder)[STATE], decoder, cache, input_ids, mask)
-    return stock(self, input_ids, generation_config, model_kwargs, *args, **kwargs)
+    with looking_up_from(self, first):
+        return stock(self, input_ids, generation_config, model_kwargs, *args, **kwargs)
 
 
 def keyed_stopping(stock: Any, self: Any, *args: Any, **kwargs: Any) -> Any:

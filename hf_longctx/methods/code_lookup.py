@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..attention.found import found_branch, gated, pages_of_step, reading_at
+from ..attention.found import GatheredTokens, gated, pages_of_step, reading_at, searched
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
 from ..attention.lookup_settings import check_lookup, half_of, on_host
 from ..attention.method import AttentionMethod, halved
-from ..cache import RetrievingLayer, Store, UnrotatedLayer
+from ..attention.retrieving_heads import check_heads, check_heads_of, retrieving_heads, voting
+from ..cache import RetrievingLayer, SinkWindowLayer, Store, UnrotatedLayer
 from ..method import Footprint
 from ..ops.branch import Branch
 from ..ops.found_tokens import FoundTokens
@@ -25,7 +26,7 @@ from .lm_infinite import window_and_first
 
 logger = logging.getLogger("hf_longctx")
 MOST = 256  # first keys that codes are centred by at most
-CHOICES = {"by": ("signs", "keys"), "per": ("group", "head"), "gate": ("score", None)}
+CHOICES = {"by": ("signs", "keys"), "per": ("group", "head"), "gate": ("score", "count", "heads", None)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ class CodeLookup(AttentionMethod):
 
     Costs: all keys, values and codes are kept (a code is about 1/25 of a token's keys and values), and time per token
     grows with the text. On a GPU keys are kept in pages of 8,192 tokens, and `by="signs"` decodes from a CUDA graph;
-    elsewhere, and while reading, a gate attends to the window twice.
+    elsewhere, and while reading, `gate="score"` attends to the window twice. With `gate="heads"` only the layers of
+    these heads keep and search the text.
 
     Differs from RaBitQ: keys, not vectors of a data base, with a width for each channel, centred by the first keys of
     the text. Differs from LM-Infinite's top-k: few keys for a group of heads instead of some for each head, in every
@@ -60,14 +62,18 @@ class CodeLookup(AttentionMethod):
         per: "group": the heads that share keys look up the same tokens; "head": each its own.
         read_at: The distance at which found tokens are read, from 1 to `n_local`. None: half of `n_local`. At the end
             of the trained length a model hardly reads.
-        gate: "score": a found token counts only if its score comes up to the log-sum-exp of what a head sees in its
-            window; None: all of them count.
+        gate: What keeps tokens out that only score well by chance. "score": a found token counts only if its score
+            comes up to the log-sum-exp of what a head sees in its window; "count": the scores of found tokens are
+            lowered by the log of how many tokens the query has searched, by position: those after the first ones and at
+            least `n_local` before it; "heads": only the heads of `heads` look up; None: all of them count.
+        heads: With `gate="heads"`, those that look up, each as [layer, query head], from 0. `calibrated` finds them.
         on_host: Keep keys and values in pinned host memory, except those of the window; their codes stay on the GPU.
     """
 
     name: ClassVar[str] = "code_lookup"
     summary: ClassVar[str] = "first tokens + a window + tokens found by one-bit codes of their keys, wherever they are"
     paper: ClassVar[str] = "https://arxiv.org/abs/2405.12497"
+    host_setting: ClassVar[str] = "on_host"
 
     n_global: int = 16
     n_local: int | None = None
@@ -77,20 +83,17 @@ class CodeLookup(AttentionMethod):
     per: str = "group"
     read_at: int | None = None
     gate: str | None = "score"
+    heads: list[list[int]] | None = None
     on_host: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_lookup(self, CHOICES)
+        check_heads(self.heads, self.gate)
         if self.by == "signs" and self.shortlist < self.top_k:
             raise ValueError(
                 f"shortlist={self.shortlist}: expected at least top_k={self.top_k}, the tokens chosen from it."
             )
-
-    def check(self, decoder: nn.Module) -> None:
-        """Refuse `on_host` where there is no GPU."""
-        if self.on_host and not torch.cuda.is_available():
-            raise ValueError("on_host=True: there is no GPU here, so all keys are in host memory anyway. Leave it out.")
 
     def resolve(self, config: Any) -> CodeLookup:
         """Fill in `n_local` and `read_at`."""
@@ -110,6 +113,33 @@ class CodeLookup(AttentionMethod):
             )  # fmt: skip
         return dataclasses.replace(self, n_local=n_local, read_at=self.read_at or half_of(n_local))
 
+    def check(self, decoder: nn.Module) -> None:
+        """Refuse `on_host` where there is no GPU, and `heads` that the model does not have."""
+        if self.on_host and not torch.cuda.is_available():
+            raise ValueError("on_host=True: there is no GPU here, so all keys are in host memory anyway. Leave it out.")
+        check_heads_of(decoder, self.heads or [])
+
+    def calibrated(self, model: nn.Module, ids: Iterable[Any], *, share: float = 0.1) -> CodeLookup:
+        """These settings with `gate="heads"`, and the heads of `model` that retrieve (Wu et al. 2024).
+
+        The text is read twice in a row with look-ups. A head retrieves if, for at least a share of the tokens of the
+        second reading, what it looks up is the token that comes next, and outweighs what it sees in its window.
+
+        Args:
+            model: A causal language model in eval mode, without a method on its attention.
+            ids: Token ids of a text, as the argument `ids` of `hf_longctx.stream`; some thousand, at least 16.
+            share: From 0 to 1. The paper's is 0.1 (https://arxiv.org/abs/2404.15574, section 2).
+
+        Raises:
+            ValueError: Something is wrong with the arguments, or no head retrieves so often.
+        """
+        heads = retrieving_heads(model, dataclasses.replace(self, gate="score", heads=None), ids, share)
+        return dataclasses.replace(self, gate="heads", heads=heads)
+
+    def _heads(self, module: Any) -> list[int] | None:
+        """The query heads of a layer that look up; None: all of them."""
+        return None if self.heads is None else [head for layer, head in self.heads if layer == module.layer_idx]
+
     @property
     def looks_up(self) -> bool:
         """Always."""
@@ -122,16 +152,18 @@ class CodeLookup(AttentionMethod):
         return min(MOST, self.n_local) if self.by == "signs" else 0
 
     def footprint(self, module: nn.Module) -> Footprint:
-        """All keys with their codes, and the first tokens and the window once more."""
+        """All keys with their codes, and the first tokens and the window once more; else these two alone."""
         assert self.n_local is not None
         window = self.n_global + self.n_local
+        if self._heads(module) == []:
+            return Footprint(kept=window - 1, span=window)
         return Footprint(
             span=window, looked_up=self.top_k, twice=window - 1, coded=self.by == "signs", on_host=self.on_host
         )
 
     def sees(self) -> str:
         """The first tokens, the window, and what is looked up."""
-        whose = "group of heads" if self.per == "group" else "head"
+        whose = ("group of heads" if self.per == "group" else "head") + " that retrieves" * (self.heads is not None)
         return (
             f"the first {self.n_global} and the last {self.n_local:,} tokens, and looks up {self.top_k} others per "
             f"{whose}, wherever they are"
@@ -144,29 +176,40 @@ class CodeLookup(AttentionMethod):
 
     @classmethod
     def proposals(cls, tokens: int, trained: int | None) -> list[CodeLookup]:
-        """None, until its speed and recall are measured."""
-        return []
+        """For what the window does not hold."""
+        return [cls()] if trained is None or tokens > trained else []
 
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
-        """The first tokens, the window, and a store of all."""
+        """The first tokens, the window, and a store of all where any head looks up."""
         assert self.n_local is not None
+        if self._heads(module) == []:
+            return SinkWindowLayer(self, self.n_global, self.n_local - 1)
         return RetrievingLayer(self, self.n_global, self.n_local - 1, self.centred_by, on_host(module, self.on_host))
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
         """The window, the first tokens beyond it, and the tokens found in between."""
         assert self.n_local is not None
         window, first = window_and_first(inputs, self.n_global, self.n_local)
-        if not inputs.decoder.looking_up:
+        heads = self._heads(inputs.module)
+        if heads == [] or not inputs.looking:
             return [window, first]
         store = inputs.everything or Store.of(inputs.keys, self.centred_by)
         q, table = self._found(inputs, store)
-        if self.gate is not None:
-            table = gated(inputs, store, q, table, window)
-        return [window, first, found_branch(inputs, q, table)]
+        found = GatheredTokens.of(inputs, store, q, table)
+        if self.gate == "score":
+            found = gated(found, window)
+        if inputs.decoder.watching is not None:
+            inputs.decoder.watching(inputs.module, found.table_BTLK)
+        branch = found.branch(heads)
+        if self.gate == "count":
+            counts_BL = searched(inputs.q_pos_BL, self.n_local, inputs.first(self.n_global)).clamp(min=1)
+            branch = dataclasses.replace(branch, lowered_BL=counts_BL.log())
+        return [window, first, branch]
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
         """The output of one layer; for one token over pages the window is attended to once, gate included."""
-        if inputs.decoder.looking_up and self.by == "signs" and inputs.everything is not None:
+        at_once = self.by == "signs" and self.gate in ("score", None) and inputs.decoder.watching is None
+        if at_once and inputs.looking and inputs.everything is not None:
             assert self.n_local is not None
             window, first = window_and_first(inputs, self.n_global, self.n_local)
             branches = [window, first] if self.n_global else [window]
@@ -183,7 +226,7 @@ class CodeLookup(AttentionMethod):
         assert self.read_at is not None
         q = reading_at(inputs, self.read_at)
         table = choose(
-            q, inputs.q_pos_BL, store, k=self.top_k, near=self.n_local, first=inputs.first(self.n_global),
-            by=self.by, per=self.per, shortlist=self.shortlist,
+            voting(q, self._heads(inputs.module), inputs.keys.k.shape[1]), inputs.q_pos_BL, store, k=self.top_k,
+            near=self.n_local, first=inputs.first(self.n_global), by=self.by, per=self.per, shortlist=self.shortlist,
         )  # fmt: skip
         return q, table

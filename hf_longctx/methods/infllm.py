@@ -140,7 +140,7 @@ class InfLLM(AttentionMethod):
         assert self.n_local is not None
         assert self.read_at is not None
         window, first = window_and_first(inputs, self.n_global, self.n_local)
-        if not inputs.decoder.looking_up:
+        if not inputs.looking:
             return [window, first]
         q = reading_at(inputs, self.read_at)
         table = choose_blocks(

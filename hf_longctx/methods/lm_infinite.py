@@ -60,6 +60,7 @@ class LMInfinite(AttentionMethod):
     name: ClassVar[str] = "lm_infinite"
     summary: ClassVar[str] = "first tokens + a window, distances capped: fluent at any length, constant memory"
     paper: ClassVar[str] = "https://arxiv.org/abs/2308.16137"
+    host_setting: ClassVar[str] = "keys_on_host"
 
     n_global: int = 10
     n_local: int | None = None
@@ -149,7 +150,7 @@ class LMInfinite(AttentionMethod):
         """A window, the first tokens beyond it at the ceiling, and with `top_k` chosen keys in between, halfway."""
         assert self.n_local is not None
         window, first = window_and_first(inputs, self.n_global, self.n_local)
-        if not self._looks_up(inputs.module) or not inputs.decoder.looking_up:
+        if not self._looks_up(inputs.module) or not inputs.looking:
             return [window, first]
         q_half = reading_at(inputs, self.n_local // 2)
         everything, begins = inputs.everything or Store.of(inputs.keys), inputs.first(self.n_global)

@@ -56,7 +56,12 @@ def attend(
     if not filled:
         B, H, L, _ = branches[0].q_BHLD.shape
         return branches[0].q_BHLD.new_zeros(B, L, H, branches[0].v_BGSD.shape[-1])
-    if kernel == "auto" and not (sink_H is not None and sink_H.requires_grad and torch.is_grad_enabled()):
+    lowered = any(branch.lowered_BL is not None for branch in filled)
+    if (
+        kernel == "auto"
+        and not lowered
+        and not (sink_H is not None and sink_H.requires_grad and torch.is_grad_enabled())
+    ):
         for fused in FUSED:
             if fused.unsupported_reason(filled, softcap) is None:
                 return fused.forward(filled, scale, softcap, sink_H)[0]
@@ -74,7 +79,7 @@ def attend(
             made[id(x)] = widened(x, width)
         return made[id(x)]
 
-    parts = [Part(kernel, call, *map(wide, qkv)) for kernel, call, *qkv in parts]
+    parts = [part.of(*map(wide, part.qkv)) for part in parts]
     return softmax_of(parts, sink_H)[..., :dim]
 
 
@@ -86,9 +91,10 @@ def log_sum_exp(branch: Branch, *, scale: float, kernel: str, strict: bool, soft
     """
     if not branch.k_BGSD.shape[2] or not branch.q_BHLD.shape[2]:
         return branch.q_BHLD.new_full(branch.q_BHLD.shape[:3], float("-inf"))
-    kind, call, *qkv = _part(branch, scale, kernel, strict, softcap)
-    width = max(x.shape[-1] for x in qkv)
-    return kind.forward(call, *(qkv if kind.unequal_dims else (widened(x, width) for x in qkv)))[1]
+    part = _part(branch, scale, kernel, strict, softcap)
+    width = max(x.shape[-1] for x in part.qkv)
+    part = part if part.kernel.unequal_dims else part.of(*(widened(x, width) for x in part.qkv))
+    return part.forward()[1]
 
 
 def _part(branch: Branch, scale: float, kernel: str, strict: bool, softcap: float | None) -> Part:
@@ -98,7 +104,8 @@ def _part(branch: Branch, scale: float, kernel: str, strict: bool, softcap: floa
     k, v = k.to(q.dtype), branch.v_BGSD.to(q.dtype)  # a cache written under autocast holds fp32 keys
     call = Call(branch.positions, branch.mask, scale, branch.bias, softcap)
     width = max(k.shape[-1], v.shape[-1])
-    return Part(choose(call, widened(q, width), widened(k, width), kernel, strict), call, q, k, v)
+    chosen = choose(call, widened(q, width), widened(k, width), kernel, strict)
+    return Part(chosen, call, q, k, v, branch.lowered_BL)
 
 
 @torch.compiler.disable

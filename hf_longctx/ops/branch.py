@@ -26,6 +26,7 @@ class Branch:
         q_rope: The rotation that puts queries where they are read. None: they are right already.
         k_rope: The same for keys.
         bias: Added to the scaled scores.
+        lowered_BL: What is taken from all scores of a query in this branch, after any cap. None: nothing.
     """
 
     q_BHLD: Tensor
@@ -36,3 +37,4 @@ class Branch:
     q_rope: Rotation | None = None
     k_rope: Rotation | None = None
     bias: Bias | None = None
+    lowered_BL: Tensor | None = None

@@ -142,19 +142,25 @@ class Chunk(Mask):
 
 @dataclass(frozen=True, eq=False)
 class TopKeys(Mask):
-    """A query of a head sees the keys at these slots: `index` is (B, H, L, K), -1 where there is none."""
+    """A query of a head sees the keys at these slots: `index` is (B, H / shared, L, K), -1 where there is none.
+
+    Args:
+        index_BHLK: Whole numbers of any size.
+        shared: Neighbouring heads that see the same slots.
+    """
 
     index_BHLK: Tensor
+    shared: int = 1
     by_position: ClassVar[bool] = False
 
     def pairs(self, q_pos_BL: Tensor, k_pos_BS: Tensor) -> Tensor:
         """See `Mask`."""
-        return _chosen(self.index_BHLK, k_pos_BS.shape[1])
+        return _chosen(self.index_BHLK.long(), k_pos_BS.shape[1]).repeat_interleave(self.shared, 1)
 
     def at(self, rows: slice, columns: slice) -> TopKeys:
         """See `Mask`."""
         index = self.index_BHLK[:, :, rows] - columns.start
-        return TopKeys(index.masked_fill((index < 0) | (index >= columns.stop - columns.start), -1))
+        return TopKeys(index.masked_fill((index < 0) | (index >= columns.stop - columns.start), -1), self.shared)
 
 
 @dataclass(frozen=True, eq=False)

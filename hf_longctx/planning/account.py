@@ -33,6 +33,11 @@ def kept_tokens(tokens: int, kept: int | None) -> int:
     return tokens if kept is None else min(tokens, kept)
 
 
+def paged_tokens(tokens: int) -> int:
+    """The tokens that a store has room for on a GPU: whole pages."""
+    return -(-tokens // PAGE) * PAGE
+
+
 def mlp_phase_token_bytes(hidden: int, mlp: int, head_dim: int, dtype_bytes: int) -> int:
     """Held for every token of a forward at the widest point of an MLP without gradients.
 

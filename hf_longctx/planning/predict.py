@@ -119,9 +119,11 @@ def layer_kv_bytes(layer: Layer, job: Job, on_device: bool = False) -> int:
     numbers = 1 + columns if layer.patched and layer.kv_elements else 0
     each = layer.kv_elements * job.dtype_bytes + numbers * account.POSITION_BYTES
     twice = 0 if layer.twice is None else account.kept_tokens(job.tokens, layer.twice)
-    kept = account.kept_tokens(job.tokens, layer.kept) + twice
-    away = layer.kv_elements * job.dtype_bytes * job.tokens if on_device and layer.on_host else 0
-    return job.batch * (each * kept + layer.code_bytes * job.tokens - away)
+    kept = account.kept_tokens(job.tokens, layer.kept)
+    if layer.twice is not None and job.machine.graphs:
+        kept = account.paged_tokens(kept)
+    away = layer.kv_elements * job.dtype_bytes * kept if on_device and layer.on_host else 0
+    return job.batch * (each * (kept + twice) + layer.code_bytes * kept - away)
 
 
 def read_kv_bytes(layer: Layer, job: Job, tokens: int | None = None) -> int:

@@ -284,10 +284,13 @@ class Reader:
         growing = [layer for layer in self.cache.layers if not is_bounded(layer)]
         if growing:
             methods = ", ".join(repr(patch.method) for patch in self._patches) or "no method at all"
+            named = ((patch.method, getattr(patch.method, "host_setting", "")) for patch in self._patches)
+            host = [f"{name}=True" for method, name in named if name and not getattr(method, name)]
             raise ValueError(
                 f"under {methods}, {len(growing)} of the {len(self.cache.layers)} layers of this "
                 f"{type(self._base).__name__} keep every key, so memory and time per token would grow with the text. "
-                f"Apply a method that bounds them (LMInfinite without top_k, StreamingLLM), or pass bounded=False."
+                f"Apply a method that bounds them (LMInfinite without top_k, StreamingLLM), or pass bounded=False"
+                f"{f' (and {host[0]} to the method, to keep keys in host memory)' if host else ''}."
             )
 
     def _out_of_memory(self, tokens: int) -> str:

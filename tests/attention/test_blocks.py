@@ -1,36 +1,27 @@
 """Looking blocks of tokens up: choices against loops, the block at the window's edge, and blocks of one token."""
 
-# B rows, H query heads, G key/value heads, S keys, D head dim
+# B rows, H query heads, G key/value heads, S keys, K blocks
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from hf_longctx import InfLLM, LMInfinite
+from hf_longctx import InfLLM, LMInfinite, stream
 from hf_longctx.attention.blocks import choose_blocks
+from hf_longctx.attention.without import looking_up_from
 from hf_longctx.cache import KeyValues
+from tests.attention.far_keys import FIRST, NEAR, B, G, H, S, problem, sharing
 from tests.contract.registry import close, differs
 from tests.families.census.building import build
 from tests.reference.lookup import best, block_score
 from tests.reference.model import by_brute_force
 from tests.tiny import left_padded, logits_in_parts, logits_of, text, tiny
 
-B, H, G, S, D, FIRST, NEAR, SIZE, K = 2, 6, 2, 61, 8, 3, 7, 4, 3
-
-
-def problem(padded: bool) -> tuple[Tensor, KeyValues]:
-    random = torch.Generator().manual_seed(5)
-    q, k = torch.randn(B, H, S, D, generator=random), torch.randn(B, G, S, D, generator=random)
-    pos = torch.arange(S).expand(B, -1).clone()
-    if padded:
-        pos[0, :9], pos[0, 9:] = -1, torch.arange(S - 9)
-        pos[1, 20:31], pos[1, 31:] = -1, torch.arange(20, S - 11)
-        k = torch.where((pos < 0)[:, None, :, None], float("nan"), k)
-    return q, KeyValues(k, k.clone(), pos)
+SIZE, K = 4, 3
 
 
 def by_loops(q: Tensor, keys: KeyValues, by: str, per: str) -> list[Any]:
@@ -38,9 +29,8 @@ def by_loops(q: Tensor, keys: KeyValues, by: str, per: str) -> list[Any]:
     rows = []
     for b in range(B):
         real = (keys.pos[b] >= 0).nonzero()[:, 0].tolist()
-        heads = [[g * 3 + r for r in range(3)] for g in range(G)] if per == "group" else [[h] for h in range(H)]
         tables = []
-        for some in heads:
+        for some in sharing(per):
             k, chosen = keys.k[b, some[0] // 3, real].double(), {}
             for i, slot in enumerate(real):
                 middle = list(range(FIRST, i - NEAR + 1))
@@ -101,6 +91,21 @@ def test_a_model_under_bounds_equals_loops() -> None:
         ours = logits_of(model, ids)
     with by_brute_force(model, method):
         close(ours, logits_of(model, ids))
+
+
+def test_default_sizes_beyond_their_window() -> None:
+    """In one layer, whose keys do not depend on what was looked up: a window of 4,096, and 17 blocks of 128."""
+    model, ids = tiny(max_position_embeddings=8192, num_hidden_layers=1), text(1, 4800)
+    with InfLLM().on(model):
+        with looking_up_from(model, 4797):
+            full = logits_of(model, ids, use_cache=False, logits_to_keep=3)
+        reader = stream(model, ids[0, :-3], bounded=False, look_up=False)
+        window = copy.deepcopy(reader)
+        for token, wanted in zip(ids[0, -3:], full[0], strict=True):
+            reader.read([int(token)])
+            close(reader.logits, wanted)
+        window.read(ids[0, -3:], look_up=False)
+        differs(window.logits, reader.logits)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "falcon_h1", "deepseek_v2"])

@@ -1,8 +1,9 @@
 """Looking tokens up: choices against loops, the gate, and LM-Infinite's look-up as it was before."""
 
-# B rows, H query heads, G key/value heads, L queries, S keys, D head dim, T tables, K slots of a table
+# B rows, H query heads, G key/value heads, S keys, T tables, K slots of a table
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -14,24 +15,14 @@ from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.attention import found, lookup
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
+from tests.attention.far_keys import FIRST, NEAR, B, G, H, S, problem, sharing
 from tests.contract.registry import close, differs
 from tests.families.census.building import build
 from tests.reference.lm_infinite_top_k import OneMatrix
 from tests.reference.lookup import best, code_scores
 from tests.tiny import left_padded, logits_in_parts, logits_of, text, tiny
 
-B, H, G, S, D, FIRST, NEAR, K = 2, 6, 2, 61, 8, 3, 7, 4
-
-
-def problem(padded: bool) -> tuple[Tensor, KeyValues]:
-    random = torch.Generator().manual_seed(5)
-    q, k = torch.randn(B, H, S, D, generator=random), torch.randn(B, G, S, D, generator=random)
-    pos = torch.arange(S).expand(B, -1).clone()
-    if padded:
-        pos[0, :9], pos[0, 9:] = -1, torch.arange(S - 9)
-        pos[1, 20:31], pos[1, 31:] = -1, torch.arange(20, S - 11)
-        k = torch.where((pos < 0)[:, None, :, None], float("nan"), k)
-    return q, KeyValues(k, k.clone(), pos)
+K = 4
 
 
 def by_loops(q: Tensor, keys: KeyValues, by: str, per: str, shortlist: int) -> list[Any]:
@@ -40,9 +31,8 @@ def by_loops(q: Tensor, keys: KeyValues, by: str, per: str, shortlist: int) -> l
     for b in range(B):
         real = (keys.pos[b] >= 0).nonzero()[:, 0]
         pos = keys.pos[b, real].tolist()
-        heads = [[g * 3 + r for r in range(3)] for g in range(G)] if per == "group" else [[h] for h in range(H)]
         tables = []
-        for some in heads:
+        for some in sharing(per):
             k = keys.k[b, some[0] // 3, real].double()
             queries = [q[b, h, real].double() for h in some]
             exact = torch.stack([one @ k.T for one in queries]).amax(0).tolist()
@@ -131,12 +121,10 @@ def test_the_gate_keeps_what_comes_up_to_the_window(monkeypatch: pytest.MonkeyPa
     kept: list[tuple[int, int]] = []
     gate = found.gated
 
-    def watched(inputs: Any, store: Any, q: Any, table: Tensor, window: Any) -> Tensor:
-        after = gate(inputs, store, q, table, window)
-        kept.append((int((table >= 0).sum()), int((after >= 0).sum())))
-        assert torch.equal(after, gate(inputs, store, q, after, window)), "what is kept is kept again"
-        assert torch.equal(gate(inputs, store, q, table, window, 1e9), table)
-        assert gate(inputs, store, q, table, window, -1e9).eq(-1).all()
+    def watched(what: Any, window: Any) -> Any:
+        after = gate(what, window)
+        kept.append((int((what.table_BTLK >= 0).sum()), int((after.table_BTLK >= 0).sum())))
+        assert torch.equal(after.table_BTLK, gate(after, window).table_BTLK), "what is kept is kept again"
         return after
 
     monkeypatch.setattr("hf_longctx.methods.code_lookup.gated", watched)
@@ -147,6 +135,31 @@ def test_the_gate_keeps_what_comes_up_to_the_window(monkeypatch: pytest.MonkeyPa
         differs(logits_of(model, ids), gated)
     before, after = map(sum, zip(*kept, strict=True))
     assert 0 < after < 0.9 * before
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("n_first", [0, FIRST, 100])
+def test_the_number_of_tokens_searched_is_that_of_the_candidates(padded: bool, n_first: int) -> None:
+    _, keys = problem(padded)
+    got = found.searched(keys.pos, NEAR, keys.first(n_first, padded))
+    for pos, mine in zip(keys.pos.tolist(), got.tolist(), strict=True):
+        real = sorted(p for p in pos if p >= 0)
+        assert mine == [sum(q >= 0 and q - p >= NEAR for p in real[n_first:]) for q in pos]
+
+
+def test_found_tokens_count_by_how_many_were_searched() -> None:
+    """One key that scores s among n: its share of the softmax is that of a score of s - log n."""
+    model, ids = tiny(num_hidden_layers=1), text(1, 40)
+    method = CodeLookup(n_global=0, n_local=39, top_k=1, shortlist=1, by="keys")
+    seen = {}
+    for gate in ("count", None):
+        with dataclasses.replace(method, gate=gate).on(model):
+            seen[gate] = logits_of(model, ids)
+    close(seen["count"], seen[None])  # the last query searches one token: the log of 1
+    with dataclasses.replace(method, n_local=30, gate="count").on(model):
+        fewer = logits_of(model, ids)
+    with dataclasses.replace(method, n_local=30, gate=None).on(model):
+        differs(logits_of(model, ids)[:, -1], fewer[:, -1])
 
 
 def test_a_fact_far_back_is_looked_up_that_the_window_has_lost() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from hf_longctx import CodeLookup, stream
+from hf_longctx import CodeLookup, InfLLM, LMInfinite, stream
 from hf_longctx.cache import RetrievingLayer
 from hf_longctx.cache.stock import has_fixed_buffers, is_bounded
 from hf_longctx.editing.edit import edit
@@ -90,6 +91,24 @@ def test_a_stream_refuses_what_grows_unless_it_is_told_to() -> None:
         stream(model, text(1, 40)[0])
     reader = stream(model, text(1, 40)[0], chunk=16, bounded=False)
     close(reader.logits, logits_of(model, text(1, 40), use_cache=False)[0, -1])
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        (METHOD, "on_host=True"),
+        (LMInfinite(n_local=8, top_k=2, top_k_from_layer=0), "keys_on_host=True"),
+        (LMInfinite(n_local=8, top_k=2, top_k_from_layer=0, keys_on_host=True), None),
+        (InfLLM(n_local=8, block_size=4), None),
+    ],
+    ids=repr,
+)
+def test_the_refusal_names_host_memory_where_a_method_has_it(method: Any, setting: str | None) -> None:
+    model = tiny()
+    method.apply(model)
+    wanted = rf"pass bounded=False \(and {setting} to the method" if setting else r"pass bounded=False\.$"
+    with pytest.raises(ValueError, match=wanted):
+        stream(model, text(1, 40)[0])
 
 
 def test_single_tokens_of_a_text_that_outgrows_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:

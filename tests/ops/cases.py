@@ -159,7 +159,7 @@ def visible_pairs(branch: Branch) -> Tensor:
                 mask[b, heads, rows, block * size : (block + 1) * size] |= block >= 0
         return mask & real & SEES[type(branch.mask.inside)](branch.mask.inside, q, k)
     if isinstance(branch.mask, TopKeys):
-        index = branch.mask.index_BHLK
+        index = branch.mask.index_BHLK.long().repeat_interleave(branch.mask.shared, 1)
         mask = torch.zeros(B, H, L, S + 1, dtype=torch.bool, device=index.device)
         return mask.scatter(-1, torch.where(index < 0, S, index), True)[..., :S]  # slot S takes the -1s
     return (SEES[type(branch.mask)](branch.mask, q, k) & real).expand(B, H, L, S)
@@ -187,6 +187,8 @@ def truth(
             score = torch.tanh(score / softcap) * softcap
         if branch.bias is not None:
             score = score + biases(branch)
+        if branch.lowered_BL is not None:
+            score = score - branch.lowered_BL.double()[:, None, :, None]
         scores.append(score.masked_fill(~visible_pairs(branch), -math.inf))
         values.append(v)
     if sink_H is not None:  # a key without a value

@@ -72,6 +72,18 @@ def test_selected_keys_give_values_and_gradients(shape: str, dtype: Any) -> None
     check_values_and_gradients([p.branch(chosen)], p, "auto", dtype)
 
 
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_neighbouring_heads_share_selected_keys(kernel: str) -> None:
+    p, chosen = selected("left-padded", dtype=torch.float64)
+    for x in (p.q, p.k, p.v):
+        x.requires_grad_()
+    shared = TopKeys(chosen.index_BHLK[:, ::2].int(), shared=2)
+    check_values_and_gradients([p.branch(shared)], p, kernel, torch.float64)
+    each = TopKeys(chosen.index_BHLK[:, [0, 0, 2, 2]])
+    pairs = [mask.pairs(p.q_pos, p.k_pos) for mask in (shared, each)]
+    assert torch.equal(*pairs)
+
+
 def test_selected_keys_are_gathered_for_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     p, chosen = selected("prefill", dtype=torch.float64)
     for x in (p.q, p.k, p.v):

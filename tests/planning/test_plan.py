@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, Gemma2Config, G
 from typer.testing import CliRunner, Result
 
 import hf_longctx
-from hf_longctx import Giraffe, LMInfinite, StreamingLLM, plan
+from hf_longctx import CodeLookup, Giraffe, LMInfinite, StreamingLLM, plan
 from hf_longctx.cli import main as cli
 from hf_longctx.planning.plan import Plan
 from tests.planning.test_calibration import SMOLLM2
@@ -72,8 +72,9 @@ def test_scaled_frequencies_a_few_times_the_trained_length() -> None:
 def test_look_ups_beyond_and_the_plain_window_where_they_take_too_long_or_too_much() -> None:
     far, million, tight = (plan(SMOLLM2, *ask) for ask in (("128k", "80GB"), ("1M", "80GB"), ("1M", "4GiB")))
     assert far.chosen is not None
-    assert far.chosen.method == LMInfinite(n_local=8192, top_k=5)
-    assert "looks up 5" in far.why
+    assert far.chosen.method == CodeLookup(n_local=8168, read_at=4084)
+    assert "looks up 8 others per group of heads" in far.why
+    assert not any(option.name.startswith("CodeLookup") for option in plan(SMOLLM2, "8k", "80GB").options)
     for found, why in ((million, "sees more, but reads in"), (tight, "sees more, but does not fit")):
         assert found.chosen is not None
         assert found.chosen.method == LMInfinite(n_local=8192)
@@ -182,7 +183,7 @@ def test_where_nothing_serves_it_is_not_the_memory_that_is_blamed() -> None:
 def test_capped_attention_is_served_beyond_its_trained_length() -> None:
     found = plan(Gemma2Config(), "128k", "80GB")
     assert found.chosen is not None
-    assert found.chosen.method == LMInfinite(n_local=8192, top_k=5)
+    assert found.chosen.method == CodeLookup(n_local=8168, read_at=4084)
 
 
 def test_a_model_that_chooses_its_own_keys_is_refused_by_that_reason() -> None:

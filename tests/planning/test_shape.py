@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from transformers import DynamicCache, Qwen3MoeConfig
 
 from hf_longctx import CodeLookup, LMInfinite, LongContextMethod, StreamingLLM
+from hf_longctx.attention.without import without_look_ups
+from hf_longctx.ops.pages import PAGE
+from hf_longctx.planning import account
 from hf_longctx.planning.hardware import MACHINES
 from hf_longctx.planning.options import as_read
 from hf_longctx.planning.predict import Job, decode_seconds, kv_bytes
@@ -100,6 +104,34 @@ def test_keys_on_the_host_take_no_memory_of_the_device_but_a_page(monkeypatch: p
             held = cached_bytes(model, 300, 100)
         on_host = layers * 2 * -(-300 // 16) * page
         assert kv_bytes(shape, job) - page <= held - on_host <= 1.1 * kv_bytes(shape, job)
+
+
+def test_bytes_beyond_the_window_at_default_sizes() -> None:
+    assert account.PAGE == PAGE
+    model, cache = tiny(max_position_embeddings=2048, num_hidden_layers=1), DynamicCache()
+    shape = as_read(CodeLookup(), build(model.config), measure(build(model.config)))[1]
+    jobs = {name: Job(tokens=0, dtype_bytes=4, machine=MACHINES[name], memory_bytes=2**40) for name in ("cpu", "h100")}
+    held = {}
+    with CodeLookup().on(model), without_look_ups(model), torch.no_grad():
+        for piece in text(1, 70_000).split(5000, dim=1):
+            model.model(piece, past_key_values=cache)
+            held[cache.get_seq_length()] = sum(layer.nbytes() for layer in cache.layers)
+    for machine, tokens in (("cpu", 10_000), ("cpu", 20_000), ("cpu", 70_000), ("h100", 70_000)):
+        predicted = kv_bytes(shape, dataclasses.replace(jobs[machine], tokens=tokens))
+        assert held[tokens] / 1.15 <= predicted <= held[tokens] * 1.15
+
+
+def test_layers_without_a_head_that_retrieves_are_bounded() -> None:
+    model = tiny("llama")
+    method = CodeLookup(n_global=3, n_local=12, top_k=2, gate="heads", heads=[[1, 0]])
+    shape = as_read(method, build(model.config), measure(build(model.config)))[1]
+    assert sorted((layer.kept is None, layer.top_k) for layer, _ in shape.layers) == [(False, 0), (True, 2)]
+    every = as_read(CodeLookup(n_global=3, n_local=12, top_k=2), build(model.config), measure(build(model.config)))[1]
+    job = Job(tokens=8192, dtype_bytes=4, machine=MACHINES["h100"], memory_bytes=2**30)
+    with method.on(model), without_look_ups(model):
+        held = cached_bytes(model, 8192, 4096) / 2  # of one row
+    assert kv_bytes(shape, job) == pytest.approx(held, rel=0.01)
+    assert kv_bytes(shape, job) < 0.51 * kv_bytes(every, job)
 
 
 def test_experts_count_by_the_share_that_a_token_uses() -> None:

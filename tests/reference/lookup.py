@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -64,8 +65,12 @@ def attention_of_group(
     per: str,
     read_at: int,
     gate: str | None,
+    looking: Sequence[int],
 ) -> Tensor:
-    """The heads that share keys: each query's window, the first tokens at the ceiling, and what it looks up."""
+    """The heads that share keys: each query's window, the first tokens at the ceiling, and what it looks up.
+
+    `looking` are those of the R heads that look up.
+    """
     R, L, D = q_RLD.shape
     moved = torch.stack([torch.stack([rotated(q, read_at, inv_freq_C) for q in q_LD]) for q_LD in q_RLD])
     by_keys = (moved @ k_LD.T).tolist()
@@ -77,20 +82,23 @@ def attention_of_group(
         first = [j for j in range(min(n_global, i + 1)) if i - j >= n_local]
         at_near = [torch.stack([logit(q[i], k_LD[j], i - j, inv_freq_C) for j in near]) for q in q_RLD]
         for heads in [list(range(R))] if per == "group" else [[r] for r in range(R)]:
-            listed = middle
+            voters = [r for r in heads if r in looking]
+            listed = middle if voters else []
             if by == "signs":
-                listed = best([(max(by_codes[r][i][j] for r in heads), j) for j in middle], shortlist)
-            chosen = best([(max(by_keys[r][i][j] for r in heads), j) for j in listed], top_k)
+                listed = best([(max(by_codes[r][i][j] for r in voters), j) for j in listed], shortlist)
+            chosen = best([(max(by_keys[r][i][j] for r in voters), j) for j in listed], top_k)
             if gate == "score":
                 above = [
                     [by_keys[r][i][j] / math.sqrt(D) - float(at_near[r].logsumexp(0)) for r in heads] for j in chosen
                 ]
                 chosen = [j for j, over in zip(chosen, above, strict=True) if max(over) >= 0]
+            less = math.log(len(middle)) if gate == "count" and chosen else 0.0
             for r in heads:
+                found = chosen if r in looking else []
                 far = [logit(q_RLD[r, i], k_LD[j], n_local, inv_freq_C) for j in first]
-                far += [logit(q_RLD[r, i], k_LD[j], read_at, inv_freq_C) for j in chosen]
+                far += [logit(q_RLD[r, i], k_LD[j], read_at, inv_freq_C) - less for j in found]
                 scores = torch.cat([at_near[r], torch.stack(far)]) if far else at_near[r]
-                rows[r].append(torch.softmax(scores, 0) @ v_LD[near + first + chosen])
+                rows[r].append(torch.softmax(scores, 0) @ v_LD[near + first + found])
     return torch.stack([torch.stack(row) for row in rows])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -22,8 +21,8 @@ NAME = "brute_force"
 
 # (queries, keys, values, inverse frequencies, layer index) of one head, un-rotated, float64 -> its output
 HeadAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
-# the same of the query heads that share keys, (R, L, D), without the layer's index
-GroupAttention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# the same of the query heads that share keys, (R, L, D), with the number of their group after the layer's
+GroupAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
 
 
 def by_brute_force(model: Any, method: Any) -> AbstractContextManager[Any]:
@@ -39,11 +38,17 @@ def by_brute_force(model: Any, method: Any) -> AbstractContextManager[Any]:
     if method.name == "code_lookup":
         del settings["name"], settings["on_host"]
         settings["read_at"] = settings["read_at"] or settings["n_local"] // 2
-        return _replaced(model, None, functools.partial(attention_of_group, **settings))
+        heads = settings.pop("heads")
+
+        def looking_up(q: Tensor, k: Tensor, v: Tensor, inv_freq: Tensor, layer: int, g: int) -> Tensor:
+            looking = [r for r in range(len(q)) if heads is None or [layer, g * len(q) + r] in heads]
+            return attention_of_group(q, k, v, inv_freq, **settings, looking=looking)
+
+        return _replaced(model, None, looking_up)
     if method.name == "infllm":
         del settings["name"]
         settings["read_at"] = settings["read_at"] or settings["n_local"] // 2
-        return _replaced(model, None, functools.partial(blocks_of_group, **settings))
+        return _replaced(model, None, lambda q, k, v, f, *_: blocks_of_group(q, k, v, f, **settings))
     names = ("n_global", "n_local", "top_k", "top_k_from_layer")
     return lm_infinite_by_brute_force(model, **{name: settings[name] for name in names})
 
@@ -84,7 +89,7 @@ def _replaced(model: Any, one_head: HeadAttention | None, one_group: GroupAttent
                 for g in range(key.shape[1]):
                     q, k = query[b, g * group : (g + 1) * group].double(), key[b, g].double()
                     q, k = multiplied(q, factor, d) * (scaling * D**0.5), multiplied(k, factor, d)
-                    heads.extend(one_group(q, k, value[b, g].double(), inv_freq))
+                    heads.extend(one_group(q, k, value[b, g].double(), inv_freq, module.layer_idx, g))
                 continue
             for h in range(query.shape[1]):
                 q, k = (multiplied(x.double(), factor, d) for x in (query[b, h], key[b, h // group]))

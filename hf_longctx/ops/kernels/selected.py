@@ -3,6 +3,8 @@
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim, K keys of a query
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -26,8 +28,8 @@ class Selected(Kernel):
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kernel`."""
-        index_BHLK, outs, sums = _index(call), [], []
-        for q, index in zip(*_pieces(index_BHLK, k_BGSD, q_BHLD, index_BHLK), strict=True):
+        outs, sums = [], []
+        for index, q in _pieces(call, k_BGSD, q_BHLD):
             scores = _masked(index, _scores(call, q, _take(k_BGSD, index, q.shape[1])))
             lse = scores.logsumexp(-1)
             values = _take(v_BGSD, index, q.shape[1]).to(scores.dtype)
@@ -39,22 +41,23 @@ class Selected(Kernel):
         self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
     ) -> list[Tensor]:
         """See `Kernel`."""
-        index_BHLK = _index(call)
-        by_query = grad_BLHD.transpose(1, 2), q, out_BLHD.transpose(1, 2), lse_BHL, index_BHLK
-        parts = [_gradients(call, k, v, *piece) for piece in zip(*_pieces(index_BHLK, k, *by_query), strict=True)]
+        by_query = grad_BLHD.transpose(1, 2), q, out_BLHD.transpose(1, 2), lse_BHL
+        parts = [_gradients(call, k, v, *piece) for piece in _pieces(call, k, *by_query)]
         dk, dv = (sum((part[i] for part in parts[1:]), parts[0][i]) for i in (1, 2))
         return [torch.cat([part[0] for part in parts], 2), dk, dv]
 
 
-def _pieces(index_BHLK: Tensor, k_BGSD: Tensor, *by_query: Tensor) -> list[tuple[Tensor, ...]]:
-    """Each (B, H, L, ...) for as many queries at a time as may have their keys gathered at once."""
-    B, H, _, K = index_BHLK.shape
-    size = max(1, GATHERED // max(B * H * K * k_BGSD.shape[-1], 1))
-    return [x.split(size, 2) for x in by_query]
+def _pieces(call: Call, k_BGSD: Tensor, *by_query: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The slots and each (B, H, L, ...) for as many queries at a time as may have their keys gathered at once."""
+    assert isinstance(call.mask, TopKeys)
+    index, shared = call.mask.index_BHLK, call.mask.shared
+    size = max(1, GATHERED // max(shared * index[:, :, 0].numel() * k_BGSD.shape[-1], 1))
+    for slots, *of_queries in zip(*(x.split(size, 2) for x in (index, *by_query)), strict=True):
+        yield slots.long().repeat_interleave(shared, 1), *of_queries
 
 
 def _gradients(
-    call: Call, k: Tensor, v: Tensor, grad_BHLD: Tensor, q: Tensor, out_BHLD: Tensor, lse_BHL: Tensor, index: Tensor
+    call: Call, k: Tensor, v: Tensor, index: Tensor, grad_BHLD: Tensor, q: Tensor, out_BHLD: Tensor, lse_BHL: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of some queries, and what they add to the gradients of all keys and values."""
     heads = q.shape[1]
@@ -69,11 +72,6 @@ def _gradients(
     dk = _give(dscores[..., None] * q.to(weights.dtype)[..., None, :], index, k)
     dv = _give(weights[..., None] * grad[..., None, :], index, v)
     return dq, dk, dv
-
-
-def _index(call: Call) -> Tensor:
-    assert isinstance(call.mask, TopKeys)
-    return call.mask.index_BHLK
 
 
 def _take(x_BGSD: Tensor, index_BHLK: Tensor, heads: int) -> Tensor:

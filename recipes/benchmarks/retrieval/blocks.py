@@ -37,9 +37,9 @@ class Watch:
         """Watch what is looked up inside the block."""
         gated = code_lookup.gated
 
-        def watched(inputs: Any, store: Any, q_BHLD: Tensor, table: Tensor, window: Any, **more: Any) -> Tensor:
-            self._count(inputs, store, q_BHLD, window)
-            return gated(inputs, store, q_BHLD, table, window, **more)
+        def watched(found: Any, window: Any) -> Any:
+            self._count(found.inputs, found.store, found.q_BHLD, window)
+            return gated(found, window)
 
         with mock.patch.object(code_lookup, "gated", watched):
             yield

@@ -138,7 +138,13 @@ def blocks(run: Run) -> Rows:
 def gate(run: Run) -> Rows:
     """Every gate that the method has: recall and next text side by side."""
     for kind in CHOICES["gate"]:
-        yield _sides(run, f"gate={kind!r}", replace(run.lookup, gate=kind))
+        name = f"gate={kind!r}"
+        try:
+            method = run.retrieving if kind == "heads" else replace(run.lookup, gate=kind)
+        except ValueError as error:  # no head retrieves
+            yield row(f"{run.reader}, {run.length}, {name}: numbers and pass keys, right", None, "", why=str(error))
+        else:
+            yield _sides(run, name, method)
 
 
 def read_at(run: Run) -> Rows:

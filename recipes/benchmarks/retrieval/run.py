@@ -16,6 +16,7 @@ from .facts import Encode
 
 SHORT = 400  # tokens within which a question and its answer stay
 LONG, LONGEST = 64 * K, 1_000_000
+CALIBRATION = 9000  # the seed of a text that no document has
 NAMES = {LONG: "64k", LONGEST: "1M"}  # lengths that have bars
 
 
@@ -91,6 +92,13 @@ class Run:
     def lookup(self) -> CodeLookup:
         """The method as it is by default, with what it takes from the model."""
         return CodeLookup().resolve(self.model.config)
+
+    @cached_property
+    def retrieving(self) -> CodeLookup:
+        """The same for the heads that retrieve, by a text of as many tokens as the window has."""
+        assert self.lookup.n_local is not None
+        text = self.texts.make(min(self.lookup.n_local, self.sizes.length), CALIBRATION)
+        return self.lookup.calibrated(self.model, text)
 
     @cached_property
     def window(self) -> LMInfinite:
