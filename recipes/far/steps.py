@@ -110,12 +110,13 @@ class Trained:
 
 @contextlib.contextmanager
 def trained(size: str, rungs: Rungs, tokens: int, fp32: bool = False) -> Iterator[Trained]:
-    """A model inside the block; its memory is free afterwards."""
+    """A model inside the block; its memory is free afterwards, also where a name for it lives on."""
+    free()  # what an earlier block left to an exception
     made = Trained(size, rungs, tokens, fp32)
     try:
         yield made
     finally:
-        del made
+        vars(made).clear()
         free()
 
 

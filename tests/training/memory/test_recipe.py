@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from recipes.far import beside, ladder, longest
+from recipes.far.steps import Rungs, trained
 
 
 @pytest.mark.parametrize(("module", "name", "rows"), [(ladder, "far_ladder", 6), (longest, "far_longest", 2)])
@@ -19,6 +21,15 @@ def test_smoke(module: object, name: str, rows: int, tmp_path: Path, monkeypatch
     found = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
     assert len(found["rows"]) == rows
     assert all(row["value"] == 0 and row["beside"]["tokens/s"] > 0 for row in found["rows"]), "no card, but steps"
+
+
+def test_the_next_rung_does_not_hold_the_weights_of_the_one_before() -> None:
+    """A changed model refers to itself, and the name of a `with` block outlives the block."""
+    with trained("tiny Llama", Rungs(ladder.LADDER["+ loss in chunks"].memory), 64) as model:
+        model.step()
+        weight = weakref.ref(model.model.lm_head.weight)
+    assert weight() is None
+    assert not vars(model)
 
 
 def test_beside_stock_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
