@@ -120,7 +120,7 @@ def _head_bytes(sizes: TrainingSizes, run: TrainingRun) -> tuple[float, float]:
         return hidden + max(copies + (of.activation + 8.0) * logits, copy + 12.0 * logits), gradient
     # the same of a chunk, and in backward fp32 sums of the head's gradient and a chunk's
     logits = (of.activation + 8.0) * sizes.shape.vocab * min(CHUNK, run.rows)
-    sums = 0.0 if run.trained is not None else (4 + of.gradient) * matrix
+    sums = 0.0 if run.trained is not None else (4 + of.activation) * matrix
     return hidden + logits + max(copies, copy + sums), gradient
 
 
