@@ -1,4 +1,4 @@
-"""The memory ladder, a rung at a time: GiB of the card and of the host, and tokens/s.
+"""The memory ladder, a rung at a time: GiB of the card, beside what the formula says, and of the host; tokens/s.
 
 python -m recipes.far.ladder              # --tokens 128k; --fp32: fp32 weights under autocast; --smoke: on a CPU
 """
@@ -16,9 +16,13 @@ import torch
 
 from hf_longctx import TrainingMemory
 from hf_longctx.evaluation.rows import row
+from hf_longctx.planning.shape import build
+from hf_longctx.planning.train import TrainingRun, need
+from hf_longctx.planning.train.sizes import sizes_of
 from recipes.benchmarks.reading import K, finish, lengths
 
-from .steps import Rungs, no_more_than, trained
+from .predicted import SHARE
+from .steps import GIB, Rungs, config_of, no_more_than, trained
 
 CHUNKED = {"chunked_loss": True, "tile": None}
 # each with the rungs before it
@@ -33,25 +37,42 @@ LADDER = {
 }
 
 
+def run_of(rungs: Rungs, tokens: int, precision: str) -> TrainingRun:
+    """The same run for the formula."""
+    memory = TrainingMemory(**CHUNKED) if rungs.memory is None else rungs.memory
+    return TrainingRun(
+        tokens=tokens, precision=precision, offload=rungs.hidden, chunked_loss=rungs.memory is not None,
+        tile=memory.tile, remat=memory.remat, keep_on_host=memory.offload, kind="auto" if rungs.switch else "stock",
+    )  # fmt: skip
+
+
 def measured(size: str, tokens: int, fp32: bool, steps: int) -> Iterator[dict[str, Any]]:
-    """A row for each rung; the first step of each is not counted."""
+    """A row for each rung, whose first step is not counted; then how far the formula is from them."""
     cuda = torch.cuda.is_available()
+    sizes, precision = sizes_of(build(config_of(size))), ("mixed" if fp32 else "bf16") if cuda else "fp32"
+    differences = []
     for name, rungs in LADDER.items():
         if rungs.memory is not None and rungs.memory.offload and not cuda:
             continue
         what = f"{size}, {tokens // K}k tokens, {'fp32 weights' if fp32 else 'all bf16'}: {name}"
+        said = need(sizes, run_of(rungs, tokens, precision)).peak / GIB
         try:
             with trained(size, rungs, tokens, fp32) as model:
                 took = [model.step() for _ in range(1 + steps)][1:]
         except torch.OutOfMemoryError:
-            yield row(f"{what}, memory of the card", None, "GiB", why="out of memory")
+            yield row(f"{what}, memory of the card", None, "GiB", why="out of memory", beside={"predicted GiB": said})
             continue
         assert all(step.finite for step in took), f"{what}: gradients are not finite"
         speed = tokens / median(step.seconds for step in took)
         card, host = (max(getattr(step, part) for step in took) for part in ("card", "host"))
-        beside = {"tokens/s": speed, "GiB of the host": host}
+        beside = {"predicted GiB": said, "tokens/s": speed, "GiB of the host": host}
         detail = {"seconds": [step.seconds for step in took], "tokens": tokens}
         yield row(f"{what}, memory of the card", card, "GiB", beside=beside, detail=detail)
+        if card:
+            differences.append(abs(said - card) / card)
+    if differences:
+        what = f"{size}, {tokens // K}k tokens: largest difference from the formula"
+        yield row(what, max(differences), "", bar=f"<= {SHARE}")
 
 
 def main() -> None:

@@ -53,13 +53,18 @@ class Step:
     finite: bool
 
 
+def config_of(size: str) -> LlamaConfig:
+    """Of a model of this size."""
+    return LlamaConfig(**MODELS[size], max_position_embeddings=2**21, bos_token_id=None, eos_token_id=None)
+
+
 class Trained:
     """A random model, its optimizer and random tokens."""
 
     def __init__(self, size: str, rungs: Rungs, tokens: int, fp32: bool = False) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.on_card, self.fp32 = self.device.type == "cuda", fp32
-        config = LlamaConfig(**MODELS[size], max_position_embeddings=2**21, bos_token_id=None, eos_token_id=None)
+        config = config_of(size)
         dtype = torch.float32 if fp32 or not self.on_card else torch.bfloat16
         torch.manual_seed(0)
         with self.device:
@@ -110,12 +115,13 @@ class Trained:
 
 @contextlib.contextmanager
 def trained(size: str, rungs: Rungs, tokens: int, fp32: bool = False) -> Iterator[Trained]:
-    """A model inside the block; its memory is free afterwards."""
+    """A model inside the block; its memory is free afterwards, also where a name for it lives on."""
+    free()  # what an earlier block left to an exception
     made = Trained(size, rungs, tokens, fp32)
     try:
         yield made
     finally:
-        del made
+        vars(made).clear()
         free()
 
 

@@ -10,7 +10,7 @@ import torch
 
 from hf_longctx.ops.attend import attend
 from hf_longctx.ops.branch import Branch
-from hf_longctx.ops.kernels import KERNELS, Call
+from hf_longctx.ops.kernels import KERNELS, Call, runs
 from hf_longctx.ops.masks import DOCUMENT, Causal, Full, Packed, Window
 from hf_longctx.ops.positions import Positions
 from hf_longctx.ops.segments import segments, segments_of
@@ -67,6 +67,33 @@ def test_a_kernel(name: str, pack: str, inside: str, heads: tuple[int, int], dty
     for mine, theirs in zip(gradients(merged, p), gradients(true, p), strict=True):
         assert off(mine, theirs) <= tolerance
     assert (len(ops.calls) > 0) == (name in ("cuda_flash", "cudnn"))
+
+
+class Answers:
+    """A kernel that returns the same tensors again and again."""
+
+    def __init__(self, q: torch.Tensor, k: torch.Tensor) -> None:
+        self.results = q.transpose(1, 2).clone(), q[..., 0].clone()
+        self.found = [q.clone(), k.clone(), k.clone()]
+
+    def forward(self, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.results
+
+    def gradients(self, *_: Any) -> list[torch.Tensor]:
+        return self.found
+
+
+@pytest.mark.parametrize(("lengths", "same"), [([(37, 37)], True), ([(20, 20), (17, 17)], False), ([(0, 0)], False)])
+def test_what_a_kernel_finds_for_all_rows_is_not_copied(lengths: list[tuple[int, int]], same: bool) -> None:
+    p = packed(lengths)
+    call, kernel = Call(known(p, lengths), Packed(Causal()), SCALE), Answers(p.q, p.k)
+    if len(lengths) > 1:
+        kernel.results = kernel.results[0][:, :1], kernel.results[1][:, :, :1]
+        kernel.found = [x[:, :, :1] for x in kernel.found]
+    out, lse = runs.forward(kernel, call, p.q, p.k, p.v)  # type: ignore[arg-type]
+    found = runs.gradients(kernel, call, (out, p.q, p.k, p.v, out, lse))  # type: ignore[arg-type]
+    mine, theirs = (out, lse, *found), (*kernel.results, *kernel.found)
+    assert all((x is y) == same for x, y in zip(mine, theirs, strict=True))
 
 
 def test_zigzag_rows_are_a_causal_square(ops: PlainOps) -> None:

@@ -110,6 +110,9 @@ def forward(kernel: Kernel, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tupl
     """`Kernel.forward` of packed documents, by calls of the kernel on plain ones."""
     B, H, L, _ = q.shape
     found = runs(call)
+    alone = _alone(found, q, k)
+    if alone is not None:
+        return kernel.forward(_plain(call, *alone), q, k, v)
     wide = torch.promote_types(q.dtype, torch.float32)
     merged = any(len(run.parts) > 1 for run in found)
     out = q.new_empty(B, L, H, v.shape[-1], dtype=wide if merged else q.dtype)
@@ -130,6 +133,8 @@ def forward(kernel: Kernel, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tupl
 def gradients(kernel: Kernel, call: Call, given: Sequence[Tensor]) -> list[Tensor]:
     """`Kernel.gradients` of packed documents, by calls of the kernel on plain ones; `given` are its other arguments."""
     _, q, k, v, *_ = given
+    if _alone(runs(call), q, k) is not None:
+        return [grad for *_, part in _each_part(kernel, call, given) for grad in part]
     # queries with two parts are summed in fp32
     wide = torch.promote_types(q.dtype, torch.float32) if any(len(run.parts) > 1 for run in runs(call)) else q.dtype
     totals = [torch.zeros_like(x, dtype=dtype) for x, dtype in ((q, wide), (k, k.dtype), (v, v.dtype))]
@@ -156,6 +161,15 @@ def _each_part(
         for n, (columns, mask) in enumerate(parts):
             args = grad[:, rows], *_cut(rows, columns, q, k, v), out[:, rows], lse[:, :, rows]
             yield n, rows, columns, kernel.gradients(_plain(call, rows, columns, mask), *args)
+
+
+def _alone(found: tuple[Run, ...], q: Tensor, k: Tensor) -> tuple[slice, slice, Mask] | None:
+    """Rows, columns and mask of the one part that there is, if it is all of the call: its results need no copy."""
+    if len(found) != 1 or len(found[0].parts) != 1:
+        return None
+    rows, ((columns, mask),) = found[0]
+    every = slice(0, q.shape[2]), slice(0, k.shape[2])
+    return (rows, columns, mask) if (rows, columns) == every else None
 
 
 def _cut(rows: slice, columns: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -60,10 +60,10 @@ def kept_keys_bytes(sizes: TrainingSizes, run: TrainingRun) -> float:
 
 def _buffers(kind: str, ranks: int, a: int) -> Buffers:
     own = 2 * a + 2 * GRADIENT  # the rank's keys and values side by side, and the sum of their gradients
-    if kind == "stock":
+    if kind in ("stock", "none"):  # gradients by the kernel
         return Buffers(a + WORKSPACE, 2 * a)
-    if kind in ("none", "halo"):  # gradients by the kernel, and row by row
-        return Buffers(2 * a + WORKSPACE, 3 * a if kind == "none" else own + 4 * a)
+    if kind == "halo":  # the same, and row by row
+        return Buffers(2 * a + WORKSPACE, own + 4 * a)
     if kind == "ring":  # a sum of the queries' gradients; keys that arrive, those that leave, gradients on their way
         return Buffers(GRADIENT + 3 * a + WORKSPACE, own + 4 * a + 2 * (a + GRADIENT) * (2 if ranks > 2 else 1))
     if kind == "gather":  # the table, the stretches of it that are seen, and gradients of both

@@ -64,16 +64,18 @@ def need(sizes: TrainingSizes, run: TrainingRun) -> Need:
     gathered = _gathered_bytes(sizes, run) if run.shard and run.gpus > 1 else 0.0
     buckets = gradients if run.gpus > 1 and not run.shard else 0.0
     always = weights + states + buckets + gathered
-    saved, window, pinned = _saved(sizes, run)
+    saved, pinned = _saved(sizes, run)
     head, head_gradient = _head_bytes(sizes, run)
     layer = moments(sizes, run)
     if not run.checkpointing:  # what its layers hold in backward is counted in `saved`
         layer = {name: max(0.0, size - saved_bytes(sizes, run)) for name, size in layer.items()}
+    # what the last layer has kept of its attention is in its backward's moments
+    before = saved - (kept_bytes(sizes, run) if run.remat and not run.keep_on_host else 0.0)
     widest, most = max(layer.items(), key=lambda one: one[1])
     ends = {
-        "head": (always + saved, head + window),
-        f"{widest} of the last layer": (always + head_gradient + saved, most + window),
-        f"{widest} of the first layer": (always + gradients, most + window),
+        "head": (always + saved, head),
+        f"{widest} of the last layer": (always + head_gradient + before, most),
+        f"{widest} of the first layer": (always + gradients, most),
         "optimizer": (always + gradients, trained * keeps.step * moment / split),
     }
     name, (held, moment_bytes) = max(ends.items(), key=lambda one: sum(one[1]))
@@ -90,19 +92,20 @@ def need(sizes: TrainingSizes, run: TrainingRun) -> Need:
     )
 
 
-def _saved(sizes: TrainingSizes, run: TrainingRun) -> tuple[float, float, float]:
-    """From forward to backward on the device; on its way to and from the host; and pinned there."""
+def _saved(sizes: TrainingSizes, run: TrainingRun) -> tuple[float, float]:
+    """From forward to backward on the device, and pinned on the host.
+
+    Copies run in the stream that computes, so none waits on the device; one that comes back is the layer's own.
+    """
     layers, hidden, kept = sizes.shape.n_layers, hidden_bytes(sizes, run), kept_bytes(sizes, run)
     if not run.checkpointing:
-        return layers * saved_bytes(sizes, run), 0.0, 0.0
-    saved, window, pinned = layers * hidden, 0.0, 0.0
-    if run.offload:
-        saved, window, pinned = 0.0, 2 * hidden, layers * pinned_bytes(hidden)
+        return layers * saved_bytes(sizes, run), 0.0
+    saved, pinned = (0.0, layers * pinned_bytes(hidden)) if run.offload else (layers * hidden, 0.0)
     if run.remat and run.keep_on_host:
-        window, pinned = window + kept, pinned + layers * kept
+        pinned += layers * kept
     elif run.remat:
         saved += layers * kept
-    return saved, window, pinned
+    return saved, pinned
 
 
 def _head_bytes(sizes: TrainingSizes, run: TrainingRun) -> tuple[float, float]:
@@ -117,7 +120,7 @@ def _head_bytes(sizes: TrainingSizes, run: TrainingRun) -> tuple[float, float]:
         return hidden + max(copies + (of.activation + 8.0) * logits, copy + 12.0 * logits), gradient
     # the same of a chunk, and in backward fp32 sums of the head's gradient and a chunk's
     logits = (of.activation + 8.0) * sizes.shape.vocab * min(CHUNK, run.rows)
-    sums = 0.0 if run.trained is not None else (4 + of.gradient) * matrix
+    sums = 0.0 if run.trained is not None else (4 + of.activation) * matrix
     return hidden + logits + max(copies, copy + sums), gradient
 
 

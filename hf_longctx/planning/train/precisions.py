@@ -49,7 +49,7 @@ PRECISIONS = {
     ),
     "mixed": Precision(
         summary="fp32 weights under bf16 autocast, as Trainer(bf16=True) trains them (16 bytes, 18 in the forward)",
-        weight=4, gradient=4, moment=4, cast=2, residual=4, activation=2, norm=13, mlp=0, tile=10, before=8,
+        weight=4, gradient=4, moment=4, cast=2, residual=4, activation=2, norm=13, mlp=4, tile=10, before=8,
     ),
     "fp32": Precision(
         summary="fp32 throughout (16 bytes with AdamW)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from .. import account
 from ..hardware import Machine
@@ -15,6 +16,8 @@ from .sizes import TrainingSizes
 BACKWARD_ATTENTION = 2.5  # matmuls of attention's backward over those of its forward
 # element-wise traffic of a layer's forward and backward, in numbers of the hidden state and of the MLP's width
 HIDDEN_PASSES, MLP_PASSES = (15, 30), (3.5, 7)
+# bytes of the loss for each logit: fp32 log-probabilities made twice, their gradient in place; and in the logits' dtype
+LOGIT_BYTES, LOGIT_PASSES = 28, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class StepTime:
     Args:
         matmuls: Of linear maps, the head among them.
         attention: Of its kernels.
-        element_wise: Norms, activations, residuals and the optimizer.
+        element_wise: Norms, activations, residuals, the loss, sums of tiles and the optimizer.
         exchange: Between ranks.
         copies: To the host and back.
         host: What the host needs to launch all this.
@@ -65,17 +68,23 @@ def step_seconds(
         for layer, n in shape.layers
     )
     forwards = (1 + attention_again) / rates.attention + BACKWARD_ATTENTION / rates.attention_backward
+    of = run.numbers
     traffic = sum(
-        layers * rows * (shape.hidden * hidden + shape.mlp * mlp) * run.numbers.activation * times
+        layers * rows * (shape.hidden * hidden * of.residual + shape.mlp * mlp * of.activation) * times
         for hidden, mlp, times in zip(HIDDEN_PASSES, MLP_PASSES, (1 + again, 1), strict=True)
     )
+    traffic += shape.vocab * rows * (LOGIT_BYTES + LOGIT_PASSES * of.activation)
+    tiles = layers * (ceil(rows / run.tile) if run.tile and run.tile < rows else 0)
+    if of_weights:  # a tile's gradients are added to sums in fp32
+        traffic += tiles * sizes.mlp * (of.activation + 8)
+    small = tiles * rates.tile_s
     return StepTime(
         matmuls=flops * rows / (rates.matmul * peak),
         attention=pairs / run.ranks * forwards / peak,
-        element_wise=(traffic + _update_bytes(sizes, run)) / (rates.bandwidth * 1e9 * machine.bandwidth_gb_s),
+        element_wise=small + (traffic + _update_bytes(sizes, run)) / (rates.bandwidth * 1e9 * machine.bandwidth_gb_s),
         exchange=_exchange_seconds(sizes, run, rates, 1 + attention_again),
         copies=_copied_bytes(sizes, run) / (1e9 * rates.host_gb_s),
-        host=layers * (rates.launch_s if again else rates.launch_once_s),
+        host=layers * (rates.launch_s if again else rates.launch_once_s) + small,
         between=rates.between_s,
     )
 

@@ -38,7 +38,7 @@ class TrainingMemory(Settings):
 
     Args:
         chunked_loss: With labels, a forward answers with the loss and log-probabilities of tokens, without logits.
-        tile: The MLP computes so many tokens at a time. None: all.
+        tile: The MLP computes so many tokens at a time. None: all, which is faster where its inside is not the peak.
         remat: "attention": checkpointed layers compute all but attention again. None: all.
         offload: What `remat` keeps is kept in pinned memory of the host.
     """

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from .casts import cast_copies
+
 
 @dataclass(frozen=True, eq=False)
 class Tiled:
@@ -83,8 +85,10 @@ class _Tiles(torch.autograd.Function):
         with surroundings.random(), surroundings.autocast(), torch.enable_grad(), _leaves(tiled.module) as parameters:
             for rows in tiled.slices(len(x_N)):
                 part = x_N[rows].detach().requires_grad_(wants_x)
-                inputs = [part, *parameters] if wants_x else [*parameters]
-                found = torch.autograd.grad(tiled.run(part, rows), inputs, grads[0][rows], allow_unused=True)
+                out = tiled.run(part, rows)
+                weights: Sequence[Any] = cast_copies(out, parameters) if surroundings.cast_to else parameters
+                inputs = [part, *weights] if wants_x else weights
+                found = torch.autograd.grad(out, inputs, grads[0][rows], allow_unused=True)
                 if dx_N is not None:
                     dx_N[rows] = 0 if found[0] is None else found[0]
                 sums.add(found[1:] if wants_x else found)
@@ -144,10 +148,14 @@ class _Surroundings:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Casts are not kept from tile to tile: one that is made without gradients would serve others with them."""
-        kind = self.device.type
-        with torch.autocast(kind, self.cast_to, enabled=self.cast_to is not None, cache_enabled=False):
-            yield
+        """Weights are cast once for all tiles, and the copies are dropped afterwards."""
+        kind, enabled = self.device.type, self.cast_to is not None
+        try:
+            with torch.autocast(kind, self.cast_to, enabled=enabled):
+                yield
+        finally:
+            if enabled:  # one that is made without gradients would serve others, who need them
+                torch.clear_autocast_cache()
 
     @contextmanager
     def random(self) -> Iterator[None]:

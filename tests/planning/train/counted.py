@@ -9,6 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
 
 from hf_longctx.parallel.layout import Layout
@@ -27,6 +28,7 @@ def counted(
     autocast: bool = False,
     checkpointing: bool = True,
     memory: Any = None,
+    offload: bool = False,
 ) -> int:
     """Bytes at the peak of forward and backward beside the weights, without what kernels allocate inside.
 
@@ -37,6 +39,7 @@ def counted(
         autocast: Linear maps and attention in bf16.
         checkpointing: transformers' own.
         memory: A `TrainingMemory`.
+        offload: transformers' own: hidden states are elsewhere until they are asked for.
     """
     ranks = Ranks(Layout.of([tokens], 1))
 
@@ -48,7 +51,8 @@ def counted(
     stock_dtype, counter = torch.get_default_dtype(), Counter()
     # there is no mask function of that name, so that no masks are made
     named = mock.patch.dict(AttentionInterface._global_mapping, {NAME: attend})
-    with named, FakeTensorMode(allow_non_fake_inputs=True):
+    hosted = mock.patch("transformers.modeling_utils.save_on_cpu", _elsewhere)
+    with named, hosted, FakeTensorMode(allow_non_fake_inputs=True):
         torch.set_default_dtype(dtype)
         try:
             model: Any = AutoModelForCausalLM.from_config(config)
@@ -59,7 +63,7 @@ def counted(
             with mock.patch("hf_longctx.training.memory.mlp._mixes_tokens", return_value=None):  # it looks at values
                 memory.apply(model)
         if checkpointing:
-            enable_checkpointing(model, {"use_reentrant": False})
+            enable_checkpointing(model, {"use_reentrant": False}, offload=offload)
         ids = torch.zeros(1, tokens, dtype=torch.long)
         for p in model.parameters():
             counter.ignore(p)
@@ -68,3 +72,10 @@ def counted(
                 loss = model(ids, labels=ids, use_cache=False).loss
             loss.backward()
     return counter.peak
+
+
+def _elsewhere(**_: Any) -> saved_tensors_hooks:
+    """As torch's `save_on_cpu`, of tensors without values: of what is saved only the form is kept."""
+    return saved_tensors_hooks(
+        lambda x: (x.shape, x.stride(), x.dtype), lambda form: torch.empty_strided(*form[:2], dtype=form[2])
+    )

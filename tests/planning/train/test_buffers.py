@@ -77,12 +77,16 @@ def held(kind: str, ranks: int, rank: int) -> int:
     of.prepare()
     counter = Counter()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        q, out = torch.empty(1, HEADS, rows, DIM, dtype=HALF), torch.empty(1, rows, HEADS, DIM, dtype=HALF)
-        k = torch.empty(1, KV_HEADS, rows, DIM, dtype=HALF)
+        out = torch.empty(1, rows, HEADS, DIM, dtype=HALF)
+        # as projections give them, row by row
+        q = torch.empty_like(out).transpose(1, 2)
+        k = torch.empty(1, rows, KV_HEADS, DIM, dtype=HALF).transpose(1, 2)
         lse = torch.empty(1, HEADS, rows)
+        v, grad = torch.empty_like(k), torch.empty_like(out)
         with counter:
-            given = RankTensors(q, k, torch.empty_like(k), 0.1)
-            _results = gradients.derive(of, given, RankResults(torch.empty_like(out), out, lse))
+            if ranks > 1:  # each rank has room for both once more: a kernel of several parts sums in fp32
+                v, grad = torch.empty_like(k), torch.empty_like(out)
+            _results = gradients.derive(of, RankTensors(q, k, v, 0.1), RankResults(grad, out, lse))
     return counter.peak
 
 

@@ -39,7 +39,7 @@ def ratio(config: PreTrainedConfig, memory: Any = None, **settings: Any) -> floa
     run = TrainingRun(**settings)
     found = need(sizes_of(build(copy.deepcopy(config))), run)
     dtype, mixed = DTYPES[run.precision], run.precision == "mixed"
-    counts = counted(copy.deepcopy(config), run.tokens, dtype, mixed, run.checkpointing, memory)
+    counts = counted(copy.deepcopy(config), run.tokens, dtype, mixed, run.checkpointing, memory, run.offload)
     return (found.peak - found.weights - found.states) / counts
 
 
@@ -75,6 +75,17 @@ def test_kept_attention() -> None:
     config = LlamaConfig(**(BASE | {"vocab_size": 128256}))
     found = ratio(config, memory, tokens=131072, tile=8192, chunked_loss=True, remat="attention")
     assert found == pytest.approx(1, abs=0.07)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "mixed"])
+@pytest.mark.parametrize(("tile", "remat"), [(None, None), (8192, None), (8192, "attention")])
+def test_hidden_states_on_the_host(tile: int | None, remat: str | None, precision: str) -> None:
+    """A layer's own hidden state comes back when the layer is computed again, and no other."""
+    memory = TrainingMemory(tile=tile, remat=remat)
+    found = ratio(
+        LlamaConfig(**BASE), memory, precision=precision, tile=tile, remat=remat, offload=True, chunked_loss=True
+    )
+    assert found == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "mixed"])

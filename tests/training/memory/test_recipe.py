@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from recipes.far import beside, ladder, longest
+from recipes.far.steps import GIB, Rungs, Step, trained
 
 
 @pytest.mark.parametrize(("module", "name", "rows"), [(ladder, "far_ladder", 6), (longest, "far_longest", 2)])
@@ -19,6 +23,48 @@ def test_smoke(module: object, name: str, rows: int, tmp_path: Path, monkeypatch
     found = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
     assert len(found["rows"]) == rows
     assert all(row["value"] == 0 and row["beside"]["tokens/s"] > 0 for row in found["rows"]), "no card, but steps"
+
+
+def test_the_next_rung_does_not_hold_the_weights_of_the_one_before() -> None:
+    """A changed model refers to itself, and the name of a `with` block outlives the block."""
+    with trained("tiny Llama", Rungs(ladder.LADDER["+ loss in chunks"].memory), 64) as model:
+        model.step()
+        weight = weakref.ref(model.model.lm_head.weight)
+    assert weight() is None
+    assert not vars(model)
+
+
+def test_the_formula_beside_each_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def need(sizes: object, run: object) -> SimpleNamespace:
+        asked.append(run)
+        return SimpleNamespace(peak=30 * GIB)
+
+    measured = iter([32, 30, 28, 30, 30, 30])
+    model = SimpleNamespace(step=lambda: Step(now[0], 0.0, 1.0, True))
+    now: list[float] = []
+
+    @contextmanager
+    def trained(*_: object) -> Iterator[SimpleNamespace]:
+        now[:] = [next(measured)]
+        yield model
+
+    monkeypatch.setattr(ladder, "need", need)
+    monkeypatch.setattr(ladder, "trained", trained)
+    *rungs, summary = ladder.measured("tiny Llama", 1024, False, 1)
+    assert [one["beside"]["predicted GiB"] for one in rungs] == [30] * 6
+    assert summary["value"] == pytest.approx(2 / 28)
+    assert summary["holds"] is False
+    assert [(run.kind, run.tile, run.offload, run.remat) for run in asked[:6]] == [
+        ("stock", None, False, None),
+        ("stock", None, False, None),
+        ("auto", None, False, None),
+        ("auto", 8192, False, None),
+        ("auto", 8192, True, None),
+        ("auto", 8192, True, "attention"),
+    ]
+    assert [run.chunked_loss for run in asked[:2]] == [False, True]
 
 
 def test_beside_stock_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
