@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,18 @@ def keep_settings(out: Path, now: Mapping[str, str], *, resume: bool) -> None:
     Raises:
         ValueError: `out` holds a training and it is not to be resumed, or something has changed since it began.
     """
-    file = out / "settings.json"
     check_fresh(out, resume)
     if not resume:
-        write_results(file, now)
+        write_results(out / "settings.json", now)
         return
     last_whole(out / "run")
-    was = json.loads(file.read_text(encoding="utf-8"))
-    if changed := sorted(key for key in now | was if now.get(key) != was.get(key)):
+    check_same(out, now)
+
+
+def check_same(out: Path, now: Mapping[str, str], *, besides: Collection[str] = ()) -> None:
+    """ValueError where anything but `besides` is not as it was when the training in `out` began."""
+    was = json.loads((out / "settings.json").read_text(encoding="utf-8"))
+    if changed := sorted(key for key in now | was if key not in besides and now.get(key) != was.get(key)):
         raise ValueError(
             f"--resume: {', '.join(changed)} changed since the training in {out} began, so its steps would be "
             f"others. Go on with the settings and documents of then, or begin again in another folder."

@@ -10,79 +10,29 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache
 
 from hf_longctx import LMInfinite
 from hf_longctx.evaluation.rows import row
 from hf_longctx.generation.cuda_graph import graph_forward
 from hf_longctx.upstream.caches import given_cache
 
+from .decoding import DEVICE, compiled_ms, eager_ms, tokens_ms
+from .geometries import random_llama
 from .plan import LLAMA_8B
 from .reading import TRAINED, K, arguments, finish, subject
 from .timing import milliseconds, peak_gib
 
 PARTS = ("decode", "prefill", "kernel", "memory", "batch", "large")
-DEVICE = "cuda"
 MILLION = 10**6
 COPY = "the card's copy"
 
 
 # -- decoding ----------------------------------------------------------------------------------------------------------
-@torch.no_grad()
-def tokens_ms(step: Callable[..., Any], cache: Any, at: int, count: int = 40, warm: int = 8) -> float:
-    """Median milliseconds per token of greedy decoding, by the clock: a user's waiting time."""
-    ids = torch.full((1, 1), 50, device=DEVICE)
-    times = []
-    for i in range(count):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        pos = torch.full((1, 1), at + i, device=DEVICE)
-        # a graph's output is overwritten by the next replay
-        logits = step(input_ids=ids, position_ids=pos, **given_cache(step, cache), use_cache=True).logits
-        ids = logits[:, -1:].argmax(-1)
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - start) * 1e3)
-    return median(times[warm:])
-
-
-def eager_ms(model: Any, context: int) -> float:
-    """Stock, with the cache that grows by concatenation. What its keys are does not matter for the time."""
-    cache = DynamicCache(config=model.config)
-    shape = 1, model.config.num_key_value_heads, context, model.config.head_dim
-    for layer in range(model.config.num_hidden_layers):
-        cache.update(*torch.randn(2, *shape, device=DEVICE, dtype=model.dtype).unbind(), layer)
-    return tokens_ms(model, cache, context, count=16, warm=4)
-
-
-def compiled_ms(model: Any, context: int) -> tuple[float, float]:
-    """Stock, with a static cache and torch.compile(mode="reduce-overhead"); and the seconds until its first tokens."""
-    cache = StaticCache(config=model.config, max_cache_len=context + 64)
-    with torch.no_grad():
-        model(torch.full((1, 2), 50, device=DEVICE), **given_cache(model, cache), use_cache=True)
-    for layer in cache.layers:
-        layer.keys.normal_()
-        layer.values.normal_()
-        layer.cumulative_length.fill_(context)
-    torch._dynamo.reset()
-    step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
-
-    def marked(**inputs: Any) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()
-        return step(**inputs)
-
-    start = time.perf_counter()
-    tokens_ms(marked, cache, context, count=4, warm=0)
-    seconds = time.perf_counter() - start
-    found = tokens_ms(marked, cache, context + 4)
-    torch._dynamo.reset()
-    return found, seconds
-
-
 @torch.no_grad()
 def ours_ms(model: Any, ids: Tensor, chunk: int = 32 * K) -> tuple[float, float]:
     """A model that carries a method, after reading `ids`; and the seconds that recording its graph took."""
@@ -280,18 +230,6 @@ def batch(model: Any, tokenizer: Any, ids: Tensor) -> Iterator[dict[str, Any]]:
     yield row(what, ours / stock, "", bar="<= 1.25", beside={"LM-Infinite": ours, "stock": stock})
 
 
-def llama_8b() -> Any:
-    """A random Llama of 8B geometry, bf16."""
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LLAMA_8B).to(torch.bfloat16)
-    model = model.to_empty(device=DEVICE)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.02)
-    model.model.rotary_emb = type(model.model.rotary_emb)(LLAMA_8B).to(DEVICE)
-    return model.eval().requires_grad_(False)
-
-
 def main() -> None:
     """Run some parts, each into its result file."""
     parser = arguments(__doc__)
@@ -318,7 +256,7 @@ def main() -> None:
             case "batch":
                 rows = batch(model, tokenizer, ids)
             case _:
-                model, label = llama_8b(), "a random Llama of 8B geometry, bfloat16"
+                model, label = random_llama(LLAMA_8B, DEVICE, torch.bfloat16), "a random Llama of 8B geometry, bfloat16"
                 rows = decode(model, ids % 128000, (8 * K, 128 * K), TRAINED)
         try:
             finish(model, rows, args, f"fast_path_{part}", label=label)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from transformers import LlamaForCausalLM
+
 SIZES: dict[str, dict[str, Any]] = {
     "Llama 1.24B": {
         **{"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64},
@@ -14,3 +17,15 @@ SIZES: dict[str, dict[str, Any]] = {
         **{"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True},
     },
 }
+
+
+def random_llama(config: Any, device: str, dtype: torch.dtype) -> Any:
+    """A Llama of random weights, in eval mode and without gradients, made on its device."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(dtype)
+    model = model.to_empty(device=device)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.02)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    return model.eval().requires_grad_(False)

@@ -29,19 +29,16 @@ SAMPLE = "SAMPLE "
 RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"  # without the modules beside this file
 
 
-def work(tiny: bool) -> None:
-    """Answer every batch size on stdin with milliseconds per token. Only public names: the tree may be an old one."""
+def subject(tiny: bool) -> tuple[Any, str]:
+    """The random model, on its device. Only public names here: the tree may be an old one."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    import hf_longctx
-
-    warm, timed, read = (2, 6, 40) if tiny else (WARM, TIMED, READ)
     device = "cuda" if torch.cuda.is_available() and not tiny else "cpu"
     config = LlamaConfig(
         hidden_size=72 if tiny else 576,
         intermediate_size=1536,
-        num_hidden_layers=2 if tiny else 30,
+        num_hidden_layers=3 if tiny else 30,
         num_attention_heads=9,
         num_key_value_heads=3,
         head_dim=8 if tiny else 64,
@@ -55,6 +52,18 @@ def work(tiny: bool) -> None:
     with torch.device(device):
         model = LlamaForCausalLM(config).to(torch.bfloat16 if device == "cuda" else torch.float32).eval()
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # frequencies stay fp32
+    return model, device
+
+
+def decoding(tiny: bool) -> None:
+    """Answer every batch size on stdin with milliseconds per token."""
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    import hf_longctx
+
+    warm, timed, read = (2, 6, 40) if tiny else (WARM, TIMED, READ)
+    model, device = subject(tiny)
 
     class Clock(StoppingCriteria):
         def __init__(self) -> None:
@@ -75,12 +84,44 @@ def work(tiny: bool) -> None:
             print(f"{SAMPLE}{(clock.times[warm + timed] - clock.times[warm]) / timed * 1e3}", flush=True)
 
 
-class Worker:
-    """A process that imports hf_longctx from one tree."""
+def looking_up(tiny: bool) -> None:
+    """Answer on stdin: "read N" with seconds of reading, "write N" with ms of a token after N; LMInfinite(top_k=5)."""
+    import torch
 
-    def __init__(self, tree: Path, tiny: bool) -> None:
+    import hf_longctx
+
+    model, device = subject(tiny)
+    warm, timed = (1, 2) if tiny else (4, 16)
+
+    def now() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    with hf_longctx.LMInfinite(n_local=16 if tiny else 8192, top_k=5).on(model):
+        print(SAMPLE + str(hf_longctx.__file__), flush=True)
+        for line in sys.stdin:
+            kind, n = line.split()
+            ids, start = torch.randint(3, 49000, (int(n),)), now()
+            reader = hf_longctx.stream(model, ids, chunk=2048, bounded=False)  # scores of a chunk are held at once
+            taken, times = now() - start, []
+            if kind == "write":
+                # no token has the id that ends
+                for _ in reader.generate(max_new_tokens=warm + timed + 1, do_sample=False, eos_token_id=49152):
+                    times.append(now())
+                taken = (times[-1] - times[warm]) / timed * 1e3
+            print(f"{SAMPLE}{taken}", flush=True)
+
+
+WORK = {"decoding": decoding, "looking_up": looking_up}
+
+
+class Worker:
+    """A process that imports hf_longctx from one tree, and does one kind of `WORK`."""
+
+    def __init__(self, tree: Path, tiny: bool, kind: str = "decoding") -> None:
         self.tree = tree.resolve()
-        command = [sys.executable, "-W", "ignore", "-c", RUN, __file__, "--worker", *(["--tiny"] * tiny)]
+        command = [sys.executable, "-W", "ignore", "-c", RUN, __file__, "--worker", kind, *(["--tiny"] * tiny)]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -96,10 +137,10 @@ class Worker:
         if not found.is_relative_to(self.tree):
             raise RuntimeError(f"{self.tree}: its process imported {found}. Is there a hf_longctx in this folder?")
 
-    def sample(self, batch: int) -> float:
-        """Milliseconds per token."""
+    def sample(self, asked: int | str) -> float:
+        """What its work answers."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{batch}\n")
+        self.process.stdin.write(f"{asked}\n")
         self.process.stdin.flush()
         return float(self._answer())
 
@@ -156,7 +197,7 @@ def rows(trees: tuple[Path, Path], tiny: bool) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Measure two trees, print the ratios, and write the result file."""
     if "--worker" in sys.argv:
-        work("--tiny" in sys.argv)
+        WORK[sys.argv[sys.argv.index("--worker") + 1]]("--tiny" in sys.argv)
         return
     import torch
 

@@ -14,7 +14,7 @@ import torch
 from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.storage.files import check_folder
 
-HIDDEN = ("--model", "--documents", "--commit", "--out", "--seconds")  # paths and conditions of one machine
+HIDDEN = ("--model", "--documents", "--commit", "--out", "--seconds", "--older")  # paths and conditions of one machine
 SAME = ("commit", "hardware", "versions", "model")
 
 

@@ -1,6 +1,7 @@
 """Renders the tables of the README and the cards from `results/*.json`, and lists the rows that miss their bar.
 
 A block in a document is `<!-- table:NAME -->`, anything, `<!-- /table -->`; NAME is that of the result file. A block
+`<!-- bars:NAME -->` has the rows of it that have a bar, without what stands beside them. A block
 `<!-- versions:NAME -->` is made of the records in `recipes/compat/`.
 """
 
@@ -10,13 +11,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hf_longctx.evaluation.report.markdown import table
 from hf_longctx.evaluation.report.rows import number
 from recipes.compat.documents import versions_text
 
 ROOT = Path(__file__).resolve().parents[2]
-_BLOCK = re.compile(r"(<!-- (?P<kind>table|versions):(?P<name>[\w-]+) -->\n).*?(<!-- /(?P=kind) -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (?P<kind>table|bars|versions):(?P<name>[\w-]+) -->\n).*?(<!-- /(?P=kind) -->)", re.DOTALL)
 
 
 def documents(root: Path = ROOT) -> list[Path]:
@@ -35,10 +37,17 @@ def render(text: str, results: Path = ROOT / "recipes/benchmarks/results") -> st
         if kind == "versions":
             return f"{start}{versions_text(name)}{end}"
         path = results / f"{name}.json"
-        body = table(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else "*Not measured yet.*\n"
-        return f"{start}{body}{end}"
+        if not path.is_file():
+            return f"{start}*Not measured yet.*\n{end}"
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return f"{start}{table(result if kind == 'table' else barred(result))}{end}"
 
     return _BLOCK.sub(block, text)
+
+
+def barred(result: dict[str, Any]) -> dict[str, Any]:
+    """A result file with the rows that have a bar alone; those of many kinds have too much beside them for a table."""
+    return result | {"rows": [row | {"beside": {}} for row in result["rows"] if row["bar"]]}
 
 
 def misses(results: Path = ROOT / "recipes/benchmarks/results") -> Iterator[str]:

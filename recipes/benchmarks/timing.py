@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 
 
 def milliseconds(work: Callable[[], Any], *, runs: int = 10, warm_up: int = 3) -> float:
@@ -44,3 +45,21 @@ def peak_gib(work: Callable[[], Any]) -> float:
     work()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def synchronize(device: str) -> None:
+    """Wait for what a GPU was given to do."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def kernels_us(work: Callable[[], Any], *, runs: int = 20, warm_up: int = 3) -> float:
+    """Microseconds of all kernels of one call of `work`, as the profiler sees them: gaps between them do not count."""
+    for _ in range(warm_up):
+        work()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        for _ in range(runs):
+            work()
+        torch.cuda.synchronize()
+    kernels = [event for event in seen.key_averages() if event.device_type == DeviceType.CUDA]
+    return float(sum(event.self_device_time_total for event in kernels if not event.is_user_annotation)) / runs

@@ -1,6 +1,7 @@
 """The whole chain: score the untrained model, fine-tune, prefer, reinforce, score after each; report and cards.
 
     python -m recipes.long_writer.chain --minutes 9 --chats writing.jsonl --writing writing.held_back.jsonl
+    python -m recipes.long_writer.chain --minutes 9 --chats writing.jsonl --writing writing.held_back.jsonl --resume
     python -m recipes.long_writer.chain --smoke
 
 See README.md beside this file.
@@ -13,6 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +27,29 @@ from recipes.long_writer import card, train_dpo, train_grpo, train_sft
 from recipes.long_writer.command import parser, settings
 from recipes.long_writer.data import asked
 from recipes.long_writer.figures import BANNED, UNTRAINED, gained, rows
+from recipes.long_writer.progress import Progress
 from recipes.long_writer.score import Scores
-from recipes.resuming import check_fresh
 
 STAGES = {"sft": train_sft.train, "dpo": train_dpo.train, "grpo": train_grpo.train}
 TRAINED = 3.0  # times the time of an untrained model for the scores of a trained one
 BEGIN = {"dpo": "sft", "grpo": "sft"}  # which model they begin with, if it is trained
 
 
-def run(config: dict[str, Any], *, minutes: float | None = None) -> dict[str, Any]:
+def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = False) -> dict[str, Any]:
     """The chain: what `report.json` in the folder `out` has too.
 
     Without `minutes` every stage takes all of its steps. With them, each gets its part of `chain`, one whose part is 0
-    is left out, and scores that there is no time for are listed as not measured.
+    is left out, and scores that there is no time for are listed as not measured. With `resume` stages and scores that
+    are complete are skipped, and a stage that was interrupted goes on from its last checkpoint.
     """
     out, begun = Path(config["out"]), time.monotonic()
     shares = {name: config["chain"][name] for name in STAGES}
     stages = {name: part for name, part in shares.items() if part or minutes is None}
-    for name in stages:
-        check_fresh(out / name, False)
     # files that are no chats are named before anything is measured
     held_back = config["score"]["writing"]
     for _ in asked([*config["chats"], *([held_back] if held_back else [])]):
         pass
+    progress = Progress(config, list(stages), resume=resume)
     parts = dict(stages)
     waiting = [1.0, 1.0, *[TRAINED] * len(stages)]  # what the scores of each model weigh
 
@@ -66,21 +68,25 @@ def run(config: dict[str, Any], *, minutes: float | None = None) -> dict[str, An
         """Write what is known by now: a run that is killed keeps what it has measured."""
         written(report, found, out)
 
-    for name, banned in ((UNTRAINED, False), (BANNED, True)):
-        line = report["lines"][name] = {}
-        report["lines"][name] = scored(config["model"], config, until(), banned, line, keep)
+    def score(name: str, model: str, banned: bool = False) -> None:
+        line: dict[str, Any] = {}
+        report["lines"][name] = line
+        measure = partial(scored, model, config, until(), banned, line, keep)
+        report["lines"][name] = progress.scores(name, measure)
         del waiting[0]
+
+    for name, banned in ((UNTRAINED, False), (BANNED, True)):
+        score(name, config["model"], banned)
     for name, part in stages.items():
         before = BEGIN[name] if BEGIN.get(name) in stages else UNTRAINED
         start = config["model"] if before == UNTRAINED else str(out / before / "model")
         seconds = None if minutes is None else 60 * minutes * part
-        report["stages"][name] = STAGES[name](config, model=start, seconds=seconds)
+        train = partial(STAGES[name], config, model=start, seconds=seconds)
+        report["stages"][name] = progress.stage(name, start, train)
         keep()
         free()
         del parts[name]
-        line = report["lines"][name] = {}
-        report["lines"][name] = scored(str(out / name / "model"), config, until(), False, line, keep)
-        del waiting[0]
+        score(name, str(out / name / "model"))
         found += rows(report["lines"], name)
         found += gained(report["lines"], name, before)
         # after each stage: what was measured is kept if the next one fails
@@ -126,8 +132,11 @@ def main() -> None:
     """The command; see the module's docstring."""
     found = parser(__doc__)
     found.add_argument("--writing", help="a file of rows that are held back, in place of the config's")
+    found.add_argument("--resume", action="store_true", help="skip what is complete, and go on with what is not")
     found.add_argument("--smoke", action="store_true", help="a tiny model on a CPU, compared with expected.json")
     args = found.parse_args()
+    if args.smoke and args.resume:
+        found.error("--smoke begins in a new folder each time, so that there is nothing to --resume. Leave one out.")
     transformers_logging.set_verbosity_error()  # of texts that are longer than the model's window
     if args.smoke:
         from recipes.long_writer.smoke import check, figures, prepare
@@ -138,7 +147,7 @@ def main() -> None:
         return
     config = settings(args)
     config["score"]["writing"] = args.writing or config["score"]["writing"]
-    report = run(config, minutes=args.minutes)
+    report = run(config, minutes=args.minutes, resume=args.resume)
     shown = [(one["what"], one["value"], one["bar"], one["holds"]) for one in report["rows"]]
     print(json.dumps(shown, indent=1))
 

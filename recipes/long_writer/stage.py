@@ -78,8 +78,7 @@ def run(
         SystemExit: Ctrl-C.
     """
     out = Path(config["out"]) / stage
-    decides = {key: config[key] for key in ("context", "seed", "tasks", stage)} | {"model": model, "data": data}
-    keep_settings(out, fingerprints(decides), resume=resume)
+    keep_settings(out, fingerprints(decides(config, stage, model) | {"data": data}), resume=resume)
     set_seed(config["seed"])
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # those of the stages and scores before it
@@ -102,6 +101,11 @@ def run(
         undo(model)
     save(model.to("cpu", getattr(torch, config["save_dtype"])), trainer.processing_class, out / "model", overwrite=True)
     return report
+
+
+def decides(config: Mapping[str, Any], stage: str, model: str) -> dict[str, Any]:
+    """What decides the weights of a stage, beside its data."""
+    return {key: config[key] for key in ("context", "seed", "tasks", stage)} | {"model": model}
 
 
 def keep(out: Path, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,28 +20,15 @@ from recipes.benchmarks.retrieval.asking import Document, answers, document
 from recipes.benchmarks.retrieval.blocks import BLOCK, Watch, block_table
 from recipes.benchmarks.retrieval.facts import KINDS, Question, hide, question
 from recipes.benchmarks.retrieval.parts import PARTS
-from recipes.benchmarks.retrieval.run import LONG, LONGEST, TINY, Run, Sizes
+from recipes.benchmarks.retrieval.run import LONG, LONGEST, TINY, Sizes
 from tests.contract.registry import close
+from tests.evaluation.retrieval_run import SMALL, TOKENIZER, encode, made_texts, run_of
 from tests.tiny import tiny
-from tests.tokenizer_kinds import byte_tokenizer, documents
-
-TOKENIZER = byte_tokenizer(bos=False)
-SMALL: dict[str, Any] = {"vocab_size": 300, "max_position_embeddings": 128}
-
-
-def encode(words: str) -> list[int]:
-    return list(TOKENIZER(words, add_special_tokens=False)["input_ids"])
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Haystacks:
-    folder = tmp_path_factory.mktemp("texts")
-    (folder / "text.txt").write_text(documents(), encoding="utf-8")
-    return Haystacks(TOKENIZER, folder)
-
-
-def run_of(texts: Haystacks, sizes: Sizes = TINY, **more: Any) -> Run:
-    return Run(tiny(**SMALL), encode, texts, sizes, "reader", **more)
+    return made_texts(tmp_path_factory.mktemp("texts"))
 
 
 def test_a_reader_is_asked_in_words_that_it_was_not_taught() -> None:

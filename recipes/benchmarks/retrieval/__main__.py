@@ -4,11 +4,12 @@ python -m recipes.benchmarks.documents DOCS                                  # f
 python -m recipes.benchmarks.retrieval --documents DOCS                      # every part at 64k; one GPU of 80 GB
 python -m recipes.benchmarks.retrieval --documents DOCS --parts recall text --readers tuned --seeds 0 1
 python -m recipes.benchmarks.retrieval --documents DOCS --length 1M --parts recall passkey text --readers tuned
+python -m recipes.benchmarks.retrieval --documents DOCS --parts decoding reading beams        # costs, without a reader
 python -m recipes.benchmarks.retrieval --tiny                # on the CPU, to see that it runs; keeps no result
 
 It writes results/retrieval.json row by row; rows of an earlier run on the same commit, hardware and versions stay, so
-that parts may be measured in several calls. The tuned reader is made again in each (minutes), from texts that nothing
-is measured on.
+that parts may be measured in several calls; README.md beside this says how long each takes. The tuned reader is made
+again in each (minutes), from texts that nothing is measured on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from ..haystacks import Haystacks
 from ..reader import Lesson, teach_
 from ..reading import RESULTS, lengths
 from ..saving import Saved
+from .costs import COSTS
 from .parts import PARTS, text_perplexity
 from .run import LONG, TINY, Run, Sizes
 
@@ -43,13 +46,14 @@ def main(words: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, *COSTS], default=list(PARTS))
     parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of tuned readers: one is made with each")
     parser.add_argument("--length", type=lengths, default=[LONG], help="of the long texts: 64k, 1M")
-    parser.add_argument("--seconds", type=float, help="begin no part after so many, and keep what was measured")
+    parser.add_argument("--seconds", type=float, help="end long parts and begin none after so many; what is done stays")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="folder, Hub id or .gguf file")
     parser.add_argument("--documents", type=Path, help="folder of .txt files: see recipes.benchmarks.documents")
+    parser.add_argument("--older", type=Path, help="a source tree of before to compare with: see the part older")
     parser.add_argument("--tiny", action="store_true", help="a tiny model of random weights, on the CPU")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, help="the folder of the result file; results/ here by default")
@@ -61,6 +65,8 @@ def main(words: list[str] | None = None) -> None:
         parser.error("no GPU: one of 80 GB is needed. --tiny runs a tiny model on the CPU.")
     if not (args.tiny or args.documents):
         parser.error("texts are needed: fetch them (python -m recipes.benchmarks.documents DIR), then --documents DIR")
+    if args.older is not None and not (args.older / "hf_longctx").is_dir():
+        parser.error(f"--older {args.older}: there is no hf_longctx in it. Give the root of a checkout.")
     out = args.out or (Path(tempfile.mkdtemp()) if args.tiny else RESULTS)
     label = "random weights, tiny, fp32" if args.tiny else "SmolLM2-135M-Instruct (Q4_1, dequantised), bfloat16"
     if not args.tiny and args.model != parser.get_default("model"):
@@ -70,7 +76,7 @@ def main(words: list[str] | None = None) -> None:
 
 def measured(args: Any, device: str) -> Iterator[dict[str, Any]]:
     """The rows of every reader and part, in this order."""
-    start = time.monotonic()
+    start, failed = time.monotonic(), list[str]()
     with tempfile.TemporaryDirectory() as folder:
         if args.tiny:
             from recipes.extend_context.smoke import write_model
@@ -82,16 +88,26 @@ def measured(args: Any, device: str) -> Iterator[dict[str, Any]]:
         readers = ["stock"] if "stock" in args.readers else []
         readers += [f"tuned, seed {seed}" for seed in args.seeds if "tuned" in args.readers]
         sizes, lesson = (TINY, BRIEF) if args.tiny else (Sizes.at(args.length[0]), Lesson())
-        for name in readers:
+        costs = [part for part in args.parts if part in COSTS]
+        own = [part for part in args.parts if part in PARTS]
+        for name, parts in [("stock", costs), *((name, own) for name in readers)]:
+            if not parts:
+                continue
             model, tokenizer = load(args.model, dtype=dtype, device=device)
             run = made(model.eval(), tokenizer, args.documents, sizes, name, lesson)
-            for part in args.parts:
-                if args.seconds is not None and time.monotonic() - start > args.seconds:
+            run.until, run.older = None if args.seconds is None else start + args.seconds, args.older
+            for part in parts:
+                if run.time_is_over:
                     print(f"{part} of the {run.reader} is not measured: the time was over", flush=True)
                     continue
-                yield from PARTS[part](run)
-                if device == "cuda":
-                    torch.cuda.empty_cache()
+                try:
+                    yield from {**PARTS, **COSTS}[part](run)
+                except Exception:  # the other parts are worth having
+                    traceback.print_exc()
+                    failed.append(f"{part} of the {run.reader}")
+                run.free()
+    if failed:
+        raise SystemExit(f"these parts failed: {', '.join(failed)}")
 
 
 def made(model: Any, tokenizer: Any, documents: Path, sizes: Sizes, name: str, lesson: Lesson) -> Run:
@@ -102,7 +118,9 @@ def made(model: Any, tokenizer: Any, documents: Path, sizes: Sizes, name: str, l
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    run = Run(model, encode, measured_on, sizes, f"{kind} reader" + (f", seed {seed}" if seed else ""))
+    reader = f"{kind} reader" + (f", seed {seed}" if seed else "")
+    run = Run(model, encode, measured_on, sizes, reader, tokenizer=tokenizer, documents=documents)
+    model.requires_grad_(kind == "tuned")
     if kind == "tuned":
         run.untaught = text_perplexity(run)
         run.lesson = teach_(model, encode, taught_with, Lesson(**{**vars(lesson), "seed": int(seed)}))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -112,8 +112,7 @@ def answers(
             cache = stream(model, one.ids_L, chunk=chunk, bounded=False, look_up=look_up).cache
             with watch() if watch is not None else nullcontext():
                 for each in one.questions:
-                    parts = [encode(f" {part}") for part in each.answers]
-                    right, nats = _answer(model, copy.deepcopy(cache), encode(f"\n{each.asked}"), parts)
+                    right, nats = asked(model, encode, copy.deepcopy(cache), each)
                     found.right.setdefault(each.kind, []).append(right)
                     found.nats.setdefault(each.kind, []).append(nats)
             if len(one.next_N) > 1:
@@ -123,10 +122,16 @@ def answers(
     return found
 
 
-def _answer(model: Any, cache: Any, asked: list[int], parts: Sequence[list[int]]) -> tuple[float, float]:
-    """The share of the parts that greedy decoding would write after what is right before them, and nats per token."""
-    ids = torch.tensor([*asked, *(i for part in parts for i in part)])
-    nll_N, hit_N = _scored(model, cache, ids, len(ids) - len(asked))
+@torch.no_grad()
+def asked(model: Any, encode: Encode, cache: Any, one: Question) -> tuple[float, float]:
+    """The share of an answer's parts that greedy decoding would write after what is right before them, and its nats.
+
+    The cache is read on. Nats are per token of the answer.
+    """
+    parts = [encode(f" {part}") for part in one.answers]
+    begun = encode(f"\n{one.asked}")
+    ids = torch.tensor([*begun, *(i for part in parts for i in part)])
+    nll_N, hit_N = _scored(model, cache, ids, len(ids) - len(begun))
     hits = hit_N.split([len(part) for part in parts])
     return fmean(float(hit.all()) for hit in hits), float(nll_N.mean())
 

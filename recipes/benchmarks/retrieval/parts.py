@@ -12,15 +12,18 @@ from hf_longctx.evaluation.rows import row
 from hf_longctx.methods.code_lookup import CHOICES
 
 from .asking import SINGLE, Answers, answers, document
+from .bars import missed
 from .blocks import SIGNS, Watch
 from .facts import KINDS
 from .run import Run
+from .tasks import ruler
+from .writing import written
 
 Rows = Iterator[dict[str, Any]]
 NOTHING_INSIDE = "the reader answers nothing inside its window"
 FEW = "the reader has not enough questions right inside its window to tell a method by"
 LOST = "fewer answers survive the distance"
-COSTS = "keys that only score by chance cost the text"
+CHANCE = "keys that only score by chance cost the text"
 
 
 def text_perplexity(run: Run) -> float:
@@ -37,15 +40,15 @@ def inside(run: Run) -> Rows:
         bar = ">= 0.98" if run.tuned and kind != "chain" else None
         what = f"{run.reader}: {kind}, right inside its window, wordings that it was not taught"
         beside = {"nats per token": _mean(got, kind), "questions": len(got.right[kind])}
-        yield row(what, got.share(kind), "", bar=bar, why=_missed(got.share(kind), bar, "taught too little"),
+        yield row(what, got.share(kind), "", bar=bar, why=missed(got.share(kind), bar, "taught too little"),
                   beside=beside, detail=got.detail() | {"lesson": run.lesson})  # fmt: skip
     if run.lesson is not None:
         assert run.untaught is not None
         loss, ratio = run.lesson["answers' loss"], text_perplexity(run) / run.untaught
         yield row(f"{run.reader}: loss of its answers when the lesson ended", loss, "nats", bar="<= 0.005",
-                  why=_missed(loss, "<= 0.005", "the time or the steps were over"), detail=run.lesson)  # fmt: skip
+                  why=missed(loss, "<= 0.005", "the time or the steps were over"), detail=run.lesson)  # fmt: skip
         yield row(f"{run.reader}: perplexity of text, over that before the lesson", ratio, "", bar="<= 1.02",
-                  why=_missed(ratio, "<= 1.02", "the lesson changed it"), beside={"before": run.untaught})  # fmt: skip
+                  why=missed(ratio, "<= 1.02", "the lesson changed it"), beside={"before": run.untaught})  # fmt: skip
 
 
 def recall(run: Run) -> Rows:
@@ -62,7 +65,7 @@ def recall(run: Run) -> Rows:
     less = codes - keys if codes is not None and keys is not None else None
     bar = run.bar(">= -0.03", ">= -0.03")
     what = f"{run.reader}, {run.length}: numbers and pass keys right by codes, less those by all keys"
-    yield row(what, less, "", bar=bar, why=_missed(less, bar, "the shortlist of codes misses keys"))
+    yield row(what, less, "", bar=bar, why=missed(less, bar, "the shortlist of codes misses keys"))
     for kind in KINDS:
         beside = {name: got.share(kind) for name, got in every.items() if name != "codes"}
         beside |= {f"nats, {name}": _mean(got, kind) for name, got in every.items()}
@@ -101,7 +104,7 @@ def chains(run: Run) -> Rows:
     over = {reads: value / own if own and value is not None else None for reads, value in right.items()}
     bar = run.bar(">= 0.5")
     what = f"{run.reader}, {run.length}: chains right, the text read with look-ups, over the reader inside its window"
-    why = NOTHING_INSIDE if not own else _missed(over["with"], bar, "links are found, and chains seldom")
+    why = NOTHING_INSIDE if not own else missed(over["with"], bar, "links are found, and chains seldom")
     beside = {"read without look-ups": over["without"], "inside its window, right": own}
     detail = {reads: one.detail() for reads, one in got.items()}
     yield row(what, over["with"], "", bar=bar, why=why, beside=beside, detail=detail)
@@ -116,7 +119,7 @@ def text(run: Run) -> Rows:
     beside |= {"LM-Infinite's perplexity": run.window_only.perplexity()}
     detail = {"gate": run.found.text, "without": ungated.text, "LM-Infinite": run.window_only.text}
     yield row(f"{run.reader}, {run.length}: perplexity of the next text, over LM-Infinite's", ratio, "", bar=bar,
-              why=_missed(ratio, bar, COSTS), beside=beside, detail=detail)  # fmt: skip
+              why=missed(ratio, bar, CHANCE), beside=beside, detail=detail)  # fmt: skip
 
 
 def blocks(run: Run) -> Rows:
@@ -131,7 +134,7 @@ def blocks(run: Run) -> Rows:
     what = f"{run.reader}, {run.length}: best far key among {SIGNS} keys by signs, over 256 tokens in blocks of 64"
     why = "no query has attention to spare beyond its window, or no block holds its key" if ratio is None else None
     bar = run.bar(">= 1.2")
-    yield row(what, ratio, "", bar=bar, why=why or _missed(ratio, bar, "blocks hold it as often"), beside=shares,
+    yield row(what, ratio, "", bar=bar, why=why or missed(ratio, bar, "blocks hold it as often"), beside=shares,
               detail={"queries": watch.found["queries"], "blocks by": "the mean of their keys"})  # fmt: skip
 
 
@@ -162,7 +165,8 @@ def top_k(run: Run) -> Rows:
 
 
 PARTS: dict[str, Callable[[Run], Rows]] = {
-    part.__name__: part for part in (inside, recall, passkey, chains, text, blocks, gate, read_at, top_k)
+    part.__name__: part
+    for part in (inside, recall, passkey, chains, text, blocks, written, ruler, gate, read_at, top_k)
 }
 
 
@@ -182,9 +186,4 @@ def _mean(got: Answers, kind: str) -> float:
 def _lost(run: Run, value: float | None, bar: str | None) -> str | None:
     if value is None:
         return NOTHING_INSIDE
-    return _missed(value, bar, LOST if (run.inside.share(*SINGLE) or 0) >= 0.98 else FEW)
-
-
-def _missed(value: float | None, bar: str | None, why: str) -> str | None:
-    """Why a row misses its bar; None if it does not."""
-    return why if bar is not None and not row("", value, "", bar=bar)["holds"] else None
+    return missed(value, bar, LOST if (run.inside.share(*SINGLE) or 0) >= 0.98 else FEW)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
+from time import monotonic
 from typing import Any
+
+import torch
 
 from hf_longctx import CodeLookup, LMInfinite
 
@@ -13,6 +18,7 @@ from ..haystacks import Haystacks
 from ..reading import K
 from .asking import SINGLE, Answers, Document, answers, document
 from .facts import Encode
+from .scale import TINY_SCALE, Scale
 
 SHORT = 400  # tokens within which a question and its answer stay
 LONG, LONGEST = 64 * K, 1_000_000
@@ -33,6 +39,10 @@ class Sizes:
         passkeys: Depths, and documents of each.
         text: Tokens that are scored after a document.
         chunk: Tokens of a forward pass.
+        written: Documents after which tokens are written, tokens of each, and facts among them.
+        ruler: Samples of each of RULER's tasks.
+        ruler_lengths: Of these, in tokens: for methods, and for the stock model.
+        scale: Of time and memory.
     """
 
     length: int = LONG
@@ -43,6 +53,10 @@ class Sizes:
     passkeys: tuple[int, int] = (10, 10)
     text: int = 1024
     chunk: int = 16 * K
+    written: tuple[int, int, int] = (4, 8 * K, 12)
+    ruler: int = 10
+    ruler_lengths: tuple[int, int] = (64 * K, 8 * K)
+    scale: Scale = field(default_factory=Scale)
 
     @classmethod
     def at(cls, length: int) -> Sizes:
@@ -59,6 +73,10 @@ TINY = Sizes(
     passkeys=(2, 1),
     text=32,
     chunk=512,
+    written=(1, 300, 2),
+    ruler=1,
+    ruler_lengths=(2048, 2000),
+    scale=TINY_SCALE,
 )
 
 
@@ -73,11 +91,31 @@ class Run:
     reader: str  # in words: "stock reader", "tuned reader, seed 0"
     lesson: dict[str, Any] | None = None  # what teaching took
     untaught: float | None = None  # perplexity before it
+    tokenizer: Any = None
+    documents: Path | None = None  # the folder of the texts
+    until: float | None = None  # `monotonic()` after which long parts stop, and say so
+    older: Path | None = None  # a source tree to compare with
 
     @property
     def tuned(self) -> bool:
         """Has it been taught? Bars are of such a reader."""
         return self.lesson is not None
+
+    @property
+    def time_is_over(self) -> bool:
+        """Must a long part end now?"""
+        return self.until is not None and monotonic() > self.until
+
+    @staticmethod
+    def at_length(length: int, bar: str) -> str | None:
+        """A bar that any reader has at 64k, and none that is smaller."""
+        return bar if length == LONG else None
+
+    def free(self) -> None:
+        """Give back the memory of caches that are gone."""
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @property
     def length(self) -> str:

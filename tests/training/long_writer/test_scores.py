@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_longctx.evaluation.results import write_results
 from hf_longctx.evaluation.tasks.long_output import grpo_row, make
 from hf_longctx.evaluation.tasks.long_output import reward as reward_of
 from hf_longctx.hub import load
@@ -25,10 +26,13 @@ from recipes.long_writer.data import Fitting
 from recipes.long_writer.decode import Written
 from recipes.long_writer.figures import gained, rows
 from recipes.long_writer.pairs import by_length, verified
+from recipes.long_writer.progress import Progress
 from recipes.long_writer.rewards import Reward
 from recipes.long_writer.rollouts import Rollouts
 from recipes.long_writer.score import Scores
+from recipes.long_writer.stage import decides
 from recipes.long_writer.trainers import trainers
+from recipes.resuming import fingerprints
 
 END = 7
 WEIGHTS = {"verifier": 1.0, "length": 1.0, "repetition": 1.0, "unended": 0.5}
@@ -251,6 +255,43 @@ def test_stages_come_in_their_order_and_begin_with_what_is_trained(
     begun.clear()
     chain.run(config | {"out": out, "chain": {"dpo": 0.1, "grpo": 0.0, "sft": 0.0}}, minutes=1)
     assert begun == [("dpo", config["model"])]
+
+
+def test_there_is_something_to_resume(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"--resume: .*nowhere holds no chain to go on with\. Leave it out to begin one"
+    ):
+        chain.run(config | {"out": str(tmp_path / "nowhere")}, resume=True)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(sys, "argv", ["chain", "--smoke", "--resume"])
+    with pytest.raises(SystemExit):
+        chain.main()
+    assert "nothing to --resume. Leave one out" in capsys.readouterr().err
+
+
+def test_a_stage_without_a_checkpoint_begins_anew(config: dict[str, Any], tmp_path: Path) -> None:
+    """It was killed before it saved one; and a stage is complete only with its report and its model."""
+    own = config | {"out": str(tmp_path)}
+    Progress(own, ["sft"], resume=False)
+    (tmp_path / "sft/model").mkdir(parents=True)
+    told: list[bool] = []
+
+    def train(resume: bool) -> dict[str, Any]:
+        told.append(resume)
+        return {}
+
+    Progress(own, ["sft"], resume=True).stage("sft", "base", train)
+    (tmp_path / "sft/run/checkpoint-3").mkdir(parents=True)
+    Progress(own, ["sft"], resume=True).stage("sft", "base", train)
+    assert told == [False, True]
+    write_results(tmp_path / "sft/settings.json", fingerprints(decides(own, "sft", "base") | {"data": {}}))
+    write_results(tmp_path / "sft/report.json", {"steps": 3})
+    assert Progress(own, ["sft"], resume=True).stage("sft", "base", train) == {"steps": 3}
+    with pytest.raises(ValueError, match="--resume: model changed since the training in"):
+        Progress(own, ["sft"], resume=True).stage("sft", "another", train)
+    assert told == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,55 @@ def test_resumed_is_bit_equal(
         assert torch.equal(one, right[name]), name
 
 
+def test_a_chain_that_was_killed_goes_on_with_what_is_not_complete(
+    config: dict[str, Any],
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Killed in a stage, then between the stage and its scores: weights are those of a chain that was not."""
+    changed = elsewhere(config, tmp_path, dpo={"training": config["dpo"]["training"] | {"save_steps": 1}})
+    measured: list[str] = []
+    dead: set[str] = set()
+    stock = Clock.on_step_end
+
+    def on_step_end(self: Clock, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if "a step" in dead and "dpo" in args.output_dir and state.global_step > 1:
+            raise InterruptedError
+        stock(self, args, state, control, **kwargs)
+
+    def scored(model: str, *_: Any) -> dict[str, Any]:
+        if "scores" in dead and "dpo" in model:
+            raise InterruptedError
+        measured.append(Path(model).parent.name)
+        return dict(whole["lines"]["sft"])
+
+    monkeypatch.setattr(chain, "STAGES", {"sft": train_sft.train, "dpo": train_dpo.train})
+    monkeypatch.setattr(chain, "scored", scored)
+    monkeypatch.setattr(Clock, "on_step_end", on_step_end)
+    for killed, resume in (("a step", False), ("scores", True)):
+        dead.add(killed)
+        with pytest.raises(InterruptedError):
+            chain.run(changed, resume=resume)
+        dead.remove(killed)
+    with pytest.raises(ValueError, match=r"holds a training\. Go on with --resume"):
+        chain.run(changed)
+    with pytest.raises(ValueError, match="cells of another run: seed was 0 and is 1"):
+        chain.run(changed | {"seed": 1}, resume=True)
+    capsys.readouterr()
+    report = chain.run(changed, resume=True)
+    said = capsys.readouterr().out
+    assert all(f"{name} is complete in {tmp_path / 'out' / name}: skipped" in said for name in ("sft", "dpo"))
+    assert "the scores of sft are complete: skipped" in said
+    assert measured.count("sft") == measured.count("dpo") == 1
+    assert len(measured) == 4
+    assert list(report["stages"]) == ["sft", "dpo"]
+    for stage in report["stages"]:
+        right = weights(config, stage)
+        assert all(torch.equal(one, right[name]) for name, one in weights(changed, stage).items())
+
+
 def test_nan_stops_and_the_checkpoints_before_it_stay(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,70 @@
+"""Readers that stand behind a long text, and the time of their next tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+from unittest import mock
+
+import torch
+
+from hf_longctx import stream
+from hf_longctx.generation.cuda_graph import can_replay, graph_forward
+
+from ..decoding import compiled_ms, eager_ms, tokens_ms
+from .run import Run
+
+SEED = 4000  # of texts whose words do not matter
+EAGER = "it decodes without a CUDA graph"
+
+
+@contextmanager
+def behind(run: Run, method: Any, length: int) -> Iterator[Any]:
+    """A reader under a method that has read so many tokens, without look-ups."""
+    with method.on(run.model):
+        look_up = not method.looks_up
+        ids_L = run.texts.make(length, SEED) % run.model.config.vocab_size
+        yield stream(run.model, ids_L, chunk=run.sizes.chunk, bounded=False, look_up=look_up)
+
+
+def token_ms(run: Run, reader: Any) -> tuple[float, bool]:
+    """Milliseconds of a token that is written now, and whether it comes from a CUDA graph."""
+    replays = can_replay(run.model, reader.cache)
+    step = graph_forward(run.model) if replays else run.model
+    count, warm = run.sizes.scale.steps
+    device = run.model.device.type
+    return tokens_ms(step, reader.cache, reader.position, count, warm, device), replays
+
+
+def stock_ms(run: Run) -> float:
+    """Milliseconds of a token of the stock model; with a static cache and torch.compile on a GPU, as it is on a CPU."""
+    at = run.sizes.scale.stock
+    return compiled_ms(run.model, at)[0] if run.model.device.type == "cuda" else eager_ms(run.model, at)
+
+
+@dataclass
+class Recordings:
+    """Seconds of every CUDA graph that is recorded inside `counted`."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count inside the block."""
+        own, graph = self, torch.cuda.graph
+
+        class Counted(graph):  # type: ignore[misc, valid-type]
+            def __enter__(self) -> Any:
+                self._begun = perf_counter()
+                return super().__enter__()
+
+            def __exit__(self, *args: Any) -> Any:
+                ended = super().__exit__(*args)
+                own.seconds.append(perf_counter() - self._begun)
+                return ended
+
+        with mock.patch.object(torch.cuda, "graph", Counted):
+            yield

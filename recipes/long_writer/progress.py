@@ -1,0 +1,59 @@
+"""What of a chain is done, the scores of its models and its stages, so that an interrupted one goes on from there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_longctx.storage.cells import CellStore
+from recipes.long_writer.stage import decides
+from recipes.resuming import check_fresh, check_same, fingerprints
+
+Report = dict[str, Any]
+
+
+class Progress:
+    """Keeps the scores of each model in `scores.jsonl` in the folder `out` of a chain, and knows its finished stages.
+
+    Args:
+        config: The recipe's settings.
+        stages: The names of those that are to come.
+        resume: Go on with what is there; else begin anew.
+
+    Raises:
+        ValueError: There is a training and it is not to be resumed, there is nothing to resume, or it began with other
+            settings.
+    """
+
+    def __init__(self, config: Mapping[str, Any], stages: list[str], *, resume: bool) -> None:
+        self.config, self.out, self.resume = config, Path(config["out"]), resume
+        file = self.out / "scores.jsonl"
+        for name in stages:
+            check_fresh(self.out / name, resume)
+        if resume and not file.exists():
+            raise ValueError(f"--resume: {self.out} holds no chain to go on with. Leave it out to begin one.")
+        if not resume:
+            file.unlink(missing_ok=True)
+        told = {key: value for key, value in config.items() if key != "out"}
+        self._scores = CellStore(file, told, other="another folder, without --resume")
+
+    def scores(self, name: str, measure: Callable[[], Report]) -> Report:
+        """The scores of a model: those that were kept, or measured now."""
+        if [name] in self._scores:
+            print(f"the scores of {name} are complete: skipped", flush=True)
+        return dict(self._scores.run([name], measure))
+
+    def stage(self, name: str, start: str, train: Callable[..., Report]) -> Report:
+        """The report of a stage: that of a finished one, or of `train`, which is told whether to `resume`."""
+        out = self.out / name
+        # the report is written when the model is saved
+        if self.resume and (out / "report.json").exists() and (out / "model").exists():
+            check_same(out, fingerprints(decides(self.config, name, start)), besides=("data",))
+            print(f"{name} is complete in {out}: skipped", flush=True)
+            return dict(json.loads((out / "report.json").read_text(encoding="utf-8")))
+        begun = self.resume and any((out / "run").glob("checkpoint-*"))
+        if begun:
+            print(f"{name} goes on from its last checkpoint in {out}", flush=True)
+        return train(resume=begun)
