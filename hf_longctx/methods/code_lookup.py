@@ -43,9 +43,7 @@ class CodeLookup(AttentionMethod):
     its window.
 
     Costs: all keys, values and codes are kept (a code is about 1/25 of a token's keys and values), and time per token
-    grows with the text. On a GPU keys are kept in pages of 8,192 tokens, and `by="signs"` decodes from a CUDA graph;
-    elsewhere, and while reading, `gate="score"` attends to the window twice. With `gate="heads"` only the layers of
-    these heads keep and search the text.
+    grows with the text; reading with `gate="score"` attends to the window twice.
 
     Differs from RaBitQ: keys, not vectors of a data base, with a width for each channel, centred by the first keys of
     the text. Differs from LM-Infinite's top-k: few keys for a group of heads instead of some for each head, in every
