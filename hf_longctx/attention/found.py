@@ -14,7 +14,6 @@ from ..cache.slots import KeyValues
 from ..cache.store import Store
 from ..ops.attend import log_sum_exp
 from ..ops.branch import Branch
-from ..ops.kernels.found import unsupported_reason
 from ..ops.masks import TopKeys
 from ..ops.pages import Pages
 from ..ops.softcap import soft_capped
@@ -80,13 +79,12 @@ class GatheredTokens:
         return self.inputs.branch(mask, found, q_rope=None, k_rope=None, q_BHLD=self.q_BHLD)
 
 
-def pages_of_step(inputs: AttentionInputs, branches: list[Branch]) -> Pages | None:
-    """Where one new token per row finds tokens, if kernels can do its branches and the found tokens at once."""
+def pages_of_step(inputs: AttentionInputs) -> Pages | None:
+    """Where one new token per row finds tokens, if a kernel may be chosen; None for several tokens at once."""
     store = inputs.everything
     if store is None or inputs.q_BHLD.shape[2] != 1 or inputs.decoder.kernel != "auto":
         return None
-    pages = store.pages()
-    return None if pages is None or unsupported_reason(branches, pages, inputs.softcap) is not None else pages
+    return store.pages()
 
 
 @torch.no_grad()

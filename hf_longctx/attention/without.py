@@ -29,15 +29,16 @@ def without_look_ups(model: Any) -> AbstractContextManager[None]:
 
 @contextmanager
 def looking_up_from(model: Any, column: int | None) -> Iterator[None]:
-    """Inside the block tokens look up from this column of their text on, padding counted. None: all of them."""
-    states = _states(model)
+    """Inside the block tokens look up from this column of their text on, padding counted. None: as outside of it."""
+    states = [] if column is None else _states(model)
+    before = [state.look_up_from for state in states]
     for state in states:
         state.look_up_from = column
     try:
         yield
     finally:
-        for state in states:
-            state.look_up_from = None
+        for state, outside in zip(states, before, strict=True):
+            state.look_up_from = outside
 
 
 def first_to_look_up(model: Any, generation_config: Any, ids_BL: Any, model_kwargs: dict[str, Any]) -> int | None:

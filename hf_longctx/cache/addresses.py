@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from ..ops.codes import channels
-from ..ops.pages import Pages
+from ..ops.pages import NEVER, Pages
 
 if TYPE_CHECKING:
     from .store_row import StoreRow
 
 NAMES = ("k", "v", "words", "size", "pos", "column")
 DEVICES = ("cuda",)  # whose kernels find pages by address
-NEVER = torch.iinfo(torch.long).max
 SPARE = 4  # pages that there are entries for beyond those in use, at least
 
 

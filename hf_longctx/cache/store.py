@@ -43,10 +43,14 @@ class Store:
     @property
     def rows(self) -> list[StoreRow]:
         """The rows, which know how far they have come."""
+        self._settle()
+        return self._rows
+
+    def _settle(self) -> None:
+        """Tell the rows what addresses have counted."""
         if self.addresses is not None and self.addresses.counted:
             self.addresses.settle(self._rows)
             self._spare = 0
-        return self._rows
 
     def on_host(self) -> list[tuple[Growing, int]]:
         """What is in host memory, and how many slots of it are filled at most."""
@@ -117,7 +121,7 @@ class Store:
             return None
         if self._moved:
             if not (any(row.k.pieces for row in self._rows) and all(map(can_stand, self._rows))):
-                self.rows  # noqa: B018  # what addresses have counted
+                self._settle()
                 self.addresses = None
                 return None
             if self.addresses is None or not self.addresses.fits(self._rows):
@@ -173,5 +177,5 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without addresses, which are those of this process and of these tensors."""
-        self.rows  # noqa: B018  # what addresses have counted
+        self._settle()
         return {**vars(self), "addresses": None, "_moved": True, "_spare": 0}

@@ -20,7 +20,7 @@ from ..cache import RetrievingLayer, SinkWindowLayer, Store, UnrotatedLayer
 from ..method import Footprint
 from ..ops.branch import Branch
 from ..ops.found_tokens import FoundTokens
-from ..ops.kernels.found import attend
+from ..ops.kernels.found import attend, unsupported_reason
 from ..rope.parameters import readable_length
 from .lm_infinite import window_and_first
 
@@ -207,12 +207,12 @@ class CodeLookup(AttentionMethod):
     def attention(self, inputs: AttentionInputs) -> Tensor:
         """The output of one layer; for one token over pages the window is attended to once, gate included."""
         at_once = self.by == "signs" and self.gate in ("score", None) and inputs.decoder.watching is None
-        if at_once and inputs.looking and inputs.everything is not None:
+        pages = pages_of_step(inputs) if at_once and inputs.looking else None
+        if pages is not None and inputs.everything is not None:
             assert self.n_local is not None
             window, first = window_and_first(inputs, self.n_global, self.n_local)
             branches = [window, first] if self.n_global else [window]
-            pages = pages_of_step(inputs, branches)
-            if pages is not None:
+            if unsupported_reason(branches, pages, inputs.softcap) is None:
                 q, table = self._found(inputs, inputs.everything)
                 found = FoundTokens(q[:, :, 0], table[:, :, 0], pages, None if self.gate is None else 0.0)
                 return attend(branches, found, inputs.scale, inputs.softcap, inputs.sink_H)

@@ -8,9 +8,7 @@ from torch import Tensor
 
 from . import pages as sizes
 from .codes import Centre, encode
-from .pages import Pages
-
-NEVER = torch.iinfo(torch.long).max
+from .pages import NEVER, Pages
 
 
 def paged(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 PAGE = 8192  # slots of a page
+NEVER = torch.iinfo(torch.long).max  # see `Pages.ready_B`
 
 
 class Pages(NamedTuple):
@@ -27,7 +28,7 @@ class Pages(NamedTuple):
         filled_B: Slots that are filled, int64.
         mean_BGD: What codes are centred by, fp32; see `ops.codes.Centre`.
         width_BGC: The widths of their channels, fp32.
-        ready_B: The position from which on a row has codes to search, int64; the largest number where it has none yet.
+        ready_B: The position from which on a row has codes to search, int64; NEVER where it has none yet.
         dtype: Of keys and values.
     """
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from hf_longctx import CodeLookup, InfLLM, LMInfinite, stream
+from hf_longctx.attention.without import without_look_ups
 from tests.contract.registry import close, differs, same
 from tests.tiny import left_padded, logits_of, text, tiny
 
@@ -141,3 +142,15 @@ def test_it_is_kept_in_a_generation_config(tmp_path: Path) -> None:
         model.generation_config = GenerationConfig.from_pretrained(tmp_path)
         same(written(model, PROMPT), wanted)
     assert "look_up_last" not in GenerationConfig().to_dict()
+
+
+@each
+def test_generate_inside_a_block_without_look_ups_reads_its_prompt_without_them(method: Any) -> None:
+    model = tiny()
+    with method.on(model):
+        with without_look_ups(model):
+            unseen = model(PROMPT).logits[:, -1:]
+            close(written(model, PROMPT, max_new_tokens=1), unseen)
+            differs(written(model, PROMPT, max_new_tokens=1, look_up_last=LAST), unseen)
+            close(written(model, PROMPT, max_new_tokens=1), unseen)
+        differs(written(model, PROMPT, max_new_tokens=1), unseen)

@@ -150,7 +150,7 @@ from transformers import DynamicCache
 from hf_longctx import CodeLookup
 from hf_longctx.cache.store import Store
 from hf_longctx.ops.kernels import decode, found, triton_found
-import hf_longctx.attention.found
+import hf_longctx.methods.code_lookup
 import hf_longctx.attention.lookup
 from tests.tiny import logits_of, text, tiny
 
@@ -180,7 +180,7 @@ for kernels in (False, True):
         if kernels:
             Store.pages, triton_found.decode = pages, counted
             hf_longctx.attention.lookup.unsupported_reason = few
-            hf_longctx.attention.found.unsupported_reason = lambda branches, *_: few(branches[0].q_BHLD)
+            hf_longctx.methods.code_lookup.unsupported_reason = lambda branches, *_: few(branches[0].q_BHLD)
         logits.append(torch.cat([logits_of(model, ids[:, i : i + 1], past_key_values=cache) for i in (58, 59)], 1))
 assert len(calls) == 2 * model.config.num_hidden_layers
 torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)

@@ -17,9 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-BLOCK = tl.constexpr(64)  # slots of a block
-TILES = tl.constexpr(16)  # blocks of a program; a page holds a multiple of them
-PART = tl.constexpr(32)  # channels of a program that prepares queries
+TILES = tl.constexpr(16)  # blocks of 64 slots of a program; a page holds a multiple of them
 
 
 @triton.jit

@@ -21,10 +21,10 @@ from ..codes import turned
 from ..pages import Pages
 from .placed import on_device_of
 from .triton_best import _select, _survivors
-from .triton_codes import _maxima, _prepare
+from .triton_codes import TILES, _maxima, _prepare
 from .triton_shortlist import PROGRAMS, _last, _shortlist
 
-BLOCK, TILES = 64, 16  # slots of a block, blocks of a program
+BLOCK = 64  # slots
 AT_ONCE = 2**23  # tokens that may reach the bounds of queries done at once
 
 
@@ -88,7 +88,7 @@ def maxima(
     """
     B, G, L, T = shapes.B, shapes.G, shapes.L, shapes.T
     best = torch.empty(B, T, L, shapes.blocks, device=q_pos_BL.device, dtype=torch.float32)
-    grid: Any = (shapes.blocks // TILES * G, B, shapes.pieces)
+    grid: Any = (shapes.blocks // TILES.value * G, B, shapes.pieces)
     with on_device_of(q_pos_BL):
         _maxima[grid](
             q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *ready, best, near,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-TOKENS = tl.constexpr(64)  # of a step
 PROGRAMS = 32  # of a row
 
 
