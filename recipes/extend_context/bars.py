@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from hf_longctx.evaluation.rows import row
+from recipes.bars import missed
 
-from .compare import ratio
-
-TOLD = "loss on stock's answers"
-
+from .compare import longest, measured_at, ratio
+from .measure import TOLD
 
 TOO_SHORT = "the training was too short, or cost what the model could do before"
 SELDOM = "few training windows ask across so many tokens"
@@ -47,7 +46,7 @@ def against(ours: dict[str, Any], control: dict[str, Any]) -> Iterator[dict[str,
         what = f"perplexity, {far:,} tokens over the control with scaled positions, the best ({name})"
         others = {key: found["mean"] for key, found in scaled.items() if key != name}
         yield _row(what, one["mean"], "<= 0.9", _beside(one) | others)
-    for length in sorted(length for length in lengths(curves) & lengths(tuned) if length <= near):
+    for length in sorted(n for n in {*measured_at(curves)} & {*measured_at(tuned)} if n <= near):
         one = ratio(curves, length, tuned, length)
         yield _row(f"perplexity, {length:,} tokens over the control's", one["mean"], "<= 1.01", _beside(one))
 
@@ -56,7 +55,7 @@ def answers(ours: dict[str, Any], control: dict[str, Any] | None) -> Iterator[di
     """What the stock model's own answers have lost in likelihood."""
     lost = [one["after"][TOLD] - one["before"][TOLD] for one in (ours, control) if one and TOLD in one["after"]]
     if TOLD in ours["after"]:
-        why = None if lost[0] <= 0.02 else "the documents are of other kinds"
+        why = missed(lost[0], "<= 0.02", "the documents are of other kinds")
         yield row("the stock model's answers to chat prompts, loss over its own", lost[0], "nats a token",
                   bar="<= 0.02", why=why, beside=dict(zip(("control",), lost[1:], strict=False)))  # fmt: skip
 
@@ -71,10 +70,9 @@ def retrieval(ours: dict[str, Any], ablation: dict[str, Any] | None) -> Iterator
             without = None if other is None else 100 * sum(other.values()) / (trials * len(other))
             beside = {"without retrieval samples": without, "by depth": " ".join(map(str, cells.values()))}
             what = f"{kind}, {int(length):,} tokens"
-            why = None if right >= 95 else SELDOM
-            yield row(f"{what}: found", right, "%", bar=">= 95", why=why, beside=beside)
+            yield row(f"{what}: found", right, "%", bar=">= 95", why=missed(right, ">= 95", SELDOM), beside=beside)
             worst = 10 * min(cells.values()) / trials
-            why = None if worst >= 7 else SELDOM
+            why = missed(worst, ">= 7", SELDOM)
             yield row(f"{what}: of ten, at the worst depth", worst, "", bar=">= 7", why=why)
 
 
@@ -83,19 +81,8 @@ def hardest(ratios: dict[str, Any]) -> tuple[str, Any]:
     return max(ratios.items(), key=lambda item: float(item[1]["mean"]))
 
 
-def lengths(curves: dict[str, Any]) -> set[int]:
-    """Contexts that every document was measured with."""
-    return set.intersection(*({int(n) for n in one["nll"]} for one in curves.values()))
-
-
-def longest(curves: dict[str, Any]) -> int:
-    """The longest of them."""
-    return max(lengths(curves))
-
-
 def _row(what: str, value: float, bar: str | None, beside: dict[str, Any]) -> dict[str, Any]:
-    found = row(what, value, "", bar=bar, beside=beside)
-    return found if found["holds"] is not False else found | {"why": TOO_SHORT}
+    return row(what, value, "", bar=bar, beside=beside, why=missed(value, bar, TOO_SHORT))
 
 
 def _beside(one: dict[str, Any]) -> dict[str, Any]:

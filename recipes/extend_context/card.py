@@ -11,6 +11,7 @@ from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import write_card
 
 from . import compare
+from .measure import TOLD
 
 COMMAND = "python -m recipes.extend_context.train"
 THIS = "this model"
@@ -21,11 +22,10 @@ def comparisons(report: dict[str, Any]) -> dict[str, Any]:
     ours, stock = report["after"]["curves"], report["before"]["curves"]
     if not ours or set(ours) != set(stock):
         return {}
-    trained = max(int(n) for one in stock.values() for n in one["nll"])
+    trained = compare.longest(stock)
     near = {name: {**one, "nll": {str(trained): one["nll"][str(trained)]}} for name, one in ours.items()}
     found = compare.rows(ours, stock, "stock")
-    longest = max(int(n) for one in ours.values() for n in one["nll"])
-    return found | (compare.rows(ours, near, "itself") if longest > trained else {})
+    return found | (compare.rows(ours, near, "itself") if compare.longest(ours) > trained else {})
 
 
 def expected(report: dict[str, Any]) -> dict[str, Any]:
@@ -88,9 +88,8 @@ def ratios(report: dict[str, Any]) -> list[dict[str, Any]]:
     for name, one in report["ratios"].items():
         beside = {"95 %, low": one["low"], "95 %, high": one["high"], **one["documents"]}
         rows.append(row(f"perplexity, {name}", one["mean"], "", beside=beside))
-    told = "loss on stock's answers"
-    if told in report["after"] and told in report["before"]:
-        change = report["after"][told] - report["before"][told]
+    if TOLD in report["after"] and TOLD in report["before"]:
+        change = report["after"][TOLD] - report["before"][TOLD]
         rows.append(row("loss on the stock model's own answers to chat prompts", change, "nats against stock"))
     return rows
 

@@ -51,6 +51,16 @@ def ratio(
     return {"mean": mean, "low": float(low), "high": float(high), "documents": each}
 
 
+def measured_at(curves: dict[str, Any]) -> list[int]:
+    """The contexts that documents were measured with, the shortest first."""
+    return sorted({int(n) for one in curves.values() for n in one["nll"]})
+
+
+def longest(curves: dict[str, Any]) -> int:
+    """The longest of them."""
+    return measured_at(curves)[-1]
+
+
 def nll(curves: dict[str, Any], name: str, length: int) -> list[float]:
     found = curves[name]["nll"]
     if str(length) not in found:
@@ -61,8 +71,7 @@ def nll(curves: dict[str, Any], name: str, length: int) -> list[float]:
 
 def rows(ours: dict[str, Any], reference: dict[str, Any], name: str) -> dict[str, Any]:
     """Ours at its longest and in the window, over the reference at the longest context that it was measured at."""
-    lengths = sorted({int(n) for one in ours.values() for n in one["nll"]})
-    others = sorted({int(n) for one in reference.values() for n in one["nll"]})
+    lengths, others = measured_at(ours), measured_at(reference)
     found = {f"{lengths[-1]} over {name} at {others[-1]}": ratio(ours, lengths[-1], reference, others[-1])}
     for length in lengths:
         if length in others and name != "itself":
@@ -80,8 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.reference is None and args.out is None:
         parser.error("give another report.json to compare with, or --out FILE.json for what must be reached")
-    read = (None if path is None else json.loads(path.read_text(encoding="utf-8")) for path in _paths(args))
-    ours, other, ablation = read
+    paths = args.ours, args.reference, args.ablation
+    ours, other, ablation = (path and json.loads(path.read_text(encoding="utf-8")) for path in paths)
     if other is not None:
         name, curves = args.reference.parent.name, ours["after"]["curves"]
         found = rows(curves, other["after"]["curves"], name)
@@ -90,10 +99,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(found, indent=2))
     if args.out is not None:
         write(args.out, ours, other, ablation)
-
-
-def _paths(args: argparse.Namespace) -> tuple[Path | None, ...]:
-    return args.ours, args.reference, args.ablation
 
 
 def write(out: Path, ours: dict[str, Any], control: dict[str, Any] | None, ablation: dict[str, Any] | None) -> None:

@@ -18,6 +18,7 @@ from hf_longctx.evaluation.perplexity import fixed_targets, read
 from . import needles
 
 ANSWER = 96  # tokens of an answer to a prompt
+TOLD = "loss on stock's answers"  # the name of this measure
 TOPICS = ("rivers", "bicycles", "windows", "bees", "maps", "teapots", "violins", "snowflakes", "bridges", "candles")
 ASKED = (
     "Explain in simple words how {} are made or formed.",
@@ -126,7 +127,7 @@ class Measured:
         for name, ids in self.held.items():
             self._add("curves", name, partial(curve, self.model, ids, lengths, self.settings))
         if answers:
-            self._add("loss on stock's answers", "", partial(loss_on, self.model, answers))
+            self._add(TOLD, "", partial(loss_on, self.model, answers))
         hay = next(iter(self.held.values())).tolist()
         for length in sorted((n for n in self.settings["retrieval"] if n <= most), reverse=True):
             keys = partial(found_keys, self.model, self.tokenizer, length, hay, self.settings)

@@ -13,26 +13,26 @@ import argparse
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
-from recipes.benchmarks.reading import command_without_paths
+from recipes.benchmarks.reading import finish
 from recipes.extend_context import card
 from recipes.extend_context.corpus import Corpus, prepare
-from recipes.extend_context.measure import Measured, own_answers
+from recipes.extend_context.measure import TOLD, Measured, own_answers
 from recipes.extend_context.model import average_, load_extended
 from recipes.extend_context.settings import DEFAULT, checked, read_config
-from recipes.extend_context.train import stock_weights, trained
+from recipes.extend_context.train import trained
 from recipes.extend_context.windows import Windows
 
 BASE = "base"
 FEW = {"windows": 8, "trials": 2, "chats": 20}
-TOLD = "loss on stock's answers"
 
 
 def few(settings: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def few(settings: dict[str, Any]) -> dict[str, Any]:
 def measured(configs: dict[str, dict[str, Any]], seconds: float, shares: list[float]) -> Iterator[dict[str, Any]]:
     """A row for each setting, and for each share of stock weights in it."""
     first = next(iter(configs.values()))
-    _, tokenizer = load_extended(first)
+    begun, tokenizer = load_extended(first)
+    weights = dict(begun.named_parameters())  # of the stock model, whatever its positions
     corpus = prepare(first, tokenizer)
     settings = few(first["evaluation"])
     stock, _ = load(first["model"], dtype=first["save_dtype"])
@@ -60,17 +61,24 @@ def measured(configs: dict[str, dict[str, Any]], seconds: float, shares: list[fl
         found = trained(model, tokenizer, Windows(corpus.training, tokenizer, config), config, seconds, False)
         del model
         for share in [config["averaged"], *(share for share in shares if share > config["averaged"])]:
-            after = after_training(config, corpus, settings, answers, share)
+            after = after_training(config, corpus, settings, answers, weights, share)
             what = name if share == config["averaged"] else f"{name}, {share} of the stock weights"
             yield in_a_row(what, before, after, found)
         shutil.rmtree(config["out"])
 
 
-def after_training(config: dict[str, Any], corpus: Corpus, settings: dict[str, Any], answers: Any, share: float) -> Any:
+def after_training(
+    config: dict[str, Any],
+    corpus: Corpus,
+    settings: dict[str, Any],
+    answers: Any,
+    stock: dict[str, Tensor],
+    share: float,
+) -> dict[str, Any]:
     """The measures of a trained model, with more of the stock weights in it than it was saved with."""
     model, tokenizer = load(Path(config["out"]) / "model", dtype=config["save_dtype"])
     if share > config["averaged"]:
-        average_(model, stock_weights(config), (share - config["averaged"]) / (1 - config["averaged"]))
+        average_(model, stock, (share - config["averaged"]) / (1 - config["averaged"]))
     return Measured(model, tokenizer, corpus.held, settings, None).all(answers, model.config.max_position_embeddings)
 
 
@@ -97,6 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=85, help="of each training")
     parser.add_argument("--model", help="a folder, a Hub id or a .gguf file, in place of the config's")
     parser.add_argument("--documents", help="a folder of .txt files, in place of the config's")
+    parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, default=Path("extend-context-screen.json"), help="the result file")
     args = parser.parse_args(arguments)
     transformers_logging.set_verbosity_error()  # of texts that are longer than the model's window
@@ -107,18 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
         folder = args.out.parent / f"{args.out.stem}-{name}"
         configs[name] = checked(config | given | {"out": str(folder)})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    write(
-        measured(configs, args.seconds, args.averaged), args.out, Path(configs[args.variants[0]]["model"]).name, device
-    )
-
-
-def write(rows: Iterator[dict[str, Any]], out: Path, label: str, device: str) -> None:
-    """Print each row, and write the file with it."""
-    done: list[dict[str, Any]] = []
-    for found in rows:
-        done.append(found)
-        print(found["what"], found["value"], found["beside"], flush=True)
-        write_results(out, result_file(done, model=label, device=device, command=command_without_paths()))
+    rows, label = measured(configs, args.seconds, args.averaged), Path(configs[args.variants[0]]["model"]).name
+    finish(SimpleNamespace(device=device), rows, args, "extend_context_screen", label=label)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def trained(
 ) -> dict[str, Any]:
     """Train and save the model; how many tokens, steps and seconds that took."""
     out, cpu = Path(config["out"]), not torch.cuda.is_available()
+    stock = {n: weight.detach().clone() for n, weight in model.named_parameters()} if config["averaged"] else {}
     if config["lora"]:
         model = with_adapters(model, config["lora"])
     args = TrainingArguments(
@@ -112,7 +113,7 @@ def trained(
         found["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
     undo_memory(trainer)
     if config["averaged"]:
-        average_(trainer.accelerator.unwrap_model(trainer.model), stock_weights(config), config["averaged"])
+        average_(trainer.accelerator.unwrap_model(trainer.model), stock, config["averaged"])
     save_native(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out / "model", config["save_dtype"])
     return found
 
@@ -140,12 +141,6 @@ def scaled(
         settings = config["evaluation"] | {"retrieval": [], "lengths": [longest]}
         into[name] = {}
         Measured(model, tokenizer, corpus.held, settings, until, into=into[name], kept=kept).all([], longest)
-
-
-def stock_weights(config: dict[str, Any]) -> dict[str, Any]:
-    """Those that the training began with."""
-    stock, _ = load_extended(config)
-    return dict(stock.named_parameters())
 
 
 def undo_memory(trainer: ExtendTrainer) -> None:

@@ -24,11 +24,13 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from hf_longctx import TrainingMemory
 from hf_longctx.evaluation.rows import row
 from hf_longctx.training.memory import TrainingMemoryMixin
+from recipes.bars import missed
 from recipes.benchmarks.reading import K, finish, lengths
+from recipes.by_trl import check_trl
 
 from .settings import MODELS
+from .steps import GIB
 
-GIB = 2**30
 WARM_UP = 1  # steps that are not counted
 STOCK, TRL = "stock Trainer", "TRL's SFTTrainer, offload"
 # an MLP as narrow as SmolLM2's is never the peak while attention is kept: no tiles, which cost launches
@@ -108,6 +110,7 @@ def trainer_of(line: str, model: Any, data: Documents, settings: dict[str, Any])
             return Trainer(model=model, args=args, train_dataset=data)
         memory = TrainingMemory(**MEMORY[line])
         return FarTrainer(model=model, args=args, train_dataset=data, memory=memory)
+    check_trl()
     from datasets import Dataset as Table
     from trl import SFTConfig, SFTTrainer
 
@@ -148,17 +151,11 @@ def measured(lines: list[str], model: str, tokens: int, steps: int) -> Iterator[
             of = f"{model}, one document of {tokens // K}k tokens a step: {line} over {other}"
             barred = tokens == 64 * K
             ours, theirs = found[line], found[other]
-            ratio = ours["tokens/s"] / theirs["tokens/s"]
-            yield _row(f"{of}, tokens/s", ratio, speed if barred else None, slower)
+            ratio, bar = ours["tokens/s"] / theirs["tokens/s"], speed if barred else None
+            yield row(f"{of}, tokens/s", ratio, "", bar=bar, why=missed(ratio, bar, slower))
             if theirs["peak_bytes"]:
-                ratio = ours["peak_bytes"] / theirs["peak_bytes"]
-                yield _row(f"{of}, memory", ratio, memory if barred else None, larger)
-
-
-def _row(what: str, ratio: float, bar: str | None, why: str) -> dict[str, Any]:
-    """A row, with the reason where it misses its bar."""
-    found = row(what, ratio, "", bar=bar)
-    return found if found["holds"] is not False else found | {"why": why}
+                ratio, bar = ours["peak_bytes"] / theirs["peak_bytes"], memory if barred else None
+                yield row(f"{of}, memory", ratio, "", bar=bar, why=missed(ratio, bar, larger))
 
 
 def main(arguments: list[str] | None = None) -> None:

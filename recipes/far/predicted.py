@@ -28,8 +28,8 @@ from hf_longctx.planning.train.sizes import sizes_of
 
 from ..benchmarks.reading import RESULTS, command_without_paths
 from .settings import MODELS, SETTINGS, TINY_SETTINGS, Setting
+from .steps import GIB
 
-GIB = 2**30
 SHARE, BYTES, SECONDS, CALIBRATED = 0.07, 1.5 * GIB, 0.15, 32 * 1024  # bars; from so many tokens time has one
 
 

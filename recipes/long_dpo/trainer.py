@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from hf_longctx import SequenceParallelMixin
+from recipes.by_trl import check_trl
 from recipes.clock import Clock, ClockMixin
 from recipes.long_dpo.pairs import IDS
 
@@ -27,11 +28,9 @@ def needed() -> Needed:
     Raises:
         ImportError: TRL is not installed.
     """
-    try:
-        from datasets import Dataset
-        from trl import DPOConfig, DPOTrainer
-    except ImportError as error:
-        raise ImportError(f"this recipe needs TRL: pip install 'trl>=1.16' ({error})") from error
+    check_trl()
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
 
     class PairsDPOTrainer(SequenceParallelMixin, DPOTrainer):
         """The two answers of a pair are documents; processes share them."""

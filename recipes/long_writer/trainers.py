@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from hf_longctx import SequenceParallelMixin
 from hf_longctx.training import LossWeightingMixin
-from hf_longctx.upstream.installing import install_extra
+from recipes.by_trl import check_trl
 from recipes.clock import ClockMixin
 from recipes.long_writer.curriculum import ShortFirstMixin
 
@@ -27,11 +27,9 @@ def trainers() -> Trainers:
     Raises:
         ImportError: TRL is not installed.
     """
-    try:
-        from datasets import Dataset
-        from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-    except ModuleNotFoundError as error:
-        raise ImportError(f"this recipe trains by TRL ({error}). Install it: {install_extra('trl')}.") from error
+    check_trl()
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
     class WriterSFTTrainer(ShortFirstMixin, ClockMixin, LossWeightingMixin, SequenceParallelMixin, SFTTrainer):
         """On packs: short answers first, by tokens or by answers, and documents do not see each other."""

@@ -11,10 +11,10 @@ import torch
 
 from hf_longctx import CodeLookup, LMInfinite, stream
 from hf_longctx.evaluation.rows import row
+from recipes.bars import missed
 
 from ..geometries import random_llama
 from ..timing import synchronize
-from .bars import missed
 from .run import Run
 from .timed import SEED, token_ms
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from hf_longctx.evaluation.rows import row
+from recipes.bars import missed
 
 from ..paired_decode import Worker
 from ..tables import ROOT
-from .bars import missed
 from .run import Run
 
 Rows = Iterator[dict[str, Any]]

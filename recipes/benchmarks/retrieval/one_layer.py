@@ -14,11 +14,11 @@ from hf_longctx import CodeLookup
 from hf_longctx.evaluation.rows import row
 from hf_longctx.generation.cuda_graph import can_replay, graph_forward
 from hf_longctx.upstream.caches import given_cache
+from recipes.bars import missed
 
 from ..geometries import random_llama
 from ..reading import K
 from ..timing import by_clock, kernels_us
-from .bars import missed
 from .run import Run
 from .timed import EAGER, behind
 

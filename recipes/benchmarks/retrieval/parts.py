@@ -10,9 +10,9 @@ from typing import Any
 from hf_longctx.evaluation.perplexity import fixed_targets
 from hf_longctx.evaluation.rows import row
 from hf_longctx.methods.code_lookup import CHOICES
+from recipes.bars import missed
 
 from .asking import SINGLE, Answers, answers, document
-from .bars import missed
 from .blocks import SIGNS, Watch
 from .facts import KINDS
 from .run import Run

@@ -13,9 +13,9 @@ from hf_longctx.cache.stock import nbytes
 from hf_longctx.evaluation.rows import row
 from hf_longctx.generation.cuda_graph import can_replay
 from hf_longctx.upstream.caches import given_cache
+from recipes.bars import missed
 
 from ..timing import synchronize
-from .bars import missed
 from .run import Run
 from .timed import EAGER, SEED, Recordings, behind, stock_ms, token_ms
 

@@ -15,9 +15,9 @@ from hf_longctx.evaluation.metrics import score
 from hf_longctx.evaluation.rows import row
 from hf_longctx.evaluation.sample import Sample, encode_all, encode_parts
 from hf_longctx.text.corpora import load_text
+from recipes.bars import missed
 
 from ..ruler import TEXT
-from .bars import missed
 from .run import Run
 
 Rows = Iterator[dict[str, Any]]

@@ -15,9 +15,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_longctx import stream
 from hf_longctx.evaluation.rows import row
+from recipes.bars import missed
 
 from .asking import asked
-from .bars import missed
 from .facts import FIRST, Question, names, question
 from .run import Run
 

@@ -16,11 +16,12 @@ from recipes.extend_context.settings import checked
 from recipes.extend_context.smoke import FAR, NEAR, prepare
 
 
-def test_settings_side_by_side(tmp_path: Path) -> None:
+def test_settings_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = prepare(tmp_path)
-    other = checked(config | {"retrieval": config["retrieval"] | {"facts": 1}, "out": str(tmp_path / "other")})
+    other = checked(config | {"retrieval": config["retrieval"] | {"facts": 1}})
+    monkeypatch.setattr(screen, "read_config", lambda file, variant: other if variant == "one_fact" else config)
     out = tmp_path / "screen.json"
-    screen.write(screen.measured({"base": config, "one_fact": other}, 60.0, [0.5]), out, "tiny", "cpu")
+    screen.main(["--variants", "base", "one_fact", "--averaged", "0.5", "--seconds", "60", "--out", str(out)])
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
     names = [row["what"].partition(":")[0] for row in rows]
     half = "0.5 of the stock weights"
@@ -28,7 +29,7 @@ def test_settings_side_by_side(tmp_path: Path) -> None:
     assert all(f"perplexity, {FAR} over itself at {NEAR}" in row["beside"] for row in rows)
     assert abs(rows[1]["beside"]["nats on stock's answers"]) < abs(rows[0]["beside"]["nats on stock's answers"])
     assert rows[0]["beside"]["last loss"] != rows[2]["beside"]["last loss"]
-    assert not Path(config["out"]).exists(), "its models are no results"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("screen")] == [out.name], "no models stay"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])

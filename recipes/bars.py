@@ -1,4 +1,4 @@
-"""Why a row misses its bar."""
+"""Why a row of a result file misses its bar."""
 
 from __future__ import annotations
 
