@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longctx.evaluation.tasks.long_output import FAULTS, NEVER_ENDS
 from hf_longctx.storage.files import write_json_lines
+from hf_longctx.upstream.installing import install_extra
+from recipes.by_trl import check_trl
 from recipes.long_dpo import compare, pairs, smoke, train
+from recipes.long_writer.trainers import trainers
 from tests.parallel.test_recipe import launched
 
 HERE = Path(train.__file__).parent
@@ -164,14 +169,21 @@ def test_what_the_recipe_refuses(config: dict[str, Any]) -> None:
         train.run(config | {"pairs": "nowhere.jsonl"})
     with pytest.raises(ValueError, match="training: max_length: the recipe sets these itself"):
         train.arguments(config | {"training": {"max_length": 1024}}, Path("out"), max_length=None)
-    try:
-        import trl  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match=r"pip install 'trl>=1\.16'"):
-            train.run(config)
-        return
+    pytest.importorskip("trl")
     with pytest.raises(ValueError, match="held_out: 10 of 10 pairs"):
         train.run(config | {"held_out": 10})
+
+
+@pytest.mark.parametrize("absent", ["trl", "datasets"])
+def test_without_trl(absent: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before anything is read, in an environment that has neither and in one that has both."""
+    monkeypatch.setitem(sys.modules, absent, None)
+    train.needed.cache_clear()
+    trainers.cache_clear()
+    for needs in (check_trl, train.needed, trainers, lambda: train.run(config)):
+        with pytest.raises(ImportError, match=re.escape(install_extra("trl"))):
+            needs()
+    assert not Path(config["out"]).exists()
 
 
 @pytest.mark.parametrize("name", ["config", "config_32k"])
