@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Iterable
@@ -80,21 +81,26 @@ def finish(
         partial.replace(file)
 
 
-def command_without_paths() -> str:
-    """The command without the paths of texts, model and results on one machine."""
-    parts = ["python", "-m", module_of(sys.argv[0])]
+def command_without_paths(hidden: Iterable[str] = ()) -> str:
+    """The command without the paths of texts, model and results on one machine, and without `hidden` options."""
+    hidden = ("--model", "--commit", "--out", *hidden)
+    started = (
+        f"torchrun --nproc_per_node {os.environ['WORLD_SIZE']}" if "TORCHELASTIC_RUN_ID" in os.environ else "python"
+    )
+    parts = [*started.split(), "-m", module_of(sys.argv[0])]
     skip = False
     for word in sys.argv[1:]:
         name = word.partition("=")[0]
-        if not skip and name not in ("--model", "--commit", "--out"):
+        if not skip and name not in hidden:
             parts.append("DOCS" if parts[-1] == "--documents" else word)
-        skip = not skip and word in ("--model", "--commit", "--out")
+        skip = not skip and word in hidden
     return shlex.join(parts)
 
 
 def module_of(file: str) -> str:
     """The module that a file of recipes/ is, as `python -m` takes it."""
     parts = Path(file).with_suffix("").parts
+    parts = parts[:-1] if parts[-1] == "__main__" else parts
     return ".".join(parts[parts.index("recipes") :]) if "recipes" in parts else f"recipes.benchmarks.{parts[-1]}"
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,26 +12,29 @@ import torch
 from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.storage.files import check_folder
 
-HIDDEN = ("--model", "--documents", "--commit", "--out", "--seconds", "--older")  # paths and conditions of one machine
-SAME = ("commit", "hardware", "versions", "model")
+from .reading import command_without_paths
+
+HIDDEN = ("--seconds", "--older")  # conditions of one machine, beside paths
+SAME = ("hardware", "versions", "model")
 
 
 class Saved:
-    """A result file. Rows of an earlier call under the same conditions stay, unless measured again.
+    """A result file. Rows of an earlier call on the same hardware and versions stay, unless measured again.
+
+    Those of an earlier commit name it, and the line below a table counts them: the ratio of a row is of one run.
 
     Args:
         path: The file.
-        module: The benchmark's name, as its command has it.
         label: The model, and how it was run.
         device: Where.
         commit: In place of that of the checkout.
         cards: How many GPUs the benchmark takes.
     """
 
-    def __init__(self, path: Path, module: str, label: str, device: str, commit: str | None, cards: int = 1) -> None:
+    def __init__(self, path: Path, label: str, device: str, commit: str | None, cards: int = 1) -> None:
         check_folder(path.parent)
         self.path = path
-        self.data = result_file([], model=label, device=device, command=_command(module))
+        self.data = result_file([], model=label, device=device, command=command_without_paths(HIDDEN))
         if device == "cuda" and cards > 1:
             self.data["hardware"] = f"{min(torch.cuda.device_count(), cards)}x {self.data['hardware']}"
         if commit:
@@ -41,7 +42,8 @@ class Saved:
         self.rows: dict[str, dict[str, Any]] = {}
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if before and all(before[name] == self.data[name] for name in SAME):
-            self.rows = {row["what"]: row for row in before["rows"]}
+            earlier = {} if before["commit"] == self.data["commit"] else {"commit": before["commit"]}
+            self.rows = {row["what"]: earlier | row for row in before["rows"]}
             commands = [*before["command"].split(" && "), self.data["command"]]
             self.data["command"] = " && ".join(dict.fromkeys(commands))
 
@@ -51,13 +53,3 @@ class Saved:
             print(found["what"], found["value"], found["bar"], found["holds"], found["why"] or "", flush=True)
             self.rows[found["what"]] = found
             write_results(self.path, self.data | {"rows": list(self.rows.values())})
-
-
-def _command(module: str) -> str:
-    """The command without paths on one machine."""
-    parts, skip = ["python", "-m", f"recipes.benchmarks.{module}"], False
-    for word in sys.argv[1:]:
-        if not skip and word.partition("=")[0] not in HIDDEN:
-            parts.append(word)
-        skip = not skip and word in HIDDEN
-    return shlex.join(parts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ import torch.distributed as dist
 from hf_longctx import TrainingMemory
 from hf_longctx.evaluation.rows import row
 from hf_longctx.training.processes import is_first, joined
-from recipes.benchmarks.reading import K, finish, lengths
+from recipes.benchmarks.reading import RESULTS, K, lengths
+from recipes.benchmarks.saving import Saved
 
 from .steps import Rungs, no_more_than, trained
 
@@ -57,11 +57,16 @@ def main() -> None:
     args = parser.parse_args()
     size, tokens = ("tiny Llama", [K, 2 * K]) if args.smoke else ("Llama 1.24B", args.lengths)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with joined():
+    with joined() as ranks:
         no_more_than(args.card)
         rows = measured(size, tokens, args.kept, args.fp32)
         if is_first():
-            finish(SimpleNamespace(device=device), rows, args, "far_longest", label=f"{size}, random weights")
+            name = "_".join(
+                ["far_longest", *(["fp32"] if args.fp32 else []), *([f"{ranks}_cards"] if ranks > 1 else [])]
+            )
+            out = args.out or RESULTS
+            file = out if out.suffix == ".json" else out / f"{name}.json"
+            Saved(file, f"{size}, random weights", device, args.commit, cards=ranks).add(rows)
         else:
             list(rows)
 

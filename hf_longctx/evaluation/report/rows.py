@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,9 +41,12 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def conditions(result: Mapping[str, Any]) -> str:
-    """Model, hardware, versions, date and commit in one line."""
+    """Model, hardware, versions, date and commit in one line; rows of earlier commits are counted."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    when = f"{result['date'][:10]}, commit {result['commit'][:12]}."
+    earlier = Counter(row["commit"][:12] for row in result["rows"] if row.get("commit"))
+    commits = [f"commit {result['commit'][:12]}"]
+    commits += [f"{count} row{'s' * (count > 1)} of commit {name}" for name, count in sorted(earlier.items())]
+    when = f"{result['date'][:10]}, {'; '.join(commits)}."
     return f"{result['model']} on {result['hardware']}; {versions}; {when}"
 
 

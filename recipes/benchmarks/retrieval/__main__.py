@@ -7,7 +7,7 @@ python -m recipes.benchmarks.retrieval --documents DOCS --length 1M --parts reca
 python -m recipes.benchmarks.retrieval --documents DOCS --parts decoding reading beams        # costs, without a reader
 python -m recipes.benchmarks.retrieval --tiny                # on the CPU, to see that it runs; keeps no result
 
-It writes results/retrieval.json row by row; rows of an earlier run on the same commit, hardware and versions stay, so
+It writes results/retrieval.json row by row; rows of an earlier run on the same hardware and versions stay, so
 that parts may be measured in several calls; README.md beside this says how long each takes. The tuned reader is made
 again in each (minutes), from texts that nothing is measured on.
 """
@@ -71,7 +71,7 @@ def main(words: list[str] | None = None) -> None:
     label = "random weights, tiny, fp32" if args.tiny else "SmolLM2-135M-Instruct (Q4_1, dequantised), bfloat16"
     if not args.tiny and args.model != parser.get_default("model"):
         label = f"{Path(args.model).name}, bfloat16"
-    Saved(out / "retrieval.json", "retrieval", label, device, args.commit).add(measured(args, device))
+    Saved(out / "retrieval.json", label, device, args.commit).add(measured(args, device))
 
 
 def measured(args: Any, device: str) -> Iterator[dict[str, Any]]:

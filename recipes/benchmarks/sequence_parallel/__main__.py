@@ -5,7 +5,7 @@ python -m recipes.benchmarks.sequence_parallel --parts train --tokens 8k,32k --s
 python -m recipes.benchmarks.sequence_parallel --tiny                # on the CPU, to see that it runs; keeps no result
 
 It starts the processes of each part by itself, on one card and on two in turn. A part writes
-results/sequence_parallel_PART.json row by row; rows of an earlier run on the same commit, hardware and versions stay.
+results/sequence_parallel_PART.json row by row; rows of an earlier run on the same hardware and versions stay.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(words: list[str] | None = None) -> None:
             else:
                 found = PARTS[part].rows(launcher, geometry, args.tokens or [], args.lines or [])
             file = out / f"sequence_parallel_{part}.json"
-            Saved(file, "sequence_parallel", label, device, args.commit, cards=2).add(found)
+            Saved(file, label, device, args.commit, cards=2).add(found)
 
 
 if __name__ == "__main__":
