@@ -17,6 +17,7 @@ from hf_longctx import SequenceParallel
 from hf_longctx.evaluation.rows import row
 from hf_longctx.parallel import Layout, Ranks, attention
 from hf_longctx.parallel.model.choosing import Geometry, choose
+from hf_longctx.parallel.peers import Peers
 
 from ..reading import K
 from .geometry import build
@@ -60,6 +61,23 @@ def of_a_layer(world: World, run: Callable[[], Tensor], leaves: list[Tensor], ru
     return {"forward": launched(world, forward, runs) / LAYERS, "backward": launched(world, backward, runs) / LAYERS}
 
 
+def of_collectives(world: World, rows: int, q: Tensor, runs: int) -> dict[str, float]:
+    """Milliseconds of host time of the exchanges alone that `gather` makes in a layer, below which it cannot come."""
+    peers = Peers()
+    keys = q.detach().new_empty(rows, HEADS[1], 2 * q.shape[-1])
+    table = keys.new_empty(world.size * rows, *keys.shape[1:], dtype=torch.promote_types(q.dtype, torch.float32))
+
+    def forward() -> None:
+        for _ in range(LAYERS):
+            peers.gather(keys)()
+
+    def backward() -> None:
+        for _ in range(LAYERS):
+            peers.scatter_sum(table)
+
+    return {"forward": launched(world, forward, runs) / LAYERS, "backward": launched(world, backward, runs) / LAYERS}
+
+
 def waits(world: World, work: Callable[[], Any]) -> int | None:
     """How often `work` makes the host wait for the device; None without one."""
     if not world.gpu:
@@ -92,7 +110,7 @@ def work(world: World) -> Iterator[dict[str, Any]]:
         ranks = Ranks(layout, kind, device=world.device)
         found[kind] = of_a_layer(world, lambda ranks=ranks: attention(q, k, v, ranks, scale=0.125)[0], leaves, runs)  # type: ignore[misc]
     auto, _ = choose(layout, Geometry(*HEADS, q.shape[-1], 0, LAYERS))
-    yield {"layer": found, "auto": auto}
+    yield {"layer": found, "auto": auto, "collectives": of_collectives(world, len(mine), q, runs)}
     yield of_a_step(world, tokens, runs)
 
 
@@ -127,7 +145,10 @@ def rows(launcher: Launcher, geometry: str, tokens: list[int], lines: list[str])
             what = f"{at}: host time of our attention a layer and step ({auto}, what auto takes), above stock's sdpa"
             beside: dict[str, Any] = {f"{kind}, ms": ms for kind, ms in ours.items()}
             beside |= {f"{kind}, {way} ms": ms for kind, of in layer.items() for way, ms in of.items()}
-            yield row(what, ours[auto], "ms", bar="<= 1", beside=beside, detail=sample)
+            floor = _twice(sample["collectives"])
+            beside["torch.distributed's calls of gather alone, ms"] = floor
+            why = f"torch.distributed's own calls take {floor:.2f} ms of it" if ours[auto] > 1 else None
+            yield row(what, ours[auto], "ms", bar="<= 1", why=why, beside=beside, detail=sample)
         elif "step" in sample:
             step, counts = sample["step"], sample["waits"]
             above = step["hf_longctx"] - step["stock"]
