@@ -295,6 +295,15 @@ def test_readme_names_the_versions_of_transformers_from_the_floor_to_the_pinned_
     assert tuple(map(int, pinned.removeprefix("transformers==").split(".")[:2])) in named
 
 
+def test_readme_names_the_environment_variables_of_the_package() -> None:
+    read = {
+        name
+        for path in (ROOT / "hf_longctx").rglob("*.py")
+        for name in re.findall(r"HF_LONGCTX_[A-Z_]+", path.read_text())
+    }
+    assert read == set(re.findall(r"HF_LONGCTX_[A-Z_]+", (ROOT / "README.md").read_text(encoding="utf-8")))
+
+
 def test_readme_offers_a_reproducible_installation_and_the_tested_torch() -> None:
     (torch_pin,) = [line for line in _lines("constraints.txt") if line.startswith("torch==")]
     assert "`pip install . -c constraints.txt`" in README
