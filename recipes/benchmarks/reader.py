@@ -1,7 +1,7 @@
 """A reader that answers: a small model taught to answer questions about facts that stand in its own window.
 
 What a method of look-ups finds can be told from what the model cannot read only if it answers inside its window. The
-reader is made again in each run of a benchmark, and never kept.
+reader is made again in each run of a benchmark, which may keep it on its own machine.
 """
 
 # B rows, L tokens of a row, N answer tokens

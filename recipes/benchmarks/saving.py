@@ -14,7 +14,7 @@ from hf_longctx.storage.files import check_folder
 
 from .reading import command_without_paths
 
-HIDDEN = ("--seconds", "--older")  # conditions of one machine, beside paths
+HIDDEN = ("--seconds", "--older", "--keep")  # conditions of one machine, beside paths
 SAME = ("hardware", "versions", "model")
 
 

@@ -41,9 +41,8 @@ def jobs(
     found = {}
     for name, one in yaml.safe_load(file.read_text(encoding="utf-8")).items():
         check_keys(one, KEYS)
-        command = one["command"].format(
-            model=shlex.quote(model), documents=shlex.quote(documents), out=shlex.quote(str(out / name))
-        )
+        places = {"model": model, "documents": documents, "out": str(out / name), "run": str(out)}
+        command = one["command"].format(**{place: shlex.quote(text) for place, text in places.items()})
         writes = tuple(str(ROOT / file) for file in one["writes"])
         found[name] = Job(name, command, one["cards"], one["seconds"], writes)
     return found

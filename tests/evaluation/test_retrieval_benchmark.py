@@ -192,6 +192,20 @@ def test_the_command_writes_rows_that_a_later_call_goes_on_with(tmp_path: Path) 
     assert all(one["holds"] is not False or one["why"] for one in rows.values())
 
 
+def test_a_kept_reader_is_not_taught_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(out: str, seed: int) -> dict[str, Any]:
+        out_words = ["--out", str(tmp_path / out), "--keep", str(tmp_path / "readers")]
+        command.main(["--tiny", *out_words, "--readers", "tuned", "--seeds", str(seed), "--parts", "inside", "text"])
+        found = json.loads((tmp_path / out / "retrieval.json").read_text(encoding="utf-8"))
+        return {one["what"]: one["value"] for one in found["rows"]}
+
+    first = rows("first", 0)
+    monkeypatch.setattr(command, "teach_", lambda *_: pytest.fail("taught again"))
+    assert rows("second", 0) == first
+    with pytest.raises(pytest.fail.Exception, match="taught again"):
+        rows("other", 1)
+
+
 @pytest.mark.parametrize("part", ["recall", "passkey", "chains", "blocks", "gate"])
 def test_every_row_of_a_part_has_a_value_or_says_why(part: str, texts: Haystacks) -> None:
     for one in PARTS[part](run_of(texts)):

@@ -9,7 +9,7 @@ python -m recipes.benchmarks.retrieval --tiny                # on the CPU, to se
 
 It writes results/retrieval.json row by row; rows of an earlier run on the same hardware and versions stay, so
 that parts may be measured in several calls; README.md beside this says how long each takes. The tuned reader is made
-again in each (minutes), from texts that nothing is measured on.
+again in each (minutes), from texts that nothing is measured on, unless --keep names a folder for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ..reader import Lesson, teach_
 from ..reading import RESULTS, lengths
 from ..saving import Saved
 from .costs import COSTS
+from .kept import KeptReaders
 from .parts import PARTS, text_perplexity
 from .run import LONG, TINY, Run, Sizes
 
@@ -53,6 +55,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, help="end long parts and begin none after so many; what is done stays")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="folder, Hub id or .gguf file")
     parser.add_argument("--documents", type=Path, help="folder of .txt files: see recipes.benchmarks.documents")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder in which tuned readers stay for later calls on this machine"
+    )
     parser.add_argument("--older", type=Path, help="a source tree of before to compare with: see the part older")
     parser.add_argument("--tiny", action="store_true", help="a tiny model of random weights, on the CPU")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
@@ -94,7 +99,7 @@ def measured(args: Any, device: str) -> Iterator[dict[str, Any]]:
             if not parts:
                 continue
             model, tokenizer = load(args.model, dtype=dtype, device=device)
-            run = made(model.eval(), tokenizer, args.documents, sizes, name, lesson)
+            run = made(model.eval(), tokenizer, args.documents, sizes, name, lesson, args.keep)
             run.until, run.older = None if args.seconds is None else start + args.seconds, args.older
             for part in parts:
                 if run.time_is_over:
@@ -110,8 +115,16 @@ def measured(args: Any, device: str) -> Iterator[dict[str, Any]]:
         raise SystemExit(f"these parts failed: {', '.join(failed)}")
 
 
-def made(model: Any, tokenizer: Any, documents: Path, sizes: Sizes, name: str, lesson: Lesson) -> Run:
-    """A reader by its name: "stock", or "tuned, seed N", which is taught now."""
+def made(
+    model: Any,
+    tokenizer: Any,
+    documents: Path,
+    sizes: Sizes,
+    name: str,
+    lesson: Lesson,
+    folder: Path | None = None,
+) -> Run:
+    """A reader by its name: "stock", or "tuned, seed N", which is taught now unless a folder keeps it."""
     kind, _, seed = name.partition(", seed ")
     taught_with, measured_on = Haystacks(tokenizer, documents).halves()
 
@@ -122,8 +135,15 @@ def made(model: Any, tokenizer: Any, documents: Path, sizes: Sizes, name: str, l
     run = Run(model, encode, measured_on, sizes, reader, tokenizer=tokenizer, documents=documents)
     model.requires_grad_(kind == "tuned")
     if kind == "tuned":
-        run.untaught = text_perplexity(run)
-        run.lesson = teach_(model, encode, taught_with, Lesson(**{**vars(lesson), "seed": int(seed)}))
+        lesson = replace(lesson, seed=int(seed))
+        kept = KeptReaders(folder, model, documents) if folder else None
+        noted = kept.load_(lesson) if kept else None
+        if noted is None:
+            untaught = text_perplexity(run)
+            noted = {"untaught": untaught, "lesson": teach_(model, encode, taught_with, lesson)}
+            if kept:
+                kept.save(lesson, noted)
+        run.untaught, run.lesson = noted["untaught"], noted["lesson"]
     return run
 
 
