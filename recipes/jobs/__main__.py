@@ -66,7 +66,7 @@ def main(words: list[str] | None = None) -> int:
     if asked.what == "list":
         for job in jobs(asked.file).values():
             cards = f"{job.cards} card{'s' * (job.cards > 1)}"
-            print(f"{job.name:<22} {cards:<8} {job.seconds:>4.0f} s  {job.command}")
+            print(f"{job.name:<22} {cards:<8} {job.seconds:>4.0f} s  {job.command.splitlines()[-1]}")
         return 0
     out, model = asked.out.absolute(), asked.model
     model = str(Path(model).absolute()) if Path(model).exists() else model  # jobs begin in the checkout

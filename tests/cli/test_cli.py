@@ -264,6 +264,14 @@ def test_help_lists_every_command() -> None:
     assert all(name in result.stdout for name in ("methods", "extend", "generate", "chat", "eval", "demo"))
 
 
+def test_the_package_is_a_command_too() -> None:
+    command = [sys.executable, "-m", "hf_longctx", "methods", "--set"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(cli.__file__).parents[2])
+    assert result.returncode == 2
+    assert "Usage: hf-longctx methods" in result.stderr
+    assert "No such option: --set" in result.stderr
+
+
 def test_cli_itself_imports_nothing_slow() -> None:
     # The package registers with transformers when it is imported; the command line must not add to that.
     code = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import re
 import shlex
@@ -113,20 +114,24 @@ def test_what_it_refuses(
 @pytest.mark.parametrize("job", command.jobs().values(), ids=lambda job: job.name)
 def test_every_command_exists_with_its_options(job: Job) -> None:
     """Module, files and options; an option that a module does not name would fail on the card only."""
-    words = shlex.split(job.command)
-    module = words[len(words) - words[::-1].index("-m")] if "pytest" not in words else None
-    if module is None:
-        assert all((ROOT / word).exists() for word in words if word.startswith("tests/"))
-        return
-    found = importlib.util.find_spec(module)
-    assert found is not None
-    main = importlib.util.find_spec(f"{module}.__main__") if found.submodule_search_locations else found
-    assert main is not None
-    source = Path(str(main.origin)).read_text(encoding="utf-8")
-    for shared in ("benchmarks/reading.py", "shared_batches.py"):
-        source += (ROOT / "recipes" / shared).read_text(encoding="utf-8")
-    for option in words[words.index(module) :]:
-        if option.startswith("--"):
-            assert f'"{option}"' in source, option
+    for line in job.command.splitlines():
+        words = shlex.split(line)
+        assert all((ROOT / word).exists() for word in words if word.startswith(("tests/", "recipes/accelerate/")))
+        modules = [after for word, after in itertools.pairwise(words) if word == "-m"]
+        module = next((name for name in modules if name.startswith("recipes.")), None)
+        if module is not None:
+            source = source_of(module)
+            for option in words[words.index(module) :]:
+                assert not option.startswith("--") or f'"{option}"' in source, option
     for file in job.writes:
         assert Path(file).parent.is_dir()
+
+
+def source_of(module: str) -> str:
+    """The text of a module that is run, and of those that make parsers for others."""
+    found = importlib.util.find_spec(module)
+    assert found is not None, module
+    main = importlib.util.find_spec(f"{module}.__main__") if found.submodule_search_locations else found
+    assert main is not None, module
+    shared = (ROOT / "recipes" / name for name in ("benchmarks/reading.py", "shared_batches.py"))
+    return "".join(path.read_text(encoding="utf-8") for path in (Path(str(main.origin)), *shared))
