@@ -1,10 +1,14 @@
 """Settings side by side: each trained for a minute and a half, and measured at few places.
 
-    python -m recipes.extend_context.screen --documents data/documents --variants base short_first rate_5e-4 many_facts
+    python -m recipes.extend_context.screen --documents data/documents --variants base short_first near_facts+pose
     python -m recipes.extend_context.screen --documents data/documents --averaged 0.3 0.5
+    python -m recipes.extend_context.screen --list
 
-`base` is the config without a variant. `--averaged` measures each trained model once more with so much of the stock
-weights in its own: that needs no training. What comes out chooses what is trained in full; it is no result.
+`base` is the config without a variant; names that are joined by + are one setting. `--averaged` measures each trained
+model once more with so much of the stock weights in its own: that needs no training. Where there are several GPUs,
+each trains a variant at a time. Rows of an earlier call on the same commit, hardware and versions stay in the result
+file. `--list` trains nothing: it tells what each variant changes, and how many facts it asks for. What comes out
+chooses what is trained in full; it is no result.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ import argparse
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,16 +25,20 @@ from transformers.utils import logging as transformers_logging
 
 from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
-from recipes.benchmarks.reading import finish
+from hf_longctx.hub.resolve import load_tokenizer
+from recipes.benchmarks.saving import Saved
 from recipes.extend_context import card
+from recipes.extend_context.cards import over_cards, visible
 from recipes.extend_context.corpus import Corpus, prepare
+from recipes.extend_context.count import table
 from recipes.extend_context.measure import TOLD, Measured, own_answers
 from recipes.extend_context.model import average_, load_extended
-from recipes.extend_context.settings import DEFAULT, checked, read_config
+from recipes.extend_context.settings import DEFAULT, checked, read_config, variants_of
 from recipes.extend_context.train import trained
 from recipes.extend_context.windows import Windows
 
 BASE = "base"
+MODULE = "recipes.extend_context.screen"
 FEW = {"windows": 8, "trials": 2, "chats": 20}
 
 
@@ -96,28 +103,56 @@ def in_a_row(what: str, before: dict[str, Any], after: dict[str, Any], found: di
     return row(f"{what}: perplexity, {first}", value, "", beside=beside, detail={"after": after})
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command; see the module's docstring."""
+def words_of(args: argparse.Namespace) -> list[str]:
+    """The arguments for a process that measures some of the variants."""
+    named = {"config": args.config, "model": args.model, "documents": args.documents, "commit": args.commit}
+    words = [word for name, value in named.items() if value is not None for word in (f"--{name}", str(value))]
+    shares = ["--averaged", *map(str, args.averaged)] if args.averaged else []
+    return [*words, "--seconds", str(args.seconds), *shares]
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=DEFAULT)
-    parser.add_argument("--variants", nargs="+", default=[BASE], help="of the config; base is none of them")
+    parser.add_argument("--variants", nargs="+", help="of the config, some joined by +; base, the default, is none")
+    parser.add_argument("--list", action="store_true", help="tell what the variants change; by default, of each")
     parser.add_argument("--averaged", nargs="+", type=float, default=[], help="shares of the stock weights")
     parser.add_argument("--seconds", type=float, default=85, help="of each training")
+    parser.add_argument("--tokens", type=int, help="of the training that --list counts, in place of the config's")
     parser.add_argument("--model", help="a folder, a Hub id or a .gguf file, in place of the config's")
     parser.add_argument("--documents", help="a folder of .txt files, in place of the config's")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, default=Path("extend-context-screen.json"), help="the result file")
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command; see the module's docstring."""
+    args = parsed(arguments)
     transformers_logging.set_verbosity_error()  # of texts that are longer than the model's window
     given = {key: value for key in ("model", "documents") if (value := getattr(args, key)) is not None}
+    given |= {"tokens": args.tokens} if args.list and args.tokens else {}
+    every = {BASE: {}} | variants_of(args.config)
+    names = args.variants or ([*every] if args.list else [BASE])
     configs = {}
-    for name in args.variants:
+    for name in names:
         config = read_config(args.config, None if name == BASE else name)
         folder = args.out.parent / f"{args.out.stem}-{name}"
         configs[name] = checked(config | given | {"out": str(folder)})
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows, label = measured(configs, args.seconds, args.averaged), Path(configs[args.variants[0]]["model"]).name
-    finish(SimpleNamespace(device=device), rows, args, "extend_context_screen", label=label)
+    model = configs[names[0]]["model"]
+    if args.list:
+        changes = {name: {k: v for one in name.split("+") for k, v in every[one].items()} for name in names}
+        for line in table(configs, changes, load_tokenizer(model)):
+            print(line)
+        return
+    device, label = "cuda" if torch.cuda.is_available() else "cpu", Path(model).name
+    cards = visible()[: len(names)]
+    if len(cards) > 1:
+        rows = over_cards(MODULE, words_of(args), names, cards, args.out)
+    else:
+        rows = measured(configs, args.seconds, args.averaged)
+    Saved(args.out, MODULE, label, device, args.commit).add(rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The recipe's settings: read, merged with a variant, and checked before anything is loaded."""
+"""The recipe's settings: read, merged with variants, and checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ import yaml
 from recipes.config import check_keys
 from recipes.resuming import fingerprints
 
+from .variants import joined
+
 HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
 KINDS = ("long", "short", "retrieval")
 
 
 def read_config(path: Path, variant: str | None = None) -> dict[str, Any]:
-    """The settings of a file, with what one of its variants changes."""
+    """The settings of a file, with what one of its variants changes, or several that are joined by +."""
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     variants = given.pop("variants", {})
     if variant is not None:
-        if variant not in variants:
-            raise ValueError(f"--variant {variant}: {path.name} has {', '.join(variants) or 'none'}.")
-        for key, value in variants[variant].items():
-            whole = key in ("positions", "mix") or not isinstance(value, dict)
-            given[key] = value if whole else given[key] | value
-        given["out"] = f"{given['out']}-{variant}"
+        given = joined(given, variant, variants, path.name) | {"out": f"{given['out']}-{variant}"}
     return checked(given)
+
+
+def variants_of(path: Path) -> dict[str, Any]:
+    """What each variant of a file changes, by its name."""
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("variants", {})
+    return found
 
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
@@ -56,9 +59,41 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
             f"averaged: {config['averaged']}, lora: {config['lora']}: expected a share from 0 to below 1 of the stock "
             f"weights, and 0 with adapters, whose size does the same."
         )
+    check_training(config)
     if config["tokens"] < step:
         raise ValueError(f"tokens: {config['tokens']}: expected at least the {step} of one step.")
     return config
+
+
+def check_training(config: dict[str, Any]) -> None:
+    """ValueError for what is not to be trained so: `retrieval`, `train`, `pose`, `distil`."""
+    retrieval, train, pose, distil = (config[key] for key in ("retrieval", "train", "pose", "distil"))
+    facts = {"lengths", "facts", "weight", "near", "varied", "apart"}
+    if set(retrieval) - facts or not {"lengths", "facts", "weight"} <= set(retrieval):
+        raise ValueError(f"retrieval: {retrieval}: expected lengths, facts and weight; near, varied and apart go too.")
+    for field in ("near", "apart"):
+        if not 0 <= retrieval.get(field, 0) <= 1:
+            raise ValueError(f"retrieval: {field}: {retrieval[field]}: expected a share from 0 to 1.")
+    if train is not None and not (isinstance(train, list) and train and all(isinstance(end, str) for end in train)):
+        raise ValueError(f"train: {train}: expected ends of modules' names, such as [q_proj, k_proj], or null for all.")
+    if pose is not None:
+        if set(pose) != {"kinds", "chunks"} or not set(pose["kinds"]) <= set(KINDS) or pose["chunks"] < 2:
+            raise ValueError(f"pose: {pose}: expected kinds, some of {', '.join(KINDS)}, and chunks, at least 2.")
+        if not any(kind in pose["kinds"] and length < config["length"] for kind, length in shares_of(config)):
+            raise ValueError(
+                f"pose: kinds: {pose['kinds']}: the mix has no window of these that is shorter than length, "
+                f"{config['length']}. Give shorter ones (short, retrieval: lengths)."
+            )
+    if distil is not None:
+        if set(distil) != {"weight", "length"} or distil["weight"] <= 0:
+            raise ValueError(f"distil: {distil}: expected a weight above 0, and the length of the longest window.")
+        if not any(kind == "short" and length <= distil["length"] for kind, length in shares_of(config)):
+            raise ValueError(
+                f"distil: length: {distil['length']}: the mix has no short window of at most so many tokens. Give "
+                f"some a share (mix), or shorter ones (short)."
+            )
+        if not config["memory"].get("chunked_loss", True):
+            raise ValueError("distil: the divergence is computed in chunks. Leave out memory: chunked_loss: false.")
 
 
 def shares_of(config: dict[str, Any]) -> dict[tuple[str, int], float]:

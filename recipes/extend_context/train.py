@@ -27,8 +27,9 @@ from hf_longctx.training.memory import TrainingMemory
 from recipes.clock import Clock
 from recipes.extend_context import card
 from recipes.extend_context.corpus import Corpus, prepare
+from recipes.extend_context.distil import Teacher
 from recipes.extend_context.measure import Measured, own_answers
-from recipes.extend_context.model import average_, load_extended, save_native, with_adapters
+from recipes.extend_context.model import average_, load_extended, save_native, train_only, with_adapters
 from recipes.extend_context.positions import extended
 from recipes.extend_context.settings import DEFAULT, checked, differing, read_config
 from recipes.extend_context.trainer import ExtendTrainer
@@ -77,7 +78,9 @@ def trained(
     out, cpu = Path(config["out"]), not torch.cuda.is_available()
     stock = {n: weight.detach().clone() for n, weight in model.named_parameters()} if config["averaged"] else {}
     if config["lora"]:
-        model = with_adapters(model, config["lora"])
+        model = with_adapters(model, config["lora"], config["train"])
+    elif config["train"] is not None:
+        train_only(model, config["train"])
     args = TrainingArguments(
         output_dir=str(out / "run"),
         use_cpu=cpu,
@@ -95,6 +98,7 @@ def trained(
         args=args,
         memory=TrainingMemory(**config["memory"]),
         clock=clock,
+        teacher=None if config["distil"] is None else Teacher.of(config, args.device),
         train_dataset=windows,
         data_collator=windows.collate,
         processing_class=tokenizer,
@@ -168,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=DEFAULT)
-    parser.add_argument("--variant", help="one of the config's variants, such as control")
+    parser.add_argument("--variant", help="one of the config's variants, such as control, or several joined by +")
     parser.add_argument("--model", help="a folder, a Hub id or a .gguf file, in place of the config's")
     parser.add_argument("--documents", help="a folder of .txt files, in place of the config's")
     parser.add_argument("--tokens", type=int, help="to train on, in place of the config's: those of a run to compare")

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .facts import hide
+from .facts import Row, hide
+from .pose import skipping
 from .settings import shares_of
 
 if TYPE_CHECKING:
@@ -21,8 +23,11 @@ BLOCK = 20  # batches within which the order is random: the shares hold from the
 Kind = tuple[str, int]
 
 
-class Windows(Dataset[dict[str, Tensor]]):
+class Windows(Dataset[dict[str, Any]]):
     """Batches of input_ids, the next tokens as labels, and what each weighs.
+
+    Where positions skip, a mask of ones is beside them: without one, transformers takes a skip for the end of a packed
+    document, and what comes after it would not see what is before. Batches that are distilled say so.
 
     A batch depends on the settings, the seed and its number: a resumed run sees those that would have come.
 
@@ -46,27 +51,44 @@ class Windows(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.kinds)
 
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        rows = self.rows(number)
+        ids_BT = torch.tensor([row.ids for row in rows])
+        weights_BT = torch.tensor([row.weights for row in rows])
+        targets_BT = ids_BT[:, 1:].contiguous()
+        batch: dict[str, Any] = {"input_ids": ids_BT[:, :-1].contiguous(), "labels": targets_BT}
+        batch |= {"shift_labels": targets_BT, "loss_weights": weights_BT[:, 1:].contiguous()}
+        skipped = [row.positions for row in rows if row.positions is not None]
+        if skipped:
+            batch |= {"position_ids": torch.stack(skipped), "attention_mask": torch.ones_like(batch["input_ids"])}
+        return batch | ({"distilled": True} if self.distilled(*self.kinds[number]) else {})
+
+    def rows(self, number: int) -> list[Row]:
+        """The windows of a batch."""
         kind, length = self.kinds[number]
         rng = random.Random(f"{self.seed}/{number}")
-        rows = [self._window(rng, kind, length) for _ in range(self.config["batch_tokens"] // length)]
-        ids_BT = torch.tensor([ids for ids, _ in rows])
-        weights_BT = torch.tensor([weights for _, weights in rows])
-        targets_BT = ids_BT[:, 1:].contiguous()
-        batch = {"input_ids": ids_BT[:, :-1].contiguous(), "labels": targets_BT, "shift_labels": targets_BT}
-        return batch | {"loss_weights": weights_BT[:, 1:].contiguous()}
+        return [self._window(rng, kind, length) for _ in range(self.config["batch_tokens"] // length)]
 
-    def _window(self, rng: random.Random, kind: str, length: int) -> tuple[list[int], list[float]]:
+    def distilled(self, kind: str, length: int) -> bool:
+        """Whether such windows are trained towards the stock model, not towards their tokens."""
+        distil = self.config["distil"]
+        return distil is not None and kind == "short" and length <= distil["length"]
+
+    def _window(self, rng: random.Random, kind: str, length: int) -> Row:
         """A token more than its length: the last one is a target only."""
         fit = [ids for ids in self.documents if len(ids) > length]
         ids = rng.choices(fit, [min(len(ids), MOST) for ids in fit])[0]
         start = rng.randrange(len(ids) - length)
         text = ids[start : start + length + 1].tolist()
-        if kind != "retrieval":
-            return text, [1.0] * len(text)
-        retrieval = self.config["retrieval"]
-        facts, weight, near = retrieval["facts"], float(retrieval["weight"]), retrieval.get("near", 0.0)
-        return hide(rng, self.tokenizer, text, length + 1, facts, weight, near)
+        if kind == "retrieval":
+            row = hide(rng, self.tokenizer, text, length + 1, self.config["retrieval"])
+        else:
+            weight = self.config["distil"]["weight"] if self.distilled(kind, length) else 1.0
+            row = Row(text, [float(weight)] * len(text))
+        pose, longest = self.config["pose"], self.config["length"]
+        if pose is None or kind not in pose["kinds"] or length >= longest:
+            return row
+        return replace(row, positions=skipping(rng, length, longest, pose["chunks"]))
 
     def tokens(self) -> dict[str, int]:
         """How many tokens of each kind the batches hold."""
@@ -74,8 +96,8 @@ class Windows(Dataset[dict[str, Tensor]]):
         return {kind: each * sum(k == kind for k, _ in self.kinds) for kind in dict.fromkeys(k for k, _ in self.kinds)}
 
     @staticmethod
-    def collate(rows: list[dict[str, Tensor]]) -> dict[str, Any]:
-        """A batch as the model takes it. Without a cache and a mask, attention is the plain causal one."""
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch as the model takes it. Without a cache and what a mask hides, attention is the plain causal one."""
         (batch,) = rows
         return {**batch, "use_cache": False}
 

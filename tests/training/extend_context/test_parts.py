@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_longctx.evaluation import passkey
 from hf_longctx.evaluation.tasks import hidden, needles
 from recipes.extend_context import corpus as corpus_module
-from recipes.extend_context import facts, train
+from recipes.extend_context import facts, train, wordings
 from recipes.extend_context import needles as needle
 from recipes.extend_context.compare import ratio, rows
 from recipes.extend_context.corpus import Corpus, tokens_of
@@ -84,22 +84,66 @@ def test_windows_are_documents_and_weigh_answers(config: dict[str, Any], tokeniz
             assert any(row == text[at : at + length] for text in texts for at in range(len(text) - length))
 
 
-def test_facts_are_in_the_text_and_answered(tokenizer: Any) -> None:
+@pytest.mark.parametrize("more", [{}, {"varied": True}, {"varied": True, "apart": 1.0, "near": 0.5}])
+def test_facts_are_in_the_text_and_answered(more: dict[str, Any], tokenizer: Any) -> None:
     text = [tokenizer("x")["input_ids"][0]] * 600
     for seed in range(50):
-        ids, weights = facts.hide(random.Random(seed), tokenizer, text, 401, 3, 4.0)
+        row = facts.hide(random.Random(seed), tokenizer, text, 401, {"facts": 3, "weight": 4, **more})
+        ids, weights = row.ids, row.weights
         assert len(ids) == len(weights) == 401
-        read = tokenizer.decode(ids)
-        runs = "".join("a" if weight == 4 else "." for weight in weights)
-        answers = [run for run in runs.split(".") if run]
-        assert 1 <= len(answers) <= 3
-        at = runs.index("a")
-        value = tokenizer.decode(ids[at : at + len(answers[0])]).strip(" .")
-        assert read.count(value) == 2, "once in the text, once as the answer"
+        assert 1 <= len(row.asked) <= 3
+        assert sum(weight == 4 for weight in weights[:1]) == 0
+        answered = 0
+        for fact, answer in row.asked:
+            assert fact < answer
+            assert weights[answer - 1] == 1
+            length = next((n for n, one in enumerate(weights[answer:]) if one != 4), len(weights) - answer)
+            answered += length
+            value = tokenizer.decode(ids[answer : answer + length]).strip(" ")
+            assert value.endswith(".")
+            assert value[:-1] in tokenizer.decode(ids[fact : fact + 60]), "told where it should be"
+        assert answered == sum(weight == 4 for weight in weights), "every answer once"
+        if not more:
+            assert tokenizer.decode(ids).count(value.strip(".")) == 2, "once in the text, once as the answer"
+
+
+def test_questions_stand_at_the_end_or_by_themselves(tokenizer: Any) -> None:
+    text = [tokenizer("x")["input_ids"][0]] * 3000
+    settings = {"facts": 8, "weight": 4}
+    for seed in range(20):
+        row = facts.hide(random.Random(seed), tokenizer, text, 2001, settings)
+        first = min(answer for _, answer in row.asked)
+        assert text[0] not in row.ids[first:], "no text between questions at the end"
+    apart = [facts.hide(random.Random(seed), tokenizer, text, 2001, settings | {"apart": 1.0}) for seed in range(20)]
+    after = [answer for row in apart for _, answer in row.asked]
+    assert sum(answer < 1800 for answer in after) > 0.5 * len(after)
+    close = [
+        facts.hide(random.Random(n), tokenizer, text, 2001, settings | {"apart": 1.0, "near": 1.0}) for n in range(9)
+    ]
+    distances = [answer - fact for row in close for fact, answer in row.asked]
+    assert sum(distance < 200 for distance in distances) > 0.4 * len(distances)
+
+
+def test_facts_are_of_many_kinds(tokenizer: Any) -> None:
+    rng = random.Random(0)
+    values = [wordings.a_value(rng) for _ in range(2000)]
+    digits = [one for one in values if one.isdigit()]
+    assert 0.45 < len(digits) / len(values) < 0.6
+    assert {len(one) for one in digits} >= set(range(3, 11))
+    assert len(set(values)) > 1800
+    made = facts.many_kinds(rng, tokenizer, 64)
+    assert len({tuple(one.question) for one in made}) == 64, "no key is asked for twice"
+    for fact, question, start in wordings.VARIED:
+        keys = [kind for kind in wordings.KEYS if f"{{{kind}}}" in question.lower()]
+        assert len(keys) == 1, question
+        assert f"{{{keys[0]}}}" in fact.lower()
+        assert "{value}" in fact
+        assert "{value}" not in question + start
+    assert len({question for _, question, _ in wordings.VARIED}) == len(wordings.VARIED) > 30
 
 
 def test_words_are_not_those_of_the_evaluation() -> None:
-    own = [part for wording in facts.WORDINGS for part in wording]
+    own = [part for wording in wordings.VARIED for part in (*wording, f"{wording[1]} {wording[2]}")]
     evaluated = [passkey.TASK, passkey.INFO, passkey.QUESTION, needles.NEEDLE, *needles.ONE, *needles.MANY]
     evaluated += [*hidden.Needle(name="").words(random.Random(0)), *hidden.Number(name="").words(random.Random(0))]
 
@@ -201,6 +245,20 @@ def test_needles_are_where_they_should_be_and_found_by_a_reader(tokenizer: Any, 
         ({"short": [100]}, r"\[100\] are not divisors"),
         ({"tokens": 1}, "at least the 1024 of one step"),
         ({"short_first": 0.5, "mix": {"long": 1.0}}, "the mix has no short windows"),
+        ({"retrieval": {"lengths": [256], "facts": 2}}, "retrieval: .*expected lengths, facts and weight"),
+        ({"retrieval": {"lengths": [256], "facts": 2, "weight": 4, "nearby": 1}}, "near, varied and apart go too"),
+        (
+            {"retrieval": {"lengths": [256], "facts": 2, "weight": 4, "apart": 2}},
+            "apart: 2: expected a share from 0 to 1",
+        ),
+        ({"train": "q_proj"}, "train: q_proj: expected ends of modules' names"),
+        ({"train": []}, r"train: \[\]: expected ends of modules' names"),
+        ({"pose": {"kinds": ["retrieval"], "chunks": 1}}, "expected kinds, some of long, short, retrieval, and chunks"),
+        ({"pose": {"kinds": ["needles"], "chunks": 2}}, "expected kinds, some of long, short, retrieval, and chunks"),
+        ({"pose": {"kinds": ["long"], "chunks": 2}}, "the mix has no window of these that is shorter than length, 512"),
+        ({"distil": {"weight": 0, "length": 64}}, "expected a weight above 0"),
+        ({"distil": {"weight": 1, "length": 32}}, "the mix has no short window of at most so many tokens"),
+        ({"distil": {"weight": 1, "length": 64}, "memory": {"chunked_loss": False, "tile": 8}}, "computed in chunks"),
     ],
 )
 def test_settings_that_cannot_work(change: dict[str, Any], said: str, config: dict[str, Any]) -> None:

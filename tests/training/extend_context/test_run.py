@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from recipes.clock import Clock
 from recipes.extend_context import compare, train
+from recipes.extend_context.model import load_extended
+from recipes.extend_context.settings import checked
 from recipes.extend_context.smoke import FAR, NEAR, check, prepare
 from recipes.extend_context.trainer import ExtendTrainer
 
@@ -75,6 +77,22 @@ class Interrupted(Exception):
     """Stands for a kill."""
 
 
+def stopped(config: dict[str, Any], error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Begin a training that an error ends after six steps; what it said."""
+    stock = Clock.on_step_end
+
+    def on_step_end(self: Clock, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 6:
+            raise error
+        stock(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Clock, "on_step_end", on_step_end)
+        with pytest.raises((SystemExit, Interrupted)) as said:
+            train.run(config)
+    return str(said.value)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted])
 def test_resumed_is_bit_equal(
     error: type[BaseException],
@@ -83,19 +101,9 @@ def test_resumed_is_bit_equal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = prepare(tmp_path)
-    with monkeypatch.context() as broken:
-        stock = Clock.on_step_end
-
-        def on_step_end(self: Clock, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 6:
-                raise error
-            stock(self, args, state, control, **kwargs)
-
-        broken.setattr(Clock, "on_step_end", on_step_end)
-        with pytest.raises((SystemExit, Interrupted)) as said:
-            train.run(config)
-        if error is KeyboardInterrupt:
-            assert "after 6 steps; --resume goes on" in str(said.value)
+    said = stopped(config, error, monkeypatch)
+    if error is KeyboardInterrupt:
+        assert "after 6 steps; --resume goes on" in said
     assert not (tmp_path / "out/model").exists()
     with pytest.raises(ValueError, match="Go on with --resume"):
         train.run(config)
@@ -103,6 +111,29 @@ def test_resumed_is_bit_equal(
     for name, one in weights(whole[0]).items():
         assert torch.equal(one, weights(config)[name]), name
     assert report["losses"] == whole[1]["losses"]
+
+
+TOGETHER = {
+    "train": ["q_proj", "k_proj"],
+    "pose": {"kinds": ["retrieval", "short"], "chunks": 3},
+    "distil": {"weight": 2.0, "length": NEAR},
+    "retrieval": {"lengths": [256, FAR], "facts": 3, "weight": 8, "near": 0.5, "apart": 0.5, "varied": True},
+}
+
+
+def test_resumed_is_bit_equal_with_all_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (checked(prepare(tmp_path / name) | TOGETHER) for name in ("one", "other"))
+    whole = train.run(one)
+    stopped(other, Interrupted, monkeypatch)
+    assert train.run(other, resume=True)["losses"] == whole["losses"]
+    changed = 0
+    stock, _ = load_extended(one)
+    for name, weight in weights(one).items():
+        assert torch.equal(weight, weights(other)[name]), name
+        moved = not torch.equal(weight, stock.get_parameter(name))
+        assert moved is name.endswith(("q_proj.weight", "k_proj.weight")), name
+        changed += moved
+    assert changed == 4
 
 
 def test_a_resumed_run_refuses_other_settings_and_data(whole: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -160,6 +191,17 @@ def test_adapters_and_scalings_are_saved_as_a_stock_model(variant: dict[str, Any
         assert saved.config.rope_parameters["rope_type"] == "yarn"
         assert saved.config.max_position_embeddings == FAR
         assert saved.config.rope_parameters["original_max_position_embeddings"] == NEAR
+
+
+def test_adapters_of_some_modules(tmp_path: Path) -> None:
+    config = checked(prepare(tmp_path) | {"lora": 4, "train": ["q_proj", "k_proj"]})
+    config["tokens"] = 2 * config["tokens_per_step"]
+    train.run(config)
+    saved: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
+    stock: Any = AutoModelForCausalLM.from_pretrained(config["model"])
+    for name, one in stock.named_parameters():
+        moved = not torch.equal(one, saved.get_parameter(name))
+        assert moved is name.endswith(("q_proj.weight", "k_proj.weight")), name
 
 
 def test_a_finished_training_is_evaluated_again(whole: tuple[dict[str, Any], dict[str, Any]]) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from recipes.extend_context import screen, train
+from recipes.extend_context import cards, screen, train
 from recipes.extend_context.model import load_extended
 from recipes.extend_context.settings import checked
 from recipes.extend_context.smoke import FAR, NEAR, prepare
@@ -30,6 +31,35 @@ def test_settings_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert abs(rows[1]["beside"]["nats on stock's answers"]) < abs(rows[0]["beside"]["nats on stock's answers"])
     assert rows[0]["beside"]["last loss"] != rows[2]["beside"]["last loss"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("screen")] == [out.name], "no models stay"
+
+
+def test_two_cards_train_two_variants_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = prepare(tmp_path) | {"tokens": 4 * FAR}
+    variants = {"some": {"train": ["q_proj"]}, "nothing": {"train": ["nowhere"]}, "slow": {"retrieval": {"facts": 1}}}
+    file, out = tmp_path / "config.yaml", tmp_path / "screen.json"
+    file.write_text(yaml.safe_dump(config | {"variants": variants}), encoding="utf-8")
+    monkeypatch.setattr(screen, "visible", lambda: ["0", "1"])
+    words = ["--config", str(file), "--seconds", "60", "--out", str(out)]
+    screen.main([*words, "--variants", "base", "some+slow", "slow"])
+
+    def names() -> list[str]:
+        found = json.loads(out.read_text(encoding="utf-8"))
+        assert "recipes.extend_context.screen" in found["command"]
+        return [row["what"].partition(":")[0] for row in found["rows"]]
+
+    assert names() == ["base", "slow", "some+slow"]
+    with pytest.raises(RuntimeError, match="the variants of card 1 ended with an error"):
+        screen.main([*words, "--variants", "some", "nothing"])
+    assert names() == ["base", "slow", "some+slow", "some"], "rows of an earlier call stay, and those of the other card"
+    assert [path.name for path in tmp_path.glob("screen-card*")] == []
+
+
+def test_cards_are_those_that_the_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
+    assert cards.visible() == ["2", "GPU-5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert cards.visible() == ["0", "1"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
