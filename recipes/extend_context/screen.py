@@ -32,7 +32,7 @@ from recipes.extend_context.cards import over_cards, visible
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.count import table
 from recipes.extend_context.measure import TOLD, Measured, own_answers
-from recipes.extend_context.model import average_, load_extended
+from recipes.extend_context.model import average_, load_extended, save_native
 from recipes.extend_context.settings import DEFAULT, checked, read_config, variants_of
 from recipes.extend_context.train import trained
 from recipes.extend_context.windows import Windows
@@ -65,7 +65,11 @@ def measured(configs: dict[str, dict[str, Any]], seconds: float, shares: list[fl
     for name, config in configs.items():
         shutil.rmtree(config["out"], ignore_errors=True)
         model, _ = load_extended(config)
-        found = trained(model, tokenizer, Windows(corpus.training, tokenizer, config), config, seconds, False)
+        if seconds:
+            found = trained(model, tokenizer, Windows(corpus.training, tokenizer, config), config, seconds, False)
+        else:
+            save_native(model, tokenizer, Path(config["out"]) / "model", config["save_dtype"])
+            found = {"tokens": 0, "losses": []}
         del model
         for share in [config["averaged"], *(share for share in shares if share > config["averaged"])]:
             after = after_training(config, corpus, settings, answers, weights, share)
@@ -118,7 +122,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", help="of the config, some joined by +; base, the default, is none")
     parser.add_argument("--list", action="store_true", help="tell what the variants change; by default, of each")
     parser.add_argument("--averaged", nargs="+", type=float, default=[], help="shares of the stock weights")
-    parser.add_argument("--seconds", type=float, default=85, help="of each training")
+    parser.add_argument(
+        "--seconds", type=float, default=85, help="of each training; 0 measures the new positions without any"
+    )
     parser.add_argument("--tokens", type=int, help="of the training that --list counts, in place of the config's")
     parser.add_argument("--model", help="a folder, a Hub id or a .gguf file, in place of the config's")
     parser.add_argument("--documents", help="a folder of .txt files, in place of the config's")

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from recipes.clock import Clock
 from recipes.extend_context import compare, train
+from recipes.extend_context.corpus import prepare as prepared_corpus
 from recipes.extend_context.model import load_extended
 from recipes.extend_context.settings import checked
 from recipes.extend_context.smoke import FAR, NEAR, check, prepare
 from recipes.extend_context.trainer import ExtendTrainer
+from recipes.extend_context.windows import Windows
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +275,17 @@ def test_autocast_as_on_a_gpu(
     report = train.run(config)
     assert report["losses"] != whole[1]["losses"]
     assert report["losses"] == pytest.approx(whole[1]["losses"], rel=0.02)
+
+
+def test_autocast_as_on_a_gpu_with_all_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for bf16 in (False, True):
+        config = checked(prepare(tmp_path / str(bf16)) | TOGETHER | {"memory": {"tile": None, "remat": "attention"}})
+        config["tokens"] = 4 * config["tokens_per_step"]
+        model, tokenizer = load_extended(config)
+        windows = Windows(prepared_corpus(config, tokenizer).training, tokenizer, config)
+        stock = TrainingArguments
+        monkeypatch.setattr(train, "TrainingArguments", lambda **given: stock(**given | {"bf16": bf16}))  # noqa: B023
+        found.append(train.trained(model, tokenizer, windows, config, None, False)["losses"])
+    assert found[0] != found[1]
+    assert found[1] == pytest.approx(found[0], rel=0.02)

@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from recipes.extend_context import cards, screen, train
+from recipes.extend_context.measure import loss_on
 from recipes.extend_context.model import load_extended
 from recipes.extend_context.settings import checked
 from recipes.extend_context.smoke import FAR, NEAR, prepare
@@ -52,6 +53,21 @@ def test_two_cards_train_two_variants_at_a_time(tmp_path: Path, monkeypatch: pyt
         screen.main([*words, "--variants", "some", "nothing"])
     assert names() == ["base", "slow", "some+slow", "some"], "rows of an earlier call stay, and those of the other card"
     assert [path.name for path in tmp_path.glob("screen-card*")] == []
+
+
+def test_positions_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = prepare(tmp_path)
+    monkeypatch.setattr(screen, "read_config", lambda file, variant: config)
+    out = tmp_path / "screen.json"
+    screen.main(["--seconds", "0", "--out", str(out)])
+    (row,) = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert row["beside"]["tokens"] == 0
+    model, _ = load_extended(config)
+    _, tokenizer = screen.load(config["model"])
+    stock, _ = screen.load(config["model"], dtype=torch.float32)
+    answers = screen.own_answers(stock, tokenizer, config["evaluation"]["chats"])
+    lost = loss_on(model.eval(), answers) - loss_on(stock, answers)
+    assert row["beside"]["nats on stock's answers"] == pytest.approx(lost, abs=1e-4)
 
 
 def test_cards_are_those_that_the_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
