@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
-from hf_longctx.hub.resolve import load_tokenizer
+from hf_longctx.hub.resolve import load_tokenizer, locate
 from recipes.benchmarks.saving import Saved
 from recipes.extend_context import card
 from recipes.extend_context.cards import over_cards, visible
@@ -153,9 +153,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(line)
         return
     device, label = "cuda" if torch.cuda.is_available() else "cpu", Path(model).name
-    cards = visible()[: len(names)]
+    cards = visible()
     if len(cards) > 1:
-        rows = over_cards(MODULE, words_of(args), names, cards, args.out)
+        locate(model)  # a .gguf file is converted now, by one process
+        rows = over_cards(MODULE, words_of(args), names, cards[: len(names)], args.out)
     else:
         rows = measured(configs, args.seconds, args.averaged)
     Saved(args.out, MODULE, label, device, args.commit).add(rows)

@@ -118,7 +118,15 @@ def test_a_window_whose_positions_skip_is_one_document(
     change = {"pose": pose, "mix": {"retrieval": 1.0}, "retrieval": retrieval, "memory": {"remat": "attention"}}
     made = one_step(config, change, tmp_path / "out")
     windows = Windows(corpus.training, tokenizer, made)
+    masks, stock = [], torch.nn.functional.scaled_dot_product_attention
+
+    def attention(*args: Any, attn_mask: Any = None, is_causal: bool = False, **kwargs: Any) -> Any:
+        masks.append((attn_mask, is_causal))
+        return stock(*args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
     loss, found = gradients(made, windows, monkeypatch)
+    assert set(masks) == {(None, True)}, "no mask reaches attention"
     # every token sees all before it, at distances that are differences of positions
     plain: Any = load_extended(made)[0].double().train()
     plain.set_attn_implementation("eager")
