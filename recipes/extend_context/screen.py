@@ -6,7 +6,7 @@
 
 `base` is the config without a variant; names that are joined by + are one setting. `--averaged` measures each trained
 model once more with so much of the stock weights in its own: that needs no training. Where there are several GPUs,
-each trains a variant at a time. Rows of an earlier call on the same commit, hardware and versions stay in the result
+each trains a variant at a time. Rows of an earlier call on the same hardware and versions stay in the result
 file. `--list` trains nothing: it tells what each variant changes, and how many facts it asks for. What comes out
 chooses what is trained in full; it is no result.
 """
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = over_cards(MODULE, words_of(args), names, cards[: len(names)], args.out)
     else:
         rows = measured(configs, args.seconds, args.averaged)
-    Saved(args.out, MODULE, label, device, args.commit).add(rows)
+    Saved(args.out, label, device, args.commit).add(rows)
 
 
 if __name__ == "__main__":
