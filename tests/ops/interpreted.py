@@ -16,8 +16,19 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+# Triton 3.6 makes a number of an array of one element, which NumPy 2.4 takes for no number any more
+NUMBERS = """
+import triton.runtime.interpreter as interpreter
+def with_numbers(tensor, scope, patch=interpreter._patch_lang_tensor):
+    patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+interpreter._patch_lang_tensor = with_numbers
+"""
+
+
 def run(code: str, interpret: str) -> None:
     """Run `code` from the checkout's root; `interpret` is "1" for Triton's interpreter, "0" to compile."""
+    code = NUMBERS + code if interpret == "1" else code
     environment = {**os.environ, "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
@@ -36,3 +47,37 @@ def compile_for_h100(function: Any, sizes: dict[str, Any], kinds: dict[str, str]
     constants = {(names.index(name),): value for name, value in sizes.items()}
     source = ASTSource(fn=function, signature=signature, constexprs=constants)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def compile_launches() -> list[Any]:
+    """From now on every launch compiles its kernel for an H100, for the arguments that it has, and runs nothing.
+
+    Returns a list that will hold the kernels. What a launch says of its arguments is part of it: Triton makes a number
+    that is 1 a constant, and takes addresses and numbers that are multiples of 16 as such.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    class Card:
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    kernels: list[Any] = []
+    launch = JITFunction.run
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **settings: Any) -> None:
+        assert all(0 < n < most for n, most in zip(grid, (2**31, 2**16, 2**16), strict=False)), (self.__name__, grid)
+        kernel = launch(self, *args, grid=grid, warmup=True, **settings)
+        assert kernel.metadata.shared < 227 * 1024, (self.__name__, kernel.metadata.shared)
+        kernels.append(kernel)
+
+    driver.set_active(Card())
+    JITFunction.run = run
+    return kernels

@@ -43,13 +43,14 @@ few[:, [7, 50]] = 1.5
 kinds = {"random": random, "close": random * 1e-30 - 1.0, "ties": ties, "equal": torch.zeros(2, n), "few": few,
          "half": random.masked_fill(torch.rand(2, n) < 0.5, none), "wide": random.exp().pow(9) * random.sign()}
 for what, scores in kinds.items():
-    for named, k, most, number in ((True, 20, 25, n), (False, 20, 20, 99), (False, 1, 1, n), (True, n, 110, n)):
+    for named, k, most, number, groups in ((True, 20, 25, n, 0), (False, 20, 20, 99, 32), (True, 17, 17, n, 64),
+                                           (False, 1, 1, n, 1), (True, n, 110, n, 0)):
         names = torch.stack([torch.randperm(n) for _ in range(2)]).int() if named else torch.arange(n).expand(2, -1)
         kept, kept_score = torch.full((2, most), -1).int(), torch.zeros(2, most)
         count, found, floor = torch.zeros(2).int(), torch.ones(2).int(), torch.zeros(2)
         numbers = torch.full((2,), number).int() if named else torch.full((2,), 64 * number - 1)
         _select[(2,)](scores, names, numbers, kept, kept_score, count, floor, found, 1, n, most, KEPT=k, CHUNK=64,
-                      NAMED=named)
+                      GROUPS=groups, NAMED=named)
         for row in range(2):
             at = list(zip(scores[row, :number].tolist(), names[row, :number].tolist()))
             order = sorted((-score, name) for score, name in at if score > none)
@@ -189,46 +190,38 @@ torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
 
 COMPILED = """
 import torch
-import triton
-from tests.ops.interpreted import compile_for_h100
-from hf_longctx.ops.kernels import triton_best as B, triton_codes as C, triton_found as F
-from hf_longctx.ops.kernels import triton_lookup as T, triton_shortlist as S
-from hf_longctx.ops.pages import PAGE, Pages
+from tests.ops.interpreted import compile_launches
+from tests.ops.lookups import Lookup
+from hf_longctx.ops.codes import Centre
+from hf_longctx.ops.found_tokens import FoundTokens
+from hf_longctx.ops.kernels import triton_coding, triton_found, triton_pages, triton_lookup as T
+from hf_longctx.ops.kernels.triton_decode import Keys
 
-names = ("q_pos", "words", "size", "pos", "filled", "ready", "after", "k", "numbers")
-kinds = dict.fromkeys(names, "*i64")
-names = ("half", "base", "factor", "best", "floor", "score", "real", "scores", "kept_score", "turn", "mean", "width")
-kinds |= dict.fromkeys(names, "*fp32") | {"operand": "*fp16", "near": "i64"}
-kinds |= dict.fromkeys(("block", "count", "found", "slot", "real_slot", "names", "kept"), "*i32")
-
-def compile(function, sizes, more={}, **options):
-    kernel = compile_for_h100(function, sizes, kinds | more, **options)
-    assert kernel.metadata.shared < 227 * 1024, (function, sizes, kernel.metadata.shared)
-
-for D, group, L, per, dtype in ((64, 3, 1, "group", "*bf16"), (96, 1, 2, "group", "*fp32"),
-                                (128, 4, 1, "group", "*bf16"), (256, 8, 16, "head", "*fp16")):
-    q, table = torch.empty(1, group, L, D, device="meta"), torch.empty(1, 1, device="meta")
-    pages = Pages(*[table] * 5, table, table, torch.empty(1, 1, -(-D // 32) * 32, device="meta"), table, q.dtype)
-    shapes = T.Shapes(q, pages, per)
-    codes, wide = shapes.codes, triton.next_power_of_2(D)
-    sizes = {name: codes[name] for name in ("WP", "R", "RP", "NQ", "K")}
-    compile(C._maxima, dict(PAGE=PAGE, **codes, HEADS=shapes.heads, ONE=L == 1), num_warps=1, num_stages=2)
-    if D == 96 or group == 4:
-        continue  # the others take longer to compile
-    columns = 8 if shapes.heads else max(8, codes["RP"])
-    compile(B._survivors, dict(PAGE=PAGE, **codes, NC=columns, HEADS=shapes.heads), num_warps=1)
-    compile(C._prepare, dict(D=D, DP=wide, C=shapes.C, **sizes), {"q": dtype})
-    sizes = dict(PAGE=PAGE, D=D, DP=wide, R=group, NC=columns, HEADS=shapes.heads)
-    compile(S._shortlist, sizes, {"q": dtype, "like": dtype})
-for named in (False, True):
-    more = {"numbers": "*i32" if named else "*i64"}
-    compile(B._select, dict(KEPT=1024, CHUNK=4096, NAMED=named), more, num_warps=8)
-compile(S._last, dict(LEFT=8), {"table": "*i64", "k": "i32"})
-for D, R, dtype in ((128, 4, "*bf16"), (256, 8, "*fp16"), (96, 1, "*fp32")):
-    wide = triton.next_power_of_2(D)
-    sizes = dict(PAGE=PAGE, D=D, DP=wide, V=D, VP=wide, R=R, RP=16, KP=16, PP=64, CAP=0.0, GATED=True)
-    pointers = {"q": dtype, "like": dtype, "table": "*i64", "v": "*i64", "part": "*fp32", "part_lse": "*fp32"}
-    compile(F._found, sizes, pointers | {"margin": "fp32"})
+kernels = compile_launches()
+bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+for H, G, D, L, B, per, dtype, k, shortlist, pages in (
+    (9, 3, 64, 1, 1, "group", bf16, 8, 1024, 160), (2, 2, 96, 2, 2, "group", fp32, 8, 64, 5),
+    (32, 8, 128, 1, 1, "group", bf16, 64, 1024, 160), (8, 1, 256, 16, 2, "head", fp16, 8, 300, 20),
+    (1, 1, 64, 1, 1, "group", fp16, 1, 1, 1),  # ones, which Triton makes constants
+):
+    more = pages - 1
+    lookup = Lookup.of(H, G, D, 40, L, dtype=dtype, more=more)
+    q, q_pos = lookup.q[:B], lookup.q_pos[:B].contiguous()
+    rows = {name: x[:B].contiguous() for name, x in lookup.pages._asdict().items() if name != "dtype"}
+    at = lookup.pages._replace(**rows)
+    table = T.choose(q, q_pos, at, k=k, near=8192, after_B=torch.full((B,), 15), per=per, shortlist=shortlist)
+    triton_pages.gather(at.k, table, G, D, dtype)
+    triton_coding.encode(lookup.k[0], Centre(torch.zeros(G, D), torch.ones(G, -(-D // 32) * 32))) if D != 96 else None
+    if L > 1:
+        continue
+    triton_pages.keep(at, at.pos, lookup.k[:B, :, :1], lookup.v[:B, :, :1], q_pos, q_pos[:1])
+    S, turn = 4096 if pages > 1 else 1, torch.zeros(1, 1, D, dtype=dtype)
+    keys, pos = torch.zeros(B, G, S, D, dtype=dtype), torch.zeros(B, S, dtype=torch.long)
+    window = Keys(keys, keys, pos, (turn, turn), (turn.expand(1, S, D), turn.expand(1, S, D)), 0, 8192)
+    first = Keys(keys[:, :, :16], keys[:, :, :16], pos[:, :16], None, (turn, turn), 8192, 2**63 - 1)
+    found = FoundTokens(q[:, :, 0], table[:, :, 0], at, 0.0)
+    triton_found.decode(q[:, :, 0], window, [first], found, q_pos[:, 0], D, D**-0.5)
+assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
 """
 
 

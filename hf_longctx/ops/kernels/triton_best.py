@@ -3,7 +3,7 @@
 The k blocks with the best maxima hold the k best tokens, ties by the lower slot. `_select` finds a bound that at least
 k blocks reach: it counts them in 31 bins of equal width between two bounds and continues in one of the bins, until not
 many more than k are above. `_survivors` scores these blocks again and keeps the tokens that reach the bound, of which
-`_select` once more keeps few. The order in which programs find tokens has no influence: no two have the same key.
+`_select` once more keeps k. The order in which programs find tokens has no influence: no two have the same key.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -35,21 +35,29 @@ def _part(scores, names, start, number, CHUNK: tl.constexpr, NAMED: tl.constexpr
 
 @triton.jit
 def _select(scores, names, numbers, kept, kept_score, count, floor, found, per_number, room, most, KEPT: tl.constexpr,
-            CHUNK: tl.constexpr, NAMED: tl.constexpr):  # fmt: skip
-    """Of one row the best `KEPT` and a few more, at most `most`, in the order that they have, and a bound of them."""
+            CHUNK: tl.constexpr, NAMED: tl.constexpr, GROUPS: tl.constexpr = 0):  # fmt: skip
+    """Of one row the best `KEPT` and a few more, at most `most`, in the order that they have, and a bound of them.
+
+    GROUPS is a power of two from KEPT to CHUNK, or 0.
+    """
     row, bins = tl.program_id(0).to(tl.int64), tl.arange(0, 32)
     scores += row * room
     names += row * room
     # of blocks, or of what `_survivors` has found
     number = tl.load(numbers + row // per_number)
     number = (number if NAMED else tl.cdiv(number, 64)).to(tl.int32)
-    least, last = tl.full((), 2**62, tl.int64), tl.full((), -(2**62), tl.int64)
-    above, reach, shift = 0, 0, 62
+    low_N, high_N = tl.full((CHUNK,), 2**62, tl.int64), tl.full((CHUNK,), -(2**62), tl.int64)
+    some_N = tl.zeros((CHUNK,), tl.int32)
     for start in range(0, number, CHUNK):
         name, score, key, some = _part(scores, names, start, number, CHUNK, NAMED)
-        least = tl.minimum(least, tl.min(tl.where(some, key, 2**62), 0))
-        last = tl.maximum(last, tl.max(tl.where(some, key, -(2**62)), 0))
-        reach += tl.sum(some.to(tl.int32), 0)
+        low_N = tl.minimum(low_N, tl.where(some, key, 2**62))
+        high_N = tl.maximum(high_N, tl.where(some, key, -(2**62)))
+        some_N += some.to(tl.int32)
+    least, last, reach, above, shift = tl.min(low_N, 0), tl.max(high_N, 0), tl.sum(some_N, 0), 0, 62
+    if GROUPS > 0:  # noqa: SIM102  # this is known when it is compiled
+        if reach > most:
+            # of so many groups, KEPT or more, each has one that is no less than the least of the groups' best
+            least = tl.maximum(least, tl.min(tl.max(tl.reshape(high_N, (GROUPS, CHUNK // GROUPS)), 1), 0))
     while reach > most:
         while (shift > 0) & (((last - least) >> tl.maximum(shift - 1, 0)) < 31):
             shift -= 1

@@ -2,8 +2,8 @@
 
 A flat scan is bound by unpacking bits. Estimated from instructions, for codes of 128 channels and four heads of a
 group: a query in 4 bits and POPC (RaBitQ's way for vectors) takes 64 POPC of a code, of which a multiprocessor of an
-H100 does 16 per clock, so 4 clocks; unpacking one channel at a time takes about 6. Here it is 1.6: compiled for it, 64
-codes are 403 instructions of a warp, 128 of which unpack. A byte of a code is in a register as a 16-bit number, and one
+H100 does 16 per clock, so 4 clocks; unpacking one channel at a time takes about 6. Here it is 1.3: compiled for it, 64
+codes are 340 instructions of a warp, 128 of which unpack. A byte of a code is in a register as a 16-bit number, and one
 AND leaves a bit of two channels, which read as fp16 is 0 or 2^(bit - 24), an exact operand of the tensor cores; the
 query's operand, fp16, undoes the power of two. So no query is rounded to a few bits. A product with a matrix of zeros
 and ones brings the bytes to the registers where the next product expects them, without shared memory.
@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 TILES = tl.constexpr(16)  # blocks of 64 slots of a program; a page holds a multiple of them
+AT_ONCE = tl.constexpr(2)  # of them, in code without a loop
 
 
 @triton.jit
@@ -119,29 +120,36 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, 
     words_at = tl.multiple_of(tl.load(words + page).to(tl.pointer_type(tl.int8)), 16) + (g * PAGE + inside) * (4 * W)
     size_at = tl.multiple_of(tl.load(size + page).to(tl.pointer_type(tl.float16)), 16) + g * PAGE + inside
     pos_at = tl.multiple_of(tl.load(pos + page).to(tl.pointer_type(tl.int64)), 16) + inside
-    for tile in range(tl.minimum(TILES, tl.cdiv(end - first, 64)).to(tl.int32)):
-        # what lies behind the last slot is read, as a page is whole, and not seen
-        bytes_NB = laid_out(words_at + tile * (64 * 4 * W), W, ROWS, BYTES)
-        top_RN = tl.full((ROWS, NQ), float("-inf"), tl.float32)
-        for i in tl.static_range(64 // ROWS):
-            slot = tile * 64 + i * ROWS + row
-            size_R = tl.load(size_at + slot).to(tl.float32) * scale
-            pos_R = tl.load(pos_at + slot, first + slot < end, -1)
-            seen = pos_R > earliest
-            if ONE:
-                seen = seen & (pos_R <= latest)
-            size_R = tl.where(seen, size_R, -1.0)  # sizes are 0 or more
-            scores = scored(bytes_NB, i, held, half_N, base_N, size_R, W, WP, K, BYTES)
-            seen = (size_R >= 0.0)[:, None]
-            if not ONE:
-                seen = seen & (pos_R[:, None] <= latest_N[None])
-            top_RN = tl.maximum(top_RN, tl.where(seen, scores, float("-inf")))
-        top_N = tl.max(top_RN, 0)
-        block = first // 64 + tile
-        if HEADS:
-            tl.store(best + ((b * T + g * R + r) * L + l) * blocks + block, top_N, live)
-        else:
-            query = tl.arange(0, NQ // RP)
-            top = tl.max(tl.reshape(top_N, (NQ // RP, RP)), 1)
-            to = piece * (NQ // RP) + query
-            tl.store(best + ((b * T + g) * L + to) * blocks + block, top, to < L)
+    room = tl.minimum(end - first, TILES * 64).to(tl.int32)
+    # operands are brought to where the tensor cores read them once for some tiles, not for each of them
+    for begin in range(0, tl.cdiv(room, 64), AT_ONCE):
+        for more in tl.static_range(AT_ONCE):
+            tile = begin + more
+            # what lies behind the last slot is read, as a page is whole, and not seen
+            bytes_NB = laid_out(words_at + tile * (64 * 4 * W), W, ROWS, BYTES)
+            for i in tl.static_range(64 // ROWS):
+                slot = tile * 64 + i * ROWS + row
+                size_R = tl.load(size_at + slot).to(tl.float32) * scale
+                pos_R = tl.load(pos_at + slot, slot < room, -1)
+                seen = pos_R > earliest
+                if ONE:
+                    seen = seen & (pos_R <= latest)
+                size_R = tl.where(seen, size_R, -1.0)  # sizes are 0 or more
+                scores = scored(bytes_NB, i, held, half_N, base_N, size_R, W, WP, K, BYTES)
+                seen = (size_R >= 0.0)[:, None]
+                if not ONE:
+                    seen = seen & (pos_R[:, None] <= latest_N[None])
+                scores = tl.where(seen, scores, float("-inf"))
+                if i == 0:  # noqa: SIM108  # there is nothing yet to compare with
+                    top_RN = scores
+                else:
+                    top_RN = tl.maximum(top_RN, scores)
+            top_N = tl.max(top_RN, 0)
+            block = first // 64 + tile
+            if HEADS:
+                tl.store(best + ((b * T + g * R + r) * L + l) * blocks + block, top_N, live)
+            else:
+                query = tl.arange(0, NQ // RP)
+                top = tl.max(tl.reshape(top_N, (NQ // RP, RP)), 1)
+                to = piece * (NQ // RP) + query
+                tl.store(best + ((b * T + g) * L + to) * blocks + block, top, to < L)

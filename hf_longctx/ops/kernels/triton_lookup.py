@@ -22,7 +22,7 @@ from ..pages import Pages
 from .placed import on_device_of
 from .triton_best import _select, _survivors
 from .triton_codes import TILES, _maxima, _prepare
-from .triton_shortlist import PROGRAMS, _last, _shortlist
+from .triton_shortlist import TOKENS, _last, _shortlist
 
 BLOCK = 64  # slots
 AT_ONCE = 2**23  # tokens that may reach the bounds of queries done at once
@@ -101,11 +101,10 @@ def maxima(
 def survivors(
     ready: tuple[Tensor, ...], best: Tensor, q_pos_BL: Tensor, pages: Pages, shapes: Shapes, near: int,
     after_B: Tensor, shortlist: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Tokens that the best `shortlist` of each table are among, at most twice as many.
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The best `shortlist` tokens of each table by their codes.
 
-    Returns how many there are, (rows), and their scores and slots (rows, room), in any order; a row is a table of a
-    query.
+    Returns how many there are, (rows), and their slots (rows, shortlist), in any order; a row is a table of a query.
     """
     rows, device = shapes.B * shapes.T * shapes.L, best.device
     most = min(shortlist + max(BLOCK, shortlist // 8), shapes.blocks)
@@ -113,15 +112,16 @@ def survivors(
     block_score, score = (torch.empty(rows, n, device=device, dtype=torch.float32) for n in (most, most * BLOCK))
     count, found, number = torch.empty(3, rows, device=device, dtype=torch.int32)
     floor = torch.empty(rows, device=device, dtype=torch.float32)
-    kept_slot = torch.empty(rows, 2 * shortlist, device=device, dtype=torch.int32)
-    kept_score = torch.empty(rows, 2 * shortlist, device=device, dtype=torch.float32)
+    kept_slot = torch.empty(rows, shortlist, device=device, dtype=torch.int32)
+    kept_score = torch.empty(rows, shortlist, device=device, dtype=torch.float32)
     whole: Any = (rows,)
     each: Any = (most, rows)
     columns = 8 if shapes.heads else max(8, shapes.codes["RP"])
     with on_device_of(best):
         _select[whole](
             best, block, pages.filled_B, block, block_score, count, floor, found, shapes.T * shapes.L, shapes.blocks,
-            most, KEPT=shortlist, CHUNK=min(4096, triton.next_power_of_2(shapes.blocks)), NAMED=False, num_warps=8,
+            most, KEPT=shortlist, **_chunks(min(8192, triton.next_power_of_2(shapes.blocks)), shortlist), NAMED=False,
+            num_warps=16,
         )  # fmt: skip
         _survivors[each](
             q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *ready, block, count,
@@ -129,31 +129,33 @@ def survivors(
             NC=columns, HEADS=shapes.heads, num_warps=1,
         )  # fmt: skip
         _select[whole](
-            score, slot, found, kept_slot, kept_score, number, floor, found, 1, most * BLOCK, 2 * shortlist,
-            KEPT=shortlist, CHUNK=2048, NAMED=True, num_warps=8,
+            score, slot, found, kept_slot, kept_score, number, floor, found, 1, most * BLOCK, shortlist,
+            KEPT=shortlist, **_chunks(2048, shortlist), NAMED=True, num_warps=8,
         )  # fmt: skip
-    return number, kept_score, kept_slot
+    return number, kept_slot
 
 
-def last(
-    q_BHLD: Tensor, found: Tensor, score: Tensor, slot: Tensor, pages: Pages, shapes: Shapes, k: int, shortlist: int
-) -> Tensor:
+def _chunks(size: int, shortlist: int) -> dict[str, int]:
+    """How many scores `_select` reads at once, and in how many groups it looks for the best of each."""
+    groups = triton.next_power_of_2(shortlist)
+    return {"CHUNK": size, "GROUPS": groups if groups <= size else 0}
+
+
+def last(q_BHLD: Tensor, found: Tensor, slot: Tensor, pages: Pages, shapes: Shapes, k: int, shortlist: int) -> Tensor:
     """Of the best `shortlist` by their codes the best `k` by their real keys, (B, T, L, k)."""
     rows, device = len(found), q_BHLD.device
     real = torch.empty(rows, shortlist, device=device, dtype=torch.float32)
-    real_slot = torch.empty(rows, shortlist, device=device, dtype=torch.int32)
     table = torch.empty(shapes.B, shapes.T, shapes.L, k, device=device, dtype=torch.int64)
     R = shapes.codes["R"]
     columns = 8 if shapes.heads else max(8, shapes.codes["RP"])
-    some: Any = (PROGRAMS, rows)
-    every: Any = (triton.cdiv(shortlist, 64), rows)
+    each: Any = (triton.cdiv(shortlist, TOKENS.value), rows)
     with on_device_of(q_BHLD):
-        _shortlist[some](
-            q_BHLD, pages.k, found, score, slot, real, real_slot, q_BHLD, *q_BHLD.stride()[:3], shapes.pages, shapes.G,
-            shapes.L, score.shape[1], shortlist, PAGE=sizes.PAGE, D=shapes.D,
-            DP=max(16, triton.next_power_of_2(shapes.D)), R=R, NC=columns, HEADS=shapes.heads,
+        _shortlist[each](
+            q_BHLD, pages.k, found, slot, real, q_BHLD, *q_BHLD.stride()[:3], shapes.pages, shapes.G, shapes.L,
+            shortlist, PAGE=sizes.PAGE, D=shapes.D, DP=max(16, triton.next_power_of_2(shapes.D)), R=R, NC=columns,
+            HEADS=shapes.heads,
         )  # fmt: skip
-        _last[every](found, real, real_slot, table, k, shortlist, LEFT=triton.next_power_of_2(k))
+        _last[each](found, real, slot, table, k, shortlist, LEFT=triton.next_power_of_2(k), num_warps=8)
     return table
 
 
