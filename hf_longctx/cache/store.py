@@ -120,7 +120,7 @@ class Store:
         if torch.compiler.is_compiling():
             return None
         if self._moved:
-            if not (any(row.k.pieces for row in self._rows) and all(map(can_stand, self._rows))):
+            if not (any(row.k.pieces for row in self._rows) and all(map(can_stand, self._rows)) and self._can_page()):
                 self._settle()
                 self.addresses = None
                 return None
@@ -130,6 +130,15 @@ class Store:
                 self.addresses.update(self._rows)
             self._moved = False
         return None if self.addresses is None else self.addresses.pages
+
+    def _can_page(self) -> bool:
+        """Do the kernels that keep and gather tokens work here?"""
+        if not TRITON:
+            return False
+        from ..ops.kernels.pages import unsupported_reason
+
+        row = next(row for row in self._rows if row.k.pieces)
+        return unsupported_reason(row.k.pieces[0], row.v.pieces[0]) is None
 
     def select(self, rows: Sequence[int]) -> None:
         """Choose rows again, some perhaps several times."""

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.codes import Centre, encode
+from ..ops.codes import Centre
+from ..ops.kernels.coding import coded
 from .growing import Growing
 from .slots import KeyValues, show
 
@@ -84,7 +85,7 @@ class StoreRow:
                 else:  # what is at hand need not come from the host
                     keys = newest[:, start - end + newest.shape[1] : stop - end + newest.shape[1]]
                     keys = keys.to(self.k.pieces[0].dtype)
-                words, size = encode(keys, centre)
+                words, size = coded(keys, centre)
                 self.words.write(start, words)
                 self.size.write(start, size)
         self.centre, self.ready, self.coded = centre, ready, end

@@ -46,7 +46,8 @@ def encode(k_GSD: Tensor, centre: Centre) -> tuple[Tensor, Tensor]:
     bits = (r_GSC >= 0).unflatten(-1, (-1, BITS)).long()
     words = (bits << torch.arange(BITS, device=bits.device)).sum(-1)
     words = torch.where(words >= 2**31, words - 2**32, words)
-    size_GS = _sum(r_GSC.abs()) / r_GSC.shape[-1]
+    # not divided: on a GPU torch would multiply by the reciprocal, and on a CPU not
+    size_GS = _sum(r_GSC.abs()) * (1.0 / r_GSC.shape[-1])
     return words.int(), size_GS.clamp(max=torch.finfo(torch.float16).max).half()
 
 

@@ -92,8 +92,61 @@ for D, C, kinds in ((64, 64, ("*bf16",)), (96, 96, ("*fp16",)), (128, 128, ("*bf
 """
 
 
+CODES = """
+import torch
+from hf_longctx.ops.codes import Centre, encode
+from hf_longctx.ops.kernels import coding, triton_coding
+torch.manual_seed(0)
+triton_coding.ELEMENTS = 1024
+bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+for D, S, dtype in ((64, 70, fp32), (128, 33, bf16), (20, 100, fp16), (256, 9, bf16)):
+    k = (3 * torch.randn(2, S + 5, D) + 1).to(dtype)[:, 2:-3]
+    centre = Centre.of(k[:, :8])
+    for got, wanted in zip(triton_coding.encode(k, centre), encode(k, centre), strict=True):
+        assert got.dtype == wanted.dtype and torch.equal(got, wanted), (D, dtype)
+
+def kernel(k, centre):
+    calls.append(k)
+    return own(k, centre)
+
+own, triton_coding.encode, coding.DEVICES, calls = triton_coding.encode, kernel, ("cpu",), []
+for D, count in ((64, 2), (96, 2), (64, 3)):  # a check and what is asked for; 96 is no power of two; no check again
+    k = torch.randn(1, 9, D)
+    assert torch.equal(coding.coded(k, Centre.of(k))[0], encode(k, Centre.of(k))[0])
+    assert len(calls) == count, (D, len(calls))
+triton_coding.encode = lambda k, centre: (encode(k, centre)[0] ^ 1, encode(k, centre)[1])
+k = torch.randn(1, 9, 64).half()
+assert torch.equal(coding.coded(k, Centre.of(k))[0], encode(k, Centre.of(k))[0]), "wrong codes are seen"
+"""
+
+
+CHECKS = """
+import torch
+from hf_longctx.ops import pages as sizes
+from hf_longctx.ops.kernels import pages, triton_pages
+sizes.PAGE = 8
+for D, V, dtype in ((64, 64, torch.bfloat16), (96, 64, torch.float16), (20, 12, torch.float32)):
+    assert pages._check(torch.device("cpu"), dtype, D, V) is None
+wrong, right = (lambda *given: triton_gather(*given) + 1), triton_pages.keep
+triton_gather, triton_pages.gather = triton_pages.gather, wrong
+assert "found again" in pages._check(torch.device("cpu"), torch.float32, 32, 32)
+triton_pages.gather, triton_pages.keep = triton_gather, lambda *given: None
+assert "found again" in pages._check(torch.device("cpu"), torch.float32, 32, 32)
+triton_pages.keep = None
+assert "TypeError" in pages._check(torch.device("cpu"), torch.float32, 32, 32)
+"""
+
+
+def test_kernels_of_pages_are_checked_on_their_first_use() -> None:
+    run(CHECKS, "1")
+
+
 def test_tokens_kept_one_by_one_by_counters_are_those_kept_by_torch_and_are_gathered_again() -> None:
     run(STORES + STEPS, "1")
+
+
+def test_many_keys_coded_in_one_launch_have_the_codes_of_torch() -> None:
+    run(CODES, "1")
 
 
 def test_they_compile_for_an_h100() -> None:
