@@ -83,8 +83,8 @@ def _rings(layers: Layers) -> list[Ring]:
     return [] if None in rings else rings
 
 
-def _addresses(layers: Layers) -> list[Addresses]:
-    """Where the layers find what they look up, with room for a token."""
+def _addresses(layers: Layers) -> list[Addresses | None]:
+    """Where the layers find what they look up, with room for a token; None: kernels cannot find it."""
     stores = [layer.everything for layer in layers if getattr(layer, "everything", None) is not None]
     make_room(stores, 1)
     for store in stores:
@@ -114,7 +114,12 @@ def graph_forward(model: Any) -> Callable[..., Any]:
         rings = _rings(layers)
         if not rings or rings[0] not in _RECORDED or any(ring.must_grow for ring in rings):
             output = model(**inputs)  # turns layers into rings (larger ones), and compiles kernels
-            _RECORDED.update(dict.fromkeys(_rings(layers)[:1]))
+            rings = _rings(layers)
+            # while a step is recorded, which reads all columns, nothing must be compiled: so one is run like it first
+            if all(ring.readable == ring.size for ring in rings):
+                _RECORDED.update(dict.fromkeys(rings[:1]))
+            for ring in rings:
+                ring.whole = True
             return output
         return _step(model, inputs, layers, rings)
 
@@ -128,6 +133,8 @@ def _step(model: Any, inputs: dict[str, Any], layers: Layers, rings: list[Ring])
     if inputs.get("attention_mask") is not None:
         pos = torch.where(inputs["attention_mask"][:, -1:] != 0, pos, -1)  # a row that waits
     recorded, stores = _RECORDED[rings[0]], _addresses(layers)
+    if None in stores:  # tokens to look up do not lie where kernels find them
+        return model(**inputs)
     buffers: list[Any] = [*rings, *stores]
     if recorded is not None and not recorded.fits(buffers, ids):
         _RECORDED[rings[0]] = None

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 import hf_longctx
 from hf_longctx import LMInfinite, StreamingLLM
+from hf_longctx.cache import SinkWindowLayer
 from hf_longctx.generation import cuda_graph as graphs
 from tests.tiny import left_padded, text, tiny
 
@@ -49,6 +50,32 @@ def test_a_ring_that_grows_is_recorded_anew(machine: Any, monkeypatch: pytest.Mo
         ours = model.generate(ids, max_new_tokens=50, do_sample=False)
         assert watched.recorded == 3  # 10, 20 and 30 columns
         assert torch.equal(ours, model.generate(ids, max_new_tokens=50, do_sample=False, disable_compile=True))
+
+
+def test_the_step_before_a_recording_reads_as_many_columns(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a recording needs is compiled by then: compiling, which may not happen meanwhile, follows from sizes."""
+    keep, read = SinkWindowLayer.keep, list[Any]()
+
+    def counted(layer: Any, new: Any) -> Any:
+        found = keep(layer, new)
+        if layer.ring is not None:
+            read.append(len(found))
+        return found
+
+    def recording(*args: Any) -> Any:
+        read.append("recorded")
+        return record(*args)
+
+    monkeypatch.setattr("hf_longctx.cache.rolling.ROOM", 4)
+    monkeypatch.setattr(SinkWindowLayer, "keep", counted)
+    model = tiny(num_hidden_layers=1)
+    with LMInfinite(n_global=2, n_local=30).on(model):
+        machine(model)
+        record = graphs._record
+        monkeypatch.setattr(graphs, "_record", recording)
+        model.generate(text(2, 5), max_new_tokens=40, do_sample=False)
+    at = [i for i, one in enumerate(read) if one == "recorded"]
+    assert [(read[i - 1], read[i + 1]) for i in at] == [(10, 10), (20, 20), (30, 30)]
 
 
 def test_a_stream_replays_and_records_anew_for_every_answer(machine: Any) -> None:
