@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..console.units import show_bytes
-from ..ops.host import free_host_bytes, pinned_bytes
+from ..ops.host import free_host_bytes, give_back_pinned, pinned_bytes
 from . import growing
 from .store import Store
 
@@ -43,6 +43,9 @@ def make_room(stores: Sequence[Store], tokens: int) -> None:
 def _check(need: int, one: int, tokens: int, held: int) -> None:
     """Of `need` bytes for `tokens` more, where `held` are there and a page of all rows and layers takes `one`."""
     free = free_host_bytes()
+    if free is not None and need > free:
+        give_back_pinned()  # that of an earlier text, perhaps
+        free = free_host_bytes()
     if free is None or need <= free:
         return
     fits = free // one * growing.PIECE + held

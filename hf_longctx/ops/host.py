@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
+
+import torch
 
 # of a process that trains, beside what is pinned: Python, torch, CUDA's libraries and the model as it was loaded
 PROCESS_BYTES = 4 * 2**30
@@ -28,6 +31,17 @@ def free_host_bytes(cgroup: Path = CGROUP, meminfo: Path = MEMINFO) -> int | Non
         files = re.search(r"^inactive_file (\d+)", _read(cgroup / "memory.stat"), re.MULTILINE)  # which make way
         found.append(int(limit) - int(used) + (int(files[1]) if files else 0))
     return max(min(found), 0) if found else None
+
+
+def give_back_pinned() -> None:
+    """Let torch return the pinned memory of tensors that are gone, which it keeps to use it again."""
+    if torch.cuda.is_available():
+        known: Any = torch.accelerator, torch._C  # since 2.10 or so, and before
+        names = "empty_host_cache", "_host_emptyCache"
+        for give_back in (getattr(place, name, None) for place, name in zip(known, names, strict=True)):
+            if give_back is not None:
+                give_back()
+                return
 
 
 def _read(file: Path) -> str:

@@ -15,7 +15,7 @@ from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.cache import KeyValues, RetrievingLayer, Store, host_room
 from hf_longctx.cache.growing import Growing
 from hf_longctx.cache.store_row import StoreRow
-from hf_longctx.ops.host import free_host_bytes
+from hf_longctx.ops.host import free_host_bytes, give_back_pinned
 from tests.contract.registry import same
 from tests.tiny import left_padded, logits_of, text, tiny
 
@@ -103,6 +103,43 @@ def test_what_does_not_fit_is_said_with_both_figures_before_anything_changes(mon
         monkeypatch.setattr(host_room, "free_host_bytes", lambda: None)
         same(got, logits_of(model, ids[:, 20:40], past_key_values=_read(model, ids[:, :20])))
         same(expected, logits_of(model, ids[:, :20], past_key_values=DynamicCache()))
+
+
+def test_memory_that_torch_keeps_of_an_earlier_text_is_given_back_before_a_text_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free, given = [2**10], list[int]()
+
+    def give_back() -> None:
+        given.append(1)
+        free[0] = 2**20
+
+    monkeypatch.setattr(host_room, "free_host_bytes", lambda: free[0])
+    monkeypatch.setattr(host_room, "give_back_pinned", give_back)
+    model = tiny()
+    with METHODS["signs"].on(model):
+        logits_of(model, text(2, 40), past_key_values=DynamicCache())
+        assert given == [1]
+        free[0], calls = 0, list[int]()
+        monkeypatch.setattr(host_room, "give_back_pinned", lambda: calls.append(1))
+        with pytest.raises(ValueError, match="are free"):
+            logits_of(model, text(2, 40), past_key_values=DynamicCache())
+        assert calls == [1]
+
+
+def test_pinned_memory_is_given_back_where_torch_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: calls.append("new"), raising=False)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: calls.append("old"), raising=False)
+    give_back_pinned()
+    assert calls == [], "there is no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    give_back_pinned()
+    monkeypatch.delattr(torch.accelerator, "empty_host_cache")
+    give_back_pinned()
+    monkeypatch.delattr(torch._C, "_host_emptyCache")
+    give_back_pinned()
+    assert calls == ["new", "old"]
 
 
 def _read(model: Any, ids: torch.Tensor) -> DynamicCache:

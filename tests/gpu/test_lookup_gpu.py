@@ -13,7 +13,8 @@ from hf_longctx import CodeLookup
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
 from hf_longctx.ops.codes import Centre, encode
-from hf_longctx.ops.kernels import found
+from hf_longctx.ops.kernels import coding, found, pages
+from hf_longctx.ops.kernels.coding import coded
 from hf_longctx.ops.kernels.lookup import unsupported_reason
 from tests.ops.lookups import Lookup, agree
 from tests.tiny import left_padded, logits_of, text, tiny
@@ -27,9 +28,18 @@ def test_codes_are_equal_on_cpu_and_gpu(D: int, dtype: torch.dtype) -> None:
     k = torch.randn(4, 3000, D, generator=torch.Generator().manual_seed(D)).to(dtype)
     centre = Centre.of(k[:, :256])
     words, size = encode(k, centre)
-    on_gpu = encode(k.cuda(), Centre(*(x.cuda() for x in centre)))
-    assert torch.equal(on_gpu[0].cpu(), words)
-    assert torch.equal(on_gpu[1].cpu(), size)
+    for by in (encode, coded):
+        on_gpu = by(k.cuda(), Centre(*(x.cuda() for x in centre)))
+        assert torch.equal(on_gpu[0].cpu(), words)
+        assert torch.equal(on_gpu[1].cpu(), size)
+
+
+@pytest.mark.parametrize("D", [64, 96, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_of_pages_and_codes_pass_their_own_checks(D: int, dtype: torch.dtype) -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert pages._check(device, dtype, D, D) is None
+    assert coding._check(device, dtype, D) == ("96 channels are no power of two" if D == 96 else None)
 
 
 def test_choices_are_those_of_the_cpu() -> None:
@@ -145,11 +155,11 @@ def test_a_store_with_pages_is_searched_by_the_kernels(monkeypatch: pytest.Monke
     truth = lookup.chosen(8, "group", 64)
     asked = []
 
-    def pages(store: Store) -> Any:
+    def given(store: Store) -> Any:
         asked.append(store)
         return lookup.pages
 
-    monkeypatch.setattr(Store, "pages", pages)
+    monkeypatch.setattr(Store, "pages", given)
     table = lookup.chosen(8, "group", 64)
     assert asked
     same = (table.sort(-1).values == truth.sort(-1).values).all(-1).float().mean()
