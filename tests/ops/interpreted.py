@@ -15,20 +15,20 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs triton (pip install triton)"
 )
 
-
-# Triton 3.6 makes a number of an array of one element, which NumPy 2.4 takes for no number any more
-NUMBERS = """
-import triton.runtime.interpreter as interpreter
-def with_numbers(tensor, scope, patch=interpreter._patch_lang_tensor):
-    patch(tensor, scope)
-    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-interpreter._patch_lang_tensor = with_numbers
+# Triton 3.6 makes numbers of arrays with one element, which NumPy 2.4 no longer does for those with dimensions
+ONE_ELEMENT = """
+from triton.runtime import interpreter as _interpreter
+_patched = _interpreter._patch_lang_tensor
+def _patch(tensor, scope):
+    _patched(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+_interpreter._patch_lang_tensor = _patch
 """
 
 
 def run(code: str, interpret: str) -> None:
     """Run `code` from the checkout's root; `interpret` is "1" for Triton's interpreter, "0" to compile."""
-    code = NUMBERS + code if interpret == "1" else code
+    code = ONE_ELEMENT + code if interpret == "1" else code
     environment = {**os.environ, "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)

@@ -94,11 +94,16 @@ def _rows(run: Run, found: dict[str, Measured], refused: dict[str, str]) -> Rows
 def _measured(run: Run, method: Any) -> Measured:
     scale, device = run.sizes.scale, run.model.device.type
     peaks: dict[int, int] = {}
+    ids_L = run.texts.make(scale.large, SEED) % run.model.config.vocab_size
+    look_up = {"look_up": False} if method.looks_up else {}
+    with method.on(run.model):  # compiles kernels
+        stream(run.model, ids_L[: 2 * run.sizes.chunk], chunk=run.sizes.chunk, bounded=False, **look_up).read(
+            ids_L[: scale.asked]
+        )
+    run.free()
     weights = _allocated(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    ids_L = run.texts.make(scale.large, SEED) % run.model.config.vocab_size
-    look_up = {"look_up": False} if method.looks_up else {}
 
     def progress(n: int) -> None:
         if not peaks and n >= scale.flat:
