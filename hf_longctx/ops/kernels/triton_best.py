@@ -33,7 +33,7 @@ def _part(scores, names, start, number, CHUNK: tl.constexpr, NAMED: tl.constexpr
     return name, score, _keys(score, name), score > float("-inf")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["per_number", "most"])
 def _select(scores, names, numbers, kept, kept_score, count, floor, found, per_number, room, most, KEPT: tl.constexpr,
             CHUNK: tl.constexpr, NAMED: tl.constexpr, GROUPS: tl.constexpr = 0):  # fmt: skip
     """Of one row the best `KEPT` and a few more, at most `most`, in the order that they have, and a bound of them.
@@ -91,7 +91,7 @@ def _select(scores, names, numbers, kept, kept_score, count, floor, found, per_n
         tl.store(floor + row, tl.where(held >= KEPT, reached, float("-inf")))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["near", "pages", "G", "L", "most"])
 def _survivors(q_pos, words, size, pos, filled, ready, after, operand, half, base, factor, block, count, floor, found,
                score, slot, near, pages, G, L, most, PAGE: tl.constexpr, W: tl.constexpr, WP: tl.constexpr,
                R: tl.constexpr, RP: tl.constexpr, NQ: tl.constexpr, NC: tl.constexpr, K: tl.constexpr,

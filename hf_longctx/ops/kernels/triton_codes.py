@@ -21,25 +21,32 @@ TILES = tl.constexpr(16)  # blocks of 64 slots of a program; a page holds a mult
 AT_ONCE = tl.constexpr(2)  # of them, in code without a loop
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["G", "L"])
 def _prepare(q, turn, mean, width, operand, half, base, factor, q_b, q_h, q_l, G, L, D: tl.constexpr,
-             DP: tl.constexpr, C: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+             DIMS: tl.constexpr, C: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
              NQ: tl.constexpr, K: tl.constexpr):  # fmt: skip
     """Queries as operands: turned, times the widths, each channel scaled for its bit."""
     b, g, piece = (tl.program_id(0) // G).to(tl.int64), tl.program_id(0) % G, tl.program_id(1)
     at = (tl.program_id(0) * tl.num_programs(1) + piece).to(tl.int64)
-    column, dim, channel = tl.arange(0, NQ), tl.arange(0, DP), tl.program_id(2) * 32 + tl.arange(0, 32)
+    column, channel = tl.arange(0, NQ), tl.program_id(2) * 32 + tl.arange(0, 32)
     r, l = column % RP, piece * (NQ // RP) + column // RP
     live = (r < R) & (l < L)
-    from_q = q + b * q_b + (g * R + r)[:, None] * q_h + l[:, None] * q_l + dim[None]
-    q_ND = tl.load(from_q, live[:, None] & (dim < D)[None], 0.0).to(tl.float32)
-    turn_DC = tl.load(turn + dim[:, None] * C + channel[None], (dim < D)[:, None] & (channel < C)[None], 0.0)
+    from_q = q + b * q_b + (g * R + r) * q_h + l * q_l
+    turned_NC = tl.zeros((NQ, 32), tl.float32)
+    centre, square = tl.zeros((NQ,), tl.float32), tl.zeros((NQ,), tl.float32)
+    for start in range(0, D, DIMS):  # a product of all dims at once would take the compiler long, and many registers
+        dim = start + tl.arange(0, DIMS)
+        q_ND = tl.load(from_q[:, None] + dim[None], live[:, None] & (dim < D)[None], 0.0).to(tl.float32)
+        turn_DC = tl.load(turn + dim[:, None] * C + channel[None], (dim < D)[:, None] & (channel < C)[None], 0.0)
+        turned_NC = tl.dot(q_ND, turn_DC, turned_NC, input_precision="ieee")
+        square += tl.sum(q_ND * q_ND, 1)
+        centre += tl.sum(q_ND * tl.load(mean + at // tl.num_programs(1) * D + dim, dim < D, 0.0)[None], 1)
     every = tl.arange(0, 32 * WP)
     widths = tl.load(width + at // tl.num_programs(1) * C + every, every < C, 0.0)
     wide = tl.sum(tl.where(every[None] == channel[:, None], widths[None], 0.0), 1)
-    wide_NC = tl.dot(q_ND, turn_DC, input_precision="ieee") * wide[None]
+    wide_NC = turned_NC * wide[None]
     # no channel is larger than this, so that all programs of a group scale alike, and no operand overflows
-    most = tl.max(tl.sqrt(tl.sum(q_ND * q_ND, 1)), 0) * tl.max(widths, 0)
+    most = tl.max(tl.sqrt(square), 0) * tl.max(widths, 0)
     exponent = tl.minimum(tl.maximum((most.to(tl.int32, bitcast=True) >> 23) - 127, -100), 100)
     scale = ((134 - exponent) << 23).to(tl.float32, bitcast=True)  # 2^(7 - exponent)
     bit, byte = channel % 8, channel // 8
@@ -51,8 +58,6 @@ def _prepare(q, turn, mean, width, operand, half, base, factor, q_b, q_h, q_l, G
     part = tl.sum(operand_NC.to(tl.float32) / power[None], 1) * 3.814697265625e-06  # 2^-18: half of what all bits give
     tl.store(half + (at * WP + tl.program_id(2)) * NQ + column, part)
     if tl.program_id(2) == 0:
-        from_mean = mean + at // tl.num_programs(1) * D + dim
-        centre = tl.sum(q_ND * tl.load(from_mean, dim < D, 0.0)[None], 1)
         tl.store(base + at * NQ + column, tl.where(live, centre, float("-inf")))
         tl.store(factor + at, 262144.0 / scale)
 
@@ -92,7 +97,7 @@ def scored(bytes_NB, i: tl.constexpr, held, half, base, size_N, W: tl.constexpr,
     return acc * size_N[:, None] + base[None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["near", "pages", "G", "L", "T"])
 def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, factor, best, near, pages, G, L, T,
             blocks, PAGE: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
             NQ: tl.constexpr, K: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,

@@ -22,7 +22,7 @@ from .triton_cap import capped
 from .triton_decode import FULL, HALF, LOG2_E, Keys, cut, launch, merge
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["at", "windows", "tables", "slots", "heads", "groups", "pages"])
 def _found(q, table, k, v, part, part_lse, at, windows, scale, margin, like, tables, slots, heads, groups, pages, q_b,
            q_h, t_b, t_t, o_p, o_b, o_h, l_p, l_b, PAGE: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
            V: tl.constexpr, VP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, KP: tl.constexpr, PP: tl.constexpr,

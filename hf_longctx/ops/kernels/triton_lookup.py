@@ -73,8 +73,8 @@ def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, Tens
     with on_device_of(q_BHLD):
         _prepare[grid](
             q_BHLD, _turn(shapes.D, device), pages.mean_BGD, pages.width_BGC, operand, half, base, factor,
-            *q_BHLD.stride()[:3], shapes.G, shapes.L, D=shapes.D, DP=max(16, triton.next_power_of_2(shapes.D)),
-            C=shapes.C, **kept,
+            *q_BHLD.stride()[:3], shapes.G, shapes.L, D=shapes.D,
+            DIMS=min(max(16, triton.next_power_of_2(shapes.D)), 64), C=shapes.C, **kept,
         )  # fmt: skip
     return operand, half, base, factor
 

@@ -28,7 +28,7 @@ def _rank(score_N, slot_N, live_N, score, slot, number):
     return tl.where(live_N, tl.sum(worse, 1), 2147483647)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pages", "G", "L", "shortlist"])
 def _shortlist(q, k, found, slot, real, like, q_b, q_h, q_l, pages, G, L, shortlist, PAGE: tl.constexpr,
                D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, NC: tl.constexpr,
                HEADS: tl.constexpr):  # fmt: skip
@@ -54,7 +54,7 @@ def _shortlist(q, k, found, slot, real, like, q_b, q_h, q_l, pages, G, L, shortl
     tl.store(real + row * shortlist + token, best, live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "shortlist"])
 def _last(found, real, slot, table, k, shortlist, LEFT: tl.constexpr):
     """The best k of a row by their real keys, in order; -1 where there are fewer."""
     row = tl.program_id(1).to(tl.int64)
