@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
@@ -149,8 +150,25 @@ def _loss(
         more = {"num_items_in_batch": num_items_in_batch, "ignore_index": ignore_index, "shift_labels": shift_labels}
         loss: Tensor = ForCausalLMLoss(logits, labels, vocab_size, **more, **kwargs)
         return loss
+    name, given = ("labels", labels) if shift_labels is None else ("shift_labels", shift_labels)
+    _check_labels(name, given, logits.hidden_BTH.shape[:-1])
     shifted = pad(labels, (0, 1), value=ignore_index)[..., 1:] if shift_labels is None else shift_labels
     found_BT = logits.log_probs(shifted, ignore_index)
     vars(self)[STATE].log_probs = found_BT[..., :-1] if shift_labels is None else found_BT
     items = (shifted != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
     return -found_BT.sum() / (items.to(found_BT.device).clamp(min=1) if isinstance(items, Tensor) else max(items, 1))
+
+
+def _check_labels(name: str, labels: Any, tokens: torch.Size) -> None:
+    """ValueError unless there is one for each token: chunks would pair other ones, or leave tokens without any."""
+    if isinstance(labels, Tensor) and labels.numel() == tokens.numel() and not _of_fractions(labels):
+        return
+    what = f"shape {tuple(labels.shape)} and {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+    raise ValueError(
+        f"{name} of {what}: expected a tensor of whole numbers of shape {tuple(tokens)}, one for each token, with -100 "
+        f"where none is to be predicted."
+    )
+
+
+def _of_fractions(labels: Tensor) -> bool:
+    return labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool

@@ -94,6 +94,33 @@ def test_a_model_that_does_something_else_with_its_logits() -> None:
             step(model, DENSE)
 
 
+@pytest.mark.parametrize("name", ["labels", "shift_labels"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda labels: labels[:, :5], r"shape \(1, 5\) and torch.int64"),
+        (lambda labels: labels[:, :0], r"shape \(1, 0\)"),
+        (lambda labels: labels.repeat(2, 1), r"shape \(2, 141\)"),
+        (lambda labels: labels.float(), "torch.float32"),
+        (lambda labels: labels > 0, "torch.bool"),
+        (lambda labels: labels.tolist(), "list"),
+    ],
+)
+def test_labels_that_are_not_one_for_each_token(name: str, change: Callable[[Any], Any], said: str) -> None:
+    """The stock model refuses them too, in words of torch."""
+    model, given = make("llama"), {**DENSE}
+    given |= {name: change(given["labels"])}
+    with pytest.raises((ValueError, RuntimeError, TypeError, AttributeError)):
+        model(**given)
+    before = step(model, DENSE)
+    with TrainingMemory().on(model):
+        with pytest.raises(ValueError, match=rf"^{name} of .*{said}.*: expected .* \(1, 141\), one for each token"):
+            model(**given)
+        loss = model(**DENSE).loss
+        torch.testing.assert_close(loss.item(), before[0], rtol=1e-6, atol=0)
+    assert step(model, DENSE)[0] == before[0]
+
+
 @pytest.mark.parametrize("rungs", ["chunked_loss", "tile", "remat"])
 def test_a_rung_twice(rungs: str) -> None:
     model = make("llama")
