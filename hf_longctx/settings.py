@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from .near import did_you_mean
@@ -87,6 +88,11 @@ def read_settings(settings: Iterable[str]) -> dict[str, Any]:
 def _example(cls: type[Settings]) -> str:
     first = next(iter(dataclasses.fields(cls)), None)
     return f"{cls.__name__}({f'{first.name}={first.default!r}' if first else ''})"
+
+
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether a value is a whole number of at least `least`, of Python or NumPy; a bool is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def unknown_setting(name: str, known: list[str], fields: Iterable[str]) -> str | None:

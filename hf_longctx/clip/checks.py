@@ -9,11 +9,6 @@ from pathlib import Path
 from typing import Any
 
 
-def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether a value is a whole number of at least `least`; a bool is not."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def some(names: Sequence[str]) -> str:
     """The first three names, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import is_whole
+from ..settings import is_whole
 
 COMPONENTS = 32  # the published code's
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..hub.save import check_target
+from ..settings import is_whole
 from . import geometry, openai
 from .checkpoint import local_folder, save_clip
-from .checks import is_whole, read_json
+from .checks import read_json
 from .files import WEIGHTS, read_state
 from .stretch import MARK
 from .table import KEEP, is_interpolated

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..settings import is_whole
 from ..text.tokens import encode
-from .checks import is_whole
 from .stretch import text_length
 
 _FILLING = 60  # the number of last states of an empty prompt whose mean is the paper's filling

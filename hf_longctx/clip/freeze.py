@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import is_whole
+from ..settings import is_whole
 from .stretch import MARK, find_text_embeddings, text_configs
 from .table import KEEP
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import is_whole
+from ..settings import is_whole
 from .encoders import TextEncoder, text_encoders
 from .sentences import Splitter, segments
 

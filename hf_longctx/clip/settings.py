@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from .checks import is_whole
+from ..settings import is_whole
 from .components import COMPONENTS
 
 

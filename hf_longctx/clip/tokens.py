@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .checks import is_whole
+from ..settings import is_whole
 
 
 def stretch_tokenizer(tokenizer_or_processor: Any, length: int) -> Any:

@@ -32,6 +32,8 @@ class PreflightMixin(Base):
     """
 
     def __init__(self, *args: Any, preflight: bool = True, **kwargs: Any) -> None:
+        if not isinstance(preflight, bool):
+            raise ValueError(f"preflight={preflight!r}: expected True, or False to refuse no batch.")
         self._preflight: Preflight | bool | None = preflight
         super().__init__(*args, **kwargs)
         # now: what is applied later puts a forward of its own before that of TRL

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import BatchSampler
 from transformers import TrainingArguments
 
 from hf_longctx.training.curriculum import (
@@ -76,6 +77,8 @@ def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
     [
         ({"shortest": 8, "longest": 512}, r"no document has the 513 tokens of the longest piece; the longest has 100"),
         ({"shortest": 6, "longest": 64}, "shortest=6: expected a power of two"),
+        ({"shortest": "8", "longest": 64}, "shortest='8': expected a power of two"),
+        ({"shortest": 8, "longest": None}, "longest=None: expected a power of two"),
         ({"shortest": 64, "longest": 8}, "expected shortest <= longest"),
         ({"shortest": 8, "longest": 64, "draw": "some"}, "'equal' or 'longest'"),
     ],
@@ -168,7 +171,10 @@ def test_the_order_goes_on_where_it_stood() -> None:
         ({"tokens": 32}, "tokens=32: the longest piece has 64. Expected a multiple"),
         ({"tokens": 96}, "tokens=96: the longest piece has 64. Expected a multiple"),
         ({"tokens": 1 << 20}, "no bucket fills a step of 1048576 tokens"),
+        ({"tokens": "64"}, "tokens='64': the longest piece has 64"),
         ({"cycles": 0}, "cycles=0"),
+        ({"cycles": "2"}, "cycles='2', together=1: expected whole numbers"),
+        ({"together": None}, "cycles=1, together=None: expected whole numbers"),
         ({"curriculum": "up"}, "curriculum='up': expected uniform, grow-p2"),
         ({"curriculum": {8: 1.0}}, r"no odds above 0 for pieces of \[16, 32, 64\]"),
     ],
@@ -176,6 +182,21 @@ def test_the_order_goes_on_where_it_stood() -> None:
 def test_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BucketSampler(sizes(), **{"tokens": 64, **changes})
+
+
+@pytest.mark.parametrize("given", [None, [], [0, 8], ["8"]])
+def test_sizes_that_are_none(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"sizes=.*: expected how many tokens each piece has.*decompose\(...\).sizes"):
+        BucketSampler(given, 64)
+
+
+@pytest.mark.parametrize("state", [None, {}, {"epoch": 0, "taken": 0}])
+def test_a_state_of_something_else(state: Any) -> None:
+    sampler = BucketSampler(sizes(), 64)
+    before = sampler.state_dict()
+    with pytest.raises(ValueError, match=r"it lacks .*order.* Give what state_dict\(\) of a BucketSampler"):
+        sampler.load_state_dict(state)
+    assert sampler.state_dict() == before
 
 
 def trainer(folder: str, made: Decomposed, together: int = 2, **more: Any) -> BatchSamplerTrainer:
@@ -218,3 +239,11 @@ def test_a_step_of_two_lengths_is_refused(tmp_path: Path) -> None:
     made = decompose(documents(12), shortest=8, longest=64)
     with pytest.raises(ValueError, match=r"together=1: a step here has 2 batches .* Make the sampler with together=2"):
         trainer(str(tmp_path), made, together=1)
+
+
+def test_another_sampler_is_refused(tmp_path: Path) -> None:
+    made = decompose(documents(12), shortest=8, longest=64)
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    other: Any = BatchSampler(range(4), 2, False)
+    with pytest.raises(ValueError, match=r"batch_sampler=<.*: expected hf_longctx.training.BucketSampler"):
+        BatchSamplerTrainer(model=tiny("llama"), args=args, train_dataset=made, batch_sampler=other)

@@ -8,10 +8,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
+from hf_longctx.training.curriculum import decompose
 from hf_longctx.training.packing import PackCollator, pack, read_chats
 from hf_longctx.training.packing.fit import best_fit
 from tests.tiny import tiny
@@ -126,10 +128,19 @@ def test_what_is_no_document(given: list[Any], message: str) -> None:
         pack(given, 8)
 
 
+@pytest.mark.parametrize("given", [None, 5])
+def test_nothing_to_go_through(given: Any) -> None:
+    for made_of in (lambda: pack(given, 8), lambda: decompose(given, shortest=2, longest=4)):
+        with pytest.raises(ValueError, match=f"documents={given}: expected documents to go through"):
+            made_of()
+
+
 def test_settings() -> None:
-    for length, too_long in ((1, "drop"), (8, "cut")):
-        with pytest.raises(ValueError, match="expected at least 2 tokens, and one of split, drop, refuse"):
+    wrong: list[tuple[Any, Any]] = [(1, "drop"), (8, "cut"), ("8", "drop"), (None, "drop"), (8.0, "drop"), (8, None)]
+    for length, too_long in wrong:
+        with pytest.raises(ValueError, match=f"length={length!r}.*at least 2, and one of split, drop, refuse"):
             pack([[1, 2]], length, too_long=too_long)
+    assert len(pack([[1, 2]], np.int64(8))) == 1
 
 
 def test_batches_are_those_of_transformers() -> None:
@@ -191,3 +202,6 @@ def test_chats_in_files(tmp_path: Path) -> None:
         file.write_text(json.dumps(chat) + "\n" + line)
         with pytest.raises(ValueError, match=message):
             list(read_chats(file))
+    for nowhere in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match="there is no such file. Give one with a chat a line: expected"):
+            list(read_chats(nowhere))

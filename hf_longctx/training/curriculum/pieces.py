@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from ...settings import is_whole
 from ..packing.store import TokenStore
 from .cut import cut
 
@@ -35,8 +36,8 @@ def decompose(
         ValueError: A size is no power of two, or no document is as long as the longest piece.
     """
     for name, size in (("shortest", shortest), ("longest", longest)):
-        if size < 1 or size & (size - 1):
-            raise ValueError(f"{name}={size}: expected a power of two.")
+        if not is_whole(size) or size & (size - 1):
+            raise ValueError(f"{name}={size!r}: expected a power of two, such as 256.")
     if shortest > longest or draw not in ("equal", "longest"):
         raise ValueError(
             f"shortest={shortest}, longest={longest}, draw={draw!r}: expected shortest <= longest, and 'equal' or "

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
+from ...settings import is_whole
 from .odds import odds_of
 from .order import steps, steps_of_a_pass
 
@@ -42,14 +43,18 @@ class BucketSampler(Sampler[list[int]]):
         together: int = 1,
         seed: int = 0,
     ) -> None:
-        longest = max(sizes, default=0)
-        if longest < 1 or tokens < longest or tokens % longest:
+        if not isinstance(sizes, Sequence) or not sizes or not all(map(is_whole, sizes)):
             raise ValueError(
-                f"tokens={tokens}: the longest piece has {longest}. Expected a multiple of that, so that every step "
+                f"sizes={sizes!r:.60}: expected how many tokens each piece has, at least one: decompose(...).sizes."
+            )
+        longest = max(sizes)
+        if not is_whole(tokens, longest) or tokens % longest:
+            raise ValueError(
+                f"tokens={tokens!r}: the longest piece has {longest}. Expected a multiple of that, so that every step "
                 f"has as many tokens; cut documents shorter (decompose(longest=)) for a smaller step."
             )
-        if cycles < 1 or together < 1:
-            raise ValueError(f"cycles={cycles}, together={together}: expected 1 or more.")
+        if not is_whole(cycles) or not is_whole(together):
+            raise ValueError(f"cycles={cycles!r}, together={together!r}: expected whole numbers, 1 or more.")
         self.together = together
         self._sizes, self._tokens, self._cycles, self._seed = list(sizes), tokens, cycles, seed
         self._odds = odds_of(curriculum, sorted(set(sizes)))
@@ -83,6 +88,12 @@ class BucketSampler(Sampler[list[int]]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another one stood. ValueError if its order was another."""
+        missing = {"epoch", "taken", "order"} - set(state if isinstance(state, Mapping) else ())
+        if missing:
+            raise ValueError(
+                f"state={state!r:.60}: it lacks {', '.join(sorted(missing))}. Give what state_dict() of a "
+                f"BucketSampler returned."
+            )
         if state["order"] != self._order():
             raise ValueError(
                 "the state is of other data or settings (sizes, tokens, curriculum, cycles, together, seed), so their "

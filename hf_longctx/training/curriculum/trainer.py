@@ -28,6 +28,10 @@ class BatchSamplerMixin(Base):
     """
 
     def __init__(self, *args: Any, batch_sampler: BucketSampler, **kwargs: Any) -> None:
+        if not isinstance(batch_sampler, BucketSampler):
+            raise ValueError(
+                f"batch_sampler={batch_sampler!r}: expected hf_longctx.training.BucketSampler(pieces.sizes, tokens)."
+            )
         super().__init__(*args, **kwargs)
         self.batch_sampler = batch_sampler
         data_processes = self.accelerator.num_processes // _sharing(self.accelerator)

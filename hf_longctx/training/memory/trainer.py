@@ -22,6 +22,8 @@ class TrainingMemoryMixin(PreflightMixin):
     """
 
     def __init__(self, *args: Any, memory: TrainingMemory | None = None, **kwargs: Any) -> None:
+        if not isinstance(memory, TrainingMemory | None):
+            raise ValueError(f"memory={memory!r}: expected hf_longctx.TrainingMemory(...), or None for its defaults.")
         super().__init__(*args, **kwargs)
         (TrainingMemory() if memory is None else memory).apply(self.model)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...settings import is_whole
 from .store import TokenStore
 
 TOO_LONG = ("split", "drop", "refuse")
@@ -32,9 +33,10 @@ def pieces_of(store: TokenStore, length: int, too_long: str) -> Pieces:
 
     Successive pieces of a split document share one token, so that every target stays one.
     """
-    if length < 2 or too_long not in TOO_LONG:
+    if not is_whole(length, 2) or too_long not in TOO_LONG:
         raise ValueError(
-            f"length={length}, too_long={too_long!r}: expected at least 2 tokens, and one of {', '.join(TOO_LONG)}."
+            f"length={length!r}, too_long={too_long!r}: expected a whole number of tokens, at least 2, and one of "
+            f"{', '.join(TOO_LONG)}."
         )
     found, targets = Pieces(), store.targets_before()
     for number, (start, n) in enumerate(zip(store.edges, store.lengths, strict=False)):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from numbers import Integral
@@ -34,7 +34,7 @@ class TokenStore:
     def of(cls, documents: Iterable[Any]) -> TokenStore:
         """From sequences of token ids, or rows with input_ids and perhaps labels: a list, a generator, a `Dataset`."""
         ids, labels, lengths = array("i"), array("i"), []
-        for number, document in enumerate(documents):
+        for number, document in enumerate(_each(documents)):
             own, targets = _read(document, number)
             ids.extend(own)
             labels.extend(targets)
@@ -50,6 +50,16 @@ class TokenStore:
         """How many targets stand before each token, as an array; those of a stretch are a difference of two."""
         targets_N = (self.labels_N != IGNORED).cumsum(0, dtype=torch.int32)
         return torch.cat([torch.zeros(1, dtype=torch.int32), targets_N]).numpy()
+
+
+def _each(documents: Any) -> Iterator[Any]:
+    try:
+        return iter(documents)
+    except TypeError:
+        raise ValueError(
+            f"documents={documents!r:.60}: expected documents to go through, lists of token ids or rows with "
+            f"input_ids, in a list, a generator or a datasets.Dataset."
+        ) from None
 
 
 def _read(document: Any, number: int) -> tuple[list[int], list[int]]:

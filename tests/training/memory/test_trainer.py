@@ -75,6 +75,13 @@ def test_the_mixin_by_itself(tmp_path: Path) -> None:
     assert [patch.method for patch in applied(model)] == [TrainingMemory()]
 
 
+def test_settings_of_another_kind_are_refused(tmp_path: Path) -> None:
+    wrong: dict[str, Any] = {"memory": "attention", "preflight": "no"}
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=f"{name}='{value}': expected "):
+            FarTrainer(model=make("llama"), args=arguments(str(tmp_path)), **{name: value})
+
+
 def in_parallel() -> dict[str, Any]:
     import hf_longctx.training.memory.pending as pending
 
