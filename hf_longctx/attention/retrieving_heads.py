@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -73,11 +74,11 @@ def voting(q_BHLD: Tensor, heads: list[int] | None, groups: int) -> Tensor:
 
 def retrieving_heads(model: Any, method: Any, ids: Iterable[Any], share: float) -> list[list[int]]:
     """The [layer, query head]s of `model` that retrieve; see `CodeLookup.calibrated`. `method` is without heads."""
-    if not 0 <= share <= 1:
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
         raise ValueError(f"share={share!r}: expected a share of a text's tokens, from 0 to 1.")
+    root: Any = unwrap(model)
     if model.training:
         raise ValueError("the model is in train mode, where dropout would change what is seen. Call model.eval().")
-    root: Any = unwrap(model)
     decoder: Any = find_decoder(root)
     vocabulary = root.get_input_embeddings().weight.shape[0]
     text = [one for piece in pieces(ids, 2**20, vocabulary, _failed) for one in piece]

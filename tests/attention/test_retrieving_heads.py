@@ -104,10 +104,12 @@ def broken() -> Iterator[int]:
         (text(2, 30), 0.1, "a tensor of shape"),
         ([5] * 20 + [61], 0.1, "outside the model's vocabulary"),
         (torch.arange(40), 1.5, "share=1.5: expected a share of a text's tokens, from 0 to 1"),
+        (torch.arange(40), "0.1", "share='0.1': expected a share of a text's tokens"),
+        (torch.arange(40), None, "share=None: expected a share of a text's tokens"),
         (torch.arange(40), 0.9, r"share=0.9: no head .* Give a smaller share or a longer text, or take gate='score'"),
     ],
 )
-def test_wrong_texts_and_shares(ids: Any, share: float, said: str) -> None:
+def test_wrong_texts_and_shares(ids: Any, share: Any, said: str) -> None:
     model = tiny()
     before = fingerprint(model)
     with pytest.raises(ValueError, match=said):
@@ -121,6 +123,9 @@ def test_a_model_in_training_one_with_a_method_and_a_broken_source() -> None:
         METHOD.calibrated(model, broken())
     with pytest.raises(ValueError, match=r"train mode.*Call model.eval"):
         METHOD.calibrated(model.train(), range(20))
+    for nothing in (None, "a-model"):
+        with pytest.raises(ValueError, match="expected a model in memory"):
+            METHOD.calibrated(nothing, range(20))  # type: ignore[arg-type]
     model.eval()
     with LMInfinite(n_local=6).on(model), pytest.raises(ValueError, match="is already applied"):
         METHOD.calibrated(model, range(20))
