@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import io
-import sys
 from typing import Any
 
 import pytest
@@ -92,7 +92,7 @@ def test_uninstall_leaves_a_later_wrap_of_somebody_else_in_place(monkeypatch: py
     monkeypatch.setattr(PreTrainedConfig, "hf_longctx", vars(PreTrainedConfig)["hf_longctx"])
     prepare = GenerationMixin._prepare_cache_for_generation
     for module, at, name in startup.HOOKS:
-        owner = getattr(sys.modules[module], at)
+        owner = getattr(importlib.import_module(module), at)
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr(PreTrainedModel, "post_init", theirs)
     try:
@@ -164,3 +164,30 @@ def test_a_second_thread_is_refused_by_name_and_disturbs_nothing() -> None:
         handle.remove()
         assert "serves one thread at a time" in errors[0]
         assert torch.equal(model(ids).logits, truth)
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 4), (5,)])
+@pytest.mark.parametrize("read", [False, True])
+def test_a_forward_without_tokens_is_refused_by_name(shape: tuple[int, ...], read: bool) -> None:
+    """Before and after the first forward, by which a model shows how it rotates."""
+    model, ids = tiny("llama"), torch.randint(3, 60, (1, 9))
+    stock = logits_of(model, ids)
+    with METHOD.on(model):
+        truth = logits_of(model, ids) if read else None
+        with pytest.raises(ValueError, match=r"expected \(rows, tokens, hidden size\), of input_ids of shape"):
+            model(torch.zeros(shape, dtype=torch.long))
+        if truth is not None:
+            assert torch.equal(logits_of(model, ids), truth)
+    assert torch.equal(logits_of(model, ids), stock)
+
+
+def test_a_mask_that_hides_what_was_read_as_text_is_named() -> None:
+    """As `generate` makes of padding tokens that the model itself wrote in an earlier turn."""
+    model, ids = tiny("llama"), torch.randint(3, 60, (1, 9))
+    with METHOD.on(model), torch.no_grad():
+        cache = DynamicCache()
+        model(ids, past_key_values=cache)
+        mask = torch.ones(1, 12, dtype=torch.long)
+        mask[0, 4] = 0
+        with pytest.raises(ValueError, match="attention_mask hides tokens that the cache has read as text"):
+            model(ids[:, :3], attention_mask=mask, position_ids=(mask.cumsum(-1) - 1)[:, 9:], past_key_values=cache)

@@ -22,7 +22,7 @@ from ..upstream.caches import CACHE_NAMES, cache_in, given_cache, without_cache
 from ..upstream.versions import SAY_VERSION
 from .caches import Adopting, adopt
 from .call import LayerCall
-from .order import is_regular, missing, positions_of_another_length, rises, show_cached
+from .order import check_tokens, is_regular, missing, positions_of_another_length, rises, show_cached
 from .selfcheck import check_layer
 from .state import STATE, DecoderState, Step, check_implementation, kind_of_call, known_of, source_of
 from .subclass import stock_class, subclass
@@ -51,6 +51,7 @@ def _forward(
     module: Any, stock: type[nn.Module], hidden_states: Tensor, embeddings: Any, kwargs: dict[str, Any]
 ) -> Any:
     decoder: DecoderState = vars(module)[STATE]
+    check_tokens(hidden_states)
     check_implementation(module)
     reach: Reach = type(module)._reach
     found = known_of(module).get(kind_of_call(reach, embeddings, kwargs))
@@ -184,6 +185,11 @@ def _step(
         f"position_ids that start again or do not rise within a row: {decoder.method.name} takes one document per row. "
         f"Pass packed documents as rows of a padded batch, with an attention_mask; to generate, pad on the left."
     )
+    if padded and layer is not None:
+        wrong += (
+            " Or attention_mask hides tokens that the cache has read as text, as the mask does that generate makes "
+            "where the prompt has padding tokens: pass the attention_mask."
+        )
     if compiling:
         torch._assert_async(rising, wrong)  # values cannot be looked at while a graph is traced
         return step

@@ -40,6 +40,16 @@ def is_regular(pos: Tensor) -> bool:
     return bool(((pos == start + rank) | ~real).all())
 
 
+def check_tokens(hidden: Tensor) -> None:
+    """ValueError for a forward without a token, or without rows: torch would say something of a dimension."""
+    if hidden.ndim != 3 or not hidden.shape[:2].numel():
+        more = " One text is a batch of one row: input_ids[None]." if hidden.ndim == 2 else ""
+        raise ValueError(
+            f"the layers were given a tensor of shape {tuple(hidden.shape)}: expected (rows, tokens, hidden size), of "
+            f"input_ids of shape (rows, tokens) with at least one token.{more}"
+        )
+
+
 def positions_of_another_length(pos: Tensor, length: int) -> str:
     """What is wrong with position ids that are not as many as the tokens."""
     return f"position_ids of shape {tuple(pos.shape)}: {length} tokens are read. Pass one position for each of them."
