@@ -25,7 +25,7 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
     if not isinstance(config, (PreTrainedConfig, str, os.PathLike)):
         raise ValueError(f"{type(config).__name__}: expected a config, or the path or Hub id of one (model.config).")
     if not isinstance(config, PreTrainedConfig):
-        config = AutoConfig.from_pretrained(config)
+        config = _read(config)
     config = copy.deepcopy(config)
     for method in methods:
         if not isinstance(method, LongContextMethod):
@@ -50,3 +50,14 @@ def extend_config(config: PreTrainedConfig | str | os.PathLike[str], *methods: L
     if not keyed:
         drop_ours(config)
     return config
+
+
+def _read(place: str | os.PathLike[str]) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(place)
+    except OSError as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise OSError(
+            f"{str(place)!r}: no config could be read from it ({why}). Give a folder with a config.json, a Hub id, or "
+            f"a config (model.config)."
+        ) from error

@@ -147,6 +147,14 @@ def test_the_callers_config_is_not_changed(folders: Folders, tmp_path: Path) -> 
     assert config.to_dict() == before
 
 
+def test_a_place_without_a_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("no JSON")
+    for place in (tmp_path, tmp_path / "nowhere", ""):
+        with pytest.raises(OSError, match=r"no config could be read from it .*Give a folder") as told:
+            extend_config(place, METHOD)
+        assert str(told.value).startswith(repr(str(place)))
+
+
 def test_the_stock_class_saves_a_plugin_folder(folders: Folders, tmp_path: Path) -> None:
     """Not an `auto_map` to a file that is not there, in the style of folders and of older ids alike."""
     config = LlamaConfig.from_pretrained(folders.dual)
