@@ -23,6 +23,7 @@ def calibrate(
 
     Under torchrun, with as many processes as the training: torchrun --nproc_per_node 8 --no-python hf-longctx calibrate
     """
+    from ..evaluation.report.rows import number
     from ..parallel.model.calibration import calibrate as measured
     from ..storage.files import check_folder
     from ..training.processes import is_first, joined
@@ -35,6 +36,9 @@ def calibrate(
         costs = measured(stock, tokens=tokens, seconds=seconds)
     if is_first():
         costs.write(out)
-        options.plain(f"{out}: {costs.token * 1e6:.3g} us a token, {costs.pair * 1e9:.3g} ns a pair of tokens")
+        options.plain(f"{out}: {number(costs.token * 1e6)} us a token, {number(costs.pair * 1e9)} ns a pair of tokens")
         for k, (exchange, fixed) in enumerate(zip(costs.exchange, costs.fixed, strict=True)):
-            options.plain(f"groups of {2**k}: {exchange * 1e6:.3g} us a token exchanged, {fixed * 1e3:.3g} ms a step")
+            if k:  # one process exchanges nothing
+                options.plain(
+                    f"groups of {2**k}: {number(exchange * 1e6)} us a token exchanged, {number(fixed * 1e3)} ms a step"
+                )

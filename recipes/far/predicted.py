@@ -102,7 +102,9 @@ def main(arguments: list[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     settings = TINY_SETTINGS if asked.tiny else SETTINGS
     cards = 1 if asked.tiny else torch.cuda.device_count()
-    chosen = range(len(settings)) if asked.only is None else [int(n) for n in asked.only.split(",")]
+    chosen = [str(n) for n in range(len(settings))] if asked.only is None else asked.only.split(",")
+    if not all(n.isdecimal() and int(n) < len(settings) for n in chosen):
+        parser.error(f"--only {asked.only}: expected numbers from 0 to {len(settings) - 1}, separated by commas")
     before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"rows": []}
     rows = {one["what"]: one for one in before["rows"] if "detail" in one}
     label = ", ".join(dict.fromkeys(one.model for one in settings))
@@ -112,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
                 made = compare(of, rows[f"{of.name}: peak"]["detail"]["measured"])
                 rows[made["what"]] = made
         write_results(asked.out, before | {"rows": in_order(rows, settings)})
-    for number in () if asked.again else chosen:
+    for number in () if asked.again else map(int, chosen):
         of = settings[number]
         if of.run.gpus > cards:
             print(f"{of.name}: left out, {cards} cards here", flush=True)

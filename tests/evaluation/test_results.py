@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hf_longctx.evaluation import results as module
+from hf_longctx.evaluation.report.rows import row_lines
 from hf_longctx.evaluation.results import environment, result_file, write_results, write_whole
 from hf_longctx.evaluation.rows import row
 from hf_longctx.storage.cells import CellStore
@@ -146,3 +147,12 @@ def test_a_full_disk_keeps_the_cells_before_it(tmp_path: Path, monkeypatch: pyte
 def test_a_copy_of_a_checkout_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_LONGCTX_COMMIT", "0123abc")
     assert module.environment()["commit"] == "0123abc"
+
+
+def test_next_to_no_bytes_are_no_number_with_an_exponent() -> None:
+    """`recipes.far.ladder` counts a byte or so of pinned memory where none is asked for."""
+    rows = [{"what": "a", "value": 1.5, "beside": {"GiB of the host": 2.0**-30, "error": 2e-9}}]
+    rows.append({"what": "b", "value": 1.5, "beside": {"GiB of the host": 0.0012, "error": 0.0}})
+    rows.append({"what": "c", "value": 1.5, "beside": {"GiB of the host": 0.0, "error": None}})
+    beside = [line[2:] for line in row_lines({"rows": rows})[1:]]
+    assert beside == [["< 0.001", "2e-09"], ["0.0012", "0"], ["0", "–"]]

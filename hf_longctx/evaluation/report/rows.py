@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+LEAST_GIB = 0.001
+
 
 def row_lines(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | None = None) -> list[list[str]]:
     """A heading and one line per row: what, the value, others' values beside it, and the bar if any row has one.
@@ -22,7 +24,7 @@ def row_lines(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | Non
     lines = [["what", *([] if last else [main_name(result)]), *others, *last, *(["bar"] if barred else [])]]
     for row in rows:
         beside = row.get("beside") or {}
-        values = [number(beside.get(name)) for name in others]
+        values = [_beside(name, beside.get(name)) for name in others]
         values.insert(len(others) if last else 0, number(row["value"], row.get("unit") or ""))
         lines.append([row["what"], *values, *([_bar(row)] if barred else [])])
     return lines
@@ -59,6 +61,12 @@ def number(value: Any, unit: str = "") -> str:
     short = rounded(value)
     digits = f"{short:,}" if isinstance(short, int) else f"{short:,.5g}"
     return f"{digits} {unit}".strip()
+
+
+def _beside(name: str, value: Any) -> str:
+    """A value of a column; bytes that are next to none as such, not as a number with an exponent."""
+    few = "GiB" in name and isinstance(value, float) and 0 < value < LEAST_GIB
+    return f"< {LEAST_GIB}" if few else number(value)
 
 
 def rounded(value: float) -> float:

@@ -23,6 +23,14 @@ def test_tiny_models_on_a_cpu(tmp_path: Path) -> None:
     assert rows[3]["value"] == 0
 
 
+@pytest.mark.parametrize("numbers", ["99", "-1", "0,x", ""])
+def test_settings_that_are_not_there(tmp_path: Path, numbers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        predicted.main(["--tiny", f"--only={numbers}", "--out", str(tmp_path / "none.json")])
+    assert f"--only {numbers}: expected numbers from 0 to" in capsys.readouterr().err
+    assert not (tmp_path / "none.json").exists()
+
+
 def test_twelve_settings_of_two_geometries_the_longest_first() -> None:
     assert len({one.name for one in SETTINGS}) == 12
     assert {one.model for one in SETTINGS} == {"1.24B", "SmolLM2-135M"}
