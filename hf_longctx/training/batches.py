@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ FORMS = "a .json file or a .pt file of torch.save, with input_ids and whatever e
 
 def read_batch(path: Path) -> dict[str, Any]:
     """Read a dict of tensors. A single row may be written without the brackets of the batch."""
-    if path.suffix == ".pt":
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    elif path.suffix == ".json":
-        found = json.loads(path.read_text(encoding="utf-8"))
-    else:
+    if path.suffix not in (".pt", ".json"):
         raise ValueError(f"{path}: expected {FORMS}.")
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file. Give {FORMS}.")
+    try:
+        found = torch.load(path, "cpu", weights_only=True) if path.suffix == ".pt" else json.loads(path.read_bytes())
+    except (ValueError, EOFError, RuntimeError, UnpicklingError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"{path} cannot be read ({why}): expected {FORMS}.") from error
     if not isinstance(found, dict) or "input_ids" not in found:
         raise ValueError(f"{path} has no input_ids: expected {FORMS}.")
     return {name: _tensor(name, value) for name, value in found.items()}

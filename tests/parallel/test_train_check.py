@@ -138,6 +138,12 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "none.json").write_text("{}")
     with pytest.raises(ValueError, match="has no input_ids"):
         read_batch(tmp_path / "none.json")
+    for name in ("broken.json", "broken.pt", "empty.json", "empty.pt"):
+        (tmp_path / name).write_text("{bad" * name.startswith("broken"))
+        with pytest.raises(ValueError, match=rf"{name} cannot be read \(.+\): expected a \.json file or a \.pt file"):
+            read_batch(tmp_path / name)
+    with pytest.raises(ValueError, match=r"nowhere\.pt: there is no such file. Give a \.json file or a \.pt file"):
+        read_batch(tmp_path / "nowhere.pt")
     with pytest.raises(ValueError, match=r"expected a \.json file or a \.pt file"):
         read_batch(tmp_path / "batch.txt")
 

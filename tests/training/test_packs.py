@@ -203,5 +203,5 @@ def test_chats_in_files(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             list(read_chats(file))
     for nowhere in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match="there is no such file. Give one with a chat a line: expected"):
+        with pytest.raises(FileNotFoundError, match=r"there is no such file\. Give one with a chat a line: expected"):
             list(read_chats(nowhere))

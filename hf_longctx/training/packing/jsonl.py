@@ -11,9 +11,7 @@ EXPECTED = 'expected {"messages": [{"role": "user", "content": "..."}, {"role": 
 
 
 def read_chats(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, one by one. ValueError with the line's number for one that is no chat with an answer,
-    and FileNotFoundError without a file.
-    """
+    """The rows of a file, one by one. ValueError with the line's number for one that is no chat with an answer."""
     place = Path(path).expanduser()
     if not place.is_file():
         raise FileNotFoundError(f"{str(path)!r}: there is no such file. Give one with a chat a line: {EXPECTED}.")
