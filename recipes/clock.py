@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,3 +94,11 @@ class ClockMixin(Base):
 
         self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, rate)
         return self.lr_scheduler
+
+
+def minutes(text: str) -> float:
+    """For argparse: how long a run may take."""
+    found = float(text)
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return found

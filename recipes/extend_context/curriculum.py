@@ -23,7 +23,7 @@ from hf_longctx.evaluation.results import environment, write_results
 from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.training.curriculum import BatchSamplerMixin, BucketSampler, Decomposed, decompose
 from hf_longctx.training.memory import TrainingMemory, TrainingMemoryMixin
-from recipes.clock import Clock, ClockMixin
+from recipes.clock import Clock, ClockMixin, minutes
 from recipes.extend_context.corpus import prepare
 from recipes.extend_context.settings import DEFAULT, read_config
 from recipes.extend_context.smoke import prepare as prepare_smoke
@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="whose tokenizer is taken, in place of the one in config.yaml")
     parser.add_argument("--documents", help="a folder of .txt files, in place of the one in config.yaml")
-    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--minutes", type=minutes, default=4.0)
     parser.add_argument("--out", type=Path, default=Path("curriculum.json"))
     parser.add_argument("--smoke", action="store_true", help="a tiny model, on a CPU")
     args = parser.parse_args(arguments)

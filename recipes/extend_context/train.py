@@ -24,7 +24,7 @@ from hf_longctx.evaluation.results import environment, write_results
 from hf_longctx.hub import load
 from hf_longctx.training.checkpoints import last_whole
 from hf_longctx.training.memory import TrainingMemory
-from recipes.clock import Clock
+from recipes.clock import Clock, minutes
 from recipes.extend_context import card
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.distil import Teacher
@@ -177,7 +177,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--documents", help="a folder of .txt files, in place of the config's")
     parser.add_argument("--tokens", type=int, help="to train on, in place of the config's: those of a run to compare")
     parser.add_argument("--out", help="a folder, in place of the config's")
-    parser.add_argument("--minutes", type=float, help="of the whole run; the training ends in time for the evaluation")
+    parser.add_argument(
+        "--minutes", type=minutes, help="of the whole run; the training ends in time for the evaluation"
+    )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in `out`")
     parser.add_argument("--smoke", action="store_true", help="a tiny model on a CPU, compared with expected.json")
     args = parser.parse_args(arguments)

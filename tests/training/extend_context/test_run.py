@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from recipes.clock import Clock
-from recipes.extend_context import compare, train
+from recipes.extend_context import compare, curriculum, train
 from recipes.extend_context.corpus import prepare as prepared_corpus
 from recipes.extend_context.model import load_extended
 from recipes.extend_context.settings import checked
@@ -289,3 +289,11 @@ def test_autocast_as_on_a_gpu_with_all_settings(tmp_path: Path, monkeypatch: pyt
         found.append(train.trained(model, tokenizer, windows, config, None, False)["losses"])
     assert found[0] != found[1]
     assert found[1] == pytest.approx(found[0], rel=0.02)
+
+
+@pytest.mark.parametrize("given", ["-1", "0", "nan", "inf", "soon"])
+@pytest.mark.parametrize("command", [train.main, curriculum.main])
+def test_no_time_at_all(command: Any, given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command([f"--minutes={given}"])
+    assert "argument --minutes: " in capsys.readouterr().err
