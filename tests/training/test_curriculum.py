@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import BatchSampler
@@ -192,7 +193,7 @@ def test_sizes_that_are_none(given: Any) -> None:
 
 @pytest.mark.parametrize("state", [None, {}, {"epoch": 0, "taken": 0}])
 def test_a_state_of_something_else(state: Any) -> None:
-    sampler = BucketSampler(sizes(), 64)
+    sampler = BucketSampler(np.array(sizes()), 64)
     before = sampler.state_dict()
     with pytest.raises(ValueError, match=r"it lacks .*order.* Give what state_dict\(\) of a BucketSampler"):
         sampler.load_state_dict(state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -43,10 +43,12 @@ class BucketSampler(Sampler[list[int]]):
         together: int = 1,
         seed: int = 0,
     ) -> None:
-        if not isinstance(sizes, Sequence) or not sizes or not all(map(is_whole, sizes)):
+        given, sizes = sizes, list(sizes) if isinstance(sizes, Iterable) else []
+        if not sizes or not all(map(is_whole, sizes)):
             raise ValueError(
-                f"sizes={sizes!r:.60}: expected how many tokens each piece has, at least one: decompose(...).sizes."
+                f"sizes={given!r:.60}: expected how many tokens each piece has, at least one: decompose(...).sizes."
             )
+        sizes = [int(size) for size in sizes]
         longest = max(sizes)
         if not is_whole(tokens, longest) or tokens % longest:
             raise ValueError(
@@ -56,7 +58,7 @@ class BucketSampler(Sampler[list[int]]):
         if not is_whole(cycles) or not is_whole(together):
             raise ValueError(f"cycles={cycles!r}, together={together!r}: expected whole numbers, 1 or more.")
         self.together = together
-        self._sizes, self._tokens, self._cycles, self._seed = list(sizes), tokens, cycles, seed
+        self._sizes, self._tokens, self._cycles, self._seed = sizes, tokens, cycles, seed
         self._odds = odds_of(curriculum, sorted(set(sizes)))
         self._steps = steps_of_a_pass(self._sizes, tokens * together)
         self._epoch = self._taken = self._start = 0
