@@ -144,14 +144,27 @@ NO_MLP = {  # families whose layers have a mixture of experts everywhere, but fo
 }
 
 
-def as_precise_as_needed(model: Any) -> Any:
-    """In double precision where fp32 keeps less of the stock model's own gradients than these tests ask for."""
+def as_precise_as_needed(model: Any) -> tuple[Any, float]:
+    """In double precision where fp32 alone takes the stock model near what these tests ask for; and what they ask for.
+
+    The loss is computed in fp32 then too, by transformers as well. Of a model that makes more of this rounding than
+    `EXACT`, no more is asked for than twice what the stock model makes of it.
+    """
     model.set_experts_implementation("eager")  # torch has no grouped product of doubles
     torch.manual_seed(1)
     single = step(model, TOKENS)
     double = copy.deepcopy(model).double()
     torch.manual_seed(1)
-    return model if max(off(single, step(double, TOKENS)).values()) < EXACT else double
+    right = step(double, TOKENS)
+    if max(off(single, right).values()) < EXACT / 4:
+        return model, EXACT
+    double.zero_grad()
+    torch.manual_seed(1)
+    logits = double(TOKENS["input_ids"], use_cache=False).logits[:, :-1].double()
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS["labels"][:, 1:].flatten())
+    loss.backward()
+    grads = {name: p.grad.clone() for name, p in double.named_parameters() if p.grad is not None}
+    return double, max(EXACT, 2 * max(off((float(loss.detach()), grads), right).values()))
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -160,7 +173,7 @@ def test_families(name: str) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    model = as_precise_as_needed(model)
+    model, exact = as_precise_as_needed(model)
     torch.manual_seed(1)
     right = step(model, TOKENS)
     tiled = TrainingMemory(chunked_loss=False, tile=3)
@@ -172,7 +185,7 @@ def test_families(name: str) -> None:
         with memory.on(model):
             torch.manual_seed(1)
             errors = off(step(model, TOKENS), right)
-        assert max(errors.values()) < EXACT, memory
+        assert max(errors.values()) < exact, memory
 
 
 def test_softcap_and_scale_count() -> None:
