@@ -30,10 +30,12 @@ class Clock(TrainerCallback):
         steps: Of the whole training.
         seconds: After which it ends; None: the steps alone count.
         file: Keeps the seconds of an interrupted run.
+        stop: `time.monotonic()` at which it is interrupted, with a checkpoint to go on from.
     """
 
-    def __init__(self, steps: int, seconds: float | None, file: Path) -> None:
-        self.steps, self.seconds, self.file = steps, seconds, file
+    def __init__(self, steps: int, seconds: float | None, file: Path, *, stop: float | None = None) -> None:
+        self.steps, self.seconds, self.file, self.stop = steps, seconds, file, stop
+        self.interrupted = False
         self._begun = time.monotonic()
 
     @property
@@ -53,7 +55,9 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for the end when the time is over."""
-        if self.share(state.global_step) >= 1:
+        over = self.share(state.global_step) >= 1
+        self.interrupted = not over and self.stop is not None and time.monotonic() >= self.stop
+        if over or self.interrupted:
             control.should_training_stop = control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -221,7 +221,7 @@ def test_a_chain_that_was_killed_goes_on_with_what_is_not_complete(
             raise InterruptedError
         stock(self, args, state, control, **kwargs)
 
-    def scored(model: str, *_: Any) -> dict[str, Any]:
+    def scored(model: str, *_: Any, **__: Any) -> dict[str, Any]:
         if "scores" in dead and "dpo" in model:
             raise InterruptedError
         measured.append(Path(model).parent.name)
@@ -248,6 +248,36 @@ def test_a_chain_that_was_killed_goes_on_with_what_is_not_complete(
     assert len(measured) == 4
     assert list(report["stages"]) == ["sft", "dpo"]
     for stage in report["stages"]:
+        right = weights(config, stage)
+        assert all(torch.equal(one, right[name]) for name, one in weights(changed, stage).items())
+
+
+def test_a_call_whose_minutes_are_over_is_gone_on_with(
+    config: dict[str, Any], whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, scores and rows are those of one call."""
+    changed = elsewhere(config, tmp_path)
+    ended: list[str] = []
+    stock = Clock.on_step_end
+
+    def on_step_end(self: Clock, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        stage = Path(args.output_dir).parent.name
+        if stage not in ended and state.global_step == 1:
+            ended.append(stage)
+            self.stop = 0.0  # long ago
+        stock(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(Clock, "on_step_end", on_step_end)
+    for stage in STAGES:
+        with pytest.raises(SystemExit, match=f"the time of this call is over in {stage}, after 1 steps; the same"):
+            chain.run(changed, call=60, resume=stage != "sft")
+    report = chain.run(changed, call=60, resume=True)
+    assert report["lines"] == whole["lines"]
+    assert [(one["what"], one["value"]) for one in report["rows"]] == [
+        (one["what"], one["value"]) for one in whole["rows"]
+    ]
+    for stage in STAGES:
+        assert report["stages"][stage]["steps"] == whole["stages"][stage]["steps"]
         right = weights(config, stage)
         assert all(torch.equal(one, right[name]) for name, one in weights(changed, stage).items())
 
