@@ -32,6 +32,8 @@ class Sizes:
 
     def run(self, size: str, measure: Callable[[], Report]) -> Report:
         """Those of a size: kept ones, or measured now."""
+        if size in self:
+            print(f"the scores of {self.name} ({size}) are complete: skipped", flush=True)
         return dict(self.store.run([self.name, size], measure))
 
 

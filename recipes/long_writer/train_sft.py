@@ -48,7 +48,7 @@ def train(
         draw = ShortFirst(
             len(packs),
             steps * rows,
-            lambda number: clock.share(number // rows),
+            lambda number: clock.seen(number // rows),
             **own["curriculum"],
             seed=config["seed"],
         )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import TrainerControl, TrainerState
 
 from hf_longctx.evaluation.tasks.long_output import make, sft_row
 from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.parallel.model.documents import IGNORED
 from hf_longctx.storage.files import write_json_lines
+from recipes.clock import Clock
 from recipes.long_writer import data
 from recipes.long_writer.curriculum import ShortFirst, competence, packs_by_length
 from recipes.long_writer.data import Fitting, asked, parts, sft_documents
@@ -179,3 +182,26 @@ def test_packs_are_in_the_order_of_their_answers(config: dict[str, Any]) -> None
     sizes = [longest(row) for row in packs]
     third = len(sizes) // 3
     assert max(sizes[:third]) <= min(sizes[-third:])
+
+
+def test_a_training_by_time_that_is_resumed_has_the_same_packs(tmp_path: Path) -> None:
+    """It is another time of the clock when the packs before the checkpoint are drawn again."""
+
+    def drawn(clock: Clock) -> Iterator[int]:
+        return iter(ShortFirst(40, 20, clock.seen, start=0.1, full=0.5, seed=0))
+
+    state, control = TrainerState(), TrainerControl()
+    first = Clock(1000, 10.0, tmp_path / "seconds.json")
+    first.on_train_begin(None, state, control)
+    packs = drawn(first)
+    short = [next(packs) for _ in range(5)]
+    first._begun -= 8  # seconds later
+    long = [next(packs) for _ in range(10)]
+    assert max(short) < 8 < max(long)
+    first.on_save(None, state, control)
+    state.global_step = 15
+    again = Clock(1000, 10.0, tmp_path / "seconds.json")
+    again.on_train_begin(None, state, control)
+    resumed = drawn(again)
+    assert [next(resumed) for _ in range(15)] == short + long
+    assert again.passed == pytest.approx(8, abs=1)

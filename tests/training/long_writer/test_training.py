@@ -29,6 +29,7 @@ from recipes.long_dpo.trainer import dpo_trainer
 from recipes.long_writer import chain, train_dpo, train_grpo, train_sft
 from recipes.long_writer.curriculum import packs_by_length
 from recipes.long_writer.data import sft_documents
+from recipes.long_writer.progress import Sizes
 from recipes.long_writer.smoke import check, figures
 from recipes.long_writer.trainers import trainers
 
@@ -221,11 +222,14 @@ def test_a_chain_that_was_killed_goes_on_with_what_is_not_complete(
             raise InterruptedError
         stock(self, args, state, control, **kwargs)
 
-    def scored(model: str, *_: Any, **__: Any) -> dict[str, Any]:
-        if "scores" in dead and "dpo" in model:
-            raise InterruptedError
-        measured.append(Path(model).parent.name)
-        return dict(whole["lines"]["sft"])
+    def scored(model: str, *_: Any, sizes: Sizes, **__: Any) -> dict[str, Any]:
+        def measure() -> dict[str, Any]:
+            if "scores" in dead and "dpo" in model:
+                raise InterruptedError
+            measured.append(Path(model).parent.name)
+            return dict(whole["lines"]["sft"])
+
+        return sizes.run("all", measure)
 
     monkeypatch.setattr(chain, "STAGES", {"sft": train_sft.train, "dpo": train_dpo.train})
     monkeypatch.setattr(chain, "scored", scored)
@@ -243,7 +247,7 @@ def test_a_chain_that_was_killed_goes_on_with_what_is_not_complete(
     report = chain.run(changed, resume=True)
     said = capsys.readouterr().out
     assert all(f"{name} is complete in {tmp_path / 'out' / name}: skipped" in said for name in ("sft", "dpo"))
-    assert "the scores of sft are complete: skipped" in said
+    assert "the scores of sft (all) are complete: skipped" in said
     assert measured.count("sft") == measured.count("dpo") == 1
     assert len(measured) == 4
     assert list(report["stages"]) == ["sft", "dpo"]
