@@ -52,7 +52,7 @@ def prompts(tokenizer: Any, config: dict[str, Any]) -> tuple[Fitting, int]:
     writing = list(asked(config["chats"]))
     # of the room for three times the words, half
     short = [(name, row) for name, row in writing if room(config, row[WORDS]) <= 2 * answer]
-    rows += [(name, {"prompt": row["messages"][:-1], WORDS: row[WORDS]}) for name, row in short]
+    rows += [(name, {"prompt": row["messages"][:-1], WORDS: row[WORDS]}) for name, row in short[: own["prompts"]]]
     for name, row in rows:
         same = {"prompt": row["prompt"], "problem": row.get("problem"), WORDS: row.get(WORDS)}
         found.add(same, len(prompt_ids(tokenizer, row["prompt"])) + answer, name)

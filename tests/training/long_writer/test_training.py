@@ -417,6 +417,9 @@ def test_prompts_that_leave_no_room_are_left_out(config: dict[str, Any]) -> None
     found, more_asked = train_grpo.prompts(tokenizer, config)
     assert not found.too_long
     assert more_asked == 0
+    some, more_asked = train_grpo.prompts(tokenizer, config | {"grpo": config["grpo"] | {"prompts": 3}})
+    assert [sum(bool(row["words"]) for row in one.rows) for one in (some, found)] == [3, 12]
+    assert more_asked == 0
     short, _ = train_grpo.prompts(tokenizer, config | {"context": 200})
     assert len(short.rows) + len(short.too_long) == len(found.rows)
     assert short.report("prompts")["too long"] > 0
