@@ -31,6 +31,7 @@ class Budget:
         self._begun = time.monotonic()
         self._before = float(json.loads(file.read_text(encoding="utf-8"))) if resume and file.exists() else 0.0
         self.stop = None if call is None else self._begun + 60 * call
+        self.half = None if call is None else self._begun + 30 * call
 
     @property
     def ends(self) -> float | None:

@@ -80,7 +80,8 @@ def run(
     def score(name: str, model: str, banned: bool = False) -> None:
         line: dict[str, Any] = {}
         report["lines"][name] = line
-        more: dict[str, Any] = {"until": until(), "stop": budget.stop, "banned": banned, "into": line, "kept": keep}
+        more: dict[str, Any] = {"until": until(), "stop": budget.stop, "half": budget.half, "banned": banned}
+        more |= {"into": line, "kept": keep}
         try:
             report["lines"][name] = scored(model, config, sizes=progress.sizes(name), **more)
         except NoTimeError:

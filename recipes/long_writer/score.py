@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 SPARE = 64  # tokens beyond twice the right answer
 LOSS_ROWS = 64  # held-back answers whose loss is measured
+TRIED = ", longer than a call"  # what is kept of a size for which a call was too short
 Cell = dict[str, Any]
 
 
@@ -66,6 +67,8 @@ class Scores:
         config: The recipe's.
         until: `time.monotonic()` at which it has to be done; what would take longer is listed as not measured.
         stop: At which no size is written any longer; what would take longer is for another call.
+        half: Before which a size is begun however long it may take: another call is no longer. One that is not measured
+            then is listed as not measured.
         banned: The end token is never written.
         into: An empty dictionary that takes the scores.
         kept: Called after each size.
@@ -79,12 +82,14 @@ class Scores:
         *,
         until: float | None = None,
         stop: float | None = None,
+        half: float | None = None,
         banned: bool = False,
         into: dict[str, Any] | None = None,
         kept: Callable[[], None] | None = None,
         sizes: Sizes | None = None,
     ) -> None:
         self._give, self.config, self.until, self.stop, self._ban = model, config, until, stop, banned
+        self.half = half
         self.per_token = 0.0  # seconds, of the slowest size so far
         self.found: dict[str, Any] = {} if into is None else into
         self.found |= {"tasks": [], "writing": [], "not measured": [], "no room": []}
@@ -124,6 +129,9 @@ class Scores:
         sizes += [(room(self.config, words) // ROOM, "writing", words) for words in lengths]
         for _, what, size in sorted(sizes):
             name = f"{what} {size}"
+            if self.sizes is not None and f"{name}{TRIED}" in self.sizes:
+                self.found["not measured"].append(name)
+                continue
             if self.sizes is not None and name in self.sizes:
                 todo = Todo()
             else:
@@ -147,19 +155,24 @@ class Scores:
         done = time.monotonic() + self.per_token * self._cost(todo)
         if self.until is not None and done > self.until:
             return False
-        if self.stop is not None and done > self.stop:
+        if self.stop is not None and done > self.stop and not self._early():
             raise NoTimeError
         return True
+
+    def _early(self) -> bool:
+        return self.half is not None and time.monotonic() < self.half
 
     def _cost(self, todo: Todo) -> float:
         at_once = self.config["score"]["tokens_at_once"]
         return cost([len(one.prompt) for one in todo.prompts], [one.limit for one in todo.prompts], at_once)
 
     def _size(self, what: str, size: int, todo: Todo) -> dict[str, Any]:
-        begun = time.monotonic()
+        begun, early = time.monotonic(), self._early()
         try:
             cells = self.tasks(size, todo) if what == "tasks" else self.writing(size, todo)
         except TimeoutError as error:
+            if early and self.sizes is not None:
+                self.sizes.run(f"{what} {size}{TRIED}", dict)
             raise NoTimeError from error
         return {"cells": cells, "no room": todo.no_room, "cost": self._cost(todo), "seconds": time.monotonic() - begun}
 

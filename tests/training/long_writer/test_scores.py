@@ -212,6 +212,35 @@ def test_a_size_that_is_left_is_measured_in_another_call(config: dict[str, Any],
     assert not loads
 
 
+def test_a_size_that_is_longer_than_a_call_does_not_come_again_and_again(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried with half of a call before it at least, and the others are measured."""
+    given, tried = load(config["model"]), list[str]()
+    sizes = Progress(config | {"out": str(tmp_path)}, [], resume=False).sizes("untrained")
+    stock = Scores.tasks
+
+    def tasks(self: Scores, tokens: int, todo: Any) -> Any:
+        tried.append(f"tasks {tokens}")
+        if self.stop is not None:
+            raise TimeoutError
+        return stock(self, tokens, todo)
+
+    monkeypatch.setattr(Scores, "tasks", tasks)
+    now = time.monotonic()
+    for stop, half, first in ((now + 1000, now - 1, 1e9), (now + 1000, now - 1, 0.0), (now + 1000, now + 500, 1e9)):
+        made = Scores(lambda: given, config, stop=stop, half=half, sizes=sizes)
+        made.per_token = first
+        with pytest.raises(NoTimeError):
+            made.all()
+    # late: not begun as it would take too long; begun, and ended by the clock; early: begun all the same
+    assert tried == ["tasks 60"] * 2
+    found = Scores(lambda: given, config, stop=now + 1000, half=now + 500, sizes=sizes).all()
+    assert tried == ["tasks 60"] * 2
+    assert found["not measured"] == ["tasks 60"]
+    assert found["writing"]
+
+
 def test_the_time_of_a_size_is_predicted_by_what_is_read(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
