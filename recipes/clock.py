@@ -30,10 +30,14 @@ class Clock(TrainerCallback):
         steps: Of the whole training.
         seconds: After which it ends; None: the steps alone count.
         file: Keeps the seconds of an interrupted run.
+        stop: `time.monotonic()` at which it is interrupted, with a checkpoint to go on from.
     """
 
-    def __init__(self, steps: int, seconds: float | None, file: Path) -> None:
-        self.steps, self.seconds, self.file = steps, seconds, file
+    def __init__(self, steps: int, seconds: float | None, file: Path, *, stop: float | None = None) -> None:
+        self.steps, self.seconds, self.file, self.stop = steps, seconds, file, stop
+        self.interrupted = False
+        self._seen: list[float] = []
+        self._seen_file = file.with_name(f"{file.stem}.shares.json")
         self._begun = time.monotonic()
 
     @property
@@ -46,19 +50,31 @@ class Clock(TrainerCallback):
         timed = self.passed / self.seconds if self.seconds is not None else 0.0
         return min(max(step / self.steps, timed), 1.0)
 
+    def seen(self, step: int) -> float:
+        """The share when the data of this step were first asked for: a resumed training has the same data again."""
+        while len(self._seen) <= step:
+            self._seen.append(self.share(len(self._seen)))
+        return self._seen[step]
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin, or go on where an interrupted run stood."""
         before = json.loads(self.file.read_text(encoding="utf-8")) if state.global_step and self.file.exists() else 0.0
         self._begun = time.monotonic() - before
+        if state.global_step and self._seen_file.exists():
+            self._seen = json.loads(self._seen_file.read_text(encoding="utf-8"))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for the end when the time is over."""
-        if self.share(state.global_step) >= 1:
+        over = self.share(state.global_step) >= 1
+        self.interrupted = not over and self.stop is not None and time.monotonic() >= self.stop
+        if over or self.interrupted:
             control.should_training_stop = control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the time with the checkpoint."""
         write_whole(self.file, json.dumps(self.passed).encode())
+        if self._seen:
+            write_whole(self._seen_file, json.dumps(self._seen).encode())
 
 
 class ClockMixin(Base):

@@ -54,7 +54,9 @@ def ids_of_parts(tokenizer: PreTrainedTokenizerBase, *parts: str) -> list[list[i
     """The ids of the joined parts, cut where each ends. A token that two of them share belongs to the later one."""
     whole, ends = encode(tokenizer, "".join(parts)), [0]
     for n in range(1, len(parts)):
-        ends.append(max(ends[-1], common(encode(tokenizer, "".join(parts[:n])), whole)))
+        # parts behind it that are empty change nothing
+        before = encode(tokenizer, "".join(parts[:n])) if any(parts[n:]) else whole
+        ends.append(max(ends[-1], common(before, whole)))
     return [whole[start:end] for start, end in zip(ends, [*ends[1:], len(whole)], strict=True)]
 
 

@@ -1,7 +1,7 @@
 """The whole chain: score the untrained model, fine-tune, prefer, reinforce, score after each; report and cards.
 
     python -m recipes.long_writer.chain --minutes 9 --chats writing.jsonl --writing writing.held_back.jsonl
-    python -m recipes.long_writer.chain --minutes 9 --chats writing.jsonl --writing writing.held_back.jsonl --resume
+    python -m recipes.long_writer.chain --minutes 25 --call-minutes 9 ... --resume
     python -m recipes.long_writer.chain --smoke
 
 See README.md beside this file.
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,32 @@ from transformers.utils import logging as transformers_logging
 from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.hub import load
 from recipes.long_writer import card, train_dpo, train_grpo, train_sft
-from recipes.long_writer.command import parser, settings
+from recipes.long_writer.budget import Budget, NotFinishedError
+from recipes.long_writer.command import one_card, parser, settings
 from recipes.long_writer.data import asked
 from recipes.long_writer.figures import BANNED, UNTRAINED, gained, rows
 from recipes.long_writer.progress import Progress
-from recipes.long_writer.score import Scores
+from recipes.long_writer.score import NoTimeError, Scores
 
 STAGES = {"sft": train_sft.train, "dpo": train_dpo.train, "grpo": train_grpo.train}
-TRAINED = 3.0  # times the time of an untrained model for the scores of a trained one
+TRAINED = 2.0  # times the time of an untrained model for the scores of a trained one
 BEGIN = {"dpo": "sft", "grpo": "sft"}  # which model they begin with, if it is trained
 
 
-def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = False) -> dict[str, Any]:
+def run(
+    config: dict[str, Any], *, minutes: float | None = None, call: float | None = None, resume: bool = False
+) -> dict[str, Any]:
     """The chain: what `report.json` in the folder `out` has too.
 
     Without `minutes` every stage takes all of its steps. With them, each gets its part of `chain`, one whose part is 0
     is left out, and scores that there is no time for are listed as not measured. With `resume` stages and scores that
-    are complete are skipped, and a stage that was interrupted goes on from its last checkpoint.
+    are complete are skipped, a stage that was interrupted goes on from its last checkpoint, and `minutes` are those of
+    all calls together.
+
+    Raises:
+        NotFinishedError: The minutes of this `call` are over. What was done is kept, to go on with.
     """
-    out, begun = Path(config["out"]), time.monotonic()
+    out = Path(config["out"])
     shares = {name: config["chain"][name] for name in STAGES}
     stages = {name: part for name, part in shares.items() if part or minutes is None}
     # files that are no chats are named before anything is measured
@@ -50,15 +57,16 @@ def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = 
     for _ in asked([*config["chats"], *([held_back] if held_back else [])]):
         pass
     progress = Progress(config, list(stages), resume=resume)
+    budget = Budget(minutes, call, out / "seconds.json", resume=resume)
     parts = dict(stages)
     waiting = [1.0, 1.0, *[TRAINED] * len(stages)]  # what the scores of each model weigh
 
     def until() -> float | None:
         """When the next scores have to be done: what the trainings to come leave is for the scores."""
-        if minutes is None:
+        if minutes is None or budget.ends is None:
             return None
-        now, end = time.monotonic(), begun + 60 * minutes
-        left = max(end - now - 60 * minutes * sum(parts.values()), 0)
+        now = time.monotonic()
+        left = max(budget.ends - now - 60 * minutes * sum(parts.values()), 0)
         return now + left * waiting[0] / sum(waiting)
 
     report: dict[str, Any] = {"base": Path(config["model"]).name, "config": config, "stages": {}, "lines": {}}
@@ -67,12 +75,18 @@ def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = 
     def keep() -> None:
         """Write what is known by now: a run that is killed keeps what it has measured."""
         written(report, found, out)
+        budget.keep()
 
     def score(name: str, model: str, banned: bool = False) -> None:
         line: dict[str, Any] = {}
         report["lines"][name] = line
-        measure = partial(scored, model, config, until(), banned, line, keep)
-        report["lines"][name] = progress.scores(name, measure)
+        more: dict[str, Any] = {"until": until(), "stop": budget.stop, "half": budget.half, "banned": banned}
+        more |= {"into": line, "kept": keep}
+        try:
+            report["lines"][name] = scored(model, config, sizes=progress.sizes(name), **more)
+        except NoTimeError:
+            keep()
+            raise NotFinishedError(f"the scores of {name}", out) from None
         del waiting[0]
 
     for name, banned in ((UNTRAINED, False), (BANNED, True)):
@@ -81,8 +95,12 @@ def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = 
         before = BEGIN[name] if BEGIN.get(name) in stages else UNTRAINED
         start = config["model"] if before == UNTRAINED else str(out / before / "model")
         seconds = None if minutes is None else 60 * minutes * part
-        train = partial(STAGES[name], config, model=start, seconds=seconds)
-        report["stages"][name] = progress.stage(name, start, train)
+        train = partial(STAGES[name], config, model=start, seconds=seconds, stop=budget.stop)
+        try:
+            report["stages"][name] = progress.stage(name, start, train)
+        except NotFinishedError:
+            keep()
+            raise
         keep()
         free()
         del parts[name]
@@ -92,6 +110,7 @@ def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = 
         # after each stage: what was measured is kept if the next one fails
         report |= written(report, found, out)
         card.write(report, name, out)
+    budget.keep()
     return report
 
 
@@ -105,20 +124,16 @@ def written(report: dict[str, Any], found: list[dict[str, Any]], out: Path) -> d
     return file
 
 
-def scored(
-    model: str,
-    config: dict[str, Any],
-    until: float | None,
-    banned: bool,
-    into: dict[str, Any],
-    kept: Callable[[], None],
-) -> dict[str, Any]:
-    """The scores of a saved model, as `Scores` takes the arguments."""
-    loaded, tokenizer = load(model, dtype=config["save_dtype"] if torch.cuda.is_available() else "auto")
-    found = Scores(loaded, tokenizer, config, until=until, banned=banned, into=into, kept=kept).all()
-    del loaded
-    free()
-    return found
+def scored(model: str, config: dict[str, Any], **how: Any) -> dict[str, Any]:
+    """The scores of a saved model, `how` as `Scores` takes it."""
+
+    def give() -> Any:
+        return load(model, dtype=config["save_dtype"] if torch.cuda.is_available() else "auto")
+
+    try:
+        return Scores(give, config, **how).all()
+    finally:
+        free()
 
 
 def free() -> None:
@@ -132,6 +147,7 @@ def main() -> None:
     """The command; see the module's docstring."""
     found = parser(__doc__)
     found.add_argument("--writing", help="a file of rows that are held back, in place of the config's")
+    found.add_argument("--call-minutes", type=float, help="after which this command ends, for --resume to go on from")
     found.add_argument("--resume", action="store_true", help="skip what is complete, and go on with what is not")
     found.add_argument("--smoke", action="store_true", help="a tiny model on a CPU, compared with expected.json")
     args = found.parse_args()
@@ -145,9 +161,12 @@ def main() -> None:
             config = prepare(Path(folder))
             check(figures(run(config), Path(config["out"])))
         return
+    if args.call_minutes is not None and not 0 < args.call_minutes < math.inf:
+        found.error(f"--call-minutes {args.call_minutes:g}: expected a number above 0.")
+    one_card()
     config = settings(args)
     config["score"]["writing"] = args.writing or config["score"]["writing"]
-    report = run(config, minutes=args.minutes, resume=args.resume)
+    report = run(config, minutes=args.minutes, call=args.call_minutes, resume=args.resume)
     shown = [(one["what"], one["value"], one["bar"], one["holds"]) for one in report["rows"]]
     print(json.dumps(shown, indent=1))
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch.utils.data import Sampler
 
 from hf_longctx.parallel.model.documents import IGNORED
@@ -22,18 +23,20 @@ if TYPE_CHECKING:
 else:
     Base = object
 
+COLUMNS = ("input_ids", "labels", "seq_lengths")  # of TRL's packed data sets
 STAGES = 8  # packs hold answers of about one length each
 
 
 def packs_by_length(documents: Sequence[dict[str, Any]], length: int, stages: int = STAGES) -> list[dict[str, Any]]:
-    """Packs of at most `length` tokens, those of the shortest answers first; rows with TRL's columns.
+    """Packs of at most `length` tokens, those of the shortest answers first; rows of arrays, with TRL's columns.
 
     Documents are packed with those whose answers are about as long, each stage by best-fit-decreasing.
     """
-    ordered = sorted(documents, key=lambda one: sum(label != IGNORED for label in one["labels"]))
+    ordered = sorted(documents, key=lambda one: np.count_nonzero(np.asarray(one["labels"]) != IGNORED))
     edges = [len(ordered) * stage // stages for stage in range(stages + 1)]
     some = [ordered[start:end] for start, end in pairwise(edges) if start < end]
-    return [row for stage in some for row in pack(stage, length).rows()]
+    packs = (row for stage in some for row in pack(stage, length))
+    return [{name: np.asarray(row[name], dtype=np.int32) for name in COLUMNS} for row in packs]
 
 
 def competence(share: float, start: float, full: float) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from hf_longctx.evaluation.tasks.long_output import Problem, problems, sft_row
@@ -61,7 +62,10 @@ class Fitting:
         """A short hash of the rows, by which a resumed training knows them."""
         found = hashlib.sha256()
         for row in self.rows:
-            found.update(repr(row).encode())
+            for name, value in row.items():
+                found.update(name.encode())
+                # tens of millions of token ids take a while as text
+                found.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
         return found.hexdigest()[:16]
 
     def said(self, what: str) -> str:
@@ -101,7 +105,7 @@ def asked(files: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 class Tokenised(Dataset[dict[str, Any]]):
-    """Chats as token ids, one at a time, so that several processes can do it."""
+    """Chats as arrays of token ids, one at a time, so that several processes can do it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, named: Sequence[tuple[str, dict[str, Any]]]) -> None:
         self.tokenizer, self.named = tokenizer, named
@@ -115,7 +119,8 @@ class Tokenised(Dataset[dict[str, Any]]):
             (document,) = chat_documents(self.tokenizer, [row])
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        return document
+        # lists of numbers would take longer from process to process than to be made
+        return {key: np.asarray(value, dtype=np.int32) for key, value in document.items()}
 
 
 def sft_documents(tokenizer: PreTrainedTokenizerBase, config: dict[str, Any]) -> Fitting:
@@ -146,5 +151,20 @@ def parts(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> tuple[list
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:
     """The token ids of a prompt, ready to be answered."""
-    text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    (ids,) = prompts_ids(tokenizer, [messages])
+    return ids
+
+
+def prompts_ids(tokenizer: PreTrainedTokenizerBase, chats: Iterable[list[dict[str, Any]]]) -> list[list[int]]:
+    """Those of many prompts, tokenised on all cores."""
+    return texts_ids(
+        tokenizer,
+        [str(tokenizer.apply_chat_template(one, add_generation_prompt=True, tokenize=False)) for one in chats],
+    )
+
+
+def texts_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """The token ids of texts alone, tokenised on all cores."""
+    if not texts:
+        return []
+    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]

@@ -3,6 +3,7 @@
 # B rows, W columns of prompts, S columns of the cache, V vocabulary
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.long_writer.batching import columns, together
+from recipes.long_writer.batching import FIXED, columns, rounded, together
 from recipes.long_writer.grouped import attending_grouped
 from recipes.long_writer.step import Step
 
-WATCH = 32  # steps between looks at whether all have ended
+WATCH = 32  # steps between looks at what has ended
+AHEAD = 512  # columns of a cache that are not read yet, at least
 
 
 @dataclass
@@ -57,6 +59,7 @@ def write(
     sampling: Sampling | None = None,
     *,
     tokens_at_once: int,
+    until: float | None = None,
 ) -> list[Written]:
     """The answers to prompts, in batches whose caches hold at most `tokens_at_once` tokens.
 
@@ -67,11 +70,16 @@ def write(
         ends: Tokens that end an answer.
         sampling: Greedy if it is None.
         tokens_at_once: Prompts and answers, padding included.
+        until: `time.monotonic()` after which nothing is written.
+
+    Raises:
+        TimeoutError: They are not written by then.
     """
     found: list[Written | None] = [None] * len(prompts)
     for batch in together([len(prompt) for prompt in prompts], limits, tokens_at_once):
         with attending_grouped(model):
-            some = _batch(model, [prompts[i] for i in batch], [limits[i] for i in batch], ends, sampling or Sampling())
+            own = ([prompts[i] for i in batch], [limits[i] for i in batch])
+            some = _batch(model, *own, ends, sampling or Sampling(), until)
         for i, one in zip(batch, some, strict=True):
             found[i] = one
     return [one for one in found if one is not None]
@@ -79,31 +87,82 @@ def write(
 
 @torch.no_grad()
 def _batch(
-    model: Any, prompts: list[Sequence[int]], limits: list[int], ends: Collection[int], sampling: Sampling
+    model: Any,
+    prompts: list[Sequence[int]],
+    limits: list[int],
+    ends: Collection[int],
+    sampling: Sampling,
+    until: float | None,
 ) -> list[Written]:
     device, rows, width = model.device, len(prompts), max(map(len, prompts))
+    all_columns = columns([width], limits)
     ids_BW = torch.zeros(rows, width, dtype=torch.long)
-    seen_BS = torch.zeros(rows, columns([width], limits), dtype=torch.bool)
+    seen_BS = torch.zeros(rows, min(_next(width), all_columns), dtype=torch.bool)
     for row, prompt in enumerate(prompts):
         ids_BW[row, width - len(prompt) :] = torch.as_tensor(prompt)
         seen_BS[row, width - len(prompt) : width] = True
-    ids_BW, seen_BS = ids_BW.to(device), seen_BS.to(device)
-    step = Step(model, ids_BW, seen_BS)
+    step = Step(model, ids_BW.to(device), seen_BS.to(device))
     end_N = torch.tensor(sorted(ends), device=device)
     limit_B = torch.tensor(limits, device=device)
     generator = torch.Generator(device).manual_seed(sampling.seed)
     done_B = torch.zeros(rows, dtype=torch.bool, device=device)
-    chosen, chances = [], []
+    kept = _Kept(rows)
+    room = seen_BS.shape[1]
     for number in range(max(limits)):
         token_B, chance_B = choose(step.logits_BV, sampling, generator)
-        chosen.append(token_B)
-        chances.append(chance_B)
+        kept.add(token_B, chance_B)
         done_B |= torch.isin(token_B, end_N) | (limit_B <= number + 1)
-        if number + 1 == max(limits) or (number % WATCH == 0 and bool(done_B.all())):
+        if number + 1 == max(limits):
             break
+        full = width + number == room
+        if full or number % WATCH == 0:
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError(f"{len(done_B)} answers were not written in time.")
+            left_N = (~done_B).nonzero()[:, 0]
+            if not len(left_N):
+                break
+            # a smaller cache is read faster, where reading takes the time
+            few = 2 * len(left_N) <= len(done_B) and len(done_B) * room > FIXED // 2
+            if full or few:
+                room = min(_next(width + number), all_columns)
+                step = step.going_on(left_N, room)
+                token_B, limit_B, done_B = token_B[left_N], limit_B[left_N], done_B[left_N]
+                kept.only(left_N.tolist())
         step(token_B)
-    ids, log_probs = torch.stack(chosen, 1).tolist(), torch.stack(chances, 1).tolist()
-    return [_cut(*one, ends) for one in zip(ids, log_probs, limits, strict=True)]
+    return [_cut(*one, ends) for one in zip(*kept.all(), limits, strict=True)]
+
+
+def _next(read: int) -> int:
+    """Columns of a cache in which so many are read: not many more, and not so few that it is soon copied again."""
+    return rounded(read + max(AHEAD, read // 2))
+
+
+class _Kept:
+    """What was chosen for rows, of which fewer and fewer go on."""
+
+    def __init__(self, rows: int) -> None:
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+        self.chances: list[list[float]] = [[] for _ in range(rows)]
+        self._rows = list(range(rows))
+        self._steps: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, token_B: Tensor, chance_B: Tensor) -> None:
+        """A step of the rows that go on."""
+        self._steps.append((token_B, chance_B))
+
+    def only(self, of_these: list[int]) -> None:
+        """Some of the rows that go on still do."""
+        self.all()
+        self._rows = [self._rows[i] for i in of_these]
+
+    def all(self) -> tuple[list[list[int]], list[list[float]]]:
+        """Tokens and log-probabilities of every row."""
+        if self._steps:
+            for into, each in zip((self.ids, self.chances), zip(*self._steps, strict=True), strict=True):
+                for row, more in zip(self._rows, torch.stack(each, 1).tolist(), strict=True):
+                    into[row] += more
+        self._steps = []
+        return self.ids, self.chances
 
 
 def _cut(ids: list[int], log_probs: list[float], limit: int, ends: Collection[int]) -> Written:

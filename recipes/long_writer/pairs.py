@@ -30,7 +30,14 @@ def verified(tokenizer: PreTrainedTokenizerBase, config: dict[str, Any], found: 
         _add(found, f"{problem.task}, pair {number}", prompt, chosen, rejected)
 
 
-def by_length(model: Any, tokenizer: PreTrainedTokenizerBase, config: dict[str, Any], found: Fitting) -> dict[str, int]:
+def by_length(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    config: dict[str, Any],
+    found: Fitting,
+    *,
+    until: float | None = None,
+) -> dict[str, int]:
     """Of answers that the model samples, the best by S_l and a random worse one; how many prompts gave none.
 
     Args:
@@ -38,6 +45,7 @@ def by_length(model: Any, tokenizer: PreTrainedTokenizerBase, config: dict[str, 
         tokenizer: Its own.
         config: The recipe's.
         found: Pairs are added to it.
+        until: As `write` takes it.
     """
     own, ends = config["dpo"], end_ids(model, tokenizer)
     rows = [row for _, row in asked(config["chats"]) if room(config, row[WORDS]) <= own["longest"]][: own["prompts"]]
@@ -52,6 +60,7 @@ def by_length(model: Any, tokenizer: PreTrainedTokenizerBase, config: dict[str, 
         ends,
         sampling,
         tokens_at_once=config["score"]["tokens_at_once"],
+        until=until,
     )
     without = 0
     for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,30 @@ from recipes.resuming import check_fresh, check_same, fingerprints
 Report = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The scores of a model that are kept, one size at a time.
+
+    Args:
+        store: Where.
+        name: Of the model.
+    """
+
+    store: CellStore
+    name: str
+
+    def __contains__(self, size: str) -> bool:
+        return [self.name, size] in self.store
+
+    def run(self, size: str, measure: Callable[[], Report]) -> Report:
+        """Those of a size: kept ones, or measured now."""
+        if size in self:
+            print(f"the scores of {self.name} ({size}) are complete: skipped", flush=True)
+        return dict(self.store.run([self.name, size], measure))
+
+
 class Progress:
-    """Keeps the scores of each model in `scores.jsonl` in the folder `out` of a chain, and knows its finished stages.
+    """Keeps the scores of each model and size in `scores.jsonl` in a chain's folder, and knows its finished stages.
 
     Args:
         config: The recipe's settings.
@@ -39,11 +62,9 @@ class Progress:
         told = {key: value for key, value in config.items() if key != "out"}
         self._scores = CellStore(file, told, other="another folder, without --resume")
 
-    def scores(self, name: str, measure: Callable[[], Report]) -> Report:
-        """The scores of a model: those that were kept, or measured now."""
-        if [name] in self._scores:
-            print(f"the scores of {name} are complete: skipped", flush=True)
-        return dict(self._scores.run([name], measure))
+    def sizes(self, name: str) -> Sizes:
+        """The scores of a model, size by size."""
+        return Sizes(self._scores, name)
 
     def stage(self, name: str, start: str, train: Callable[..., Report]) -> Report:
         """The report of a stage: that of a finished one, or of `train`, which is told whether to `resume`."""

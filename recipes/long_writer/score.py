@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -20,110 +21,202 @@ from hf_longctx.evaluation.tasks.long_output import problems, verify
 from hf_longctx.evaluation.tasks.long_output.measured import ROOM
 from hf_longctx.evaluation.writing import repeated_ngrams, writing_score
 from hf_longctx.hub import load
+from recipes.long_writer.batching import cost
 from recipes.long_writer.command import parser, settings
-from recipes.long_writer.data import WORDS, asked, parts, prompt_ids
+from recipes.long_writer.data import WORDS, asked, parts, prompts_ids, texts_ids
 from recipes.long_writer.decode import Sampling, Written, write
 from recipes.long_writer.pairs import end_ids, room, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from recipes.long_writer.progress import Sizes
+
 SPARE = 64  # tokens beyond twice the right answer
 LOSS_ROWS = 64  # held-back answers whose loss is measured
+TRIED = ", longer than a call"  # what is kept of a size for which a call was too short
 Cell = dict[str, Any]
+
+
+class Prompt(NamedTuple):
+    """What is to be answered: of a kind, what is asked for, as tokens, and the most tokens of its answer."""
+
+    kind: str
+    asked: Any
+    prompt: list[int]
+    limit: int
+
+
+@dataclass
+class Todo:
+    """The prompts of a size, and those that the context has no room for."""
+
+    prompts: list[Prompt] = field(default_factory=list)
+    no_room: list[str] = field(default_factory=list)
+
+
+class NoTimeError(Exception):
+    """What a call has time for is measured; the rest is for another one."""
 
 
 class Scores:
     """Measures a model, one size at a time, the shortest first.
 
     Args:
-        model: In eval mode, on its device.
-        tokenizer: Its own.
+        model: Gives the model, in eval mode, on its device, and its tokenizer; called when something is to be measured.
         config: The recipe's.
         until: `time.monotonic()` at which it has to be done; what would take longer is listed as not measured.
+        stop: At which no size is written any longer; what would take longer is for another call.
+        half: Before which a size is begun however long it may take: another call is no longer. One that is not measured
+            then is listed as not measured.
         banned: The end token is never written.
         into: An empty dictionary that takes the scores.
         kept: Called after each size.
+        sizes: Those that were measured before.
     """
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: PreTrainedTokenizerBase,
+        model: Callable[[], tuple[Any, PreTrainedTokenizerBase]],
         config: dict[str, Any],
         *,
         until: float | None = None,
+        stop: float | None = None,
+        half: float | None = None,
         banned: bool = False,
         into: dict[str, Any] | None = None,
         kept: Callable[[], None] | None = None,
+        sizes: Sizes | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.config, self.until = model, tokenizer, config, until
-        self.ends = end_ids(model, tokenizer)
-        self.banned = tuple(sorted(self.ends)) if banned else ()
-        self.per_step = 0.0  # seconds, of the slowest batch so far
+        self._give, self.config, self.until, self.stop, self._ban = model, config, until, stop, banned
+        self.half = half
+        self.per_token = 0.0  # seconds, of the slowest size so far
         self.found: dict[str, Any] = {} if into is None else into
         self.found |= {"tasks": [], "writing": [], "not measured": [], "no room": []}
-        self.kept = kept
+        self.kept, self.sizes = kept, sizes
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, PreTrainedTokenizerBase]:
+        return self._give()
+
+    @property
+    def model(self) -> Any:
+        """The model that is measured."""
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self._loaded[1]
+
+    @property
+    def ends(self) -> set[int]:
+        """Tokens that end an answer."""
+        return end_ids(*self._loaded)
 
     def all(self) -> dict[str, Any]:
-        """Every size there is time for."""
+        """Every size there is time for.
+
+        Raises:
+            NoTimeError: There is time for more, in another call.
+        """
         own = self.config["score"]
         rows = [row for _, row in asked([own["writing"]])] if own["writing"] else []
-        self.found["loss on held-back answers"] = self.loss(rows[:LOSS_ROWS]) if rows else None
+        loss = self._run("loss", lambda: {"loss": self.loss(rows[:LOSS_ROWS])}) if rows else {"loss": None}
+        self.found["loss on held-back answers"] = loss["loss"]
         lengths = sorted({row[WORDS] for row in rows if row[WORDS] <= own["longest"]})
         sizes = [(tokens, "tasks", tokens) for tokens in own["tokens"]]
         sizes += [(room(self.config, words) // ROOM, "writing", words) for words in lengths]
         for _, what, size in sorted(sizes):
-            steps = ROOM * size + SPARE if what == "tasks" else room(self.config, size)
-            if self.until is not None and time.monotonic() + steps * self.per_step > self.until:
-                self.found["not measured"].append(f"{what} {size}")
+            name = f"{what} {size}"
+            if self.sizes is not None and f"{name}{TRIED}" in self.sizes:
+                self.found["not measured"].append(name)
                 continue
-            begun = time.monotonic()
-            cells = self.tasks(size) if what == "tasks" else self.writing(size, rows)
-            self.found[what] += cells
-            if cells:
-                self.per_step = max(self.per_step, (time.monotonic() - begun) / steps)
+            if self.sizes is not None and name in self.sizes:
+                todo = Todo()
+            else:
+                todo = self._task_prompts(size) if what == "tasks" else self._writing(size, rows)
+                if not self._in_time(todo):
+                    self.found["not measured"].append(name)
+                    continue
+            found = self._run(name, partial(self._size, what, size, todo))
+            self.found[what] += found["cells"]
+            self.found["no room"] += found["no room"]
+            self.per_token = max(self.per_token, found["seconds"] / max(found["cost"], 1))
             if self.kept is not None:
                 self.kept()
         return self.found
 
-    def tasks(self, tokens: int) -> list[Cell]:
+    def _run(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return measure() if self.sizes is None else self.sizes.run(name, measure)
+
+    def _in_time(self, todo: Todo) -> bool:
+        """Is there time for a size, by how long those before it took?"""
+        done = time.monotonic() + self.per_token * self._cost(todo)
+        if self.until is not None and done > self.until:
+            return False
+        if self.stop is not None and done > self.stop and not self._early():
+            raise NoTimeError
+        return True
+
+    def _early(self) -> bool:
+        return self.half is not None and time.monotonic() < self.half
+
+    def _cost(self, todo: Todo) -> float:
+        at_once = self.config["score"]["tokens_at_once"]
+        return cost([len(one.prompt) for one in todo.prompts], [one.limit for one in todo.prompts], at_once)
+
+    def _size(self, what: str, size: int, todo: Todo) -> dict[str, Any]:
+        begun, early = time.monotonic(), self._early()
+        try:
+            cells = self.tasks(size, todo) if what == "tasks" else self.writing(size, todo)
+        except TimeoutError as error:
+            if early and self.sizes is not None:
+                self.sizes.run(f"{what} {size}{TRIED}", dict)
+            raise NoTimeError from error
+        return {"cells": cells, "no room": todo.no_room, "cost": self._cost(todo), "seconds": time.monotonic() - begun}
+
+    def _task_prompts(self, tokens: int) -> Todo:
+        own, found = self.config["score"], Todo()
+        how = {"seed": self.config["seed"], "split": "test"}
+        some = [one for task in own["tasks"] for one in problems([task], tokens, own["problems"], **how)]
+        prompts = prompts_ids(self.tokenizer, ([{"role": "user", "content": one.prompt}] for one in some))
+        answers = texts_ids(self.tokenizer, [one.answer for one in some])
+        for problem, prompt, answer in zip(some, prompts, answers, strict=True):
+            left = self.config["context"] - len(prompt)
+            # with its end token
+            if len(answer) + 1 > left:
+                found.no_room.append(f"{problem.task} of {tokens} tokens")
+            else:
+                found.prompts.append(Prompt(problem.task, problem, prompt, min(ROOM * tokens + SPARE, left)))
+        return found
+
+    def tasks(self, tokens: int, todo: Todo) -> list[Cell]:
         """Each task: whether answers are exact, and the share that is right before the first wrong line."""
-        own, cells, todo = self.config["score"], [], []
-        for task in own["tasks"]:
-            for problem in problems([task], tokens, own["problems"], seed=self.config["seed"], split="test"):
-                messages = [{"role": "user", "content": problem.prompt}]
-                prompt = prompt_ids(self.tokenizer, messages)
-                right = len(self.tokenizer(problem.answer, add_special_tokens=False, verbose=False)["input_ids"]) + 1
-                left = self.config["context"] - len(prompt)
-                if right > left:
-                    self.found["no room"].append(f"{task} of {tokens} tokens")
-                else:
-                    todo.append((problem, prompt, min(ROOM * tokens + SPARE, left)))
-        written = self._write([one[1] for one in todo], [one[2] for one in todo], None)
-        for task in own["tasks"]:
-            some = [(one[0], answer) for one, answer in zip(todo, written, strict=True) if one[0].task == task]
+        cells = []
+        for task, some in self._answered(todo, None):
             verdicts = [verify(problem, text_of(self.tokenizer, answer)) for problem, answer in some]
             values = {name: [float(getattr(one, name)) for one in verdicts] for name in ("exact", "share", "frame")}
             ended = [float(answer.ended) for _, answer in some]
-            if some:
-                cells.append({"task": task, "tokens": tokens, **values, "ended": ended})
+            cells.append({"task": task, "tokens": tokens, **values, "ended": ended})
         return cells
 
-    def writing(self, words: int, rows: list[dict[str, Any]]) -> list[Cell]:
-        """Each form: the scores of `writing_score`, and how much the text itself repeats."""
-        own, cells, todo = self.config["score"], [], []
-        for form, some in _by_form(row for row in rows if row[WORDS] == words):
-            for row in some[: own["prompts"]]:
-                prompt = prompt_ids(self.tokenizer, row["messages"][:-1])
+    def _writing(self, words: int, rows: list[dict[str, Any]]) -> Todo:
+        own, found = self.config["score"], Todo()
+        for form, every in _by_form(row for row in rows if row[WORDS] == words):
+            some = every[: own["prompts"]]
+            prompts = prompts_ids(self.tokenizer, (row["messages"][:-1] for row in some))
+            for row, prompt in zip(some, prompts, strict=True):
                 if len(prompt) + room(self.config, words) > self.config["context"]:
-                    self.found["no room"].append(f"{form} of {words} words")
+                    found.no_room.append(f"{form} of {words} words")
                 else:
-                    todo.append((form, row, prompt))
-        sampling = (own["temperature"], own["top_p"])
-        written = self._write([one[2] for one in todo], [room(self.config, words)] * len(todo), sampling)
-        for form in dict.fromkeys(one[0] for one in todo):
-            some = [(one[1], answer) for one, answer in zip(todo, written, strict=True) if one[0] == form]
+                    found.prompts.append(Prompt(form, row, prompt, room(self.config, words)))
+        return found
+
+    def writing(self, words: int, todo: Todo) -> list[Cell]:
+        """Each form: the scores of `writing_score`, and how much the text itself repeats."""
+        own, cells = self.config["score"], []
+        for form, some in self._answered(todo, (own["temperature"], own["top_p"])):
             scores = [self._scored(row, answer) for row, answer in some]
             values = {name: [score[name] for score in scores] for name in scores[0] if scores[0][name] is not None}
             text = [repeated_ngrams(row["messages"][-1]["content"]) for row, _ in some]
@@ -150,13 +243,23 @@ class Scores:
         text = text_of(self.tokenizer, answer)
         return asdict(writing_score(text, row[WORDS], ended=answer.ended, prompt=prompt, parts=counted))
 
-    def _write(self, prompts: list[list[int]], limits: list[int], warm: tuple[float, float] | None) -> list[Written]:
-        if not prompts:
-            return []
+    def _answered(self, todo: Todo, warm: tuple[float, float] | None) -> list[tuple[str, list[tuple[Any, Written]]]]:
+        """What was asked for with its answer, by kind."""
         temperature, top_p = warm or (0.0, 1.0)
-        sampling = Sampling(temperature, top_p, self.config["seed"], self.banned)
-        at_once = self.config["score"]["tokens_at_once"]
-        return write(self.model, prompts, limits, self.ends, sampling, tokens_at_once=at_once)
+        sampling = Sampling(temperature, top_p, self.config["seed"], tuple(sorted(self.ends)) if self._ban else ())
+        written = write(
+            self.model,
+            [one.prompt for one in todo.prompts],
+            [one.limit for one in todo.prompts],
+            self.ends,
+            sampling,
+            tokens_at_once=self.config["score"]["tokens_at_once"],
+            until=self.stop,
+        )
+        found: dict[str, list[tuple[Any, Written]]] = {}
+        for one, answer in zip(todo.prompts, written, strict=True):
+            found.setdefault(one.kind, []).append((one.asked, answer))
+        return list(found.items())
 
 
 def _by_form(rows: Iterator[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -176,7 +279,7 @@ def main() -> None:
     config["score"]["writing"] = args.writing or config["score"]["writing"]
     until = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     model, tokenizer = load(config["model"], dtype=config["save_dtype"] if torch.cuda.is_available() else "auto")
-    scores = Scores(model, tokenizer, config, until=until).all()
+    scores = Scores(lambda: (model, tokenizer), config, until=until).all()
     write_results(file, {"model": str(config["model"]), "scores": scores, **environment()})
     print(f"{file}: {len(scores['tasks'])} cells of tasks, {len(scores['writing'])} of writing")
 

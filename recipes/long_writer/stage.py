@@ -19,9 +19,11 @@ from hf_longctx.hub import save
 from hf_longctx.patch import applied
 from hf_longctx.training.checkpoints import last_whole
 from recipes.clock import Clock
+from recipes.long_writer.budget import NotFinishedError
 from recipes.resuming import fingerprints, keep_settings
 
 logger = logging.getLogger("hf_longctx")
+SAVING = 15.0  # seconds before the end of a call at which a training is interrupted
 
 
 def arguments(given: Mapping[str, Any], out: Path, steps: int, rows: int, forward: int, seed: int) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def run(
     seconds: float | None,
     begun: float,
     resume: bool,
+    stop: float | None = None,
 ) -> dict[str, Any]:
     """Train, save the model in the folder model of the stage's, and say what happened.
 
@@ -71,8 +74,10 @@ def run(
         seconds: After `begun` it ends; None: after all of its steps.
         begun: `time.monotonic()` when the stage began, its data included.
         resume: Go on from the last checkpoint that was saved to its end.
+        stop: `time.monotonic()` at which the call has to be done: some seconds before, it is interrupted.
 
     Raises:
+        NotFinishedError: It was.
         ValueError: The folder holds a training, or one that began with other settings.
         FloatingPointError: A loss is not finite. The checkpoints from before it stay.
         SystemExit: Ctrl-C.
@@ -85,7 +90,9 @@ def run(
     left = None if seconds is None else seconds - (time.monotonic() - begun)
     if left is not None and left <= 0:
         raise ValueError(f"--minutes: the data of {out} took longer than its {seconds:.0f} seconds. Give more.")
-    clock = Clock(config[stage]["steps"], left, out / "run/seconds.json")
+    if stop is not None and time.monotonic() > stop - SAVING:
+        raise NotFinishedError(f"the data of {stage}", Path(config["out"]))
+    clock = Clock(config[stage]["steps"], left, out / "run/seconds.json", stop=None if stop is None else stop - SAVING)
     trainer = make(clock)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = False
@@ -93,6 +100,8 @@ def run(
         trainer.train(resume_from_checkpoint=last_whole(out / "run") if resume else None)
     except KeyboardInterrupt:
         raise SystemExit(f"interrupted after {trainer.state.global_step} steps; --resume goes on from {out}.") from None
+    if clock.interrupted:
+        raise NotFinishedError(f"{stage}, after {trainer.state.global_step} steps", Path(config["out"]))
     report = {"steps": trainer.state.global_step, "seconds": clock.passed, "logs": logged(trainer)}
     if torch.cuda.is_available():
         report["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30

@@ -7,6 +7,7 @@ as they are.
 # B rows, W columns of prompts, L of a chunk of them, S columns of the cache, V vocabulary
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,28 @@ class Step:
             self._forward()
         else:
             self._replay()
+
+    def going_on(self, row_N: Tensor, columns: int) -> Step:
+        """The same place of some rows, in a cache with so many columns, at least those that are read already.
+
+        This one is used up: each of its layers is given back when it is copied.
+        """
+        self._replay = None  # its graph reads this one's tensors
+        found = copy.copy(self)
+        kept = min(columns, self.bias_BS.shape[1])
+        hidden = torch.finfo(self.bias_BS.dtype).min
+        found.bias_BS = torch.nn.functional.pad(self.bias_BS[row_N, :kept], (0, columns - kept), value=hidden)
+        found.cache = StaticCache(config=self.model.config, max_cache_len=columns)
+        for own, layer in zip(self.cache.layers, found.cache.layers, strict=True):
+            layer.lazy_initialization(own.keys[row_N, :, :1], own.values[row_N, :, :1])
+            for name in ("keys", "values"):
+                getattr(layer, name)[:, :, :kept] = getattr(own, name)[row_N, :, :kept]
+                setattr(own, name, None)
+            layer.cumulative_length.copy_(own.cumulative_length)
+        for name in ("logits_BV", "token_B1", "position_B1"):
+            setattr(found, name, getattr(self, name)[row_N])
+        found.column_1 = self.column_1.clone()
+        return found
 
     def _forward(self) -> None:
         self.position_B1.add_(1)

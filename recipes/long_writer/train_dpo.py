@@ -21,6 +21,7 @@ from hf_longctx.storage.files import write_json_lines
 from recipes.clock import Clock
 from recipes.long_dpo.pairs import read_pairs
 from recipes.long_dpo.trainer import dpo_trainer, needed
+from recipes.long_writer.budget import NotFinishedError
 from recipes.long_writer.command import command
 from recipes.long_writer.data import Fitting
 from recipes.long_writer.pairs import by_length, verified
@@ -29,7 +30,14 @@ from recipes.resuming import check_fresh
 
 
 def made_pairs(
-    config: dict[str, Any], start: str, tokenizer: Any, pairs: Fitting, out: Path, resume: bool
+    config: dict[str, Any],
+    start: str,
+    tokenizer: Any,
+    pairs: Fitting,
+    out: Path,
+    *,
+    resume: bool,
+    stop: float | None = None,
 ) -> dict[str, Any]:
     """Fill `pairs`, and say what was sampled. They are kept in files: a GPU would not sample the same ones again."""
     told, rows = out / "sampled.json", out / "pairs.jsonl"
@@ -40,14 +48,22 @@ def made_pairs(
     verified(tokenizer, config, pairs)
     sampled: dict[str, Any] = {}
     if config["dpo"]["prompts"]:
-        sampled = by_length(load_model(start, dtype=config["save_dtype"]), tokenizer, config, pairs)
+        try:
+            sampled = by_length(load_model(start, dtype=config["save_dtype"]), tokenizer, config, pairs, until=stop)
+        except TimeoutError:
+            raise NotFinishedError("the answers that dpo samples", Path(config["out"])) from None
     write_json_lines(rows, pairs.rows)
     write_results(told, {"sampled": sampled, "too long": pairs.too_long})
     return sampled
 
 
 def train(
-    config: dict[str, Any], *, model: str | None = None, seconds: float | None = None, resume: bool = False
+    config: dict[str, Any],
+    *,
+    model: str | None = None,
+    seconds: float | None = None,
+    stop: float | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train `model`, or the config's, and save it in the folder dpo of `out`; the report."""
     own, out = config["dpo"], Path(config["out"]) / "dpo"
@@ -56,7 +72,7 @@ def train(
     start = model or config["model"]
     tokenizer = load_tokenizer(start)
     pairs = Fitting(config["context"])
-    found = made_pairs(config, start, tokenizer, pairs, out, resume) | pairs.report("pairs")
+    found = made_pairs(config, start, tokenizer, pairs, out, resume=resume, stop=stop) | pairs.report("pairs")
 
     def make(clock: Clock) -> Any:
         args = arguments_of(
@@ -68,7 +84,7 @@ def train(
         trained, reference = (load_model(start, dtype=torch.float32, device="cpu") for _ in range(2))
         return dpo_trainer(trained, reference, tokenizer, pairs.rows, args, clock=clock)
 
-    report = run(make, "dpo", config, str(start), found, seconds=seconds, begun=begun, resume=resume)
+    report = run(make, "dpo", config, str(start), found, seconds=seconds, begun=begun, resume=resume, stop=stop)
     return keep(out, report | {"data": found})
 
 

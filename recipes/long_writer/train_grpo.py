@@ -52,7 +52,7 @@ def prompts(tokenizer: Any, config: dict[str, Any]) -> tuple[Fitting, int]:
     writing = list(asked(config["chats"]))
     # of the room for three times the words, half
     short = [(name, row) for name, row in writing if room(config, row[WORDS]) <= 2 * answer]
-    rows += [(name, {"prompt": row["messages"][:-1], WORDS: row[WORDS]}) for name, row in short]
+    rows += [(name, {"prompt": row["messages"][:-1], WORDS: row[WORDS]}) for name, row in short[: own["prompts"]]]
     for name, row in rows:
         same = {"prompt": row["prompt"], "problem": row.get("problem"), WORDS: row.get(WORDS)}
         found.add(same, len(prompt_ids(tokenizer, row["prompt"])) + answer, name)
@@ -67,7 +67,12 @@ def generation(config: dict[str, Any], how: str) -> dict[str, Any]:
 
 
 def train(
-    config: dict[str, Any], *, model: str | None = None, seconds: float | None = None, resume: bool = False
+    config: dict[str, Any],
+    *,
+    model: str | None = None,
+    seconds: float | None = None,
+    stop: float | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train `model`, or the config's, and save it in the folder grpo of `out`; the report."""
     own, out = config["grpo"], Path(config["out"]) / "grpo"
@@ -102,7 +107,7 @@ def train(
             **more,
         )
 
-    report = run(make, "grpo", config, str(start), found, seconds=seconds, begun=begun, resume=resume)
+    report = run(make, "grpo", config, str(start), found, seconds=seconds, begun=begun, resume=resume, stop=stop)
     steps = curve(report["logs"])
     found_groups = equal_groups(steps, own["prompts_per_step"])
     return keep(out, report | {"data": found, "curve": steps, "groups": found_groups})

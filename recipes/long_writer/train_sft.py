@@ -17,7 +17,7 @@ from hf_longctx import SequenceParallel, SequenceParallelConfig
 from hf_longctx.hub import load
 from recipes.clock import Clock
 from recipes.long_writer.command import command
-from recipes.long_writer.curriculum import ShortFirst, packs_by_length
+from recipes.long_writer.curriculum import COLUMNS, ShortFirst, packs_by_length
 from recipes.long_writer.data import sft_documents
 from recipes.long_writer.stage import arguments, keep, run
 from recipes.long_writer.trainers import trainers
@@ -25,7 +25,12 @@ from recipes.resuming import check_fresh
 
 
 def train(
-    config: dict[str, Any], *, model: str | None = None, seconds: float | None = None, resume: bool = False
+    config: dict[str, Any],
+    *,
+    model: str | None = None,
+    seconds: float | None = None,
+    stop: float | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train `model`, or the config's, and save it in the folder sft of `out`; the report."""
     own, out = config["sft"], Path(config["out"]) / "sft"
@@ -43,7 +48,7 @@ def train(
         draw = ShortFirst(
             len(packs),
             steps * rows,
-            lambda number: clock.share(number // rows),
+            lambda number: clock.seen(number // rows),
             **own["curriculum"],
             seed=config["seed"],
         )
@@ -59,14 +64,14 @@ def train(
         return trainer(
             model=loaded,
             args=args,
-            train_dataset=trainers().dataset.from_list(packs),
+            train_dataset=trainers().dataset.from_dict({name: [row[name] for row in packs] for name in COLUMNS}),
             processing_class=tokenizer,
             clock=clock,
             sampler=draw,
             loss_weighting=own["loss_weighting"],
         )
 
-    report = run(make, "sft", config, str(start), found, seconds=seconds, begun=begun, resume=resume)
+    report = run(make, "sft", config, str(start), found, seconds=seconds, begun=begun, resume=resume, stop=stop)
     return keep(out, report | {"data": found})
 
 

@@ -133,5 +133,7 @@ def source_of(module: str) -> str:
     assert found is not None, module
     main = importlib.util.find_spec(f"{module}.__main__") if found.submodule_search_locations else found
     assert main is not None, module
-    shared = (ROOT / "recipes" / name for name in ("benchmarks/reading.py", "shared_batches.py"))
+    shared = (
+        ROOT / "recipes" / name for name in ("benchmarks/reading.py", "shared_batches.py", "long_writer/command.py")
+    )
     return "".join(path.read_text(encoding="utf-8") for path in (Path(str(main.origin)), *shared))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,11 +48,10 @@ def _blank(tokenizer: PreTrainedTokenizerBase, token: int, special: frozenset[in
     return token not in special and not str(tokenizer.decode([token])).strip()
 
 
-def _runs(answers: Sequence[bool]) -> list[tuple[int, int]]:
+def _runs(answers: Sequence[bool]) -> Iterator[tuple[int, int]]:
     """Where the stretches of True begin and end."""
-    edges = [at for at in range(len(answers) + 1) if _at(answers, at) != _at(answers, at - 1)]
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _at(answers: Sequence[bool], at: int) -> bool:
-    return 0 <= at < len(answers) and answers[at]
+    at = 0
+    for target, some in groupby(answers):
+        start, at = at, at + sum(1 for _ in some)
+        if target:
+            yield start, at

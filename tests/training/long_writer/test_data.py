@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import TrainerControl, TrainerState
 
 from hf_longctx.evaluation.tasks.long_output import make, sft_row
 from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.parallel.model.documents import IGNORED
 from hf_longctx.storage.files import write_json_lines
+from recipes.clock import Clock
 from recipes.long_writer import data
 from recipes.long_writer.curriculum import ShortFirst, competence, packs_by_length
-from recipes.long_writer.data import asked, parts, sft_documents
+from recipes.long_writer.data import Fitting, asked, parts, sft_documents
 from recipes.long_writer.settings import DEFAULT, checked, merged, read_config
 
 
@@ -32,7 +35,7 @@ def test_the_config_and_its_variants_can_work(variant: str | None) -> None:
         ({"sft": {"problms": 3}}, "sft: problms: not a setting of this recipe. Did you mean 'problems'?"),
         ({"grpo": {"generation": "fast"}}, "generation: fast: expected one of graphs, static, continuous, plain"),
         ({"grpo": {"rewards": {"beauty": 1}}}, "expected weights of verifier, length, repetition, unended"),
-        ({"sft": {"packs": 3}}, "sft: packs_per_step: 16: expected a multiple of the 3 of a forward"),
+        ({"sft": {"packs": 3}}, "sft: packs_per_step: 8: expected a multiple of the 3 of a forward"),
         ({"grpo": {"answers": 24}}, "the answers of a step: 64: expected a multiple of the 24"),
         ({"tasks": {"tokens": [90, 60]}}, "expected the shorter and the longer length"),
         ({"sft": {"curriculum": {"start": 0.0}}}, "start 0.0, full 0.5: expected parts, above 0"),
@@ -71,10 +74,10 @@ def test_the_end_of_every_answer_is_a_target_though_it_is_the_padding(config: di
 
 def test_answers_too_long_are_counted_named_and_never_cut(config: dict[str, Any]) -> None:
     tokenizer = load_tokenizer(config["model"])
-    whole = [one["input_ids"] for one in sft_documents(tokenizer, config).rows]
+    whole = [one["input_ids"].tolist() for one in sft_documents(tokenizer, config).rows]
     context = sorted(map(len, whole))[-5]
     found = sft_documents(tokenizer, config | {"context": context})
-    assert [one["input_ids"] for one in found.rows] == [ids for ids in whole if len(ids) <= context]
+    assert [one["input_ids"].tolist() for one in found.rows] == [ids for ids in whole if len(ids) <= context]
     report = found.report("answers")
     assert report["kept"] + report["too long"] == 36
     said = found.said("answers")
@@ -86,10 +89,14 @@ def test_answers_too_long_are_counted_named_and_never_cut(config: dict[str, Any]
 
 def test_several_processes_make_the_same_tokens(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = load_tokenizer(config["model"])
-    right = sft_documents(tokenizer, config).rows
+    right = sft_documents(tokenizer, config)
     monkeypatch.setattr(data, "ROWS_OF_A_PROCESS", 15)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    assert sft_documents(tokenizer, config).rows == right
+    found = sft_documents(tokenizer, config)
+    assert [set(row) for row in found.rows] == [{"input_ids", "labels"}] * len(right.rows)
+    for row, other in zip(found.rows, right.rows, strict=True):
+        assert all(row[name].tolist() == other[name].tolist() for name in row)
+    assert found.mark() == right.mark() != Fitting(9, right.rows[1:]).mark()
 
 
 def test_a_chat_that_the_template_cannot_end_is_named(config: dict[str, Any]) -> None:
@@ -175,3 +182,26 @@ def test_packs_are_in_the_order_of_their_answers(config: dict[str, Any]) -> None
     sizes = [longest(row) for row in packs]
     third = len(sizes) // 3
     assert max(sizes[:third]) <= min(sizes[-third:])
+
+
+def test_a_training_by_time_that_is_resumed_has_the_same_packs(tmp_path: Path) -> None:
+    """It is another time of the clock when the packs before the checkpoint are drawn again."""
+
+    def drawn(clock: Clock) -> Iterator[int]:
+        return iter(ShortFirst(40, 20, clock.seen, start=0.1, full=0.5, seed=0))
+
+    state, control = TrainerState(), TrainerControl()
+    first = Clock(1000, 10.0, tmp_path / "seconds.json")
+    first.on_train_begin(None, state, control)
+    packs = drawn(first)
+    short = [next(packs) for _ in range(5)]
+    first._begun -= 8  # seconds later
+    long = [next(packs) for _ in range(10)]
+    assert max(short) < 8 < max(long)
+    first.on_save(None, state, control)
+    state.global_step = 15
+    again = Clock(1000, 10.0, tmp_path / "seconds.json")
+    again.on_train_begin(None, state, control)
+    resumed = drawn(again)
+    assert [next(resumed) for _ in range(15)] == short + long
+    assert again.passed == pytest.approx(8, abs=1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +13,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TopPLogitsWarper
 
+from recipes.long_writer import batching, decode
 from recipes.long_writer.batching import BLOCK, columns, together
 from recipes.long_writer.decode import Sampling, choose, write
 from recipes.long_writer.grouped import attending_grouped
+from recipes.long_writer.step import Step
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [3, 4] * 300]
 LIMITS = [60, 40, 30]
@@ -39,8 +44,22 @@ def greedy(model: Any, ends: set[int]) -> list[list[int]]:
     ]
 
 
+@pytest.mark.parametrize("grows", [False, True])
 @pytest.mark.parametrize("at_once", [10**6, 300])
-def test_answers_are_those_of_generate(model: Any, at_once: int) -> None:
+def test_answers_are_those_of_generate(model: Any, at_once: int, grows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the cache grows many times, and loses the rows that have ended."""
+    copied: list[tuple[int, int]] = []
+    if grows:
+        monkeypatch.setattr(batching, "BLOCK", 8)
+        for name, value in (("FIXED", 8), ("AHEAD", 1), ("WATCH", 4), ("_next", lambda read: read + 7)):
+            monkeypatch.setattr(decode, name, value)
+    stock = Step.going_on
+
+    def going_on(self: Step, row_N: torch.Tensor, columns: int) -> Step:
+        copied.append((len(row_N), columns))
+        return stock(self, row_N, columns)
+
+    monkeypatch.setattr(Step, "going_on", going_on)
     first = greedy(model, {END})
     # a token that ends one of them early
     ends = {END, first[0][7]}
@@ -54,6 +73,60 @@ def test_answers_are_those_of_generate(model: Any, at_once: int) -> None:
         chances = logits.log_softmax(-1).gather(1, torch.tensor(one.ids)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(one.log_probs), chances, rtol=1e-4, atol=1e-4)
     assert model.config._attn_implementation == "sdpa"
+    assert (len(copied) >= 4) == grows
+    if grows and at_once == 10**6:
+        assert {rows for rows, _ in copied} == {1, 2}
+
+
+def test_a_graph_is_not_replayed_for_other_tensors(model: Any) -> None:
+    """A graph reads and writes where it was recorded."""
+    seen = torch.zeros(2, 16, dtype=torch.bool)
+    seen[:, :4] = True
+    with torch.no_grad():
+        step = Step(model, torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]]), seen)
+        step._replay = lambda: pytest.fail("it was replayed")
+        before = step.logits_BV.clone()
+        other = step.going_on(torch.tensor([1]), 24)
+        assert torch.equal(other.logits_BV, before[1:])
+        other(torch.tensor([3]))
+        right = model(torch.tensor([[9, 8, 7, 6, 3]])).logits[:, -1]
+    torch.testing.assert_close(other.logits_BV, right, rtol=1e-4, atol=1e-4)
+    assert torch.equal(step.logits_BV, before)
+    shared = {one.data_ptr() for one in (step.bias_BS, step.logits_BV, step.token_B1, step.position_B1, step.column_1)}
+    own = {other.bias_BS, other.logits_BV, other.token_B1, other.position_B1, other.column_1}
+    assert not shared & {one.data_ptr() for one in own}
+
+
+def test_what_is_not_written_in_time_is_an_error(model: Any) -> None:
+    with pytest.raises(TimeoutError, match="3 answers were not written in time"):
+        write(model, PROMPTS, LIMITS, {END}, tokens_at_once=10**6, until=time.monotonic() - 1)
+
+
+def test_batches_cost_least() -> None:
+    """As the best of all ways to cut their order, tried one by one."""
+    rng = random.Random(0)
+    for _ in range(20):
+        n = rng.randint(1, 9)
+        widths, limits = ([rng.randint(1, 9000) for _ in range(n)] for _ in range(2))
+        most = rng.choice((10**9, 40_000))
+        order = sorted(range(n), key=lambda i: -widths[i] - limits[i])
+        each = []
+        for cuts in itertools.product((False, True), repeat=n - 1):
+            edges = [0, *(at for at, cut in enumerate(cuts, 1) if cut), n]
+            parts = [order[a:b] for a, b in itertools.pairwise(edges)]
+            longest = [(max(widths[i] for i in part), max(limits[i] for i in part)) for part in parts]
+            if all(len(p) == 1 or len(p) * columns([w], [m]) <= most for p, (w, m) in zip(parts, longest, strict=True)):
+                reads = zip(parts, longest, strict=True)
+                each.append(sum(m * (batching.FIXED + len(part) * (w + m / 2)) for part, (w, m) in reads))
+        found = together(widths, limits, most)
+        assert sorted(i for part in found for i in part) == list(range(n))
+        assert batching.cost(widths, limits, most) == pytest.approx(min(each))
+
+
+def test_short_answers_stand_together_and_long_ones_with_their_like() -> None:
+    assert len(together([40] * 10 + [200] * 10, [50] * 10 + [90] * 10, 10**9)) == 1
+    long = together([6500] * 40 + [300] * 40, [1700] * 40 + [4000] * 40, 10**9)
+    assert [sorted(part) for part in long] == [list(range(40)), list(range(40, 80))]
 
 
 def test_batches_are_few_and_hold_no_more_than_they_may() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,7 +22,8 @@ from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.storage.files import write_json_lines
 from recipes.long_writer import card, chain
 from recipes.long_writer import pairs as pairs_module
-from recipes.long_writer.command import parser, settings
+from recipes.long_writer.budget import Budget
+from recipes.long_writer.command import one_card, parser, settings
 from recipes.long_writer.compare import paired
 from recipes.long_writer.data import Fitting
 from recipes.long_writer.decode import Written
@@ -29,7 +32,7 @@ from recipes.long_writer.pairs import by_length, verified
 from recipes.long_writer.progress import Progress
 from recipes.long_writer.rewards import Reward
 from recipes.long_writer.rollouts import Rollouts
-from recipes.long_writer.score import Scores
+from recipes.long_writer.score import NoTimeError, Scores
 from recipes.long_writer.stage import decides
 from recipes.long_writer.trainers import trainers
 from recipes.resuming import fingerprints
@@ -148,14 +151,14 @@ def test_the_interval_of_normal_differences() -> None:
 
 def test_scores_of_a_model(config: dict[str, Any]) -> None:
     model, tokenizer = load(config["model"])
-    found = Scores(model, tokenizer, config).all()
+    found = Scores(lambda: (model, tokenizer), config).all()
     (cell,) = found["tasks"]
     assert (cell["task"], cell["tokens"], len(cell["exact"])) == ("numbered", 60, 2)
     assert {cell["asked"] for cell in found["writing"]} <= {10, 20, 30, 40}
     assert found["not measured"] == found["no room"] == []
     # near ln(vocabulary): it was not trained
     assert found["loss on held-back answers"] == pytest.approx(np.log(500), abs=0.2)
-    banned = Scores(model, tokenizer, config, banned=True).all()
+    banned = Scores(lambda: (model, tokenizer), config, banned=True).all()
     assert not any(value for what in ("tasks", "writing") for cell in banned[what] for value in cell["ended"])
 
 
@@ -170,16 +173,126 @@ def test_the_loss_is_that_of_the_stock_model(config: dict[str, Any]) -> None:
     labels[:, -1] = -100  # the line's end, which the template writes after the end token
     with torch.no_grad():
         right = model(ids, labels=labels).loss
-    assert Scores(model, tokenizer, config).loss([{"messages": chat}]) == pytest.approx(float(right), rel=1e-5)
+    found = Scores(lambda: (model, tokenizer), config).loss([{"messages": chat}])
+    assert found == pytest.approx(float(right), rel=1e-5)
 
 
 def test_what_there_is_no_time_or_room_for_is_named(config: dict[str, Any]) -> None:
     model, tokenizer = load(config["model"])
-    late = Scores(model, tokenizer, config, until=time.monotonic() - 1).all()
+    late = Scores(lambda: (model, tokenizer), config, until=time.monotonic() - 1).all()
     assert late["tasks"] == late["writing"] == []
     assert "tasks 60" in late["not measured"]
-    short = Scores(model, tokenizer, config | {"context": 150}).all()
+    short = Scores(lambda: (model, tokenizer), config | {"context": 150}).all()
     assert "numbered of 60 tokens" in short["no room"]
+
+
+def test_a_size_that_is_left_is_measured_in_another_call(config: dict[str, Any], tmp_path: Path) -> None:
+    """What was measured is not measured again, and nothing is listed as not measured that another call has time for."""
+    given, whole = load(config["model"]), dict[str, Any]()
+    Scores(lambda: given, config, into=whole).all()
+    own, loads = config | {"out": str(tmp_path)}, list[int]()
+
+    def give() -> Any:
+        loads.append(1)
+        return given
+
+    def over() -> None:
+        raise NoTimeError
+
+    sizes = Progress(own, [], resume=False).sizes("untrained")
+    with pytest.raises(NoTimeError):
+        Scores(give, config, sizes=sizes, kept=over).all()  # ends behind the first size
+    assert "tasks 60" in sizes or "writing 10" in sizes
+    with pytest.raises(NoTimeError):
+        Scores(give, config, sizes=sizes, stop=time.monotonic() - 1).all()
+    again = Progress(own, [], resume=True).sizes("untrained")
+    assert Scores(give, config, sizes=again).all() == whole
+    loads.clear()
+    assert Scores(give, config, sizes=again, until=time.monotonic() - 1).all() == whole
+    assert not loads
+
+
+def test_a_size_that_is_longer_than_a_call_does_not_come_again_and_again(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried with half of a call before it at least, and the others are measured."""
+    given, tried = load(config["model"]), list[str]()
+    sizes = Progress(config | {"out": str(tmp_path)}, [], resume=False).sizes("untrained")
+    stock = Scores.tasks
+
+    def tasks(self: Scores, tokens: int, todo: Any) -> Any:
+        tried.append(f"tasks {tokens}")
+        if self.stop is not None:
+            raise TimeoutError
+        return stock(self, tokens, todo)
+
+    monkeypatch.setattr(Scores, "tasks", tasks)
+    now = time.monotonic()
+    for stop, half, first in ((now + 1000, now - 1, 1e9), (now + 1000, now - 1, 0.0), (now + 1000, now + 500, 1e9)):
+        made = Scores(lambda: given, config, stop=stop, half=half, sizes=sizes)
+        made.per_token = first
+        with pytest.raises(NoTimeError):
+            made.all()
+    # late: not begun as it would take too long; begun, and ended by the clock; early: begun all the same
+    assert tried == ["tasks 60"] * 2
+    found = Scores(lambda: given, config, stop=now + 1000, half=now + 500, sizes=sizes).all()
+    assert tried == ["tasks 60"] * 2
+    assert found["not measured"] == ["tasks 60"]
+    assert found["writing"]
+
+
+def test_the_time_of_a_size_is_predicted_by_what_is_read(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest size is the one that there is no time for."""
+    given = load(config["model"])
+    costs: dict[str, float] = {}
+
+    def size(self: Scores, what: str, size: int, todo: Any) -> dict[str, Any]:
+        costs[f"{what} {size}"] = cost = self._cost(todo)
+        return {"cells": [], "no room": [], "cost": cost, "seconds": per_token * cost}
+
+    monkeypatch.setattr(Scores, "_size", size)
+    per_token = 0.0
+    Scores(lambda: given, config).all()
+    assert list(costs.values()) == sorted(costs.values())
+    longest = max(costs, key=costs.__getitem__)
+    per_token = 1010.0 / costs[longest]
+    late = Scores(lambda: given, config, until=time.monotonic() + 1000).all()
+    assert late["not measured"] == [longest]
+
+
+def test_the_minutes_of_a_chain_are_those_of_all_its_calls(tmp_path: Path) -> None:
+    file = tmp_path / "seconds.json"
+    first = Budget(10, 4, file, resume=False)
+    assert first.stop == pytest.approx(time.monotonic() + 240, abs=1)
+    assert first.ends == pytest.approx(time.monotonic() + 600, abs=1)
+    file.write_text("200.0", encoding="utf-8")
+    second = Budget(10, None, file, resume=True)
+    assert second.stop is None
+    assert second.ends == pytest.approx(time.monotonic() + 400, abs=1)
+    second.keep()
+    assert json.loads(file.read_text(encoding="utf-8")) == pytest.approx(200, abs=1)
+    assert Budget(10, None, file, resume=False).ends == pytest.approx(time.monotonic() + 600, abs=1)
+    assert Budget(None, None, file, resume=True).ends is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "rank", "one"),
+    [(None, None, "0"), ("3,5", None, "3"), ("2", None, "2"), ("", None, ""), (None, "1", None)],
+)
+def test_a_process_takes_one_card(
+    shown: str | None, rank: str | None, one: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer would split each batch among all it sees. Processes of a launcher have their own."""
+    for name, value in (("CUDA_VISIBLE_DEVICES", shown), ("RANK", rank)):
+        monkeypatch.setenv(name, "none")
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    one_card()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == one
 
 
 def scores(exact: list[float], ended: list[float], length: list[float], loss: float) -> dict[str, Any]:
@@ -247,7 +360,7 @@ def test_stages_come_in_their_order_and_begin_with_what_is_trained(
         return run
 
     monkeypatch.setattr(chain, "STAGES", {name: train(name) for name in chain.STAGES})
-    monkeypatch.setattr(chain, "scored", lambda *_: scores([0.0], [1.0], [0.5], 1.0))
+    monkeypatch.setattr(chain, "scored", lambda *_, **__: scores([0.0], [1.0], [0.5], 1.0))
     monkeypatch.setattr(card, "write", lambda *_: None)
     out, sft = str(tmp_path), str(tmp_path / "sft/model")
     chain.run(config | {"out": out, "chain": {"dpo": 0.1, "grpo": 0.1, "sft": 0.1}})

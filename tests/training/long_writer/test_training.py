@@ -29,6 +29,7 @@ from recipes.long_dpo.trainer import dpo_trainer
 from recipes.long_writer import chain, train_dpo, train_grpo, train_sft
 from recipes.long_writer.curriculum import packs_by_length
 from recipes.long_writer.data import sft_documents
+from recipes.long_writer.progress import Sizes
 from recipes.long_writer.smoke import check, figures
 from recipes.long_writer.trainers import trainers
 
@@ -221,11 +222,14 @@ def test_a_chain_that_was_killed_goes_on_with_what_is_not_complete(
             raise InterruptedError
         stock(self, args, state, control, **kwargs)
 
-    def scored(model: str, *_: Any) -> dict[str, Any]:
-        if "scores" in dead and "dpo" in model:
-            raise InterruptedError
-        measured.append(Path(model).parent.name)
-        return dict(whole["lines"]["sft"])
+    def scored(model: str, *_: Any, sizes: Sizes, **__: Any) -> dict[str, Any]:
+        def measure() -> dict[str, Any]:
+            if "scores" in dead and "dpo" in model:
+                raise InterruptedError
+            measured.append(Path(model).parent.name)
+            return dict(whole["lines"]["sft"])
+
+        return sizes.run("all", measure)
 
     monkeypatch.setattr(chain, "STAGES", {"sft": train_sft.train, "dpo": train_dpo.train})
     monkeypatch.setattr(chain, "scored", scored)
@@ -243,11 +247,41 @@ def test_a_chain_that_was_killed_goes_on_with_what_is_not_complete(
     report = chain.run(changed, resume=True)
     said = capsys.readouterr().out
     assert all(f"{name} is complete in {tmp_path / 'out' / name}: skipped" in said for name in ("sft", "dpo"))
-    assert "the scores of sft are complete: skipped" in said
+    assert "the scores of sft (all) are complete: skipped" in said
     assert measured.count("sft") == measured.count("dpo") == 1
     assert len(measured) == 4
     assert list(report["stages"]) == ["sft", "dpo"]
     for stage in report["stages"]:
+        right = weights(config, stage)
+        assert all(torch.equal(one, right[name]) for name, one in weights(changed, stage).items())
+
+
+def test_a_call_whose_minutes_are_over_is_gone_on_with(
+    config: dict[str, Any], whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, scores and rows are those of one call."""
+    changed = elsewhere(config, tmp_path)
+    ended: list[str] = []
+    stock = Clock.on_step_end
+
+    def on_step_end(self: Clock, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        stage = Path(args.output_dir).parent.name
+        if stage not in ended and state.global_step == 1:
+            ended.append(stage)
+            self.stop = 0.0  # long ago
+        stock(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(Clock, "on_step_end", on_step_end)
+    for stage in STAGES:
+        with pytest.raises(SystemExit, match=f"the time of this call is over in {stage}, after 1 steps; the same"):
+            chain.run(changed, call=60, resume=stage != "sft")
+    report = chain.run(changed, call=60, resume=True)
+    assert report["lines"] == whole["lines"]
+    assert [(one["what"], one["value"]) for one in report["rows"]] == [
+        (one["what"], one["value"]) for one in whole["rows"]
+    ]
+    for stage in STAGES:
+        assert report["stages"][stage]["steps"] == whole["stages"][stage]["steps"]
         right = weights(config, stage)
         assert all(torch.equal(one, right[name]) for name, one in weights(changed, stage).items())
 
@@ -382,6 +416,9 @@ def test_prompts_that_leave_no_room_are_left_out(config: dict[str, Any]) -> None
     tokenizer = load_tokenizer(config["model"])
     found, more_asked = train_grpo.prompts(tokenizer, config)
     assert not found.too_long
+    assert more_asked == 0
+    some, more_asked = train_grpo.prompts(tokenizer, config | {"grpo": config["grpo"] | {"prompts": 3}})
+    assert [sum(bool(row["words"]) for row in one.rows) for one in (some, found)] == [3, 12]
     assert more_asked == 0
     short, _ = train_grpo.prompts(tokenizer, config | {"context": 200})
     assert len(short.rows) + len(short.too_long) == len(found.rows)

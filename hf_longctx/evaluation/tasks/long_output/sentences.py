@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 
 from .vocabulary import WORDS
 
@@ -11,18 +12,23 @@ _SENTENCE = re.compile(r"[^.!?]{8,300}[.!?]")
 FEWEST = 5  # words of a sentence
 
 
-def sentence(rng: random.Random, word: str) -> str:
-    """A sentence with a word."""
-    return f"The {word} is {rng.choice(WORDS)} and the {rng.choice(WORDS)} is {rng.choice(WORDS)}."
+def sentence(word: str, others: Sequence[str]) -> str:
+    """A sentence with a word, and three others."""
+    return "The {} is {} and the {} is {}.".format(word, *others)
 
 
-def distinct(rng: random.Random, words: list[str]) -> list[str]:
-    """A sentence with each word, no two alike."""
+def distinct(rng: random.Random, words: Sequence[str]) -> list[str]:
+    """A sentence with each word, no two alike.
+
+    The others of a sentence are the words that follow. A model learns to copy these; of random ones it would learn
+    that all are as likely, and, always taking the likeliest, write the same sentence again for a word that comes again.
+    """
     found: dict[str, None] = {}
-    for word in words:
-        size = len(found)
-        while len(found) == size:
-            found[sentence(rng, word)] = None
+    for k, word in enumerate(words):
+        others = [words[(k + i) % len(words)] for i in (1, 2, 3)]
+        while (text := sentence(word, others)) in found:
+            others = rng.choices(WORDS, k=3)
+        found[text] = None
     return list(found)
 
 
