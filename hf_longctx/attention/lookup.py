@@ -8,7 +8,7 @@ cached.
 # tables, K slots of a table
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +24,8 @@ from ..ops.kernels.lookup import unsupported_reason
 PAIRS = 2**26  # numbers that are made at once
 BLOCK = 256  # queries that are scored at once at most
 NONE = float("-inf")
+FAR = torch.iinfo(torch.long).max
+MERGED = 8  # times as many as are wanted are kept of parts before the best of them are chosen
 # many queries score all keys faster than they gather a shortlist of their own, up to so many times as many keys
 ALL, MANY = 16, 16
 
@@ -75,56 +77,92 @@ def choose(
         everything = coded and L >= MANY and row.filled <= ALL * shortlist
         # numbers of a query: the scores of all keys, or its gathered keys
         wide = max(H * row.filled if everything else shortlist * q_BHLD.shape[-1] * shape[1], 1) if coded else 1
-        size = max(1, min(BLOCK, PAIRS // wide))
-        for start in range(0, L, size):
+        size = max(1, min(BLOCK, L, PAIRS // wide))
+        pos_L = q_pos_BL[b]
+        latest_L = pos_L - near if ready is None else torch.where(pos_L >= ready, pos_L - near, -1)
+        for start, ranges in zip(range(0, L, size), _ranges(row, latest_L, after_B[b], size), strict=True):
             queries = slice(start, min(start + size, L))
-            q, pos_L = q_GRLD[:, :, queries], q_pos_BL[b, queries]
-            search = _Search(q, pos_L, row, near, after_B[b], ready, per, partial(store.take_keys, first=b))
+            q, latest = q_GRLD[:, :, queries], latest_L[queries]
+            search = _Search(q, latest, row, after_B[b], ranges, per, partial(store.take_keys, first=b))
             slots = search.by_signs(shortlist, width, everything) if coded else search.best(width)[1]
             table[b, :, queries, : slots.shape[-1]] = slots
     return table
 
 
+class _Ranges(NamedTuple):
+    """The slots of a row at which a block of queries looks: from `first` to before `end`.
+
+    Before `whole` all of them are candidates of every query of the block.
+    """
+
+    first: int
+    whole: int
+    end: int
+
+
+def _ranges(row: StoreRow, latest_L: Tensor, after: Tensor, size: int) -> list[_Ranges]:
+    """For each `size` queries, which look at tokens up to `latest_L`, what they have to look at."""
+    blocks = -(-len(latest_L) // size)
+    if torch.compiler.is_compiling():  # values cannot be looked at
+        return [_Ranges(0, 0, row.filled)] * blocks
+    pos_S = row.pos.cut(0, row.filled)[0]
+    there_S = (pos_S > after) & (pos_S >= 0)
+    pos_S = torch.where(there_S, pos_S, FAR)
+    before_S = there_S.cumsum(0) == 0  # the first tokens
+    lowest_S = pos_S.flip(0).cummin(0).values.flip(0)  # from a slot on
+    highest_S = pos_S.masked_fill(before_S, -1).cummax(0).values  # up to a slot
+    many = latest_L.new_full((blocks * size - len(latest_L),), 0) + latest_L[-1]
+    least_N, most_N = torch.cat([latest_L, many]).view(blocks, size).aminmax(dim=1)
+    end_N, whole_N = torch.searchsorted(lowest_S, most_N, right=True), torch.searchsorted(highest_S, least_N, right=True)
+    found = torch.stack([before_S.sum().expand(blocks), whole_N, end_N], 1)
+    return [_Ranges(*each) for each in found.tolist()]
+
+
 class _Search(NamedTuple):
-    """Some queries of one row, (G, R, L, D) at (L,), and where they look."""
+    """Some queries of one row, (G, R, L, D), which look at tokens up to `latest_L`, and where they look."""
 
     q_GRLD: Tensor
-    pos_L: Tensor
+    latest_L: Tensor
     row: StoreRow
-    near: int
     after: Tensor
-    ready: Tensor | None
+    ranges: _Ranges
     per: str
     take: Callable[[Tensor], Tensor]  # the keys of a table, of which this is the one row
 
     def best(self, k: int, coded: bool = False) -> tuple[Tensor, Tensor]:
         """The best scores and their slots, (T, L, K) each, the slot -1 where there is no candidate."""
-        (G, R, L, D), found = self.q_GRLD.shape, None
+        (G, R, L, D), found = self.q_GRLD.shape, []
         step = max(k, PAIRS // max(G * R * L, G * D if coded else 1))  # codes are unpacked
-        for start in range(0, self.row.filled, step):
-            stop = min(start + step, self.row.filled)
-            seen_LS = self._candidates(start, stop)
-            if not seen_LS.is_cuda and not torch.compiler.is_compiling() and not seen_LS.any():
-                continue
-            scores = self._scores(start, stop, coded).masked_fill_(~seen_LS, NONE)
+        for start, stop in self._cuts(self.row.words.size if coded else self.row.k.size, step):
+            scores = self._scores(start, stop, coded)
+            first = max(self.ranges.whole, start)
+            if first < stop:
+                scores[..., first - start :].masked_fill_(~self._candidates(first, stop), NONE)
             part = scores.topk(min(k, stop - start), dim=-1, sorted=False)
-            values, slots = part.values, part.indices + start
-            if found is not None:
-                values, slots = torch.cat([found[0], values], -1), torch.cat([found[1], slots], -1)
-                best = values.topk(min(k, values.shape[-1]), dim=-1, sorted=False)
-                values, slots = best.values, slots.gather(-1, best.indices)
-            found = values, slots
-        if found is None:
+            found.append((part.values, part.indices + start))
+            if sum(values.shape[-1] for values, _ in found) > MERGED * k:
+                found = [_merged(found, k)]
+        if not found:
             T = G if self.per == "group" else G * R
             none = self.q_GRLD.new_full((T, L, 1), NONE)
-            found = none, torch.zeros_like(none, dtype=torch.long)
-        return found[0], found[1].masked_fill(found[0] == NONE, -1)
+            found = [(none, torch.zeros_like(none, dtype=torch.long))]
+        values, slots = _merged(found, k)
+        return values, slots.masked_fill(values == NONE, -1)
+
+    def _cuts(self, piece: int, step: int) -> Iterator[tuple[int, int]]:
+        """From where to where slots are scored at once: in one piece of what holds them, which need not be copied."""
+        start = self.ranges.first
+        while start < self.ranges.end:
+            stop = min(start + step, start - start % piece + piece, self.ranges.end)
+            yield start, stop
+            start = stop
 
     def by_signs(self, shortlist: int, k: int, everything: bool) -> Tensor:
         """The slots of the best keys of the best codes, (T, L, K); `everything`: by scores of all keys."""
         _, slots_TLN = self.best(shortlist, coded=True)
-        if everything:
-            scores_TLN = self._scores(0, self.row.filled, False).gather(-1, slots_TLN.clamp(min=0))
+        first, _, end = self.ranges
+        if everything and first < end:
+            scores_TLN = self._scores(first, end, False).gather(-1, (slots_TLN - first).clamp(min=0))
         else:
             keys_TLND = self.take(slots_TLN[None])[0]
             q_TRLD = self.q_GRLD if self.per == "group" else self.q_GRLD.flatten(0, 1)[:, None]
@@ -147,5 +185,13 @@ class _Search(NamedTuple):
     def _candidates(self, start: int, stop: int) -> Tensor:
         """(L, S): which of the slots are candidates of which query."""
         pos_S = self.row.pos.cut(start, stop)[0]
-        seen_LS = (self.pos_L[:, None] >= pos_S + self.near) & (pos_S > self.after) & (pos_S >= 0)
-        return seen_LS if self.ready is None else seen_LS & (self.pos_L[:, None] >= self.ready)
+        return (self.latest_L[:, None] >= pos_S) & (pos_S > self.after) & (pos_S >= 0)
+
+
+def _merged(found: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """The best k scores of several parts, and their slots."""
+    if len(found) == 1:
+        return found[0]
+    values, slots = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
+    best = values.topk(min(k, values.shape[-1]), dim=-1, sorted=False)
+    return best.values, slots.gather(-1, best.indices)

@@ -142,9 +142,8 @@ class LMInfinite(AttentionMethod):
         assert self.n_local is not None
         if not self._looks_up(module):
             return SinkWindowLayer(self, n_first=self.n_global, n_last=self.n_local - 1)
-        if not self.keys_on_host:
-            return FullLayer(self)
-        return RetrievingLayer(self, self.n_global, self.n_local - 1, centred_by=0, on_host=on_host(module, True))
+        host = on_host(module, self.keys_on_host)
+        return RetrievingLayer(self, self.n_global, self.n_local - 1, centred_by=0, on_host=host)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
         """A window, the first tokens beyond it at the ceiling, and with `top_k` chosen keys in between, halfway."""
