@@ -99,6 +99,28 @@ assert (T.choose(*last, never, after_B=torch.tensor([99]), **given) == -1).all()
 """
 )
 
+KEYS = (
+    SMALL
+    + """
+from hf_longctx.ops.kernels import triton_keys as K
+for H, G, D, S, L, per, k, near in (
+    (3, 1, 96, 65, 2, "group", 4, 20), (2, 2, 80, 300, 1, "head", 8, 30), (4, 2, 64, 300, 3, "head", 5, 20),
+    (4, 1, 128, 1100, 1, "group", 3, 20), (2, 1, 64, 90, 1, "group", 40, 50), (1, 1, 64, 63, 1, "head", 4, 99),
+):
+    lookup = Lookup.of(H, G, D, S, L, near, more=1)
+    table = K.choose(lookup.q, lookup.q_pos, lookup.pages, k=k, per=per, **lookup.settings)
+    assert [[[set(one) - {-1} for one in some] for some in row] for row in table.tolist()] == lookup.by_keys(k, per)
+    live = (table >= 0).sum(-1)
+    assert torch.equal(live, torch.tensor([[[len(one) for one in some] for some in row]
+                                           for row in lookup.by_keys(k, per)])), "no token twice"
+given = {"k": 4, "per": "head", **lookup.settings}
+lookup = Lookup.of(2, 1, 64, 100, 3, more=1)
+whole = K.choose(lookup.q, lookup.q_pos, lookup.pages, **given)
+K.AT_ONCE = 1  # queries one by one
+assert torch.equal(K.choose(lookup.q, lookup.q_pos, lookup.pages, **given), whole)
+"""
+)
+
 FOUND = (
     SMALL
     + """
@@ -194,7 +216,7 @@ from tests.ops.interpreted import compile_launches
 from tests.ops.lookups import Lookup
 from hf_longctx.ops.codes import Centre
 from hf_longctx.ops.found_tokens import FoundTokens
-from hf_longctx.ops.kernels import triton_coding, triton_found, triton_pages, triton_lookup as T
+from hf_longctx.ops.kernels import triton_coding, triton_found, triton_keys, triton_pages, triton_lookup as T
 from hf_longctx.ops.kernels.triton_decode import Keys
 
 kernels = compile_launches()
@@ -210,11 +232,14 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     rows = {name: x[:B].contiguous() for name, x in lookup.pages._asdict().items() if name != "dtype"}
     at = lookup.pages._replace(**rows)
     table = T.choose(q, q_pos, at, k=k, near=8192, after_B=torch.full((B,), 15), per=per, shortlist=shortlist)
+    triton_keys.choose(q, q_pos, at, k=k, near=8192, after_B=torch.full((B,), 15), per=per)
     triton_pages.gather(at.k, table, G, D, dtype)
     triton_coding.encode(lookup.k[0], Centre(torch.zeros(G, D), torch.ones(G, -(-D // 32) * 32))) if D != 96 else None
     if L > 1:
         continue
     triton_pages.keep(at, at.pos, lookup.k[:B, :, :1], lookup.v[:B, :, :1], q_pos, q_pos[:1])
+    plain = at._replace(width_BGC=at.width_BGC[..., :0])  # without codes
+    triton_pages.keep(plain, at.pos, lookup.k[:B, :, :1], lookup.v[:B, :, :1], q_pos, q_pos[:1])
     S, turn = 4096 if pages > 1 else 1, torch.zeros(1, 1, D, dtype=dtype)
     keys, pos = torch.zeros(B, G, S, D, dtype=dtype), torch.zeros(B, S, dtype=torch.long)
     window = Keys(keys, keys, pos, (turn, turn), (turn.expand(1, S, D), turn.expand(1, S, D)), 0, 8192)
@@ -227,7 +252,7 @@ assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
 
 @pytest.mark.parametrize(
     ("code", "interpret"),
-    [(MAXIMA + SELECTING + FOUND, "1"), (CHOOSING + EDGES, "1"), (A_MODEL, "1"), (COMPILED, "0")],
+    [(MAXIMA + SELECTING + FOUND, "1"), (CHOOSING + EDGES + KEYS, "1"), (A_MODEL, "1"), (COMPILED, "0")],
     ids=["parts", "choices", "a_model", "compiled"],
 )
 def test_kernels(code: str, interpret: str) -> None:
