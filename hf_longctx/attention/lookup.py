@@ -27,7 +27,7 @@ NONE = float("-inf")
 FAR = torch.iinfo(torch.long).max
 MERGED = 8  # times as many as are wanted are kept of parts before the best of them are chosen
 # many queries score all keys faster than they gather a shortlist of their own, up to so many times as many keys
-ALL, MANY = 16, 16
+ALL, ALL_ON_CPU, MANY = 16, 64, 16
 
 
 @torch.no_grad()
@@ -76,9 +76,10 @@ def choose(
         ready = row.ready if by == "signs" else None
         # a shortlist of all needs no codes
         q_GRLD, coded = q_BHLD[b].unflatten(0, (G, -1)), by == "signs" and row.filled > shortlist
-        everything = coded and L >= MANY and row.filled <= ALL * shortlist
-        # numbers of a query: the scores of all keys, or its gathered keys
-        wide = max(H * row.filled if everything else shortlist * q_BHLD.shape[-1] * shape[1], 1) if coded else 1
+        most = (ALL if q_BHLD.is_cuda else ALL_ON_CPU) * shortlist
+        everything = coded and L >= MANY and row.filled <= most
+        # numbers of a query: the scores of all keys and codes, or its gathered keys
+        wide = max(2 * H * row.filled if everything else shortlist * q_BHLD.shape[-1] * shape[1], 1) if coded else 1
         size = max(1, min(BLOCK, L, PAIRS // wide))
         pos_L = q_pos_BL[b]
         latest_L = pos_L - near if ready is None else torch.where(pos_L >= ready, pos_L - near, -1)
@@ -113,9 +114,10 @@ def _ranges(row: StoreRow, latest_L: Tensor, after: Tensor, size: int) -> list[_
     before_S = there_S.cumsum(0) == 0  # the first tokens
     lowest_S = pos_S.flip(0).cummin(0).values.flip(0)  # from a slot on
     highest_S = pos_S.masked_fill(before_S, -1).cummax(0).values  # up to a slot
-    many = latest_L.new_full((blocks * size - len(latest_L),), 0) + latest_L[-1]
-    least_N, most_N = torch.cat([latest_L, many]).view(blocks, size).aminmax(dim=1)
-    end_N, whole_N = torch.searchsorted(lowest_S, most_N, right=True), torch.searchsorted(highest_S, least_N, right=True)
+    rest = latest_L[-1:].expand(blocks * size - len(latest_L))
+    least_N, most_N = torch.cat([latest_L, rest]).view(blocks, size).aminmax(dim=1)
+    end_N = torch.searchsorted(lowest_S, most_N, right=True)
+    whole_N = torch.searchsorted(highest_S, least_N, right=True)
     found = torch.stack([before_S.sum().expand(blocks), whole_N, end_N], 1)
     return [_Ranges(*each) for each in found.tolist()]
 
@@ -136,11 +138,7 @@ class _Search(NamedTuple):
         (G, R, L, D), found = self.q_GRLD.shape, []
         step = max(k, PAIRS // max(G * R * L, G * D if coded else 1))  # codes are unpacked
         for start, stop in self._cuts(self.row.words.size if coded else self.row.k.size, step):
-            scores = self._scores(start, stop, coded)
-            first = max(self.ranges.whole, start)
-            if first < stop:
-                scores[..., first - start :].masked_fill_(~self._candidates(first, stop), NONE)
-            part = scores.topk(min(k, stop - start), dim=-1, sorted=False)
+            part = self._scores(start, stop, coded).topk(min(k, stop - start), dim=-1, sorted=False)
             found.append((part.values, part.indices + start))
             if sum(values.shape[-1] for values, _ in found) > MERGED * k:
                 found = [_merged(found, k)]
@@ -161,28 +159,53 @@ class _Search(NamedTuple):
 
     def by_signs(self, shortlist: int, k: int, everything: bool) -> Tensor:
         """The slots of the best keys of the best codes, (T, L, K); `everything`: by scores of all keys."""
+        if everything and self.ranges.first < self.ranges.end:
+            return self._by_all_keys(shortlist, k)
         _, slots_TLN = self.best(shortlist, coded=True)
-        first, _, end = self.ranges
-        if everything and first < end:
-            scores_TLN = self._scores(first, end, False).gather(-1, (slots_TLN - first).clamp(min=0))
-        else:
-            keys_TLND = self.take(slots_TLN[None])[0]
-            q_TRLD = self.q_GRLD if self.per == "group" else self.q_GRLD.flatten(0, 1)[:, None]
-            scores_TLN = torch.einsum("trld,tlnd->trln", q_TRLD, keys_TLND).amax(1)
-        scores_TLN = scores_TLN.masked_fill_(slots_TLN < 0, NONE)
+        keys_TLND = self.take(slots_TLN[None])[0]
+        q_TRLD = self.q_GRLD if self.per == "group" else self.q_GRLD.flatten(0, 1)[:, None]
+        scores_TLN = torch.einsum("trld,tlnd->trln", q_TRLD, keys_TLND).amax(1).masked_fill_(slots_TLN < 0, NONE)
         best = scores_TLN.topk(min(k, scores_TLN.shape[-1]), dim=-1)
         return slots_TLN.gather(-1, best.indices).masked_fill(best.values == NONE, -1)
 
+    def _by_all_keys(self, shortlist: int, k: int) -> Tensor:
+        """The same without a shortlist where the best keys of all turn out to be in it: fewer codes are better."""
+        first, _, end = self.ranges
+        keys_TLS, codes_TLS = (self._scores(first, end, coded) for coded in (False, True))
+        shortlist = min(shortlist, end - first)
+        k = min(k, shortlist)
+
+        def best_of(codes: Tensor, keys: Tensor) -> Tensor:
+            among = codes.topk(shortlist, dim=-1, sorted=False).indices
+            best = keys.gather(-1, among).topk(k, dim=-1)
+            return among.gather(-1, best.indices).masked_fill(best.values == NONE, -1)
+
+        if torch.compiler.is_compiling():  # how many are looked at again cannot be known
+            slots_TLK = best_of(codes_TLS, keys_TLS)
+        else:
+            best = keys_TLS.topk(k, dim=-1)
+            slots_TLK = best.indices.masked_fill(best.values == NONE, -1)
+            least_TL1 = codes_TLS.gather(-1, best.indices).masked_fill_(slots_TLK < 0, -NONE).amin(-1, keepdim=True)
+            outside_TL = (codes_TLS > least_TL1).sum(-1) >= shortlist
+            slots_TLK[outside_TL] = best_of(codes_TLS[outside_TL], keys_TLS[outside_TL])
+        return torch.where(slots_TLK < 0, -1, slots_TLK + first)
+
     def _scores(self, start: int, stop: int, coded: bool) -> Tensor:
-        """(T, L, S): by codes or by the keys themselves; the best of a group's heads, or each head's."""
+        """(T, L, S): by codes or by the keys themselves, -inf where a slot is no candidate.
+
+        The best of a group's heads, or each head's.
+        """
         row = self.row
         if coded:
             assert row.centre is not None
             scores = score(self.q_GRLD, row.words.cut(start, stop), row.size.cut(start, stop), row.centre)
         else:
-            parts = [torch.einsum("grld,gsd->grls", self.q_GRLD, part) for part in row.k.parts(start, stop)]
-            scores = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return scores.amax(1) if self.per == "group" else scores.flatten(0, 1)
+            scores = torch.einsum("grld,gsd->grls", self.q_GRLD, row.k.cut(start, stop))
+        scores = scores.amax(1) if self.per == "group" else scores.flatten(0, 1)
+        first = max(self.ranges.whole, start)
+        if first < stop:
+            scores[..., first - start :].masked_fill_(~self._candidates(first, stop), NONE)
+        return scores
 
     def _candidates(self, start: int, stop: int) -> Tensor:
         """(L, S): which of the slots are candidates of which query."""

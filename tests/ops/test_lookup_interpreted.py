@@ -170,10 +170,10 @@ A_MODEL = (
     SMALL
     + """
 from transformers import DynamicCache
-from hf_longctx import CodeLookup
+from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.cache.store import Store
 from hf_longctx.ops.kernels import decode, found, triton_found
-import hf_longctx.methods.code_lookup
+import hf_longctx.attention.found
 import hf_longctx.attention.lookup
 from tests.tiny import logits_of, text, tiny
 
@@ -181,9 +181,9 @@ def pages(store):
     made = []
     for row in store.rows:
         kept = [getattr(row, name).cut(0, row.filled)[None] for name in ("k", "v", "pos")]
-        made.append(paged(*kept[:2], kept[2][0], row.centred_by, 1))
+        made.append(paged(*kept[:2], kept[2][0], row.centred_by or 1, 1))
     held.append(made)
-    if any(row.ready is None for row in store.rows):
+    if any(row.centred_by and row.ready is None for row in store.rows):
         return None
     fields = zip(*(one for one, _ in made))
     return type(made[0][0])(*(field[0] if isinstance(field[0], torch.dtype) else torch.cat(field) for field in fields))
@@ -195,18 +195,24 @@ def counted(*given, **settings):
     calls.append(1)
     return wrapped(*given, **settings)
 
-ids, model, wrapped, logits = text(1, 60), tiny(), triton_found.decode, []
-for kernels in (False, True):
-    with CodeLookup(n_global=2, n_local=16, top_k=3, shortlist=8).on(model):
-        cache, held, calls = DynamicCache(), [], []
-        logits_of(model, ids[:, :58], past_key_values=cache)
-        if kernels:
-            Store.pages, triton_found.decode = pages, counted
-            hf_longctx.attention.lookup.unsupported_reason = few
-            hf_longctx.methods.code_lookup.unsupported_reason = lambda branches, *_: few(branches[0].q_BHLD)
-        logits.append(torch.cat([logits_of(model, ids[:, i : i + 1], past_key_values=cache) for i in (58, 59)], 1))
-assert len(calls) == 2 * model.config.num_hidden_layers
-torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+ids, model, wrapped = text(1, 60), tiny(), triton_found.decode
+without = Store.pages, hf_longctx.attention.lookup.unsupported_reason, hf_longctx.attention.found.unsupported_reason
+window = {"n_global": 2, "n_local": 16, "top_k": 3}
+for method in (CodeLookup(**window, shortlist=8), LMInfinite(**window, top_k_from_layer=0)):
+    logits = []
+    for kernels in (False, True):
+        with method.on(model):
+            cache, held, calls = DynamicCache(), [], []
+            logits_of(model, ids[:, :58], past_key_values=cache)
+            if kernels:
+                Store.pages, triton_found.decode = pages, counted
+                hf_longctx.attention.lookup.unsupported_reason = few
+                hf_longctx.attention.found.unsupported_reason = lambda branches, *_: few(branches[0].q_BHLD)
+            logits.append(torch.cat([logits_of(model, ids[:, i : i + 1], past_key_values=cache) for i in (58, 59)], 1))
+    Store.pages, triton_found.decode = without[0], wrapped
+    hf_longctx.attention.lookup.unsupported_reason, hf_longctx.attention.found.unsupported_reason = without[1:]
+    assert len(calls) == 2 * model.config.num_hidden_layers
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
 """
 )
 

@@ -39,9 +39,7 @@ def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str, by: str = "signs"
 
 
 @torch.no_grad()
-def _check(
-    device: torch.device, dtype: torch.dtype, dim: int, group: int, per: str, by: str, one: bool
-) -> str | None:
+def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: str, by: str, one: bool) -> str | None:
     """What is wrong with the kernels for such heads on this device; None if they find keys that stand out."""
     from . import triton_keys, triton_lookup
 
