@@ -154,9 +154,11 @@ class CodeLookup(AttentionMethod):
         window = self.n_global + self.n_local
         if self._heads(module) == []:
             return Footprint(kept=window - 1, span=window)
+        coded = self.by == "signs"
         return Footprint(
-            span=window, looked_up=self.top_k, twice=window - 1, coded=self.by == "signs", on_host=self.on_host
-        )
+            span=window, looked_up=self.top_k, twice=window - 1, coded=coded, shortlist=self.shortlist * coded,
+            on_host=self.on_host,
+        )  # fmt: skip
 
     def sees(self) -> str:
         """The first tokens, the window, and what is looked up."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..anatomy import attention_layers
@@ -144,8 +145,8 @@ class LMInfinite(AttentionMethod):
         assert self.n_local is not None
         if not self._looks_up(module):
             return SinkWindowLayer(self, n_first=self.n_global, n_last=self.n_local - 1)
-        if changes_keys(module) and not self.keys_on_host:
-            return FullLayer(self)  # so that attention gets all that is looked up
+        if (changes_keys(module) or torch.compiler.is_compiling()) and not self.keys_on_host:
+            return FullLayer(self)  # attention gets all that is looked up; and a compiler cannot follow a store
         host = on_host(module, self.keys_on_host)
         return RetrievingLayer(self, self.n_global, self.n_local - 1, centred_by=0, on_host=host)
 
