@@ -169,7 +169,7 @@ class _Search(NamedTuple):
         return slots_TLN.gather(-1, best.indices).masked_fill(best.values == NONE, -1)
 
     def _by_all_keys(self, shortlist: int, k: int) -> Tensor:
-        """The same without a shortlist where the best keys of all turn out to be in it: fewer codes are better."""
+        """The same without a shortlist where the best keys of all turn out to be in it: few codes are as good."""
         first, _, end = self.ranges
         keys_TLS, codes_TLS = (self._scores(first, end, coded) for coded in (False, True))
         shortlist = min(shortlist, end - first)
@@ -186,7 +186,7 @@ class _Search(NamedTuple):
             best = keys_TLS.topk(k, dim=-1)
             slots_TLK = best.indices.masked_fill(best.values == NONE, -1)
             least_TL1 = codes_TLS.gather(-1, best.indices).masked_fill_(slots_TLK < 0, -NONE).amin(-1, keepdim=True)
-            outside_TL = (codes_TLS > least_TL1).sum(-1) >= shortlist
+            outside_TL = (codes_TLS >= least_TL1).sum(-1) > shortlist  # of equal codes not all may be in it
             slots_TLK[outside_TL] = best_of(codes_TLS[outside_TL], keys_TLS[outside_TL])
         return torch.where(slots_TLK < 0, -1, slots_TLK + first)
 

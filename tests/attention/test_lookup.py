@@ -78,6 +78,18 @@ def test_a_shortlist_of_all_equals_the_choice_by_keys() -> None:
     assert torch.equal(by_signs[:, :, far].sort(-1).values, by_keys[:, :, far].sort(-1).values)
 
 
+def test_equal_keys_are_not_all_in_a_shortlist_that_has_no_room_for_them() -> None:
+    q, keys = problem(False)
+    keys.k[:, :, FIRST + 4 : FIRST + 8] = keys.k[:, :, FIRST + 4 : FIRST + 5]  # tokens that occur again
+    settings: Any = {"k": K, "near": NEAR, "first": keys.first(FIRST, False), "by": "signs", "shortlist": 5}
+    store = Store.of(keys, NEAR)
+    whole = choose(q, keys.pos, store, **settings)
+    alone = torch.cat([choose(q[:, :, i : i + 1], keys.pos[:, i : i + 1], store, **settings) for i in range(S)], 2)
+    value = torch.nn.functional.pad(torch.arange(S), (0, 1), value=-1)
+    value[FIRST + 4 : FIRST + 8] = FIRST + 4  # which of them is chosen is all the same
+    assert torch.equal(value[whole].sort(-1).values, value[alone].sort(-1).values)
+
+
 def test_fewer_tokens_than_asked_for_and_none_at_all() -> None:
     q, keys = problem(False)
     short = KeyValues(keys.k[:, :, :2], keys.v[:, :, :2], keys.pos[:, :2])
