@@ -39,6 +39,7 @@ class Footprint:
         on_host: The keys are in host memory, and visit the device while the layer runs.
         twice: Of all keys kept, those that are kept once more, to be attended to. None: attention gets all of them.
         coded: Every key is kept as a code of one bit a channel too, by which it is looked up.
+        shortlist: Of keys that are looked up by codes, those that are read themselves.
     """
 
     kept: int | None = None
@@ -47,6 +48,7 @@ class Footprint:
     on_host: bool = False
     twice: int | None = None
     coded: bool = False
+    shortlist: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import hf_longctx
 from hf_longctx import LMInfinite, PositionFree, StreamingLLM
 from hf_longctx.attention.order import is_regular
 from hf_longctx.attention.state import STATE
-from hf_longctx.cache import FullLayer, SinkWindowLayer
+from hf_longctx.cache import RetrievingLayer, SinkWindowLayer
 from hf_longctx.hooks import startup
 from hf_longctx.registry import parse
 from tests.tiny import logits_of, text, tiny
@@ -121,7 +121,7 @@ def test_layers_that_look_nothing_up_keep_their_window_only() -> None:
     model, cache = tiny("llama"), DynamicCache()
     with LMInfinite(n_local=6, top_k=2, top_k_from_layer=1).on(model):
         model(text(1, 30), past_key_values=cache)
-    assert [type(layer) for layer in cache.layers] == [SinkWindowLayer] + [FullLayer] * (len(cache.layers) - 1)
+    assert [type(layer) for layer in cache.layers] == [SinkWindowLayer] + [RetrievingLayer] * (len(cache.layers) - 1)
 
 
 def test_applying_keeps_every_modules_training_mode() -> None:

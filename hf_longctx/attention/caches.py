@@ -10,14 +10,16 @@ from transformers.cache_utils import Cache
 from ..cache.base import UnrotatedLayer
 from ..cache.beside import beside
 from ..cache.stock import has_layer, is_replaceable, owner_of
-from .state import DecidesPositions, DecoderState, known_of
+from .state import DecoderState, known_of
 
 
-def adopt(method: DecidesPositions, cache: Any, module: nn.Module, index: int) -> UnrotatedLayer | None:
+def adopt(state: DecoderState, cache: Any, module: nn.Module, index: int) -> UnrotatedLayer | None:
     """The un-rotated layer of `cache` with this index, put in place of an empty `DynamicLayer` where needed.
 
-    None where the cache keeps nothing for it: a layer that reads another one's keys.
+    None where the cache keeps nothing for it: a layer that reads another one's keys. A layer that was made before the
+    model was known to change what its cache returns is made again.
     """
+    method = state.method
     if getattr(cache, "layer_class_to_replicate", None) is not None:
         while len(cache.layers) <= index:
             cache.layers.append(cache.layer_class_to_replicate())
@@ -28,8 +30,9 @@ def adopt(method: DecidesPositions, cache: Any, module: nn.Module, index: int) -
     if owner is not None:
         if owner != method:
             raise ValueError(f"this cache was written under {owner!r} and cannot be read under {method!r}.")
-        return layer
-    if not is_replaceable(layer):
+        if layer.is_initialized or layer.joined == state.joined:
+            return layer
+    elif not is_replaceable(layer):
         raise ValueError(
             f"{type(layer).__name__}: {method.name} keeps its own cache and can replace an empty DynamicCache "
             f"only. Leave the cache and cache_implementation out."
@@ -40,6 +43,7 @@ def adopt(method: DecidesPositions, cache: Any, module: nn.Module, index: int) -
             f"read at other positions. Start with a new cache."
         )
     made = cache.layers[index] = beside(method.cache_layer(module), layer)
+    made.joined = state.joined
     return made
 
 
@@ -54,7 +58,7 @@ def adopt_all(state: DecoderState, cache: Any) -> list[UnrotatedLayer]:
             indices |= dict.fromkeys(places, module)
         elif all(found.lends for found in known):
             indices[module.layer_idx] = module  # type: ignore[index]
-    adopted = (adopt(state.method, cache, indices[i], i) for i in sorted(indices) if held is None or i < len(held))
+    adopted = (adopt(state, cache, indices[i], i) for i in sorted(indices) if held is None or i < len(held))
     return [layer for layer in adopted if layer is not None]
 
 
@@ -69,5 +73,5 @@ class Adopting:
 
     def update(self, keys: Tensor, values: Tensor, index: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the layer of this index, which is then one of un-rotated keys."""
-        self.call.open(adopt(self.call.decoder.method, self.cache, self.module, index))
+        self.call.open(adopt(self.call.decoder, self.cache, self.module, index))
         return self.cache.update(keys, values, index, *args, **kwargs)

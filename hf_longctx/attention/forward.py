@@ -71,7 +71,7 @@ def _forward(
     call = LayerCall(decoder, step, found)
     if cache is not None:
         if found.lends and not found.elsewhere:
-            call.open(adopt(decoder.method, cache, module, module.layer_idx))
+            call.open(adopt(decoder, cache, module, module.layer_idx))
         handed = Adopting(cache, module, call) if found.elsewhere else cache
         kwargs = {**without_cache(kwargs), **given_cache(stock.forward, handed)}
     elif kwargs.get("use_cache") and decoder.running and not torch.compiler.is_compiling():

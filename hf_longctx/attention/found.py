@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,9 @@ from ..cache.slots import KeyValues
 from ..cache.store import Store
 from ..ops.attend import log_sum_exp
 from ..ops.branch import Branch
+from ..ops.found_tokens import FoundTokens
+from ..ops.kernels.found import attend, unsupported_reason
 from ..ops.masks import TopKeys
-from ..ops.pages import Pages
 from ..ops.softcap import soft_capped
 from .inputs import AttentionInputs
 
@@ -79,12 +80,32 @@ class GatheredTokens:
         return self.inputs.branch(mask, found, q_rope=None, k_rope=None, q_BHLD=self.q_BHLD)
 
 
-def pages_of_step(inputs: AttentionInputs) -> Pages | None:
-    """Where one new token per row finds tokens, if a kernel may be chosen; None for several tokens at once."""
+def attend_at_once(
+    inputs: AttentionInputs,
+    branches: Callable[[], Iterable[Branch]],
+    find: Callable[[Store], tuple[Tensor, Tensor]],
+    margin: float | None,
+) -> Tensor | None:
+    """One new token per row, (B, 1, H, D), by a kernel that reads what it finds in pages; None where it cannot.
+
+    Args:
+        inputs: Of the layer.
+        branches: The window, which comes first, and what else is seen besides the tokens found.
+        find: Queries where they read what they find in a store, and its slots.
+        margin: As in `FoundTokens`: a gate by the window's scores.
+    """
     store = inputs.everything
-    if store is None or inputs.q_BHLD.shape[2] != 1 or inputs.decoder.kernel != "auto":
+    if store is None or not inputs.looking or inputs.q_BHLD.shape[2] != 1 or inputs.decoder.kernel != "auto":
         return None
-    return store.pages()
+    pages = store.pages()
+    if pages is None:
+        return None
+    others = [branch for branch in branches() if branch.k_BGSD.shape[2]]
+    if unsupported_reason(others, pages, inputs.softcap) is not None:
+        return None
+    q, table = find(store)
+    found = FoundTokens(q[:, :, 0], table[:, :, 0], pages, margin)
+    return attend(others, found, inputs.scale, inputs.softcap, inputs.sink_H)
 
 
 @torch.no_grad()

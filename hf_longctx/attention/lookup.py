@@ -8,7 +8,7 @@ cached.
 # tables, K slots of a table
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,8 +24,10 @@ from ..ops.kernels.lookup import unsupported_reason
 PAIRS = 2**26  # numbers that are made at once
 BLOCK = 256  # queries that are scored at once at most
 NONE = float("-inf")
+FAR = torch.iinfo(torch.long).max
+MERGED = 8  # times as many as are wanted are kept of parts before the best of them are chosen
 # many queries score all keys faster than they gather a shortlist of their own, up to so many times as many keys
-ALL, MANY = 16, 16
+ALL, ALL_ON_CPU, MANY = 16, 64, 16
 
 
 @torch.no_grad()
@@ -57,12 +59,14 @@ def choose(
     """
     (B, H, L, _), G = q_BHLD.shape, store.heads
     after_B = first.pos.amax(1) if len(first) else q_pos_BL.new_full((B,), -1)
-    pages = store.pages() if by == "signs" and store.coded else None
-    if pages is not None and unsupported_reason(q_BHLD, pages, per) is None:
-        from ..ops.kernels.triton_lookup import choose as by_kernels
+    pages = store.pages() if by == "keys" or store.coded else None
+    if pages is not None and unsupported_reason(q_BHLD, pages, per, by) is None:
+        from ..ops.kernels import triton_keys, triton_lookup
 
-        settings: dict[str, Any] = {"k": k, "near": near, "after_B": after_B, "per": per, "shortlist": shortlist}
-        return by_kernels(q_BHLD, q_pos_BL, pages, **settings)
+        settings: dict[str, Any] = {"k": k, "near": near, "after_B": after_B, "per": per}
+        if by == "keys":
+            return triton_keys.choose(q_BHLD, q_pos_BL, pages, **settings)
+        return triton_lookup.choose(q_BHLD, q_pos_BL, pages, shortlist=shortlist, **settings)
     width = max(1, min(k, max(row.filled for row in store.rows)))
     shape = (B, G if per == "group" else H, L, width)
     table = torch.full(shape, -1, dtype=torch.long, device=q_BHLD.device)
@@ -72,80 +76,147 @@ def choose(
         ready = row.ready if by == "signs" else None
         # a shortlist of all needs no codes
         q_GRLD, coded = q_BHLD[b].unflatten(0, (G, -1)), by == "signs" and row.filled > shortlist
-        everything = coded and L >= MANY and row.filled <= ALL * shortlist
-        # numbers of a query: the scores of all keys, or its gathered keys
-        wide = max(H * row.filled if everything else shortlist * q_BHLD.shape[-1] * shape[1], 1) if coded else 1
-        size = max(1, min(BLOCK, PAIRS // wide))
-        for start in range(0, L, size):
+        most = (ALL if q_BHLD.is_cuda else ALL_ON_CPU) * shortlist
+        everything = coded and L >= MANY and row.filled <= most
+        # numbers of a query: the scores of all keys and codes, or its gathered keys
+        wide = max(2 * H * row.filled if everything else shortlist * q_BHLD.shape[-1] * shape[1], 1) if coded else 1
+        size = max(1, min(BLOCK, L, PAIRS // wide))
+        pos_L = q_pos_BL[b]
+        latest_L = pos_L - near if ready is None else torch.where(pos_L >= ready, pos_L - near, -1)
+        for start, ranges in zip(range(0, L, size), _ranges(row, latest_L, after_B[b], size), strict=True):
             queries = slice(start, min(start + size, L))
-            q, pos_L = q_GRLD[:, :, queries], q_pos_BL[b, queries]
-            search = _Search(q, pos_L, row, near, after_B[b], ready, per, partial(store.take_keys, first=b))
+            q, latest = q_GRLD[:, :, queries], latest_L[queries]
+            search = _Search(q, latest, row, after_B[b], ranges, per, partial(store.take_keys, first=b))
             slots = search.by_signs(shortlist, width, everything) if coded else search.best(width)[1]
             table[b, :, queries, : slots.shape[-1]] = slots
     return table
 
 
+class _Ranges(NamedTuple):
+    """The slots of a row at which a block of queries looks: from `first` to before `end`.
+
+    Before `whole` all of them are candidates of every query of the block.
+    """
+
+    first: int
+    whole: int
+    end: int
+
+
+def _ranges(row: StoreRow, latest_L: Tensor, after: Tensor, size: int) -> list[_Ranges]:
+    """For each `size` queries, which look at tokens up to `latest_L`, what they have to look at."""
+    blocks = -(-len(latest_L) // size)
+    if torch.compiler.is_compiling():  # values cannot be looked at
+        return [_Ranges(0, 0, row.filled)] * blocks
+    pos_S = row.pos.cut(0, row.filled)[0]
+    there_S = (pos_S > after) & (pos_S >= 0)
+    pos_S = torch.where(there_S, pos_S, FAR)
+    before_S = there_S.cumsum(0) == 0  # the first tokens
+    lowest_S = pos_S.flip(0).cummin(0).values.flip(0)  # from a slot on
+    highest_S = pos_S.masked_fill(before_S, -1).cummax(0).values  # up to a slot
+    rest = latest_L[-1:].expand(blocks * size - len(latest_L))
+    least_N, most_N = torch.cat([latest_L, rest]).view(blocks, size).aminmax(dim=1)
+    end_N = torch.searchsorted(lowest_S, most_N, right=True)
+    whole_N = torch.searchsorted(highest_S, least_N, right=True)
+    found = torch.stack([before_S.sum().expand(blocks), whole_N, end_N], 1)
+    return [_Ranges(*each) for each in found.tolist()]
+
+
 class _Search(NamedTuple):
-    """Some queries of one row, (G, R, L, D) at (L,), and where they look."""
+    """Some queries of one row, (G, R, L, D), which look at tokens up to `latest_L`, and where they look."""
 
     q_GRLD: Tensor
-    pos_L: Tensor
+    latest_L: Tensor
     row: StoreRow
-    near: int
     after: Tensor
-    ready: Tensor | None
+    ranges: _Ranges
     per: str
     take: Callable[[Tensor], Tensor]  # the keys of a table, of which this is the one row
 
     def best(self, k: int, coded: bool = False) -> tuple[Tensor, Tensor]:
         """The best scores and their slots, (T, L, K) each, the slot -1 where there is no candidate."""
-        (G, R, L, D), found = self.q_GRLD.shape, None
+        (G, R, L, D), found = self.q_GRLD.shape, []
         step = max(k, PAIRS // max(G * R * L, G * D if coded else 1))  # codes are unpacked
-        for start in range(0, self.row.filled, step):
-            stop = min(start + step, self.row.filled)
-            seen_LS = self._candidates(start, stop)
-            if not seen_LS.is_cuda and not torch.compiler.is_compiling() and not seen_LS.any():
-                continue
-            scores = self._scores(start, stop, coded).masked_fill_(~seen_LS, NONE)
-            part = scores.topk(min(k, stop - start), dim=-1, sorted=False)
-            values, slots = part.values, part.indices + start
-            if found is not None:
-                values, slots = torch.cat([found[0], values], -1), torch.cat([found[1], slots], -1)
-                best = values.topk(min(k, values.shape[-1]), dim=-1, sorted=False)
-                values, slots = best.values, slots.gather(-1, best.indices)
-            found = values, slots
-        if found is None:
+        for start, stop in self._cuts(self.row.words.size if coded else self.row.k.size, step):
+            part = self._scores(start, stop, coded).topk(min(k, stop - start), dim=-1, sorted=False)
+            found.append((part.values, part.indices + start))
+            if sum(values.shape[-1] for values, _ in found) > MERGED * k:
+                found = [_merged(found, k)]
+        if not found:
             T = G if self.per == "group" else G * R
             none = self.q_GRLD.new_full((T, L, 1), NONE)
-            found = none, torch.zeros_like(none, dtype=torch.long)
-        return found[0], found[1].masked_fill(found[0] == NONE, -1)
+            found = [(none, torch.zeros_like(none, dtype=torch.long))]
+        values, slots = _merged(found, k)
+        return values, slots.masked_fill(values == NONE, -1)
+
+    def _cuts(self, piece: int, step: int) -> Iterator[tuple[int, int]]:
+        """From where to where slots are scored at once: in one piece of what holds them, which need not be copied."""
+        start = self.ranges.first
+        while start < self.ranges.end:
+            stop = min(start + step, start - start % piece + piece, self.ranges.end)
+            yield start, stop
+            start = stop
 
     def by_signs(self, shortlist: int, k: int, everything: bool) -> Tensor:
         """The slots of the best keys of the best codes, (T, L, K); `everything`: by scores of all keys."""
+        if everything and self.ranges.first < self.ranges.end:
+            return self._by_all_keys(shortlist, k)
         _, slots_TLN = self.best(shortlist, coded=True)
-        if everything:
-            scores_TLN = self._scores(0, self.row.filled, False).gather(-1, slots_TLN.clamp(min=0))
-        else:
-            keys_TLND = self.take(slots_TLN[None])[0]
-            q_TRLD = self.q_GRLD if self.per == "group" else self.q_GRLD.flatten(0, 1)[:, None]
-            scores_TLN = torch.einsum("trld,tlnd->trln", q_TRLD, keys_TLND).amax(1)
-        scores_TLN = scores_TLN.masked_fill_(slots_TLN < 0, NONE)
+        keys_TLND = self.take(slots_TLN[None])[0]
+        q_TRLD = self.q_GRLD if self.per == "group" else self.q_GRLD.flatten(0, 1)[:, None]
+        scores_TLN = torch.einsum("trld,tlnd->trln", q_TRLD, keys_TLND).amax(1).masked_fill_(slots_TLN < 0, NONE)
         best = scores_TLN.topk(min(k, scores_TLN.shape[-1]), dim=-1)
         return slots_TLN.gather(-1, best.indices).masked_fill(best.values == NONE, -1)
 
+    def _by_all_keys(self, shortlist: int, k: int) -> Tensor:
+        """The same without a shortlist where the best keys of all turn out to be in it: few codes are as good."""
+        first, _, end = self.ranges
+        keys_TLS, codes_TLS = (self._scores(first, end, coded) for coded in (False, True))
+        shortlist = min(shortlist, end - first)
+        k = min(k, shortlist)
+
+        def best_of(codes: Tensor, keys: Tensor) -> Tensor:
+            among = codes.topk(shortlist, dim=-1, sorted=False).indices
+            best = keys.gather(-1, among).topk(k, dim=-1)
+            return among.gather(-1, best.indices).masked_fill(best.values == NONE, -1)
+
+        if torch.compiler.is_compiling():  # how many are looked at again cannot be known
+            slots_TLK = best_of(codes_TLS, keys_TLS)
+        else:
+            best = keys_TLS.topk(k, dim=-1)
+            slots_TLK = best.indices.masked_fill(best.values == NONE, -1)
+            least_TL1 = codes_TLS.gather(-1, best.indices).masked_fill_(slots_TLK < 0, -NONE).amin(-1, keepdim=True)
+            outside_TL = (codes_TLS >= least_TL1).sum(-1) > shortlist  # of equal codes not all may be in it
+            slots_TLK[outside_TL] = best_of(codes_TLS[outside_TL], keys_TLS[outside_TL])
+        return torch.where(slots_TLK < 0, -1, slots_TLK + first)
+
     def _scores(self, start: int, stop: int, coded: bool) -> Tensor:
-        """(T, L, S): by codes or by the keys themselves; the best of a group's heads, or each head's."""
+        """(T, L, S): by codes or by the keys themselves, -inf where a slot is no candidate.
+
+        The best of a group's heads, or each head's.
+        """
         row = self.row
         if coded:
             assert row.centre is not None
             scores = score(self.q_GRLD, row.words.cut(start, stop), row.size.cut(start, stop), row.centre)
         else:
-            parts = [torch.einsum("grld,gsd->grls", self.q_GRLD, part) for part in row.k.parts(start, stop)]
-            scores = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return scores.amax(1) if self.per == "group" else scores.flatten(0, 1)
+            scores = torch.einsum("grld,gsd->grls", self.q_GRLD, row.k.cut(start, stop))
+        scores = scores.amax(1) if self.per == "group" else scores.flatten(0, 1)
+        first = max(self.ranges.whole, start)
+        if first < stop:
+            scores[..., first - start :].masked_fill_(~self._candidates(first, stop), NONE)
+        return scores
 
     def _candidates(self, start: int, stop: int) -> Tensor:
         """(L, S): which of the slots are candidates of which query."""
         pos_S = self.row.pos.cut(start, stop)[0]
-        seen_LS = (self.pos_L[:, None] >= pos_S + self.near) & (pos_S > self.after) & (pos_S >= 0)
-        return seen_LS if self.ready is None else seen_LS & (self.pos_L[:, None] >= self.ready)
+        return (self.latest_L[:, None] >= pos_S) & (pos_S > self.after) & (pos_S >= 0)
+
+
+def _merged(found: list[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """The best k scores of several parts, and their slots."""
+    if len(found) == 1:
+        return found[0]
+    values, slots = (torch.cat(parts, -1) for parts in zip(*found, strict=True))
+    best = values.topk(min(k, values.shape[-1]), dim=-1, sorted=False)
+    return best.values, slots.gather(-1, best.indices)

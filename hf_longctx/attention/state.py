@@ -201,6 +201,11 @@ def known_of(module: Any) -> dict[tuple[Any, ...], Found]:
     return vars(module)[FOUND]
 
 
+def changes_keys(module: Any) -> bool:
+    """Does attention make its keys of what its cache returns (latent attention, MLA, for one), as far as is known?"""
+    return STATE in vars(module) and vars(module)[STATE].joined
+
+
 def check_implementation(module: nn.Module) -> None:
     """RuntimeError after `set_attn_implementation`: stock attention would then run without any rotation."""
     if not is_unrotated(module.config._attn_implementation):  # type: ignore[union-attr]

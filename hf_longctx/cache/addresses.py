@@ -57,6 +57,7 @@ class Addresses:
         self.recorded = False  # does a CUDA graph go by these?
         self.moved_B: Tensor | None = None  # how far the last step has moved every row
         k_at, v_at, words_at, size_at, pos_at = self.table[:5]
+        codes = channels(D) if some.centred_by else 0
         self.pages = Pages(
             k=k_at,
             v=v_at,
@@ -65,7 +66,7 @@ class Addresses:
             pos=pos_at,
             filled_B=torch.zeros(B, dtype=torch.long, device=device),
             mean_BGD=torch.zeros(B, G, D, device=device),
-            width_BGC=torch.ones(B, G, channels(D), device=device),
+            width_BGC=torch.ones(B, G, codes, device=device),
             ready_B=torch.full((B,), NEVER, dtype=torch.long, device=device),
             dtype=k.dtype,
         )
@@ -126,5 +127,6 @@ class Addresses:
         """Tell the rows how far they have come."""
         if self.counted:
             for row, filled in zip(rows, self.pages.filled_B.tolist(), strict=True):
-                row.filled = row.coded = filled
+                row.filled = filled
+                row.coded = filled if row.centred_by else 0
             self.counted = 0

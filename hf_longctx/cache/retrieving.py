@@ -41,8 +41,8 @@ class RetrievingLayer(SinkWindowLayer):
 
     @property
     def fixed_buffers(self) -> bool:  # type: ignore[override]  # it follows from where the keys are
-        """Where codes are looked up on a GPU; in a ring, while its tokens are kept by counters on the device."""
-        if not (self.centred_by and TRITON) or (self.is_initialized and self.device.type not in addresses.DEVICES):
+        """On a GPU; in a ring, while its tokens are kept by counters on the device."""
+        if not TRITON or (self.is_initialized and self.device.type not in addresses.DEVICES):
             return False
         return self.ring is None or (self.everything is not None and self.everything.steps)
 

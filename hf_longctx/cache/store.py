@@ -80,7 +80,7 @@ class Store:
     @property
     def steps(self) -> bool:
         """Can a token be kept by counters on the device, for which there must be room (`begin_steps`)?"""
-        return self.addresses is not None and self.coded
+        return self.addresses is not None and (self.coded or not any(row.centred_by for row in self._rows))
 
     @property
     def coded(self) -> bool:

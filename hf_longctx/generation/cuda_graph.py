@@ -1,6 +1,6 @@
 """Decoding from a CUDA graph: a cache of fixed buffers keeps its addresses, so one recorded step serves every token.
 
-These are the caches of bounded methods, those that look tokens up by codes (which record again when the text has grown
+These are the caches of bounded methods, those that look tokens up in pages (which record again when the text has grown
 by a quarter), and those after a shared prefix (when their buffers grow).
 
 Launching a small model's kernels one by one takes many times as long as running them. A graph launches them all at

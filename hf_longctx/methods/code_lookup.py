@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..attention.found import GatheredTokens, gated, pages_of_step, reading_at, searched
+from ..attention.found import GatheredTokens, attend_at_once, gated, reading_at, searched
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
 from ..attention.lookup_settings import check_lookup, half_of, on_host
@@ -19,8 +20,6 @@ from ..attention.retrieving_heads import check_heads, check_heads_of, retrieving
 from ..cache import RetrievingLayer, SinkWindowLayer, Store, UnrotatedLayer
 from ..method import Footprint
 from ..ops.branch import Branch
-from ..ops.found_tokens import FoundTokens
-from ..ops.kernels.found import attend, unsupported_reason
 from ..rope.parameters import readable_length
 from .lm_infinite import window_and_first
 
@@ -155,9 +154,11 @@ class CodeLookup(AttentionMethod):
         window = self.n_global + self.n_local
         if self._heads(module) == []:
             return Footprint(kept=window - 1, span=window)
+        coded = self.by == "signs"
         return Footprint(
-            span=window, looked_up=self.top_k, twice=window - 1, coded=self.by == "signs", on_host=self.on_host
-        )
+            span=window, looked_up=self.top_k, twice=window - 1, coded=coded, shortlist=self.shortlist * coded,
+            on_host=self.on_host,
+        )  # fmt: skip
 
     def sees(self) -> str:
         """The first tokens, the window, and what is looked up."""
@@ -206,17 +207,12 @@ class CodeLookup(AttentionMethod):
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
         """The output of one layer; for one token over pages the window is attended to once, gate included."""
-        at_once = self.by == "signs" and self.gate in ("score", None) and inputs.decoder.watching is None
-        pages = pages_of_step(inputs) if at_once and inputs.looking else None
-        if pages is not None and inputs.everything is not None:
-            assert self.n_local is not None
-            window, first = window_and_first(inputs, self.n_global, self.n_local)
-            branches = [window, first] if self.n_global else [window]
-            if unsupported_reason(branches, pages, inputs.softcap) is None:
-                q, table = self._found(inputs, inputs.everything)
-                found = FoundTokens(q[:, :, 0], table[:, :, 0], pages, None if self.gate is None else 0.0)
-                return attend(branches, found, inputs.scale, inputs.softcap, inputs.sink_H)
-        return super().attention(inputs)
+        assert self.n_local is not None
+        out, margin = None, None if self.gate is None else 0.0
+        if self.gate in ("score", None) and inputs.decoder.watching is None:
+            seen = partial(window_and_first, inputs, self.n_global, self.n_local)
+            out = attend_at_once(inputs, seen, partial(self._found, inputs), margin)
+        return super().attention(inputs) if out is None else out
 
     def _found(self, inputs: AttentionInputs, store: Store) -> tuple[Tensor, Tensor]:
         """Queries where they read what they find, and its slots."""

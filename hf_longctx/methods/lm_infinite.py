@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..anatomy import attention_layers
-from ..attention.found import found_branch, reading_at
+from ..attention.found import attend_at_once, found_branch, reading_at
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
 from ..attention.lookup_settings import on_host
 from ..attention.method import AttentionMethod, halved
+from ..attention.state import changes_keys
 from ..cache import FullLayer, RetrievingLayer, SinkWindowLayer, Store, UnrotatedLayer
 from ..method import Footprint
 from ..ops.branch import Branch
@@ -38,7 +41,7 @@ class LMInfinite(AttentionMethod):
     Cannot: retrieve what has left the window with `top_k=0`; relate many far tokens to each other even with it.
 
     Costs: constant memory and time per token, less than the stock model's beyond the window. With `top_k` all keys are
-    kept, and memory and time per token grow with the text.
+    kept (those of the window twice), and memory and time per token grow with the text: each token reads all keys.
 
     Differs from the authors' code: top-k serves every query, in prefill as well (theirs only the last row of a call);
     keys that leave the window are evicted (theirs grow with the text); batches, padding, GQA, chunked prefill and
@@ -111,11 +114,11 @@ class LMInfinite(AttentionMethod):
         return self.top_k > 0 and bool(module.layer_idx >= self.top_k_from_layer)  # type: ignore[operator]
 
     def footprint(self, module: nn.Module) -> Footprint:
-        """All keys in the layers that look up; elsewhere the first tokens, the window, and the query's own key."""
+        """The first tokens, the window, and the query's own key; all keys besides in the layers that look up."""
         assert self.n_local is not None
         if self._looks_up(module):
-            twice = self.n_global + self.n_local - 1 if self.keys_on_host else None
-            return Footprint(span=self.n_local, looked_up=self.top_k, on_host=self.keys_on_host, twice=twice)
+            window = self.n_global + self.n_local
+            return Footprint(span=window, looked_up=self.top_k, on_host=self.keys_on_host, twice=window - 1)
         return Footprint(kept=self.n_global + self.n_local - 1, span=self.n_global + self.n_local)
 
     def sees(self) -> str:
@@ -138,13 +141,14 @@ class LMInfinite(AttentionMethod):
         return [cls(top_k=5), cls()]
 
     def cache_layer(self, module: nn.Module) -> UnrotatedLayer:
-        """All keys where they are looked up, else the first tokens and the window."""
+        """The first tokens and the window, and a store of all tokens where they are looked up."""
         assert self.n_local is not None
         if not self._looks_up(module):
             return SinkWindowLayer(self, n_first=self.n_global, n_last=self.n_local - 1)
-        if not self.keys_on_host:
-            return FullLayer(self)
-        return RetrievingLayer(self, self.n_global, self.n_local - 1, centred_by=0, on_host=on_host(module, True))
+        if (changes_keys(module) or torch.compiler.is_compiling()) and not self.keys_on_host:
+            return FullLayer(self)  # attention gets all that is looked up; and a compiler cannot follow a store
+        host = on_host(module, self.keys_on_host)
+        return RetrievingLayer(self, self.n_global, self.n_local - 1, centred_by=0, on_host=host)
 
     def branches(self, inputs: AttentionInputs) -> list[Branch]:
         """A window, the first tokens beyond it at the ceiling, and with `top_k` chosen keys in between, halfway."""
@@ -152,10 +156,25 @@ class LMInfinite(AttentionMethod):
         window, first = window_and_first(inputs, self.n_global, self.n_local)
         if not self._looks_up(inputs.module) or not inputs.looking:
             return [window, first]
-        q_half = reading_at(inputs, self.n_local // 2)
-        everything, begins = inputs.everything or Store.of(inputs.keys), inputs.first(self.n_global)
-        table = choose(q_half, inputs.q_pos_BL, everything, k=self.top_k, near=self.n_local, first=begins)
+        if inputs.step.ends == inputs.q_BHLD.shape[2]:  # all that there is has come with the queries
+            inputs = dataclasses.replace(inputs, everything=None)
+        q_half, table = self._found(inputs, inputs.everything or Store.of(inputs.keys))
         return [window, first, found_branch(inputs, q_half, table)]
+
+    def attention(self, inputs: AttentionInputs) -> Tensor:
+        """The output of one layer; for one token over pages, what it has found is read where it lies."""
+        assert self.n_local is not None
+        out = None
+        if self._looks_up(inputs.module):
+            seen = partial(window_and_first, inputs, self.n_global, self.n_local)
+            out = attend_at_once(inputs, seen, partial(self._found, inputs), None)
+        return super().attention(inputs) if out is None else out
+
+    def _found(self, inputs: AttentionInputs, store: Store) -> tuple[Tensor, Tensor]:
+        """Queries halfway, where they read what they find, and its slots."""
+        assert self.n_local is not None
+        q, first = reading_at(inputs, self.n_local // 2), inputs.first(self.n_global)
+        return q, choose(q, inputs.q_pos_BL, store, k=self.top_k, near=self.n_local, first=first)
 
 
 def window_and_first(inputs: AttentionInputs, n_global: int, n_local: int) -> tuple[Branch, Branch]:

@@ -22,7 +22,7 @@ class Pages(NamedTuple):
     Attributes:
         k: Addresses (B, N) int64 of pages (G, PAGE, D); 0: there is none. On the device, or in pinned host memory.
         v: The same of values.
-        words: The same of codes, (G, PAGE, W) int32; on the device.
+        words: The same of codes, (G, PAGE, W) int32; on the device. 0: there are no codes (C is 0).
         size: The same of their sizes, (G, PAGE) fp16.
         pos: The same of positions, (PAGE,) int64, -1 where a token is not seen.
         filled_B: Slots that are filled, int64.

@@ -84,6 +84,15 @@ def code_bytes(kv_heads: int, head_dim: int) -> int:
     return kv_heads * (4 * -(-head_dim // 32) + 2)
 
 
+def search_bytes(tokens: int, code_bytes: int, shortlist: int, kv_heads: int, head_dim: int, dtype_bytes: int) -> int:
+    """What one query's look-up reads of one layer: all codes and the keys of a shortlist, or else all keys.
+
+    Positions too, once for all heads.
+    """
+    key = kv_heads * head_dim * dtype_bytes
+    return tokens * (code_bytes or key) + min(shortlist, tokens) * key + tokens * POSITION_BYTES
+
+
 def lookup_bytes(
     queries: int, keys: int, heads: int, head_dim: int, top_k: int, dtype_bytes: int, in_pieces: bool = False
 ) -> int:

@@ -55,6 +55,7 @@ class Calibration:
         read_launch_s, method_launch_s: Host seconds per layer and forward, stock and under an attention method.
         decode_eager_s: Host seconds per layer and token in `generate`.
         decode_graph_s: Seconds per layer and token of a replayed graph: the latency of its small kernels.
+        lookup_graph_s: The same of a look-up's: 16 to 18 of them, at about 3 microseconds. Calculated, not measured.
         lookup_block_s: Host seconds to score and choose for one block of queries in one layer (top_k). Not measured.
         runtime_bytes: What the CUDA context and libraries take beside torch's own memory. Not measured here.
     """
@@ -69,6 +70,7 @@ class Calibration:
     method_launch_s: float = 2.4e-3
     decode_eager_s: float = 2.4e-3
     decode_graph_s: float = 80e-6
+    lookup_graph_s: float = 50e-6
     lookup_block_s: float = 0.25e-3
     runtime_bytes: int = GIB // 2
 

@@ -136,7 +136,8 @@ def as_read(method: LongContextMethod, model: Any, stock: Shape) -> tuple[LongCo
             coded = account.code_bytes(layer.kv_heads, layer.head_dim) if mark.coded else 0
             layer = dataclasses.replace(
                 layer, kept=mark.kept, span=mark.span, patched=True, top_k=mark.looked_up, on_host=mark.on_host,
-                twice=mark.twice, code_bytes=coded,
+                # of latent attention a cache hands on all that it keeps
+                twice=None if layer.expansion else mark.twice, code_bytes=coded, shortlist=mark.shortlist,
             )  # fmt: skip
         layers[layer] += 1
     return method, dataclasses.replace(stock, layers=tuple(layers.items()))

@@ -114,6 +114,8 @@ def plan(
         notes.append(f"The config's quantization is not counted: weights are those of {dtype}.")
     if machine != find_machine("h100"):
         notes.append("Seconds are calibrated on an H100 only: take them as an order of magnitude.")
+    if any(layer.top_k for option in options if option.shape for layer, _ in option.shape.layers):
+        notes.append("Seconds of look-ups are calculated from what they read and were not measured.")
     asked = f"{tokens:,} tokens x {batch} in {dtype} within {show_bytes(memory_bytes)}"
     return Plan(
         model=source, tokens=tokens, batch=batch, dtype=dtype, memory_bytes=memory_bytes, machine=machine,

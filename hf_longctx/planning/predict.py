@@ -247,8 +247,9 @@ def decode_seconds(shape: Shape, job: Job) -> tuple[float, float | None]:
     """Seconds per token of each row, eager and replayed from a graph (stock: a static cache and torch.compile).
 
     Eager hides the device behind the host unless the device is slower. A graph pays the latency of its kernels, or
-    the reading of the weights where that takes longer, and then the cache. None where no graph can be: machines
-    without, and look-ups, whose shapes grow.
+    the reading of the weights where that takes longer, and then the cache and what look-ups search. None where no graph
+    can be: machines without, methods whose layers grow with the text; and where keys are on the host, whose transfers
+    are not counted.
     """
     of = job.calibration
     weights = _moved(job, (shape.active + shape.lm_head) * job.dtype_bytes)
@@ -257,11 +258,24 @@ def decode_seconds(shape: Shape, job: Job) -> tuple[float, float | None]:
         each = _moved(job, n * read_kv_bytes(layer, job))
         made = n * expansion_seconds(layer, job, account.kept_tokens(job.tokens, layer.handed))
         eager += made + each * _passes(layer, graph=False)
-        graph += made + each * _passes(layer, graph=True)
+        graph += made + n * _moved(job, replayed_bytes(layer, job))
     eager = max(shape.n_layers * of.decode_eager_s, weights + eager)
-    if not job.machine.graphs or any(layer.top_k or layer.on_host for layer, _ in shape.layers):
+    grows = any(layer.patched and layer.handed is None for layer, _ in shape.layers)
+    if not job.machine.graphs or grows or any(layer.on_host for layer, _ in shape.layers):
         return eager, None
-    return eager, max(shape.n_layers * of.decode_graph_s, weights) + graph
+    looking = sum(n for layer, n in shape.layers if layer.top_k)
+    latency = shape.n_layers * of.decode_graph_s + looking * of.lookup_graph_s
+    return eager, max(latency, weights) + graph
+
+
+def replayed_bytes(layer: Layer, job: Job) -> int:
+    """What a replayed step moves of one layer's cache: the keys that attention gets, and what a look-up searches."""
+    heads, dim, dtype = layer.kv_heads, layer.head_dim, job.dtype_bytes
+    each = account.kv_token_bytes(heads, dim, dtype) + (account.POSITION_BYTES if layer.patched else 0)
+    moved = each * account.kept_tokens(job.tokens, layer.handed) * _passes(layer, graph=True)
+    if layer.top_k:
+        moved += account.search_bytes(job.tokens, layer.code_bytes, layer.shortlist, heads, dim, dtype)
+    return job.batch * moved
 
 
 def _passes(layer: Layer, *, graph: bool) -> int:

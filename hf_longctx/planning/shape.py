@@ -33,7 +33,7 @@ class Layer:
         kv_elements: Of a token's key and value in its cache; 0 where it reads another layer's.
         expansion: Parameters by which every cached token becomes the keys and values of all heads in each forward
             (latent attention, MLA); 0 where it is cached as it is read.
-        kept, span, top_k, on_host, twice: As `method.Footprint` says.
+        kept, span, top_k, on_host, twice, shortlist: As `method.Footprint` says.
         code_bytes: Of a token's code, by which it is looked up; 0: by its key.
         patched: Whether a method of hf_longctx reads it: keys un-rotated, no mask; else it is stock.
     """
@@ -50,6 +50,7 @@ class Layer:
     on_host: bool = False
     twice: int | None = None
     code_bytes: int = 0
+    shortlist: int = 0
 
     @property
     def handed(self) -> int | None:

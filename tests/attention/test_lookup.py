@@ -13,8 +13,10 @@ from transformers import DynamicCache
 
 from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.attention import found, lookup
+from hf_longctx.attention.caches import adopt_all
 from hf_longctx.attention.lookup import choose
-from hf_longctx.cache import KeyValues, Store
+from hf_longctx.attention.state import STATE
+from hf_longctx.cache import FullLayer, KeyValues, Store
 from tests.attention.far_keys import FIRST, NEAR, B, G, H, S, problem, sharing
 from tests.contract.registry import close, differs
 from tests.families.census.building import build
@@ -56,9 +58,9 @@ def test_choices_are_those_of_loops(by: str, per: str, padded: bool, monkeypatch
     wanted = by_loops(q, keys, by, per, 9)
     settings: Any = {"k": K, "near": NEAR, "first": keys.first(FIRST, padded), "by": by, "per": per, "shortlist": 9}
     # all at once, a few at a time, and with each query's shortlist gathered
-    for pairs, scored in ((lookup.PAIRS, lookup.ALL), (100, lookup.ALL), (lookup.PAIRS, 0)):
+    for pairs, scored in ((lookup.PAIRS, lookup.ALL_ON_CPU), (100, lookup.ALL_ON_CPU), (lookup.PAIRS, 0)):
         monkeypatch.setattr(lookup, "PAIRS", pairs)
-        monkeypatch.setattr(lookup, "ALL", scored)
+        monkeypatch.setattr(lookup, "ALL_ON_CPU", scored)
         table = choose(q, keys.pos, Store.of(keys, NEAR if by == "signs" else 0), **settings)
         assert table.shape == (B, G if per == "group" else H, S, K)
         got = [[[set(slots) - {-1} for slots in one] for one in row] for row in table.tolist()]
@@ -74,6 +76,18 @@ def test_a_shortlist_of_all_equals_the_choice_by_keys() -> None:
     by_signs = choose(q, keys.pos, Store.of(keys, NEAR), by="signs", shortlist=S, **settings)
     far = torch.arange(S) >= NEAR + FIRST
     assert torch.equal(by_signs[:, :, far].sort(-1).values, by_keys[:, :, far].sort(-1).values)
+
+
+def test_equal_keys_are_not_all_in_a_shortlist_that_has_no_room_for_them() -> None:
+    q, keys = problem(False)
+    keys.k[:, :, FIRST + 4 : FIRST + 8] = keys.k[:, :, FIRST + 4 : FIRST + 5]  # tokens that occur again
+    settings: Any = {"k": K, "near": NEAR, "first": keys.first(FIRST, False), "by": "signs", "shortlist": 5}
+    store = Store.of(keys, NEAR)
+    whole = choose(q, keys.pos, store, **settings)
+    alone = torch.cat([choose(q[:, :, i : i + 1], keys.pos[:, i : i + 1], store, **settings) for i in range(S)], 2)
+    value = torch.nn.functional.pad(torch.arange(S), (0, 1), value=-1)
+    value[FIRST + 4 : FIRST + 8] = FIRST + 4  # which of them is chosen is all the same
+    assert torch.equal(value[whole].sort(-1).values, value[alone].sort(-1).values)
 
 
 def test_fewer_tokens_than_asked_for_and_none_at_all() -> None:
@@ -115,6 +129,27 @@ def test_caps_sinks_recurrences_and_keys_of_other_layers(family: str) -> None:
         full = logits_of(model, ids, use_cache=False)
         close(logits_in_parts(model, ids, (25, 26, 40), DynamicCache(config=model.config)), full)
     differs(full, stock)
+
+
+@pytest.mark.parametrize("family", ["minicpm3", "deepseek_v3"])
+def test_attention_that_changes_its_keys_gets_all_that_lm_infinite_looks_up(family: str) -> None:
+    model, ids = build(family), text(2, 40, seed=3)
+    settings: Any = {"n_global": 2, "n_local": 7, "top_k": 3, "top_k_from_layer": 0}
+    found = []
+    for method in (LMInfinite(**settings), OneMatrix(**settings)):
+        with method.on(model):
+            cache = DynamicCache(config=model.config)
+            found.append(logits_in_parts(model, ids, (25, 26, 40), cache))
+            close(found[-1], logits_of(model, ids, use_cache=False))
+            assert [type(layer) for layer in cache.layers] == [FullLayer] * len(cache.layers)
+            state = vars(model.model)[STATE]
+            assert state.joined
+            early = DynamicCache(config=model.config)  # a cache that is handed out before that is known
+            state.joined = False
+            adopt_all(state, early)
+            state.joined = True
+            close(logits_in_parts(model, ids, (25, 26, 40), early), found[-1])
+    close(*found)
 
 
 def test_the_gate_keeps_what_comes_up_to_the_window(monkeypatch: pytest.MonkeyPatch) -> None:

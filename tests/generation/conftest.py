@@ -37,7 +37,8 @@ class Machine:
             if store is not None:  # which a look-up of the CPU has counted
                 layer.everything.addresses.counted = store[0]
                 for row, n in zip(layer.everything._rows, store[1], strict=True):
-                    row.filled = row.coded = n
+                    row.filled = n
+                    row.coded = n if row.centred_by else 0
 
     def graph(self, record: Any) -> Any:
         machine = self

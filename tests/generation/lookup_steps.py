@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from hf_longctx import CodeLookup
+from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.cache import addresses, growing
 from hf_longctx.generation.cuda_graph import graph_forward
 from hf_longctx.ops import pages
@@ -20,7 +20,10 @@ from tests.tiny import left_padded, logits_of, text, tiny
 
 from .conftest import machines
 
-METHOD = CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=6)
+CODES = CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=6)
+# the first layer keeps its window only
+KEYS = LMInfinite(n_global=2, n_local=6, top_k=3, top_k_from_layer=1)
+LAYERS = {CODES: 1, KEYS: 2}
 
 
 def on(kinds: tuple[str, ...]) -> None:
@@ -31,15 +34,15 @@ def on(kinds: tuple[str, ...]) -> None:
 
 def filled(cache: Any) -> list[list[int]]:
     """Slots of every row of every layer."""
-    return [[row.filled for row in layer.everything.rows] for layer in cache.layers]
+    return [[row.filled for row in layer.everything.rows] for layer in cache.layers if layer.everything is not None]
 
 
-def generates_the_same_in_two_turns() -> None:
+def generates_the_same_in_two_turns(method: Any = CODES) -> None:
     """From a graph, and by torch without addresses, across borders of pages and rows of padding."""
-    model, more = tiny(num_hidden_layers=1), text(3, 5, seed=9)
+    model, more = tiny(num_hidden_layers=LAYERS[method]), text(3, 5, seed=9)
     ids, mask = left_padded([text(1, n, seed=n)[0] for n in (20, 9, 13)])
     found = []
-    with METHOD.on(model), pytest.MonkeyPatch.context() as patch:
+    with method.on(model), pytest.MonkeyPatch.context() as patch:
         watched = machines(patch)(model)
         for kinds, off in ((("cpu",), False), ((), True)):
             on(kinds)
@@ -58,12 +61,12 @@ def generates_the_same_in_two_turns() -> None:
     torch.testing.assert_close(torch.stack(graph[0].logits), torch.stack(other[0].logits), atol=2e-5, rtol=1e-5)
 
 
-def rows_are_chosen_again_between_steps() -> None:
+def rows_are_chosen_again_between_steps(method: Any = CODES) -> None:
     """As beams are: replayed logits are those of reading each row's text by itself."""
     on(("cpu",))
-    model, ids, cache = tiny(num_hidden_layers=1), text(3, 30, seed=2), DynamicCache()
+    model, ids, cache = tiny(num_hidden_layers=LAYERS[method]), text(3, 30, seed=2), DynamicCache()
     rows = [ids[b : b + 1, :14] for b in range(3)]
-    with METHOD.on(model), pytest.MonkeyPatch.context() as patch, torch.no_grad():
+    with method.on(model), pytest.MonkeyPatch.context() as patch, torch.no_grad():
         watched = machines(patch)(model)
         forward = graph_forward(model)
         model(ids[:, :14], past_key_values=cache, use_cache=True)
@@ -81,14 +84,14 @@ def rows_are_chosen_again_between_steps() -> None:
         assert watched.recorded <= 3
 
 
-def a_mask_hides_tokens_between_steps_and_copies_go_on_by_themselves() -> None:
+def a_mask_hides_tokens_between_steps_and_copies_go_on_by_themselves(method: Any = CODES) -> None:
     """By address as by torch: hidden tokens, a row that was too short for codes at first, and a deep copy."""
-    model, found = tiny(num_hidden_layers=1), []
+    model, found = tiny(num_hidden_layers=LAYERS[method]), []
     ids, mask = left_padded([text(1, n, seed=n)[0] for n in (40, 24)])
     hidden = mask.clone()
     hidden[:, 20:25] = 0
     pos = (mask.cumsum(1) - 1).clamp(min=0)
-    with METHOD.on(model), torch.no_grad():
+    with method.on(model), torch.no_grad():
         for kinds in (("cpu",), ()):
             on(kinds)
             cache, logits, start = DynamicCache(), [], 0

@@ -82,7 +82,8 @@ def test_kernels_pass_their_own_check(H: int, G: int, D: int, dtype: torch.dtype
     for L in (1, 5):
         lookup = Lookup.of(H, G, D, 200, L, dtype=dtype, device="cuda")
         for per in ("group", "head"):
-            assert unsupported_reason(lookup.q, lookup.pages, per) is None
+            for by in ("signs", "keys"):
+                assert unsupported_reason(lookup.q, lookup.pages, per, by) is None
 
 
 @pytest.mark.parametrize(("group", "dim"), [(4, 128), (3, 64), (1, 96), (8, 256)])

@@ -22,6 +22,12 @@ from tests.tiny import left_padded, logits_of, text, tiny
 pytestmark = pytest.mark.gpu
 
 METHOD = CodeLookup(n_global=2, n_local=32, top_k=4, shortlist=64)
+METHODS = [
+    METHOD,
+    CodeLookup(n_global=2, n_local=32, top_k=4, by="keys"),
+    LMInfinite(n_global=2, n_local=32, top_k=4, top_k_from_layer=0),
+]
+each_method = pytest.mark.parametrize("method", METHODS, ids=["signs", "keys", "top_k"])
 G = 3
 
 
@@ -96,10 +102,13 @@ def grown(model: Any, rows: int, tokens: int, ids: Tensor) -> DynamicCache:
     return cache
 
 
-def test_replayed_steps_are_the_eager_ones_across_a_page_after_reorder_and_in_a_second_turn(caplog: Any) -> None:
+@each_method
+def test_replayed_steps_are_the_eager_ones_across_a_page_after_reorder_and_in_a_second_turn(
+    method: Any, caplog: Any
+) -> None:
     model = tiny().cuda()
     ids = text(2, 8300).cuda()
-    with METHOD.on(model), torch.no_grad(), caplog.at_level(logging.INFO, "hf_longctx"):
+    with method.on(model), torch.no_grad(), caplog.at_level(logging.INFO, "hf_longctx"):
         eager, cache = (grown(model, 2, 8180, ids) for _ in range(2))
         if not has_fixed_buffers(cache):
             pytest.skip("look-ups are not decoded from a graph in this version")
@@ -130,10 +139,11 @@ def test_replayed_steps_are_the_eager_ones_across_a_page_after_reorder_and_in_a_
             assert [row.filled for row in one.everything.rows] == [row.filled for row in other.everything.rows]
 
 
-def test_generate_with_padding_gives_eagers_tokens() -> None:
+@each_method
+def test_generate_with_padding_gives_eagers_tokens(method: Any) -> None:
     model = tiny().cuda()
     ids, mask = (x.cuda() for x in left_padded([text(1, n, seed=n)[0] for n in (400, 330, 310)]))
-    with METHOD.on(model):
+    with method.on(model):
         settings: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 60, "do_sample": False}
         graph = model.generate(ids, **settings)
         assert torch.equal(graph, model.generate(ids, disable_compile=True, **settings))

@@ -80,6 +80,17 @@ class Lookup(NamedTuple):
         scores = torch.einsum("bgrld,bgsd->bgrls", q, self.k.float())
         return scores.amax(2) if per == "group" else scores.flatten(1, 2)
 
+    def by_keys(self, k: int, per: str) -> list[list[list[set[int]]]]:
+        """The slots of the best k tokens by loops, for each row, table and query."""
+        scores, found = self.key_scores(per).cpu(), []
+        for b, (pos, here) in enumerate(zip(self.shown().tolist(), self.q_pos.tolist(), strict=True)):
+            seen = [[s for s, at in enumerate(pos) if at > AFTER and at <= p - self.near] for p in here]
+            found.append([
+                [set(sorted(some, key=lambda s: (-float(table[l, s]), s))[:k]) for l, some in enumerate(seen)]
+                for table in scores[b]
+            ])  # fmt: skip
+        return found
+
     def chosen(self, k: int, per: str, shortlist: int) -> Tensor:
         """The choice of `attention.lookup.choose` in fp32, padded to k slots with -1."""
         keys = KeyValues(self.k.float(), self.v, self.shown())

@@ -99,6 +99,28 @@ assert (T.choose(*last, never, after_B=torch.tensor([99]), **given) == -1).all()
 """
 )
 
+KEYS = (
+    SMALL
+    + """
+from hf_longctx.ops.kernels import triton_keys as K
+for H, G, D, S, L, per, k, near in (
+    (3, 1, 96, 65, 2, "group", 4, 20), (2, 2, 80, 300, 1, "head", 8, 30), (4, 2, 64, 300, 3, "head", 5, 20),
+    (4, 1, 128, 1100, 1, "group", 3, 20), (2, 1, 64, 90, 1, "group", 40, 50), (1, 1, 64, 63, 1, "head", 4, 99),
+):
+    lookup = Lookup.of(H, G, D, S, L, near, more=1)
+    table = K.choose(lookup.q, lookup.q_pos, lookup.pages, k=k, per=per, **lookup.settings)
+    assert [[[set(one) - {-1} for one in some] for some in row] for row in table.tolist()] == lookup.by_keys(k, per)
+    live = (table >= 0).sum(-1)
+    assert torch.equal(live, torch.tensor([[[len(one) for one in some] for some in row]
+                                           for row in lookup.by_keys(k, per)])), "no token twice"
+given = {"k": 4, "per": "head", **lookup.settings}
+lookup = Lookup.of(2, 1, 64, 100, 3, more=1)
+whole = K.choose(lookup.q, lookup.q_pos, lookup.pages, **given)
+K.AT_ONCE = 1  # queries one by one
+assert torch.equal(K.choose(lookup.q, lookup.q_pos, lookup.pages, **given), whole)
+"""
+)
+
 FOUND = (
     SMALL
     + """
@@ -148,10 +170,10 @@ A_MODEL = (
     SMALL
     + """
 from transformers import DynamicCache
-from hf_longctx import CodeLookup
+from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.cache.store import Store
 from hf_longctx.ops.kernels import decode, found, triton_found
-import hf_longctx.methods.code_lookup
+import hf_longctx.attention.found
 import hf_longctx.attention.lookup
 from tests.tiny import logits_of, text, tiny
 
@@ -159,9 +181,9 @@ def pages(store):
     made = []
     for row in store.rows:
         kept = [getattr(row, name).cut(0, row.filled)[None] for name in ("k", "v", "pos")]
-        made.append(paged(*kept[:2], kept[2][0], row.centred_by, 1))
+        made.append(paged(*kept[:2], kept[2][0], row.centred_by or 1, 1))
     held.append(made)
-    if any(row.ready is None for row in store.rows):
+    if any(row.centred_by and row.ready is None for row in store.rows):
         return None
     fields = zip(*(one for one, _ in made))
     return type(made[0][0])(*(field[0] if isinstance(field[0], torch.dtype) else torch.cat(field) for field in fields))
@@ -173,18 +195,24 @@ def counted(*given, **settings):
     calls.append(1)
     return wrapped(*given, **settings)
 
-ids, model, wrapped, logits = text(1, 60), tiny(), triton_found.decode, []
-for kernels in (False, True):
-    with CodeLookup(n_global=2, n_local=16, top_k=3, shortlist=8).on(model):
-        cache, held, calls = DynamicCache(), [], []
-        logits_of(model, ids[:, :58], past_key_values=cache)
-        if kernels:
-            Store.pages, triton_found.decode = pages, counted
-            hf_longctx.attention.lookup.unsupported_reason = few
-            hf_longctx.methods.code_lookup.unsupported_reason = lambda branches, *_: few(branches[0].q_BHLD)
-        logits.append(torch.cat([logits_of(model, ids[:, i : i + 1], past_key_values=cache) for i in (58, 59)], 1))
-assert len(calls) == 2 * model.config.num_hidden_layers
-torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+ids, model, wrapped = text(1, 60), tiny(), triton_found.decode
+without = Store.pages, hf_longctx.attention.lookup.unsupported_reason, hf_longctx.attention.found.unsupported_reason
+window = {"n_global": 2, "n_local": 16, "top_k": 3}
+for method in (CodeLookup(**window, shortlist=8), LMInfinite(**window, top_k_from_layer=0)):
+    logits = []
+    for kernels in (False, True):
+        with method.on(model):
+            cache, held, calls = DynamicCache(), [], []
+            logits_of(model, ids[:, :58], past_key_values=cache)
+            if kernels:
+                Store.pages, triton_found.decode = pages, counted
+                hf_longctx.attention.lookup.unsupported_reason = few
+                hf_longctx.attention.found.unsupported_reason = lambda branches, *_: few(branches[0].q_BHLD)
+            logits.append(torch.cat([logits_of(model, ids[:, i : i + 1], past_key_values=cache) for i in (58, 59)], 1))
+    Store.pages, triton_found.decode = without[0], wrapped
+    hf_longctx.attention.lookup.unsupported_reason, hf_longctx.attention.found.unsupported_reason = without[1:]
+    assert len(calls) == 2 * model.config.num_hidden_layers
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
 """
 )
 
@@ -194,7 +222,7 @@ from tests.ops.interpreted import compile_launches
 from tests.ops.lookups import Lookup
 from hf_longctx.ops.codes import Centre
 from hf_longctx.ops.found_tokens import FoundTokens
-from hf_longctx.ops.kernels import triton_coding, triton_found, triton_pages, triton_lookup as T
+from hf_longctx.ops.kernels import triton_coding, triton_found, triton_keys, triton_pages, triton_lookup as T
 from hf_longctx.ops.kernels.triton_decode import Keys
 
 kernels = compile_launches()
@@ -210,11 +238,14 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     rows = {name: x[:B].contiguous() for name, x in lookup.pages._asdict().items() if name != "dtype"}
     at = lookup.pages._replace(**rows)
     table = T.choose(q, q_pos, at, k=k, near=8192, after_B=torch.full((B,), 15), per=per, shortlist=shortlist)
+    triton_keys.choose(q, q_pos, at, k=k, near=8192, after_B=torch.full((B,), 15), per=per)
     triton_pages.gather(at.k, table, G, D, dtype)
     triton_coding.encode(lookup.k[0], Centre(torch.zeros(G, D), torch.ones(G, -(-D // 32) * 32))) if D != 96 else None
     if L > 1:
         continue
     triton_pages.keep(at, at.pos, lookup.k[:B, :, :1], lookup.v[:B, :, :1], q_pos, q_pos[:1])
+    plain = at._replace(width_BGC=at.width_BGC[..., :0])  # without codes
+    triton_pages.keep(plain, at.pos, lookup.k[:B, :, :1], lookup.v[:B, :, :1], q_pos, q_pos[:1])
     S, turn = 4096 if pages > 1 else 1, torch.zeros(1, 1, D, dtype=dtype)
     keys, pos = torch.zeros(B, G, S, D, dtype=dtype), torch.zeros(B, S, dtype=torch.long)
     window = Keys(keys, keys, pos, (turn, turn), (turn.expand(1, S, D), turn.expand(1, S, D)), 0, 8192)
@@ -227,7 +258,7 @@ assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
 
 @pytest.mark.parametrize(
     ("code", "interpret"),
-    [(MAXIMA + SELECTING + FOUND, "1"), (CHOOSING + EDGES, "1"), (A_MODEL, "1"), (COMPILED, "0")],
+    [(MAXIMA + SELECTING + FOUND, "1"), (CHOOSING + EDGES + KEYS, "1"), (A_MODEL, "1"), (COMPILED, "0")],
     ids=["parts", "choices", "a_model", "compiled"],
 )
 def test_kernels(code: str, interpret: str) -> None:

@@ -25,8 +25,9 @@ def part(x, at):
     return KeyValues(x.k[:, :, at], x.v[:, :, at], x.pos[:, at], x.column[:, at])
 
 def held(row):
-    found = {name: getattr(row, name).cut(0, row.filled) for name in ("k", "v", "pos", "column", "words", "size")}
-    return found | row.centre._asdict()
+    names = ("k", "v", "pos", "column", "words", "size")[: 6 if row.centred_by else 4]
+    found = {name: getattr(row, name).cut(0, row.filled) for name in names}
+    return found if row.centre is None else found | row.centre._asdict()
 
 def equal(one, other):
     for a, b in zip(one.rows, other.rows, strict=True):
@@ -36,14 +37,15 @@ def equal(one, other):
 """
 STEPS = """
 torch.manual_seed(0)
-for B, G, D, V, waits in ((1, 2, 64, 64, False), (2, 1, 128, 64, True), (3, 2, 20, 12, True), (1, 1, 80, 80, False)):
+for B, G, D, V, waits, first in ((1, 2, 64, 64, False, 6), (2, 1, 128, 64, True, 6), (3, 2, 20, 12, True, 6),
+                                 (1, 1, 80, 80, False, 6), (2, 2, 48, 32, True, 0)):
     S = 37
     pos = torch.arange(S).expand(B, -1).clone()
     if waits:
         pos = torch.where(torch.rand(B, S) < 0.6, pos, -1)
         pos[:, :10] = torch.arange(10)
     x = text(B, G, S, D, V, pos)
-    ours, plain = stores(B)
+    ours, plain = stores(B, first)
     for store in (ours, plain):
         store.append(part(x, slice(0, 13)), True)
     for t in range(13, S):
@@ -80,12 +82,13 @@ up = triton.next_power_of_2
 table = ("k_at", "v_at", "words_at", "size_at", "pos_at", "column_at")
 longs = {name: "*i64" for name in (*table, "pos", "column", "filled", "order")}
 floats = {name: "*fp32" for name in ("mean", "width", "first", "second")} | {"factor": "fp32"}
-for D, C, kinds in ((64, 64, ("*bf16",)), (96, 96, ("*fp16",)), (128, 128, ("*bf16", "*fp32")), (256, 256, ("*fp32",))):
+for D, C, kinds in ((64, 64, ("*bf16",)), (96, 96, ("*fp16",)), (128, 128, ("*bf16", "*fp32")), (256, 256, ("*fp32",)),
+                    (64, 0, ("*bf16",))):
     for kind in kinds:
-        coded = C & (C - 1) == 0
-        new = {"words_new": "*i32", "size_new": "*fp16"} if not coded else {"words_new": kind, "size_new": kind}
+        codes = ("given" if C & (C - 1) else "made") if C else "none"
+        new = {"words_new": "*i32", "size_new": "*fp16"} if codes == "given" else {"words_new": kind, "size_new": kind}
         sizes = {"D": D, "DP": up(D), "V": D, "VP": up(D), "C": C, "STEPS": C.bit_length() - 1}
-        sizes |= {"WP": up(C // 32), "PAGE": 8192, "CODED": coded}
+        sizes |= {"WP": up(max(C // 32, 1)), "PAGE": 8192, "CODES": codes}
         compile_for_h100(P._keep, sizes, {"k": kind, "v": kind, **longs, **floats, **new}, num_warps=1)
         sizes = {"D": D, "DP": up(D), "ROWS": P.ROWS, "PAGE": 8192}
         compile_for_h100(P._gather, sizes, {"table": "*i64", "at": "*i64", "out": kind})

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import DynamicCache, Qwen3MoeConfig
 
-from hf_longctx import CodeLookup, LMInfinite, LongContextMethod, StreamingLLM
+from hf_longctx import CodeLookup, InfLLM, LMInfinite, LongContextMethod, PositionFree, StreamingLLM
 from hf_longctx.attention.without import without_look_ups
 from hf_longctx.ops.pages import PAGE
 from hf_longctx.planning import account
 from hf_longctx.planning.hardware import MACHINES
 from hf_longctx.planning.options import as_read
-from hf_longctx.planning.predict import Job, decode_seconds, kv_bytes
+from hf_longctx.planning.predict import Job, decode_seconds, kv_bytes, replayed_bytes
 from hf_longctx.planning.shape import build, measure
 from tests.tiny import CLASSES, FAMILIES, MORE_FAMILIES, text, tiny
 
@@ -51,12 +51,16 @@ def test_untied_weights_count_twice() -> None:
 
 @pytest.mark.parametrize("family", EVERY)
 @pytest.mark.parametrize(
-    "method", [None, LMInfinite(n_local=12, n_global=3), LMInfinite(n_local=12, top_k=2, top_k_from_layer=1),
-               StreamingLLM(window=9, n_sink=2)],
+    "method", [None, LMInfinite(n_local=12, n_global=3),
+               LMInfinite(n_local=12, n_global=3, top_k=2, top_k_from_layer=1), StreamingLLM(window=9, n_sink=2)],
     ids=["stock", "lm_infinite", "top_k", "streaming_llm"],
 )  # fmt: skip
 @pytest.mark.parametrize("tokens", [7, 40])
-def test_kv_bytes_are_those_of_the_real_cache(family: str, method: LongContextMethod | None, tokens: int) -> None:
+def test_kv_bytes_are_those_of_the_real_cache(
+    family: str, method: LongContextMethod | None, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_longctx.cache.growing.PIECE", 1)  # or a store has room for more than it holds
+    monkeypatch.setattr("hf_longctx.cache.growing.LEAST", 1)
     model = tiny(family)
     meta = build(model.config)
     shape = measure(meta)
@@ -85,6 +89,42 @@ def test_the_bytes_of_a_store_with_codes_are_those_of_the_real_cache(monkeypatch
         assert kv_bytes(shape, job) <= held <= 1.1 * kv_bytes(shape, job)
         assert not shape.bounded
         assert decode_seconds(shape, job)[1] is None, "no graph"
+
+
+@pytest.mark.parametrize("by", ["signs", "keys"])
+def test_the_bytes_that_a_look_up_reads_are_those_of_the_real_store(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_longctx.cache.growing.PIECE", 1)  # or a store has room for more than it holds
+    monkeypatch.setattr("hf_longctx.cache.growing.LEAST", 1)
+    model, cache = tiny("qwen3", head_dim=40), DynamicCache()
+    method = CodeLookup(n_global=3, n_local=12, top_k=2, by=by, shortlist=20)
+    (layer, _), *_ = as_read(method, build(model.config), measure(build(model.config)))[1].layers
+    with method.on(model), torch.no_grad():
+        model.model(text(1, 100), past_key_values=cache)
+    row = cache.layers[0].everything.rows[0]
+    read = (row.words, row.size, row.pos) if by == "signs" else (row.k, row.pos)
+    held = sum(piece.nbytes for growing in read for piece in growing.pieces)
+    shortlist = 20 * row.k.pieces[0].nbytes if by == "signs" else 0
+    window = 2 * row.k.pieces[0].nbytes + account.POSITION_BYTES
+    job = Job(tokens=100, dtype_bytes=4, machine=MACHINES["h100"], memory_bytes=2**30)
+    assert replayed_bytes(layer, job) == held + shortlist + 3 * 14 * window, "the window's keys are moved three times"
+
+
+def test_which_look_ups_decode_from_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CodeLookup, "check", lambda self, decoder: None)  # as if there was a GPU
+    model = tiny("qwen3")
+    job = Job(tokens=100_000, dtype_bytes=2, machine=MACHINES["h100"], memory_bytes=2**30)
+
+    def graph(method: LongContextMethod) -> float | None:
+        return decode_seconds(as_read(method, build(model.config), measure(build(model.config)))[1], job)[1]
+
+    window = graph(LMInfinite(n_local=12))
+    for method in (CodeLookup(n_local=12), CodeLookup(n_local=12, by="keys"), LMInfinite(n_local=12, top_k=2)):
+        found = graph(dataclasses.replace(method, **({"top_k_from_layer": 0} if method.name == "lm_infinite" else {})))
+        assert window is not None
+        assert found is not None
+        assert window < found < 3 * window
+    growing = InfLLM(n_local=8, block_size=4), PositionFree(), CodeLookup(n_local=12, on_host=True)
+    assert [graph(method) for method in growing] == [None] * 3
 
 
 def test_keys_on_the_host_take_no_memory_of_the_device_but_a_page(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from hf_longctx import LMInfinite
+from hf_longctx.cache import FullLayer
 from hf_longctx.ops.masks import BeyondWindow, TopKeys, Window, pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneMatrix(LMInfinite):
     """Not a method of its own: it has no name in the registry."""
+
+    def cache_layer(self, module: Any) -> Any:
+        return FullLayer(self) if self._looks_up(module) else super().cache_layer(module)
 
     def branches(self, inputs: Any) -> list[Any]:
         assert self.n_local is not None

@@ -16,12 +16,12 @@ from ..pages import Pages
 from .base import NO_TRITON
 
 logger = logging.getLogger("hf_longctx")
-FEW = 16  # queries at most: every one of them, or of a few, reads all codes
+FEW = 16  # queries at most: every one of them, or of a few, reads all codes or keys
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str) -> str | None:
-    """Why `triton_lookup.choose` cannot do these queries; None if it can."""
+def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str, by: str = "signs") -> str | None:
+    """Why `triton_lookup.choose`, or with by="keys" `triton_keys.choose`, cannot do these queries; None if it can."""
     _, H, L, D = q_BHLD.shape
     if not q_BHLD.is_cuda:
         return "tensors are not on a CUDA device"
@@ -31,17 +31,17 @@ def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str) -> str | None:
         return f"{L} queries are more than {FEW}"
     if q_BHLD.dtype != pages.dtype or pages.dtype not in DTYPES:
         return f"dtypes {q_BHLD.dtype} and {pages.dtype} are not one of float16, bfloat16 and float32"
-    group = H // pages.width_BGC.shape[1]
+    group = H // pages.mean_BGD.shape[1]
     if D > 256 or group > 32:
         return f"head dim {D} is over 256, or {group} heads share keys, more than 32"
-    kind = q_BHLD.device, q_BHLD.dtype, D, group, per, L == 1
+    kind = q_BHLD.device, q_BHLD.dtype, D, group, per, by, L == 1
     return checked_once(unsupported_reason, kind, lambda: _check(*kind))
 
 
 @torch.no_grad()
-def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: str, one: bool) -> str | None:
+def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: str, by: str, one: bool) -> str | None:
     """What is wrong with the kernels for such heads on this device; None if they find keys that stand out."""
-    from .triton_lookup import choose
+    from . import triton_keys, triton_lookup
 
     random, L, K, S = randoms(device, dtype), 1 if one else 3, 8, 700
     q, k = random(1, group, L, dim), random(1, 1, S, dim)
@@ -52,10 +52,14 @@ def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: 
     pages, held = paged(k, k, torch.arange(S, device=device)[None], 64)
     here = torch.full((1, L), S - 1, device=device)
     after = torch.full((1,), 20, device=device)
-    settings: dict[str, Any] = {"k": K, "near": 160, "after_B": after, "per": per, "shortlist": K}
+    settings: dict[str, Any] = {"k": K, "near": 160, "after_B": after, "per": per}
 
     def got() -> list[Tensor]:
-        return [choose(q, here, pages, **settings)[:, 0].sort(-1).values.double()]
+        if by == "keys":
+            table = triton_keys.choose(q, here, pages, **settings)
+        else:
+            table = triton_lookup.choose(q, here, pages, shortlist=K, **settings)
+        return [table[:, 0].sort(-1).values.double()]
 
     reason = disagreement(got, {"choice": planted[None].double()}, torch.float64)
     del held  # what the addresses are of was needed until here

@@ -1,4 +1,4 @@
-"""The pages of a store, in Triton: one token coded and kept by counters on the device, tokens gathered by address."""
+"""The pages of a store, in Triton: one token kept by counters on the device, tokens gathered by address."""
 
 # mypy: disable-error-code="no-untyped-def"
 # B rows, N pages of a row at most, G key/value heads, T tables, L queries, K slots, D head dim, C channels of a code
@@ -47,23 +47,25 @@ def _mean(x, C: tl.constexpr, STEPS: tl.constexpr):
 def _keep(k, v, pos, column, k_at, v_at, words_at, size_at, pos_at, column_at, words_new, size_new, filled, mean, width,
           first, order, second, factor, entries, k_b, k_g, v_b, v_g, pos_b, column_b,
           D: tl.constexpr, DP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, C: tl.constexpr, STEPS: tl.constexpr,
-          WP: tl.constexpr, PAGE: tl.constexpr, CODED: tl.constexpr):  # fmt: skip
+          WP: tl.constexpr, PAGE: tl.constexpr, CODES: tl.constexpr):  # fmt: skip
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     heads = tl.num_programs(1)
     at_pos = tl.load(pos + row * pos_b)
     if at_pos >= 0:
         slot = tl.load(filled + row)
         entry, slot = row * entries + slot // PAGE, slot % PAGE
-        dim, v_dim, word = tl.arange(0, DP), tl.arange(0, VP), tl.arange(0, WP)
+        dim, v_dim = tl.arange(0, DP), tl.arange(0, VP)
         to_k = tl.load(k_at + entry).to(tl.pointer_type(k.dtype.element_ty)) + (head * PAGE + slot) * D
         to_v = tl.load(v_at + entry).to(tl.pointer_type(v.dtype.element_ty)) + (head * PAGE + slot) * V
-        to_words = tl.load(words_at + entry).to(tl.pointer_type(tl.int32)) + (head * PAGE + slot) * (C // 32)
-        to_size = tl.load(size_at + entry).to(tl.pointer_type(tl.float16)) + head * PAGE + slot
         k += row * k_b + head * k_g
         tl.store(to_k + dim, tl.load(k + dim, dim < D), dim < D)
         tl.store(to_v + v_dim, tl.load(v + row * v_b + head * v_g + v_dim, v_dim < V), v_dim < V)
-        if CODED:
-            channel, both = tl.arange(0, C), row * heads + head
+        if CODES != "none":
+            word, both = tl.arange(0, WP), row * heads + head
+            to_words = tl.load(words_at + entry).to(tl.pointer_type(tl.int32)) + (head * PAGE + slot) * (C // 32)
+            to_size = tl.load(size_at + entry).to(tl.pointer_type(tl.float16)) + head * PAGE + slot
+        if CODES == "made":
+            channel = tl.arange(0, C)
             x = tl.load(k + channel, channel < D, 0.0).to(tl.float32)
             x -= tl.load(mean + both * D + channel, channel < D, 0.0)
             x = _hadamard(x * tl.load(first + channel), C, STEPS) * factor
@@ -72,8 +74,7 @@ def _keep(k, v, pos, column, k_at, v_at, words_at, size_at, pos_at, column_at, w
             bits = tl.reshape((x >= 0).to(tl.int32) << (channel % 32), (C // 32, 32))
             tl.store(to_words + word, tl.sum(bits, 1))
             tl.store(to_size, tl.minimum(_mean(tl.abs(x), C, STEPS), 65504.0).to(tl.float16))
-        else:
-            both = row * heads + head
+        elif CODES == "given":
             words = tl.load(words_new + both * (C // 32) + word, word < C // 32)
             tl.store(to_words + word, words, word < C // 32)
             tl.store(to_size, tl.load(size_new + both))
@@ -96,18 +97,19 @@ def keep(pages: Pages, column_BN: Tensor, k_BG1D: Tensor, v_BG1D: Tensor, pos_B1
     B, G, _, D = k_BG1D.shape
     V, C = v_BG1D.shape[-1], pages.width_BGC.shape[-1]
     k, v = (x.to(pages.dtype).contiguous() for x in (k_BG1D, v_BG1D))
-    first, order, second = turns(C, k.device)
-    coded = C & (C - 1) == 0  # else torch codes them, in many more kernels
-    words, size = (k, k) if coded else encode(k, Centre(pages.mean_BGD, pages.width_BGC))
+    first, order, second = turns(C, k.device) if C else (k, k, k)
+    codes, words, size = "made" if C else "none", k, k
+    if C & (C - 1):  # torch codes them, in many more kernels
+        codes, (words, size) = "given", encode(k, Centre(pages.mean_BGD, pages.width_BGC))
     pos, column = pos_B1.expand(B, 1), column_11.expand(B, 1)
     dims = {"DP": triton.next_power_of_2(D), "VP": triton.next_power_of_2(V), "C": C, "STEPS": C.bit_length() - 1}
-    dims["WP"] = triton.next_power_of_2(C // 32)
+    dims["WP"] = triton.next_power_of_2(max(C // 32, 1))
     with on_device_of(k):
         _keep[(B, G)](
             k, v, pos, column, pages.k, pages.v, pages.words, pages.size, pages.pos, column_BN, words, size,
-            pages.filled_B, pages.mean_BGD, pages.width_BGC, first, order, second, C**-0.5, pages.k.shape[1],
+            pages.filled_B, pages.mean_BGD, pages.width_BGC, first, order, second, max(C, 1) ** -0.5, pages.k.shape[1],
             k.stride(0), k.stride(1), v.stride(0), v.stride(1), pos.stride(0), column.stride(0),
-            D=D, V=V, **dims, PAGE=sizes.PAGE, CODED=coded, num_warps=1,
+            D=D, V=V, **dims, PAGE=sizes.PAGE, CODES=codes, num_warps=1,
         )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def older(run: Run) -> Rows:
         ("read", f"reading {scale.older[0]:,} tokens: time over the older tree's", "s", False, "<= 1.0",
          "tables of found keys are made for every query"),
         ("write", f"a token after {scale.older[1]:,}: times faster than the older tree", "ms", True, ">= 10",
-         "it decodes eagerly"),
+         "each token reads all keys"),
     ):  # fmt: skip
         values = {f"{tree} tree, {unit}": of[name] for tree, of in taken.items()}
         mine, theirs = (taken.get(tree, {}).get(name) for tree in ("this", "older"))
