@@ -30,7 +30,7 @@ def adopt(state: DecoderState, cache: Any, module: nn.Module, index: int) -> Unr
     if owner is not None:
         if owner != method:
             raise ValueError(f"this cache was written under {owner!r} and cannot be read under {method!r}.")
-        if layer.is_initialized or layer.joined == state.joined:
+        if layer.is_initialized or not layer.adopted or layer.joined == state.joined:
             return layer
     elif not is_replaceable(layer):
         raise ValueError(
@@ -43,7 +43,7 @@ def adopt(state: DecoderState, cache: Any, module: nn.Module, index: int) -> Unr
             f"read at other positions. Start with a new cache."
         )
     made = cache.layers[index] = beside(method.cache_layer(module), layer)
-    made.joined = state.joined
+    made.adopted, made.joined = True, state.joined
     return made
 
 

@@ -36,6 +36,7 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
     bounded = False
     fixed_buffers = False
     everything: Any = None  # a `Store` of every token read, where a subclass keeps one to look tokens up in
+    adopted = False  # made for a model's cache, in which another may take its place as long as it is empty
     joined = False  # does `update` return the sinks too, before all else? For attention that changes what it gets
     _open = False
 
