@@ -40,7 +40,8 @@ test-lm-eval: $(READY)  ## The tests that need lm-eval, which brings some fifty 
 
 test-trl: $(READY)  ## The tests that need TRL, which brings datasets and pyarrow
 	$(BIN)/python -m pip install --quiet -e ".[trl]" -c constraints.txt
-	$(BIN)/python -m pytest tests/training tests/parallel/test_trl.py tests/parallel/test_weighted_trl.py
+	$(BIN)/python -m pytest tests/training tests/evaluation/test_long_output.py \
+		tests/parallel/test_trl.py tests/parallel/test_weighted_trl.py tests/parallel/test_long_dpo.py
 
 test-floor: $(FLOOR)/.installed  ## The short form of the contract on the oldest supported transformers
 	$(FLOOR)/bin/python -m pytest $(EACH_CORE) -m floor
