@@ -84,10 +84,9 @@ def finish(
 def command_without_paths(hidden: Iterable[str] = ()) -> str:
     """The command without the paths of texts, model and results on one machine, and without `hidden` options."""
     hidden = ("--model", "--commit", "--out", *hidden)
-    started = (
-        f"torchrun --nproc_per_node {os.environ['WORLD_SIZE']}" if "TORCHELASTIC_RUN_ID" in os.environ else "python"
-    )
-    parts = [*started.split(), "-m", module_of(sys.argv[0])]
+    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    started = ["torchrun", "--nproc_per_node", os.environ["WORLD_SIZE"]] if launched else ["python"]
+    parts = [*started, "-m", module_of(sys.argv[0])]
     skip = False
     for word in sys.argv[1:]:
         name = word.partition("=")[0]

@@ -10,15 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
-def visible() -> list[str]:
-    """The GPUs that this process sees, as a process of its own is told of each."""
-    given = os.environ.get(VISIBLE)
-    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+from recipes.cards import VISIBLE
 
 
 def over_cards(

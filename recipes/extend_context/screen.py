@@ -27,8 +27,9 @@ from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
 from hf_longctx.hub.resolve import load_tokenizer, locate
 from recipes.benchmarks.saving import Saved
+from recipes.cards import visible
 from recipes.extend_context import card
-from recipes.extend_context.cards import over_cards, visible
+from recipes.extend_context.cards import over_cards
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.count import table
 from recipes.extend_context.measure import TOLD, Measured, own_answers

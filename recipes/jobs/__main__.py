@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from recipes.cards import visible
 from recipes.config import check_keys
 
 from .schedule import Job, Schedule
@@ -70,7 +70,7 @@ def main(words: list[str] | None = None) -> int:
         return 0
     out, model = asked.out.absolute(), asked.model
     model = str(Path(model).absolute()) if Path(model).exists() else model  # jobs begin in the checkout
-    cards = available()[: asked.cards]
+    cards = visible()[: asked.cards]
     try:
         ours = chosen(asked.names, jobs(asked.file, model, str(asked.documents.absolute()), out))
         if large := [job.name for job in ours if job.cards > len(cards)]:
@@ -136,18 +136,6 @@ def shown(out: Path, states: dict[str, dict[str, Any]]) -> int:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return int(any(one["status"] != "ended" or one["rc"] != 0 for one in states.values()))
-
-
-def available() -> list[str]:
-    """GPUs of this machine, as CUDA_VISIBLE_DEVICES names them, without holding one."""
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shown is not None:
-        return [one for one in shown.split(",") if one]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [str(number) for number, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
 
 
 def parser() -> argparse.ArgumentParser:

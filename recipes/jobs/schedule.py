@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hf_longctx.storage.files import write_whole
+from recipes.cards import VISIBLE
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE = 15.0  # seconds between asking a job to end and ending it
@@ -104,7 +105,7 @@ class Schedule:
             set(job.writes) & set(self.jobs[other].writes) for other in self.running
         ):
             cards, self.free = self.free[: job.cards], self.free[job.cards :]
-            shown = {"CUDA_VISIBLE_DEVICES": ",".join(cards)}
+            shown = {VISIBLE: ",".join(cards)}
             with (self.out / f"{name}.log").open("wb") as log:
                 process = subprocess.Popen(
                     ["bash", "-c", job.command],

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from recipes.cards import visible
 from recipes.jobs import __main__ as command
 from recipes.jobs.schedule import Job, Schedule
 
@@ -93,6 +95,14 @@ def test_a_detached_run_is_waited_for(
     (out / "state.json").write_text(json.dumps(found), encoding="utf-8")
     assert command.main(["wait", str(out), "--seconds", "0"]) == 2
     assert "has died" in capsys.readouterr().err
+
+
+def test_cards_are_those_that_the_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
+    assert visible() == ["2", "GPU-5"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert visible() == ["0", "1"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from hf_longctx.evaluation.rows import row
 from hf_longctx.parallel import Layout, Ranks, attention
 from hf_longctx.parallel.model.choosing import Geometry, choose
 from hf_longctx.parallel.peers import Peers
+from recipes.bars import missed
 
 from ..reading import K
 from .geometry import build
@@ -147,8 +148,9 @@ def rows(launcher: Launcher, geometry: str, tokens: list[int], lines: list[str])
             beside |= {f"{kind}, {way} ms": ms for kind, of in layer.items() for way, ms in of.items()}
             floor = _twice(sample["collectives"])
             beside["torch.distributed's calls of gather alone, ms"] = floor
-            why = f"torch.distributed's own calls take {floor:.2f} ms of it" if ours[auto] > 1 else None
-            yield row(what, ours[auto], "ms", bar="<= 1", why=why, beside=beside, detail=sample)
+            bar = "<= 1"
+            why = missed(ours[auto], bar, f"torch.distributed's own calls take {floor:.2f} ms of it")
+            yield row(what, ours[auto], "ms", bar=bar, why=why, beside=beside, detail=sample)
         elif "step" in sample:
             step, counts = sample["step"], sample["waits"]
             above = step["hf_longctx"] - step["stock"]

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from hf_longctx.evaluation import passkey
 from hf_longctx.evaluation.tasks import hidden, needles
@@ -30,27 +30,12 @@ from recipes.extend_context.corpus import prepare as prepared_corpus
 from recipes.extend_context.measure import window_ends
 from recipes.extend_context.model import load_extended
 from recipes.extend_context.settings import DEFAULT, checked, read_config
-from recipes.extend_context.smoke import FAR, NEAR, prepare
+from recipes.extend_context.smoke import FAR, NEAR
 from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows, order, short_only
 
 CONFIGS = [DEFAULT, DEFAULT.with_name("config_128k.yaml")]
 VARIANTS = [(path, name) for path in CONFIGS for name in (None, *yaml.safe_load(path.read_text())["variants"])]
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return prepare(tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(config: dict[str, Any]) -> Any:
-    return AutoTokenizer.from_pretrained(config["model"])
-
-
-@pytest.fixture(scope="module")
-def corpus(config: dict[str, Any], tokenizer: Any) -> Corpus:
-    return prepared_corpus(config, tokenizer)
 
 
 @pytest.mark.parametrize(("path", "variant"), VARIANTS)

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from recipes.extend_context import cards, screen, train
+from recipes.extend_context import screen, train
 from recipes.extend_context.measure import loss_on
 from recipes.extend_context.model import load_extended
 from recipes.extend_context.settings import checked
@@ -67,14 +67,6 @@ def test_positions_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     answers = screen.own_answers(stock, tokenizer, config["evaluation"]["chats"])
     lost = loss_on(model.eval(), answers) - loss_on(stock, answers)
     assert row["beside"]["nats on stock's answers"] == pytest.approx(lost, abs=1e-4)
-
-
-def test_cards_are_those_that_the_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5")
-    assert cards.visible() == ["2", "GPU-5"]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert cards.visible() == ["0", "1"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])

@@ -10,35 +10,19 @@ import pytest
 import torch
 import yaml
 from torch.nn.functional import cross_entropy, log_softmax
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from recipes.extend_context import count, screen, train
 from recipes.extend_context.corpus import Corpus
-from recipes.extend_context.corpus import prepare as prepared_corpus
 from recipes.extend_context.distil import Teacher
 from recipes.extend_context.model import ending_with, load_extended, train_only, with_adapters
 from recipes.extend_context.pose import skipping
 from recipes.extend_context.settings import DEFAULT, checked, read_config
-from recipes.extend_context.smoke import FAR, NEAR, prepare
+from recipes.extend_context.smoke import FAR, NEAR
 from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows
 
 DISTIL = {"distil": {"weight": 3.0, "length": NEAR}, "mix": {"short": 1.0}, "short": [64, NEAR]}
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return prepare(tmp_path_factory.mktemp("settings"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(config: dict[str, Any]) -> Any:
-    return AutoTokenizer.from_pretrained(config["model"])
-
-
-@pytest.fixture(scope="module")
-def corpus(config: dict[str, Any], tokenizer: Any) -> Corpus:
-    return prepared_corpus(config, tokenizer)
 
 
 def gradients(
