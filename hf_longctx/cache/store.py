@@ -138,7 +138,8 @@ class Store:
         from ..ops.kernels.pages import unsupported_reason
 
         row = next(row for row in self._rows if row.k.pieces)
-        return unsupported_reason(row.k.pieces[0], row.v.pieces[0]) is None
+        assert row.k.device is not None
+        return unsupported_reason(row.k.device, row.k.pieces[0], row.v.pieces[0]) is None
 
     def select(self, rows: Sequence[int]) -> None:
         """Choose rows again, some perhaps several times."""

@@ -16,9 +16,9 @@ from ..paged import paged
 logger = logging.getLogger("hf_longctx")
 
 
-def unsupported_reason(k_GSD: Tensor, v_GSV: Tensor) -> str | None:
-    """Why `triton_pages` cannot keep such keys and values; None if it can."""
-    kind = k_GSD.device, k_GSD.dtype, k_GSD.shape[-1], v_GSV.shape[-1]
+def unsupported_reason(device: torch.device, k_GSD: Tensor, v_GSV: Tensor) -> str | None:
+    """Why `triton_pages` cannot keep such keys and values for a device; None if it can. They may lie in host memory."""
+    kind = device, k_GSD.dtype, k_GSD.shape[-1], v_GSV.shape[-1]
     return checked_once(unsupported_reason, kind, lambda: _check(*kind))
 
 
