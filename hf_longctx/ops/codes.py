@@ -1,9 +1,10 @@
 """Keys as codes of one bit a channel, and scores from them: a fixed turn, a mean, a width per channel, a size per key.
 
 A key k of a head becomes the signs of r = turn(k - mean) / width and the mean of |r|, its size. The score of a query is
-then q mean + size * (turn(q) * width) signs. It differs from q k by at most |turn(q) * width| |r - size signs|. The
-idea and the bound are RaBitQ's (Gao and Long 2024, https://arxiv.org/abs/2405.12497). Every step is done element by
-element in one order, so a key's code does not depend on the keys that are coded with it.
+then q mean + size * w signs, where w is turn(q) * width in whole steps, numbers of six bits. It differs from q k by at
+most |w| |r - size signs| + |turn(q) * width - w| |r|. The idea and the first bound are RaBitQ's (Gao and Long 2024,
+https://arxiv.org/abs/2405.12497), whose queries have four bits. Every step of coding is done element by element in one
+order, so a key's code does not depend on the keys that are coded with it.
 """
 
 # G key/value heads, R query heads of a group, L queries, S keys, D head dim, C channels: D up to a multiple of 32,
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 BITS = 32  # of a word
+QUERY_BITS = 6  # of a query's channel, so that it is a sum of products of bits
+SPREAD = 3.0  # of a query's channels at most, in standard deviations of a turned vector's
 LEAST = 1e-3  # of the heads' mean width: a channel that hardly varied at first may vary later
 
 
@@ -54,16 +57,25 @@ def encode(k_GSD: Tensor, centre: Centre) -> tuple[Tensor, Tensor]:
 def score(q_GRLD: Tensor, words_GSW: Tensor, size_GS: Tensor, centre: Centre) -> Tensor:
     """What q k is by the codes, (G, R, L, S) in fp32."""
     q_GND, (R, L) = q_GRLD.float().flatten(1, 2), q_GRLD.shape[1:3]
-    wide_GNC = turned(q_GND) * centre.width_GC[:, None]
+    whole_GNC, step_GN1 = in_steps(turned(q_GND), centre.width_GC)
     by_mean_GN1 = q_GND @ centre.mean_GD[..., None]
     shifts = torch.arange(BITS, device=words_GSW.device, dtype=torch.int32)
     bits_GSC = ((words_GSW[..., None] >> shifts) & 1).flatten(-2).to(q_GND.dtype)
     if bits_GSC.shape[-1] > R * L:  # less is done once for each score than once for each channel of a key
-        signed = 2 * (wide_GNC @ bits_GSC.mT) - wide_GNC.sum(-1, keepdim=True)
-        return (signed * size_GS.float()[:, None] + by_mean_GN1).unflatten(1, (R, L))
+        signed = 2 * (whole_GNC @ bits_GSC.mT) - whole_GNC.sum(-1, keepdim=True)
+        return (signed * step_GN1 * size_GS.float()[:, None] + by_mean_GN1).unflatten(1, (R, L))
     sized_GSC = bits_GSC.mul_(2).sub_(1).mul_(size_GS.float()[..., None])
-    both = torch.cat([wide_GNC, by_mean_GN1], -1) @ pad(sized_GSC, (0, 1), value=1.0).mT
+    both = torch.cat([whole_GNC * step_GN1, by_mean_GN1], -1) @ pad(sized_GSC, (0, 1), value=1.0).mT
     return both.unflatten(1, (R, L))
+
+
+def in_steps(turned_GNC: Tensor, width_GC: Tensor) -> tuple[Tensor, Tensor]:
+    """Turned queries times the widths as whole numbers (G, N, C) of `QUERY_BITS`, and the size of a step, (G, N, 1)."""
+    most, run = 2.0 ** (QUERY_BITS - 1), width_GC.shape[-1] & -width_GC.shape[-1]
+    norm = turned_GNC.square().sum(-1, keepdim=True).sqrt() * width_GC.amax(-1)[:, None, None]
+    step = norm * (SPREAD / (most - 1) * run**-0.5)
+    step = torch.where(step > 0, step, 1.0)
+    return (turned_GNC * width_GC[:, None] / step).round().clamp(-most, most - 1), step
 
 
 def channels(dim: int) -> int:

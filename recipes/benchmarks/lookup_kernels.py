@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,31 +30,45 @@ LENGTHS, TINY = (2**17, 2**20), (600,)
 BYTES = 2**28  # of the codes of all layers: several times the card's cache
 
 
-def problem(S: int, device: str, tiny: bool, layer: int) -> tuple[Tensor, Tensor, Tensor, Pages, list[Tensor]]:
-    """A query, its position, keys, and pages of them; values are the keys, which costs the same."""
+class Problem(NamedTuple):
+    """A query, its position, keys and values, pages of them, and what these are of."""
+
+    q: Tensor
+    q_pos: Tensor
+    k: Tensor
+    v: Tensor
+    pages: Pages
+    held: list[Tensor]
+
+
+def problem(S: int, device: str, tiny: bool, layer: int) -> Problem:
+    """That of a layer, drawn at random."""
     H, G, D = (4, 2, 64) if tiny else (HEADS, GROUPS, DIM)
     dtype = torch.float32 if tiny else torch.bfloat16
     generator = torch.Generator(device).manual_seed(layer)
     q = torch.randn(1, H, 1, D, generator=generator, device=device).to(dtype)
-    k = torch.empty(1, G, S, D, device=device, dtype=dtype)
+    k, v = torch.empty(2, 1, G, S, D, device=device, dtype=dtype)
     for start in range(0, S, PAGE):
-        part = k[:, :, start : start + PAGE]
-        part.copy_(torch.randn(part.shape, generator=generator, device=device))
-    pages, held = paged(k, k, torch.arange(S, device=device)[None], 256)
-    return q, torch.full((1, 1), S - 1, device=device), k, pages, held
+        for x in (k, v):  # one memory for both would be read once
+            part = x[:, :, start : start + PAGE]
+            part.copy_(torch.randn(part.shape, generator=generator, device=device))
+    pages, held = paged(k, v, torch.arange(S, device=device)[None], 256)
+    return Problem(q, torch.full((1, 1), S - 1, device=device), k, v, pages, held)
 
 
-def parts(q: Tensor, q_pos: Tensor, k: Tensor, pages: Pages, tiny: bool) -> dict[str, Callable[[], Any]]:
+def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     """What is timed, by its name, in order."""
-    from hf_longctx.ops.kernels import triton_decode
+    from hf_longctx.ops.kernels import bits, triton_decode
     from hf_longctx.ops.kernels import triton_lookup as kernels
     from hf_longctx.ops.kernels.triton_decode import Keys
     from hf_longctx.ops.kernels.triton_found import decode
 
+    q, q_pos, k, v, pages, _ = layer
     near, shortlist = (64, 32) if tiny else (WINDOW, SHORTLIST)
     after = torch.full((1,), 15, device=q.device)
-    shapes = kernels.Shapes(q, pages, "group")
-    at = q_pos, pages, shapes, near, after
+    unpacked = kernels.Shapes(q, pages, "group")
+    shapes = kernels.Shapes(q, pages, "group", bits.unsupported_reason(q, pages, "group") is None)
+    at, all_unpacked = (q_pos, pages, shapes, near, after), (q_pos, pages, unpacked, near, after)
     ready = kernels.prepared(q, pages, shapes)
     best = kernels.maxima(ready, *at)
     found = kernels.survivors(ready, best, *at, shortlist)
@@ -63,13 +77,14 @@ def parts(q: Tensor, q_pos: Tensor, k: Tensor, pages: Pages, tiny: bool) -> dict
     k_pos = torch.arange(k.shape[2], device=q.device)[None]
     angles = torch.rand(1, near, D // 2, device=q.device).repeat(1, 1, 2)
     turn = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
-    window = Keys(k[:, :, -near:], k[:, :, -near:], k_pos[:, -near:], (turn[0][:, :1], turn[1][:, :1]), turn, 0, near)
-    first = Keys(k[:, :, :16], k[:, :, :16], k_pos[:, :16], None, None, near, 2**62)
+    window = Keys(k[:, :, -near:], v[:, :, -near:], k_pos[:, -near:], (turn[0][:, :1], turn[1][:, :1]), turn, 0, near)
+    first = Keys(k[:, :, :16], v[:, :, :16], k_pos[:, :16], None, None, near, 2**62)
     last = q[:, :, 0], q_pos[:, 0], D, D**-0.5
     settings: dict[str, Any] = {"k": TOP, "near": near, "after_B": after, "per": "group", "shortlist": shortlist}
     return {
         "queries prepared": lambda: kernels.prepared(q, pages, shapes),
         "(a) codes' scores, a maximum a block": lambda: kernels.maxima(ready, *at),
+        "    the same with codes that are unpacked": lambda: kernels.maxima(ready, *all_unpacked),
         "(b) the best tokens by their codes": lambda: kernels.survivors(ready, best, *at, shortlist),
         "(c) their real keys, and the last of them": lambda: kernels.last(q, *found, pages, shapes, TOP, shortlist),
         "(d) window, first and found ones, and the gate": lambda: decode(
@@ -77,13 +92,14 @@ def parts(q: Tensor, q_pos: Tensor, k: Tensor, pages: Pages, tiny: bool) -> dict
         ),
         "window and first ones alone": lambda: triton_decode.decode(last[0], [window, first], *last[1:]),
         "all of choose": lambda: kernels.choose(q, q_pos, pages, **settings),
-        "torch SDPA over all keys": lambda: scaled_dot_product_attention(q, k, k, enable_gqa=True),
+        "torch SDPA over all keys": lambda: scaled_dot_product_attention(q, k, v, enable_gqa=True),
     }
 
 
-def check(q: Tensor, q_pos: Tensor, k: Tensor, pages: Pages, tiny: bool) -> None:
+def check(layer: Problem, tiny: bool) -> None:
     """Most of the tokens that are chosen are those that torch finds by the same codes."""
-    run = parts(q, q_pos, k, pages, tiny)["all of choose"]
+    run = parts(layer, tiny)["all of choose"]
+    q, k, pages = layer.q, layer.k, layer.pages
     near, shortlist, G = *((64, 32) if tiny else (WINDOW, SHORTLIST)), k.shape[1]
     for g in range(G):
         heads, keys = q[0].unflatten(0, (G, -1))[g : g + 1], k[0, g : g + 1]
@@ -117,8 +133,8 @@ def report(S: int, tiny: bool) -> None:
     """Check and time one length."""
     count = 1 if tiny else max(2, BYTES // (GROUPS * S * DIM // 8))
     layers = [problem(S, "cpu" if tiny else "cuda", tiny, layer) for layer in range(count)]
-    check(*layers[0][:4], tiny)
-    works = [parts(*layer[:4], tiny) for layer in layers]
+    check(layers[0], tiny)
+    works = [parts(layer, tiny) for layer in layers]
     print(f"{S:,} keys, {count} layers")
     took = {name: microseconds([work[name] for work in works], tiny) for name in works[0]}
     for name, time in took.items():

@@ -111,7 +111,7 @@ class Lookup(NamedTuple):
 
 
 def agree(lookup: Lookup, table: Tensor, k: int, per: str, shortlist: int) -> None:
-    """A table is right, but for tokens whose scores are alike to the rounding of a query to fp16."""
+    """A table is right, but for tokens whose scores are alike to the rounding of sums and of a query's steps."""
     codes, keys = lookup.code_scores(per), lookup.key_scores(per)
     truth = lookup.chosen(k, per, shortlist)
     assert table.shape == truth.shape, f"shape {tuple(table.shape)}, expected {tuple(truth.shape)}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longctx.ops.codes import Centre, encode, score, turned
+from hf_longctx.ops.codes import Centre, encode, in_steps, score, turned
 from tests.reference.lookup import code_scores, turn
 
 
@@ -40,7 +40,14 @@ def test_scores_are_those_of_the_reference_and_within_their_bound(D: int) -> Non
     rest_GSC = turned(k - centre.mean_GD[:, None]) / centre.width_GC[:, None]
     C = rest_GSC.shape[-1]
     apart_GS = (rest_GSC.square().sum(-1) - C * rest_GSC.abs().mean(-1).square()).clamp(min=0).sqrt()
-    bound = (turned(q) * centre.width_GC[:, None, None]).norm(dim=-1)[..., None] * apart_GS[:, None, None]
+    exact_GNC = (turned(q) * centre.width_GC[:, None, None]).flatten(1, 2)
+    whole_GNC, step_GN1 = in_steps(turned(q).flatten(1, 2), centre.width_GC)
+    assert whole_GNC.abs().max() <= 32
+    assert torch.equal(whole_GNC, whole_GNC.round())
+    rounded_GNC = whole_GNC * step_GN1
+    bound = rounded_GNC.norm(dim=-1)[..., None] * apart_GS[:, None]
+    bound += (exact_GNC - rounded_GNC).norm(dim=-1)[..., None] * rest_GSC.norm(dim=-1)[:, None]
+    bound = bound.unflatten(1, q.shape[1:3])
     off = (got - torch.einsum("grld,gsd->grls", q, k)).abs()
     assert (off <= bound * 1.001 + 2e-3 * got.abs().amax()).all()
     assert off.mean() < bound.mean() / 4, "the bound is for the worst query"

@@ -237,7 +237,10 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     q, q_pos = lookup.q[:B], lookup.q_pos[:B].contiguous()
     rows = {name: x[:B].contiguous() for name, x in lookup.pages._asdict().items() if name != "dtype"}
     at = lookup.pages._replace(**rows)
-    table = T.choose(q, q_pos, at, k=k, near=8192, after_B=torch.full((B,), 15), per=per, shortlist=shortlist)
+    given = {"k": k, "near": 8192, "after_B": torch.full((B,), 15), "per": per, "shortlist": shortlist}
+    table = T.choose(q, q_pos, at, **given)
+    if L == 1:
+        T.choose(q, q_pos, at, **given, by_bits=True)
     triton_keys.choose(q, q_pos, at, k=k, near=8192, after_B=torch.full((B,), 15), per=per)
     triton_pages.gather(at.k, table, G, D, dtype)
     triton_coding.encode(lookup.k[0], Centre(torch.zeros(G, D), torch.ones(G, -(-D // 32) * 32))) if D != 96 else None

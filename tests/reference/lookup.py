@@ -43,7 +43,11 @@ def code_scores(q_LD: Tensor, k_LD: Tensor, n_first: int) -> Tensor:
     rest = (k_LD - mean) @ T.T / width
     size = rest.abs().mean(1, keepdim=True).half().double()
     signs = torch.where(rest >= 0, 1.0, -1.0).double()
-    return q_LD @ (signs * size * width @ T + mean).T
+    C = len(width)
+    run = max(2**i for i in range(20) if C % 2**i == 0)  # channels that the turn mixes
+    step = 3 * q_LD.norm(dim=1, keepdim=True) * width.max() / run**0.5 / 31
+    whole = (q_LD @ T.T * width / step.where(step > 0, 1.0)).round().clamp(-32, 31)  # six bits
+    return whole * step @ (signs * size).T + (q_LD @ mean)[:, None]
 
 
 def best(scores: list[tuple[float, int]], n: int) -> list[int]:

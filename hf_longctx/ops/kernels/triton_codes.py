@@ -5,8 +5,8 @@ group: a query in 4 bits and POPC (RaBitQ's way for vectors) takes 64 POPC of a 
 H100 does 16 per clock, so 4 clocks; unpacking one channel at a time takes about 6. Here it is 1.3: compiled for it, 64
 codes are 340 instructions of a warp, 128 of which unpack. A byte of a code is in a register as a 16-bit number, and one
 AND leaves a bit of two channels, which read as fp16 is 0 or 2^(bit - 24), an exact operand of the tensor cores; the
-query's operand, fp16, undoes the power of two. So no query is rounded to a few bits. A product with a matrix of zeros
-and ones brings the bytes to the registers where the next product expects them, without shared memory.
+query's operand, fp16, undoes the power of two. A product with a matrix of zeros and ones brings the bytes to the
+registers where the next product expects them, without shared memory. `gluon_maxima` unpacks nothing, where it runs.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -22,10 +22,15 @@ AT_ONCE = tl.constexpr(2)  # of them, in code without a loop
 
 
 @triton.jit(do_not_specialize=["G", "L"])
-def _prepare(q, turn, mean, width, operand, half, base, factor, q_b, q_h, q_l, G, L, D: tl.constexpr,
+def _prepare(q, turn, mean, width, operand, half, base, factor, planes, q_b, q_h, q_l, G, L, D: tl.constexpr,
              DIMS: tl.constexpr, C: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-             NQ: tl.constexpr, K: tl.constexpr):  # fmt: skip
-    """Queries as operands: turned, times the widths, each channel scaled for its bit."""
+             NQ: tl.constexpr, K: tl.constexpr, QUERY: tl.constexpr, SPREAD: tl.constexpr,
+             PLANES: tl.constexpr):  # fmt: skip
+    """Queries as operands: turned, times the widths, in whole steps, each channel scaled for its bit.
+
+    QUERY is the number of bits of a channel; SPREAD the largest one over the norm of its query times the largest width.
+    With PLANES the words of each bit too, as `gluon_maxima` reads them.
+    """
     b, g, piece = (tl.program_id(0) // G).to(tl.int64), tl.program_id(0) % G, tl.program_id(1)
     at = (tl.program_id(0) * tl.num_programs(1) + piece).to(tl.int64)
     column, channel = tl.arange(0, NQ), tl.program_id(2) * 32 + tl.arange(0, 32)
@@ -45,21 +50,28 @@ def _prepare(q, turn, mean, width, operand, half, base, factor, q_b, q_h, q_l, G
     widths = tl.load(width + at // tl.num_programs(1) * C + every, every < C, 0.0)
     wide = tl.sum(tl.where(every[None] == channel[:, None], widths[None], 0.0), 1)
     wide_NC = turned_NC * wide[None]
-    # no channel is larger than this, so that all programs of a group scale alike, and no operand overflows
-    most = tl.max(tl.sqrt(square), 0) * tl.max(widths, 0)
-    exponent = tl.minimum(tl.maximum((most.to(tl.int32, bitcast=True) >> 23) - 127, -100), 100)
-    scale = ((134 - exponent) << 23).to(tl.float32, bitcast=True)  # 2^(7 - exponent)
+    most: tl.constexpr = 2 ** (QUERY - 1)
+    step = tl.sqrt(square) * tl.max(widths, 0) * (SPREAD / (most - 1))
+    step = tl.where(step > 0.0, step, 1.0)
+    whole_NC = tl.minimum(tl.maximum(tl.floor(wide_NC / step[:, None] + 0.5), -most), most - 1.0)
     bit, byte = channel % 8, channel // 8
     power = ((134 - bit) << 23).to(tl.float32, bitcast=True)  # 2^(7 - bit)
-    operand_NC = (wide_NC * scale * power[None]).to(tl.float16)
+    operand_NC = (whole_NC * power[None]).to(tl.float16)
     copies: tl.constexpr = K // (4 * WP)
     to = (bit // copies)[None] * (NQ * K) + column[:, None] * K + ((bit % copies) * (4 * WP) + byte)[None]
     tl.store(operand + at * (NQ * 32 * WP) + to, operand_NC)
-    part = tl.sum(operand_NC.to(tl.float32) / power[None], 1) * 3.814697265625e-06  # 2^-18: half of what all bits give
+    part = tl.sum(whole_NC, 1) * 3.814697265625e-06  # 2^-18: half of what all bits give
     tl.store(half + (at * WP + tl.program_id(2)) * NQ + column, part)
     if tl.program_id(2) == 0:
         tl.store(base + at * NQ + column, tl.where(live, centre, float("-inf")))
-        tl.store(factor + at, 262144.0 / scale)
+        tl.store(factor + at * NQ + column, step * 262144.0)
+    if PLANES:
+        number_NC, word = whole_NC.to(tl.int32), tl.program_id(2)
+        there = planes + (at * (NQ // 4) + column // 4) * (((WP + 3) // 4) * QUERY * 16)
+        there += word // 4 * (QUERY * 16) + column % 4 * 8 + word % 4
+        for i in tl.static_range(QUERY):
+            bits = tl.sum(((number_NC >> i) & 1) << tl.arange(0, 32)[None], 1)
+            tl.store(there + i // 2 * 32 + i % 2 * 4, bits)
 
 
 @triton.jit
@@ -83,9 +95,9 @@ def laid_out(words, W: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr):
 
 
 @triton.jit
-def scored(bytes_NB, i: tl.constexpr, held, half, base, size_N, W: tl.constexpr, WP: tl.constexpr, K: tl.constexpr,
-           BYTES: tl.constexpr):  # fmt: skip
-    """The scores of the i-th slot of every row, (ROWS, NQ)."""
+def scored(bytes_NB, i: tl.constexpr, held, half, base, factor, size_N, W: tl.constexpr, WP: tl.constexpr,
+           K: tl.constexpr, BYTES: tl.constexpr):  # fmt: skip
+    """The scores of the i-th slot of every row, (ROWS, NQ); `factor` is of its columns."""
     byte, k = tl.arange(0, BYTES), tl.arange(0, K)
     copies: tl.constexpr = K // (4 * WP)
     bring = (byte[:, None] == (4 * W * i + k % (4 * WP))[None]).to(tl.int8)
@@ -94,7 +106,7 @@ def scored(bytes_NB, i: tl.constexpr, held, half, base, size_N, W: tl.constexpr,
     for j in tl.static_range(8 // copies):
         bit = (1 << (copies * j + k // (4 * WP))).to(tl.int16)
         acc = tl.dot((byte_NK & bit[None]).to(tl.float16, bitcast=True), held[j], acc)
-    return acc * size_N[:, None] + base[None]
+    return acc * factor[None] * size_N[:, None] + base[None]
 
 
 @triton.jit(do_not_specialize=["near", "pages", "G", "L", "T"])
@@ -115,7 +127,7 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, 
     held = operands(operand + at * (NQ * 32 * WP), column, NQ * K, K, WP)
     part = tl.arange(0, WP)
     half_N = tl.sum(tl.load(half + (at * WP + part)[:, None] * NQ + column[None]), 0)
-    base_N, scale = tl.load(base + at * NQ + column), tl.load(factor + at)
+    base_N, factor_N = tl.load(base + at * NQ + column), tl.load(factor + at * NQ + column)
     earliest, start = tl.maximum(tl.load(after + b), -1), tl.load(ready + b)
     here_N = tl.load(q_pos + b * L + l, live, -1)
     latest_N = tl.where(here_N >= start, here_N - near, -1)
@@ -134,13 +146,13 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, 
             bytes_NB = laid_out(words_at + tile * (64 * 4 * W), W, ROWS, BYTES)
             for i in tl.static_range(64 // ROWS):
                 slot = tile * 64 + i * ROWS + row
-                size_R = tl.load(size_at + slot).to(tl.float32) * scale
+                size_R = tl.load(size_at + slot).to(tl.float32)
                 pos_R = tl.load(pos_at + slot, slot < room, -1)
                 seen = pos_R > earliest
                 if ONE:
                     seen = seen & (pos_R <= latest)
                 size_R = tl.where(seen, size_R, -1.0)  # sizes are 0 or more
-                scores = scored(bytes_NB, i, held, half_N, base_N, size_R, W, WP, K, BYTES)
+                scores = scored(bytes_NB, i, held, half_N, base_N, factor_N, size_R, W, WP, K, BYTES)
                 seen = (size_R >= 0.0)[:, None]
                 if not ONE:
                     seen = seen & (pos_R[:, None] <= latest_N[None])

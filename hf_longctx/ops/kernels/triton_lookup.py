@@ -17,14 +17,16 @@ import triton
 from torch import Tensor
 
 from .. import pages as sizes
-from ..codes import turned
+from ..codes import QUERY_BITS, SPREAD, turned
 from ..pages import Pages
+from . import bits
 from .placed import on_device_of
 from .triton_best import _select, _survivors
 from .triton_codes import TILES, _maxima, _prepare
 from .triton_shortlist import TOKENS, _last, _shortlist
 
 BLOCK = 64  # slots
+PROGRAMS = 8192  # of `gluon_maxima`, about: several for each place on a card
 AT_ONCE = 2**23  # tokens that may reach the bounds of queries done at once
 
 
@@ -35,12 +37,13 @@ class Shapes:
         q_BHLD: The queries.
         pages: Where they look.
         per: "group" or "head".
+        by_bits: Codes are multiplied bit by bit, see `gluon_maxima`; for one query of a row.
     """
 
-    def __init__(self, q_BHLD: Tensor, pages: Pages, per: str) -> None:
+    def __init__(self, q_BHLD: Tensor, pages: Pages, per: str, by_bits: bool = False) -> None:
         self.B, self.H, self.L, self.D = q_BHLD.shape
         self.G, self.C = pages.width_BGC.shape[1:]
-        self.heads = per == "head"
+        self.heads, self.by_bits = per == "head", by_bits
         self.T = self.H if self.heads else self.G
         self.pages = pages.words.shape[1]
         self.blocks = self.pages * sizes.PAGE // BLOCK
@@ -61,22 +64,25 @@ def _turn(dim: int, device: torch.device) -> Tensor:
     return turned(torch.eye(dim, device=device))
 
 
-def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries as `_maxima` and `_survivors` read them: operand, half, base and factor."""
+def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Queries as `_maxima` and `_survivors` read them: operand, half, base, factor, and the bits' words."""
     codes, rows, device = shapes.codes, shapes.B * shapes.G * shapes.pieces, q_BHLD.device
     operand = torch.empty(rows, codes["NQ"] * 32 * codes["WP"], device=device, dtype=torch.float16)
     half = torch.empty(rows, codes["WP"], codes["NQ"], device=device, dtype=torch.float32)
     base = torch.empty(rows, codes["NQ"], device=device, dtype=torch.float32)
-    factor = torch.empty(rows, device=device, dtype=torch.float32)
+    factor = torch.empty_like(base)
+    words = codes["NQ"] // 4 * (codes["WP"] + 3) // 4 * QUERY_BITS * 16 if shapes.by_bits else 1
+    planes = torch.empty(rows, words, device=device, dtype=torch.int32)
     grid: Any = (shapes.B * shapes.G, shapes.pieces, codes["WP"])
     kept = {name: codes[name] for name in ("WP", "R", "RP", "NQ", "K")}
     with on_device_of(q_BHLD):
         _prepare[grid](
-            q_BHLD, _turn(shapes.D, device), pages.mean_BGD, pages.width_BGC, operand, half, base, factor,
+            q_BHLD, _turn(shapes.D, device), pages.mean_BGD, pages.width_BGC, operand, half, base, factor, planes,
             *q_BHLD.stride()[:3], shapes.G, shapes.L, D=shapes.D,
             DIMS=min(max(16, triton.next_power_of_2(shapes.D)), 64), C=shapes.C, **kept,
+            QUERY=QUERY_BITS, SPREAD=SPREAD * (shapes.C & -shapes.C) ** -0.5, PLANES=shapes.by_bits,
         )  # fmt: skip
-    return operand, half, base, factor
+    return operand, half, base, factor, planes
 
 
 def maxima(
@@ -88,10 +94,24 @@ def maxima(
     """
     B, G, L, T = shapes.B, shapes.G, shapes.L, shapes.T
     best = torch.empty(B, T, L, shapes.blocks, device=q_pos_BL.device, dtype=torch.float32)
+    operands, planes = ready[:-1], ready[-1]
+    if shapes.by_bits:
+        from . import gluon_maxima
+
+        tiles = min(64, max(4, triton.next_power_of_2(B * G * shapes.blocks // PROGRAMS)))
+        each: Any = (shapes.blocks // tiles * G, B)
+        kept = {name: shapes.codes[name] for name in ("W", "WP", "R", "NQ")}
+        with on_device_of(q_pos_BL):
+            gluon_maxima._maxima[each](
+                q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, planes,
+                *operands[1:], best, near, shapes.pages, G, T, shapes.blocks, PAGE=sizes.PAGE, **kept, TILES=tiles,
+                HEADS=shapes.heads, num_warps=1,
+            )  # fmt: skip
+        return best
     grid: Any = (shapes.blocks // TILES.value * G, B, shapes.pieces)
     with on_device_of(q_pos_BL):
         _maxima[grid](
-            q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *ready, best, near,
+            q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *operands, best, near,
             shapes.pages, G, L, T, shapes.blocks, PAGE=sizes.PAGE, **shapes.codes, HEADS=shapes.heads, ONE=L == 1,
             num_warps=1, num_stages=2,
         )  # fmt: skip
@@ -120,17 +140,17 @@ def survivors(
     with on_device_of(best):
         _select[whole](
             best, block, pages.filled_B, block, block_score, count, floor, found, shapes.T * shapes.L, shapes.blocks,
-            most, KEPT=shortlist, **_chunks(min(8192, triton.next_power_of_2(shapes.blocks)), shortlist), NAMED=False,
-            num_warps=16,
+            most, KEPT=shortlist, **_chunks(min(16384, triton.next_power_of_2(shapes.blocks)), shortlist),
+            NAMED=False, num_warps=16,
         )  # fmt: skip
         _survivors[each](
-            q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *ready, block, count,
-            floor, found, score, slot, near, shapes.pages, shapes.G, shapes.L, most, PAGE=sizes.PAGE, **shapes.codes,
-            NC=columns, HEADS=shapes.heads, num_warps=1,
+            q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *ready[:-1], block,
+            count, floor, found, score, slot, near, shapes.pages, shapes.G, shapes.L, most, PAGE=sizes.PAGE,
+            **shapes.codes, NC=columns, HEADS=shapes.heads, num_warps=1,
         )  # fmt: skip
         _select[whole](
             score, slot, found, kept_slot, kept_score, number, floor, found, 1, most * BLOCK, shortlist,
-            KEPT=shortlist, **_chunks(2048, shortlist), NAMED=True, num_warps=8,
+            KEPT=shortlist, **_chunks(4096, shortlist), NAMED=True, num_warps=8,
         )  # fmt: skip
     return number, kept_slot
 
@@ -161,11 +181,12 @@ def last(q_BHLD: Tensor, found: Tensor, slot: Tensor, pages: Pages, shapes: Shap
 
 @torch.no_grad()
 def choose(
-    q_BHLD: Tensor, q_pos_BL: Tensor, pages: Pages, *, k: int, near: int, after_B: Tensor, per: str, shortlist: int
-) -> Tensor:
+    q_BHLD: Tensor, q_pos_BL: Tensor, pages: Pages, *, k: int, near: int, after_B: Tensor, per: str, shortlist: int,
+    by_bits: bool | None = None,
+) -> Tensor:  # fmt: skip
     """For each query the slots of its best `k` tokens, (B, T, L, K) int64; -1 where there are fewer.
 
-    The same as `attention.lookup.choose` with by="signs", to the rounding of queries to fp16 and of sums.
+    The same as `attention.lookup.choose` with by="signs", to the rounding of sums.
 
     Args:
         q_BHLD: Queries in the dtype of the keys, moved to where they read keys that are left as they are.
@@ -176,8 +197,11 @@ def choose(
         after_B: Nor are those up to this position of a row, int64.
         per: "head": a table for each query head. "group": one for the heads of a group.
         shortlist: How many of the best by their codes are scored with their real keys.
+        by_bits: Multiply codes bit by bit, see `gluon_maxima`; None: for one query of a row, where that works.
     """
     B, _, L, _ = q_BHLD.shape
+    if by_bits is None:
+        by_bits = L == 1 and bits.unsupported_reason(q_BHLD, pages, per) is None
     q = q_BHLD if q_BHLD.stride(-1) == 1 else q_BHLD.contiguous()
     q_pos = q_pos_BL.expand(B, L).contiguous()
     room = (shortlist + max(BLOCK, shortlist // 8)) * BLOCK * B * (q.shape[1] if per == "head" else 1)
@@ -185,7 +209,7 @@ def choose(
     tables = []
     for start in range(0, L, step):
         some, pos = q[:, :, start : start + step], q_pos[:, start : start + step].contiguous()
-        shapes = Shapes(some, pages, per)
+        shapes = Shapes(some, pages, per, by_bits)
         ready = prepared(some, pages, shapes)
         best = maxima(ready, pos, pages, shapes, near, after_B)
         found = survivors(ready, best, pos, pages, shapes, near, after_B, shortlist)

@@ -1,0 +1,133 @@
+"""Scores by one-bit codes on cards whose tensor cores multiply bits (sm_80 to sm_90), in Gluon: Triton with layouts.
+
+What `triton_codes._maxima` computes for one query of a row, with codes as they lie in memory. A query's channel is a
+whole number of six bits (`triton_codes._prepare`), and a product of bits counts for every bit of it in how many
+channels both it and a code's bit are 1: RaBitQ's way for vectors (Gao and Long 2024, section 3.3), with four heads
+and two bits of them in the columns of one `mma`. Nothing is unpacked: 64 codes of 128 channels are about 200
+instructions of a warp, where `triton_codes` has 340 whose logic ones take two cycles each.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# G key/value heads, R query heads of a group, T tables, W words of a code, PAIRS of bits of a query, SETS of four
+# heads, NQ columns of a prepared query, four to a set
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from ..codes import QUERY_BITS
+
+PAIRS = QUERY_BITS // 2
+MMA = "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc"
+
+
+def _counting(halves: int) -> str:
+    """PTX for a warp: of 64 codes and four heads, the sums of the heads' numbers over the bits of a code that are 1.
+
+    A thread has word `lane % 4` of the codes `8 * i + lane / 4` and gets the sums of head `lane % 4` for them. Its
+    queries' words are those of the columns of a product: column `2 * head + bit % 2`, a product for each pair of bits.
+    """
+    words, queries = [8 * (1 + half) for half in range(halves)], [8 * (1 + halves + half) for half in range(halves)]
+    lines = ["{", f".reg .s32 c<{4 * PAIRS}>, none;", "mov.s32 none, 0;"]
+    for i in range(0, 8, 2):
+        for pair in range(PAIRS):
+            into = "{" + ", ".join(f"c{4 * pair + n}" for n in range(4)) + "}"
+            for half in range(halves):
+                codes, query = f"{{${words[half] + i}, ${words[half] + i + 1}}}", f"{{${queries[half] + pair}}}"
+                before = into if half else "{none, none, none, none}"
+                lines.append(f"{MMA} {into}, {codes}, {query}, {before};")
+        for row in range(2):
+            bits = [f"c{4 * (bit // 2) + 2 * row + bit % 2}" for bit in range(QUERY_BITS)]
+            lines.append(f"mad.lo.s32 ${i + row}, {bits[-1]}, -2, {bits[-2]};")  # two's complement
+            lines += [f"mad.lo.s32 ${i + row}, ${i + row}, 2, {bit};" for bit in reversed(bits[:-2])]
+    return "\n".join([*lines, "}"])
+
+
+COUNTING = gl.constexpr(_counting(1))
+COUNTING_2 = gl.constexpr(_counting(2))
+REGISTERS = gl.constexpr(",".join(8 * ["=&r"] + 16 * ["r"]))
+REGISTERS_2 = gl.constexpr(",".join(8 * ["=&r"] + 32 * ["r"]))
+HELD = gl.constexpr(8 * PAIRS)  # rows of a query's operand
+
+
+@gluon.jit
+def _operand(planes, at, NQ: gl.constexpr, SETS: gl.constexpr, HALVES: gl.constexpr, LAYOUT: gl.constexpr):
+    """A query's words as products of bits read them: of each four heads those of each half of the channels."""
+    row = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))[:, None]
+    word = gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))[None]
+    held = ()
+    for i in gl.static_range(SETS * HALVES):
+        there = planes + (at * (NQ // 4 * HALVES) + i) * (HELD * 4) + row * 4 + word
+        held = held + (gl.load(there, row < HELD, 0),)  # type: ignore[assignment]  # noqa: RUF005
+    return held
+
+
+@gluon.jit(do_not_specialize=["near", "pages", "G", "T", "blocks"])
+def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, factor, best, near, pages, G, T, blocks,
+            PAGE: gl.constexpr, W: gl.constexpr, WP: gl.constexpr, R: gl.constexpr, NQ: gl.constexpr,
+            TILES: gl.constexpr, HEADS: gl.constexpr):  # fmt: skip
+    """Some blocks of 64 slots of one row's group of heads: the best score of each."""
+    HALVES: gl.constexpr = (W + 3) // 4
+    SETS: gl.constexpr = (R + 3) // 4
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [1, 1], [1, 0])
+    ROWS: gl.constexpr = gl.BlockedLayout([2], [32], [1], [0])
+    g, first = gl.program_id(0) % G, gl.program_id(0) // G * (TILES * 64)
+    b = gl.program_id(1).to(gl.int64)
+    end = gl.load(filled + b)
+    if first >= end:
+        return
+    at = b * G + g
+    row, column = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))
+    held = _operand(planes, at, NQ, SETS, HALVES, LAYOUT)
+    part = gl.arange(0, 8, gl.SliceLayout(1, LAYOUT))
+    halves, bases, factors = (), (), ()
+    for i in gl.static_range(SETS):
+        head = 4 * i + column
+        from_half = half + (at * WP + part)[:, None] * NQ + head[None]
+        halves = halves + (gl.sum(gl.load(from_half, (part < WP)[:, None], 0.0), 0),)  # type: ignore[assignment]  # noqa: RUF005
+        bases = bases + (gl.load(base + at * NQ + head),)  # type: ignore[assignment]  # noqa: RUF005
+        factors = factors + (gl.load(factor + at * NQ + head),)  # type: ignore[assignment]  # noqa: RUF005
+    earliest = gl.maximum(gl.load(after + b), -1)
+    here = gl.load(q_pos + b)
+    latest = gl.where(here >= gl.load(ready + b), here - near, -1)
+    page, inside = b * pages + first // PAGE, gl.multiple_of(first % PAGE, 64)
+    words_at = gl.load(words + page).to(gl.pointer_type(gl.int32)) + (g * PAGE + inside) * W
+    size_at = gl.multiple_of(gl.load(size + page).to(gl.pointer_type(gl.float16)), 16) + g * PAGE + inside
+    pos_at = gl.multiple_of(gl.load(pos + page).to(gl.pointer_type(gl.int64)), 16) + inside
+    # no text has 2^31 tokens
+    room, low = gl.minimum(end - first, TILES * 64).to(gl.int32), (earliest + 1).to(gl.int32)
+    span = gl.maximum(latest - earliest, 0).to(gl.uint32)
+    pair = gl.arange(0, 64, ROWS)
+    for tile in range(0, gl.cdiv(room, 64)):
+        # what lies behind the last slot is read, as a page is whole, and not seen
+        each = (tile * 64 + row)[:, None] * W + column[None]
+        codes = gl.load(words_at + each, (column < W)[None], 0)
+        if HALVES == 2:
+            more = gl.load(words_at + 4 + each, (column + 4 < W)[None], 0)
+        slot = tile * 64 + pair
+        pos_R = gl.load(pos_at + slot).to(gl.int32)
+        seen = (slot < room) & ((pos_R - low).to(gl.uint32, bitcast=True) < span)
+        # the largest of numbers is not nan
+        size_R = gl.where(seen, gl.load(size_at + slot).to(gl.float32), float("nan"))
+        size_R = gl.convert_layout(size_R, gl.SliceLayout(1, LAYOUT))
+        top = gl.full([4], float("-inf"), gl.float32, gl.SliceLayout(0, LAYOUT))
+        for i in gl.static_range(SETS):
+            if HALVES == 2:
+                count = gl.inline_asm_elementwise(
+                    COUNTING_2, REGISTERS_2, [codes, more, held[2 * i], held[2 * i + 1]], gl.int32, True, 8
+                )
+            else:
+                count = gl.inline_asm_elementwise(COUNTING, REGISTERS, [codes, held[i]], gl.int32, True, 8)
+            # 2^-17: as `triton_codes` has it
+            scores = (count.to(gl.float32) * 7.62939453125e-06 - halves[i][None]) * factors[i][None]
+            scores = scores * size_R[:, None] + bases[i][None]
+            top_C = gl.max(scores, 0)
+            top_C = gl.where(top_C == top_C, top_C, float("-inf"))
+            block = first // 64 + tile
+            if HEADS:
+                head = 4 * i + column
+                gl.store(best + (b * T + g * R + head) * blocks + block, top_C, head < R)
+            else:
+                top = gl.maximum(top, top_C)
+        if not HEADS:
+            gl.store(best + (b * T + g) * blocks + first // 64 + tile, gl.max(top, 0))
