@@ -16,7 +16,7 @@ FROM, BELOW = (8, 0), (10, 0)  # compute capabilities whose tensor cores do it: 
 
 
 def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str) -> str | None:
-    """Why `gluon_maxima` cannot score codes for such queries; None if it can."""
+    """Why `triton_bits` cannot score codes for such queries; None if it can."""
     if not q_BHLD.is_cuda:
         return "tensors are not on a CUDA device"
     if not FROM <= torch.cuda.get_device_capability(q_BHLD.device) < BELOW:

@@ -6,7 +6,7 @@ H100 does 16 per clock, so 4 clocks; unpacking one channel at a time takes about
 codes are 340 instructions of a warp, 128 of which unpack. A byte of a code is in a register as a 16-bit number, and one
 AND leaves a bit of two channels, which read as fp16 is 0 or 2^(bit - 24), an exact operand of the tensor cores; the
 query's operand, fp16, undoes the power of two. A product with a matrix of zeros and ones brings the bytes to the
-registers where the next product expects them, without shared memory. `gluon_maxima` unpacks nothing, where it runs.
+registers where the next product expects them, without shared memory. `triton_bits` unpacks nothing, where it runs.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -29,7 +29,7 @@ def _prepare(q, turn, mean, width, operand, half, base, factor, planes, q_b, q_h
     """Queries as operands: turned, times the widths, in whole steps, each channel scaled for its bit.
 
     QUERY is the number of bits of a channel; SPREAD the largest one over the norm of its query times the largest width.
-    With PLANES the words of each bit too, as `gluon_maxima` reads them.
+    With PLANES the words of each bit too, as `triton_bits` reads them.
     """
     b, g, piece = (tl.program_id(0) // G).to(tl.int64), tl.program_id(0) % G, tl.program_id(1)
     at = (tl.program_id(0) * tl.num_programs(1) + piece).to(tl.int64)

@@ -26,7 +26,7 @@ from .triton_codes import TILES, _maxima, _prepare
 from .triton_shortlist import TOKENS, _last, _shortlist
 
 BLOCK = 64  # slots
-PROGRAMS = 8192  # of `gluon_maxima`, about: several for each place on a card
+PROGRAMS = 8192  # of `triton_bits`, about: several for each place on a card
 AT_ONCE = 2**23  # tokens that may reach the bounds of queries done at once
 
 
@@ -37,7 +37,7 @@ class Shapes:
         q_BHLD: The queries.
         pages: Where they look.
         per: "group" or "head".
-        by_bits: Codes are multiplied bit by bit, see `gluon_maxima`; for one query of a row.
+        by_bits: Codes are multiplied bit by bit, see `triton_bits`; for one query of a row.
     """
 
     def __init__(self, q_BHLD: Tensor, pages: Pages, per: str, by_bits: bool = False) -> None:
@@ -96,13 +96,13 @@ def maxima(
     best = torch.empty(B, T, L, shapes.blocks, device=q_pos_BL.device, dtype=torch.float32)
     operands, planes = ready[:-1], ready[-1]
     if shapes.by_bits:
-        from . import gluon_maxima
+        from . import triton_bits
 
         tiles = min(64, max(4, triton.next_power_of_2(B * G * shapes.blocks // PROGRAMS)))
         each: Any = (shapes.blocks // tiles * G, B)
         kept = {name: shapes.codes[name] for name in ("W", "WP", "R", "NQ")}
         with on_device_of(q_pos_BL):
-            gluon_maxima._maxima[each](
+            triton_bits._maxima[each](
                 q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, planes,
                 *operands[1:], best, near, shapes.pages, G, T, shapes.blocks, PAGE=sizes.PAGE, **kept, TILES=tiles,
                 HEADS=shapes.heads, num_warps=1,
@@ -197,7 +197,7 @@ def choose(
         after_B: Nor are those up to this position of a row, int64.
         per: "head": a table for each query head. "group": one for the heads of a group.
         shortlist: How many of the best by their codes are scored with their real keys.
-        by_bits: Multiply codes bit by bit, see `gluon_maxima`; None: for one query of a row, where that works.
+        by_bits: Multiply codes bit by bit, see `triton_bits`; None: for one query of a row, where that works.
     """
     B, _, L, _ = q_BHLD.shape
     if by_bits is None:
