@@ -25,7 +25,7 @@ for H, G, D, L, per in ((3, 3, 64, 1, "group"), (3, 1, 96, 2, "head"), (8, 1, 12
     lookup = Lookup.of(H, G, D, 200, L, more=1)
     shapes = T.Shapes(lookup.q, lookup.pages, per)
     ready = T.prepared(lookup.q, lookup.pages, shapes)
-    best = T.maxima(ready, lookup.q_pos, lookup.pages, shapes, **lookup.settings)
+    best, state = T.maxima(ready, lookup.q_pos, lookup.pages, shapes, **lookup.settings)
     scores = torch.nn.functional.pad(lookup.code_scores(per), (0, 56), value=float("-inf"))
     best[1, ..., 3] = float("-inf")  # behind the row's end
     size = float(scores[scores.isfinite()].abs().max())
@@ -36,6 +36,8 @@ for H, G, D, L, per in ((3, 3, 64, 1, "group"), (3, 1, 96, 2, "head"), (8, 1, 12
 SELECTING = """
 import torch
 from hf_longctx.ops.kernels.triton_best import _select
+from hf_longctx.ops.kernels.triton_bins import _bins, _listed
+from hf_longctx.ops.kernels.triton_range import STATE, widen
 none, n = float("-inf"), 100
 torch.manual_seed(0)
 random, ties, few = torch.randn(2, n), torch.randint(0, 3, (2, n)).float(), torch.full((2, n), none)
@@ -61,6 +63,47 @@ for what, scores in kinds.items():
                 assert (floor[row] == none) == (len(got) < k) and all(-s >= floor[row] for s, _ in order[: len(got)])
                 assert found[row] == 0
 """
+
+BINS = (
+    SELECTING
+    + """
+import triton
+import triton.language as tl
+
+@triton.jit
+def note(state, scores, room, number, N: tl.constexpr):
+    row, at = tl.program_id(0), tl.arange(0, N)
+    score = tl.load(scores + row * room + at, at < number, float("-inf"))
+    some = score > float("-inf")
+    high, low = tl.max(score, 0), tl.min(tl.where(some, score, float("inf")), 0)
+    one = tl.zeros((1,), tl.int32)
+    widen(state, one + row, one + high, one + low, one == 0)
+
+n = 2500  # three parts
+kinds = {"random": torch.randn(2, n), "close": torch.randn(2, n) * 1e-30 - 1.0, "equal": torch.zeros(2, n),
+         "ties": torch.randint(0, 3, (2, n)).float(), "far": torch.randn(2, n), "few": torch.full((2, n), none),
+         "half": torch.randn(2, n).masked_fill(torch.rand(2, n) < 0.5, none)}
+kinds["far"][:, 7], kinds["far"][:, 1500] = 1e9, -1e9
+kinds["few"][:, [7, 2050]] = 1.5
+for what, scores in kinds.items():
+    for k, most, number in ((20, 25, n), (300, 340, 2400), (17, 17, 1000), (1, 65, n), (5, 9, 0)):
+        state, floor = torch.zeros(2, STATE.value).int(), torch.zeros(2)
+        note[(2,)](state, scores, n, number, N=4096)
+        least, block, (count, found) = torch.zeros(2).long(), torch.full((2, most), -1).int(), torch.ones(2, 2).int()
+        numbers = torch.full((2,), 64 * number - min(number, 1))
+        for _ in range(2):  # twice from what has been noted once
+            _bins[(3, 2)](scores, numbers, state, least, floor, count, found, 1, n, most, KEPT=k, CHUNK=64, GROUPS=0)
+            _listed[(3, 2)](scores, numbers, state, least, block, count, 1, n, most)
+        assert (found == 0).all()
+        for row in range(2):
+            order = sorted((-s, at) for at, s in enumerate(scores[row, :number].tolist()) if s > none)
+            got = block[row, : count[row]].tolist()
+            assert len(set(got)) == len(got) == min(len(order), max(len(got), k)) <= most, (what, k, len(got))
+            assert set(got) == {at for _, at in order[: len(got)]}, (what, "the best ones, of equal ones the lower")
+            assert floor[row] <= -order[min(k, len(order)) - 1][0] if order else floor[row] == none
+            assert floor[row] > none or len(order) <= most or len(order) < k, what
+"""
+)
 
 CHOOSING = (
     SMALL
@@ -261,7 +304,7 @@ assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
 
 @pytest.mark.parametrize(
     ("code", "interpret"),
-    [(MAXIMA + SELECTING + FOUND, "1"), (CHOOSING + EDGES + KEYS, "1"), (A_MODEL, "1"), (COMPILED, "0")],
+    [(MAXIMA + BINS + FOUND, "1"), (CHOOSING + EDGES + KEYS, "1"), (A_MODEL, "1"), (COMPILED, "0")],
     ids=["parts", "choices", "a_model", "compiled"],
 )
 def test_kernels(code: str, interpret: str) -> None:

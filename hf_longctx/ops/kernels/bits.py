@@ -12,6 +12,7 @@ from ..paged import paged
 from ..pages import Pages
 
 logger = logging.getLogger("hf_longctx")
+KEPT = 40  # tokens of a check, of which there are more
 FROM, BELOW = (8, 0), (10, 0)  # compute capabilities whose tensor cores do it: later ones take it apart
 
 
@@ -27,7 +28,7 @@ def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str) -> str | None:
 
 @torch.no_grad()
 def _check(device: torch.device, dim: int, group: int, per: str) -> str | None:
-    """What is wrong with it on this device; None if the best scores are those of `triton_codes`."""
+    """What is wrong with it on this device; None if scores and the best tokens are those of Triton's own kernels."""
     random, G, S = randoms(device, torch.float32), 2, 500
     q, k = random(1, G * group, 1, dim), random(1, G, S, dim)
     pos = torch.arange(S, device=device)[None].clone()
@@ -36,14 +37,17 @@ def _check(device: torch.device, dim: int, group: int, per: str) -> str | None:
     at = torch.full((1, 1), S - 1, device=device), pages
     near, after = 130, torch.full((1,), 20, device=device)
     try:
-        from .triton_lookup import Shapes, maxima, prepared
+        from .triton_lookup import Shapes, maxima, prepared, survivors
 
-        got = []
+        best, kept = [], []
         for by_bits in (True, False):
             shapes = Shapes(q, pages, per, by_bits)
-            got.append(maxima(prepared(q, pages, shapes), *at, shapes, near, after)[..., : -(-S // 64)])
-        # Triton's is taken as it is; codes are checked with keys that stand out in `lookup._check`
-        if torch.allclose(got[0], got[1], rtol=1e-5, atol=1e-5):
+            ready = prepared(q, pages, shapes)
+            scored = maxima(ready, *at, shapes, near, after)
+            best.append(scored[0][..., : -(-S // 64)])
+            kept.append(survivors(ready, scored, *at, shapes, near, after, KEPT)[1].sort().values)
+        # Triton's are taken as they are here, and checked with keys that stand out by `lookup`
+        if torch.allclose(best[0], best[1], rtol=1e-5, atol=1e-5) and torch.equal(kept[0], kept[1]):
             return None
         reason = "their scores are not those of the other kernels"
     except Exception as error:  # Triton, its compiler and the driver raise whatever they like

@@ -1,9 +1,9 @@
 """The tokens with the best scores by their codes, in Triton: from the best of each block, exactly, in two steps.
 
-The k blocks with the best maxima hold the k best tokens, ties by the lower slot. `_select` finds a bound that at least
-k blocks reach: it counts them in 31 bins of equal width between two bounds and continues in one of the bins, until not
-many more than k are above. `_survivors` scores these blocks again and keeps the tokens that reach the bound, of which
-`_select` once more keeps k. The order in which programs find tokens has no influence: no two have the same key.
+The k blocks with the best maxima hold the k best tokens, ties by the lower slot. `triton_bins` finds these blocks and a
+bound that they reach, `_survivors` scores them again and keeps the tokens that reach it, and `_select` keeps k of
+these. One program of it counts a row in 31 bins of equal width between two bounds and continues in one of the bins,
+until not many more than k are above. The order in which programs find tokens has no influence: no two have one key.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,102 +15,93 @@ import triton.language as tl
 
 from .triton_codes import laid_out, operands, scored
 
-NOTHING = tl.constexpr(-(2**31))  # the key of what is no candidate
-LEAST = tl.constexpr(-(2**31) + 2**23)  # no candidate's key is below it
+
+@triton.jit
+def _keys(score, name):
+    """Scores, and of equal ones the lower name first, as int64 that are all different."""
+    bits = score.to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(tl.int64) << 31) + (2147483647 - name)
 
 
 @triton.jit
-def _keys(scores, start, number, CHUNK: tl.constexpr):
-    """Scores of a part of a row as int32 that are ordered as they are; `NOTHING` for -inf and behind the end."""
+def _score(key):
+    """The score of a key, and a little less: scored again in another place, a token may differ in its last bits."""
+    ordered = (key >> 31).to(tl.int32)
+    score = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return score - tl.abs(score) * 1e-5 - 1e-30
+
+
+@triton.jit
+def _part(scores, names, start, number, CHUNK: tl.constexpr, NAMED: tl.constexpr):
+    """A piece of a row: names, scores, their keys, and which are candidates."""
     at = start + tl.arange(0, CHUNK)
     score = tl.load(scores + at, at < number, float("-inf"))
-    bits = score.to(tl.int32, bitcast=True)
-    return tl.where(score > float("-inf"), bits ^ ((bits >> 31) & 0x7FFFFFFF), NOTHING)
+    name = tl.load(names + at, at < number, 0) if NAMED else at
+    return name, score, _keys(score, name), score > float("-inf")
 
 
 @triton.jit
-def _reaching(key_N, bound, scores, number, CHUNK: tl.constexpr):
-    """How many keys of a row are `bound` or more; `key_N` are the first of them."""
-    reach_N = (key_N >= bound).to(tl.int32)
-    for start in range(CHUNK, number, CHUNK):
-        reach_N += (_keys(scores, start, number, CHUNK) >= bound).to(tl.int32)
-    return tl.sum(reach_N, 0)
+def _least(scores, names, number, most, KEPT: tl.constexpr, CHUNK: tl.constexpr, NAMED: tl.constexpr,
+           GROUPS: tl.constexpr):  # fmt: skip
+    """The key from which on there are the best `KEPT` of a row and a few more, at most `most`.
 
-
-@triton.jit
-def _names(names, start, number, CHUNK: tl.constexpr, NAMED: tl.constexpr):
-    """The names of a part of a row."""
-    at = start + tl.arange(0, CHUNK)
-    return tl.load(names + at, at < number, 0) if NAMED else at
-
-
-@triton.jit
-def _last_name(bound, scores, names, number, room, CHUNK: tl.constexpr, NAMED: tl.constexpr):
-    """Up to which name there are `room` keys that equal a bound."""
-    low, high = tl.full((), -1, tl.int64), tl.full((), 2147483647, tl.int64)
-    while high - low > 1:
-        middle, there = low + (high - low) // 2, 0
+    GROUPS is a power of two from KEPT to CHUNK, or 0.
+    """
+    bins = tl.arange(0, 32)
+    low_N, high_N = tl.full((CHUNK,), 2**62, tl.int64), tl.full((CHUNK,), -(2**62), tl.int64)
+    some_N = tl.zeros((CHUNK,), tl.int32)
+    for start in range(0, number, CHUNK):
+        _, _, key, some = _part(scores, names, start, number, CHUNK, NAMED)
+        low_N = tl.minimum(low_N, tl.where(some, key, 2**62))
+        high_N = tl.maximum(high_N, tl.where(some, key, -(2**62)))
+        some_N += some.to(tl.int32)
+    least, last, reach, above, shift = tl.min(low_N, 0), tl.max(high_N, 0), tl.sum(some_N, 0), 0, 62
+    if GROUPS > 0:  # noqa: SIM102  # this is known when it is compiled
+        if reach > most:
+            # of so many groups, KEPT or more, each has one that is no less than the least of the groups' best
+            least = tl.maximum(least, tl.min(tl.max(tl.reshape(high_N, (GROUPS, CHUNK // GROUPS)), 1), 0))
+    while reach > most:
+        while (shift > 0) & (((last - least) >> tl.maximum(shift - 1, 0)) < 31):
+            shift -= 1
+        counts = tl.zeros((32,), tl.int32)
         for start in range(0, number, CHUNK):
-            equal = _keys(scores, start, number, CHUNK) == bound
-            there += tl.sum((equal & (_names(names, start, number, CHUNK, NAMED) <= middle)).to(tl.int32), 0)
-        low, high = tl.where(there <= room, middle, low), tl.where(there <= room, high, middle)
-    return low
+            _, _, key, some = _part(scores, names, start, number, CHUNK, NAMED)
+            inside = some & (key >= least) & (key <= last)
+            counts += tl.histogram(tl.where(inside, (key - least) >> shift, 31).to(tl.int32), 32)
+        counts = tl.where(bins < 31, counts, 0)
+        at_least = above + tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
+        into = tl.max(tl.where(at_least >= KEPT, bins * (bins < 31).to(tl.int32), 0), 0)
+        reach = tl.sum(tl.where(bins == into, at_least, 0), 0)
+        above = reach - tl.sum(tl.where(bins == into, counts, 0), 0)
+        least += into.to(tl.int64) << shift
+        last = tl.minimum(last, least + (tl.full((), 1, tl.int64) << shift) - 1)
+    return least
 
 
 @triton.jit(do_not_specialize=["per_number", "most"])
 def _select(scores, names, numbers, kept, kept_score, count, floor, found, per_number, room, most, KEPT: tl.constexpr,
             CHUNK: tl.constexpr, NAMED: tl.constexpr, GROUPS: tl.constexpr = 0):  # fmt: skip
-    """Of one row the best `KEPT` and a few more, at most `most`, in the order that they have, and a bound of them.
-
-    GROUPS is a power of two from KEPT to CHUNK, or 0.
-    """
+    """Of one row the best `KEPT` and a few more, at most `most`, in the order that they have, and a bound of them."""
     row = tl.program_id(0).to(tl.int64)
     scores += row * room
     names += row * room
     # of blocks, or of what `_survivors` has found
     number = tl.load(numbers + row // per_number)
     number = (number if NAMED else tl.cdiv(number, 64)).to(tl.int32)
-    key_N = _keys(scores, 0, number, CHUNK)  # stay in registers, as most rows have no more
-    best_N = key_N
-    for start in range(CHUNK, number, CHUNK):
-        best_N = tl.maximum(best_N, _keys(scores, start, number, CHUNK))
-    least = tl.full((), LEAST, tl.int32)
-    end = tl.maximum(tl.max(best_N, 0), LEAST).to(tl.int64) + 1
-    reach = _reaching(key_N, least, scores, number, CHUNK)
-    if GROUPS > 0:  # noqa: SIM102  # this is known when it is compiled
-        if reach > most:
-            # of so many groups, KEPT or more, each has one that is no less than the least of the groups' best
-            bests = tl.max(tl.reshape(best_N, (GROUPS, CHUNK // GROUPS)), 1)
-            least = tl.maximum(least, tl.min(bests, 0))
-            reach = _reaching(key_N, least, scores, number, CHUNK)
-    while (reach > most) & (end - least > 1):
-        middle = (least + (end - least) // 2).to(tl.int32)
-        there = _reaching(key_N, middle, scores, number, CHUNK)
-        enough = there >= KEPT
-        least, reach = tl.where(enough, middle, least), tl.where(enough, there, reach)
-        end = tl.where(enough, end, middle.to(tl.int64))
-    final = tl.full((), 2147483647, tl.int64)  # of those that equal the bound the last name that is taken
-    if reach > most:
-        above = _reaching(key_N, least.to(tl.int64) + 1, scores, number, CHUNK)
-        final = _last_name(least, scores, names, number, most - above, CHUNK, NAMED)
+    least = _least(scores, names, number, most, KEPT, CHUNK, NAMED, GROUPS)
     held = 0
-    PIECE: tl.constexpr = CHUNK if CHUNK < 4096 else 4096
-    for start in range(0, number, PIECE):
-        at, name = start + tl.arange(0, PIECE), _names(names, start, number, PIECE, NAMED)
-        key = _keys(scores, start, number, PIECE)
-        take = (key > least) | ((key == least) & (name <= final))
-        taken = take.to(tl.int32)
-        to = row * most + held + tl.cumsum(taken, 0) - 1
+    for start in range(0, number, CHUNK):
+        name, score, key, some = _part(scores, names, start, number, CHUNK, NAMED)
+        take = some & (key >= least)
+        to = row * most + held + tl.cumsum(take.to(tl.int32), 0) - 1
         tl.store(kept + to, name, take)
-        tl.store(kept_score + to, tl.load(scores + at, take, 0.0), take)
-        held += tl.sum(taken, 0)
+        tl.store(kept_score + to, score, take)
+        held += tl.sum(take.to(tl.int32), 0)
     tl.store(count + row, held)
     if not NAMED:
         tl.store(found + row, 0)
-        reached = (least ^ ((least >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-        # scored again in another place, a token may differ in its last bits
-        reached = reached - tl.abs(reached) * 1e-5 - 1e-30
-        tl.store(floor + row, tl.where(held >= KEPT, reached, float("-inf")))
+        tl.store(floor + row, tl.where(held >= KEPT, _score(least), float("-inf")))
 
 
 @triton.jit(do_not_specialize=["near", "pages", "G", "L", "most"])

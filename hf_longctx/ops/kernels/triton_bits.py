@@ -16,7 +16,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..codes import QUERY_BITS
+from . import triton_range
 
+widen = gluon.jit(triton_range.widen.fn)
 PAIRS = QUERY_BITS // 2
 MMA = "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc"
 
@@ -62,9 +64,54 @@ def _operand(planes, at, NQ: gl.constexpr, SETS: gl.constexpr, HALVES: gl.conste
     return held
 
 
+@gluon.jit
+def _of_heads(half, base, factor, at, WP: gl.constexpr, NQ: gl.constexpr, SETS: gl.constexpr, LAYOUT: gl.constexpr):
+    """Of each four heads what their counts are made scores with."""
+    part, column = gl.arange(0, 8, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))
+    halves, bases, factors = (), (), ()
+    for i in gl.static_range(SETS):
+        head = 4 * i + column
+        from_half = half + (at * WP + part)[:, None] * NQ + head[None]
+        halves = halves + (gl.sum(gl.load(from_half, (part < WP)[:, None], 0.0), 0),)  # type: ignore[assignment]  # noqa: RUF005
+        bases = bases + (gl.load(base + at * NQ + head),)  # type: ignore[assignment]  # noqa: RUF005
+        factors = factors + (gl.load(factor + at * NQ + head),)  # type: ignore[assignment]  # noqa: RUF005
+    return halves, bases, factors
+
+
+@gluon.jit
+def _seen(q_pos, ready, after, b, near):
+    """The first position that a row's query looks up, and how many there are from it on. No text has 2^31 tokens."""
+    earliest, here = gl.maximum(gl.load(after + b), -1), gl.load(q_pos + b)
+    latest = gl.where(here >= gl.load(ready + b), here - near, -1)
+    return (earliest + 1).to(gl.int32), gl.maximum(latest - earliest, 0).to(gl.uint32)
+
+
+@gluon.jit
+def _page(words, size, pos, b, g, pages, first, PAGE: gl.constexpr, W: gl.constexpr):
+    """Where a slot's codes, size and position lie; a multiple of 64."""
+    page, inside = b * pages + first // PAGE, gl.multiple_of(first % PAGE, 64)
+    words_at = gl.load(words + page).to(gl.pointer_type(gl.int32)) + (g * PAGE + inside) * W
+    size_at = gl.multiple_of(gl.load(size + page).to(gl.pointer_type(gl.float16)), 16) + g * PAGE + inside
+    return words_at, size_at, gl.multiple_of(gl.load(pos + page).to(gl.pointer_type(gl.int64)), 16) + inside
+
+
+@gluon.jit
+def _scores(codes, more, held, i: gl.constexpr, halves, bases, factors, size_R, HALVES: gl.constexpr):
+    """The scores of 64 slots for the i-th four heads; nan where a size is nan."""
+    if HALVES == 2:
+        count = gl.inline_asm_elementwise(
+            COUNTING_2, REGISTERS_2, [codes, more, held[2 * i], held[2 * i + 1]], gl.int32, True, 8
+        )
+    else:
+        count = gl.inline_asm_elementwise(COUNTING, REGISTERS, [codes, held[i]], gl.int32, True, 8)
+    # 2^-17 and the order of the rest: to the bit what `triton_codes` has
+    scores = (count.to(gl.float32) * 7.62939453125e-06 - halves[i][None]) * factors[i][None]
+    return scores * size_R[:, None] + bases[i][None]
+
+
 @gluon.jit(do_not_specialize=["near", "pages", "G", "T", "blocks"])
-def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, factor, best, near, pages, G, T, blocks,
-            PAGE: gl.constexpr, W: gl.constexpr, WP: gl.constexpr, R: gl.constexpr, NQ: gl.constexpr,
+def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, factor, best, state, near, pages, G, T,
+            blocks, PAGE: gl.constexpr, W: gl.constexpr, WP: gl.constexpr, R: gl.constexpr, NQ: gl.constexpr,
             TILES: gl.constexpr, HEADS: gl.constexpr):  # fmt: skip
     """Some blocks of 64 slots of one row's group of heads: the best score of each."""
     HALVES: gl.constexpr = (W + 3) // 4
@@ -79,25 +126,12 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
     at = b * G + g
     row, column = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))
     held = _operand(planes, at, NQ, SETS, HALVES, LAYOUT)
-    part = gl.arange(0, 8, gl.SliceLayout(1, LAYOUT))
-    halves, bases, factors = (), (), ()
-    for i in gl.static_range(SETS):
-        head = 4 * i + column
-        from_half = half + (at * WP + part)[:, None] * NQ + head[None]
-        halves = halves + (gl.sum(gl.load(from_half, (part < WP)[:, None], 0.0), 0),)  # type: ignore[assignment]  # noqa: RUF005
-        bases = bases + (gl.load(base + at * NQ + head),)  # type: ignore[assignment]  # noqa: RUF005
-        factors = factors + (gl.load(factor + at * NQ + head),)  # type: ignore[assignment]  # noqa: RUF005
-    earliest = gl.maximum(gl.load(after + b), -1)
-    here = gl.load(q_pos + b)
-    latest = gl.where(here >= gl.load(ready + b), here - near, -1)
-    page, inside = b * pages + first // PAGE, gl.multiple_of(first % PAGE, 64)
-    words_at = gl.load(words + page).to(gl.pointer_type(gl.int32)) + (g * PAGE + inside) * W
-    size_at = gl.multiple_of(gl.load(size + page).to(gl.pointer_type(gl.float16)), 16) + g * PAGE + inside
-    pos_at = gl.multiple_of(gl.load(pos + page).to(gl.pointer_type(gl.int64)), 16) + inside
-    # no text has 2^31 tokens
-    room, low = gl.minimum(end - first, TILES * 64).to(gl.int32), (earliest + 1).to(gl.int32)
-    span = gl.maximum(latest - earliest, 0).to(gl.uint32)
+    halves, bases, factors = _of_heads(half, base, factor, at, WP, NQ, SETS, LAYOUT)
+    low, span = _seen(q_pos, ready, after, b, near)
+    words_at, size_at, pos_at = _page(words, size, pos, b, g, pages, first, PAGE, W)
+    room = gl.minimum(end - first, TILES * 64).to(gl.int32)
     pair = gl.arange(0, 64, ROWS)
+    high_score, low_score = gl.to_tensor(float("-inf")), gl.to_tensor(float("inf"))
     for tile in range(0, gl.cdiv(room, 64)):
         # what lies behind the last slot is read, as a page is whole, and not seen
         each = (tile * 64 + row)[:, None] * W + column[None]
@@ -111,23 +145,83 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
         size_R = gl.where(seen, gl.load(size_at + slot).to(gl.float32), float("nan"))
         size_R = gl.convert_layout(size_R, gl.SliceLayout(1, LAYOUT))
         top = gl.full([4], float("-inf"), gl.float32, gl.SliceLayout(0, LAYOUT))
+        least = gl.full([4], float("inf"), gl.float32, gl.SliceLayout(0, LAYOUT))
         for i in gl.static_range(SETS):
-            if HALVES == 2:
-                count = gl.inline_asm_elementwise(
-                    COUNTING_2, REGISTERS_2, [codes, more, held[2 * i], held[2 * i + 1]], gl.int32, True, 8
-                )
-            else:
-                count = gl.inline_asm_elementwise(COUNTING, REGISTERS, [codes, held[i]], gl.int32, True, 8)
-            # 2^-17: as `triton_codes` has it
-            scores = (count.to(gl.float32) * 7.62939453125e-06 - halves[i][None]) * factors[i][None]
-            scores = scores * size_R[:, None] + bases[i][None]
+            scores = _scores(codes, more if HALVES == 2 else codes, held, i, halves, bases, factors, size_R, HALVES)
             top_C = gl.max(scores, 0)
             top_C = gl.where(top_C == top_C, top_C, float("-inf"))
-            block = first // 64 + tile
             if HEADS:
                 head = 4 * i + column
-                gl.store(best + (b * T + g * R + head) * blocks + block, top_C, head < R)
-            else:
-                top = gl.maximum(top, top_C)
+                gl.store(best + (b * T + g * R + head) * blocks + first // 64 + tile, top_C, head < R)
+                least = gl.minimum(least, gl.where(top_C > float("-inf"), top_C, float("inf")))
+            top = gl.maximum(top, top_C)
+        most = gl.max(top, 0)
         if not HEADS:
-            gl.store(best + (b * T + g) * blocks + first // 64 + tile, gl.max(top, 0))
+            gl.store(best + (b * T + g) * blocks + first // 64 + tile, most)
+        high_score = gl.maximum(high_score, most)
+        fewest = gl.min(least, 0) if HEADS else gl.where(most > float("-inf"), most, float("inf"))
+        low_score = gl.minimum(low_score, fewest)
+    for i in gl.static_range(R if HEADS else 1):  # one range serves all heads
+        widen(state, b * T + (g * R + i if HEADS else g), high_score, low_score, True)
+
+
+@gluon.jit
+def _sum(one, other):
+    return one + other
+
+
+@gluon.jit(do_not_specialize=["near", "pages", "G", "most"])
+def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base, factor, block, count, floor, found,
+               score, slot, near, pages, G, most, PAGE: gl.constexpr, W: gl.constexpr, WP: gl.constexpr,
+               R: gl.constexpr, NQ: gl.constexpr, HEADS: gl.constexpr):  # fmt: skip
+    """The tokens of two of these blocks that reach the bound, added to the row's."""
+    HALVES: gl.constexpr = (W + 3) // 4
+    SETS: gl.constexpr = (R + 3) // 4
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [1, 1], [1, 0])
+    ROWS: gl.constexpr = gl.BlockedLayout([2], [32], [1], [0])
+    row_of, start = gl.program_id(1).to(gl.int64), gl.program_id(0) * 2
+    number = gl.load(count + row_of)
+    if start >= number:
+        return
+    T = G * R if HEADS else G
+    b, table = row_of // T, row_of % T
+    g = table // R if HEADS else table
+    at = b * G + g
+    row, column = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))
+    pair = gl.arange(0, 64, ROWS)
+    held = _operand(planes, at, NQ, SETS, HALVES, LAYOUT)
+    halves, bases, factors = _of_heads(half, base, factor, at, WP, NQ, SETS, LAYOUT)
+    end, bound = gl.load(filled + b), gl.load(floor + row_of)
+    low, span = _seen(q_pos, ready, after, b, near)
+    firsts, codes, mores, sizes = (), (), (), ()
+    for j in gl.static_range(2):  # read before anything of them is written
+        first = gl.load(block + row_of * most + gl.minimum(start + j, number - 1)).to(gl.int64) * 64
+        words_at, size_at, pos_at = _page(words, size, pos, b, g, pages, first, PAGE, W)
+        each = row[:, None] * W + column[None]
+        codes = codes + (gl.load(words_at + each, (column < W)[None], 0),)  # type: ignore[assignment]  # noqa: RUF005
+        if HALVES == 2:
+            more = gl.load(words_at + 4 + each, (column + 4 < W)[None], 0)
+            mores = mores + (more,)  # type: ignore[assignment]  # noqa: RUF005
+        seen = (first + pair < end) & (start + j < number)
+        seen = seen & ((gl.load(pos_at + pair).to(gl.int32) - low).to(gl.uint32, bitcast=True) < span)
+        size_R = gl.where(seen, gl.load(size_at + pair).to(gl.float32), float("nan"))
+        sizes = sizes + (gl.convert_layout(size_R, gl.SliceLayout(1, LAYOUT)),)  # type: ignore[assignment]  # noqa: RUF005
+        firsts = firsts + (first,)  # type: ignore[assignment]  # noqa: RUF005
+    for j in gl.static_range(2):
+        best_R = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, LAYOUT))
+        for i in gl.static_range(SETS):
+            scores = _scores(
+                codes[j], mores[j] if HALVES == 2 else codes[j], held, i, halves, bases, factors, sizes[j], HALVES
+            )
+            if HEADS:
+                scores = gl.where((4 * i + column == table % R)[None], scores, float("-inf"))
+            best_R = gl.maximum(best_R, gl.max(scores, 1))
+        best_R = gl.convert_layout(best_R, ROWS)
+        take = best_R >= bound
+        if not HEADS:
+            take = take & (best_R > float("-inf"))
+        taken = take.to(gl.int32)
+        before = gl.atomic_add(found + row_of, gl.sum(taken, 0), sem="relaxed")
+        to = row_of * (most * 64) + before + gl.associative_scan(taken, 0, _sum) - 1
+        gl.store(score + to, best_R, take)
+        gl.store(slot + to, (firsts[j] + pair).to(gl.int32), take)

@@ -17,6 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_range import widen
+
 TILES = tl.constexpr(16)  # blocks of 64 slots of a program; a page holds a multiple of them
 AT_ONCE = tl.constexpr(2)  # of them, in code without a loop
 
@@ -110,8 +112,8 @@ def scored(bytes_NB, i: tl.constexpr, held, half, base, factor, size_N, W: tl.co
 
 
 @triton.jit(do_not_specialize=["near", "pages", "G", "L", "T"])
-def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, factor, best, near, pages, G, L, T,
-            blocks, PAGE: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
+def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, factor, best, state, near, pages, G, L,
+            T, blocks, PAGE: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
             NQ: tl.constexpr, K: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
             ONE: tl.constexpr):  # fmt: skip
     """Some blocks of one row's group of heads: the best score of each."""
@@ -138,6 +140,8 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, 
     size_at = tl.multiple_of(tl.load(size + page).to(tl.pointer_type(tl.float16)), 16) + g * PAGE + inside
     pos_at = tl.multiple_of(tl.load(pos + page).to(tl.pointer_type(tl.int64)), 16) + inside
     room = tl.minimum(end - first, TILES * 64).to(tl.int32)
+    TABLES: tl.constexpr = NQ if HEADS else NQ // RP
+    high_N, low_N = tl.full((TABLES,), float("-inf"), tl.float32), tl.full((TABLES,), float("inf"), tl.float32)
     # operands are brought to where the tensor cores read them once for some tiles, not for each of them
     for begin in range(0, tl.cdiv(room, 64), AT_ONCE):
         for more in tl.static_range(AT_ONCE):
@@ -162,11 +166,17 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, 
                 else:
                     top_RN = tl.maximum(top_RN, scores)
             top_N = tl.max(top_RN, 0)
-            block = first // 64 + tile
             if HEADS:
-                tl.store(best + ((b * T + g * R + r) * L + l) * blocks + block, top_N, live)
+                to, wanted = (b * T + g * R + r) * L + l, live
             else:
-                query = tl.arange(0, NQ // RP)
-                top = tl.max(tl.reshape(top_N, (NQ // RP, RP)), 1)
-                to = piece * (NQ // RP) + query
-                tl.store(best + ((b * T + g) * L + to) * blocks + block, top, to < L)
+                top_N = tl.max(tl.reshape(top_N, (NQ // RP, RP)), 1)
+                query = piece * (NQ // RP) + tl.arange(0, NQ // RP)
+                to, wanted = (b * T + g) * L + query, query < L
+            tl.store(best + to * blocks + first // 64 + tile, top_N, wanted)
+            high_N = tl.maximum(high_N, top_N)
+            low_N = tl.minimum(low_N, tl.where(top_N > float("-inf"), top_N, float("inf")))
+    if HEADS:
+        widen(state, (b * T + g * R + r) * L + l, high_N, low_N, live)
+    else:
+        query = piece * (NQ // RP) + tl.arange(0, NQ // RP)
+        widen(state, (b * T + g) * L + query, high_N, low_N, query < L)

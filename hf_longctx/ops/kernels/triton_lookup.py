@@ -19,10 +19,11 @@ from torch import Tensor
 from .. import pages as sizes
 from ..codes import QUERY_BITS, SPREAD, turned
 from ..pages import Pages
-from . import bits
 from .placed import on_device_of
 from .triton_best import _select, _survivors
+from .triton_bins import PART, _bins, _listed
 from .triton_codes import TILES, _maxima, _prepare
+from .triton_range import STATE
 from .triton_shortlist import TOKENS, _last, _shortlist
 
 BLOCK = 64  # slots
@@ -56,6 +57,7 @@ class Shapes:
             "W": W, "WP": WP, "R": R, "RP": RP, "NQ": columns, "K": max(16, 4 * WP), "BYTES": max(32, 4 * WP),
             "ROWS": rows,
         }  # fmt: skip
+        self.bits = {name: self.codes[name] for name in ("W", "WP", "R", "NQ")}
 
 
 @functools.lru_cache(maxsize=32)
@@ -87,70 +89,76 @@ def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, Tens
 
 def maxima(
     ready: tuple[Tensor, ...], q_pos_BL: Tensor, pages: Pages, shapes: Shapes, near: int, after_B: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The best score of each block of 64 slots by the codes, (B, T, L, blocks); -inf: it has no candidate.
 
-    Of blocks behind the last token it is undefined.
+    Of blocks behind the last token it is undefined. And what is known of each row's range, for `survivors`.
     """
     B, G, L, T = shapes.B, shapes.G, shapes.L, shapes.T
     best = torch.empty(B, T, L, shapes.blocks, device=q_pos_BL.device, dtype=torch.float32)
-    operands, planes = ready[:-1], ready[-1]
-    if shapes.by_bits:
-        from . import triton_bits
-
-        tiles = min(64, max(4, triton.next_power_of_2(B * G * shapes.blocks // PROGRAMS)))
-        each: Any = (shapes.blocks // tiles * G, B)
-        kept = {name: shapes.codes[name] for name in ("W", "WP", "R", "NQ")}
-        with on_device_of(q_pos_BL):
-            triton_bits._maxima[each](
-                q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, planes,
-                *operands[1:], best, near, shapes.pages, G, T, shapes.blocks, PAGE=sizes.PAGE, **kept, TILES=tiles,
-                HEADS=shapes.heads, num_warps=1,
-            )  # fmt: skip
-        return best
-    grid: Any = (shapes.blocks // TILES.value * G, B, shapes.pieces)
+    state = torch.zeros(B * T * L, STATE.value, device=best.device, dtype=torch.int32)
+    operand, *of_heads, planes = ready
+    at = q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B
     with on_device_of(q_pos_BL):
-        _maxima[grid](
-            q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *operands, best, near,
-            shapes.pages, G, L, T, shapes.blocks, PAGE=sizes.PAGE, **shapes.codes, HEADS=shapes.heads, ONE=L == 1,
-            num_warps=1, num_stages=2,
+        if shapes.by_bits:
+            from . import triton_bits
+
+            tiles = min(64, max(4, triton.next_power_of_2(B * G * shapes.blocks // PROGRAMS)))
+            triton_bits._maxima[shapes.blocks // tiles * G, B](
+                *at, planes, *of_heads, best, state, near, shapes.pages, G, T, shapes.blocks, PAGE=sizes.PAGE,
+                **shapes.bits, TILES=tiles, HEADS=shapes.heads, num_warps=1,
+            )  # fmt: skip
+            return best, state
+        _maxima[shapes.blocks // TILES.value * G, B, shapes.pieces](
+            *at, operand, *of_heads, best, state, near, shapes.pages, G, L, T, shapes.blocks, PAGE=sizes.PAGE,
+            **shapes.codes, HEADS=shapes.heads, ONE=L == 1, num_warps=1, num_stages=2,
         )  # fmt: skip
-    return best
+    return best, state
 
 
 def survivors(
-    ready: tuple[Tensor, ...], best: Tensor, q_pos_BL: Tensor, pages: Pages, shapes: Shapes, near: int,
-    after_B: Tensor, shortlist: int,
+    ready: tuple[Tensor, ...], scored: tuple[Tensor, Tensor], q_pos_BL: Tensor, pages: Pages, shapes: Shapes,
+    near: int, after_B: Tensor, shortlist: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The best `shortlist` tokens of each table by their codes.
+    """The best `shortlist` tokens of each table by their codes, from what `maxima` gave.
 
     Returns how many there are, (rows), and their slots (rows, shortlist), in any order; a row is a table of a query.
     """
-    rows, device = shapes.B * shapes.T * shapes.L, best.device
-    most = min(shortlist + max(BLOCK, shortlist // 8), shapes.blocks)
+    best, state = scored
+    rows, device, blocks = shapes.B * shapes.T * shapes.L, best.device, shapes.blocks
+    most = min(shortlist + max(BLOCK, shortlist // 8), blocks)
     block, slot = (torch.empty(rows, n, device=device, dtype=torch.int32) for n in (most, most * BLOCK))
-    block_score, score = (torch.empty(rows, n, device=device, dtype=torch.float32) for n in (most, most * BLOCK))
+    score = torch.empty(rows, most * BLOCK, device=device, dtype=torch.float32)
     count, found, number = torch.empty(3, rows, device=device, dtype=torch.int32)
-    floor = torch.empty(rows, device=device, dtype=torch.float32)
+    floor, least = (torch.empty(rows, device=device, dtype=dtype) for dtype in (torch.float32, torch.int64))
     kept_slot = torch.empty(rows, shortlist, device=device, dtype=torch.int32)
     kept_score = torch.empty(rows, shortlist, device=device, dtype=torch.float32)
-    whole: Any = (rows,)
-    each: Any = (most, rows)
-    columns = 8 if shapes.heads else max(8, shapes.codes["RP"])
+    per_row = shapes.T * shapes.L
+    parts: Any = (triton.cdiv(blocks, PART.value), rows)
+    operand, *of_heads, planes = ready
+    at = q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B
+    rest = block, count, floor, found, score, slot, near, shapes.pages, shapes.G
     with on_device_of(best):
-        _select[whole](
-            best, block, pages.filled_B, block, block_score, count, floor, found, shapes.T * shapes.L, shapes.blocks,
-            most, KEPT=shortlist, **_chunks(min(16384, triton.next_power_of_2(shapes.blocks)), shortlist),
-            NAMED=False, num_warps=16,
+        _bins[parts](
+            best, pages.filled_B, state, least, floor, count, found, per_row, blocks, most, KEPT=shortlist,
+            **_chunks(min(8192, triton.next_power_of_2(blocks)), shortlist), num_warps=8,
         )  # fmt: skip
-        _survivors[each](
-            q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B, *ready[:-1], block,
-            count, floor, found, score, slot, near, shapes.pages, shapes.G, shapes.L, most, PAGE=sizes.PAGE,
-            **shapes.codes, NC=columns, HEADS=shapes.heads, num_warps=1,
-        )  # fmt: skip
-        _select[whole](
+        _listed[parts](best, pages.filled_B, state, least, block, count, per_row, blocks, most)
+        if shapes.by_bits:
+            from . import triton_bits
+
+            triton_bits._survivors[triton.cdiv(most, 2), rows](
+                *at, planes, *of_heads, *rest, most, PAGE=sizes.PAGE, **shapes.bits, HEADS=shapes.heads, num_warps=1
+            )
+        else:
+            columns = 8 if shapes.heads else max(8, shapes.codes["RP"])
+            _survivors[most, rows](
+                *at, operand, *of_heads, *rest, shapes.L, most, PAGE=sizes.PAGE, **shapes.codes, NC=columns,
+                HEADS=shapes.heads, num_warps=1,
+            )  # fmt: skip
+        _select[(rows,)](
             score, slot, found, kept_slot, kept_score, number, floor, found, 1, most * BLOCK, shortlist,
-            KEPT=shortlist, **_chunks(4096, shortlist), NAMED=True, num_warps=8,
+            KEPT=shortlist, **_chunks(2048, shortlist), NAMED=True, num_warps=8,
         )  # fmt: skip
     return number, kept_slot
 
@@ -182,7 +190,7 @@ def last(q_BHLD: Tensor, found: Tensor, slot: Tensor, pages: Pages, shapes: Shap
 @torch.no_grad()
 def choose(
     q_BHLD: Tensor, q_pos_BL: Tensor, pages: Pages, *, k: int, near: int, after_B: Tensor, per: str, shortlist: int,
-    by_bits: bool | None = None,
+    by_bits: bool = False,
 ) -> Tensor:  # fmt: skip
     """For each query the slots of its best `k` tokens, (B, T, L, K) int64; -1 where there are fewer.
 
@@ -197,11 +205,9 @@ def choose(
         after_B: Nor are those up to this position of a row, int64.
         per: "head": a table for each query head. "group": one for the heads of a group.
         shortlist: How many of the best by their codes are scored with their real keys.
-        by_bits: Multiply codes bit by bit, see `triton_bits`; None: for one query of a row, where that works.
+        by_bits: Multiply codes bit by bit, see `bits`; for one query of a row.
     """
     B, _, L, _ = q_BHLD.shape
-    if by_bits is None:
-        by_bits = L == 1 and bits.unsupported_reason(q_BHLD, pages, per) is None
     q = q_BHLD if q_BHLD.stride(-1) == 1 else q_BHLD.contiguous()
     q_pos = q_pos_BL.expand(B, L).contiguous()
     room = (shortlist + max(BLOCK, shortlist // 8)) * BLOCK * B * (q.shape[1] if per == "head" else 1)

@@ -1,0 +1,80 @@
+"""The blocks with the best scores of a row, in Triton, by many programs: counted in bins of the row's range.
+
+`triton_range` notes the range while blocks are scored. `_bins` counts them, and the program that is last sets the
+bound: the bin from which on there are k blocks. Where very many scores are alike, more than there is room for would be
+above it: then this program alone finds the exact bound (`triton_best._least`). `_listed` names the blocks above it.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_best import _keys, _least, _score
+from .triton_range import BINS, STATE, _range
+
+PART = tl.constexpr(1024)  # blocks of a program
+LOWEST = tl.constexpr(-(2**62))
+
+
+@triton.jit
+def _bin(score, low, high):
+    """The bin of a score."""
+    scale = BINS / tl.maximum(high - low, 1e-30)
+    return tl.minimum(tl.maximum((score - low) * scale, 0.0), BINS - 1.0).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["per_number", "room", "most"])
+def _bins(scores, numbers, state, least, floor, count, found, per_number, room, most, KEPT: tl.constexpr,
+          CHUNK: tl.constexpr, GROUPS: tl.constexpr):  # fmt: skip
+    """Count some blocks of a row; the program that comes last finds the bin, key and score that they must reach."""
+    row, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    number = tl.cdiv(tl.load(numbers + row // per_number), 64).to(tl.int32)
+    parts = tl.maximum(tl.cdiv(number, PART), 1)
+    if part >= parts:
+        return
+    scores += row * room
+    state += row * STATE
+    at = part * PART + tl.arange(0, PART)
+    score = tl.load(scores + at, at < number, float("-inf"))
+    low, high = _range(state)
+    tl.atomic_add(state + 4 + _bin(score, low, high), 1, score > float("-inf"), sem="relaxed")
+    tl.debug_barrier()  # what all threads have counted comes before what one of them says now
+    if tl.atomic_add(state + 2, 1) == parts - 1:
+        bins = tl.arange(0, BINS)
+        at_least = tl.cumsum(tl.load(state + 4 + bins, volatile=True), 0, reverse=True)
+        enough = at_least >= KEPT
+        into = tl.max(tl.where(enough, bins, 0), 0)
+        reach = tl.sum(tl.where(bins == into, at_least, 0), 0)
+        key, reached = tl.full((), LOWEST, tl.int64), float("-inf")
+        if reach > most:
+            into *= 0
+            key = _least(scores, scores, number, most, KEPT, CHUNK, False, GROUPS)
+            reached = _score(key)
+        elif reach >= KEPT:
+            width = (high - low) / BINS
+            reached = low + (into - 0.5) * width - 1e-5 * tl.maximum(tl.abs(low), tl.abs(high)) - 1e-30
+        tl.store(state + 3, into)
+        tl.store(state + 2, 0)
+        tl.store(state + 4 + bins, tl.zeros((BINS,), tl.int32))
+        tl.store(count + row, 0)
+        tl.store(least + row, key)
+        tl.store(floor + row, reached)
+        tl.store(found + row, 0)
+
+
+@triton.jit(do_not_specialize=["per_number", "room", "most"])
+def _listed(scores, numbers, state, least, block, count, per_number, room, most):
+    """The blocks of a part of a row that reach the bound, added to the row's list."""
+    row, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    number = tl.cdiv(tl.load(numbers + row // per_number), 64).to(tl.int32)
+    if part * PART >= number:
+        return
+    at = part * PART + tl.arange(0, PART)
+    score = tl.load(scores + row * room + at, at < number, float("-inf"))
+    low, high = _range(state + row * STATE)
+    take = (score > float("-inf")) & (_bin(score, low, high) >= tl.load(state + row * STATE + 3))
+    taken = (take & (_keys(score, at) >= tl.load(least + row))).to(tl.int32)
+    to = tl.atomic_add(count + row, tl.sum(taken, 0), sem="relaxed") + tl.cumsum(taken, 0) - 1
+    tl.store(block + row * most + to, at, taken > 0)
