@@ -24,6 +24,7 @@ import yaml
 from recipes.cards import visible
 from recipes.config import check_keys
 
+from .needs import check
 from .schedule import Job, Schedule
 
 FILE = Path(__file__).parent / "jobs.yaml"
@@ -73,9 +74,10 @@ def main(words: list[str] | None = None) -> int:
     cards = visible()[: asked.cards]
     try:
         ours = chosen(asked.names, jobs(asked.file, model, str(asked.documents.absolute()), out))
+        check(ours)
         if large := [job.name for job in ours if job.cards > len(cards)]:
             raise ValueError(f"{', '.join(large)}: more GPUs than the {len(cards)} that there are here.")
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     if asked.detach:
