@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hf_longctx.cli import demo
 from recipes.benchmarks.retrieval import __main__ as retrieval
 from recipes.benchmarks.retrieval.parts import PARTS
 from recipes.extend_context import curriculum, measure, screen, train
@@ -200,6 +201,16 @@ def test_a_chain_scores_nothing_that_it_cannot_train(
     with pytest.raises(ImportError, match=rf"{absent}.* Install it: pip install"):
         chain.run(config)
     assert not Path(config["out"]).exists()
+
+
+def test_the_demo_begins_with_what_it_ends_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_longctx.hub.locate", never)
+    for module in ("matplotlib", "jinja2"):
+        with monkeypatch.context() as without:
+            hide(without, module)
+            with pytest.raises(ImportError, match=rf"{module}.* Install it: pip install"):
+                demo.run(tmp_path / "out", short=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_scores_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
