@@ -1,6 +1,6 @@
 """One long document a step, through Trainer: tokens/s and memory of the ladder beside stock Trainer and TRL.
 
-python -m recipes.far.beside               # SmolLM2-135M, 64k tokens, one GPU; TRL's line needs the extra trl: --lines leaves it out
+python -m recipes.far.beside               # SmolLM2-135M, 64k tokens, one GPU; TRL's line needs trl and datasets
 python -m recipes.far.beside --smoke       # tiny, on a CPU
 """
 

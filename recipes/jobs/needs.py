@@ -1,4 +1,4 @@
-"""Which optional packages jobs need: what their commands say of themselves, so that no list of them is kept here."""
+"""What jobs need: optional packages, which their commands say themselves, so that no list is kept here; and texts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from hf_longctx.upstream.installing import Package, check_packages
 
@@ -26,6 +27,16 @@ def check(jobs: Iterable[Job]) -> None:
             told.setdefault(str(error), []).append(job.name)
     if told:
         raise ImportError(" ".join(f"{', '.join(names)}: {why}" for why, names in told.items()))
+
+
+def check_documents(jobs: Iterable[Job], folder: Path) -> None:
+    """ValueError that names every job that reads the documents, where there are none."""
+    reading = [job.name for job in jobs if shlex.quote(str(folder)) in job.command]
+    if reading and not any(folder.glob("*.txt")):
+        raise ValueError(
+            f"{', '.join(reading)}: there are no texts in {folder}. python -m recipes.benchmarks.documents DIR fetches "
+            f"them; give --documents DIR."
+        )
 
 
 def needed(job: Job) -> Iterator[Package]:

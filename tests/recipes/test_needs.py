@@ -261,6 +261,22 @@ def test_a_shared_training_is_saved_before_it_is_measured(tmp_path: Path, monkey
     assert (tmp_path / "out/model/model.safetensors").exists()
 
 
+def test_jobs_that_lack_their_texts_do_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(jobs, "Schedule", never)
+    asked = ["run", "ladder", "extend_curriculum", "--out", str(tmp_path / "out"), "--seconds", "9"]
+    assert jobs.main([*asked, "--documents", str(tmp_path / "my texts")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: extend_curriculum: there are no texts in")
+    assert "my texts" in said
+    (tmp_path / "my texts").mkdir()
+    (tmp_path / "my texts/one.txt").write_text("One.", encoding="utf-8")
+    with pytest.raises(pytest.fail.Exception, match="it has begun"):
+        jobs.main([*asked, "--documents", str(tmp_path / "my texts")])
+
+
 def test_jobs_that_lack_a_package_do_not_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
