@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from hf_longctx.upstream.installing import install_extra
+from hf_longctx.upstream.installing import Package, check_packages, install_extra
+
+# with what its data sets are made of
+TRL = Package("this recipe trains by TRL", ("datasets", "trl"), install_extra("trl"))
 
 
 def check_trl() -> None:
     """ImportError with what to install, unless TRL and what its data sets are made of can be imported."""
-    try:
-        import datasets  # noqa: F401
-        import trl  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"this recipe trains by TRL ({error}). Install it: {install_extra('trl')}.") from error
+    check_packages([TRL])

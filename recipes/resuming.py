@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_longctx.evaluation.results import write_results
+from hf_longctx.storage.files import check_folder
 from hf_longctx.training.checkpoints import last_whole
+from hf_longctx.training.processes import is_first
 
 
 def fingerprints(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -43,6 +45,13 @@ def check_same(out: Path, now: Mapping[str, str], *, besides: Collection[str] = 
 
 
 def check_fresh(out: Path, resume: bool) -> None:
-    """ValueError where a training would overwrite another one."""
+    """Find what would lose a training, before it begins.
+
+    Raises:
+        ValueError: `out` holds another one.
+        OSError: It cannot be written.
+    """
     if not resume and any((out / "run").glob("checkpoint-*")):
         raise ValueError(f"{out} holds a training. Go on with --resume, or choose another folder.")
+    if is_first():  # several at once would remove each other's attempts
+        check_folder(out)

@@ -73,12 +73,17 @@ def arguments(config: dict[str, Any], folder: Path, **fixed: Any) -> dict[str, A
     return config["training"] | ({"bf16": False} if cpu else {}) | fixed
 
 
-def keep(trainer: Any, out: Path, report: dict[str, Any]) -> None:
-    """The model and the report, each whole or not at all. Every process calls it."""
+def keep_model(trainer: Any, out: Path) -> None:
+    """The model, whole or not at all, before it is measured. Every process calls it."""
     trainer.save_model(str(out / "model.partial"))
     if trainer.is_world_process_zero():
         shutil.rmtree(out / "model", ignore_errors=True)
         (out / "model.partial").rename(out / "model")
+
+
+def keep(trainer: Any, out: Path, report: dict[str, Any]) -> None:
+    """The report, whole or not at all. Every process calls it."""
+    if trainer.is_world_process_zero():
         write_whole(out / "report.json", json.dumps(report, indent=2).encode())
 
 

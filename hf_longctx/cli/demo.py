@@ -51,13 +51,20 @@ def run(out: Path, *, short: bool = False, console: Console | None = None) -> No
         out: Folder for `summary.png`, the numbers of both tasks, and the extended model.
         short: Tiny lengths: shows that everything runs, not that it is any good.
         console: Where to print.
+
+    Raises:
+        ImportError: A package that figures or the chat template need is missing.
     """
     import transformers
 
+    from ..evaluation.report.plots import MATPLOTLIB
     from ..hub import extend, load, locate
     from ..hub.resolve import EXAMPLE_MODEL
     from ..methods.lm_infinite import LMInfinite
+    from ..text.tokens import CHAT_TEMPLATES
+    from ..upstream.installing import check_packages
 
+    check_packages([MATPLOTLIB, CHAT_TEMPLATES])  # the last minutes need them
     console, sizes, start = console or Console(), SHORT if short else FULL, time.perf_counter()
     # Bars of half a second each would drown the demo's own output.
     transformers.utils.logging.disable_progress_bar()

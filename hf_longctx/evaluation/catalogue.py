@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from ..near import did_you_mean
 from ..storage.files import write_json_lines
 from ..storage.fingerprint import tokenizer_digest
 from ..text.corpora import load_text
+from ..upstream.installing import Package
 from . import benchmarks, tasks
 from .folder import declared, modules
 from .generated import Generated
@@ -90,6 +91,16 @@ def make_task(name: str, haystack: Haystack | str | None = None) -> Generated:
         haystack = Haystack.of(haystack)
     task: Generated = declared(tasks, "TASKS")[name](name, haystack)
     return task
+
+
+def packages(names: Iterable[str]) -> tuple[Package, ...]:
+    """The optional packages that these tasks are made with, for `check_packages`: a file's are known when it is read.
+
+    "ruler" names its eleven tasks that need no file.
+    """
+    every = [one for name in names for one in (RULER if name == "ruler" else (name,))]
+    made = [make_task(name, "A haystack.") for name in dict.fromkeys(every) if name in declared(tasks, "TASKS")]
+    return tuple(dict.fromkeys(package for task in made for package in task.packages))
 
 
 def samples(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ..text.tokens import bos_prefix
+from ..upstream.installing import Package, check_packages
 from .haystack import NOISE
 from .sample import Sample, check_depth, prompt_text
 
@@ -57,6 +58,11 @@ class Generated(ABC):
         given |= {"id": "", "task": self.name, "max_new_tokens": self.max_new_tokens, "metric": self.metric}
         return Sample(context=f"{fill}{joint}{text}" if fill else text, **given)
 
+    @property
+    def packages(self) -> tuple[Package, ...]:
+        """The optional packages that samples are made with."""
+        return ()
+
     def at(self, length: int) -> Generated:
         """The task as it is at a length, for those whose counts depend on it."""
         return self
@@ -72,8 +78,10 @@ class Generated(ABC):
         padding. Where a tokenizer has no filler of that many tokens, a prompt is a few tokens shorter.
 
         Raises:
+            ImportError: One of `packages` is missing.
             ValueError: `length` holds no sample of this task, or `n` or `depth` is out of range.
         """
+        check_packages(self.packages)
         if n < 1:
             raise ValueError(f"n={n}: expected at least one sample.")
         if depth is not None:

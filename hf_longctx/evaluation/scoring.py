@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..upstream.installing import install_extra
+from ..upstream.installing import Package, check_packages, install_extra
 
 if TYPE_CHECKING:
     from .sample import Sample
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 Score = Callable[[str, "Sample"], float]
+ROUGE = Package("this score is that of the package rouge", ("rouge",), install_extra("evaluation"))
+JIEBA = Package("Chinese scores are of jieba's words", ("jieba",), "pip install jieba")
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,9 @@ def token_f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
 
 def rouge(prediction: str, answer: str, kind: str, part: str) -> float:
     """A value of the package `rouge`: kind "rouge-1", "rouge-2" or "rouge-l", part "p", "r" or "f"."""
-    try:
-        from rouge import Rouge
-    except ImportError:
-        raise ImportError(
-            f"this score is that of the package rouge. Install it: {install_extra('evaluation')}."
-        ) from None
+    check_packages([ROUGE])
+    from rouge import Rouge
+
     try:
         scores: Any = Rouge().get_scores([prediction], [answer])
     # empty texts and very long ones; the official code counts them as 0, whatever the reason
@@ -101,8 +100,7 @@ def rouge(prediction: str, answer: str, kind: str, part: str) -> float:
 
 def cut_zh(text: str) -> list[str]:
     """Words of a Chinese text, by jieba."""
-    try:
-        import jieba
-    except ImportError:
-        raise ImportError("Chinese scores are of jieba's words. Install it: pip install jieba.") from None
+    check_packages([JIEBA])
+    import jieba
+
     return list(jieba.cut(text, cut_all=False))

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..storage.files import write_whole
 from ..storage.fingerprint import tokenizer_digest
 from ..text.corpora import LARGE, beginning, is_large, load_text
+from ..upstream.installing import check_packages
 from . import tasks
 from .benchmarks.longwriter import n_words
-from .catalogue import RULER, check_name, make_task, read, samples
+from .catalogue import RULER, check_name, make_task, packages, read, samples
 from .folder import declared
 from .haystack import Haystack
 from .metrics import asks_words, check, scores, trimmed
@@ -61,7 +62,8 @@ class Suite(Task):
                 check_name(name)
 
     def check(self, request: Request) -> None:
-        """ValueError for counts out of range."""
+        """ValueError for counts out of range, ImportError for a package that tasks are made with and is missing."""
+        check_packages(packages(request.tasks))
         for name in ("batch_tokens", "batch_rows", "prefill_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1.")

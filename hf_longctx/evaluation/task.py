@@ -78,7 +78,12 @@ class Task(Settings, ABC):
     asks: ClassVar[bool] = False  # asks questions about documents, which a procedure around `generate` can answer
 
     def check(self, request: Request) -> None:
-        """ValueError for what no tokenizer could make of the settings and a request. The default checks nothing."""
+        """Find what no tokenizer could make of the settings and a request. The default checks nothing.
+
+        Raises:
+            ValueError: A setting or the request is out of range.
+            ImportError: A package that the texts, the scores or the figures are made with is missing.
+        """
 
     @abstractmethod
     def prepare(self, tokenizer: PreTrainedTokenizerBase, request: Request) -> Prepared:

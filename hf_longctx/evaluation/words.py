@@ -11,7 +11,9 @@ import uuid
 from functools import cache
 from importlib import resources
 
-from ..upstream.installing import install_extra
+from ..upstream.installing import Package, check_packages, install_extra
+
+WONDERWORDS = Package("needles are made of the words in wonderwords", ("wonderwords",), install_extra("evaluation"))
 
 
 @cache
@@ -21,12 +23,8 @@ def word_list(kind: str) -> tuple[str, ...]:
     Raises:
         ImportError: wonderwords is not installed.
     """
-    try:
-        assets = resources.files("wonderwords") / "assets"
-    except ModuleNotFoundError:
-        raise ImportError(
-            f"this task makes its needles of the words in wonderwords. Install it: {install_extra('evaluation')}."
-        ) from None
+    check_packages([WONDERWORDS])
+    assets = resources.files("wonderwords") / "assets"
     return tuple(word.strip() for word in (assets / f"{kind}list.txt").read_text("utf-8").split("\n") if word.strip())
 
 
@@ -51,6 +49,7 @@ def letters(rng: random.Random, n: int, alphabet: str = string.ascii_lowercase) 
 
 
 MAKERS = {"words": a_word, "numbers": a_number, "uuids": a_uuid}
+PACKAGES = {"words": (WONDERWORDS,), "numbers": (), "uuids": ()}  # what makes them
 
 
 def distinct(rng: random.Random, kind: str, n: int) -> list[str]:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..upstream.installing import Package
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+# transformers asks for it when the first chat is rendered
+CHAT_TEMPLATES = Package("chat templates are rendered by jinja2", ("jinja2",), "pip install 'jinja2>=3.1'")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

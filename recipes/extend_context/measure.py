@@ -6,14 +6,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_longctx.evaluation.answer import answer
-from hf_longctx.evaluation.passkey import MAX_NEW_TOKENS, passkey_grid
+from hf_longctx.evaluation.passkey import MAX_NEW_TOKENS, passkey_grid, passkey_prompts
 from hf_longctx.evaluation.perplexity import fixed_targets, read
+from hf_longctx.upstream.installing import Package
 
 from . import needles
 
@@ -68,19 +69,77 @@ def found_needles(model: Any, tokenizer: Any, length: int, hay: list[int], setti
     return needles.found(model, tokenizer, length, hay, depths(settings), settings["trials"], most)
 
 
+def one_key(tokenizer: Any, length: int, hay: list[int]) -> object:
+    """A prompt as `found_keys` makes them."""
+    return passkey_prompts(tokenizer, length - MAX_NEW_TOKENS, 0.0, trials=1, haystack=hay)
+
+
+def one_needle(tokenizer: Any, length: int, hay: list[int]) -> object:
+    """A prompt as `found_needles` makes them."""
+    return needles.prompt(tokenizer, hay, length, 0.0, "probe")
+
+
+class Retrieval(NamedTuple):
+    """A measure of what is found again at each length.
+
+    Args:
+        found: Asks a model.
+        one: Makes a prompt of a length, without a model: what is wrong with the settings is known before a training.
+        packages: The optional packages that prompts are made with.
+    """
+
+    found: Callable[[Any, Any, int, list[int], dict[str, Any]], dict[str, int]]
+    one: Callable[[Any, int, list[int]], object]
+    packages: tuple[Package, ...] = ()
+
+
+RETRIEVAL = {"passkey": Retrieval(found_keys, one_key), "needle": Retrieval(found_needles, one_needle, needles.NEEDS)}
+NEEDS = tuple(package for measure in RETRIEVAL.values() for package in measure.packages)
+
+
+def needed(settings: dict[str, Any]) -> tuple[Package, ...]:
+    """The optional packages of an evaluation."""
+    return NEEDS if settings["retrieval"] else ()
+
+
+def probe(tokenizer: Any, held: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    """Make a prompt of each kind and length, before anything is trained.
+
+    Raises:
+        ImportError: A package is missing.
+        ValueError: A length holds no prompt.
+    """
+    chat_prompts(tokenizer, min(settings["chats"], 1))
+    hay = first_of(held)
+    for length in settings["retrieval"]:
+        for measure in RETRIEVAL.values():
+            measure.one(tokenizer, length, hay)
+
+
+def first_of(held: dict[str, Tensor]) -> list[int]:
+    """The text in which facts are hidden."""
+    found: list[int] = next(iter(held.values())).tolist()
+    return found
+
+
 def depths(settings: dict[str, Any]) -> list[float]:
     """From the first to the last place."""
     count = settings["depths"]
     return [n / max(count - 1, 1) for n in range(count)]
 
 
-def own_answers(model: Any, tokenizer: Any, count: int) -> list[tuple[list[int], int]]:
-    """Ids of prompt and answer of the model itself, chosen greedily, and how many of them are the answer."""
+def chat_prompts(tokenizer: Any, count: int) -> list[list[int]]:
+    """Prompts of a chat, as ids."""
     prompts = [ask.format(topic) for ask in ASKED for topic in TOPICS][:count]
     if tokenizer.chat_template:
         told = [[{"role": "user", "content": prompt}] for prompt in prompts]
         prompts = [tokenizer.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in told]
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    return [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+
+
+def own_answers(model: Any, tokenizer: Any, count: int) -> list[tuple[list[int], int]]:
+    """Ids of prompt and answer of the model itself, chosen greedily, and how many of them are the answer."""
+    ids = chat_prompts(tokenizer, count)
     texts = answer(model, tokenizer, ids, ANSWER)
     answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     return [(one + own, len(own)) for one, own in zip(ids, answers, strict=True) if own]
@@ -128,12 +187,11 @@ class Measured:
             self._add("curves", name, partial(curve, self.model, ids, lengths, self.settings))
         if answers:
             self._add(TOLD, "", partial(loss_on, self.model, answers))
-        hay = next(iter(self.held.values())).tolist()
+        hay = first_of(self.held)
         for length in sorted((n for n in self.settings["retrieval"] if n <= most), reverse=True):
-            keys = partial(found_keys, self.model, self.tokenizer, length, hay, self.settings)
-            hidden = partial(found_needles, self.model, self.tokenizer, length, hay, self.settings)
-            self._add("passkey", str(length), keys)
-            self._add("needle", str(length), hidden)
+            for what, measure in RETRIEVAL.items():
+                found = partial(measure.found, self.model, self.tokenizer, length, hay, self.settings)
+                self._add(what, str(length), found)
         return self.found
 
     def _add(self, what: str, name: str, measure: Callable[[], Any]) -> None:

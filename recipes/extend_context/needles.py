@@ -10,20 +10,22 @@ import torch
 
 from hf_longctx.evaluation.answer import answer
 from hf_longctx.evaluation.tasks.needles import NEEDLE, ONE
-from hf_longctx.evaluation.words import MAKERS, distinct
+from hf_longctx.evaluation.words import MAKERS, PACKAGES, distinct
 from hf_longctx.text.joins import ids_after
 from hf_longctx.text.tokens import bos_prefix, encode
 
 ANSWER = 16  # tokens: a number has seven digits
+KEYS, VALUES = "words", "numbers"
+NEEDS = (*PACKAGES[KEYS], *PACKAGES[VALUES])  # what a prompt is made with
 
 
 def prompt(tokenizer: Any, hay: Sequence[int], length: int, depth: float, seed: str) -> tuple[list[int], str]:
     """`length - ANSWER` tokens that begin anywhere in the text, a number hidden in them; and the number."""
     rng = random.Random(seed)
-    (key,), value = distinct(rng, "words", 1), MAKERS["numbers"](rng)
-    before, question, start = (part.format(kind="number", query=key) for part in ONE)
+    (key,), value = distinct(rng, KEYS, 1), MAKERS[VALUES](rng)
+    before, question, start = (part.format(kind=VALUES[:-1], query=key) for part in ONE)
     head = bos_prefix(tokenizer) + encode(tokenizer, before)
-    fact = ids_after(tokenizer, "a", f"\n{NEEDLE.format(kind='numbers', key=key, value=value)}\n")
+    fact = ids_after(tokenizer, "a", f"\n{NEEDLE.format(kind=VALUES, key=key, value=value)}\n")
     tail = ids_after(tokenizer, "a", question + start)
     space = length - ANSWER - len(head) - len(fact) - len(tail)
     if space < 0:

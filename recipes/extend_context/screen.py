@@ -7,14 +7,17 @@
 `base` is the config without a variant; names that are joined by + are one setting. `--averaged` measures each trained
 model once more with so much of the stock weights in its own: that needs no training. Where there are several GPUs,
 each trains a variant at a time. Rows of an earlier call on the same hardware and versions stay in the result
-file. `--list` trains nothing: it tells what each variant changes, and how many facts it asks for. What comes out
-chooses what is trained in full; it is no result.
+file. A variant that fails costs no other one's rows; if it fails when it is measured, the same command measures its
+trained model, without training it again. `--list` trains nothing: it tells what each variant changes, and how many
+facts it asks for. What comes out chooses what is trained in full; it is no result.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,23 +26,28 @@ import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from hf_longctx.evaluation.results import environment, write_results
 from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
 from hf_longctx.hub.resolve import load_tokenizer, locate
+from hf_longctx.upstream.installing import check_packages
 from recipes.benchmarks.saving import Saved
 from recipes.cards import visible
 from recipes.extend_context import card
 from recipes.extend_context.cards import over_cards
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.count import table
-from recipes.extend_context.measure import TOLD, Measured, own_answers
+from recipes.extend_context.measure import NEEDS, TOLD, Measured, needed, own_answers, probe
 from recipes.extend_context.model import average_, load_extended, save_native
 from recipes.extend_context.settings import DEFAULT, checked, read_config, variants_of
 from recipes.extend_context.train import trained
 from recipes.extend_context.windows import Windows
+from recipes.resuming import fingerprints
 
 BASE = "base"
+packages = NEEDS  # of this command
 MODULE = "recipes.extend_context.screen"
+KEPT = "trained.json"  # beside a model that is yet to be measured
 FEW = {"windows": 8, "trials": 2, "chats": 20}
 
 
@@ -52,31 +60,57 @@ def few(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def measured(configs: dict[str, dict[str, Any]], seconds: float, shares: list[float]) -> Iterator[dict[str, Any]]:
-    """A row for each setting, and for each share of stock weights in it."""
-    first = next(iter(configs.values()))
+    """A row for each setting, and for each share of stock weights in it.
+
+    Raises:
+        SystemExit: At the end, if some failed. The rows of the others come before.
+    """
+    first, failed = next(iter(configs.values())), list[str]()
     begun, tokenizer = load_extended(first)
     weights = dict(begun.named_parameters())  # of the stock model, whatever its positions
     corpus = prepare(first, tokenizer)
     settings = few(first["evaluation"])
+    probe(tokenizer, corpus.held, settings)
     stock, _ = load(first["model"], dtype=first["save_dtype"])
     answers = own_answers(stock, tokenizer, settings["chats"])
     trained_length = stock.config.max_position_embeddings
     before = Measured(stock, tokenizer, corpus.held, settings | {"retrieval": []}, None).all(answers, trained_length)
     del stock
     for name, config in configs.items():
-        shutil.rmtree(config["out"], ignore_errors=True)
-        model, _ = load_extended(config)
-        if seconds:
-            found = trained(model, tokenizer, Windows(corpus.training, tokenizer, config), config, seconds, False)
+        try:
+            found = trained_once(config, corpus, tokenizer, seconds)
+            for share in [config["averaged"], *(share for share in shares if share > config["averaged"])]:
+                after = after_training(config, corpus, settings, answers, weights, share)
+                what = name if share == config["averaged"] else f"{name}, {share} of the stock weights"
+                yield in_a_row(what, before, after, found)
+        except Exception:  # the other variants are worth having
+            traceback.print_exc()
+            kept = (Path(config["out"]) / KEPT).exists()
+            failed.append(f"{name} (what was trained is kept in {config['out']})" if kept else name)
         else:
-            save_native(model, tokenizer, Path(config["out"]) / "model", config["save_dtype"])
-            found = {"tokens": 0, "losses": []}
-        del model
-        for share in [config["averaged"], *(share for share in shares if share > config["averaged"])]:
-            after = after_training(config, corpus, settings, answers, weights, share)
-            what = name if share == config["averaged"] else f"{name}, {share} of the stock weights"
-            yield in_a_row(what, before, after, found)
-        shutil.rmtree(config["out"])
+            shutil.rmtree(config["out"])
+    if failed:
+        raise SystemExit(f"these variants failed: {', '.join(failed)}.")
+
+
+def trained_once(config: dict[str, Any], corpus: Corpus, tokenizer: Any, seconds: float) -> dict[str, Any]:
+    """Train and save the model; what is told of it. One that an earlier call could not measure is not trained again."""
+    out, free = Path(config["out"]), {"out", "evaluation", "documents"}
+    decides = {key: value for key, value in config.items() if key not in free}
+    told = fingerprints(decides | {"data": corpus.mark, "seconds": seconds, "where": environment()})
+    before = json.loads((out / KEPT).read_text(encoding="utf-8")) if (out / KEPT).exists() else {}
+    if before.get("settings") == told:
+        print(f"{out} has been trained: it is measured", flush=True)
+        return dict(before["found"])
+    shutil.rmtree(out, ignore_errors=True)
+    model, _ = load_extended(config)
+    if seconds:
+        found = trained(model, tokenizer, Windows(corpus.training, tokenizer, config), config, seconds, False)
+    else:
+        save_native(model, tokenizer, out / "model", config["save_dtype"])
+        found = {"tokens": 0, "losses": []}
+    write_results(out / KEPT, {"settings": told, "found": found})
+    return found
 
 
 def after_training(
@@ -153,6 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
         for line in table(configs, changes, load_tokenizer(model)):
             print(line)
         return
+    check_packages(needed(configs[names[0]]["evaluation"]))
     device, label = "cuda" if torch.cuda.is_available() else "cpu", Path(model).name
     cards = visible()
     if len(cards) > 1:

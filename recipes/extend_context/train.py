@@ -24,11 +24,12 @@ from hf_longctx.evaluation.results import environment, write_results
 from hf_longctx.hub import load
 from hf_longctx.training.checkpoints import last_whole
 from hf_longctx.training.memory import TrainingMemory
+from hf_longctx.upstream.installing import check_packages
 from recipes.clock import Clock, minutes
 from recipes.extend_context import card
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.distil import Teacher
-from recipes.extend_context.measure import Measured, own_answers
+from recipes.extend_context.measure import NEEDS, Measured, needed, own_answers, probe
 from recipes.extend_context.model import average_, load_extended, save_native, train_only, with_adapters
 from recipes.extend_context.positions import extended
 from recipes.extend_context.settings import DEFAULT, checked, differing, read_config
@@ -36,16 +37,20 @@ from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows
 from recipes.resuming import check_fresh, keep_settings
 
+packages = NEEDS  # of this command
+
 
 def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = False) -> dict[str, Any]:
     """The recipe: what `report.json` in the folder `out` has too."""
     until = None if minutes is None else time.monotonic() + 60 * minutes
     out = Path(config["out"])
+    check_packages(needed(config["evaluation"]))
     check_fresh(out, resume)
     set_seed(config["training"].get("seed", 0))
-    # what is wrong with the model or the data is said before anything is measured
+    # what is wrong with the model, the data or the evaluation is said before anything is measured
     model, tokenizer = load_extended(config)
     corpus = prepare(config, tokenizer)
+    probe(tokenizer, corpus.held, config["evaluation"])
     windows = Windows(corpus.training, tokenizer, config)
     keep_settings(out, differing(config, corpus.mark), resume=resume)
     if not resume:
@@ -60,8 +65,9 @@ def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = 
             f"{config['evaluation']['minutes']} minutes of the evaluation (evaluation: minutes). Give more."
         )
     report |= trained(model, tokenizer, windows, config, seconds, resume) | environment()
-    report |= {"after": {}, "scaled": {}}
+    report |= {"after": {"curves": {}}, "scaled": {}}
     keep = partial(keep_report, report, out)
+    keep()
     after, tokenizer = load(out / "model", dtype=config["save_dtype"])
     measured = Measured(after, tokenizer, corpus.held, config["evaluation"], until, into=report["after"], kept=keep)
     measured.all(answers, after.config.max_position_embeddings)

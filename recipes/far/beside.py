@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +25,10 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from hf_longctx import TrainingMemory
 from hf_longctx.evaluation.rows import row
 from hf_longctx.training.memory import TrainingMemoryMixin
+from hf_longctx.upstream.installing import Package, check_packages
+from recipes import by_trl
 from recipes.bars import missed
 from recipes.benchmarks.reading import K, finish, lengths
-from recipes.by_trl import check_trl
 
 from .settings import MODELS
 from .steps import GIB
@@ -110,7 +112,7 @@ def trainer_of(line: str, model: Any, data: Documents, settings: dict[str, Any])
             return Trainer(model=model, args=args, train_dataset=data)
         memory = TrainingMemory(**MEMORY[line])
         return FarTrainer(model=model, args=args, train_dataset=data, memory=memory)
-    check_trl()
+    by_trl.check_trl()
     from datasets import Dataset as Table
     from trl import SFTConfig, SFTTrainer
 
@@ -158,21 +160,38 @@ def measured(lines: list[str], model: str, tokens: int, steps: int) -> Iterator[
                 yield row(f"{of}, memory", ratio, "", bar=bar, why=missed(ratio, bar, larger))
 
 
+def packages(words: Sequence[str]) -> Sequence[Package]:
+    """Those that the command needs with these arguments."""
+    return needed(parser().parse_args(words))
+
+
+def needed(args: argparse.Namespace) -> Sequence[Package]:
+    """Those of the lines that are asked for."""
+    package = replace(by_trl.TRL, use=f"of --lines, {TRL!r} needs TRL")
+    return (package,) if TRL in args.lines and not args.smoke else ()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--tokens", type=lengths, default=[64 * K], help="of a document (64k)")
+    found.add_argument("--steps", type=int, default=5, help="that are timed, after one that is not")
+    found.add_argument("--lines", nargs="+", choices=(STOCK, FAST, SMALL, TRL), default=[STOCK, FAST, SMALL, TRL])
+    found.add_argument("--smoke", action="store_true", help="a tiny model, 1k tokens, without TRL")
+    found.add_argument("--line", help=argparse.SUPPRESS)
+    found.add_argument("--of", help=argparse.SUPPRESS)
+    found.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
+    found.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
+    return found
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure the lines, and write far_beside.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=lengths, default=[64 * K], help="of a document (64k)")
-    parser.add_argument("--steps", type=int, default=5, help="that are timed, after one that is not")
-    parser.add_argument("--lines", nargs="+", choices=(STOCK, FAST, SMALL, TRL), default=[STOCK, FAST, SMALL, TRL])
-    parser.add_argument("--smoke", action="store_true", help="a tiny model, 1k tokens, without TRL")
-    parser.add_argument("--line", help=argparse.SUPPRESS)
-    parser.add_argument("--of", help=argparse.SUPPRESS)
-    parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
-    args = parser.parse_args(arguments)
+    args = parser().parse_args(arguments)
     if args.line:
         print(json.dumps(measure(args.line, args.of, args.tokens[0], args.steps)), flush=True)
         return
+    check_packages(needed(args))
     name, tokens, lines = ("tiny", K, [STOCK, FAST]) if args.smoke else ("SmolLM2-135M", args.tokens[0], args.lines)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     label = f"{name}, random weights, fp32 under bf16 autocast" if device == "cuda" else f"{name}, random weights"

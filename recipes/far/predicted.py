@@ -25,6 +25,7 @@ from hf_longctx.planning.train import need
 from hf_longctx.planning.train.fits import MARGIN
 from hf_longctx.planning.train.seconds import step_seconds
 from hf_longctx.planning.train.sizes import sizes_of
+from hf_longctx.storage.files import check_folder
 
 from ..benchmarks.reading import RESULTS, command_without_paths
 from .settings import MODELS, SETTINGS, TINY_SETTINGS, Setting
@@ -105,6 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = [str(n) for n in range(len(settings))] if asked.only is None else asked.only.split(",")
     if not all(n.isdecimal() and int(n) < len(settings) for n in chosen):
         parser.error(f"--only {asked.only}: expected numbers from 0 to {len(settings) - 1}, separated by commas")
+    check_folder(asked.out.parent, "--out")
     before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"rows": []}
     rows = {one["what"]: one for one in before["rows"] if "detail" in one}
     label = ", ".join(dict.fromkeys(one.model for one in settings))

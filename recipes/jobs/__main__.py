@@ -24,6 +24,7 @@ import yaml
 from recipes.cards import visible
 from recipes.config import check_keys
 
+from .needs import check, check_documents
 from .schedule import Job, Schedule
 
 FILE = Path(__file__).parent / "jobs.yaml"
@@ -68,14 +69,16 @@ def main(words: list[str] | None = None) -> int:
             cards = f"{job.cards} card{'s' * (job.cards > 1)}"
             print(f"{job.name:<22} {cards:<8} {job.seconds:>4.0f} s  {job.command.splitlines()[-1]}")
         return 0
-    out, model = asked.out.absolute(), asked.model
+    out, model, documents = asked.out.absolute(), asked.model, asked.documents.absolute()
     model = str(Path(model).absolute()) if Path(model).exists() else model  # jobs begin in the checkout
     cards = visible()[: asked.cards]
     try:
-        ours = chosen(asked.names, jobs(asked.file, model, str(asked.documents.absolute()), out))
+        ours = chosen(asked.names, jobs(asked.file, model, str(documents), out))
+        check(ours)
+        check_documents(ours, documents)
         if large := [job.name for job in ours if job.cards > len(cards)]:
             raise ValueError(f"{', '.join(large)}: more GPUs than the {len(cards)} that there are here.")
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     if asked.detach:

@@ -17,11 +17,12 @@ from transformers import set_seed
 
 from hf_longctx.hub import load
 from hf_longctx.training.processes import is_first
+from recipes.by_trl import TRL
 from recipes.config import check_keys
 from recipes.long_dpo.pairs import IDS, read_pairs, tokens_of
 from recipes.long_dpo.trainer import dpo_trainer, needed
 from recipes.resuming import check_fresh
-from recipes.shared_batches import arguments, command, keep
+from recipes.shared_batches import arguments, command, keep, keep_model
 
 KNOWN = {"model", "pairs", "longest", "held_out", "degree", "kind", "out", "training"}
 COMPARED = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
@@ -46,6 +47,7 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
 
     trainer = dpo_trainer(model, reference, tokenizer, kept[:-held], args, held=kept[-held:])
     trainer.train(resume_from_checkpoint=resume)
+    keep_model(trainer, out)
     report = {
         "processes": args.world_size,
         "degree": trainer.get_cp_size(),
@@ -94,6 +96,8 @@ def measured(trainer: Any) -> dict[str, Any]:
         "after": {name: after[f"eval_{name}"] for name in COMPARED if f"eval_{name}" in after},
     }
 
+
+packages = (TRL,)
 
 if __name__ == "__main__":
     command(__doc__, run, "recipes.long_dpo")

@@ -14,6 +14,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from transformers.utils import logging as transformers_logging
 
 from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.hub import load
+from hf_longctx.upstream.installing import Package, check_packages
 from recipes.long_writer import card, train_dpo, train_grpo, train_sft
 from recipes.long_writer.budget import Budget, NotFinishedError
 from recipes.long_writer.command import one_card, parser, settings
 from recipes.long_writer.data import asked
 from recipes.long_writer.figures import BANNED, UNTRAINED, gained, rows
 from recipes.long_writer.progress import Progress
-from recipes.long_writer.score import NoTimeError, Scores
+from recipes.long_writer.score import NEEDS, NoTimeError, Scores
 
 STAGES = {"sft": train_sft.train, "dpo": train_dpo.train, "grpo": train_grpo.train}
 TRAINED = 2.0  # times the time of an untrained model for the scores of a trained one
@@ -56,6 +58,7 @@ def run(
     held_back = config["score"]["writing"]
     for _ in asked([*config["chats"], *([held_back] if held_back else [])]):
         pass
+    check_packages((*NEEDS, *needed(stages)))
     progress = Progress(config, list(stages), resume=resume)
     budget = Budget(minutes, call, out / "seconds.json", resume=resume)
     parts = dict(stages)
@@ -141,6 +144,14 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def needed(stages: Iterable[str]) -> list[Package]:
+    """Those of some stages, of which each training says its own."""
+    return [package for name in stages for package in getattr(STAGES[name], "packages", ())]
+
+
+packages = *NEEDS, *needed(STAGES)  # of this command
 
 
 def main() -> None:

@@ -21,6 +21,9 @@ from hf_longctx.evaluation.tasks.long_output import problems, verify
 from hf_longctx.evaluation.tasks.long_output.measured import ROOM
 from hf_longctx.evaluation.writing import repeated_ngrams, writing_score
 from hf_longctx.hub import load
+from hf_longctx.storage.files import check_folder
+from hf_longctx.text.tokens import CHAT_TEMPLATES
+from hf_longctx.upstream.installing import check_packages
 from recipes.long_writer.batching import cost
 from recipes.long_writer.command import parser, settings
 from recipes.long_writer.data import WORDS, asked, parts, prompts_ids, texts_ids
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
     from recipes.long_writer.progress import Sizes
 
+NEEDS = packages = (CHAT_TEMPLATES,)  # of scores, and of this command
 SPARE = 64  # tokens beyond twice the right answer
 LOSS_ROWS = 64  # held-back answers whose loss is measured
 TRIED = ", longer than a call"  # what is kept of a size for which a call was too short
@@ -277,10 +281,18 @@ def main() -> None:
     file, args.out = Path(args.out or "scores.json"), None
     config = settings(args)
     config["score"]["writing"] = args.writing or config["score"]["writing"]
+    check_packages(NEEDS)
+    check_folder(file.parent, "--out")
     until = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     model, tokenizer = load(config["model"], dtype=config["save_dtype"] if torch.cuda.is_available() else "auto")
-    scores = Scores(lambda: (model, tokenizer), config, until=until).all()
-    write_results(file, {"model": str(config["model"]), "scores": scores, **environment()})
+    scores: dict[str, Any] = {}
+
+    def keep() -> None:
+        """What was measured by now stays where a later size fails."""
+        write_results(file, {"model": str(config["model"]), "scores": scores, **environment()})
+
+    Scores(lambda: (model, tokenizer), config, until=until, into=scores, kept=keep).all()
+    keep()
     print(f"{file}: {len(scores['tasks'])} cells of tasks, {len(scores['writing'])} of writing")
 
 

@@ -18,6 +18,7 @@ from hf_longctx import SequenceParallel, SequenceParallelConfig
 from hf_longctx.evaluation.results import write_results
 from hf_longctx.hub.resolve import load_model, load_tokenizer
 from hf_longctx.storage.files import write_json_lines
+from hf_longctx.upstream.installing import check_packages
 from recipes.clock import Clock
 from recipes.long_dpo.pairs import read_pairs
 from recipes.long_dpo.trainer import dpo_trainer, needed
@@ -26,6 +27,7 @@ from recipes.long_writer.command import command
 from recipes.long_writer.data import Fitting
 from recipes.long_writer.pairs import by_length, verified
 from recipes.long_writer.stage import arguments, keep, run
+from recipes.long_writer.trainers import TRAINS
 from recipes.resuming import check_fresh
 
 
@@ -67,6 +69,7 @@ def train(
 ) -> dict[str, Any]:
     """Train `model`, or the config's, and save it in the folder dpo of `out`; the report."""
     own, out = config["dpo"], Path(config["out"]) / "dpo"
+    check_packages(TRAINS)
     arguments_of, begun = needed().config, time.monotonic()
     check_fresh(out, resume)
     start = model or config["model"]
@@ -87,6 +90,8 @@ def train(
     report = run(make, "dpo", config, str(start), found, seconds=seconds, begun=begun, resume=resume, stop=stop)
     return keep(out, report | {"data": found})
 
+
+train.packages = packages = TRAINS  # of the stage, and of the command
 
 if __name__ == "__main__":
     command(__doc__, train)

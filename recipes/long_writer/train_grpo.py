@@ -24,7 +24,7 @@ from recipes.long_writer.pairs import end_ids, room
 from recipes.long_writer.rewards import Reward
 from recipes.long_writer.rollouts import Rollouts
 from recipes.long_writer.stage import arguments, keep, run
-from recipes.long_writer.trainers import trainers
+from recipes.long_writer.trainers import TRAINS, trainers
 from recipes.resuming import check_fresh
 
 logger = logging.getLogger("hf_longctx")
@@ -131,6 +131,8 @@ def equal_groups(steps: dict[str, list[float | None]], prompts_per_step: int) ->
         )
     return {"groups": groups, "of equal rewards": equal}
 
+
+train.packages = packages = TRAINS  # of the stage, and of the command
 
 if __name__ == "__main__":
     command(__doc__, train)

@@ -20,7 +20,7 @@ from recipes.long_writer.command import command
 from recipes.long_writer.curriculum import COLUMNS, ShortFirst, packs_by_length
 from recipes.long_writer.data import sft_documents
 from recipes.long_writer.stage import arguments, keep, run
-from recipes.long_writer.trainers import trainers
+from recipes.long_writer.trainers import TRAINS, trainers
 from recipes.resuming import check_fresh
 
 
@@ -74,6 +74,8 @@ def train(
     report = run(make, "sft", config, str(start), found, seconds=seconds, begun=begun, resume=resume, stop=stop)
     return keep(out, report | {"data": found})
 
+
+train.packages = packages = TRAINS  # of the stage, and of the command
 
 if __name__ == "__main__":
     command(__doc__, train)

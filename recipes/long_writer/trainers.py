@@ -6,10 +6,14 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from hf_longctx import SequenceParallelMixin
+from hf_longctx.text.tokens import CHAT_TEMPLATES
 from hf_longctx.training import LossWeightingMixin
-from recipes.by_trl import check_trl
+from hf_longctx.upstream.installing import check_packages
+from recipes.by_trl import TRL
 from recipes.clock import ClockMixin
 from recipes.long_writer.curriculum import ShortFirstMixin
+
+TRAINS = TRL, CHAT_TEMPLATES  # what every training needs
 
 
 class Trainers(NamedTuple):
@@ -27,7 +31,7 @@ def trainers() -> Trainers:
     Raises:
         ImportError: TRL is not installed.
     """
-    check_trl()
+    check_packages(TRAINS)
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 

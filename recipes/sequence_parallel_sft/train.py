@@ -19,7 +19,7 @@ from hf_longctx.hub import load
 from recipes.config import check_keys
 from recipes.resuming import check_fresh
 from recipes.sequence_parallel_sft.packs import PackCollator, packed, read_documents
-from recipes.shared_batches import arguments, command, keep
+from recipes.shared_batches import arguments, command, keep, keep_model
 
 KNOWN = {"model", "documents", "pack", "held_out", "degree", "kind", "out", "training"}
 
@@ -47,6 +47,7 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
         processing_class=tokenizer,
     )
     trainer.train(resume_from_checkpoint=resume)
+    keep_model(trainer, out)
     logs = trainer.state.log_history
     report = {
         "processes": args.world_size,

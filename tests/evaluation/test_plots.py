@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hf_longctx.evaluation.report import plots
+from tests.optional import hide
 
 CURVES: dict[str, Any] = {"stock": {512: 20.0, 1024: 18.0, 2048: 900.0, 4096: None}, "method": {512: 20.0, 4096: 17.0}}
 GRIDS = {
@@ -62,6 +63,19 @@ def test_nothing_to_draw_is_refused() -> None:
         plots.curve_figure({"stock": {512: None}})
     with pytest.raises(ValueError, match="none of the grids"):
         plots.passkey_figure({"stock": {}})
+
+
+def test_colours_of_tables_are_those_of_heat_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As matplotlib has them, and without it, since tables in a terminal need it not."""
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+    theirs = LinearSegmentedColormap.from_list("passkey", plots.GRID_COLOURS)
+    shares = [k / n for n in (3, 10, 25, 255, 256, 1000) for k in range(n + 1)]
+    wanted = [to_hex(theirs(share)) for share in shares]
+    hide(monkeypatch, "matplotlib")
+    plots.grid_colour.cache_clear()
+    assert [plots.grid_colour(share) for share in shares] == wanted
+    assert (plots.grid_colour(-1), plots.grid_colour(2)) == (wanted[0], wanted[-1])
 
 
 def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.files import write_whole
-from ...upstream.installing import install_extra
+from ...upstream.installing import Package, check_packages, install_extra
 
 Curve = Mapping[int, float | None]
 Shares = Mapping[tuple[int, float], float]  # share found (0 to 1) by length and depth
 # The needle-in-a-haystack colours that readers of such grids know.
+MATPLOTLIB = Package("figures are drawn by matplotlib", ("matplotlib.figure",), install_extra("evaluation"))
 GRID_COLOURS = ["#F0496E", "#EBB839", "#0CD79F"]
 # The second is a wide pale band for truncation, under the others: they often lie on it.
 LINES: list[dict[str, Any]] = [
@@ -186,18 +187,22 @@ def tokens(n: int) -> str:
 
 @lru_cache(maxsize=1024)
 def grid_colour(share: float) -> str:
-    """The colour of a cell with this share found (0 to 1), as "#rrggbb"; dark print is readable on all of them."""
-    from matplotlib.colors import to_hex
+    """The colour of a cell with this share found (0 to 1), as "#rrggbb"; dark print is readable on all of them.
 
-    return str(to_hex(_grid_colours()(min(max(share, 0.0), 1.0))))
+    It is that of the heat-maps, which matplotlib draws in 256 steps, but tables in a terminal do without matplotlib.
+    """
+    place = min(int(256 * min(max(share, 0.0), 1.0)), 255) / 255 * (len(GRID_COLOURS) - 1)
+    first = min(int(place), len(GRID_COLOURS) - 2)
+    ends = [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in GRID_COLOURS[first : first + 2]]
+    mixed = (round(low + (high - low) * (place - first)) for low, high in zip(*ends, strict=True))
+    return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
 def require_matplotlib() -> Any:
     """The class `Figure` of matplotlib, or an ImportError that says how to get it."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"Drawing needs matplotlib: {install_extra('evaluation')}.") from error
+    check_packages([MATPLOTLIB])
+    from matplotlib.figure import Figure
+
     return Figure
 
 

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from ...upstream.installing import install_extra
+from ...upstream.installing import Package, check_packages, install_extra
 from ..results import package_version
 from . import plots
 from .files import LeftOut, ResultFile
@@ -18,6 +18,7 @@ from .sections import HeatMap, Section, Table, Text, glance
 from .svg import inline_svg
 
 _SHOWN = ("anchor", "title", "model", "about", "tables", "grids", "more", "notes")
+JINJA2 = Package("the page is made by jinja2", ("jinja2", "markupsafe"), install_extra("evaluation"))
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
@@ -27,12 +28,10 @@ def page(found: Sequence[Section], left: Sequence[LeftOut], title: str) -> str:
     Raises:
         ImportError: matplotlib or jinja2 is not installed.
     """
-    plots.require_matplotlib()
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise ImportError(f"The page needs jinja2: {install_extra('evaluation')}.") from error
+    check_packages([plots.MATPLOTLIB, JINJA2])
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
     # Everything that comes from a file is escaped; matplotlib escapes the labels of figures.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
     drawn = [

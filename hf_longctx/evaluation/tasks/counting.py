@@ -7,9 +7,10 @@ import random
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ...upstream.installing import Package
 from ..generated import Generated
 from ..sample import Sample
-from ..words import a_word, letters, word_list
+from ..words import WONDERWORDS, a_word, letters, word_list
 
 COMMON = (
     "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
@@ -41,6 +42,11 @@ class CommonWords(Generated):
     example: tuple[int, int, int] | None = (30, 10, 3)  # other words, how often, how seldom
     max_new_tokens: ClassVar[int] = 120
     filler: ClassVar[str] = "dots"
+
+    @property
+    def packages(self) -> tuple[Package, ...]:
+        """That of the word lists."""
+        return (WONDERWORDS,)
 
     def at(self, length: int) -> CommonWords:
         """Smaller counts below 4,096 tokens, and no example below 1,024."""

@@ -7,9 +7,10 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...upstream.installing import Package
 from ..generated import Generated
 from ..sample import Sample
-from ..words import a_uuid, distinct
+from ..words import WONDERWORDS, a_uuid, distinct
 
 EXTRACT = "Extract the value corresponding to the specified key in the JSON object below.\n\n"
 REMEMBER = (
@@ -44,6 +45,11 @@ class Lines(Generated):
 
     metric: ClassVar[str] = "first_integer"
     max_new_tokens: ClassVar[int] = 35
+
+    @property
+    def packages(self) -> tuple[Package, ...]:
+        """That of the lines' names."""
+        return (WONDERWORDS,)
 
     def build(self, rng: random.Random, units: int, fill: str, depth: float | None) -> Sample:
         """A unit is a line."""

@@ -11,10 +11,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...upstream.installing import Package
 from ..generated import Generated
 from ..haystack import NOISE, Haystack, insert
 from ..sample import Sample
-from ..words import MAKERS, distinct
+from ..words import MAKERS, PACKAGES, distinct
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 MANY = (
@@ -51,6 +52,11 @@ class Needles(Generated):
     keys: int = 1
     values: int = 1
     queries: int = 1
+
+    @property
+    def packages(self) -> tuple[Package, ...]:
+        """Those of keys and values."""
+        return (*PACKAGES[self.key_kind], *PACKAGES[self.value_kind])
 
     @property
     def _n(self) -> int:

@@ -56,8 +56,8 @@ def _reasons(call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str:
 def find() -> None:
     """Register the kernels of every file in this folder. One that was put there later is found by another call."""
     for found in pkgutil.iter_modules(__path__):
-        if found.name.startswith("triton_"):
-            continue  # Triton's own code waits for its use
+        if found.name.startswith(("triton_", "gluon_")):
+            continue  # code in Triton waits for its use: there may be no Triton
         module = importlib.import_module(f".{found.name}", __name__)
         own = [cls for cls in vars(module).values() if isinstance(cls, type) and cls.__module__ == module.__name__]
         for cls in own:

@@ -18,7 +18,7 @@ import argparse
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from typing import Any
 import torch
 
 from hf_longctx.hub import load
+from hf_longctx.storage.files import check_folder
 from hf_longctx.text.corpora import load_text
+from hf_longctx.upstream.installing import Package, check_packages
 
 from ..haystacks import Haystacks
 from ..reader import Lesson, teach_
@@ -41,8 +43,19 @@ READERS = ("stock", "tuned")
 BRIEF = Lesson(steps=2, tokens=1024, lengths=(1024,))
 
 
-def main(words: list[str] | None = None) -> None:
-    """Measure the parts that are asked for with each reader, and write the result file."""
+def packages(words: Sequence[str]) -> Sequence[Package]:
+    """Those that the command needs with these arguments."""
+    return needed(arguments().parse_args(words).parts)
+
+
+def needed(parts: Sequence[str]) -> Sequence[Package]:
+    """Those of some parts: a part that needs any has them as its `packages`."""
+    every = PARTS | COSTS
+    return [package for part in parts for package in getattr(every[part], "packages", ())]
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.benchmarks.retrieval",
         description=__doc__,
@@ -62,6 +75,12 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model of random weights, on the CPU")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, help="the folder of the result file; results/ here by default")
+    return parser
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measure the parts that are asked for with each reader, and write the result file."""
+    parser = arguments()
     args = parser.parse_args(words)
     if len(args.length) != 1:
         parser.error(f"--length takes one length, not {len(args.length)}: call it once for each")
@@ -72,6 +91,10 @@ def main(words: list[str] | None = None) -> None:
         parser.error("texts are needed: fetch them (python -m recipes.benchmarks.documents DIR), then --documents DIR")
     if args.older is not None and not (args.older / "hf_longctx").is_dir():
         parser.error(f"--older {args.older}: there is no hf_longctx in it. Give the root of a checkout.")
+    # a reader is tuned for minutes before the first part
+    check_packages(needed(args.parts))
+    if args.keep is not None:
+        check_folder(args.keep, "--keep")
     out = args.out or (Path(tempfile.mkdtemp()) if args.tiny else RESULTS)
     label = "random weights, tiny, fp32" if args.tiny else "SmolLM2-135M-Instruct (Q4_1, dequantised), bfloat16"
     if not args.tiny and args.model != parser.get_default("model"):

@@ -10,11 +10,12 @@ from typing import Any
 
 from hf_longctx import stream
 from hf_longctx.evaluation.answer import answer, greedy
-from hf_longctx.evaluation.catalogue import RULER, samples
+from hf_longctx.evaluation.catalogue import RULER, packages, samples
 from hf_longctx.evaluation.metrics import score
 from hf_longctx.evaluation.rows import row
 from hf_longctx.evaluation.sample import Sample, encode_all, encode_parts
 from hf_longctx.text.corpora import load_text
+from hf_longctx.text.tokens import CHAT_TEMPLATES
 from recipes.bars import missed
 
 from ..ruler import TEXT
@@ -54,6 +55,9 @@ def ruler(run: Run) -> Rows:
     why = over or missed(average[CODES], bar, "tasks other than single facts are not found again")
     yield row(f"{run.reader}, RULER, average of {len(RULER)} tasks, {long:,} tokens", average[CODES], "of 100",
               bar=bar, why=why, beside={name: average[name] for name in others}, detail=detail)  # fmt: skip
+
+
+ruler.packages = (*packages(RULER), CHAT_TEMPLATES)
 
 
 def _batch(run: Run, method: Any, some: Sequence[Sample]) -> list[float]:

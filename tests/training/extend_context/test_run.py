@@ -254,7 +254,7 @@ def test_a_kill_in_the_evaluation_keeps_what_was_measured(tmp_path: Path, monkey
     def killed(*args: Any) -> None:
         raise Interrupted
 
-    monkeypatch.setattr("recipes.extend_context.measure.found_needles", killed)
+    monkeypatch.setattr("recipes.extend_context.needles.found", killed)
     with pytest.raises(Interrupted):
         train.run(config)
     kept = json.loads((tmp_path / "out/report.json").read_text(encoding="utf-8"))

@@ -332,7 +332,10 @@ def test_rows_say_what_holds_its_bar_and_the_card_has_them() -> None:
     assert "Not measured, for lack of time: tasks 2000." in card.about(report, "sft")
 
 
-def test_the_chain_refuses_a_folder_that_holds_a_training(config: dict[str, Any], tmp_path: Path) -> None:
+def test_the_chain_refuses_a_folder_that_holds_a_training(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "STAGES", dict.fromkeys(chain.STAGES))  # none of which is reached, or needs TRL
     (tmp_path / "dpo/run/checkpoint-3").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"dpo holds a training\. Go on with --resume, or choose another folder"):
         chain.run(config | {"out": str(tmp_path)})
@@ -373,6 +376,7 @@ def test_stages_come_in_their_order_and_begin_with_what_is_trained(
 def test_there_is_something_to_resume(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(chain, "STAGES", dict.fromkeys(chain.STAGES))  # none of which is reached, or needs TRL
     with pytest.raises(
         ValueError, match=r"--resume: .*nowhere holds no chain to go on with\. Leave it out to begin one"
     ):

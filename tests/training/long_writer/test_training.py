@@ -30,8 +30,9 @@ from recipes.long_writer import chain, train_dpo, train_grpo, train_sft
 from recipes.long_writer.curriculum import packs_by_length
 from recipes.long_writer.data import sft_documents
 from recipes.long_writer.progress import Sizes
-from recipes.long_writer.smoke import check, figures
+from recipes.long_writer.smoke import check, figures, prepare
 from recipes.long_writer.trainers import trainers
+from tests.optional import hide, optional
 
 EXACT = 1e-5
 STAGES = {"sft": train_sft, "dpo": train_dpo, "grpo": train_grpo}
@@ -82,6 +83,14 @@ def test_smoke(config: dict[str, Any], whole: dict[str, Any]) -> None:
         assert type(model).__name__ == "LlamaForCausalLM"
         assert model.config.use_cache
         assert "hf_longctx" not in (out / stage / "model/config.json").read_text(encoding="utf-8")
+
+
+def test_a_chain_takes_the_packages_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {module for package in chain.packages for module in package.modules}
+    assert named >= {"trl", "datasets", "jinja2"}
+    # datasets, which has seen pillow, would ask for it
+    hide(monkeypatch, *optional() - named - {"PIL"})
+    assert list(chain.run(prepare(tmp_path))["stages"]) == ["sft", "dpo", "grpo"]
 
 
 def test_each_step_of_the_reinforcement_is_in_the_report(config: dict[str, Any], whole: dict[str, Any]) -> None:
