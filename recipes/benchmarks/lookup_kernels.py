@@ -80,14 +80,8 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     window = Keys(k[:, :, -near:], v[:, :, -near:], k_pos[:, -near:], (turn[0][:, :1], turn[1][:, :1]), turn, 0, near)
     first = Keys(k[:, :, :16], v[:, :, :16], k_pos[:, :16], None, None, near, 2**62)
     last = q[:, :, 0], q_pos[:, 0], D, D**-0.5
-    settings: dict[str, Any] = {
-        "by_bits": shapes.by_bits,
-        "k": TOP,
-        "near": near,
-        "after_B": after,
-        "per": "group",
-        "shortlist": shortlist,
-    }
+    settings: dict[str, Any] = {"k": TOP, "near": near, "after_B": after, "per": "group", "shortlist": shortlist}
+    settings["by_bits"] = shapes.by_bits
     return {
         "queries prepared": lambda: kernels.prepared(q, pages, shapes),
         "(a) codes' scores, a maximum a block": lambda: kernels.maxima(ready, *at),
