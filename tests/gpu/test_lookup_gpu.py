@@ -12,14 +12,19 @@ from transformers import DynamicCache
 from hf_longctx import CodeLookup
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
-from hf_longctx.ops.codes import Centre, encode
-from hf_longctx.ops.kernels import coding, found, pages
+from hf_longctx.ops.codes import Centre, encode, score
+from hf_longctx.ops.kernels import bits, coding, found, pages
 from hf_longctx.ops.kernels.coding import coded
 from hf_longctx.ops.kernels.lookup import unsupported_reason
+from hf_longctx.ops.paged import paged
 from tests.ops.lookups import Lookup, agree
 from tests.tiny import left_padded, logits_of, text, tiny
 
 pytestmark = pytest.mark.gpu
+CARD = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+bits_are_multiplied = pytest.mark.skipif(
+    not bits.FROM <= CARD < bits.BELOW, reason="needs tensor cores that multiply bits (compute capability 8.0 to 9.0)"
+)
 
 
 @pytest.mark.parametrize("D", [64, 80, 96, 128, 256])
@@ -111,6 +116,49 @@ def test_kernels_choose_as_torch_does(S: int, H: int, G: int, D: int, L: int, pe
         agree(lookup, table, 8, per, shortlist)
 
 
+@bits_are_multiplied
+@pytest.mark.parametrize("S", [500, 8193, 40_000])
+@pytest.mark.parametrize("per", ["group", "head"])
+@pytest.mark.parametrize(("group", "D"), [(4, 128), (3, 64), (1, 96), (8, 256), (2, 80), (12, 160), (32, 64)])
+def test_products_of_bits_choose_what_unpacked_codes_do(group: int, D: int, per: str, S: int) -> None:
+    from hf_longctx.ops.kernels.triton_lookup import Shapes, maxima, prepared
+    from hf_longctx.ops.kernels.triton_lookup import choose as by_kernels
+
+    lookup = Lookup.of(2 * group, 2, D, S, near=100, dtype=torch.bfloat16, device="cuda", more=1)
+    assert bits._check(lookup.q.device, D, group, per) is None
+    both, best = [], []
+    for by_bits in (False, True):
+        given: dict[str, Any] = {"k": 8, "per": per, "shortlist": 300, "by_bits": by_bits, **lookup.settings}
+        both.append(by_kernels(lookup.q, lookup.q_pos, lookup.pages, **given).sort(-1).values)
+        shapes = Shapes(lookup.q, lookup.pages, per, by_bits)
+        ready = prepared(lookup.q, lookup.pages, shapes)
+        scores, _ = maxima(ready, lookup.q_pos, lookup.pages, shapes, **lookup.settings)
+        best.append(scores[0, ..., : -(-S // 64)])  # the row that is filled to its end
+    assert torch.equal(best[0], best[1]), "scores are equal to the bit"
+    assert torch.equal(both[0], both[1])
+    agree(lookup, both[1], 8, per, 300)
+
+
+@pytest.mark.parametrize("by_bits", [False, pytest.param(True, marks=bits_are_multiplied)])
+def test_of_very_many_equal_keys_the_first_are_chosen(by_bits: bool) -> None:
+    """As in a first layer, whose keys depend on nothing but the word."""
+    from hf_longctx.ops.kernels.triton_lookup import choose as by_kernels
+
+    S, G, D, random = 50_000, 2, 64, torch.Generator().manual_seed(0)
+    words = torch.randn(G, 9, D, generator=random)
+    said = torch.randint(9, (S,), generator=random)
+    k, q = words[:, said][None].cuda(), torch.randn(1, 4, 1, D, generator=random).cuda()
+    pages, held = paged(k, k, torch.arange(S, device="cuda")[None], 64)
+    centre = Centre.of(k[0, :, :64].cpu())
+    scores = score(q[0].unflatten(0, (G, 2)).cpu(), *encode(words, centre), centre).amax(1)[:, 0]
+    here, after = torch.full((1, 1), S - 1, device="cuda"), torch.full((1,), 3, device="cuda")
+    table = by_kernels(q, here, pages, k=8, near=100, after_B=after, per="group", shortlist=256, by_bits=by_bits)
+    for g in range(G):
+        first = [s for s in range(4, S) if said[s] == scores[g].argmax()][:8]  # the shortlist has no other word
+        assert table[0, g, 0].sort().values.tolist() == first
+    del held  # what the addresses are of was needed until here
+
+
 def test_kernels_find_the_best_keys_as_often_as_exact_scores_of_codes() -> None:
     from hf_longctx.ops.kernels.triton_lookup import choose as by_kernels
 
@@ -135,7 +183,8 @@ def test_kernels_serve_a_growing_text_from_one_graph() -> None:
     from hf_longctx.ops.kernels.triton_lookup import choose as by_kernels
 
     lookup = Lookup.of(32, 8, 128, 20_000, 1, near=100, dtype=torch.bfloat16, device="cuda", more=2)
-    settings = {"k": 8, "per": "group", "shortlist": 64, **lookup.settings}
+    by_bits = bits.unsupported_reason(lookup.q, lookup.pages, "group") is None
+    settings = {"k": 8, "per": "group", "shortlist": 64, "by_bits": by_bits, **lookup.settings}
     filled = lookup.pages.filled_B.clone()
     by_kernels(lookup.q, lookup.q_pos, lookup.pages, **settings)  # compiled
     graph = torch.cuda.CUDAGraph()

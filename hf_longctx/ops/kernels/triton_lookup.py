@@ -73,7 +73,7 @@ def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, Tens
     half = torch.empty(rows, codes["WP"], codes["NQ"], device=device, dtype=torch.float32)
     base = torch.empty(rows, codes["NQ"], device=device, dtype=torch.float32)
     factor = torch.empty_like(base)
-    words = codes["NQ"] // 4 * (codes["WP"] + 3) // 4 * QUERY_BITS * 16 if shapes.by_bits else 1
+    words = codes["NQ"] // 4 * triton.cdiv(codes["WP"], 4) * QUERY_BITS * 16 if shapes.by_bits else 1
     planes = torch.empty(rows, words, device=device, dtype=torch.int32)
     grid: Any = (shapes.B * shapes.G, shapes.pieces, codes["WP"])
     kept = {name: codes[name] for name in ("WP", "R", "RP", "NQ", "K")}
