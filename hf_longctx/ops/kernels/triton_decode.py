@@ -86,7 +86,7 @@ def _read(m, l, acc, q, q_cos, q_sin, k, v, k_cos, k_sin, k_pos, here, scale, ne
 
 
 @triton.jit
-def _part(q, q_pos, out, lse, scale, groups, first, q_b, q_h, qp_b, o_p, o_b, o_h, l_p, l_b,
+def _part(q, q_pos, out, lse, scale, groups, first, alone, q_b, q_h, qp_b, o_p, o_b, o_h, l_p, l_b,
           k, v, q_cos, q_sin, k_cos, k_sin, k_pos, near, far, keys, tiles,
           k_b, k_h, k_s, v_b, v_h, v_s, qc_b, kc_b, kc_s, kp_b,
           k2, v2, q_cos2, q_sin2, k_cos2, k_sin2, k_pos2, near2, far2, keys2, tiles2,
@@ -95,7 +95,10 @@ def _part(q, q_pos, out, lse, scale, groups, first, q_b, q_h, qp_b, o_p, o_b, o_
           GROUP: tl.constexpr, GP: tl.constexpr, N: tl.constexpr, CAP: tl.constexpr, Q_ROTATE: tl.constexpr,
           K_ROTATE: tl.constexpr, SECOND: tl.constexpr, Q_ROTATE2: tl.constexpr,
           K_ROTATE2: tl.constexpr):  # fmt: skip
-    """A share of one set of keys, and of a second one, for one row's group of heads."""
+    """A share of one set of keys, and of a second one, for one row's group of heads.
+
+    With `alone` the first set is that of so many parts, and the second one of the parts behind them.
+    """
     batch, group, part = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups, tl.program_id(1)
     row, dim = tl.arange(0, GP), tl.arange(0, VP)
     here = tl.load(q_pos + batch * qp_b)
@@ -103,17 +106,19 @@ def _part(q, q_pos, out, lse, scale, groups, first, q_b, q_h, qp_b, o_p, o_b, o_
     m = tl.full((GP,), float("-inf"), tl.float32)
     l = tl.zeros((GP,), tl.float32)
     acc = tl.zeros((GP, VP), tl.float32)
+    end = part * tiles + tl.where((alone == 0) | (part < alone), tiles, 0)
     m, l, acc = _read(
         m, l, acc, at_q, q_cos + batch * qc_b, q_sin + batch * qc_b, k + batch * k_b + group * k_h,
         v + batch * v_b + group * v_h, k_cos + batch * kc_b, k_sin + batch * kc_b, k_pos + batch * kp_b,
-        here, scale, near, far, keys, part * tiles, part * tiles + tiles, q_h, k_s, v_s, kc_s,
+        here, scale, near, far, keys, part * tiles, end, q_h, k_s, v_s, kc_s,
         D, V, VP, R2, RP, EP, GROUP, GP, N, CAP, Q_ROTATE, K_ROTATE)  # fmt: skip
     if SECOND:
-        most = tl.minimum(part * tiles2 + tiles2, tl.cdiv(keys2, N))
+        start = (part - alone) * tiles2
+        most = tl.minimum(start + tiles2, tl.cdiv(keys2, N))
         m, l, acc = _read(
             m, l, acc, at_q, q_cos2 + batch * qc_b2, q_sin2 + batch * qc_b2, k2 + batch * k_b2 + group * k_h2,
             v2 + batch * v_b2 + group * v_h2, k_cos2 + batch * kc_b2, k_sin2 + batch * kc_b2, k_pos2 + batch * kp_b2,
-            here, scale, near2, far2, keys2, part * tiles2, most, q_h, k_s2, v_s2, kc_s2,
+            here, scale, near2, far2, keys2, tl.maximum(start, 0), most, q_h, k_s2, v_s2, kc_s2,
             D, V, VP, R2, RP, EP, GROUP, GP, N, CAP, Q_ROTATE2, K_ROTATE2)  # fmt: skip
     norm = tl.where(l == 0.0, 1.0, l)
     heads, head_live = group * GROUP + row, row < GROUP
@@ -226,13 +231,16 @@ def cut(keys: int, rows: int, device: torch.device, settings: tuple[int, ...]) -
 
 def launch(
     q: Tensor, sets: list[Keys], q_pos: Tensor, rotary_dim: int, scale: float, softcap: float | None, part: Tensor,
-    part_lse: Tensor, first: int, tiles: int, parts: int, settings: tuple[int, ...],
+    part_lse: Tensor, first: int, tiles: int, parts: int, settings: tuple[int, ...], alone: int = 0,
 ) -> None:  # fmt: skip
-    """Compute parts of so many tiles, from number `first` on, of one or two sets of keys, the longer one first."""
+    """Compute parts of so many tiles, from number `first` on, of one or two sets of keys, the longer one first.
+
+    With `alone` the first set's parts are so many of these, and the others are the second set's.
+    """
     B, H, D = q.shape
     G, half, V = sets[0].k_BGSD.shape[1], rotary_dim // 2, part.shape[-1]
     longest = sets[0]
-    tiles_of = [tiles, triton.cdiv(triton.cdiv(sets[-1].k_BGSD.shape[2], settings[0]), parts)]
+    tiles_of = [tiles, triton.cdiv(triton.cdiv(sets[-1].k_BGSD.shape[2], settings[0]), parts - alone)]
     # where there is no second set, the first one's arguments stand in, unread
     two = [x for keys, each in zip((sets[0], sets[-1]), tiles_of, strict=True) for x in _arguments(keys, q, half, each)]
     sizes = {
@@ -245,7 +253,7 @@ def launch(
     }  # fmt: skip
     with on_device_of(q):
         _part[(B * G, parts)](
-            q, q_pos, part, part_lse, scale * LOG2_E, G, first, *q.stride()[:2], q_pos.stride(0),
+            q, q_pos, part, part_lse, scale * LOG2_E, G, first, alone, *q.stride()[:2], q_pos.stride(0),
             *part.stride()[:3], *part_lse.stride()[:2], *two, **sizes, num_warps=settings[1], num_stages=settings[2],
         )  # fmt: skip
 

@@ -74,15 +74,17 @@ def decode(
     B, H, D = q_BHD.shape
     G, V = window.k_BGSD.shape[1], window.v_BGSD.shape[-1]
     settings = FULL if q_BHD.dtype == torch.float32 else HALF
-    sets = [window, *others]
-    cuts = [cut(keys.k_BGSD.shape[2], B * G, q_BHD.device, settings) for keys in sets]
-    last = sum(parts for _, parts in cuts)
+    cuts = [cut(keys.k_BGSD.shape[2], B * G, q_BHD.device, settings) for keys in (window, *others)]
+    last, windows = sum(parts for _, parts in cuts), cuts[0][1]
     part = torch.empty(last + 1, B, H, V, device=q_BHD.device, dtype=torch.float32)
     lse = torch.empty(last + 1, B, H, device=q_BHD.device, dtype=torch.float32)
-    first = 0
-    for keys, (tiles, parts) in zip(sets, cuts, strict=True):
-        launch(q_BHD, [keys], q_pos_B, rotary_dim, scale, softcap, part, lse, first, tiles, parts, settings)
-        first += parts
+    # the window's parts are its own, as the gate goes by them, and one more set shares their launch
+    given = q_pos_B, rotary_dim, scale, softcap, part, lse
+    parts = windows + sum(parts for _, parts in cuts[1:2])
+    launch(q_BHD, [window, *others[:1]], *given, 0, cuts[0][0], parts, settings, windows if others else 0)
+    for keys, (tiles, more) in zip(others[1:], cuts[2:], strict=True):
+        launch(q_BHD, [keys], *given, parts, tiles, more, settings)
+        parts += more
     table, pages = found.table_BTK, found.pages
     T, K = table.shape[1:]
     q = found.q_BHD if found.q_BHD.stride(-1) == 1 else found.q_BHD.contiguous()
@@ -90,13 +92,13 @@ def decode(
     up = triton.next_power_of_2
     shape = {
         "PAGE": sizes.PAGE, "D": D, "DP": max(16, up(D)), "V": V, "VP": max(16, up(V)), "R": H // T,
-        "RP": max(16, up(H // T)), "KP": max(16, up(K)), "PP": up(cuts[0][1]),
+        "RP": max(16, up(H // T)), "KP": max(16, up(K)), "PP": up(windows),
         "CAP": softcap * LOG2_E if softcap else 0.0, "GATED": found.margin is not None,
     }  # fmt: skip
     grid: Any = (B * T,)
     with on_device_of(q):
         _found[grid](
-            q, table, pages.k, pages.v, part, lse, last, cuts[0][1], scale * LOG2_E, (found.margin or 0.0) * LOG2_E, q,
+            q, table, pages.k, pages.v, part, lse, last, windows, scale * LOG2_E, (found.margin or 0.0) * LOG2_E, q,
             T, K, H, G, pages.k.shape[1], *q.stride()[:2], *table.stride()[:2], *part.stride()[:3], *lse.stride()[:2],
             **shape,
         )  # fmt: skip
