@@ -193,8 +193,8 @@ def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base
     halves, bases, factors = _of_heads(half, base, factor, at, WP, NQ, SETS, LAYOUT)
     end, bound = gl.load(filled + b), gl.load(floor + row_of)
     low, span = _seen(q_pos, ready, after, b, near)
-    firsts, codes, mores, sizes = (), (), (), ()
-    for j in gl.static_range(2):  # read before anything of them is written
+    firsts, codes, mores, sizes, places = (), (), (), (), ()
+    for j in gl.static_range(2):  # both are read before anything waits for it
         first = gl.load(block + row_of * most + gl.minimum(start + j, number - 1)).to(gl.int64) * 64
         words_at, size_at, pos_at = _page(words, size, pos, b, g, pages, first, PAGE, W)
         each = row[:, None] * W + column[None]
@@ -202,24 +202,24 @@ def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base
         if HALVES == 2:
             more = gl.load(words_at + 4 + each, (column + 4 < W)[None], 0)
             mores = mores + (more,)  # type: ignore[assignment]  # noqa: RUF005
-        seen = (first + pair < end) & (start + j < number)
-        seen = seen & ((gl.load(pos_at + pair).to(gl.int32) - low).to(gl.uint32, bitcast=True) < span)
-        size_R = gl.where(seen, gl.load(size_at + pair).to(gl.float32), float("nan"))
-        sizes = sizes + (gl.convert_layout(size_R, gl.SliceLayout(1, LAYOUT)),)  # type: ignore[assignment]  # noqa: RUF005
+        sizes = sizes + (gl.load(size_at + pair),)  # type: ignore[assignment]  # noqa: RUF005
+        places = places + (gl.load(pos_at + pair),)  # type: ignore[assignment]  # noqa: RUF005
         firsts = firsts + (first,)  # type: ignore[assignment]  # noqa: RUF005
     for j in gl.static_range(2):
+        seen = (firsts[j] + pair < end) & (start + j < number)
+        seen = seen & ((places[j].to(gl.int32) - low).to(gl.uint32, bitcast=True) < span)
+        size_R = gl.where(seen, sizes[j].to(gl.float32), float("nan"))
+        size_R = gl.convert_layout(size_R, gl.SliceLayout(1, LAYOUT))
         best_R = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, LAYOUT))
         for i in gl.static_range(SETS):
             scores = _scores(
-                codes[j], mores[j] if HALVES == 2 else codes[j], held, i, halves, bases, factors, sizes[j], HALVES
+                codes[j], mores[j] if HALVES == 2 else codes[j], held, i, halves, bases, factors, size_R, HALVES
             )
             if HEADS:
                 scores = gl.where((4 * i + column == table % R)[None], scores, float("-inf"))
             best_R = gl.maximum(best_R, gl.max(scores, 1))
         best_R = gl.convert_layout(best_R, ROWS)
-        take = best_R >= bound
-        if not HEADS:
-            take = take & (best_R > float("-inf"))
+        take = (best_R >= bound) & (best_R > float("-inf"))  # -inf, or nan: not seen
         taken = take.to(gl.int32)
         before = gl.atomic_add(found + row_of, gl.sum(taken, 0), sem="relaxed")
         to = row_of * (most * 64) + before + gl.associative_scan(taken, 0, _sum) - 1
