@@ -109,11 +109,11 @@ def attend_at_once(
 
 
 @torch.no_grad()
-def gated(found: GatheredTokens, window: Branch) -> GatheredTokens:
+def gated(found: GatheredTokens, window: Branch, margin: float) -> GatheredTokens:
     """Without the tokens whose score is not near all that a head sees in its window.
 
-    A token stays if, for some head that shares the table, its score is at least the log-sum-exp of the window's scores:
-    of many tokens searched, some score well by chance alone.
+    A token stays if, for some head that shares the table, its score is at least the log-sum-exp of the window's scores
+    less `margin`: of many tokens searched, some score well by chance alone.
     """
     inputs, table_BTLK = found.inputs, found.table_BTLK
     if not table_BTLK.is_cuda and not (table_BTLK >= 0).any():
@@ -126,7 +126,7 @@ def gated(found: GatheredTokens, window: Branch) -> GatheredTokens:
     )
     whole_BTRL = whole_BHL.unflatten(1, (table_BTLK.shape[1], -1))
     above_BTRLK = soft_capped(scores_BTRLK, inputs.softcap) - whole_BTRL[..., None]
-    return dataclasses.replace(found, table_BTLK=table_BTLK.masked_fill(above_BTRLK.amax(2) < 0, -1))
+    return dataclasses.replace(found, table_BTLK=table_BTLK.masked_fill(above_BTRLK.amax(2) < -margin, -1))
 
 
 def searched(q_pos_BL: Tensor, near: int, first: KeyValues) -> Tensor:

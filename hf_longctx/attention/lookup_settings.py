@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -34,6 +35,19 @@ def check_lookup(method: Any, choices: Mapping[str, Collection[str | None]]) -> 
         raise ValueError(
             f"read_at={read_at}: expected a distance from 1 to n_local={n_local}, which the model was trained to "
             f"read. None is half of n_local."
+        )
+
+
+def check_margin(margin: float, gate: str | None) -> None:
+    """ValueError for a gate's margin that is no distance, or that no gate reads."""
+    if not 0 <= margin < math.inf:
+        raise ValueError(
+            f"gate_margin={margin}: expected 0 or more nats, and a finite number. For all found tokens to count, take "
+            f"gate=None."
+        )
+    if margin and gate != "score":
+        raise ValueError(
+            f"gate_margin={margin}: only gate='score' has a margin, and gate is {gate!r}. Leave out gate_margin."
         )
 
 

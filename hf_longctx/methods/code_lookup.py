@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..attention.found import GatheredTokens, attend_at_once, gated, reading_at, searched
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
-from ..attention.lookup_settings import check_lookup, half_of, on_host
+from ..attention.lookup_settings import check_lookup, check_margin, half_of, on_host
 from ..attention.method import AttentionMethod, halved
 from ..attention.retrieving_heads import check_heads, check_heads_of, retrieving_heads, voting
 from ..cache import RetrievingLayer, SinkWindowLayer, Store, UnrotatedLayer
@@ -60,9 +60,13 @@ class CodeLookup(AttentionMethod):
         read_at: The distance at which found tokens are read, from 1 to `n_local`. None: half of `n_local`. At the end
             of the trained length a model hardly reads.
         gate: What keeps tokens out that only score well by chance. "score": a found token counts only if its score
-            comes up to the log-sum-exp of what a head sees in its window; "count": the scores of found tokens are
-            lowered by the log of how many tokens the query has searched, by position: those after the first ones and at
-            least `n_local` before it; "heads": only the heads of `heads` look up; None: all of them count.
+            comes up to the log-sum-exp of what a head sees in its window, less `gate_margin`; "count": the scores of
+            found tokens are lowered by the log of how many tokens the query has searched, by position: those after the
+            first ones and at least `n_local` before it; "heads": only the heads of `heads` look up; None: all of them
+            count.
+        gate_margin: With `gate="score"`, how far below that log-sum-exp a score may be, in nats, at least 0. Larger
+            ones let more found tokens count, and from some tens of nats on all do, as without a gate. It is in no
+            paper.
         heads: With `gate="heads"`, those that look up, each as [layer, query head], from 0. `calibrated` finds them.
         on_host: Keep keys and values in pinned host memory, except those of the window; their codes stay on the GPU.
     """
@@ -80,12 +84,14 @@ class CodeLookup(AttentionMethod):
     per: str = "group"
     read_at: int | None = None
     gate: str | None = "score"
+    gate_margin: float = 0.0
     heads: list[list[int]] | None = None
     on_host: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_lookup(self, CHOICES)
+        check_margin(self.gate_margin, self.gate)
         check_heads(self.heads, self.gate)
         if self.by == "signs" and self.shortlist < self.top_k:
             raise ValueError(
@@ -120,7 +126,8 @@ class CodeLookup(AttentionMethod):
         """These settings with `gate="heads"`, and the heads of `model` that retrieve (Wu et al. 2024).
 
         The text is read twice in a row with look-ups. A head retrieves if, for at least a share of the tokens of the
-        second reading, what it looks up is the token that comes next, and outweighs what it sees in its window.
+        second reading, what it looks up is the token that comes next, and outweighs what it sees in its window (all
+        but `gate_margin`, which the result does not keep).
 
         Args:
             model: A causal language model in eval mode, without a method on its attention.
@@ -131,7 +138,7 @@ class CodeLookup(AttentionMethod):
             ValueError: Something is wrong with the arguments, or no head retrieves so often.
         """
         heads = retrieving_heads(model, dataclasses.replace(self, gate="score", heads=None), ids, share)
-        return dataclasses.replace(self, gate="heads", heads=heads)
+        return dataclasses.replace(self, gate="heads", gate_margin=0.0, heads=heads)
 
     def _heads(self, module: Any) -> list[int] | None:
         """The query heads of a layer that look up; None: all of them."""
@@ -196,7 +203,7 @@ class CodeLookup(AttentionMethod):
         q, table = self._found(inputs, store)
         found = GatheredTokens.of(inputs, store, q, table)
         if self.gate == "score":
-            found = gated(found, window)
+            found = gated(found, window, self.gate_margin)
         if inputs.decoder.watching is not None:
             inputs.decoder.watching(inputs.module, found.table_BTLK)
         branch = found.branch(heads)
@@ -208,7 +215,7 @@ class CodeLookup(AttentionMethod):
     def attention(self, inputs: AttentionInputs) -> Tensor:
         """The output of one layer; for one token over pages the window is attended to once, gate included."""
         assert self.n_local is not None
-        out, margin = None, None if self.gate is None else 0.0
+        out, margin = None, self.gate_margin if self.gate == "score" else None
         if self.gate in ("score", None) and inputs.decoder.watching is None:
             seen = partial(window_and_first, inputs, self.n_global, self.n_local)
             out = attend_at_once(inputs, seen, partial(self._found, inputs), margin)

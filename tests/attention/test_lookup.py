@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.attention import found, lookup
@@ -156,10 +157,10 @@ def test_the_gate_keeps_what_comes_up_to_the_window(monkeypatch: pytest.MonkeyPa
     kept: list[tuple[int, int]] = []
     gate = found.gated
 
-    def watched(what: Any, window: Any) -> Any:
-        after = gate(what, window)
+    def watched(what: Any, window: Any, margin: float) -> Any:
+        after = gate(what, window, margin)
         kept.append((int((what.table_BTLK >= 0).sum()), int((after.table_BTLK >= 0).sum())))
-        assert torch.equal(after.table_BTLK, gate(after, window).table_BTLK), "what is kept is kept again"
+        assert torch.equal(after.table_BTLK, gate(after, window, margin).table_BTLK), "what is kept is kept again"
         return after
 
     monkeypatch.setattr("hf_longctx.methods.code_lookup.gated", watched)
@@ -170,6 +171,44 @@ def test_the_gate_keeps_what_comes_up_to_the_window(monkeypatch: pytest.MonkeyPa
         differs(logits_of(model, ids), gated)
     before, after = map(sum, zip(*kept, strict=True))
     assert 0 < after < 0.9 * before
+
+
+@torch.no_grad()
+def test_a_token_counts_if_its_score_is_no_further_below_the_window_than_the_margin() -> None:
+    """Scores by transformers' own projections and rotation; found tokens are read at `read_at`, the window as it is."""
+    model, ids, n_local, read_at = tiny(num_hidden_layers=1), text(1, 60), 12, 5
+    layer, heads = model.model.layers[0], model.config.num_attention_heads
+    shared = heads // model.config.num_key_value_heads
+    x = layer.input_layernorm(model.model.embed_tokens(ids))
+    q, k = (
+        project(x).unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2).double()
+        for project in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+    )
+    here = torch.arange(60)
+    turned = [model.model.rotary_emb(q, at[None]) for at in (here, torch.full_like(here, read_at))]
+    true_q, true_k = apply_rotary_pos_emb(q, k, *turned[0])
+    moved_q, _ = apply_rotary_pos_emb(q, k, *turned[1])
+    scale = layer.self_attn.head_dim**-0.5
+    scores = true_q @ true_k.repeat_interleave(shared, 1).mT * scale
+    distance = here[:, None] - here
+    whole = scores.masked_fill((distance < 0) | (distance >= n_local), float("-inf")).logsumexp(-1)
+    far = moved_q @ k.repeat_interleave(shared, 1).mT * scale
+
+    tables: dict[Any, Tensor] = {}
+    method = CodeLookup(n_global=2, n_local=n_local, top_k=4, read_at=read_at)
+    for margin in (None, 0.0, 0.3, 1.0, 40.0):
+        gate: dict[str, Any] = {"gate": None} if margin is None else {"gate_margin": margin}
+        with dataclasses.replace(method, **gate).on(model):
+            vars(model.model)[STATE].watching = lambda _, table, key=margin: tables.update({key: table})
+            logits_of(model, ids, use_cache=False)
+    every = tables.pop(None)
+    kept = []
+    for margin, table in tables.items():
+        above = (far - (whole[..., None] - margin)).unflatten(1, (-1, shared)).amax(2)  # the best head's
+        counts = above.gather(-1, every.clamp(min=0)) >= 0
+        assert torch.equal(table, every.masked_fill(~counts, -1))
+        kept.append(int((table >= 0).sum()))
+    assert 0 < kept[0] < kept[1] < kept[2] < kept[3] == int((every >= 0).sum())
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def test_the_head_that_copies_is_found_and_nothing_is_left_of_the_search(copying
     assert found == METHOD.calibrated(copying, ORDER.tolist())
     assert fingerprint(copying) == before
     assert METHOD.calibrated(copying, ORDER, share=0).heads == [[0, 1]], "no other head finds a single token"
+    wide = dataclasses.replace(METHOD, gate_margin=1.0).calibrated(copying, ORDER)
+    assert (wide.gate_margin, wide.heads) == (0.0, [[0, 1]]), "the gate of the search is not that of the result"
     with pytest.raises(ValueError, match=r"no head looks up the next token .* of the 59; the best, .*, does for 0"):
         METHOD.calibrated(copying, ORDER.flip(0))
 

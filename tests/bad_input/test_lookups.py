@@ -25,6 +25,15 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt by": ({"by": "sign"}, r"by='sign': no such choice. Did you mean 'signs'\? There are: signs, keys"),
     "misspelt per": ({"per": "heads"}, r"per='heads': no such choice. Did you mean 'head'\? There are: group, head"),
     "unknown gate": ({"gate": "scores"}, r"Did you mean 'score'\? There are: score, count, heads or None"),
+    "a margin of another gate": (
+        {"gate": "count", "gate_margin": 2.0},
+        r"gate_margin=2.0: only gate='score' has a margin, and gate is 'count'\. Leave out gate_margin",
+    ),
+    "a margin without a gate": ({"gate": None, "gate_margin": 2}, "only gate='score' has a margin, and gate is None"),
+    "negative margin": ({"gate_margin": -1.0}, "gate_margin=-1.0: expected 0 or more nats, and a finite number"),
+    "endless margin": ({"gate_margin": float("inf")}, r"gate_margin=inf: .* For all found tokens to count, take"),
+    "no number as margin": ({"gate_margin": float("nan")}, "gate_margin=nan: expected 0 or more nats"),
+    "margin as text": ({"gate_margin": "2"}, "gate_margin='2' is str, expected float"),
     "no heads": ({"gate": "heads"}, r"gate='heads': no heads are given. CodeLookup\(...\).calibrated\(model, ids\)"),
     "heads without their gate": (
         {"heads": [[0, 1]]},
@@ -64,6 +73,7 @@ def test_settings_are_filled_in_from_the_config() -> None:
     config = tiny().config
     assert CodeLookup().resolve(config) == CodeLookup(n_local=488, read_at=244)  # 512 - 16 - 8
     assert CodeLookup(n_local=1).resolve(config).read_at == 1
+    assert parse("code_lookup", ["gate_margin=2"]) == CodeLookup(gate_margin=2.0)
     assert parse("code_lookup", ["gate=none", "top_k=4"]) == CodeLookup(gate=None, top_k=4)
     with pytest.raises(ValueError, match=r"the trained length, 512, leaves no room beside n_global=600 and top_k=8"):
         CodeLookup(n_global=600).resolve(config)

@@ -17,6 +17,7 @@ from tests.tiny import left_padded, logits_of, text, tiny
 
 METHODS: dict[str, Any] = {
     "code_lookup": CodeLookup(n_global=2, n_local=8, top_k=4, shortlist=12),
+    "code_lookup_margin": CodeLookup(n_global=2, n_local=8, top_k=4, shortlist=12, gate_margin=0.5),
     "code_lookup_count": CodeLookup(n_global=2, n_local=8, top_k=4, shortlist=12, gate="count"),
     "lm_infinite": LMInfinite(n_global=2, n_local=8, top_k=4, top_k_from_layer=0),
     "infllm": InfLLM(n_global=2, n_local=8, top_k=2, block_size=4),

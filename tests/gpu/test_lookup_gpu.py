@@ -26,6 +26,10 @@ bits_are_multiplied = pytest.mark.skipif(
     not bits.FROM <= CARD < bits.BELOW, reason="needs tensor cores that multiply bits (compute capability 8.0 to 9.0)"
 )
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "signs": {}, "margin": {"gate_margin": 0.5}, "keys": {"by": "keys", "per": "head", "gate": None},
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("D", [64, 80, 96, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -64,7 +68,7 @@ def test_choices_are_those_of_the_cpu() -> None:
         assert same > 0.98  # two keys may score alike, to the rounding of a matrix product
 
 
-@pytest.mark.parametrize("settings", [{}, {"by": "keys", "per": "head", "gate": None}], ids=["signs", "keys"])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_logits_cached_and_padded_are_those_of_the_cpu(settings: dict[str, Any]) -> None:
     ids, mask = left_padded([text(1, n, seed=n)[0] for n in (400, 180)])
     model = tiny()

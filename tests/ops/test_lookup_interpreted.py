@@ -241,7 +241,9 @@ def counted(*given, **settings):
 ids, model, wrapped = text(1, 60), tiny(), triton_found.decode
 without = Store.pages, hf_longctx.attention.lookup.unsupported_reason, hf_longctx.attention.found.unsupported_reason
 window = {"n_global": 2, "n_local": 16, "top_k": 3}
-for method in (CodeLookup(**window, shortlist=8), LMInfinite(**window, top_k_from_layer=0)):
+outputs = {}
+for method in (CodeLookup(**window, shortlist=8), CodeLookup(**window, shortlist=8, gate_margin=0.5),
+               LMInfinite(**window, top_k_from_layer=0)):
     logits = []
     for kernels in (False, True):
         with method.on(model):
@@ -256,6 +258,9 @@ for method in (CodeLookup(**window, shortlist=8), LMInfinite(**window, top_k_fro
     hf_longctx.attention.lookup.unsupported_reason, hf_longctx.attention.found.unsupported_reason = without[1:]
     assert len(calls) == 2 * model.config.num_hidden_layers
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+    outputs[method] = logits[1]
+first, margin, _ = outputs.values()
+assert (first - margin).abs().max() > 1e-3, "the margin lets more count"
 """
 )
 

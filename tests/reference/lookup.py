@@ -69,6 +69,7 @@ def attention_of_group(
     per: str,
     read_at: int,
     gate: str | None,
+    gate_margin: float,
     looking: Sequence[int],
 ) -> Tensor:
     """The heads that share keys: each query's window, the first tokens at the ceiling, and what it looks up.
@@ -95,7 +96,7 @@ def attention_of_group(
                 above = [
                     [by_keys[r][i][j] / math.sqrt(D) - float(at_near[r].logsumexp(0)) for r in heads] for j in chosen
                 ]
-                chosen = [j for j, over in zip(chosen, above, strict=True) if max(over) >= 0]
+                chosen = [j for j, over in zip(chosen, above, strict=True) if max(over) >= -gate_margin]
             less = math.log(len(middle)) if gate == "count" and chosen else 0.0
             for r in heads:
                 found = chosen if r in looking else []

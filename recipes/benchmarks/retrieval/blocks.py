@@ -37,9 +37,9 @@ class Watch:
         """Watch what is looked up inside the block."""
         gated = code_lookup.gated
 
-        def watched(found: Any, window: Any) -> Any:
+        def watched(found: Any, window: Any, margin: float) -> Any:
             self._count(found.inputs, found.store, found.q_BHLD, window)
-            return gated(found, window)
+            return gated(found, window, margin)
 
         with mock.patch.object(code_lookup, "gated", watched):
             yield
