@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_longctx import CodeLookup
 from recipes.benchmarks.haystacks import PIECE, Haystacks
 from recipes.benchmarks.reader import Lesson, row, teach_
 from recipes.benchmarks.retrieval import __main__ as command
-from recipes.benchmarks.retrieval import facts
+from recipes.benchmarks.retrieval import asking, facts, gates
 from recipes.benchmarks.retrieval.asking import Document, answers, document
 from recipes.benchmarks.retrieval.blocks import BLOCK, Watch, block_table
 from recipes.benchmarks.retrieval.facts import KINDS, Question, hide, question
@@ -110,6 +111,39 @@ def test_an_answer_is_right_if_the_model_would_write_it(method: Any, texts: Hays
     nll = -logits[0, -7:-1].log_softmax(-1).gather(1, written[:, None]).mean()
     close(torch.tensor(found.nats["right"]), nll[None].detach())
     assert len(found.text) == 1
+
+
+@pytest.mark.parametrize("few", [1000, 7])
+def test_questions_asked_together_are_answered_as_one_by_one(
+    few: int, texts: Haystacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "_at_once", lambda _: few)
+    model, method = tiny(**SMALL), CodeLookup(n_global=4, n_local=48, top_k=6, shortlist=12, gate=None)
+    made = document(encode, texts, {"number": 2, "pass key": 1, "values": 1}, 1100, 5, before=400, continued=20)
+    alone = answers(model, encode, method, [made])
+    batch = answers(model, encode, method, [made], together=True)
+    assert batch.right == alone.right
+    assert batch.text == pytest.approx(alone.text, rel=1e-5)
+    for kind, nats in alone.nats.items():
+        assert batch.nats[kind] == pytest.approx(nats, rel=1e-4)
+
+
+def test_gates_and_margins_stand_side_by_side_until_the_time_is_over(
+    texts: Haystacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(texts, replace(TINY, documents=(1, 1, 3)))
+    over = iter([False, True])
+    monkeypatch.setattr(type(run), "time_is_over", property(lambda _: next(over)))
+    rows = {one["what"].split(", ", 2)[2].split(": ")[0]: one for one in gates.gate(run)}
+    scores = [f"gate='score', gate_margin={margin}" for margin in (0, 1, 2, 3, 4, 6)]
+    assert list(rows) == ["gate=None", *scores, "gate='count'", "gate='heads'"]
+    assert rows.pop("gate='heads'")["why"].startswith("share=0.1: no head looks up the next token")
+    for one in rows.values():
+        assert (one["beside"]["texts"], one["beside"]["questions"]) == (2, 4)
+        assert len(one["detail"]["nats of next text"]) == 2
+    ratios = [one["beside"]["perplexity of next text, over LM-Infinite's"] for one in rows.values()]
+    assert ratios[0] != ratios[1]
+    assert all(one["beside"]["of the worst text"] >= ratio for one, ratio in zip(rows.values(), ratios, strict=True))
 
 
 def under(method: Any, model: Any, ids: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from typing import Any
 
 from hf_longctx.evaluation.perplexity import fixed_targets
 from hf_longctx.evaluation.rows import row
-from hf_longctx.methods.code_lookup import CHOICES
 from recipes.bars import missed
 
 from .asking import SINGLE, Answers, answers, document
 from .blocks import SIGNS, Watch
 from .facts import KINDS
+from .gates import gate
 from .run import Run
 from .tasks import ruler
 from .writing import written
@@ -136,18 +136,6 @@ def blocks(run: Run) -> Rows:
     bar = run.bar(">= 1.2")
     yield row(what, ratio, "", bar=bar, why=why or missed(ratio, bar, "blocks hold it as often"), beside=shares,
               detail={"queries": watch.found["queries"], "blocks by": "the mean of their keys"})  # fmt: skip
-
-
-def gate(run: Run) -> Rows:
-    """Every gate that the method has: recall and next text side by side."""
-    for kind in CHOICES["gate"]:
-        name = f"gate={kind!r}"
-        try:
-            method = run.retrieving if kind == "heads" else replace(run.lookup, gate=kind)
-        except ValueError as error:  # no head retrieves
-            yield row(f"{run.reader}, {run.length}, {name}: numbers and pass keys, right", None, "", why=str(error))
-        else:
-            yield _sides(run, name, method)
 
 
 def read_at(run: Run) -> Rows:

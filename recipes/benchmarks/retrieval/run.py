@@ -32,7 +32,7 @@ class Sizes:
 
     Args:
         length: Of long documents, in tokens.
-        documents: Long ones with facts of all kinds, and with chains alone.
+        documents: Long ones with facts of all kinds, with chains alone, and those that every gate reads.
         kinds: Facts of a document.
         chains: Chains of a document with chains alone.
         inside: Lengths within 4k at which the reader must answer, and how many documents of each.
@@ -46,7 +46,7 @@ class Sizes:
     """
 
     length: int = LONG
-    documents: tuple[int, int] = (17, 3)
+    documents: tuple[int, int, int] = (17, 3, 4)
     kinds: tuple[tuple[str, int], ...] = (("number", 7), ("pass key", 5), ("values", 1), ("chain", 1))
     chains: int = 8
     inside: tuple[tuple[int, ...], int] = ((1200, 3500), 10)
@@ -61,12 +61,12 @@ class Sizes:
     @classmethod
     def at(cls, length: int) -> Sizes:
         """Fewer documents where one takes long."""
-        return cls(length=length) if length <= LONG else cls(length=length, documents=(5, 1), passkeys=(10, 3))
+        return cls(length=length) if length <= LONG else cls(length=length, documents=(5, 1, 3), passkeys=(10, 3))
 
 
 TINY = Sizes(
     length=2048,
-    documents=(1, 1),
+    documents=(1, 1, 1),
     kinds=(("number", 1), ("pass key", 1), ("values", 1), ("chain", 1)),
     chains=1,
     inside=((1024,), 1),
