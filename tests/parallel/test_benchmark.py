@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hf_longctx.evaluation.rows import row
 from hf_longctx.parallel import Layout
 from recipes.benchmarks.saving import Saved
 from recipes.benchmarks.sequence_parallel import __main__ as command
-from recipes.benchmarks.sequence_parallel import figure, steps, training
+from recipes.benchmarks.sequence_parallel import figure, launching, steps, training
 from recipes.benchmarks.sequence_parallel.launching import Launcher
 from recipes.benchmarks.sequence_parallel.lines import LINES, ONE, RIVAL
 from recipes.benchmarks.sequence_parallel.packs import GlobalZigzag, pack
@@ -146,3 +147,17 @@ def test_the_picture_shows_the_losses(tmp_path: Path) -> None:
     above, below = figure.figure(path).axes
     assert [list(line.get_ydata()) for line in above.get_lines()] == [losses[name] for name in figure.STYLES]
     assert [list(line.get_ydata()) for line in below.get_lines()] == [pytest.approx([0.1, 0]), pytest.approx([0, 0.2])]
+
+
+def test_single_processes_run_at_once_each_on_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(part: str, processes: int, card: str | None = None, **settings: Any) -> Iterator[dict[str, Any]]:
+        assert (part, processes) == ("training", 1)
+        yield {"card": card, **settings}
+
+    none: list[str | None] = 3 * [None]
+    for tiny, cards, expected in ((False, ["3", "4"], ["3", "4", "3"]), (False, [], none), (True, ["3"], none)):
+        launcher = Launcher(tiny)
+        monkeypatch.setattr(launching, "visible", lambda cards=cards: cards)
+        monkeypatch.setattr(launcher, "samples", one)
+        found = launcher.side_by_side("training", [{"line": n} for n in range(3)])
+        assert found == [{"card": card, "line": n} for n, card in enumerate(expected)]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from recipes.cards import VISIBLE, visible
 
 SAMPLE = "SAMPLE "
 WORKER = "recipes.benchmarks.sequence_parallel.worker"
@@ -32,8 +36,26 @@ class Launcher:
     def over(self) -> bool:
         return self.end is not None and time.monotonic() >= self.end
 
-    def samples(self, part: str, processes: int, **settings: Any) -> Iterator[dict[str, Any]]:
-        """What `work` of the module of this name yields on rank 0; `{"failed": reason}` last if it did not end well."""
+    def side_by_side(self, part: str, each: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All samples of single processes with these settings, as many at once as there are cards; no timings."""
+        cards = [] if self.tiny else visible()
+        found = []
+        with ThreadPoolExecutor(max(len(cards), 1)) as pool:
+            for start in range(0, len(each), max(len(cards), 1)):
+                some = each[start : start + max(len(cards), 1)]
+                at = cards[: len(some)] or [None]
+                found += pool.map(lambda given, card: list(self.samples(part, 1, card, **given)), some, at)
+        return [sample for samples in found for sample in samples]
+
+    def samples(self, part: str, processes: int, card: str | None = None, **settings: Any) -> Iterator[dict[str, Any]]:
+        """What `work` of the module of this name yields on rank 0; `{"failed": reason}` last if it did not end well.
+
+        Args:
+            part: The module.
+            processes: How many.
+            card: The only GPU that they see; None: all.
+            settings: What `work` is given.
+        """
         if self.over:
             yield {"failed": "not measured: the time was over"}
             return
@@ -41,7 +63,8 @@ class Launcher:
         settings = {"tiny": self.tiny, **settings}
         command = [sys.executable, "-W", "ignore", *torchrun, "-m", WORKER, part, json.dumps(settings)]
         start = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        environment = os.environ if card is None else {**os.environ, VISIBLE: card}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
             assert child.stdout is not None
             timer = self._timer(child)
             for line in child.stdout:

@@ -29,12 +29,13 @@ def rows(launcher: Launcher, model: str, documents: Path | None) -> Iterator[dic
     with tempfile.TemporaryDirectory() as folder:
         batches = Path(folder) / "batches.pt"
         torch.save(packs(ids, total, steps, mean_log), batches)
-        for processes, lines in ((1, [OURS, STOCK]), (2, [TWO])):
-            given = {"model": model, "lines": lines, "batches": str(batches)}
-            for sample in launcher.samples("training", processes, **given):
-                if "losses" in sample:
-                    found[sample["line"]] = sample["losses"]
-                why = why or sample.get("failed")
+        given = {"model": model, "batches": str(batches)}
+        samples = list(launcher.samples("training", 2, **given, lines=[TWO]))
+        samples += launcher.side_by_side("training", [{**given, "lines": [line]} for line in (OURS, STOCK)])
+        for sample in samples:
+            if "losses" in sample:
+                found[sample["line"]] = sample["losses"]
+            why = why or sample.get("failed")
     what = f"{'random weights' if model == RANDOM else 'SmolLM2-135M'}, {steps} steps on packs of {total:,} tokens"
     what += ": mean difference of the loss between two cards and one, over that between two kernels on one"
     if len(found) < 3:
