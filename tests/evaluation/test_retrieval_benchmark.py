@@ -67,11 +67,12 @@ def test_lines_are_hidden_in_their_order_in_a_text_of_the_same_length() -> None:
 
 
 def test_what_is_scored_after_a_document_is_how_its_text_continues(texts: Haystacks) -> None:
-    made = document(encode, texts, {"number": 2, "chain": 1}, 1200, 7, continued=30)
-    hay = texts.make(1230, 7)
-    assert len(made.ids_L) == 1200
-    end = next(i for i in range(1230) if hay[i : i + 30].equal(made.next_N))
-    assert hay[end - 50 : end].equal(made.ids_L[-50:])
+    whole = [piece.numpy().tobytes() for piece in texts.make(texts.distinct, 0).split(PIECE)]
+    for seed, length, continued in ((7, 1200, 30), (8, 2 * PIECE, 500), (9, PIECE + 10, 30)):  # at a border, behind it
+        made = document(encode, texts, {"number": 2, "chain": 1}, length, seed, before=100, continued=continued)
+        assert (len(made.ids_L), len(made.next_N)) == (length, continued)
+        both = torch.cat([made.ids_L[-50:], made.next_N]).numpy().tobytes()
+        assert any(both in piece for piece in whole), "they are neighbours in one piece of the documents"
 
 
 def test_halves_share_no_piece(texts: Haystacks) -> None:

@@ -21,7 +21,7 @@ from hf_longctx import stream
 from hf_longctx.ops.kernels.lookup import FEW
 from hf_longctx.upstream.caches import given_cache
 
-from ..haystacks import Haystacks
+from ..haystacks import PIECE, Haystacks
 from .facts import Encode, Question, hide, names, question
 
 SINGLE = ("number", "pass key")
@@ -84,9 +84,11 @@ def document(
     every = [kind for kind, n in kinds.items() for _ in range(n)]
     own = names(rng, len(every), taught=False)
     asked = [question(kind, name, rng, taught=False) for kind, name in zip(every, own, strict=True)]
-    hay_L = texts.make(length + continued, seed)
     # the lines take the place of the text's last tokens, so that what follows is moved up to them
     taken = sum(len(encode(f"\n{line}\n")) for one in asked for line in one.lines)
+    # it ends where a piece does, so that it does go on with the text
+    cut = (taken - length - continued) % PIECE if continued else 0
+    hay_L = texts.make(cut + length + continued, seed)[cut:]
     text_L = hide(hay_L[:length], asked, encode, rng, before, depth)
     return Document(text_L, asked, hay_L[length - taken : length - taken + continued])
 
