@@ -40,7 +40,7 @@ def paged(
                 held.append(page)
                 at[name][b, n] = page.data_ptr()
     never = torch.full((B,), NEVER, device=device)
-    ready_B = never if centred_by > S else pos_BS[:, centred_by - 1]
+    ready_B = never if centred_by > S else pos_BS[:, centred_by - 1].contiguous()
     mean, width = (torch.stack([centre[i] for centre in centres]) for i in range(2))
     filled_B = torch.full((B,), S, device=device)
     addresses = {name: address.to(device) for name, address in at.items()}

@@ -121,7 +121,7 @@ def test_kernels_choose_as_torch_does(S: int, H: int, G: int, D: int, L: int, pe
 
 
 @bits_are_multiplied
-@pytest.mark.parametrize("S", [500, 8193, 40_000])
+@pytest.mark.parametrize("S", [500, 8193, 70_000])  # the last is counted by two programs
 @pytest.mark.parametrize("per", ["group", "head"])
 @pytest.mark.parametrize(("group", "D"), [(4, 128), (3, 64), (1, 96), (8, 256), (2, 80), (12, 160), (32, 64)])
 def test_products_of_bits_choose_what_unpacked_codes_do(group: int, D: int, per: str, S: int) -> None:

@@ -62,11 +62,12 @@ def _check(
     scores = soft_capped((q.double() @ k[:, 0].double().transpose(-1, -2)) * dim**-0.5, softcap)
     window = scores[..., 200:].logsumexp(-1)
     kept = (scores[..., [7, 9]] >= window[..., None]).any(1)[0]
-    some = torch.cat([torch.tensor([7, 9], device=device)[kept], torch.arange(200, 300, device=device)])
+    near = [torch.arange(start, end, device=device) for start, end in ((0, 4), (200, 300))]
+    some = torch.cat([torch.tensor([7, 9], device=device)[kept], *near])
     truth = {"output": scores[..., some].softmax(-1) @ v[:, 0, some].double()}
-    keys = Keys(k[:, :, 200:], v[:, :, 200:], pos[:, 200:], None, None, 0, 300)
+    sets = [Keys(k[:, :, x], v[:, :, x], pos[:, x], None, None, 0, 300) for x in (slice(200, None), slice(4))]
     found = FoundTokens(q, table, pages, 0.0)
-    got = lambda: [decode(q, keys, [], found, pos[:, -1], 0, dim**-0.5, softcap)[0]]  # noqa: E731
+    got = lambda: [decode(q, sets[0], sets[1:], found, pos[:, -1], 0, dim**-0.5, softcap)[0]]  # noqa: E731
     reason = disagreement(got, truth, dtype)
     del held  # what the addresses are of was needed until here
     if reason is not None:
