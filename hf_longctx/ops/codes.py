@@ -71,11 +71,16 @@ def score(q_GRLD: Tensor, words_GSW: Tensor, size_GS: Tensor, centre: Centre) ->
 
 def in_steps(turned_GNC: Tensor, width_GC: Tensor) -> tuple[Tensor, Tensor]:
     """Turned queries times the widths as whole numbers (G, N, C) of `QUERY_BITS`, and the size of a step, (G, N, 1)."""
-    most, run = 2.0 ** (QUERY_BITS - 1), width_GC.shape[-1] & -width_GC.shape[-1]
+    most = 2.0 ** (QUERY_BITS - 1)
     norm = turned_GNC.square().sum(-1, keepdim=True).sqrt() * width_GC.amax(-1)[:, None, None]
-    step = norm * (SPREAD / (most - 1) * run**-0.5)
+    step = norm * step_share(width_GC.shape[-1])
     step = torch.where(step > 0, step, 1.0)
     return (turned_GNC * width_GC[:, None] / step).round().clamp(-most, most - 1), step
+
+
+def step_share(C: int) -> float:
+    """The size of a step over the norm of the turned query times the largest width."""
+    return SPREAD / (2.0 ** (QUERY_BITS - 1) - 1) * _mixed(C) ** -0.5
 
 
 def channels(dim: int) -> int:
@@ -100,9 +105,14 @@ def turns(C: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return first.to(device), order.to(device), second.to(device)
 
 
+def _mixed(C: int) -> int:
+    """How many channels are mixed with each other: the largest power of two that divides their number."""
+    return C & -C
+
+
 def _hadamard(x: Tensor) -> Tensor:
     """Sums and differences, within runs of the largest power of two that divides the number of channels."""
-    run, half = x.shape[-1] & -x.shape[-1], 1
+    run, half = _mixed(x.shape[-1]), 1
     while half < run:
         low, high = x.unflatten(-1, (-1, 2, half)).unbind(-2)
         x = torch.stack([low + high, low - high], -2).flatten(-3)

@@ -68,8 +68,8 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     after = torch.full((1,), 15, device=q.device)
     unpacked = kernels.Shapes(q, pages, "group")
     shapes = kernels.Shapes(q, pages, "group", bits.unsupported_reason(q, pages, "group") is None)
-    at, all_unpacked = (q_pos, pages, shapes, near, after), (q_pos, pages, unpacked, near, after)
-    ready = kernels.prepared(q, pages, shapes)
+    at, beside = (q_pos, pages, shapes, near, after), (q_pos, pages, unpacked, near, after)
+    ready, ready_unpacked = kernels.prepared(q, pages, shapes), kernels.prepared(q, pages, unpacked)
     best = kernels.maxima(ready, *at)
     found = kernels.survivors(ready, best, *at, shortlist)
     table = kernels.last(q, *found, pages, shapes, TOP, shortlist)[:, :, 0]
@@ -85,7 +85,7 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     return {
         "queries prepared": lambda: kernels.prepared(q, pages, shapes),
         "(a) codes' scores, a maximum a block": lambda: kernels.maxima(ready, *at),
-        "    the same with codes that are unpacked": lambda: kernels.maxima(ready, *all_unpacked),
+        "    the same with codes that are unpacked": lambda: kernels.maxima(ready_unpacked, *beside),
         "(b) the best tokens by their codes": lambda: kernels.survivors(ready, best, *at, shortlist),
         "(c) their real keys, and the last of them": lambda: kernels.last(q, *found, pages, shapes, TOP, shortlist),
         "(d) window, first and found ones, and the gate": lambda: decode(

@@ -33,6 +33,25 @@ for H, G, D, L, per in ((3, 3, 64, 1, "group"), (3, 1, 96, 2, "head"), (8, 1, 12
 """
 )
 
+OPERAND = (
+    SMALL
+    + """
+from hf_longctx.ops.codes import Centre, in_steps, turned
+for H, G, D in ((3, 3, 64), (3, 1, 96), (8, 1, 128), (12, 1, 256)):
+    lookup = Lookup.of(H, G, D, 60, 1)
+    operand, R = T.prepared(lookup.q, lookup.pages, T.Shapes(lookup.q, lookup.pages, "group", True))[0], H // G
+    # fours of heads, halves of the channels, pairs of bits, heads, bits of a pair, words
+    bits = (operand.view(2, G, -1, max(1, D // 128), 3, 4, 2, 4)[..., None] >> torch.arange(32)) & 1
+    numbers = torch.einsum("bgshpntwc,pt->bgsnhwc", bits.double(), torch.tensor([[1, 2], [4, 8], [16, -32.0]]).double())
+    numbers = numbers.flatten(4).flatten(2, 3)
+    for b in range(2):
+        centre = Centre(lookup.pages.mean_BGD[b], lookup.pages.width_BGC[b])
+        whole, _ = in_steps(turned(lookup.q[b].unflatten(0, (G, R))[:, :, 0]), centre.width_GC)
+        off = (numbers[b, :, :R, : whole.shape[-1]] - whole).abs()
+        assert off.max() <= 1 and (off > 0).float().mean() < 0.01, "but for what lies between two numbers"
+"""
+)
+
 SELECTING = """
 import torch
 from hf_longctx.ops.kernels.triton_best import _select
@@ -309,7 +328,7 @@ assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
 
 @pytest.mark.parametrize(
     ("code", "interpret"),
-    [(MAXIMA + BINS + FOUND, "1"), (CHOOSING + EDGES + KEYS, "1"), (A_MODEL, "1"), (COMPILED, "0")],
+    [(MAXIMA + OPERAND + BINS + FOUND, "1"), (CHOOSING + EDGES + KEYS, "1"), (A_MODEL, "1"), (COMPILED, "0")],
     ids=["parts", "choices", "a_model", "compiled"],
 )
 def test_kernels(code: str, interpret: str) -> None:

@@ -19,8 +19,8 @@ from ...upstream.installing import Package, check_packages, install_extra
 
 Curve = Mapping[int, float | None]
 Shares = Mapping[tuple[int, float], float]  # share found (0 to 1) by length and depth
-# The needle-in-a-haystack colours that readers of such grids know.
 MATPLOTLIB = Package("figures are drawn by matplotlib", ("matplotlib.figure",), install_extra("evaluation"))
+# The needle-in-a-haystack colours that readers of such grids know.
 GRID_COLOURS = ["#F0496E", "#EBB839", "#0CD79F"]
 # The second is a wide pale band for truncation, under the others: they often lie on it.
 LINES: list[dict[str, Any]] = [

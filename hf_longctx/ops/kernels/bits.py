@@ -20,15 +20,15 @@ def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str) -> str | None:
     """Why `triton_bits` cannot score codes for such queries; None if it can."""
     if not q_BHLD.is_cuda:
         return "tensors are not on a CUDA device"
-    if not FROM <= torch.cuda.get_device_capability(q_BHLD.device) < BELOW:
-        return "the tensor cores of this GPU do not multiply bits"
     kind = q_BHLD.device, q_BHLD.shape[-1], q_BHLD.shape[1] // pages.mean_BGD.shape[1], per
     return checked_once(unsupported_reason, kind, lambda: _check(*kind))
 
 
 @torch.no_grad()
 def _check(device: torch.device, dim: int, group: int, per: str) -> str | None:
-    """What is wrong with it on this device; None if scores and the best tokens are those of Triton's own kernels."""
+    """Why not on this device; None if scores and the best tokens are those of Triton's own kernels."""
+    if not FROM <= torch.cuda.get_device_capability(device) < BELOW:
+        return "the tensor cores of this GPU do not multiply bits"
     random, G, S = randoms(device, torch.float32), 2, 500
     q, k = random(1, G * group, 1, dim), random(1, G, S, dim)
     pos = torch.arange(S, device=device)[None].clone()

@@ -14,21 +14,19 @@ import triton
 import triton.language as tl
 
 from .triton_codes import laid_out, operands, scored
+from .triton_range import ordered
 
 
 @triton.jit
 def _keys(score, name):
     """Scores, and of equal ones the lower name first, as int64 that are all different."""
-    bits = score.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.to(tl.int64) << 31) + (2147483647 - name)
+    return (ordered(score.to(tl.int32, bitcast=True)).to(tl.int64) << 31) + (2147483647 - name)
 
 
 @triton.jit
 def _score(key):
     """The score of a key, and a little less: scored again in another place, a token may differ in its last bits."""
-    ordered = (key >> 31).to(tl.int32)
-    score = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    score = ordered((key >> 31).to(tl.int32)).to(tl.float32, bitcast=True)
     return score - tl.abs(score) * 1e-5 - 1e-30
 
 

@@ -96,6 +96,15 @@ def _page(words, size, pos, b, g, pages, first, PAGE: gl.constexpr, W: gl.conste
 
 
 @gluon.jit
+def _codes(words_at, first, row, column, W: gl.constexpr, HALVES: gl.constexpr):
+    """The words of 64 slots' codes, and the second halves of codes of more than four words."""
+    each = (first + row)[:, None] * W + column[None]
+    codes = gl.load(words_at + each, (column < W)[None], 0)
+    more = gl.load(words_at + 4 + each, (column + 4 < W)[None], 0) if HALVES == 2 else codes
+    return codes, more
+
+
+@gluon.jit
 def _scores(codes, more, held, i: gl.constexpr, halves, bases, factors, size_R, HALVES: gl.constexpr):
     """The scores of 64 slots for the i-th four heads; nan where a size is nan."""
     if HALVES == 2:
@@ -134,10 +143,7 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
     high_score, low_score = gl.to_tensor(float("-inf")), gl.to_tensor(float("inf"))
     for tile in range(0, gl.cdiv(room, 64)):
         # what lies behind the last slot is read, as a page is whole, and not seen
-        each = (tile * 64 + row)[:, None] * W + column[None]
-        codes = gl.load(words_at + each, (column < W)[None], 0)
-        if HALVES == 2:
-            more = gl.load(words_at + 4 + each, (column + 4 < W)[None], 0)
+        codes, more = _codes(words_at, tile * 64, row, column, W, HALVES)
         slot = tile * 64 + pair
         pos_R = gl.load(pos_at + slot).to(gl.int32)
         seen = (slot < room) & ((pos_R - low).to(gl.uint32, bitcast=True) < span)
@@ -147,7 +153,7 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
         top = gl.full([4], float("-inf"), gl.float32, gl.SliceLayout(0, LAYOUT))
         least = gl.full([4], float("inf"), gl.float32, gl.SliceLayout(0, LAYOUT))
         for i in gl.static_range(SETS):
-            scores = _scores(codes, more if HALVES == 2 else codes, held, i, halves, bases, factors, size_R, HALVES)
+            scores = _scores(codes, more, held, i, halves, bases, factors, size_R, HALVES)
             top_C = gl.max(scores, 0)
             top_C = gl.where(top_C == top_C, top_C, float("-inf"))
             if HEADS:
@@ -197,11 +203,9 @@ def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base
     for j in gl.static_range(2):  # both are read before anything waits for it
         first = gl.load(block + row_of * most + gl.minimum(start + j, number - 1)).to(gl.int64) * 64
         words_at, size_at, pos_at = _page(words, size, pos, b, g, pages, first, PAGE, W)
-        each = row[:, None] * W + column[None]
-        codes = codes + (gl.load(words_at + each, (column < W)[None], 0),)  # type: ignore[assignment]  # noqa: RUF005
-        if HALVES == 2:
-            more = gl.load(words_at + 4 + each, (column + 4 < W)[None], 0)
-            mores = mores + (more,)  # type: ignore[assignment]  # noqa: RUF005
+        words_of, more = _codes(words_at, 0, row, column, W, HALVES)
+        codes = codes + (words_of,)  # type: ignore[assignment]  # noqa: RUF005
+        mores = mores + (more,)  # type: ignore[assignment]  # noqa: RUF005
         sizes = sizes + (gl.load(size_at + pair),)  # type: ignore[assignment]  # noqa: RUF005
         places = places + (gl.load(pos_at + pair),)  # type: ignore[assignment]  # noqa: RUF005
         firsts = firsts + (first,)  # type: ignore[assignment]  # noqa: RUF005
@@ -212,9 +216,7 @@ def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base
         size_R = gl.convert_layout(size_R, gl.SliceLayout(1, LAYOUT))
         best_R = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, LAYOUT))
         for i in gl.static_range(SETS):
-            scores = _scores(
-                codes[j], mores[j] if HALVES == 2 else codes[j], held, i, halves, bases, factors, size_R, HALVES
-            )
+            scores = _scores(codes[j], mores[j], held, i, halves, bases, factors, size_R, HALVES)
             if HEADS:
                 scores = gl.where((4 * i + column == table % R)[None], scores, float("-inf"))
             best_R = gl.maximum(best_R, gl.max(scores, 1))

@@ -24,14 +24,14 @@ AT_ONCE = tl.constexpr(2)  # of them, in code without a loop
 
 
 @triton.jit(do_not_specialize=["G", "L"])
-def _prepare(q, turn, mean, width, operand, half, base, factor, planes, q_b, q_h, q_l, G, L, D: tl.constexpr,
+def _prepare(q, turn, mean, width, operand, half, base, factor, q_b, q_h, q_l, G, L, D: tl.constexpr,
              DIMS: tl.constexpr, C: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-             NQ: tl.constexpr, K: tl.constexpr, QUERY: tl.constexpr, SPREAD: tl.constexpr,
-             PLANES: tl.constexpr):  # fmt: skip
+             NQ: tl.constexpr, K: tl.constexpr, QUERY: tl.constexpr, STEP: tl.constexpr,
+             BY_BITS: tl.constexpr):  # fmt: skip
     """Queries as operands: turned, times the widths, in whole steps, each channel scaled for its bit.
 
-    QUERY is the number of bits of a channel; SPREAD the largest one over the norm of its query times the largest width.
-    With PLANES the words of each bit too, as `triton_bits` reads them.
+    QUERY is the number of bits of a channel; STEP the size of one over the query's norm times the largest width. With
+    BY_BITS the operand is the words of each bit, as `triton_bits` reads them.
     """
     b, g, piece = (tl.program_id(0) // G).to(tl.int64), tl.program_id(0) % G, tl.program_id(1)
     at = (tl.program_id(0) * tl.num_programs(1) + piece).to(tl.int64)
@@ -53,27 +53,28 @@ def _prepare(q, turn, mean, width, operand, half, base, factor, planes, q_b, q_h
     wide = tl.sum(tl.where(every[None] == channel[:, None], widths[None], 0.0), 1)
     wide_NC = turned_NC * wide[None]
     most: tl.constexpr = 2 ** (QUERY - 1)
-    step = tl.sqrt(square) * tl.max(widths, 0) * (SPREAD / (most - 1))
+    step = tl.sqrt(square) * tl.max(widths, 0) * STEP
     step = tl.where(step > 0.0, step, 1.0)
     whole_NC = tl.minimum(tl.maximum(tl.floor(wide_NC / step[:, None] + 0.5), -most), most - 1.0)
-    bit, byte = channel % 8, channel // 8
-    power = ((134 - bit) << 23).to(tl.float32, bitcast=True)  # 2^(7 - bit)
-    operand_NC = (whole_NC * power[None]).to(tl.float16)
-    copies: tl.constexpr = K // (4 * WP)
-    to = (bit // copies)[None] * (NQ * K) + column[:, None] * K + ((bit % copies) * (4 * WP) + byte)[None]
-    tl.store(operand + at * (NQ * 32 * WP) + to, operand_NC)
     part = tl.sum(whole_NC, 1) * 3.814697265625e-06  # 2^-18: half of what all bits give
     tl.store(half + (at * WP + tl.program_id(2)) * NQ + column, part)
     if tl.program_id(2) == 0:
         tl.store(base + at * NQ + column, tl.where(live, centre, float("-inf")))
         tl.store(factor + at * NQ + column, step * 262144.0)
-    if PLANES:
+    if BY_BITS:
         number_NC, word = whole_NC.to(tl.int32), tl.program_id(2)
-        there = planes + (at * (NQ // 4) + column // 4) * (((WP + 3) // 4) * QUERY * 16)
+        there = operand + (at * (NQ // 4) + column // 4) * (((WP + 3) // 4) * QUERY * 16)
         there += word // 4 * (QUERY * 16) + column % 4 * 8 + word % 4
         for i in tl.static_range(QUERY):
             bits = tl.sum(((number_NC >> i) & 1) << tl.arange(0, 32)[None], 1)
             tl.store(there + i // 2 * 32 + i % 2 * 4, bits)
+    else:
+        bit, byte = channel % 8, channel // 8
+        power = ((134 - bit) << 23).to(tl.float32, bitcast=True)  # 2^(7 - bit)
+        operand_NC = (whole_NC * power[None]).to(tl.float16)
+        copies: tl.constexpr = K // (4 * WP)
+        to = (bit // copies)[None] * (NQ * K) + column[:, None] * K + ((bit % copies) * (4 * WP) + byte)[None]
+        tl.store(operand + at * (NQ * 32 * WP) + to, operand_NC)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 
 from .. import pages as sizes
-from ..codes import QUERY_BITS, SPREAD, turned
+from ..codes import QUERY_BITS, step_share, turned
 from ..pages import Pages
 from .placed import on_device_of
 from .triton_best import _select, _survivors
@@ -66,25 +66,32 @@ def _turn(dim: int, device: torch.device) -> Tensor:
     return turned(torch.eye(dim, device=device))
 
 
-def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Queries as `_maxima` and `_survivors` read them: operand, half, base, factor, and the bits' words."""
+def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries as `_maxima` and `_survivors` read them: operand, half, base and factor."""
     codes, rows, device = shapes.codes, shapes.B * shapes.G * shapes.pieces, q_BHLD.device
-    operand = torch.empty(rows, codes["NQ"] * 32 * codes["WP"], device=device, dtype=torch.float16)
+    if shapes.by_bits:
+        words = codes["NQ"] // 4 * triton.cdiv(codes["WP"], 4) * QUERY_BITS * 16
+        operand = torch.empty(rows, words, device=device, dtype=torch.int32)
+    else:
+        operand = torch.empty(rows, codes["NQ"] * 32 * codes["WP"], device=device, dtype=torch.float16)
     half = torch.empty(rows, codes["WP"], codes["NQ"], device=device, dtype=torch.float32)
     base = torch.empty(rows, codes["NQ"], device=device, dtype=torch.float32)
     factor = torch.empty_like(base)
-    words = codes["NQ"] // 4 * triton.cdiv(codes["WP"], 4) * QUERY_BITS * 16 if shapes.by_bits else 1
-    planes = torch.empty(rows, words, device=device, dtype=torch.int32)
     grid: Any = (shapes.B * shapes.G, shapes.pieces, codes["WP"])
     kept = {name: codes[name] for name in ("WP", "R", "RP", "NQ", "K")}
     with on_device_of(q_BHLD):
         _prepare[grid](
-            q_BHLD, _turn(shapes.D, device), pages.mean_BGD, pages.width_BGC, operand, half, base, factor, planes,
+            q_BHLD, _turn(shapes.D, device), pages.mean_BGD, pages.width_BGC, operand, half, base, factor,
             *q_BHLD.stride()[:3], shapes.G, shapes.L, D=shapes.D,
             DIMS=min(max(16, triton.next_power_of_2(shapes.D)), 64), C=shapes.C, **kept,
-            QUERY=QUERY_BITS, SPREAD=SPREAD * (shapes.C & -shapes.C) ** -0.5, PLANES=shapes.by_bits,
+            QUERY=QUERY_BITS, STEP=step_share(shapes.C), BY_BITS=shapes.by_bits,
         )  # fmt: skip
-    return operand, half, base, factor, planes
+    return operand, half, base, factor
+
+
+def _places(q_pos_BL: Tensor, pages: Pages, after_B: Tensor) -> tuple[Tensor, ...]:
+    """Where codes lie, and which of them a query looks up: the first arguments of the kernels that score them."""
+    return q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B
 
 
 def maxima(
@@ -97,20 +104,19 @@ def maxima(
     B, G, L, T = shapes.B, shapes.G, shapes.L, shapes.T
     best = torch.empty(B, T, L, shapes.blocks, device=q_pos_BL.device, dtype=torch.float32)
     state = torch.zeros(B * T * L, STATE.value, device=best.device, dtype=torch.int32)
-    operand, *of_heads, planes = ready
-    at = q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B
+    at = *_places(q_pos_BL, pages, after_B), *ready
     with on_device_of(q_pos_BL):
         if shapes.by_bits:
             from . import triton_bits
 
             tiles = min(64, max(4, triton.next_power_of_2(B * G * shapes.blocks // PROGRAMS)))
             triton_bits._maxima[shapes.blocks // tiles * G, B](
-                *at, planes, *of_heads, best, state, near, shapes.pages, G, T, shapes.blocks, PAGE=sizes.PAGE,
+                *at, best, state, near, shapes.pages, G, T, shapes.blocks, PAGE=sizes.PAGE,
                 **shapes.bits, TILES=tiles, HEADS=shapes.heads, num_warps=1,
             )  # fmt: skip
             return best, state
         _maxima[shapes.blocks // TILES.value * G, B, shapes.pieces](
-            *at, operand, *of_heads, best, state, near, shapes.pages, G, L, T, shapes.blocks, PAGE=sizes.PAGE,
+            *at, best, state, near, shapes.pages, G, L, T, shapes.blocks, PAGE=sizes.PAGE,
             **shapes.codes, HEADS=shapes.heads, ONE=L == 1, num_warps=1, num_stages=2,
         )  # fmt: skip
     return best, state
@@ -135,8 +141,7 @@ def survivors(
     kept_score = torch.empty(rows, shortlist, device=device, dtype=torch.float32)
     per_row = shapes.T * shapes.L
     parts: Any = (triton.cdiv(blocks, PART.value), rows)
-    operand, *of_heads, planes = ready
-    at = q_pos_BL, pages.words, pages.size, pages.pos, pages.filled_B, pages.ready_B, after_B
+    at = *_places(q_pos_BL, pages, after_B), *ready
     rest = block, count, floor, found, score, slot, near, shapes.pages, shapes.G
     with on_device_of(best):
         _bins[parts](
@@ -148,12 +153,12 @@ def survivors(
             from . import triton_bits
 
             triton_bits._survivors[triton.cdiv(most, 2), rows](
-                *at, planes, *of_heads, *rest, most, PAGE=sizes.PAGE, **shapes.bits, HEADS=shapes.heads, num_warps=1
+                *at, *rest, most, PAGE=sizes.PAGE, **shapes.bits, HEADS=shapes.heads, num_warps=1
             )
         else:
             columns = 8 if shapes.heads else max(8, shapes.codes["RP"])
             _survivors[most, rows](
-                *at, operand, *of_heads, *rest, shapes.L, most, PAGE=sizes.PAGE, **shapes.codes, NC=columns,
+                *at, *rest, shapes.L, most, PAGE=sizes.PAGE, **shapes.codes, NC=columns,
                 HEADS=shapes.heads, num_warps=1,
             )  # fmt: skip
         _select[(rows,)](

@@ -15,12 +15,17 @@ STATE = tl.constexpr(1024 + 4)  # int32 of a row: the range (two), programs that
 
 
 @triton.jit
+def ordered(bits):
+    """The bits of floats as whole numbers that are ordered as they are; and back."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
 def _range(state):
     """The least and the highest score of a row."""
     high, low = tl.load(state), 2147483647 - tl.load(state + 1)
-    high, low = (high - 1073741824) << 1, (low - 1073741824) << 1
-    high = (high ^ ((high >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    return (low ^ ((low >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True), high
+    high, low = ordered((high - 1073741824) << 1), ordered((low - 1073741824) << 1)
+    return low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -34,5 +39,4 @@ def widen(state, row_N, high_N, low_N, live_N):
 @triton.jit
 def _rounded(score):
     """Ordered as scores are, from 0 on: without their last bit."""
-    bits = score.to(tl.int32, bitcast=True)
-    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> 1) + 1073741824
+    return (ordered(score.to(tl.int32, bitcast=True)) >> 1) + 1073741824
