@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,16 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from hf_longctx.evaluation.results import write_results
 from hf_longctx.evaluation.tasks.long_output import grpo_row, make
 from hf_longctx.evaluation.tasks.long_output import reward as reward_of
 from hf_longctx.hub import load
 from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.storage.files import write_json_lines
-from recipes.long_writer import card, chain
+from recipes.long_writer import card
 from recipes.long_writer import pairs as pairs_module
-from recipes.long_writer.budget import Budget
-from recipes.long_writer.command import one_card, parser, settings
 from recipes.long_writer.compare import paired
 from recipes.long_writer.data import Fitting
 from recipes.long_writer.decode import Written
@@ -33,9 +27,8 @@ from recipes.long_writer.progress import Progress
 from recipes.long_writer.rewards import Reward
 from recipes.long_writer.rollouts import Rollouts
 from recipes.long_writer.score import NoTimeError, Scores
-from recipes.long_writer.stage import decides
-from recipes.long_writer.trainers import trainers
-from recipes.resuming import fingerprints
+
+from .made import scores
 
 END = 7
 WEIGHTS = {"verifier": 1.0, "length": 1.0, "repetition": 1.0, "unended": 0.5}
@@ -262,47 +255,6 @@ def test_the_time_of_a_size_is_predicted_by_what_is_read(
     assert late["not measured"] == [longest]
 
 
-def test_the_minutes_of_a_chain_are_those_of_all_its_calls(tmp_path: Path) -> None:
-    file = tmp_path / "seconds.json"
-    first = Budget(10, 4, file, resume=False)
-    assert first.stop == pytest.approx(time.monotonic() + 240, abs=1)
-    assert first.ends == pytest.approx(time.monotonic() + 600, abs=1)
-    file.write_text("200.0", encoding="utf-8")
-    second = Budget(10, None, file, resume=True)
-    assert second.stop is None
-    assert second.ends == pytest.approx(time.monotonic() + 400, abs=1)
-    second.keep()
-    assert json.loads(file.read_text(encoding="utf-8")) == pytest.approx(200, abs=1)
-    assert Budget(10, None, file, resume=False).ends == pytest.approx(time.monotonic() + 600, abs=1)
-    assert Budget(None, None, file, resume=True).ends is None
-
-
-@pytest.mark.parametrize(
-    ("shown", "rank", "one"),
-    [(None, None, "0"), ("3,5", None, "3"), ("2", None, "2"), ("", None, ""), (None, "1", None)],
-)
-def test_a_process_takes_one_card(
-    shown: str | None, rank: str | None, one: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Trainer would split each batch among all it sees. Processes of a launcher have their own."""
-    for name, value in (("CUDA_VISIBLE_DEVICES", shown), ("RANK", rank)):
-        monkeypatch.setenv(name, "none")
-        if value is None:
-            monkeypatch.delenv(name)
-        else:
-            monkeypatch.setenv(name, value)
-    one_card()
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") == one
-
-
-def scores(exact: list[float], ended: list[float], length: list[float], loss: float) -> dict[str, Any]:
-    task = {"task": "table", "tokens": 500, "exact": exact, "share": exact, "frame": exact, "ended": ended}
-    place = {"asked": 500, "form": "plain", "ended_length": length, "length": length, "ended": ended}
-    writing = place | {"ratio": [0.5, 1.1, 1.2], "repeated": [0.0] * 3, "text repeated": [0.01] * 3}
-    more = {"not measured": ["tasks 2000"], "no room": [], "loss on held-back answers": loss}
-    return {"tasks": [task], "writing": [writing], **more}
-
-
 def test_rows_say_what_holds_its_bar_and_the_card_has_them() -> None:
     lines = {"untrained": scores([0, 0, 0], [0, 0, 0], [0, 0, 0], 3.0)}
     lines["sft"] = scores([1, 1, 0], [1, 1, 1], [0.7, 0.8, 0.9], 2.0)
@@ -330,107 +282,6 @@ def test_rows_say_what_holds_its_bar_and_the_card_has_them() -> None:
     assert writing["beside"]["median written over asked"] == 1.1
     assert all(one["bar"] for one in tables["bars"][1])
     assert "Not measured, for lack of time: tasks 2000." in card.about(report, "sft")
-
-
-def test_the_chain_refuses_a_folder_that_holds_a_training(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chain, "STAGES", dict.fromkeys(chain.STAGES))  # none of which is reached, or needs TRL
-    (tmp_path / "dpo/run/checkpoint-3").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"dpo holds a training\. Go on with --resume, or choose another folder"):
-        chain.run(config | {"out": str(tmp_path)})
-    assert [one.name for one in tmp_path.iterdir()] == ["dpo"]
-
-
-def test_the_chain_reads_its_files_before_it_measures(config: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text("a book\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1 is not JSON"):
-        chain.run(config | {"chats": [str(tmp_path / "bad.jsonl")]})
-    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1 is not JSON"):
-        chain.run(config | {"score": config["score"] | {"writing": str(tmp_path / "bad.jsonl")}})
-
-
-def test_stages_come_in_their_order_and_begin_with_what_is_trained(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[tuple[str, str]] = []
-
-    def train(name: str) -> Any:
-        def run(_: Any, *, model: str, **__: Any) -> dict[str, Any]:
-            begun.append((name, model))
-            return {"versions": {}}
-
-        return run
-
-    monkeypatch.setattr(chain, "STAGES", {name: train(name) for name in chain.STAGES})
-    monkeypatch.setattr(chain, "scored", lambda *_, **__: scores([0.0], [1.0], [0.5], 1.0))
-    monkeypatch.setattr(card, "write", lambda *_: None)
-    out, sft = str(tmp_path), str(tmp_path / "sft/model")
-    chain.run(config | {"out": out, "chain": {"dpo": 0.1, "grpo": 0.1, "sft": 0.1}})
-    assert begun == [("sft", config["model"]), ("dpo", sft), ("grpo", sft)]
-    begun.clear()
-    chain.run(config | {"out": out, "chain": {"dpo": 0.1, "grpo": 0.0, "sft": 0.0}}, minutes=1)
-    assert begun == [("dpo", config["model"])]
-
-
-def test_there_is_something_to_resume(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(chain, "STAGES", dict.fromkeys(chain.STAGES))  # none of which is reached, or needs TRL
-    with pytest.raises(
-        ValueError, match=r"--resume: .*nowhere holds no chain to go on with\. Leave it out to begin one"
-    ):
-        chain.run(config | {"out": str(tmp_path / "nowhere")}, resume=True)
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(sys, "argv", ["chain", "--smoke", "--resume"])
-    with pytest.raises(SystemExit):
-        chain.main()
-    assert "nothing to --resume. Leave one out" in capsys.readouterr().err
-
-
-def test_a_stage_without_a_checkpoint_begins_anew(config: dict[str, Any], tmp_path: Path) -> None:
-    """It was killed before it saved one; and a stage is complete only with its report and its model."""
-    own = config | {"out": str(tmp_path)}
-    Progress(own, ["sft"], resume=False)
-    (tmp_path / "sft/model").mkdir(parents=True)
-    told: list[bool] = []
-
-    def train(resume: bool) -> dict[str, Any]:
-        told.append(resume)
-        return {}
-
-    Progress(own, ["sft"], resume=True).stage("sft", "base", train)
-    (tmp_path / "sft/run/checkpoint-3").mkdir(parents=True)
-    Progress(own, ["sft"], resume=True).stage("sft", "base", train)
-    assert told == [False, True]
-    write_results(tmp_path / "sft/settings.json", fingerprints(decides(own, "sft", "base") | {"data": {}}))
-    write_results(tmp_path / "sft/report.json", {"steps": 3})
-    assert Progress(own, ["sft"], resume=True).stage("sft", "base", train) == {"steps": 3}
-    with pytest.raises(ValueError, match="--resume: model changed since the training in"):
-        Progress(own, ["sft"], resume=True).stage("sft", "another", train)
-    assert told == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (["--minutes", "-1"], "--minutes -1: expected a number above 0"),
-        (["--minutes", "nan"], "--minutes nan: expected a number above 0"),
-        (["--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
-        (["--variant", "s_l"], "--variant s_l: config.yaml has s_l_alone"),
-    ],
-)
-def test_options_that_cannot_work_are_said(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        settings(parser(None).parse_args(given))
-    assert capsys.readouterr().err.startswith(said)
-
-
-def test_without_trl_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "trl", None)
-    trainers.cache_clear()
-    with pytest.raises(ImportError, match=r"this recipe trains by TRL .* Install it: pip install '.\[trl\]'"):
-        trainers()
 
 
 def test_rollouts_take_over_the_weights_and_give_what_trl_asks_for(config: dict[str, Any]) -> None:

@@ -34,6 +34,8 @@ from recipes.long_writer.smoke import check, figures, prepare
 from recipes.long_writer.trainers import trainers
 from tests.optional import hide, optional
 
+from .made import elsewhere
+
 EXACT = 1e-5
 STAGES = {"sft": train_sft, "dpo": train_dpo, "grpo": train_grpo}
 
@@ -45,12 +47,6 @@ def whole(config: dict[str, Any]) -> dict[str, Any]:
 
 def weights(config: dict[str, Any], stage: str) -> dict[str, torch.Tensor]:
     return load_file(Path(config["out"]) / stage / "model/model.safetensors")
-
-
-def elsewhere(config: dict[str, Any], folder: Path, **changes: Any) -> dict[str, Any]:
-    """The config with another folder, and changes of its stages."""
-    sections = {name: config[name] | change for name, change in changes.items()}
-    return config | sections | {"out": str(folder / "out")}
 
 
 def trainer_of(stage: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any) -> Any:
@@ -402,43 +398,3 @@ def test_its_pairs_are_pairs_of_long_dpo(config: dict[str, Any], whole: dict[str
     tokenizer = load_tokenizer(config["model"])
     assert fitting(pairs, tokenizer, {"longest": config["context"], "model": "m"}, 2 * config["context"]) == pairs
     assert train_dpo.dpo_trainer is dpo_trainer
-
-
-@pytest.mark.parametrize("how", ["plain", "static"])
-def test_stock_ways_to_generate(how: str, config: dict[str, Any], tmp_path: Path) -> None:
-    own = config["grpo"]["training"] | {"max_completion_length": 8}
-    changed = elsewhere(config, tmp_path, grpo={"generation": how, "steps": 1, "training": own})
-    report = train_grpo.train(changed)
-    assert report["steps"] == 1
-    assert len(report["curve"]["reward"]) == 1
-
-
-def test_groups_of_equal_rewards_are_said_when_over_half(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="hf_longctx"):
-        assert train_grpo.equal_groups({"equal groups": [0.5, 0.5]}, 4) == {"groups": 8, "of equal rewards": 4}
-        assert not caplog.text
-        assert train_grpo.equal_groups({"equal groups": [0.75, 0.5]}, 4) == {"groups": 8, "of equal rewards": 5}
-    assert "5 of 8 groups had answers of equal rewards, from which nothing is learnt" in caplog.text
-
-
-def test_prompts_that_leave_no_room_are_left_out(config: dict[str, Any]) -> None:
-    tokenizer = load_tokenizer(config["model"])
-    found, more_asked = train_grpo.prompts(tokenizer, config)
-    assert not found.too_long
-    assert more_asked == 0
-    some, more_asked = train_grpo.prompts(tokenizer, config | {"grpo": config["grpo"] | {"prompts": 3}})
-    assert [sum(bool(row["words"]) for row in one.rows) for one in (some, found)] == [3, 12]
-    assert more_asked == 0
-    short, _ = train_grpo.prompts(tokenizer, config | {"context": 200})
-    assert len(short.rows) + len(short.too_long) == len(found.rows)
-    assert short.report("prompts")["too long"] > 0
-    own = config["grpo"] | {"training": config["grpo"]["training"] | {"max_completion_length": 25}}
-    few, more_asked = train_grpo.prompts(tokenizer, config | {"grpo": own})
-    # of 10 to 40 words, 2 tokens each
-    asked = [row["words"] for row in few.rows if row["words"]]
-    assert set(asked) <= {10, 20}
-    assert len(asked) + more_asked == 12
-
-
-def test_continuous_batching_is_asked_for(config: dict[str, Any]) -> None:
-    assert train_grpo.generation(config, "continuous") == {"use_transformers_continuous_batching": True}

@@ -1,0 +1,57 @@
+"""Reinforcement in recipes/long_writer by TRL: its prompts, stock ways to generate, and groups of equal rewards."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+
+
+from hf_longctx.hub.resolve import load_tokenizer
+from recipes.long_writer import train_grpo
+
+from .made import elsewhere
+
+
+@pytest.mark.parametrize("how", ["plain", "static"])
+def test_stock_ways_to_generate(how: str, config: dict[str, Any], tmp_path: Path) -> None:
+    own = config["grpo"]["training"] | {"max_completion_length": 8}
+    changed = elsewhere(config, tmp_path, grpo={"generation": how, "steps": 1, "training": own})
+    report = train_grpo.train(changed)
+    assert report["steps"] == 1
+    assert len(report["curve"]["reward"]) == 1
+
+
+def test_groups_of_equal_rewards_are_said_when_over_half(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="hf_longctx"):
+        assert train_grpo.equal_groups({"equal groups": [0.5, 0.5]}, 4) == {"groups": 8, "of equal rewards": 4}
+        assert not caplog.text
+        assert train_grpo.equal_groups({"equal groups": [0.75, 0.5]}, 4) == {"groups": 8, "of equal rewards": 5}
+    assert "5 of 8 groups had answers of equal rewards, from which nothing is learnt" in caplog.text
+
+
+def test_prompts_that_leave_no_room_are_left_out(config: dict[str, Any]) -> None:
+    tokenizer = load_tokenizer(config["model"])
+    found, more_asked = train_grpo.prompts(tokenizer, config)
+    assert not found.too_long
+    assert more_asked == 0
+    some, more_asked = train_grpo.prompts(tokenizer, config | {"grpo": config["grpo"] | {"prompts": 3}})
+    assert [sum(bool(row["words"]) for row in one.rows) for one in (some, found)] == [3, 12]
+    assert more_asked == 0
+    short, _ = train_grpo.prompts(tokenizer, config | {"context": 200})
+    assert len(short.rows) + len(short.too_long) == len(found.rows)
+    assert short.report("prompts")["too long"] > 0
+    own = config["grpo"] | {"training": config["grpo"]["training"] | {"max_completion_length": 25}}
+    few, more_asked = train_grpo.prompts(tokenizer, config | {"grpo": own})
+    # of 10 to 40 words, 2 tokens each
+    asked = [row["words"] for row in few.rows if row["words"]]
+    assert set(asked) <= {10, 20}
+    assert len(asked) + more_asked == 12
+
+
+def test_continuous_batching_is_asked_for(config: dict[str, Any]) -> None:
+    assert train_grpo.generation(config, "continuous") == {"use_transformers_continuous_batching": True}
