@@ -30,9 +30,8 @@ def measured(size: str, all_tokens: list[int], kept: bool, fp32: bool) -> Iterat
     cards = dist.get_world_size() if dist.is_initialized() else 1
     for tokens in sorted(all_tokens):
         state = "fp32 weights" if fp32 else "all bf16"
-        what = (
-            f"{size}, {tokens // K}k tokens in one step on {cards} card{'s' * (cards > 1)}, {state}: memory of a card"
-        )
+        long = f"{tokens:,}" if tokens % K else f"{tokens // K}k"
+        what = f"{size}, {long} tokens in one step on {cards} card{'s' * (cards > 1)}, {state}: memory of a card"
         try:
             with trained(size, Rungs(memory, hidden=True), tokens, fp32) as model:
                 step = model.step()

@@ -1,4 +1,4 @@
-"""README's pictures are drawn from the committed results, and show lengths that the stock model cannot read."""
+"""The pictures of README and guides are drawn from committed results, and show lengths that stock cannot read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ import pytest
 
 from recipes.benchmarks import summary, zero_shot
 from recipes.benchmarks.reading import RESULTS, TRAINED
+from recipes.benchmarks.sequence_parallel import figure as steps
 from recipes.benchmarks.tables import ROOT
 
-PICTURES = {summary.FIGURE: summary.stamp, zero_shot.FIGURE: lambda: zero_shot.stamp(zero_shot.FIGURE)}
+# where each is shown, and what it is drawn from
+PICTURES = {
+    summary.FIGURE: ("README.md", summary.stamp),
+    zero_shot.FIGURE: ("README.md", lambda: zero_shot.stamp(zero_shot.FIGURE)),
+    steps.FIGURE: ("docs/parallel.md", steps.stamp),
+}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -30,8 +36,10 @@ def texts(path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
 def test_the_committed_picture_is_that_of_the_committed_results(path: Path) -> None:
-    assert texts(path)["Source"] == PICTURES[path](), "python -m recipes.benchmarks.summary, or ...zero_shot figure"
-    assert f"({path.relative_to(ROOT)})" in README
+    page, stamp = PICTURES[path]
+    assert texts(path)["Source"] == stamp(), "python -m recipes.benchmarks.summary, ...zero_shot figure, or *.figure"
+    shown = path.relative_to((ROOT / page).parent)
+    assert f"({shown})" in (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_its_lines_are_the_numbers_beyond_the_trained_length() -> None:
