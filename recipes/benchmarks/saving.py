@@ -1,25 +1,30 @@
-"""A result file that several calls fill: a benchmark takes longer than a machine may be held at once."""
+"""A result file that several calls fill, also at once: a benchmark takes longer than a machine may be held at once."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hf_longctx.evaluation.results import result_file, write_results
-from hf_longctx.storage.files import check_folder
+from hf_longctx.storage.files import check_folder, claimed
 
 from .reading import command_without_paths
 
 HIDDEN = ("--seconds", "--older", "--keep")  # conditions of one machine, beside paths
 SAME = ("hardware", "versions", "model")
+PATIENCE = 60.0  # seconds that another call may take to write its row
+
+Rows = dict[str, dict[str, Any]]
 
 
 class Saved:
-    """A result file. Rows of an earlier call on the same hardware and versions stay, unless measured again.
+    """A result file. Rows of another call on the same hardware and versions stay, unless measured again.
 
     Those of an earlier commit name it, and the line below a table counts them: the ratio of a row is of one run.
 
@@ -29,27 +34,57 @@ class Saved:
         device: Where.
         commit: In place of that of the checkout.
         cards: How many GPUs the benchmark takes.
+        arrange: Puts all rows in order, and may add some that follow from them. None: the order they came in.
     """
 
-    def __init__(self, path: Path, label: str, device: str, commit: str | None, cards: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        label: str,
+        device: str,
+        commit: str | None,
+        cards: int = 1,
+        arrange: Callable[[Rows], list[dict[str, Any]]] | None = None,
+    ) -> None:
         check_folder(path.parent)
-        self.path = path
+        self.path, self.arrange = path, arrange or (lambda rows: list(rows.values()))
         self.data = result_file([], model=label, device=device, command=command_without_paths(HIDDEN))
         if device == "cuda" and cards > 1:
             self.data["hardware"] = f"{min(torch.cuda.device_count(), cards)}x {self.data['hardware']}"
         if commit:
             self.data["commit"] = commit
-        self.rows: dict[str, dict[str, Any]] = {}
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if before and all(before[name] == self.data[name] for name in SAME):
-            earlier = {} if before["commit"] == self.data["commit"] else {"commit": before["commit"]}
-            self.rows = {row["what"]: earlier | row for row in before["rows"]}
-            commands = [*before["command"].split(" && "), self.data["command"]]
-            self.data["command"] = " && ".join(dict.fromkeys(commands))
 
     def add(self, rows: Iterator[dict[str, Any]]) -> None:
-        """Print each row, and write the file with it."""
+        """Print each row, and write the file with it and with what other calls have written by then."""
         for found in rows:
             print(found["what"], found["value"], found["bar"], found["holds"], found["why"] or "", flush=True)
-            self.rows[found["what"]] = found
-            write_results(self.path, self.data | {"rows": list(self.rows.values())})
+            with _alone(self.path):
+                self._write(found)
+
+    def _write(self, found: dict[str, Any]) -> None:
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        before = json.loads(text) if text else None
+        data, kept = self.data, Rows()
+        if before and all(before[name] == data[name] for name in SAME):
+            earlier = {} if before["commit"] == data["commit"] else {"commit": before["commit"]}
+            kept = {row["what"]: earlier | row for row in before["rows"]}
+            commands = [*before["command"].split(" && "), data["command"]]
+            data = data | {"command": " && ".join(dict.fromkeys(commands))}
+        kept[found["what"]] = found
+        write_results(self.path, data | {"rows": self.arrange(kept)})
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other call writes the file inside the block."""
+    end = time.monotonic() + PATIENCE
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(claimed(path, path.name, file=True))
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.02)
+        yield

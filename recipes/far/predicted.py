@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from hf_longctx.evaluation.results import result_file, write_results
+from hf_longctx.evaluation.results import write_results
 from hf_longctx.evaluation.rows import row
 from hf_longctx.planning.hardware import MACHINES
 from hf_longctx.planning.shape import build
@@ -27,7 +27,8 @@ from hf_longctx.planning.train.seconds import step_seconds
 from hf_longctx.planning.train.sizes import sizes_of
 from hf_longctx.storage.files import check_folder
 
-from ..benchmarks.reading import RESULTS, command_without_paths
+from ..benchmarks.reading import RESULTS
+from ..benchmarks.saving import Saved
 from .settings import MODELS, SETTINGS, TINY_SETTINGS, Setting
 from .steps import GIB
 
@@ -107,27 +108,40 @@ def main(arguments: list[str] | None = None) -> None:
     if not all(n.isdecimal() and int(n) < len(settings) for n in chosen):
         parser.error(f"--only {asked.only}: expected numbers from 0 to {len(settings) - 1}, separated by commas")
     check_folder(asked.out.parent, "--out")
-    before = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"rows": []}
-    rows = {one["what"]: one for one in before["rows"] if "detail" in one}
     label = ", ".join(dict.fromkeys(one.model for one in settings))
     if asked.again:
-        for of in settings:
-            if f"{of.name}: peak" in rows:
-                made = compare(of, rows[f"{of.name}: peak"]["detail"]["measured"])
-                rows[made["what"]] = made
-        write_results(asked.out, before | {"rows": in_order(rows, settings)})
-    for number in () if asked.again else map(int, chosen):
-        of = settings[number]
+        again(asked.out, settings)
+    else:
+        device = "cuda" if torch.cuda.is_available() and not asked.tiny else "cpu"
+        file = Saved(asked.out, label, device, asked.commit, arrange=lambda rows: in_order(rows, settings))
+        file.add(measured([settings[int(n)] for n in chosen], cards, asked.tiny))
+    found = json.loads(asked.out.read_text(encoding="utf-8"))["rows"] if asked.out.exists() else []
+    for one in summary([made for made in found if "detail" in made]):
+        print(one["what"], one["value"], one["bar"], one["holds"])
+
+
+def measured(settings: list[Setting], cards: int, tiny: bool) -> Iterator[dict[str, Any]]:
+    """A row of each setting that there are cards for."""
+    every = TINY_SETTINGS if tiny else SETTINGS
+    for of in settings:
         if of.run.gpus > cards:
             print(f"{of.name}: left out, {cards} cards here", flush=True)
             continue
-        made = compare(of, launch(f"tiny:{number}" if asked.tiny else str(number), of.run.gpus))
-        rows[made["what"]] = made
-        print(of.name, json.dumps(made["detail"]), flush=True)
-        data = result_file(in_order(rows, settings), model=label, command=command_without_paths())
-        write_results(asked.out, data | ({"commit": asked.commit} if asked.commit else {}))
-    for one in summary(list(rows.values())):
-        print(one["what"], one["value"], one["bar"], one["holds"])
+        number = every.index(of)
+        made = compare(of, launch(f"tiny:{number}" if tiny else str(number), of.run.gpus))
+        print(json.dumps(made["detail"]), flush=True)
+        yield made
+
+
+def again(file: Path, settings: tuple[Setting, ...]) -> None:
+    """Predict once more what a file has measured: by today's formula, beside the figures of then."""
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": []}
+    rows = {one["what"]: one for one in before["rows"] if "detail" in one}
+    for of in settings:
+        if one := rows.get(f"{of.name}: peak"):
+            of_then = {"commit": one["commit"]} if "commit" in one else {}
+            rows[one["what"]] = compare(of, one["detail"]["measured"]) | of_then
+    write_results(file, before | {"rows": in_order(rows, settings)})
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Job:
         command: As a shell takes it.
         cards: How many it takes, all to itself.
         seconds: It is expected to take.
-        writes: Files that no two jobs may write at once; those that are written are copied into the folder of the run.
+        writes: Files that it writes, or adds to: copied into the folder of the run.
     """
 
     name: str
@@ -51,7 +51,7 @@ class State:
 
 
 class Schedule:
-    """Runs jobs on a machine's cards, in the order given, each as soon as cards and files are free.
+    """Runs jobs on a machine's cards, in the order given, each as soon as cards are free.
 
     Args:
         jobs: In their order.
@@ -97,13 +97,11 @@ class Schedule:
         return bool(self.running) or any(state.status == "waiting" for state in self.states.values())
 
     def consider(self, name: str) -> None:
-        """Begin a job if it can end in time, and cards and files are free."""
+        """Begin a job if it can end in time, and cards are free."""
         job, now = self.jobs[name], time.time()
         if now + job.seconds > self.end:
             self.states[name].status = "not begun"
-        elif job.cards <= len(self.free) and not any(
-            set(job.writes) & set(self.jobs[other].writes) for other in self.running
-        ):
+        elif job.cards <= len(self.free):
             cards, self.free = self.free[: job.cards], self.free[job.cards :]
             shown = {VISIBLE: ",".join(cards)}
             with (self.out / f"{name}.log").open("wb") as log:

@@ -16,6 +16,7 @@ import torch
 from transformers import set_seed
 
 from hf_longctx.hub import load
+from hf_longctx.rope.parameters import readable_length
 from hf_longctx.training.processes import is_first
 from recipes.by_trl import TRL
 from recipes.config import check_keys
@@ -40,7 +41,7 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     # Trainer moves them
     model, tokenizer = load(config["model"], dtype=torch.float32, device="cpu")
     reference, _ = load(config["model"], dtype=torch.float32, device="cpu")
-    kept = fitting(pairs, tokenizer, config, model.config.get_text_config().max_position_embeddings)
+    kept = fitting(pairs, tokenizer, config, readable_length(model.config.get_text_config(decoder=True)))
     held = config["held_out"]
     if not 0 < held < len(kept):
         raise ValueError(f"held_out: {held} of {len(kept)} pairs; expected at least 1, and some left to train on.")
@@ -59,15 +60,20 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     return report
 
 
-def fitting(pairs: list[dict[str, Any]], tokenizer: Any, config: dict[str, Any], context: int) -> list[dict[str, Any]]:
+def fitting(
+    pairs: list[dict[str, Any]], tokenizer: Any, config: dict[str, Any], context: int | None
+) -> list[dict[str, Any]]:
     """The pairs of at most `longest` tokens; the others are counted in the log. A cut answer would teach to stop.
+
+    `context` is how many tokens the model reads, with what its rope is scaled by; None: it does not say.
 
     Raises:
         ValueError: `longest` is beyond the model's positions, or a pair has a token that the model does not have.
     """
     longest = config["longest"]
-    if not 0 < longest <= context:
-        raise ValueError(f"longest: {longest}: expected 1 to the {context} positions of {config['model']}.")
+    if not 0 < longest <= (context or longest):
+        most = f"to the {context} positions of {config['model']}" if context else "token, or more"
+        raise ValueError(f"longest: {longest}: expected 1 {most}.")
     for number, pair in enumerate(pairs, 1):
         unknown = [one for name in IDS for one in pair.get(name, ()) if one >= len(tokenizer)]
         if unknown:

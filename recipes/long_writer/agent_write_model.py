@@ -32,13 +32,14 @@ class LocalModel:
         import torch
 
         from hf_longctx import applied
+        from hf_longctx.rope.parameters import readable_length
 
         inputs = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt",
             tokenizer_kwargs={"verbose": False},
         ).to(self.model.device)  # fmt: skip
         read = inputs["input_ids"].shape[1]
-        context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        context = readable_length(self.model.config.get_text_config(decoder=True))
         room = max_tokens if context is None or applied(self.model) else context - read
         if room < max_tokens / 3:
             raise LeftOut(f"after a request of {read} tokens the model's {context} positions have no room for a reply")

@@ -10,10 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longctx.evaluation.report.rows import conditions
-from hf_longctx.evaluation.rows import row
 from hf_longctx.parallel import Layout
-from recipes.benchmarks.saving import Saved
 from recipes.benchmarks.sequence_parallel import __main__ as command
 from recipes.benchmarks.sequence_parallel import figure, launching, steps, training
 from recipes.benchmarks.sequence_parallel.launching import Launcher
@@ -116,23 +113,6 @@ def test_the_command_starts_processes_and_writes_a_result(tmp_path: Path, capfd:
     assert one["value"] > 0, capfd.readouterr()
     assert result["hardware"]
     assert result["versions"]["torch"] == torch.__version__
-
-
-def test_a_later_call_goes_on_with_the_file_and_another_commit_begins_it_again(tmp_path: Path) -> None:
-    path = tmp_path / "sequence_parallel_train.json"
-
-    def add(commit: str, *rows: dict[str, Any], label: str = "random weights, tiny, fp32") -> dict[str, Any]:
-        Saved(path, label, "cpu", commit).add(iter(rows))
-        return {one["what"]: one["value"] for one in json.loads(path.read_text(encoding="utf-8"))["rows"]}
-
-    assert add("a", row("8k", 1, ""), row("32k", 2, "")) == {"8k": 1, "32k": 2}
-    assert list(add("a", row("8k", 3, ""), row("64k", 4, "")).items()) == [("8k", 3), ("32k", 2), ("64k", 4)]
-    assert add("b", row("8k", 5, "")) == {"8k": 5, "32k": 2, "64k": 4}
-    assert add("c", row("64k", 6, "")) == {"8k": 5, "32k": 2, "64k": 6}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    assert {one["what"]: one.get("commit") for one in found["rows"]} == {"8k": "b", "32k": "a", "64k": None}
-    assert "commit c; 1 row of commit a; 1 row of commit b." in conditions(found)
-    assert add("c", row("8k", 7, ""), label="another model") == {"8k": 7}
 
 
 def test_when_the_time_is_over_nothing_is_started() -> None:

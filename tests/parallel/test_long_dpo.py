@@ -14,6 +14,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_longctx import RopeScaling, extend_config
 from hf_longctx.evaluation.tasks.long_output import FAULTS, NEVER_ENDS
 from hf_longctx.storage.files import write_json_lines
 from hf_longctx.upstream.installing import install_extra
@@ -79,6 +80,23 @@ def test_long_pairs_are_left_out_and_none_is_cut(config: dict[str, Any], caplog:
     assert f"{len(rows) - len(kept)} of {len(rows)} pairs have more than {middle} tokens" in caplog.text
     with pytest.raises(ValueError, match="longest: 4096: expected 1 to the 2048 positions of"):
         train.fitting(rows, tokenizer, config | {"longest": 4096}, 2048)
+    with pytest.raises(ValueError, match="longest: 0: expected 1 token, or more"):
+        train.fitting(rows, tokenizer, config | {"longest": 0}, None)
+
+
+def test_a_scaled_model_takes_pairs_beyond_its_trained_length(config: dict[str, Any], tmp_path: Path) -> None:
+    """As `hf-longctx extend --method rope_scaling` writes it: its config keeps the trained length."""
+    pytest.importorskip("trl")
+    trained = AutoModelForCausalLM.from_pretrained(config["model"]).config.max_position_embeddings
+    longest = config | {"longest": 2 * trained, "training": config["training"] | {"max_steps": 1}}
+    with pytest.raises(ValueError, match=f"expected 1 to the {trained} positions"):
+        train.run(longest | {"out": str(tmp_path / "stock")})
+    extended = extend_config(config["model"], RopeScaling(type="yarn", factor=4.0))
+    model = AutoModelForCausalLM.from_pretrained(config["model"], config=extended)
+    model.save_pretrained(tmp_path / "extended")
+    AutoTokenizer.from_pretrained(config["model"]).save_pretrained(tmp_path / "extended")
+    found = train.run(longest | {"model": str(tmp_path / "extended"), "out": str(tmp_path / "out")})
+    assert len(found["steps"]) == 1
 
 
 def test_pairs_by_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
