@@ -286,11 +286,11 @@ def test_jobs_that_lack_a_package_do_not_begin(
     hide(monkeypatch, "wonderwords", "trl")
     out = tmp_path / "out"
     words = ["--out", str(out), "--seconds", "9"]
-    asked = ["run", "ladder", "extend_base", "retrieval_recall", "retrieval_written", "writer_short"]
+    asked = ["run", "ladder", "extend_yarn", "retrieval_recall", "retrieval_written", "writer_short"]
     for how in ([], ["--detach"]):
         assert jobs.main([*asked, *words, *how]) == 2
         said = capsys.readouterr().err
-        assert "Error: extend_base, retrieval_written: needles are made of the words in wonderwords" in said
+        assert "Error: extend_yarn, retrieval_written: needles are made of the words in wonderwords" in said
         assert "writer_short: this recipe trains by TRL" in said
         assert "ladder" not in said
         assert "retrieval_recall" not in said
