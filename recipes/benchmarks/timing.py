@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
@@ -54,12 +54,25 @@ def synchronize(device: str) -> None:
 
 
 def kernels_us(work: Callable[[], Any], *, runs: int = 20, warm_up: int = 3) -> float:
-    """Microseconds of all kernels of one call of `work`, as the profiler sees them: gaps between them do not count."""
+    """Microseconds during which kernels of one call of `work` run, as the profiler sees them.
+
+    Gaps between them do not count, and kernels that run at the same time, on several streams, count once.
+    """
     for _ in range(warm_up):
         work()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
         for _ in range(runs):
             work()
         torch.cuda.synchronize()
-    kernels = [event for event in seen.key_averages() if event.device_type == DeviceType.CUDA]
-    return float(sum(event.self_device_time_total for event in kernels if not event.is_user_annotation)) / runs
+    kernels = [event for event in seen.events() or () if event.device_type == DeviceType.CUDA]
+    times = [event.time_range for event in kernels if not event.is_user_annotation]
+    return covered((time.start, time.end) for time in times) / runs
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """How much some spans of time, each from its first number to its second, cover together."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total

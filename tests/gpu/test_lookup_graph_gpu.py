@@ -25,10 +25,11 @@ METHOD = CodeLookup(n_global=2, n_local=32, top_k=4, shortlist=64)
 METHODS = [
     METHOD,
     CodeLookup(n_global=2, n_local=32, top_k=4, shortlist=64, gate_margin=0.5),
+    CodeLookup(n_global=2, n_local=32, top_k=4, shortlist=64, gate=None),
     CodeLookup(n_global=2, n_local=32, top_k=4, by="keys"),
     LMInfinite(n_global=2, n_local=32, top_k=4, top_k_from_layer=0),
 ]
-each_method = pytest.mark.parametrize("method", METHODS, ids=["signs", "margin", "keys", "top_k"])
+each_method = pytest.mark.parametrize("method", METHODS, ids=["signs", "margin", "no_gate", "keys", "top_k"])
 G = 3
 
 
