@@ -10,6 +10,7 @@ import os
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,11 +129,19 @@ def check_folder(folder: str | os.PathLike[str], name: str = "out") -> None:
 
 
 @contextlib.contextmanager
-def claimed(path: str | os.PathLike[str], name: str = "out", *, file: bool = False) -> Iterator[None]:
+def claimed(
+    path: str | os.PathLike[str], name: str = "out", *, file: bool = False, wait: float = 0.0
+) -> Iterator[None]:
     """Inside the block, no other process that claims this folder (or file) writes there.
 
     The lock is the operating system's: a process that is killed leaves none. Claiming again in the block is allowed.
     Folders and files that were created for it are removed if they are still empty at the end.
+
+    Args:
+        path: The folder, or the file.
+        name: Of the option that names it, for errors.
+        file: It is a file.
+        wait: Seconds that another run may hold it.
 
     Raises:
         ValueError: The folder, or that of the file, is a file.
@@ -144,10 +153,9 @@ def claimed(path: str | os.PathLike[str], name: str = "out", *, file: bool = Fal
         yield
         return
     made = _make(place.parent if file else place, name)
-    new = file and not place.exists()
-    handle = None
+    handle, new = None, False
     try:
-        handle = _locked(place, key, name, file)
+        handle, new = _locked(place, key, name, file, time.monotonic() + wait)
         yield
     finally:
         if _held.get(key) == threading.get_ident():
@@ -160,17 +168,22 @@ def claimed(path: str | os.PathLike[str], name: str = "out", *, file: bool = Fal
             os.close(handle)
 
 
-def _locked(place: Path, key: str, name: str, file: bool) -> int | None:
-    """An open handle that holds the lock, None if the system has no such locks."""
+def _locked(place: Path, key: str, name: str, file: bool, until: float) -> tuple[int | None, bool]:
+    """An open handle that holds the lock, None if the system has no such locks; and whether the file is a new one.
+
+    `until` is as `time.monotonic` tells it.
+    """
     taken = BlockingIOError(
         errno.EWOULDBLOCK,
         f"{_named(place, name)}: another run is writing there now. Wait until it ends, or choose another place",
     )
-    if key in _held:  # another thread
-        raise taken
     while True:
+        if key in _held:  # another thread
+            _be_patient(until, taken)
+            continue
         if fcntl is None and not file:
-            return _unlocked(place, key, "this system has no such locks")
+            return _unlocked(place, key, "this system has no such locks"), False
+        new = file and not place.exists()
         try:
             # the folder itself is locked: no lock file is left in it
             handle = os.open(place, os.O_RDWR | os.O_CREAT if file else os.O_RDONLY, 0o666)
@@ -181,14 +194,22 @@ def _locked(place: Path, key: str, name: str, file: bool) -> int | None:
             _held[key] = threading.get_ident()
             if file:
                 _check_room(handle, place, name)
-            return handle
+            return handle, new
         os.close(handle)
         if why in _TAKEN:
-            raise taken
+            _be_patient(until, taken)
+            continue
         if why is not None:  # a network's file system, or Windows
-            return _unlocked(place, key, os.strerror(why))
+            return _unlocked(place, key, os.strerror(why)), new
         if not file:  # its last owner has removed it in the meantime
             _make(place, name)
+
+
+def _be_patient(until: float, taken: BlockingIOError) -> None:
+    """Let some time pass; the error, if it is over."""
+    if time.monotonic() >= until:
+        raise taken
+    time.sleep(0.02)
 
 
 def _lock(handle: int) -> int | None:

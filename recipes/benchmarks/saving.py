@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +56,7 @@ class Saved:
         """Print each row, and write the file with it and with what other calls have written by then."""
         for found in rows:
             print(found["what"], found["value"], found["bar"], found["holds"], found["why"] or "", flush=True)
-            with _alone(self.path):
+            with claimed(self.path, self.path.name, file=True, wait=PATIENCE):
                 self._write(found)
 
     def _write(self, found: dict[str, Any]) -> None:
@@ -72,19 +70,3 @@ class Saved:
             data = data | {"command": " && ".join(dict.fromkeys(commands))}
         kept[found["what"]] = found
         write_results(self.path, data | {"rows": self.arrange(kept)})
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """No other call writes the file inside the block."""
-    end = time.monotonic() + PATIENCE
-    with contextlib.ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(claimed(path, path.name, file=True))
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.02)
-        yield

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from recipes.benchmarks.retrieval import asking, facts, gates
 from recipes.benchmarks.retrieval.asking import Document, answers, document
 from recipes.benchmarks.retrieval.blocks import BLOCK, Watch, block_table
 from recipes.benchmarks.retrieval.facts import KINDS, Question, hide, question
+from recipes.benchmarks.retrieval.kept import KeptReaders
 from recipes.benchmarks.retrieval.parts import PARTS
 from recipes.benchmarks.retrieval.run import LONG, LONGEST, TINY, Sizes
 from tests.contract.registry import close
@@ -239,6 +242,25 @@ def test_a_kept_reader_is_not_taught_again(tmp_path: Path, monkeypatch: pytest.M
     assert rows("second", 0) == first
     with pytest.raises(pytest.fail.Exception, match="taught again"):
         rows("other", 1)
+
+
+def test_calls_at_once_wait_for_the_one_that_teaches_their_reader(tmp_path: Path) -> None:
+    readers, lesson, said = KeptReaders(tmp_path, torch.nn.Linear(2, 2), tmp_path), Lesson(), []
+
+    def call(name: str) -> None:
+        with readers.alone(lesson):
+            if not (found := list(tmp_path.glob("*.safetensors"))):
+                time.sleep(0.3)
+                readers.save(lesson, {"by": name})
+            said.append((name, len(found)))
+
+    calls = [threading.Thread(target=call, args=(name,)) for name in "abc"]
+    for one in calls:
+        one.start()
+    for one in calls:
+        one.join(60)
+    assert sorted(found for _, found in said) == [0, 1, 1]
+    assert len(list(tmp_path.iterdir())) == 2, "weights and notes, and no lock"
 
 
 @pytest.mark.parametrize("part", ["recall", "passkey", "chains", "blocks", "gate"])

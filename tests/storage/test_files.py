@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,36 @@ def test_a_second_process_is_refused_until_the_first_ends_even_if_it_was_killed(
         process.wait()
     with claimed(place, file=kind == "file"), claimed(place, file=kind == "file"):
         pass
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_another_run_is_waited_for_as_long_as_one_says(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("fcntl")
+    place, file = tmp_path / "out", kind == "file"
+    process = held(place, kind)
+    end = threading.Timer(0.5, process.kill)
+    end.start()
+    try:
+        with pytest.raises(BlockingIOError), claimed(place, file=file, wait=0.1):
+            pass
+        with claimed(place, file=file, wait=60):
+            assert process.wait() == -signal.SIGKILL
+            found: list[Any] = []
+            other = threading.Thread(target=lambda: found.append(in_turn(place, file)))
+            other.start()
+            time.sleep(0.2)
+            assert not found, "a thread waits as well"
+        other.join(60)
+        assert found == [True]
+    finally:
+        end.cancel()
+        process.kill()
+        process.wait()
+
+
+def in_turn(place: Path, file: bool) -> bool:
+    with claimed(place, file=file, wait=60):
+        return place.exists()
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])

@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="folder, Hub id or .gguf file")
     parser.add_argument("--documents", type=Path, help="folder of .txt files: see recipes.benchmarks.documents")
     parser.add_argument(
-        "--keep", type=Path, help="a folder in which tuned readers stay for later calls on this machine"
+        "--keep", type=Path, help="a folder in which tuned readers stay for calls later and beside this one"
     )
     parser.add_argument("--older", type=Path, help="a source tree of before to compare with: see the part older")
     parser.add_argument("--tiny", action="store_true", help="a tiny model of random weights, on the CPU")
@@ -160,12 +161,13 @@ def made(
     if kind == "tuned":
         lesson = replace(lesson, seed=int(seed))
         kept = KeptReaders(folder, model, documents) if folder else None
-        noted = kept.load_(lesson) if kept else None
-        if noted is None:
-            untaught = text_perplexity(run)
-            noted = {"untaught": untaught, "lesson": teach_(model, encode, taught_with, lesson)}
-            if kept:
-                kept.save(lesson, noted)
+        with kept.alone(lesson) if kept else nullcontext():
+            noted = kept.load_(lesson) if kept else None
+            if noted is None:
+                untaught = text_perplexity(run)
+                noted = {"untaught": untaught, "lesson": teach_(model, encode, taught_with, lesson)}
+                if kept:
+                    kept.save(lesson, noted)
         run.untaught, run.lesson = noted["untaught"], noted["lesson"]
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from hf_longctx.evaluation.results import environment
-from hf_longctx.storage.files import write_whole
+from hf_longctx.storage.files import claimed, write_whole
 
 from ..reader import Lesson
+
+PATIENCE = 600.0  # seconds that a lesson may take
 
 
 class KeptReaders:
@@ -38,6 +41,10 @@ class KeptReaders:
         decides = self.given | {"lesson": asdict(lesson)} | environment()
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         return self.folder / f"reader-{digest[:16]}.safetensors"
+
+    def alone(self, lesson: Lesson) -> AbstractContextManager[None]:
+        """Inside the block no other call teaches the reader of this lesson: it waits, and finds it taught."""
+        return claimed(self.path(lesson).with_suffix(".taught"), "--keep", file=True, wait=PATIENCE)
 
     def load_(self, lesson: Lesson) -> dict[str, Any] | None:
         """Put the weights of a reader into the model, in place, and return what was noted; None: there is none."""
