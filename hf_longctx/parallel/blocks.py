@@ -66,23 +66,28 @@ class RankBlock:
     def kernel(self, scale: float, q_BHLD: Tensor, k_BGSD: Tensor) -> tuple[Call, Kernel]:
         """The call of the block's rows against its keys, and the kernel for it."""
         key = scale, q_BHLD.dtype, q_BHLD.shape, k_BGSD.shape
-        if key not in self.chosen:
+        found = self.chosen.get(key)
+        if found is None:
             call = Call(self.positions, self.mask, scale)
-            self.chosen[key] = call, choose(call, q_BHLD, k_BGSD)
-        return self.chosen[key]
+            found = self.chosen[key] = call, choose(call, q_BHLD, k_BGSD)
+        return found
+
+    def kernel_of_table(self, scale: float, q_BHLD: Tensor, table_SGE: Tensor) -> tuple[Call, Kernel]:
+        """The same, for keys of a table."""
+        key = scale, q_BHLD.dtype, q_BHLD.shape, table_SGE.shape
+        found = self.chosen.get(key)
+        if found is None:
+            found = self.chosen[key] = self.kernel(scale, q_BHLD, halves(table_SGE)[0])
+        return found
 
     def own(self, k_BGLD: Tensor, v_BGLD: Tensor) -> Keys:
         """The block's keys and values, of those of the rank's rows."""
         return taken(k_BGLD, self.columns, 2), taken(v_BGLD, self.columns, 2)
 
-    def of_table(self, table_NGE: Tensor) -> Keys:
-        """The block's keys and values, of a table that has come from others."""
-        return halves(taken(table_NGE, self.columns, 0))
-
 
 def table_of(k_BGLD: Tensor, v_BGLD: Tensor) -> Tensor:
     """Keys and values of a rank, row by row, as they travel: (L, G, E), contiguous."""
-    return torch.cat([k_BGLD[0].transpose(0, 1), v_BGLD[0].transpose(0, 1)], -1).contiguous()
+    return torch.cat([k_BGLD.transpose(1, 2), v_BGLD.transpose(1, 2)], -1)[0].contiguous()
 
 
 def padded(x_N: Tensor, rows: int) -> Tensor:
@@ -135,6 +140,19 @@ def taken(x: Tensor, rows: Rows, dim: int) -> Tensor:
         size = rows.stop - rows.start
         return x if size == x.shape[dim] else x.narrow(dim, rows.start, size)
     return x.index_select(dim, rows)
+
+
+def add_rows(total: Tensor, rows: Rows, x: Tensor, dim: int) -> None:
+    """Add to some rows in this dim of a tensor. A row that is there several times gets several parts."""
+    if isinstance(rows, slice):
+        taken(total, rows, dim).add_(x)
+    else:
+        total.index_add_(dim, rows, as_dtype(x, total.dtype))
+
+
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in a dtype; itself where it has it, since asking torch for that costs the host as much as a view."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def compact(numbers: Tensor, device: torch.device) -> Rows:

@@ -23,8 +23,8 @@ from .softmax import Attending, Differentiating
 class FetchExchange(Exchange):
     """See the module. A kind says what is fetched, and where each token of the pack is in the table that results."""
 
-    def fetch(self, shared_NGE: Tensor) -> Pending:
-        """The table of keys, from the rank's own rows of shared documents."""
+    def fetch(self, shared_NGE: Tensor, ahead: bool) -> Pending:
+        """The table of keys, from the rank's own rows of shared documents; `ahead`: something is computed meanwhile."""
         raise NotImplementedError
 
     def give_back(self, gradient_NGE: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class FetchExchange(Exchange):
             if kept is not None:
                 kept.append(keys)
             if cut is not None:
-                softmax.add(cut, halves(keys))
+                softmax.add_table(cut, keys)
         return softmax.result()
 
     def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,8 +68,8 @@ class FetchExchange(Exchange):
         keys = found.kept[0] if coming is None else self._keys(coming())
         gradient = grads.zeros_of(self.table_rows, given)
         if cut is not None:
-            grads.add(cut, halves(keys), gradient)
-        returned = self.give_back(gradient)[: len(self.layout.shared_rows[self.rank])]
+            grads.add_table(cut, keys, gradient)
+        returned = taken(self.give_back(gradient), slice(0, self.layout.shared_sizes[self.rank]), 0)
         if total is None:  # all rows are of shared documents
             total = returned
         else:
@@ -84,7 +84,8 @@ class FetchExchange(Exchange):
     def _coming(self, given: RankTensors) -> Pending | None:
         if not self.layout.shared:
             return None
-        return self.fetch(taken(table_of(given.k_BGLD, given.v_BGLD), self.shared_rows, 0))
+        own = taken(table_of(given.k_BGLD, given.v_BGLD), self.shared_rows, 0)
+        return self.fetch(own, ahead=self.blocks[0] is not None)
 
     @cached_property
     def blocks(self) -> list[RankBlock | None]:

@@ -6,6 +6,8 @@ One exchange of all keys and one sum of all their gradients, in fp32: faster tha
 # T tokens of the pack, G key/value heads, N rows of shared documents, E = 2 D: a key and its value
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -17,14 +19,14 @@ from .peers import Pending
 class GatherExchange(FetchExchange):
     """See the module."""
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """The most rows of shared documents that a rank holds: what each of them sends."""
-        return max(map(len, self.layout.shared_rows))
+        return max(self.layout.shared_sizes)
 
-    def fetch(self, shared_NGE: Tensor) -> Pending:
+    def fetch(self, shared_NGE: Tensor, ahead: bool) -> Pending:
         """See `FetchExchange`."""
-        return self.peers.gather(padded(shared_NGE, self.longest))
+        return self.peers.gather(padded(shared_NGE, self.longest), ahead)
 
     def give_back(self, gradient_NGE: Tensor) -> Tensor:
         """See `FetchExchange`."""

@@ -12,6 +12,9 @@ from torch import Tensor
 from .blocks import RankResults, RankTensors
 from .exchange import Exchange
 
+# as torch runs what is inside of an operator: no call in there asks autograd again, which costs the host some time
+BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
 
 def derive(exchange: Exchange, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients: dq (1, H, L, D), dk and dv (1, G, L, D) in the dtypes of what was given."""
@@ -21,9 +24,15 @@ def derive(exchange: Exchange, given: RankTensors, found: RankResults) -> tuple[
 
 def _by_row(grad_BHLD: Tensor, x_BHLD: Tensor) -> Tensor:
     """A gradient in the dtype of its tensor, in memory row by row, as projections want it, and shared with no other."""
+    if grad_BHLD.dtype == x_BHLD.dtype and not _is_part(grad_BHLD):
+        return grad_BHLD
     rows_BLHD = grad_BHLD.transpose(1, 2)
-    part = rows_BLHD.untyped_storage().nbytes() > rows_BLHD.numel() * rows_BLHD.element_size()
-    return rows_BLHD.to(x_BHLD.dtype, copy=part, memory_format=torch.contiguous_format).transpose(1, 2)
+    return rows_BLHD.to(x_BHLD.dtype, copy=True, memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def _is_part(x: Tensor) -> bool:
+    """Is a tensor in the memory of a larger one?"""
+    return x.untyped_storage().nbytes() > x.numel() * x.element_size()
 
 
 def remember(
@@ -43,6 +52,7 @@ def gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     q, k, v, out, lse, *kept = ctx.saved_tensors
     if type(grad) is Tensor and not torch.compiler.is_compiling():
         found = RankResults(grad.contiguous(), out, lse, tuple(kept))
-        return *derive(ctx.exchange, RankTensors(q, k, v, ctx.scale), found), None, None
+        with BelowAutograd():
+            return *derive(ctx.exchange, RankTensors(q, k, v, ctx.scale), found), None, None
     backward = torch.ops.hf_longctx.ranks_flash_attn_backward
     return *backward(grad, q, k, v, out, lse, ctx.scale, ctx.exchange.number), None, None

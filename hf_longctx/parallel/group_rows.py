@@ -1,6 +1,6 @@
 """`GroupRows`: the rows of a group's members, one member after the other or in the order of the pack."""
 
-# X heads, L rows of a member, N rows of the group, D head dim
+# N rows of the group
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,47 +19,58 @@ class GroupRows:
     Args:
         places: Of each member's rows in the pack; they rise.
         device: Where the tensors will be.
+
+    Attributes:
+        sizes: Rows of each member.
     """
 
     def __init__(self, places: Sequence[Tensor], device: torch.device) -> None:
-        self.sizes, self.device = [len(place_L) for place_L in places], device
-        self._order_N = torch.cat(list(places)).argsort()
+        self.sizes = [len(place_L) for place_L in places]
+        order_N = torch.cat(list(places)).argsort()
+        self._ways = _Order(order_N, device), _Order(order_N.argsort(), device)
 
-    def of_members(self, members: Sequence[Tensor]) -> Tensor:
-        """(X, L, D) of each member as (X, N, D), in the order of the pack."""
-        if self._stretches is None:
-            return torch.cat(list(members), 1)[:, self._indices[0]]
-        order = sorted((place, m, rows) for m, stretches in enumerate(self._stretches) for place, rows in stretches)
-        return torch.cat([members[m][:, rows] for _, m, rows in order], 1) if order else members[0]
+    def to_pack(self, x_N: Tensor) -> Tensor:
+        """(N, ...) of one member after the other, in the order of the pack."""
+        return self._ways[0].of(x_N)
 
-    def by_member(self, x_XND: Tensor) -> list[list[Tensor]]:
-        """The way back: the rows of each member, in stretches."""
-        if self._stretches is None:
-            return [[part] for part in x_XND[:, self._indices[1]].split(self.sizes, 1)]
-        return [
-            [x_XND.narrow(1, place, rows.stop - rows.start) for place, rows in stretches]
-            for stretches in self._stretches
-        ]
+    def to_members(self, x_N: Tensor) -> Tensor:
+        """The way back."""
+        return self._ways[1].of(x_N)
 
     def prepare(self) -> None:
         """Copy to the device what all layers share; else the first layer does."""
-        _ = self._indices if self._stretches is None else None
+        for way in self._ways:
+            _ = way.index_N if way.stretches is None else None
+
+
+class _Order:
+    """An order of rows, by stretches of successive ones, or by an index where there are many."""
+
+    def __init__(self, rows_N: Tensor, device: torch.device) -> None:
+        self.rows_N, self.device = rows_N, device
+
+    def of(self, x_N: Tensor) -> Tensor:
+        """The rows in this order."""
+        if self.stretches is None:
+            return x_N.index_select(0, self.index_N)
+        lengths, order = self.stretches
+        if len(order) < 2:
+            return x_N
+        parts = x_N.split(lengths)  # one view of each stretch in one call of torch
+        return torch.cat([parts[n] for n in order])
 
     @cached_property
-    def _indices(self) -> tuple[Tensor, Tensor]:
-        """Of the members' rows for the order of the pack, and for the way back."""
-        both = self._order_N, self._order_N.argsort()
-        return both[0].to(self.device, non_blocking=True), both[1].to(self.device, non_blocking=True)
+    def index_N(self) -> Tensor:
+        """The rows by number."""
+        return self.rows_N.to(self.device, non_blocking=True)
 
     @cached_property
-    def _stretches(self) -> list[list[tuple[int, slice]]] | None:
-        """For each member, its successive rows: the first one's place in the order of the pack, and which rows.
-
-        None where there are many.
-        """
-        found = []
-        for place_L in self._order_N.argsort().split(self.sizes):
-            starts = [0, *((place_L.diff() != 1).nonzero()[:, 0] + 1).tolist()] if len(place_L) else []
-            edges = pairwise([*starts, len(place_L)])
-            found.append([(int(place_L[first]), slice(first, after)) for first, after in edges])
-        return found if sum(map(len, found)) <= MANY else None
+    def stretches(self) -> tuple[list[int], list[int]] | None:
+        """Rows of each stretch as they are, and which stretch comes when; None where there are many."""
+        starts = [0, *((self.rows_N.diff() != 1).nonzero()[:, 0] + 1).tolist()] if len(self.rows_N) else []
+        if len(starts) > MANY:
+            return None
+        found = [(int(self.rows_N[a]), b - a) for a, b in pairwise([*starts, len(self.rows_N)])]
+        as_they_are = sorted(range(len(found)), key=lambda n: found[n])
+        place = {n: at for at, n in enumerate(as_they_are)}
+        return [found[n][1] for n in as_they_are], [place[n] for n in range(len(found))]

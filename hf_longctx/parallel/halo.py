@@ -35,20 +35,20 @@ class HaloExchange(FetchExchange):
         rows = torch.cat(parts).to(self.device, non_blocking=True)
         return rows, [len(part) for part in parts], received
 
-    def fetch(self, shared_NGE: Tensor) -> Pending:
+    def fetch(self, shared_NGE: Tensor, ahead: bool) -> Pending:
         """See `FetchExchange`."""
         rows, send, receive = self.sent
-        coming = self.peers.exchange(shared_NGE[rows], send, receive)
+        coming = self.peers.exchange(shared_NGE[rows], send, receive, ahead)
         return lambda: torch.cat([coming(), shared_NGE])
 
     def give_back(self, gradient_NGE: Tensor) -> Tensor:
         """See `FetchExchange`."""
         rows, send, receive = self.sent
         others = sum(receive)
-        returned = self.peers.exchange(gradient_NGE[:others].contiguous(), receive, send)()
+        returned = self.peers.exchange(gradient_NGE[:others].contiguous(), receive, send, ahead=False)()
         own = gradient_NGE[others:]
         for part, where in zip(returned.split(send), rows.split(send), strict=True):
-            own[where] += part  # rank by rank: always the same order of the sum
+            own.index_add_(0, where, part)  # rank by rank: always the same order of the sum
         return own
 
     def prepare(self) -> None:
@@ -59,7 +59,7 @@ class HaloExchange(FetchExchange):
     @property
     def table_rows(self) -> int:
         """See `FetchExchange`."""
-        return len(self.halos[self.rank]) + len(self.layout.shared_rows[self.rank])
+        return len(self.halos[self.rank]) + self.layout.shared_sizes[self.rank]
 
     def slots(self) -> Tensor:
         """See `FetchExchange`."""

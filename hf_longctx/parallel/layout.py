@@ -109,6 +109,11 @@ class Layout:
             found.append(kept.repeat_interleave(lengths).nonzero()[:, 0])
         return tuple(found)
 
+    @cached_property
+    def shared_sizes(self) -> tuple[int, ...]:
+        """How many these are of each rank."""
+        return tuple(map(len, self.shared_rows))
+
     def codes(self, rank: int) -> Tensor:
         """The positions of a rank's rows, (L,); see `codes_T`."""
         return self.codes_T[self.places[rank]]

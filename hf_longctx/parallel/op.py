@@ -19,8 +19,10 @@ from ..ops.widths import widened
 from . import registered  # noqa: F401  (torch.ops has the operator)
 from .blocks import RankTensors
 from .exchange import Exchange
-from .gradients import gradients, remember
+from .gradients import BelowAutograd, gradients, remember
 from .ranks import Ranks
+
+CAUSAL = Causal()
 
 
 def attention(
@@ -40,9 +42,11 @@ def attention(
         (1, L, H, D) in the dtype of the queries, and the log-sum-exp (1, H, L), which has no gradient.
     """
     _check(q_BHLD, k_BGLD, v_BGLD, ranks)
-    exchange = ranks.exchange(Causal() if inside is None else inside)
-    dim = v_BGLD.shape[-1]
-    width = max(q_BHLD.shape[-1], dim)
+    exchange = ranks.exchange(CAUSAL if inside is None else inside)
+    width, dim = q_BHLD.shape[-1], v_BGLD.shape[-1]
+    if width == dim:
+        return _run(q_BHLD, k_BGLD, v_BGLD, scale, exchange)
+    width = max(width, dim)
     q, k, v = (widened(x, width) for x in (q_BHLD, k_BGLD, v_BGLD))
     out, lse = _run(q, k, v, scale, exchange)
     return out if dim == width else out[..., :dim], lse
@@ -58,22 +62,29 @@ def _run(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: Exchange) -> t
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, ranks: Ranks) -> None:
-    given = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    shapes = q_shape, k_shape, v_shape = q.shape, k.shape, v.shape
     rows = ranks.layout.sizes[ranks.rank]
-    if any(x.dim() != 4 or x.shape[0] != 1 or x.shape[2] != rows for x in (q, k, v)):
-        raise ValueError(
-            f"{given}: expected (1, heads, {rows}, head dim), the rows of rank {ranks.rank} in its layout. "
-            "Give each rank the rows at layout.places[rank]."
-        )
-    if k.shape[1] != v.shape[1] or q.shape[1] % k.shape[1]:
-        raise ValueError(f"{given}: expected as many value heads as key heads, and a multiple of them as query heads.")
-    if q.shape[3] != k.shape[3]:
-        raise ValueError(f"{given}: queries and keys have head dims {q.shape[3]} and {k.shape[3]}; expected the same.")
+    for shape in shapes:
+        if len(shape) != 4 or shape[0] != 1 or shape[2] != rows:
+            raise ValueError(
+                f"{_given(*shapes)}: expected (1, heads, {rows}, head dim), the rows of rank {ranks.rank} in its "
+                "layout. Give each rank the rows at layout.places[rank]."
+            )
+    if k_shape[1] != v_shape[1] or q_shape[1] % k_shape[1]:
+        why = "expected as many value heads as key heads, and a multiple of them as query heads."
+        raise ValueError(f"{_given(*shapes)}: {why}")
+    if q_shape[3] != k_shape[3]:
+        why = f"queries and keys have head dims {q_shape[3]} and {k_shape[3]}; expected the same."
+        raise ValueError(f"{_given(*shapes)}: {why}")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: expected one dtype. Cast k and v to that of q.")
     if not q.device == k.device == v.device == ranks.device:
         where = f"q, k, v are on {q.device}, {k.device}, {v.device}, the Ranks on {ranks.device}"
         raise ValueError(f"{where}: expected one device. Pass device=q.device to Ranks.")
+
+
+def _given(q: torch.Size, k: torch.Size, v: torch.Size) -> str:
+    return f"q {tuple(q)}, k {tuple(k)}, v {tuple(v)}"
 
 
 class _Direct(torch.autograd.Function):
@@ -84,7 +95,8 @@ class _Direct(torch.autograd.Function):
         # under recomputation it is kept from the second forward to the backward pass that follows at once
         kept: list[Tensor] = []
         given = RankTensors(q, k, v, scale)
-        output = exchange.forward(given, kept)
+        with BelowAutograd():
+            output = exchange.forward(given, kept)
         remember(ctx, given, exchange, output, kept)
         return output
 

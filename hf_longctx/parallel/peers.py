@@ -13,7 +13,11 @@ Pending = Callable[[], Tensor]  # waits for a tensor that is on its way
 
 
 class Peers:
-    """The processes of a group, or, without a group, this process alone. Every one of them joins every exchange."""
+    """The processes of a group, or, without a group, this process alone. Every one of them joins every exchange.
+
+    What need not go `ahead`, while something else is computed, torch 2.8 and later do in the stream of the computation:
+    without events of a second stream, which cost the host some time.
+    """
 
     def __init__(self, group: Any = None, alone: bool = False) -> None:
         self.group = group
@@ -28,11 +32,11 @@ class Peers:
         works = dist.batch_isend_irecv([send, dist.P2POp(dist.irecv, out, source, self.group, tag)])
         return _pending(out, works, x)
 
-    def gather(self, x: Tensor) -> Pending:
+    def gather(self, x: Tensor, ahead: bool = True) -> Pending:
         """(N, ...) of every rank as (P N, ...), in the order of ranks."""
         out = x.new_empty(self.size * x.shape[0], *x.shape[1:])
         all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
-        return _pending(out, [all_gather(out, x, group=self.group, async_op=True)], x)
+        return _pending(out, [all_gather(out, x, group=self.group, async_op=ahead)], x)
 
     def scatter_sum(self, x: Tensor) -> Tensor:
         """(P N, ...) on every rank: the sum over ranks of this rank's (N, ...). May overwrite `x`."""
@@ -49,11 +53,11 @@ class Peers:
         reduce_scatter(out, x, group=self.group)
         return out
 
-    def exchange(self, x: Tensor, send: Sequence[int], receive: Sequence[int]) -> Pending:
+    def exchange(self, x: Tensor, send: Sequence[int], receive: Sequence[int], ahead: bool = True) -> Pending:
         """So many of the rows of `x` to each rank, one after the other, and so many from each."""
         out = x.new_empty(sum(receive), *x.shape[1:])
         sizes = list(receive), list(send)
-        return _pending(out, [dist.all_to_all_single(out, x, *sizes, group=self.group, async_op=True)], x)
+        return _pending(out, [dist.all_to_all_single(out, x, *sizes, group=self.group, async_op=ahead)], x)
 
     def _global(self, rank: int) -> int:
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
@@ -64,7 +68,8 @@ def _pending(out: Tensor, works: Sequence[Any], sent: Tensor) -> Pending:
 
     def wait() -> Tensor:
         for work in works:
-            work.wait()
+            if work is not None:  # it was not done at once
+                work.wait()
         kept.clear()
         return out
 

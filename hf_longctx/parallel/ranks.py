@@ -59,9 +59,9 @@ class Ranks:
 
     def exchange(self, inside: Mask) -> Exchange:
         """How these ranks share attention under a mask: the same object for the same mask."""
-        if not isinstance(inside, Causal | Window | Full):
-            raise ValueError(f"inside={inside!r}: ranks share attention under Causal, Window or Full only.")
         if inside not in self._exchanges:
+            if not isinstance(inside, Causal | Window | Full):
+                raise ValueError(f"inside={inside!r}: ranks share attention under Causal, Window or Full only.")
             self._exchanges[inside] = self._make(inside)
         return self._exchanges[inside]
 

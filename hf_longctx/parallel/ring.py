@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full
-from .blocks import RankBlock, RankResults, RankTensors, halves, padded, table_of, taken
+from .blocks import RankBlock, RankResults, RankTensors, add_rows, halves, padded, table_of, taken
 from .exchange import Exchange
 from .layout import Piece, ranges
 from .softmax import Attending, Differentiating
@@ -38,7 +38,7 @@ class RingExchange(Exchange):
             if step < len(others):
                 coming = self.peers.shift(table, KEYS)
             if block is not None:
-                softmax.add(block, block.of_table(table))
+                softmax.add_table(block, taken(table, block.columns, 0))
         return softmax.result()
 
     def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,18 +58,19 @@ class RingExchange(Exchange):
                 coming = self.peers.shift(table, KEYS)
             gradient = grads.zeros_of(table.shape[0], given)
             if block is not None:
-                grads.add(block, block.of_table(table), gradient)
+                grads.add_table(block, taken(table, block.columns, 0), gradient)
             if returning is not None:
                 gradient += returning()
             returning = self.peers.shift(gradient, GRADIENTS)
         if returning is not None:  # of the last step
-            total[self.shared_rows] += returning()[: len(self.layout.shared_rows[self.rank])]
+            returned = taken(returning(), slice(0, self.layout.shared_sizes[self.rank]), 0)
+            add_rows(total, self.shared_rows, returned, 0)
         return grads.dq_BHLD, *halves(total)
 
     def _travelling(self, given: RankTensors) -> Tensor:
         """The rows that other ranks need, and so many more that all ranks send as many."""
         table_LGE = table_of(given.k_BGLD, given.v_BGLD)
-        return padded(taken(table_LGE, self.shared_rows, 0), max(map(len, self.layout.shared_rows)))
+        return padded(taken(table_LGE, self.shared_rows, 0), max(self.layout.shared_sizes))
 
     @cached_property
     def blocks(self) -> list[RankBlock | None]:

@@ -7,11 +7,14 @@ log-sum-exps, and gradients of queries are summed in fp32 (fp64 for fp64).
 # H query heads, G key/value heads, L rows of a rank, S keys of a block, E = 2 D: a key and its value, D head dim
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from ..ops.kernels import Call, Kernel
 from ..ops.merge import merge_into
-from .blocks import Keys, RankBlock, RankResults, RankTensors, halves, table_of, taken
+from .blocks import Keys, RankBlock, RankResults, RankTensors, add_rows, as_dtype, halves, table_of, taken
 
 FP32 = torch.float32
 
@@ -29,16 +32,31 @@ class Attending:
         k, v = _for_each_query_head(keys, self.groups)
         q = taken(self.q, block.rows, 2)
         call, kernel = block.kernel(self.scale, q, k)
-        out, lse = kernel.forward(call, q, k, v)
+        self._put(block, *kernel.forward(call, q, k, v))
+
+    def add_table(self, block: RankBlock, table_SGE: Tensor) -> None:
+        """Add a block, with its keys and values as they travelled, by row."""
+        if self.groups is None:
+            q = taken(self.q, block.rows, 2)
+            call, kernel = block.kernel_of_table(self.scale, q, table_SGE)
+            if kernel.by_row:
+                k, v = table_SGE.chunk(2, -1)
+                out, lse = kernel.forward_rows(call, q[0].transpose(0, 1), k, v)
+                self._put(block, out[None], lse[None])
+                return
+        self.add(block, halves(table_SGE))
+
+    def _put(self, block: RankBlock, out: Tensor, lse: Tensor) -> None:
+        """The result of a block in its place, or merged with what was found of its rows."""
         if self.found is None and out.shape[1] == self.q.shape[2]:
             self.found = out, lse
             return
         total, total_lse = self._buffers()
         rows = block.rows
         if self.apart:
-            total[:, rows], total_lse[:, :, rows] = out.to(total.dtype), lse
+            total[:, rows], total_lse[:, :, rows] = as_dtype(out, total.dtype), lse
         elif isinstance(rows, slice):
-            merge_into(total[:, rows], total_lse[:, :, rows], out, lse)
+            merge_into(taken(total, rows, 1), taken(total_lse, rows, 2), out, lse)
         else:
             before = total[:, rows], total_lse[:, :, rows]
             merge_into(*before, out, lse)
@@ -51,13 +69,13 @@ class Attending:
             B, H, L, D = self.q.shape
             out = self.q.new_zeros(B, L, H, D, dtype=dtype)
             self.found = out, self.q.new_full((B, H, L), float("-inf"), dtype=self.wide)
-        self.found = self.found[0].to(dtype), self.found[1]
+        self.found = as_dtype(self.found[0], dtype), self.found[1]
         return self.found
 
     def result(self) -> tuple[Tensor, Tensor]:
         """The output (1, L, H, D), in the dtype of the queries, and the log-sum-exp (1, H, L)."""
         out, lse = self._buffers() if self.found is None else self.found
-        return out.to(self.q.dtype).contiguous(), lse.contiguous()
+        return as_dtype(out, self.q.dtype).contiguous(), lse.contiguous()
 
 
 class Differentiating:
@@ -99,14 +117,57 @@ class Differentiating:
     def add(self, block: RankBlock, keys: Keys, gradient_NGE: Tensor) -> None:
         """Add them to the gradient of the table that the keys are of."""
         columns = block.columns
+        if self.groups is None:
+            q = taken(self.q, block.rows, 2)
+            chosen = block.kernel(self.scale, q, keys[0])
+            if chosen[1].by_row:
+                self._add_by_row(block, chosen, q, [x[0].transpose(0, 1) for x in keys], gradient_NGE)
+                return
         if isinstance(columns, slice) and self.groups is None and not self.apart:
-            self._gradients(block, keys, halves(gradient_NGE[columns]))  # without a buffer in between
+            self._gradients(block, keys, halves(taken(gradient_NGE, columns, 0)))  # without a buffer in between
             return
-        part = table_of(*self.keys_of(block, keys)).to(self.wide)
-        if isinstance(columns, slice):
-            gradient_NGE[columns] += part
+        # a key may be there for several runs
+        add_rows(gradient_NGE, columns, table_of(*self.keys_of(block, keys)), 0)
+
+    def add_table(self, block: RankBlock, table_SGE: Tensor, gradient_NGE: Tensor) -> None:
+        """`add`, with the block's keys and values as they travelled, by row."""
+        if self.groups is None:
+            q = taken(self.q, block.rows, 2)
+            chosen = block.kernel_of_table(self.scale, q, table_SGE)
+            if chosen[1].by_row:
+                self._add_by_row(block, chosen, q, table_SGE.chunk(2, -1), gradient_NGE)
+                return
+        self.add(block, halves(table_SGE), gradient_NGE)
+
+    def _add_by_row(
+        self,
+        block: RankBlock,
+        chosen: tuple[Call, Kernel],
+        q_BHLD: Tensor,
+        keys_SGD: Sequence[Tensor],
+        gradient_NGE: Tensor,
+    ) -> None:
+        (call, kernel), (k, v), rows, whole = chosen, keys_SGD, block.rows, self.found
+        grad, out = (taken(x[0], rows, 0) for x in (whole.grad_BLHD, whole.out_BLHD))
+        lse = taken(whole.lse_BHL[0], rows, 1)
+        dq, dk, dv = kernel.gradients_rows(call, grad, q_BHLD[0].transpose(0, 1), k, v, out, lse)
+        self._put(block, dq[None].transpose(1, 2))
+        if isinstance(block.columns, slice) and not self.apart:
+            for total, part in zip(taken(gradient_NGE, block.columns, 0).chunk(2, -1), (dk, dv), strict=True):
+                total.add_(part)  # without a buffer in between
         else:
-            gradient_NGE.index_add_(0, columns, part)  # a key may be there for several runs
+            part = torch.cat([dk, dv], -1)
+            del dk, dv  # memory is highest in what follows
+            add_rows(gradient_NGE, block.columns, part, 0)
+
+    def _put(self, block: RankBlock, dq: Tensor) -> None:
+        """A block's gradient of queries in its place, or added to that of other blocks."""
+        if self._dq is None and dq.shape == self.q.shape:
+            self._dq = dq if self.apart else as_dtype(dq, self.wide)
+        elif self.apart:
+            self.dq_BHLD[:, :, block.rows] = as_dtype(dq, self.q.dtype)
+        else:
+            add_rows(self.dq_BHLD, block.rows, dq, 2)
 
     def _gradients(self, block: RankBlock, keys: Keys, buffers: Keys | None) -> Keys:
         k, v = _for_each_query_head(keys, self.groups)
@@ -119,17 +180,14 @@ class Differentiating:
         args = grad, q, k, v, out, lse
         if self.apart:
             dq, dk, dv = kernel.gradients(call, *args)
-            if dq.shape == self.q.shape:
-                self._dq = dq
-            else:
-                self.dq_BHLD[:, :, rows] = dq.to(self.q.dtype)
+            self._put(block, dq)
             return dk, dv
         direct = isinstance(rows, slice)
-        dq = self.dq_BHLD[:, :, rows] if direct else torch.zeros_like(q, dtype=self.wide)
+        dq = taken(self.dq_BHLD, rows, 2) if direct else torch.zeros_like(q, dtype=self.wide)
         dk, dv = buffers or (torch.zeros_like(k, dtype=self.wide), torch.zeros_like(v, dtype=self.wide))
         kernel.backward(call, *args, into=(dq, dk, dv))
         if not direct:
-            self.dq_BHLD[:, :, rows] += dq
+            add_rows(self.dq_BHLD, rows, dq, 2)
         return dk, dv
 
 

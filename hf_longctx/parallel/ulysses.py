@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .blocks import RankResults, RankTensors
+from .blocks import RankResults, RankTensors, as_dtype
 from .exchange import Exchange
 from .group_rows import GroupRows
 from .layout import Layout
 from .peers import Peers
 
-Shape = tuple[int, ...]
 Heads = list[tuple[int, int]]  # from the first to below the second, for each rank
 
 
@@ -40,36 +39,41 @@ class UlyssesExchange(Exchange):
         self.outside = outside
         self.members = range(group * peers.size, (group + 1) * peers.size)
         self._rows = GroupRows([layout.places[member] for member in self.members], outside.device)
+        self._shares: dict[tuple[int, int], HeadShare] = {}
 
     def forward(self, given: RankTensors, kept: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """See `Exchange`."""
         assert given.groups is None, "Ulysses is the outermost exchange"
-        q_HLD, k_GLD, v_GLD = given.q_BHLD[0], given.k_BGLD[0], given.v_BGLD[0]
-        own, read = self._heads(len(q_HLD), len(k_GLD))
-        q, k, v = self._rows_for_heads([(q_HLD, own), (k_GLD, read), (v_GLD, read)])
-        ragged = self._ragged(len(q_HLD), len(k_GLD))
-        out, lse = self.outside.forward(RankTensors(q[None], k[None], v[None], given.scale, ragged))
-        (out_HLD,) = self._heads_for_rows([(out[0].transpose(0, 1), own)])
-        (lse_HL1,) = self._heads_for_rows([(lse[0, ..., None], own)])
-        return out_HLD.transpose(0, 1)[None].contiguous(), lse_HL1[None, ..., 0].contiguous()
+        share = self._share(given)
+        q, k, v = share.by_head(self._rows.to_pack(self._rows_for_heads(_rows(given), share.qkv)))
+        out, lse = self.outside.forward(RankTensors(q, k, v, given.scale, share.ragged))
+        (out_LHD,) = self._heads_for_rows(out[0], [share.own])
+        (lse_LH1,) = self._heads_for_rows(lse[0].transpose(0, 1)[..., None], [share.own])
+        return out_LHD[None], lse_LH1[None, ..., 0].transpose(1, 2).contiguous()
 
     def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """See `Exchange`."""
-        q_HLD, k_GLD, v_GLD = given.q_BHLD[0], given.k_BGLD[0], given.v_BGLD[0]
-        own, read = self._heads(len(q_HLD), len(k_GLD))
-        by_row = (x[0].transpose(0, 1).to(q_HLD.dtype) for x in (found.grad_BLHD, found.out_BLHD))
-        by_head = [(x, own) for x in (q_HLD, *by_row)] + [(k_GLD, read), (v_GLD, read)]
-        q, grad, out, k, v = self._rows_for_heads(by_head)
-        (lse,) = self._rows_for_heads([(found.lse_BHL[0, ..., None], own)])
-        ragged = self._ragged(len(q_HLD), len(k_GLD))
-        seen = RankTensors(q[None], k[None], v[None], given.scale, ragged)
-        whole = RankResults(grad.transpose(0, 1)[None], out.transpose(0, 1)[None], lse[None, ..., 0])
-        dq, dk, dv = (x[0] for x in self.outside.backward(seen, whole))
-        if sum(stop - start for start, stop in read) == len(k_GLD):  # each head is read by one rank: no sums
-            dk, dv = dk.to(k_GLD.dtype), dv.to(v_GLD.dtype)
-        (dq,) = self._heads_for_rows([(dq.to(q_HLD.dtype), own)])
-        dk, dv = self._heads_for_rows([(dk, read), (dv, read)])
-        return dq[None], dk[None], dv[None]
+        share, dtype = self._share(given), given.q_BHLD.dtype
+        seen, whole = self._again(given, found, share)
+        dq, dk, dv = self.outside.backward(seen, whole)
+        (dq,) = self._heads_for_rows(as_dtype(dq[0].transpose(0, 1), dtype), [share.own])
+        keys_NXD = torch.cat([dk.transpose(1, 2), dv.transpose(1, 2)], 2)[0]
+        del dk, dv  # memory is highest here
+        if not share.several:
+            keys_NXD = as_dtype(keys_NXD, dtype)
+        dk, dv = self._heads_for_rows(keys_NXD, [share.read, share.read])
+        return dq[None].transpose(1, 2), dk[None].transpose(1, 2), dv[None].transpose(1, 2)
+
+    def _again(self, given: RankTensors, found: RankResults, share: HeadShare) -> tuple[RankTensors, RankResults]:
+        """What the exchange among groups had in the forward pass, and what it gave."""
+        results = [as_dtype(x[0], given.q_BHLD.dtype) for x in (found.grad_BLHD, found.out_BLHD)]
+        came = self._rows_for_heads([*_rows(given), *results], [*share.qkv, share.own, share.own])
+        # kernels want outputs and their gradients in memory of their own
+        widths = [share.queries + 2 * share.keys, share.queries, share.queries]
+        rows, grad, out = map(self._rows.to_pack, came.split(widths, 1))
+        lse = self._rows.to_pack(self._rows_for_heads([found.lse_BHL[0].transpose(0, 1)[..., None]], [share.own]))
+        seen = RankTensors(*share.by_head(rows), given.scale, share.ragged)
+        return seen, RankResults(grad[None], out[None], lse[None, ..., 0].transpose(1, 2))
 
     def prepare(self) -> None:
         """See `Exchange`."""
@@ -94,52 +98,110 @@ class UlyssesExchange(Exchange):
         groups = tuple(counts[head] for head in range(*read))
         return None if len(set(groups)) == 1 else groups
 
-    def _rows_for_heads(self, tensors: Sequence[tuple[Tensor, Heads]]) -> list[Tensor]:
-        """(X, L, D) of each member, and who gets which heads: (X of this rank, N, D) in the order of the group."""
-        ranks, mine = range(self.peers.size), self.peers.rank
-        parts = [[[x[slice(*heads[rank])]] for x, heads in tensors] for rank in ranks]
-        shapes: list[list[Shape]] = [
-            [(heads[mine][1] - heads[mine][0], self.layout.sizes[member], x.shape[2]) for x, heads in tensors]
-            for member in self.members
-        ]
-        return [
-            self._rows.of_members(found) for found in zip(*self._exchange(tensors[0][0], parts, shapes), strict=True)
-        ]
+    def _share(self, given: RankTensors) -> HeadShare:
+        """Who has which heads: the same for all layers with as many."""
+        heads = given.q_BHLD.shape[1], given.k_BGLD.shape[1]
+        if heads not in self._shares:
+            own, read = self._heads(*heads)
+            mine = own[self.peers.rank], read[self.peers.rank]
+            self._shares[heads] = HeadShare(own, read, _width(mine[0]), _width(mine[1]), heads[1], self._ragged(*heads))
+        return self._shares[heads]
 
-    def _heads_for_rows(self, tensors: Sequence[tuple[Tensor, Heads]]) -> list[Tensor]:
-        """The way back: (X of this rank, N, D) to (X, L, D), a head that several ranks had as the sum of theirs."""
-        parts = [list(to_rank) for to_rank in zip(*(self._rows.by_member(x) for x, _ in tensors), strict=True)]
-        rows = self.layout.sizes[self.members[self.peers.rank]]
-        shapes: list[list[Shape]] = [
-            [(heads[rank][1] - heads[rank][0], rows, x.shape[2]) for x, heads in tensors]
-            for rank in range(self.peers.size)
-        ]
-        came = zip(*self._exchange(tensors[0][0], parts, shapes), strict=True)
-        return [_heads_of_all(found, heads) for found, (_, heads) in zip(came, tensors, strict=True)]
+    def _rows_for_heads(self, tensors: Sequence[Tensor], heads: Sequence[Heads]) -> Tensor:
+        """(L, X, D) of each tensor, and who gets which heads: (N, X of this rank, D), by member.
 
-    def _exchange(self, like: Tensor, parts: list[list[list[Tensor]]], shapes: list[list[Shape]]) -> list[list[Tensor]]:
-        """Tensors, of the dtype of `like`, in stretches of rows to each rank, and those of such shapes from each."""
-        send = [sum(x.numel() for stretches in to_rank for x in stretches) for to_rank in parts]
-        receive = [sum(map(prod, from_rank)) for from_rank in shapes]
-        flat, at = like.new_empty(sum(send)), 0
-        for stretches in (one for to_rank in parts for one in to_rank if one):
-            shape = stretches[0].shape[0], sum(x.shape[1] for x in stretches), stretches[0].shape[2]
+        X are the heads of one tensor after those of the other.
+        """
+        L, _, D = tensors[0].shape
+        parts = list(zip(*map(_cut, tensors, heads), strict=True))
+        widths = [sum(_width(of_each[rank]) for of_each in heads) for rank in range(self.peers.size)]
+        send = [L * width * D for width in widths]
+        width = widths[self.peers.rank]
+        receive = [size * width * D for size in self._rows.sizes]
+        flat = tensors[0].new_empty(sum(send))
+        for to_rank, place, heads_of_rank in zip(parts, flat.split(send), widths, strict=True):
             # copied once, where others would be made contiguous first
-            torch.cat(stretches, 1, out=flat.narrow(0, at, prod(shape)).view(shape))
-            at += prod(shape)
-        came = self.peers.exchange(flat, send, receive)().split(receive)
-        return [
-            [x.view(shape) for x, shape in zip(one.split([prod(shape) for shape in wanted]), wanted, strict=True)]
-            for one, wanted in zip(came, shapes, strict=True)
-        ]
+            torch.cat(to_rank, 1, out=place.view(L, heads_of_rank, D))
+        return self.peers.exchange(flat, send, receive, ahead=False)().view(sum(self._rows.sizes), width, D)
+
+    def _heads_for_rows(self, x_NXD: Tensor, heads: Sequence[Heads]) -> list[Tensor]:
+        """The way back: (N, X of this rank, D) to (L, X, D) of each tensor.
+
+        A head that several ranks had is the sum of theirs.
+        """
+        _, X, D = x_NXD.shape
+        L = self._rows.sizes[self.peers.rank]
+        widths = [[_width(of_each[rank]) for of_each in heads] for rank in range(self.peers.size)]
+        send = [size * X * D for size in self._rows.sizes]
+        receive = [L * sum(of_rank) * D for of_rank in widths]
+        flat = self._rows.to_members(x_NXD).flatten()
+        came = self.peers.exchange(flat, send, receive, ahead=False)().split(receive)
+        del flat
+        parts = [one.view(L, sum(of_rank), D) for one, of_rank in zip(came, widths, strict=True)]
+        if len(heads) == 1:
+            return [_heads_of_all(parts, heads[0])]
+        split = (part.split(of_rank, 1) for part, of_rank in zip(parts, widths, strict=True))
+        return [_heads_of_all(found, of_each) for found, of_each in zip(zip(*split, strict=True), heads, strict=True)]
+
+
+class HeadShare(NamedTuple):
+    """Who has which heads.
+
+    Args:
+        own: The query heads of each rank.
+        read: The key/value heads that these read.
+        queries: How many query heads this rank has.
+        keys: How many key/value heads.
+        of_all: How many key/value heads there are.
+        ragged: How many of this rank's query heads read each of its key/value heads; None: as many for all.
+    """
+
+    own: Heads
+    read: Heads
+    queries: int
+    keys: int
+    of_all: int
+    ragged: tuple[int, ...] | None
+
+    @property
+    def qkv(self) -> list[Heads]:
+        """The heads of queries, keys and values."""
+        return [self.own, self.read, self.read]
+
+    @property
+    def several(self) -> bool:
+        """Is a key/value head read by several ranks?"""
+        return sum(map(_width, self.read)) > self.of_all
+
+    def by_head(self, rows_NXD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (1, heads, N, D) of this rank's heads; the same memory."""
+        q, k, v = rows_NXD[None].transpose(1, 2).split([self.queries, self.keys, self.keys], 1)
+        return q, k, v
+
+
+def _rows(given: RankTensors) -> list[Tensor]:
+    """Queries, keys and values, row by row: (L, heads, D)."""
+    return [x[0].transpose(0, 1) for x in (given.q_BHLD, given.k_BGLD, given.v_BGLD)]
+
+
+def _width(heads: tuple[int, int]) -> int:
+    return heads[1] - heads[0]
+
+
+def _cut(x_LXD: Tensor, heads: Heads) -> Sequence[Tensor]:
+    """The heads of each rank."""
+    sizes = list(map(_width, heads))
+    if sum(sizes) == x_LXD.shape[1]:
+        return x_LXD.split(sizes, 1)
+    return [x_LXD.narrow(1, start, size) for (start, _), size in zip(heads, sizes, strict=True)]
 
 
 def _heads_of_all(found: Sequence[Tensor], heads: Heads) -> Tensor:
-    """(X, L, D) of all heads, row by row in memory, from those of each rank; the sum, where several had a head."""
-    _, L, D = found[0].shape
-    several = sum(len(part) for part in found) > heads[-1][1]
-    total_LXD = (found[0].new_zeros if several else found[0].new_empty)(L, heads[-1][1], D)
+    """(L, X, D) of all heads from those of each rank; the sum, where several had a head."""
+    total, (L, _, D) = heads[-1][1], found[0].shape
+    if sum(map(_width, heads)) == total:
+        return torch.cat(list(found), 1)
+    total_LXD = found[0].new_zeros(L, total, D)
     for part, (start, stop) in zip(found, heads, strict=True):
-        own = total_LXD[:, start:stop]
-        own.add_(part.transpose(0, 1)) if several else own.copy_(part.transpose(0, 1))
-    return total_LXD.transpose(0, 1)
+        total_LXD[:, start:stop] += part
+    return total_LXD

@@ -70,8 +70,8 @@ def one_key_missing() -> AbstractContextManager[Any]:
 def gradient_not_returned() -> AbstractContextManager[Any]:
     right = UlyssesExchange._heads_for_rows
 
-    def heads_for_rows(self: UlyssesExchange, tensors: Any) -> list[Tensor]:
-        return [x.detach() * (len(tensors) == 1 or self.peers.rank == 0) for x in right(self, tensors)]
+    def heads_for_rows(self: UlyssesExchange, x: Tensor, heads: Any) -> list[Tensor]:
+        return [x.detach() * (len(heads) == 1 or self.peers.rank == 0) for x in right(self, x, heads)]
 
     return patch.object(UlyssesExchange, "_heads_for_rows", heads_for_rows)
 

@@ -22,9 +22,9 @@ def shifted_twice() -> list[list[float]]:
     return [second().flatten().tolist(), first().flatten().tolist()]
 
 
-def gathered() -> list[float]:
+def gathered(ahead: bool) -> list[float]:
     peers = Peers()
-    return peers.gather(rows(peers.rank))().flatten().tolist()
+    return peers.gather(rows(peers.rank), ahead)().flatten().tolist()
 
 
 def summed(scattered: bool) -> list[float] | str:
@@ -36,12 +36,12 @@ def summed(scattered: bool) -> list[float] | str:
         return str(error)
 
 
-def exchanged() -> list[float]:
+def exchanged(ahead: bool) -> list[float]:
     """Rank r sends r rows to rank 0, and one to each other rank."""
     peers = Peers()
     send = [peers.rank, *[1] * (peers.size - 1)]
     receive = list(range(peers.size)) if peers.rank == 0 else [1] * peers.size
-    return peers.exchange(rows(peers.rank, sum(send)), send, receive)().flatten().tolist()
+    return peers.exchange(rows(peers.rank, sum(send)), send, receive, ahead)().flatten().tolist()
 
 
 def test_shifts_go_once_around(four: Pool) -> None:
@@ -51,8 +51,9 @@ def test_shifts_go_once_around(four: Pool) -> None:
         assert second == (-before).flatten().tolist()
 
 
-def test_all_ranks_rows_in_the_order_of_ranks(four: Pool) -> None:
-    assert four.run(gathered) == [torch.cat([rows(rank) for rank in range(4)]).flatten().tolist()] * 4
+@pytest.mark.parametrize("ahead", [False, True])
+def test_all_ranks_rows_in_the_order_of_ranks(four: Pool, ahead: bool) -> None:
+    assert four.run(gathered, ahead) == [torch.cat([rows(rank) for rank in range(4)]).flatten().tolist()] * 4
 
 
 @pytest.mark.parametrize("scattered", [False, True])
@@ -64,8 +65,9 @@ def test_sums_are_scattered(four: Pool, scattered: bool) -> None:
         assert found == (rows(rank) * 10).flatten().tolist()
 
 
-def test_as_many_rows_as_are_said(four: Pool) -> None:
-    found = four.run(exchanged)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_as_many_rows_as_are_said(four: Pool, ahead: bool) -> None:
+    found = four.run(exchanged, ahead)
     assert found[0] == torch.cat([rows(rank, rank) for rank in range(4)]).flatten().tolist()
     for rank in (1, 2, 3):
         parts = [rows(source, source + 3)[source + rank - 1] for source in range(4)]

@@ -60,6 +60,7 @@ class Kernel:
         dtypes: Those that it takes; None: all.
         head_dims: The largest head dim, and what every one must be a multiple of.
         triton: It is written in Triton.
+        by_row: It has `forward_rows` and `gradients_rows`.
     """
 
     name: ClassVar[str]
@@ -75,6 +76,7 @@ class Kernel:
     dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
     head_dims: ClassVar[tuple[int, int] | None] = None
     triton: ClassVar[bool] = False
+    by_row: ClassVar[bool] = False
 
     def unsupported_reason(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """Why this kernel cannot do the call; None if it can."""
@@ -122,6 +124,16 @@ class Kernel:
 
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
         """Compute out (B, L, H, D) and lse (B, H, L) of one branch."""
+        raise NotImplementedError
+
+    def forward_rows(self, call: Call, q_LHD: Tensor, k_SGD: Tensor, v_SGD: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` of packed documents, row by row: out (L, H, D) and lse (H, L). Spares the host many views."""
+        raise NotImplementedError
+
+    def gradients_rows(
+        self, call: Call, grad_LHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_LHD: Tensor, lse_HL: Tensor
+    ) -> Sequence[Tensor]:
+        """`gradients` of the same: dq (L, H, D), dk and dv (S, G, D)."""
         raise NotImplementedError
 
     def merge_(

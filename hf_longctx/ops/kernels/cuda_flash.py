@@ -7,6 +7,7 @@ public function's log-sum-exp is silently zero, and its backward cannot be given
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim, N real tokens of all rows
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ class CudaFlash(Kernel):
     device = "cuda"
     dtypes = HALF
     head_dims = (256, 8)
+    by_row = True
 
     def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """See `Kernel`."""
@@ -41,24 +43,49 @@ class CudaFlash(Kernel):
     def forward(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kernel`."""
         rows, columns = varlen(call)
-        packed = rows.pack(q_BHLD), columns.pack(k_BGSD), columns.pack(v_BGSD)
-        out, lse = self._forward(call, rows, columns, *packed)
-        if not all_see_keys(call):
-            lse = torch.where(torch.isinf(lse), float("-inf"), lse)  # flash says +inf for a row without keys
-        return rows.unpack(out), rows.unpack(lse.T, fill=float("-inf")).transpose(1, 2)
+        out, lse = self._of_rows(call, rows, columns, rows.pack(q_BHLD), columns.pack(k_BGSD), columns.pack(v_BGSD))
+        return rows.unpack(out), rows.unpack_lse(lse)
+
+    def forward_rows(self, call: Call, q_LHD: Tensor, k_SGD: Tensor, v_SGD: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Kernel`."""
+        return self._of_rows(call, *varlen(call), q_LHD, k_SGD, v_SGD)
 
     def gradients(
         self, call: Call, grad_BLHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_BLHD: Tensor, lse_BHL: Tensor
     ) -> list[Tensor]:
         """See `Kernel`."""
         rows, columns = varlen(call)
-        lse = rows.pack(lse_BHL[..., None])[..., 0].T.contiguous()
+        packed = rows.flat(grad_BLHD), rows.pack(q), columns.pack(k), columns.pack(v), rows.flat(out_BLHD)
+        dq, dk, dv = self._gradients_of_rows(call, rows, columns, *packed, rows.pack_lse(lse_BHL))
+        return [rows.unpack(dq).transpose(1, 2), columns.unpack(dk).transpose(1, 2), columns.unpack(dv).transpose(1, 2)]
+
+    def gradients_rows(
+        self, call: Call, grad_LHD: Tensor, q: Tensor, k: Tensor, v: Tensor, out_LHD: Tensor, lse_HL: Tensor
+    ) -> tuple[Tensor, ...]:
+        """See `Kernel`."""
+        return self._gradients_of_rows(call, *varlen(call), grad_LHD, q, k, v, out_LHD, lse_HL.contiguous())
+
+    def _of_rows(self, call: Call, rows: VarlenRows, columns: VarlenRows, *qkv: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = self._forward(call, rows, columns, *qkv)
+        # flash says +inf for a row without keys
+        return out, lse if all_see_keys(call) else torch.where(torch.isinf(lse), float("-inf"), lse)
+
+    def _gradients_of_rows(
+        self,
+        call: Call,
+        rows: VarlenRows,
+        columns: VarlenRows,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+    ) -> tuple[Tensor, ...]:
         if not all_see_keys(call):
             lse = torch.where(lse == float("-inf"), float("inf"), lse)
-        grad, out = (rows.pack(x.to(q.dtype).transpose(1, 2)) for x in (grad_BLHD, out_BLHD))
-        packed = rows.pack(q), columns.pack(k), columns.pack(v)
-        dq, dk, dv = self._backward(call, rows, columns, grad, *packed, out, lse)
-        return [rows.unpack(dq).transpose(1, 2), columns.unpack(dk).transpose(1, 2), columns.unpack(dv).transpose(1, 2)]
+        grad, out = (x if x.dtype == q.dtype else x.to(q.dtype) for x in (grad, out))
+        return self._backward(call, rows, columns, grad, q, k, v, out, lse)
 
     def _forward(
         self, call: Call, rows: VarlenRows, columns: VarlenRows, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor
@@ -92,8 +119,7 @@ class CudaFlash(Kernel):
             columns.longest,
             0.0,
             isinstance(inside_of(call.mask), Causal),
-            torch.empty(2, dtype=torch.uint64, device=packed[0].device),  # of dropout, which there is none of
-            torch.empty(0, device=packed[0].device),
+            *_of_dropout(call, packed[0]),
             scale=call.scale,
             window_size_left=left,
             window_size_right=right,
@@ -117,14 +143,41 @@ def all_see_keys(call: Call) -> bool:
 
 def varlen(call: Call) -> tuple[VarlenRows, VarlenRows]:
     """Queries and keys in flash attention's varlen form."""
+    positions = call.positions
+    if isinstance(call.mask, Packed) and positions.segments is not None:
+        found: tuple[VarlenRows, VarlenRows] = _kept(call, "runs", _runs)
+        return found
+    return VarlenRows.of(positions.q_pos_BL, positions.padded), VarlenRows.of(positions.k_pos_BS, positions.padded)
+
+
+def _runs(call: Call) -> tuple[VarlenRows, VarlenRows]:
     positions, segments = call.positions, call.positions.segments
-    rows, columns = positions.q_pos_BL, positions.k_pos_BS
-    if isinstance(call.mask, Packed) and segments is not None:
-        return (
-            VarlenRows(1, rows.shape[1], segments.cu_q_N, segments.longest_q),
-            VarlenRows(1, columns.shape[1], segments.cu_k_N, segments.longest_k),
-        )
-    return VarlenRows.of(rows, positions.padded), VarlenRows.of(columns, positions.padded)
+    assert segments is not None
+    return (
+        VarlenRows(1, positions.q_pos_BL.shape[1], segments.cu_q_N, segments.longest_q),
+        VarlenRows(1, positions.k_pos_BS.shape[1], segments.cu_k_N, segments.longest_k),
+    )
+
+
+def _of_dropout(call: Call, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The states of random numbers that flash attention's backward asks for, and does not read without dropout."""
+
+    def made(_: Call) -> tuple[Tensor, Tensor]:
+        return torch.empty(2, dtype=torch.uint64, device=like.device), torch.empty(0, device=like.device)
+
+    found: tuple[Tensor, Tensor] = _kept(call, ("dropout", like.device, type(like)), made)
+    return found
+
+
+def _kept(call: Call, name: Any, make: Callable[[Call], Any]) -> Any:
+    """What layers with the same positions share, made by the first: each of these takes the host some time."""
+    memo = call.positions.memo
+    if memo is None or torch.compiler.is_compiling():
+        return make(call)
+    key = __name__, name, call.positions.segments
+    if key not in memo:
+        memo[key] = make(call)
+    return memo[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,13 +209,30 @@ class VarlenRows:
 
     def pack(self, x_BHXD: Tensor) -> Tensor:
         """(B, H, X, D) to (N, H, D)."""
-        x = x_BHXD.transpose(1, 2)
-        return x.flatten(0, 1) if self.real_BX is None else x[self.real_BX]
+        return self.flat(x_BHXD.transpose(1, 2))
+
+    def flat(self, x_BX: Tensor) -> Tensor:
+        """(B, X, ...) to (N, ...)."""
+        if self.real_BX is not None:
+            return x_BX[self.real_BX]
+        return x_BX[0] if self.batch == 1 else x_BX.flatten(0, 1)  # the host feels every view
 
     def unpack(self, x_N: Tensor, fill: Any = 0.0) -> Tensor:
         """(N, ...) to (B, X, ...), `fill` where there is no token."""
         if self.real_BX is None:
-            return x_N.unsqueeze(0) if self.batch == 1 else x_N.unflatten(0, (self.batch, self.length))
+            return x_N[None] if self.batch == 1 else x_N.unflatten(0, (self.batch, self.length))
         full = x_N.new_full((self.batch, self.length, *x_N.shape[1:]), fill)
         full[self.real_BX] = x_N
         return full
+
+    def pack_lse(self, lse_BHX: Tensor) -> Tensor:
+        """(B, H, X) to (H, N), contiguous."""
+        if self.batch == 1 and self.real_BX is None:
+            return lse_BHX[0].contiguous()
+        return self.flat(lse_BHX.transpose(1, 2)).T.contiguous()
+
+    def unpack_lse(self, lse_HN: Tensor) -> Tensor:
+        """(H, N) to (B, H, X), -inf where there is no token."""
+        if self.batch == 1 and self.real_BX is None:
+            return lse_HN[None]
+        return self.unpack(lse_HN.T, fill=float("-inf")).transpose(1, 2)

@@ -31,6 +31,7 @@ class TritonWindow(CudaFlash):
     unequal_dims = True
     head_dims = (256, 8)
     triton = True
+    by_row = False
 
     def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """See `Kernel`."""

@@ -63,7 +63,7 @@ def say_refused(device: torch.device, groups: Groups) -> None:
 
 
 def _shown(mine_F: Tensor, groups: Groups) -> Tensor:
-    return mine_F if groups.size == 1 else Peers(groups.whole).gather(mine_F)()
+    return mine_F if groups.size == 1 else Peers(groups.whole).gather(mine_F, ahead=False)()
 
 
 def _compare(all_PF: Tensor, names: list[str], rank: int) -> None:

@@ -44,7 +44,7 @@ class _Whole(torch.autograd.Function):
     def forward(ctx: Any, x_LE: Tensor, layout: Layout, groups: Groups) -> Tensor:
         ctx.layout, ctx.rank = layout, groups.rank
         longest = max(layout.sizes)
-        every = Peers(groups.whole).gather(padded(x_LE, longest).contiguous())()
+        every = Peers(groups.whole).gather(padded(x_LE, longest).contiguous(), ahead=False)()
         row_N = torch.empty(sum(layout.sizes), dtype=torch.int64)
         for rank, places in enumerate(layout.places):
             row_N[places] = torch.arange(len(places)) + rank * longest

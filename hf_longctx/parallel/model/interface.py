@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 
 from ...ops.masks import Causal, Window
 from ...settings import KEY
+from ..blocks import as_dtype
 from ..op import attention as shared_attention
 from ..ranks import Ranks
 
@@ -62,7 +63,7 @@ def attention(
     rows = ranks.layout.sizes[ranks.rank]
     # a rank without tokens computes one that counts nowhere, and has no part in attention
     q, k, v = (x if computed == rows else x[:, :, :rows] for x in (query, key, value))
-    out, _ = shared_attention(q, k.to(q.dtype), v.to(q.dtype), ranks, scale=scale, inside=inside)
+    out, _ = shared_attention(q, as_dtype(k, q.dtype), as_dtype(v, q.dtype), ranks, scale=scale, inside=inside)
     return out if computed == rows else torch.nn.functional.pad(out, (0, 0, 0, 0, 0, computed - rows)), None
 
 
