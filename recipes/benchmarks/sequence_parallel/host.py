@@ -29,6 +29,7 @@ from .train import NOT_MEASURED
 from .world import World
 
 LENGTH, LAYERS, HEADS = 8 * K, 16, (32, 8)
+FEW = 512  # tokens that are no work for the device: where these are faster, at 8k the host was held up by the device
 KINDS = ("gather", "ring", "ulysses")
 WAITS = "called a synchronizing CUDA operation"  # torch's words under set_sync_debug_mode
 
@@ -62,6 +63,27 @@ def of_a_layer(world: World, run: Callable[[], Tensor], leaves: list[Tensor], ru
     return {"forward": launched(world, forward, runs) / LAYERS, "backward": launched(world, backward, runs) / LAYERS}
 
 
+def of_kinds(world: World, tokens: int, runs: int) -> dict[str, dict[str, float]]:
+    """`of_a_layer` by stock, which has no exchange, and by each kind, of one document."""
+    every, leaves = kinds_of(world, tokens)
+    return {kind: of_a_layer(world, run, leaves, runs) for kind, run in every.items()}
+
+
+def kinds_of(world: World, tokens: int) -> tuple[dict[str, Callable[[], Tensor]], list[Tensor]]:
+    """Attention of this process' rows by stock and by each kind, and the tensors that have gradients."""
+    layout = Layout.of([tokens], world.size)
+    mine = layout.places[world.rank].to(world.device)
+    leaves = [x[:, :, mine].detach().requires_grad_() for x in drawn(tokens, HEADS, world)[:3]]
+    q, k, v = leaves
+    found: dict[str, Callable[[], Tensor]] = {
+        "sdpa": lambda: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+    }
+    for kind in KINDS:
+        ranks = Ranks(layout, kind, device=world.device)
+        found[kind] = lambda ranks=ranks: attention(q, k, v, ranks, scale=q.shape[-1] ** -0.5)[0]  # type: ignore[misc]
+    return found, leaves
+
+
 def of_collectives(world: World, rows: int, q: Tensor, runs: int) -> dict[str, float]:
     """Milliseconds of host time of the exchanges alone that `gather` makes in a layer, below which it cannot come."""
     peers = Peers()
@@ -70,7 +92,7 @@ def of_collectives(world: World, rows: int, q: Tensor, runs: int) -> dict[str, f
 
     def forward() -> None:
         for _ in range(LAYERS):
-            peers.gather(keys)()
+            peers.gather(keys, ahead=False)()
 
     def backward() -> None:
         for _ in range(LAYERS):
@@ -98,20 +120,12 @@ def waits(world: World, work: Callable[[], Any]) -> int | None:
 def work(world: World) -> Iterator[dict[str, Any]]:
     """Host time of attention alone by kind and by stock; then that of a whole step, and its waits."""
     tokens, runs = (96, 2) if world.tiny else (LENGTH, 15)
+    found, few = of_kinds(world, tokens, runs), of_kinds(world, tokens if world.tiny else FEW, runs)
     layout = Layout.of([tokens], world.size)
-    mine = layout.places[world.rank].to(world.device)
-    leaves = [x[:, :, mine].detach().requires_grad_() for x in drawn(tokens, HEADS, world)[:3]]
-    q, k, v = leaves
-
-    def sdpa() -> Tensor:
-        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
-
-    found = {"sdpa": of_a_layer(world, sdpa, leaves, runs)}
-    for kind in KINDS:
-        ranks = Ranks(layout, kind, device=world.device)
-        found[kind] = of_a_layer(world, lambda ranks=ranks: attention(q, k, v, ranks, scale=0.125)[0], leaves, runs)  # type: ignore[misc]
+    q = drawn(tokens, HEADS, world)[0]
     auto, _ = choose(layout, Geometry(*HEADS, q.shape[-1], 0, LAYERS))
-    yield {"layer": found, "auto": auto, "collectives": of_collectives(world, len(mine), q, runs)}
+    collectives = of_collectives(world, layout.sizes[world.rank], q, runs)
+    yield {"layer": found, "few": few, "auto": auto, "collectives": collectives}
     yield of_a_step(world, tokens, runs)
 
 
@@ -146,6 +160,7 @@ def rows(launcher: Launcher, geometry: str, tokens: list[int], lines: list[str])
             what = f"{at}: host time of our attention a layer and step ({auto}, what auto takes), above stock's sdpa"
             beside: dict[str, Any] = {f"{kind}, ms": ms for kind, ms in ours.items()}
             beside |= {f"{kind}, {way} ms": ms for kind, of in layer.items() for way, ms in of.items()}
+            beside |= {f"{auto} of {FEW} tokens, {way} ms": ms for way, ms in sample["few"][auto].items()}
             floor = _twice(sample["collectives"])
             beside["torch.distributed's calls of gather alone, ms"] = floor
             bar = "<= 1"

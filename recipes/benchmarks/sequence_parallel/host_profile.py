@@ -1,0 +1,115 @@
+"""What the host does in a layer of shared attention, on one GPU: milliseconds, operators, and what costs most.
+
+python -m recipes.benchmarks.sequence_parallel.host_profile            # one GPU, 30 s
+python -m recipes.benchmarks.sequence_parallel.host_profile --tiny     # on the CPU, to see that it runs
+
+Exchanges go to torch's fake process group of two, which sends nothing, so nothing here is NCCL's. Each kind runs at 8k
+and with few tokens: where only 8k takes long, the host waits for the device, and no operator is to blame.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from .host import FEW, LENGTH, kinds_of, of_a_layer
+from .world import World
+
+MOST = 15  # lines of what costs most
+TIMES = 10  # layers under the profiler
+COUNTED = "aten::", "c10d::"
+
+
+def backward_of(run: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], Any]:
+    """The backward pass of one forward, as often as wanted."""
+    out = run()
+    grad = torch.ones_like(out)
+    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+
+def profiled(work: Callable[[], Any], world: World) -> dict[str, Any]:
+    """For one call of `work`: all operators, those that our code calls itself, and microseconds of each name."""
+    work()
+    world.wait()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if world.gpu else [])]
+    with profile(activities=activities) as seen:
+        for _ in range(TIMES):
+            work()
+        world.wait()
+    operators = [event for event in seen.events() if event.name.startswith(COUNTED)]
+    costs = [
+        (one.self_cpu_time_total / TIMES, one.count / TIMES, one.key)
+        for one in seen.key_averages()
+        if one.self_cpu_time_total and one.key != "cudaDeviceSynchronize"  # the one above
+    ]
+    return {
+        "operators": len(operators) / TIMES,
+        "called": sum(not _inside(event) for event in operators) / TIMES,
+        "costs": sorted(costs, reverse=True)[:MOST],
+    }
+
+
+def _inside(event: Any) -> bool:
+    """Does another operator call this one?"""
+    parent = event.cpu_parent
+    while parent is not None and not parent.name.startswith(COUNTED):
+        parent = parent.cpu_parent
+    return parent is not None
+
+
+def measured(world: World, runs: int) -> dict[str, dict[str, Any]]:
+    """By kind: milliseconds at each length, and what the profiler sees of forward and of backward at the first."""
+    found: dict[str, dict[str, Any]] = {}
+    for tokens in (48, 96) if world.tiny else (FEW, LENGTH):
+        every, leaves = kinds_of(world, tokens)
+        for kind, run in every.items():
+            one = found.setdefault(kind, {"ms": {}})
+            one["ms"][tokens] = of_a_layer(world, run, leaves, runs)
+            if len(one["ms"]) > 1:
+                continue
+            one["forward"] = profiled(run, world)
+            one["backward"] = profiled(backward_of(run, leaves), world)
+    return found
+
+
+def show(found: dict[str, dict[str, Any]]) -> None:
+    """Print it."""
+    for kind, one in found.items():
+        print(f"\n{kind}")
+        for tokens, ms in one["ms"].items():
+            print(f"  {tokens} tokens: forward {ms['forward']:.3f} ms, backward {ms['backward']:.3f} ms of the host")
+        for way in ("forward", "backward"):
+            seen = one[way]
+            print(f"  {way}: {seen['operators']:.0f} operators, {seen['called']:.0f} of them called from Python")
+            for us, calls, name in seen["costs"]:
+                print(f"    {us:8.1f} us  {calls:5.1f} x  {name[:90]}")
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measure and print; nothing is kept."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.benchmarks.sequence_parallel.host_profile",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tiny", action="store_true", help="tiny heads and few tokens on the CPU")
+    args = parser.parse_args(words)
+    if not (args.tiny or torch.cuda.is_available()):
+        parser.error("no GPU: one is needed. --tiny runs on the CPU.")
+    device = torch.device("cpu") if args.tiny else torch.device("cuda", 0)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        show(measured(World(0, 2, args.tiny, device), runs=2 if args.tiny else 15))
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
