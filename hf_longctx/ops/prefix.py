@@ -108,7 +108,7 @@ def merged(query: PrefixQuery, own: SuffixKeys, prefix: Sequence[PrefixKeys], ke
     mask = Causal() if query.window is None else Window(query.window)
     memo = query.memo.setdefault("own", {})
     same_rows = own.consecutive and q.shape[2] == own.pos_BS.shape[1]
-    positions = Positions(query.pos_BL, own.pos_BS, same_rows, own.consecutive, own.padded, memo)
+    positions = Positions(query.pos_BL, own.pos_BS, same_rows, own.consecutive, own.padded, memo=memo)
     call = Call(positions, mask, query.scale)
     out, lse = choose(call, q, own.k_BGSD, kernel, strict=False).forward(call, q, own.k_BGSD, own.v_BGSD)
     for i, shared in enumerate(prefix):
