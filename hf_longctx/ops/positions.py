@@ -3,7 +3,7 @@
 # B batch, L queries, S keys, N runs + 1
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -60,5 +60,5 @@ class Positions:
     same_rows: bool = False
     consecutive: bool = False
     padded: bool = True
-    segments: Segments | None = None
-    memo: dict[Any, Any] | None = None
+    segments: Segments | None = field(default=None, kw_only=True)
+    memo: dict[Any, Any] | None = field(default=None, kw_only=True)
