@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from recipes.cards import visible
+from recipes.extend_context.settings import DEFAULT, checked, read_config
 from recipes.jobs import __main__ as command
 from recipes.jobs.schedule import Job, Schedule
 
@@ -134,6 +135,20 @@ def test_every_command_exists_with_its_options(job: Job) -> None:
                 assert not option.startswith("--") or f'"{option}"' in source, option
     for file in job.writes:
         assert Path(file).parent.is_dir()
+
+
+def test_variants_of_jobs_go_together(tmp_path: Path) -> None:
+    """Each that a job joins by + is allowed beside the others."""
+    names = set()
+    for job in command.jobs().values():
+        words = shlex.split(job.command.splitlines()[-1])
+        for option in {"--variant", "--variants"} & set(words):
+            after = words[words.index(option) + 1 :]
+            if "recipes.extend_context" in job.command:
+                names |= set(itertools.takewhile(lambda word: not word.startswith("--"), after))
+    assert {"control", "yarn_cool+no_retrieval"} <= names
+    for name in names:
+        checked(read_config(DEFAULT, name) | {"out": str(tmp_path)})
 
 
 def source_of(module: str) -> str:
