@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from recipes.cards import visible
+from recipes.extend_context import screen
 from recipes.extend_context.settings import DEFAULT, checked, read_config
 from recipes.jobs import __main__ as command
 from recipes.jobs.schedule import Job, Schedule
@@ -138,16 +139,18 @@ def test_every_command_exists_with_its_options(job: Job) -> None:
 
 
 def test_variants_of_jobs_go_together(tmp_path: Path) -> None:
-    """Each that a job joins by + is allowed beside the others."""
-    names = set()
+    """Each that a job joins by + is allowed beside the others, and screens take their other words."""
+    names, screens = set(), 0
     for job in command.jobs().values():
         words = shlex.split(job.command.splitlines()[-1])
-        for option in {"--variant", "--variants"} & set(words):
-            after = words[words.index(option) + 1 :]
-            if "recipes.extend_context" in job.command:
-                names |= set(itertools.takewhile(lambda word: not word.startswith("--"), after))
+        if "recipes.extend_context.screen" in words:
+            names |= set(screen.parsed(words[3:]).variants)
+            screens += 1
+        elif "recipes.extend_context.train" in words:
+            names |= {words[words.index("--variant") + 1]} if "--variant" in words else set()
+    assert screens == sum("recipes.extend_context.screen" in job.command for job in command.jobs().values()) > 0
     assert {"control", "yarn_cool+no_retrieval"} <= names
-    for name in names:
+    for name in names - {screen.BASE}:
         checked(read_config(DEFAULT, name) | {"out": str(tmp_path)})
 
 

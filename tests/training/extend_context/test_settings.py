@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch.nn.functional import cross_entropy, log_softmax
 from transformers import AutoModelForCausalLM
 
@@ -58,15 +57,6 @@ def test_variants_are_joined() -> None:
         read_config(DEFAULT, "near_facts+more_facts")
     with pytest.raises(ValueError, match="yaml has no nothing; it has control"):
         read_config(DEFAULT, "pose+nothing")
-
-
-def test_jobs_screen_variants_that_there_are() -> None:
-    jobs = yaml.safe_load((DEFAULT.parents[1] / "jobs/jobs.yaml").read_text(encoding="utf-8"))
-    words = [job["command"].split() for job in jobs.values() if "recipes.extend_context.screen" in job["command"]]
-    assert len(words) > 5
-    for one in words:
-        args = screen.parsed(one[3:])
-        assert [read_config(DEFAULT, None if name == screen.BASE else name) for name in args.variants]
 
 
 def test_only_some_modules_are_trained(config: dict[str, Any]) -> None:
