@@ -93,7 +93,10 @@ def test_offloading_and_the_method_in_either_order(method: Any, first: str, rout
 
 
 @pytest.mark.parametrize("row", ["lm_infinite", "rope_scaling"])
-def test_an_adapter_brings_its_method_to_an_offloaded_base(row: str, tmp_path: Path) -> None:
+def test_an_adapter_brings_its_method_to_an_offloaded_base(
+    row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # PEFT writes offloaded weights again, below the working directory
     base = saved(tmp_path / "base")
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).eval()
