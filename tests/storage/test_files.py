@@ -57,11 +57,11 @@ def test_another_run_is_waited_for_as_long_as_one_says(tmp_path: Path, kind: str
     pytest.importorskip("fcntl")
     place, file = tmp_path / "out", kind == "file"
     process = held(place, kind)
-    end = threading.Timer(0.5, process.kill)
-    end.start()
+    end = threading.Timer(0.3, process.kill)
     try:
         with pytest.raises(BlockingIOError), claimed(place, file=file, wait=0.1):
             pass
+        end.start()
         with claimed(place, file=file, wait=60):
             assert process.wait() == -signal.SIGKILL
             found: list[Any] = []
