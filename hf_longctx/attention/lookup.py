@@ -66,9 +66,10 @@ def choose(
         settings: dict[str, Any] = {"k": k, "near": near, "after_B": after_B, "per": per}
         if by == "keys":
             return triton_keys.choose(q_BHLD, q_pos_BL, pages, **settings)
-        settings["by_bits"] = L == 1 and bits.unsupported_reason(q_BHLD, pages, per) is None
-        settings["sampled"] = L == 1 and sampled.unsupported_reason(q_BHLD, pages, per) is None
-        return triton_lookup.choose(q_BHLD, q_pos_BL, pages, shortlist=shortlist, **settings)
+        by_bits = L == 1 and bits.unsupported_reason(q_BHLD, pages, per) is None
+        once = by_bits and sampled.unsupported_reason(q_BHLD, pages, per) is None
+        settings |= {"shortlist": shortlist, "by_bits": by_bits, "sampled": once}
+        return triton_lookup.choose(q_BHLD, q_pos_BL, pages, **settings)
     width = max(1, min(k, max(row.filled for row in store.rows)))
     shape = (B, G if per == "group" else H, L, width)
     table = torch.full(shape, -1, dtype=torch.long, device=q_BHLD.device)

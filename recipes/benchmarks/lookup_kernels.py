@@ -69,7 +69,8 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     after = torch.full((1,), 15, device=q.device)
     unpacked = kernels.Shapes(q, pages, "group")
     shapes = kernels.Shapes(q, pages, "group", bits.unsupported_reason(q, pages, "group") is None)
-    once = kernels.Shapes(q, pages, "group", shapes.by_bits, sampled.unsupported_reason(q, pages, "group") is None)
+    may_sample = shapes.by_bits and sampled.unsupported_reason(q, pages, "group") is None
+    once = kernels.Shapes(q, pages, "group", shapes.by_bits, may_sample)
     at, beside = (q_pos, pages, shapes, near, after), (q_pos, pages, unpacked, near, after)
     ready, ready_unpacked = kernels.prepared(q, pages, shapes), kernels.prepared(q, pages, unpacked)
     best = kernels.maxima(ready, *at)

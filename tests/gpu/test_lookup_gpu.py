@@ -212,7 +212,7 @@ def test_kernels_serve_a_growing_text_from_one_graph() -> None:
 
     lookup = Lookup.of(32, 8, 128, 20_000, 1, near=100, dtype=torch.bfloat16, device="cuda", more=2)
     by_bits = bits.unsupported_reason(lookup.q, lookup.pages, "group") is None
-    once = sampled.unsupported_reason(lookup.q, lookup.pages, "group") is None
+    once = by_bits and sampled.unsupported_reason(lookup.q, lookup.pages, "group") is None
     settings = {"k": 8, "per": "group", "shortlist": 64, "by_bits": by_bits, "sampled": once, **lookup.settings}
     filled = lookup.pages.filled_B.clone()
     by_kernels(lookup.q, lookup.q_pos, lookup.pages, **settings)  # compiled

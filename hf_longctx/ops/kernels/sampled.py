@@ -7,22 +7,18 @@ import logging
 import torch
 from torch import Tensor
 
-from ..checked import checked_once, randoms
+from ..checked import checked_once, disagreement, randoms
 from ..paged import paged
 from ..pages import PAGE, Pages
-from . import bits
 
 logger = logging.getLogger("hf_longctx")
 SLOTS, KEPT = 2 * PAGE + 100, 100  # of a check: one of four tokens is in the sample
 
 
 def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str) -> str | None:
-    """Why `triton_sampled` cannot find tokens for such queries; None if it can."""
+    """Why `triton_sampled` cannot find tokens for queries that `bits` serves; None if it can."""
     if per != "group":
         return "each head has a table of its own"
-    reason = bits.unsupported_reason(q_BHLD, pages, per)
-    if reason is not None:
-        return reason
     kind = q_BHLD.device, q_BHLD.shape[-1], q_BHLD.shape[1] // pages.mean_BGD.shape[1]
     return checked_once(unsupported_reason, kind, lambda: _check(*kind))
 
@@ -38,20 +34,17 @@ def _check(device: torch.device, dim: int, group: int) -> str | None:
     pages, held = paged(k, k, pos, 64)
     at = torch.full((1, 1), S - 1, device=device), pages
     near, after = 130, torch.full((1,), 20, device=device)
-    try:
+
+    def found(sampled: bool) -> list[Tensor]:
         from .triton_lookup import Shapes, prepared, shortlisted
 
-        found = []
-        for sampled in (True, False):
-            shapes = Shapes(q, pages, "group", True, sampled)
-            number, slot = shortlisted(prepared(q, pages, shapes), *at, shapes, near, after, KEPT)
-            found.append((number, slot.sort().values))
-        if all(torch.equal(one, other) for one, other in zip(*found, strict=True)):
-            return None
-        reason = "they are not those of the other kernels"
-    except Exception as error:  # Triton, its compiler and the driver raise whatever they like
-        reason = f"their check raised {type(error).__name__}: {error}"
-    finally:
-        del held  # what the addresses are of was needed until here
-    logger.warning("tokens are not found behind a sample of them, which takes longer: %s", reason)
+        shapes = Shapes(q, pages, "group", True, sampled)
+        number, slot = shortlisted(prepared(q, pages, shapes), *at, shapes, near, after, KEPT)
+        return [number.double(), slot.sort().values.double()]
+
+    truth = dict(zip(("number of tokens", "choice"), found(False), strict=True))
+    reason = disagreement(lambda: found(True), truth, torch.float64)
+    del held  # what the addresses are of was needed until here
+    if reason is not None:
+        logger.warning("tokens are not found behind a sample of them, which takes longer: %s", reason)
     return reason

@@ -79,6 +79,17 @@ def _of_heads(half, base, factor, at, WP: gl.constexpr, NQ: gl.constexpr, SETS: 
 
 
 @gluon.jit
+def _query(planes, half, base, factor, at, W: gl.constexpr, WP: gl.constexpr, R: gl.constexpr, NQ: gl.constexpr,
+           LAYOUT: gl.constexpr):  # fmt: skip
+    """A query's operand, and what its counts are made scores with."""
+    SETS: gl.constexpr = (R + 3) // 4
+    HALVES: gl.constexpr = (W + 3) // 4
+    held = _operand(planes, at, NQ, SETS, HALVES, LAYOUT)
+    halves, bases, factors = _of_heads(half, base, factor, at, WP, NQ, SETS, LAYOUT)
+    return held, halves, bases, factors
+
+
+@gluon.jit
 def _seen(q_pos, ready, after, b, near):
     """The first position that a row's query looks up, and how many there are from it on. No text has 2^31 tokens."""
     earliest, here = gl.maximum(gl.load(after + b), -1), gl.load(q_pos + b)
@@ -93,6 +104,15 @@ def _page(words, size, pos, b, g, pages, first, PAGE: gl.constexpr, W: gl.conste
     words_at = gl.load(words + page).to(gl.pointer_type(gl.int32)) + (g * PAGE + inside) * W
     size_at = gl.multiple_of(gl.load(size + page).to(gl.pointer_type(gl.float16)), 16) + g * PAGE + inside
     return words_at, size_at, gl.multiple_of(gl.load(pos + page).to(gl.pointer_type(gl.int64)), 16) + inside
+
+
+@gluon.jit
+def _sizes(size_at, pos_at, inside, there, low, span, LAYOUT: gl.constexpr):
+    """The sizes of 64 slots' codes, as scores lie; nan, which is never the largest, where one is not looked up."""
+    pos_R = gl.load(pos_at + inside).to(gl.int32)
+    seen = there & ((pos_R - low).to(gl.uint32, bitcast=True) < span)
+    size_R = gl.where(seen, gl.load(size_at + inside).to(gl.float32), float("nan"))
+    return gl.convert_layout(size_R, gl.SliceLayout(1, LAYOUT))
 
 
 @gluon.jit
@@ -134,8 +154,7 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
         return
     at = b * G + g
     row, column = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))
-    held = _operand(planes, at, NQ, SETS, HALVES, LAYOUT)
-    halves, bases, factors = _of_heads(half, base, factor, at, WP, NQ, SETS, LAYOUT)
+    held, halves, bases, factors = _query(planes, half, base, factor, at, W, WP, R, NQ, LAYOUT)
     low, span = _seen(q_pos, ready, after, b, near)
     words_at, size_at, pos_at = _page(words, size, pos, b, g, pages, first, PAGE, W)
     room = gl.minimum(end - first, TILES * 64).to(gl.int32)
@@ -145,11 +164,7 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
         # what lies behind the last slot is read, as a page is whole, and not seen
         codes, more = _codes(words_at, tile * 64, row, column, W, HALVES)
         slot = tile * 64 + pair
-        pos_R = gl.load(pos_at + slot).to(gl.int32)
-        seen = (slot < room) & ((pos_R - low).to(gl.uint32, bitcast=True) < span)
-        # the largest of numbers is not nan
-        size_R = gl.where(seen, gl.load(size_at + slot).to(gl.float32), float("nan"))
-        size_R = gl.convert_layout(size_R, gl.SliceLayout(1, LAYOUT))
+        size_R = _sizes(size_at, pos_at, slot, slot < room, low, span, LAYOUT)
         top = gl.full([4], float("-inf"), gl.float32, gl.SliceLayout(0, LAYOUT))
         least = gl.full([4], float("inf"), gl.float32, gl.SliceLayout(0, LAYOUT))
         for i in gl.static_range(SETS):
@@ -195,8 +210,7 @@ def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base
     at = b * G + g
     row, column = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))
     pair = gl.arange(0, 64, ROWS)
-    held = _operand(planes, at, NQ, SETS, HALVES, LAYOUT)
-    halves, bases, factors = _of_heads(half, base, factor, at, WP, NQ, SETS, LAYOUT)
+    held, halves, bases, factors = _query(planes, half, base, factor, at, W, WP, R, NQ, LAYOUT)
     end, bound = gl.load(filled + b), gl.load(floor + row_of)
     low, span = _seen(q_pos, ready, after, b, near)
     firsts, codes, mores, sizes, places = (), (), (), (), ()

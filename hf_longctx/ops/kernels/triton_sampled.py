@@ -25,7 +25,7 @@ from ..pages import Pages
 from . import triton_best
 from .placed import on_device_of
 from .triton_best import _least, _score, _select
-from .triton_bits import _codes, _of_heads, _operand, _page, _scores, _seen, _sum
+from .triton_bits import _codes, _page, _query, _scores, _seen, _sizes, _sum
 
 SAMPLE = tl.constexpr(8192)  # tokens of a row's sample, about, up to 64 pages
 LOWEST = tl.constexpr(-(2**62))
@@ -81,15 +81,11 @@ def _sampled(q_pos, words, size, pos, filled, ready, after, planes, half, base, 
     row, column = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))
     pair = gl.arange(0, 64, ROWS)
     inside, place = _chosen(number + row, apart) - number * apart, _chosen(number + pair, apart) - number * apart
-    held = _operand(planes, at, NQ, SETS, HALVES, LAYOUT)
-    halves, bases, factors = _of_heads(half, base, factor, at, WP, NQ, SETS, LAYOUT)
+    held, halves, bases, factors = _query(planes, half, base, factor, at, W, WP, R, NQ, LAYOUT)
     low, span = _seen(q_pos, ready, after, b, near)
     words_at, size_at, pos_at = _page(words, size, pos, b, g, pages, first, PAGE, W)
     codes, more = _codes(words_at, 0, inside, column, W, HALVES)
-    pos_R = gl.load(pos_at + place).to(gl.int32)
-    seen = (first + place < end) & ((pos_R - low).to(gl.uint32, bitcast=True) < span)
-    size_R = gl.where(seen, gl.load(size_at + place).to(gl.float32), float("nan"))
-    size_R = gl.convert_layout(size_R, gl.SliceLayout(1, LAYOUT))
+    size_R = _sizes(size_at, pos_at, place, first + place < end, low, span, LAYOUT)
     best = gl.max(_best(codes, more, held, halves, bases, factors, size_R, SETS, HALVES), 1)
     best = gl.convert_layout(best, ROWS)
     to = at * room + number + pair
@@ -136,8 +132,7 @@ def _passed(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
     at = b * G + g
     row, column = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))
     pair = gl.arange(0, 64, ROWS)
-    held = _operand(planes, at, NQ, SETS, HALVES, LAYOUT)
-    halves, bases, factors = _of_heads(half, base, factor, at, WP, NQ, SETS, LAYOUT)
+    held, halves, bases, factors = _query(planes, half, base, factor, at, W, WP, R, NQ, LAYOUT)
     low, span = _seen(q_pos, ready, after, b, near)
     words_at, size_at, pos_at = _page(words, size, pos, b, g, pages, first, PAGE, W)
     room_here = gl.minimum(end - first, TILES * 64).to(gl.int32)
@@ -146,11 +141,7 @@ def _passed(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
         # what lies behind the last slot is read, as a page is whole, and not seen
         codes, more = _codes(words_at, tile * 64, row, column, W, HALVES)
         inside = tile * 64 + pair
-        pos_R = gl.load(pos_at + inside).to(gl.int32)
-        seen = (inside < room_here) & ((pos_R - low).to(gl.uint32, bitcast=True) < span)
-        # the largest of numbers is not nan
-        size_R = gl.where(seen, gl.load(size_at + inside).to(gl.float32), float("nan"))
-        size_R = gl.convert_layout(size_R, gl.SliceLayout(1, LAYOUT))
+        size_R = _sizes(size_at, pos_at, inside, inside < room_here, low, span, LAYOUT)
         top = _best(codes, more, held, halves, bases, factors, size_R, SETS, HALVES)
         if gl.max(gl.max(top, 0), 0) >= bound:  # in most tiles none does
             best = gl.convert_layout(gl.max(top, 1), ROWS)
