@@ -44,6 +44,7 @@ def plan_train(
     keep_on_host: Annotated[
         bool, typer.Option("--keep-on-host", help="What --remat attention keeps is on the host.")
     ] = False,
+    fused_norms: Annotated[bool, typer.Option("--fused-norms", help="RMS norms are one kernel each.")] = False,
     kind: Annotated[str, typer.Option(help="auto, gather, ring or ulysses.")] = "auto",
     shard: Annotated[bool, typer.Option("--shard", help="FSDP2 instead of DDP.")] = False,
     gpu: Annotated[str, typer.Option(help="h100, h200, a100, l4, rtx4090 or cpu.")] = "h100",
@@ -59,7 +60,7 @@ def plan_train(
         model, tokens, gpus, memory=memory, host_memory=host_memory, gpu=gpu, tflops=tflops, bandwidth=bandwidth,
         precision=precision, optimizer=optimizer, lora=lora, checkpointing=checkpointing, offload=offload,
         chunked_loss=chunked_loss, tile=tile, remat=None if remat == "none" else remat, keep_on_host=keep_on_host,
-        kind=kind, shard=shard,
+        fused_norms=fused_norms, kind=kind, shard=shard,
     )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))

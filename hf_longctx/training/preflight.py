@@ -17,7 +17,8 @@ else:
 # names of what changes memory, and how `planning.train.TrainingRun` calls its settings
 SWITCHES = {
     "sequence_parallel": {"degree": "degree", "kind": "kind"},
-    "training_memory": {"chunked_loss": "chunked_loss", "tile": "tile", "remat": "remat", "offload": "keep_on_host"},
+    "training_memory": {"offload": "keep_on_host"}
+    | {name: name for name in ("chunked_loss", "tile", "remat", "fused_norms")},
 }
 STOCK = {"degree": 1, "kind": "stock", "chunked_loss": False}
 

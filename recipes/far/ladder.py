@@ -24,16 +24,18 @@ from recipes.benchmarks.reading import K, finish, lengths
 from .predicted import SHARE
 from .steps import GIB, Rungs, config_of, no_more_than, trained
 
-CHUNKED = {"chunked_loss": True, "tile": None}
+CHUNKED: dict[str, Any] = {"chunked_loss": True, "tile": None}
+FUSED: dict[str, Any] = {"tile": 8192, "fused_norms": True}
 # each with the rungs before it
 LADDER = {
     "stock transformers, checkpointing": Rungs(switch=False),
     "+ loss in chunks": Rungs(TrainingMemory(**CHUNKED), switch=False),
     "+ attention through SequenceParallel(degree=1)": Rungs(TrainingMemory(**CHUNKED)),
     "+ MLP in tiles of 8,192": Rungs(TrainingMemory(tile=8192)),
-    "+ hidden states on the host": Rungs(TrainingMemory(tile=8192), hidden=True),
-    "+ attention kept": Rungs(TrainingMemory(tile=8192, remat="attention"), hidden=True),
-    "+ kept on the host": Rungs(TrainingMemory(tile=8192, remat="attention", offload=True), hidden=True),
+    "+ fused norms": Rungs(TrainingMemory(**FUSED)),
+    "+ hidden states on the host": Rungs(TrainingMemory(**FUSED), hidden=True),
+    "+ attention kept": Rungs(TrainingMemory(**FUSED, remat="attention"), hidden=True),
+    "+ kept on the host": Rungs(TrainingMemory(**FUSED, remat="attention", offload=True), hidden=True),
 }
 
 
@@ -42,7 +44,8 @@ def run_of(rungs: Rungs, tokens: int, precision: str) -> TrainingRun:
     memory = TrainingMemory(**CHUNKED) if rungs.memory is None else rungs.memory
     return TrainingRun(
         tokens=tokens, precision=precision, offload=rungs.hidden, chunked_loss=rungs.memory is not None,
-        tile=memory.tile, remat=memory.remat, keep_on_host=memory.offload, kind="auto" if rungs.switch else "stock",
+        tile=memory.tile, remat=memory.remat, keep_on_host=memory.offload, fused_norms=memory.fused_norms,
+        kind="auto" if rungs.switch else "stock",
     )  # fmt: skip
 
 

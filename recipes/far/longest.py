@@ -26,10 +26,10 @@ from .steps import Rungs, no_more_than, trained
 def measured(size: str, all_tokens: list[int], kept: bool, fp32: bool) -> Iterator[dict[str, Any]]:
     """A row for each length, the shortest first: one step, without a warm-up."""
     cuda = torch.cuda.is_available()
-    memory = TrainingMemory(tile=8192, remat="attention" if kept else None, offload=kept and cuda)
+    memory = TrainingMemory(tile=8192, fused_norms=True, remat="attention" if kept else None, offload=kept and cuda)
     cards = dist.get_world_size() if dist.is_initialized() else 1
     for tokens in sorted(all_tokens):
-        state = "fp32 weights" if fp32 else "all bf16"
+        state = f"{'fp32 weights' if fp32 else 'all bf16'}, fused norms"
         long = f"{tokens:,}" if tokens % K else f"{tokens // K}k"
         what = f"{size}, {long} tokens in one step on {cards} card{'s' * (cards > 1)}, {state}: memory of a card"
         try:

@@ -84,10 +84,9 @@ def pinned() -> dict[str, int]:
 def prepare(model: Any, of: Setting) -> None:
     """The ladder's rungs, ranks and checkpointing, as the setting has them."""
     run = of.run
-    if run.chunked_loss or run.tile or run.remat:
-        TrainingMemory(chunked_loss=run.chunked_loss, tile=run.tile, remat=run.remat, offload=run.keep_on_host).apply(
-            model
-        )
+    if run.chunked_loss or run.tile or run.remat or run.fused_norms:
+        rungs = {name: getattr(run, name) for name in ("chunked_loss", "tile", "remat", "fused_norms")}
+        TrainingMemory(**rungs, offload=run.keep_on_host).apply(model)
     if run.ranks > 1:
         SequenceParallel(degree=run.ranks, kind=run.kind).apply(model)
     if run.checkpointing:

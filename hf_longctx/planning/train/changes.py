@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import torch
+
 from ..hardware import Machine
 from .exchange import kind_of, lacks_heads
 from .fits import Room, fits, longest
@@ -30,6 +32,7 @@ class Change:
 
 CHANGES = (
     Change((("chunked_loss", True),), "--chunked-loss", "TrainingMemory(chunked_loss=True)"),
+    Change((("fused_norms", True),), "--fused-norms", "TrainingMemory(fused_norms=True)"),
     Change((("checkpointing", True),), "--checkpointing", "gradient_checkpointing=True"),
     Change((("tile", TILE),), f"--tile {TILE}", f"TrainingMemory(tile={TILE})"),
     Change((("offload", True),), "--offload", "gradient_checkpointing_kwargs={'offload': True}"),
@@ -122,6 +125,10 @@ class FitSearch:
             return False
         return not lacks_heads(self.sizes, changed) and fits(self.sizes, changed, self.room)
 
+    def _can_fuse(self, run: TrainingRun) -> bool:
+        dtype = torch.bfloat16 if run.precision in ("bf16", "master") else torch.float32
+        return any(form.fits(dtype) for form in self.sizes.fused_norms)
+
     def _possible(self, run: TrainingRun) -> Iterator[Change]:
         for change in CHANGES:
             settings = dict(change.settings)
@@ -130,6 +137,8 @@ class FitSearch:
             if all(getattr(run, name) == value for name, value in settings.items()):
                 continue
             if ("keep_on_host" in settings and not run.remat) or ("tile" in settings and run.tile):
+                continue
+            if "fused_norms" in settings and not self._can_fuse(run):
                 continue
             if "kind" in settings and kind_of(self.sizes, run) in ("stock", "none", "halo", "ring"):
                 continue

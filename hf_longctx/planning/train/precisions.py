@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 
@@ -23,6 +24,8 @@ class Precision:
         mlp: Held besides by the backward of an MLP that computes all tokens at once.
         tile: The same where it computes tile by tile.
         before: Held besides by the backward of the norm before it, when the MLP's own is done.
+        fused_norm: As `norm`, of a norm that is one kernel.
+        fused_before: As `before`, of one.
     """
 
     summary: str
@@ -36,24 +39,35 @@ class Precision:
     mlp: int
     tile: int
     before: int
+    fused_norm: int
+    fused_before: int
+
+    @property
+    def fused(self) -> Precision:
+        """The same with norms that are one kernel each."""
+        return dataclasses.replace(self, norm=self.fused_norm, before=self.fused_before)
 
 
 PRECISIONS = {
     "bf16": Precision(
         summary="bf16 weights, gradients and optimizer states (8 bytes a parameter with AdamW)",
-        weight=2, gradient=2, moment=2, cast=0, residual=2, activation=2, norm=8, mlp=4, tile=6, before=18,
+        weight=2, gradient=2, moment=2, cast=0, residual=2, activation=2, mlp=4, tile=6, norm=8, before=18,
+        fused_norm=3, fused_before=4,
     ),
     "master": Precision(
         summary="bf16 weights and gradients, fp32 weights and states in the optimizer (16 bytes with AdamW)",
-        weight=6, gradient=2, moment=4, cast=0, residual=2, activation=2, norm=8, mlp=4, tile=6, before=18,
+        weight=6, gradient=2, moment=4, cast=0, residual=2, activation=2, mlp=4, tile=6, norm=8, before=18,
+        fused_norm=3, fused_before=4,
     ),
     "mixed": Precision(
         summary="fp32 weights under bf16 autocast, as Trainer(bf16=True) trains them (16 bytes, 18 in the forward)",
-        weight=4, gradient=4, moment=4, cast=2, residual=4, activation=2, norm=13, mlp=4, tile=10, before=8,
+        weight=4, gradient=4, moment=4, cast=2, residual=4, activation=2, mlp=4, tile=10, norm=13, before=8,
+        fused_norm=9, fused_before=8,
     ),
     "fp32": Precision(
         summary="fp32 throughout (16 bytes with AdamW)",
-        weight=4, gradient=4, moment=4, cast=0, residual=4, activation=4, norm=12, mlp=4, tile=8, before=12,
+        weight=4, gradient=4, moment=4, cast=0, residual=4, activation=4, mlp=4, tile=8, norm=12, before=12,
+        fused_norm=8, fused_before=8,
     ),
 }  # fmt: skip
 

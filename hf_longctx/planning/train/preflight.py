@@ -21,7 +21,9 @@ from .settings import settings_of
 from .sizes import sizes_of
 
 # what a trainer's user can set; more GPUs and FSDP2 are another launch
-SETTABLE = frozenset({"checkpointing", "offload", "chunked_loss", "tile", "remat", "keep_on_host", "kind"})
+SETTABLE = frozenset(
+    {"checkpointing", "offload", "chunked_loss", "tile", "remat", "keep_on_host", "fused_norms", "kind"}
+)
 logger = logging.getLogger("hf_longctx")
 
 
@@ -73,7 +75,8 @@ def preflight(
         args: Its trainer's.
         shard: FSDP2 shards it.
         room: What there is. None: what is free on this process' card, and what its host has.
-        settings: Of `TrainingRun`, which arguments do not say: degree, kind, chunked_loss, tile, remat, keep_on_host.
+        settings: Of `TrainingRun`, which arguments do not say: degree, kind, chunked_loss, tile, remat, keep_on_host,
+            fused_norms.
     """
     root: Any = unwrap(model)
     unknown = getattr(root, "config", None) is None or getattr(root, "is_quantized", False)

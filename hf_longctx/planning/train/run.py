@@ -36,6 +36,7 @@ class TrainingRun:
         tile: The MLP computes so many tokens at a time. None: all.
         remat: "attention": what attention computed is kept. None: it is computed again.
         keep_on_host: It is kept on the host.
+        fused_norms: Norms are one kernel each.
         kind: How ranks exchange keys. "stock": attention is the model's own, on a card that shares nothing.
         shard: FSDP2 shards weights, gradients and states over all GPUs; else each has them.
         trained: Parameters of adapters, if these alone are trained. None: everything is.
@@ -53,6 +54,7 @@ class TrainingRun:
     tile: int | None = None
     remat: str | None = None
     keep_on_host: bool = False
+    fused_norms: bool = False
     kind: str = "auto"
     shard: bool = False
     trained: int | None = None
@@ -96,7 +98,8 @@ class TrainingRun:
     @property
     def numbers(self) -> Precision:
         """Bytes of each kind of number."""
-        return PRECISIONS[self.precision]
+        found = PRECISIONS[self.precision]
+        return found.fused if self.fused_norms else found
 
     @property
     def keeps(self) -> Optimizer:

@@ -16,6 +16,7 @@ from .sizes import TrainingSizes
 BACKWARD_ATTENTION = 2.5  # matmuls of attention's backward over those of its forward
 # element-wise traffic of a layer's forward and backward, in numbers of the hidden state and of the MLP's width
 HIDDEN_PASSES, MLP_PASSES = (15, 30), (3.5, 7)
+FUSED_PASSES = (8, 16)  # of the hidden state where norms are one kernel each: estimated
 # bytes of the loss for each logit: fp32 log-probabilities made twice, their gradient in place; and in the logits' dtype
 LOGIT_BYTES, LOGIT_PASSES = 28, 3
 
@@ -68,10 +69,10 @@ def step_seconds(
         for layer, n in shape.layers
     )
     forwards = (1 + attention_again) / rates.attention + BACKWARD_ATTENTION / rates.attention_backward
-    of = run.numbers
+    of, hidden_passes = run.numbers, FUSED_PASSES if run.fused_norms else HIDDEN_PASSES
     traffic = sum(
         layers * rows * (shape.hidden * hidden * of.residual + shape.mlp * mlp * of.activation) * times
-        for hidden, mlp, times in zip(HIDDEN_PASSES, MLP_PASSES, (1 + again, 1), strict=True)
+        for hidden, mlp, times in zip(hidden_passes, MLP_PASSES, (1 + again, 1), strict=True)
     )
     traffic += shape.vocab * rows * (LOGIT_BYTES + LOGIT_PASSES * of.activation)
     tiles = layers * (ceil(rows / run.tile) if run.tile and run.tile < rows else 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...anatomy import attention_layers, decoder_layers, find_decoder
+from ...ops.rms_norms import RMSNormForm, form_of, may_be_rms_norm
 from ..shape import Shape, measure
 
 
@@ -21,6 +22,7 @@ class TrainingSizes:
         linear: Inputs and outputs of the linear maps of all layers, which is a rank-1 adapter's parameters.
         tied: The head is the embedding.
         window: Layers of which none sees more than its window.
+        fused_norms: What its RMS norms compute, if they can be one kernel each.
     """
 
     shape: Shape
@@ -30,6 +32,7 @@ class TrainingSizes:
     linear: int
     tied: bool
     window: bool
+    fused_norms: frozenset[RMSNormForm]
 
     @property
     def queries(self) -> int:
@@ -67,6 +70,9 @@ def sizes_of(model: Any) -> TrainingSizes:
         linear=sum(sum(p.shape[-2:]) * p.shape[:-2].numel() for p in of_layers if p.dim() >= 2),
         tied=bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False)),
         window=all(layer.span is not None for layer, _ in shape.layers),
+        fused_norms=frozenset(
+            form for part in largest.modules() if may_be_rms_norm(part) and not isinstance(form := form_of(part), str)
+        ),
     )
 
 

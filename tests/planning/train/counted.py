@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
 
+from hf_longctx.ops.rms_norms import RMSNormForm
 from hf_longctx.parallel.layout import Layout
 from hf_longctx.parallel.op import attention
 from hf_longctx.parallel.ranks import Ranks
@@ -52,7 +53,8 @@ def counted(
     # there is no mask function of that name, so that no masks are made
     named = mock.patch.dict(AttentionInterface._global_mapping, {NAME: attend})
     hosted = mock.patch("transformers.modeling_utils.save_on_cpu", _elsewhere)
-    with named, hosted, FakeTensorMode(allow_non_fake_inputs=True):
+    fused = mock.patch("hf_longctx.ops.rms_norms.rms_norm", _rms_norm)
+    with named, hosted, fused, FakeTensorMode(allow_non_fake_inputs=True):
         torch.set_default_dtype(dtype)
         try:
             model: Any = AutoModelForCausalLM.from_config(config)
@@ -60,7 +62,11 @@ def counted(
             torch.set_default_dtype(stock_dtype)
         model.train()
         if memory is not None:
-            with mock.patch("hf_longctx.training.memory.mlp._mixes_tokens", return_value=None):  # it looks at values
+            looks = "mlp._mixes_tokens", "norms.form_of"  # at values
+            found = None, RMSNormForm(1e-6, False)
+            with ExitStack() as patched:
+                for name, value in zip(looks, found, strict=True):
+                    patched.enter_context(mock.patch(f"hf_longctx.training.memory.{name}", return_value=value))
                 memory.apply(model)
         if checkpointing:
             enable_checkpointing(model, {"use_reentrant": False}, offload=offload)
@@ -79,3 +85,20 @@ def _elsewhere(**_: Any) -> saved_tensors_hooks:
     return saved_tensors_hooks(
         lambda x: (x.shape, x.stride(), x.dtype), lambda form: torch.empty_strided(*form[:2], dtype=form[2])
     )
+
+
+def _rms_norm(x: Tensor, shape: Any, weight: Tensor, eps: float) -> Tensor:
+    """In memory as torch's kernel of a GPU, which the CPU has not."""
+    return _RMSNorm.apply(x, weight)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)

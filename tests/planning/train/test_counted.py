@@ -88,6 +88,17 @@ def test_hidden_states_on_the_host(tile: int | None, remat: str | None, precisio
     assert found == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("size", [BASE, NARROW])
+@pytest.mark.parametrize(
+    "settings", [{}, {"tile": 8192}, {"tile": 8192, "remat": "attention", "offload": True}, {"checkpointing": False}]
+)
+def test_fused_norms(settings: dict[str, Any], size: dict[str, Any], precision: str) -> None:
+    memory = TrainingMemory(tile=settings.get("tile"), remat=settings.get("remat"), fused_norms=True)
+    found = ratio(LlamaConfig(**size), memory, precision=precision, chunked_loss=True, fused_norms=True, **settings)
+    assert found == pytest.approx(1, abs=0.07)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "mixed"])
 @pytest.mark.parametrize("kind", [Qwen3Config, Gemma3TextConfig, Phi3Config, Olmo2Config])
 def test_other_families_need_no_more_than_is_said(kind: Any, precision: str) -> None:

@@ -23,6 +23,7 @@ from .test_measured import ONE_CARD
 
 H100 = MACHINES["h100"]
 SIZES = sizes()
+FLAGS = {"fused_norms": "--fused-norms", "tile": "--tile 8192", "offload": "--offload"}
 
 
 def run(*arguments: str) -> Result:
@@ -33,15 +34,23 @@ def plan(tokens: str, gpus: int = 1, **settings: Any) -> TrainPlan:
     return plan_train(LLAMA_1B, tokens, gpus, **settings)
 
 
-def test_512k_fit_on_one_card_with_a_tile_and_offload() -> None:
-    found = plan("512k", host_memory="128GiB")
+@pytest.mark.parametrize(
+    ("tokens", "settings"),
+    [
+        ("512k", {"fused_norms": True, "tile": 8192}),
+        ("768k", {"tile": 8192, "offload": True}),
+        ("1M", {"fused_norms": True, "tile": 8192, "offload": True}),
+    ],
+)
+def test_what_fits_on_one_card(tokens: str, settings: dict[str, Any]) -> None:
+    found = plan(tokens, host_memory="128GiB")
     assert found.chosen is not None
     assert found.asked.lacks
-    assert found.chosen.flags == "--tile 8192 --offload"
-    assert found.chosen.need.pinned == 32 * GIB
+    assert found.chosen.flags == " ".join(FLAGS[name] for name in settings)
+    assert found.chosen.need.pinned == (64 * GIB if "offload" in settings else 0)
     assert "Does not fit" in found.verdict
     assert found.chosen.flags in found.verdict
-    again = plan("512k", tile=8192, offload=True)
+    again = plan(tokens, **settings)
     assert again.chosen is again.asked
     assert again.verdict.startswith("Fits")
     assert again.asked.need == found.chosen.need

@@ -143,7 +143,7 @@ def test_switches_on_the_model_are_seen() -> None:
     with SequenceParallel(degree="auto").on(of):
         assert hook._settings(of, 4)["degree"] == 4, "all processes share a batch"
     with TrainingMemory(tile=16, remat="attention").on(of):
-        ladder = {"chunked_loss": True, "tile": 16, "remat": "attention", "keep_on_host": False}
+        ladder = {"chunked_loss": True, "tile": 16, "remat": "attention", "keep_on_host": False, "fused_norms": False}
         assert hook._settings(of, 4) == {"degree": 1, "kind": "stock", **ladder}
 
 

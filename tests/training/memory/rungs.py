@@ -13,15 +13,15 @@ from tests.parallel.models import relative
 
 EXACT = 1e-5
 TILE = 7
-OFF: dict[str, Any] = {"chunked_loss": False, "tile": None, "remat": None}
-ON: dict[str, Any] = {"chunked_loss": True, "tile": TILE, "remat": "attention"}
+OFF: dict[str, Any] = {"chunked_loss": False, "tile": None, "remat": None, "fused_norms": False}
+ON: dict[str, Any] = {"chunked_loss": True, "tile": TILE, "remat": "attention", "fused_norms": True}
 # each rung, each pair, and all
 LADDERS = {
     "+".join(some): TrainingMemory(**{**OFF, **{name: ON[name] for name in some}})
-    for n in (1, 2, 3)
+    for n in (1, 2, 4)
     for some in combinations(ON, n)
 }
-ALL = LADDERS["chunked_loss+tile+remat"]
+ALL = LADDERS["+".join(ON)]
 
 
 def small_chunks(setattr: Callable[..., None]) -> None:

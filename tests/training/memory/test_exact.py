@@ -12,9 +12,9 @@ from torch import Tensor
 from hf_longctx import SequenceParallel, TrainingMemory
 from hf_longctx.training.memory.log_probs import log_probs_of
 from tests.families.table import HERE, model_of
-from tests.parallel.models import MODELS, PACKED, batch, checkpointed, make, stock
+from tests.parallel.models import MODELS, PACKED, batch, checkpointed, make, relative, stock
 
-from .rungs import ALL, EXACT, LADDERS, TILE, off, step
+from .rungs import ALL, EXACT, LADDERS, OFF, TILE, off, step
 
 DENSE = batch([[141]])
 CHECKPOINTING = ("", "plain", "reentrant")
@@ -142,6 +142,10 @@ NO_MLP = {  # families whose layers have a mixture of experts everywhere, but fo
     *("hunyuan_v1_moe", "zaya", "lara_mini"),
     "zamba2",  # its attention layers come with their MLP as a block, inside layers of another kind
 }
+NO_RMS_NORM = {  # layer norms, another norm, or norms without weights
+    *("codegen", "cohere", "cohere2", "dory", "falcon", "gpt_neox_japanese", "gptj", "hrm_text", "nemotron", "olmo"),
+    *("persimmon", "phi", "stablelm", "starcoder2"),
+}
 
 
 def as_precise_as_needed(model: Any) -> tuple[Any, float]:
@@ -176,16 +180,40 @@ def test_families(name: str) -> None:
     model, exact = as_precise_as_needed(model)
     torch.manual_seed(1)
     right = step(model, TOKENS)
-    tiled = TrainingMemory(chunked_loss=False, tile=3)
-    for memory in (TrainingMemory(tile=None), tiled):
-        if memory is tiled and name in NO_MLP:
-            with pytest.raises(ValueError, match="no MLP can be tiled"):
+    tiled, fused = (TrainingMemory(chunked_loss=False, tile=3), TrainingMemory(**OFF | {"fused_norms": True}))
+    for memory in (TrainingMemory(tile=None), tiled, fused):
+        if (memory is tiled and name in NO_MLP) or (memory is fused and name in NO_RMS_NORM):
+            with pytest.raises(ValueError, match=r"no (MLP|norm) can be (tiled|fused)"):
                 memory.apply(model)
             continue
         with memory.on(model):
             torch.manual_seed(1)
             errors = off(step(model, TOKENS), right)
-        assert max(errors.values()) < exact, memory
+        most = max(errors.values())
+        assert most < exact or (memory is fused and most < 2 * rounding_of_norms(model, right)), memory
+
+
+def rounding_of_norms(model: Any, right: tuple[float, dict[str, Tensor]]) -> float:
+    """How far the stock model is from one whose norms are computed in double precision: it makes much of a little."""
+
+    def in_double(norm: Any, one: int) -> Any:
+        def forward(x: Tensor) -> Tensor:
+            wide = x.double()
+            scaled = wide * (wide.square().mean(-1, keepdim=True) + norm.eps).rsqrt() * (norm.weight.double() + one)
+            return scaled.to(x.dtype)
+
+        return forward
+
+    norms = [m for m in model.modules() if hasattr(m, "eps") and getattr(m, "weight", None) is not None]
+    for norm in norms:
+        x = torch.randn(3, len(norm.weight)).to(norm.weight.dtype)
+        (one,) = [one for one in (0, 1) if relative(in_double(norm, one)(x), norm(x)) < 1e-6]
+        norm.forward = in_double(norm, one)
+    torch.manual_seed(1)
+    noise = max(off(step(model, TOKENS), right).values())
+    for norm in norms:
+        del norm.forward
+    return noise
 
 
 def test_softcap_and_scale_count() -> None:

@@ -16,7 +16,7 @@ from recipes.far import beside, ladder, longest
 from recipes.far.steps import GIB, Rungs, Step, trained
 
 
-@pytest.mark.parametrize(("module", "name", "rows"), [(ladder, "far_ladder", 6), (longest, "far_longest", 2)])
+@pytest.mark.parametrize(("module", "name", "rows"), [(ladder, "far_ladder", 7), (longest, "far_longest", 2)])
 def test_smoke(module: object, name: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["recipe", "--smoke", "--out", str(tmp_path)])
     module.main()  # type: ignore[attr-defined]
@@ -41,7 +41,7 @@ def test_the_formula_beside_each_rung(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(run)
         return SimpleNamespace(peak=30 * GIB)
 
-    measured = iter([32, 30, 28, 30, 30, 30])
+    measured = iter([32, 30, 28, 30, 30, 30, 30])
     model = SimpleNamespace(step=lambda: Step(now[0], 0.0, 1.0, True))
     now: list[float] = []
 
@@ -53,16 +53,17 @@ def test_the_formula_beside_each_rung(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "need", need)
     monkeypatch.setattr(ladder, "trained", trained)
     *rungs, summary = ladder.measured("tiny Llama", 1024, False, 1)
-    assert [one["beside"]["predicted GiB"] for one in rungs] == [30] * 6
+    assert [one["beside"]["predicted GiB"] for one in rungs] == [30] * 7
     assert summary["value"] == pytest.approx(2 / 28)
     assert summary["holds"] is False
-    assert [(run.kind, run.tile, run.offload, run.remat) for run in asked[:6]] == [
-        ("stock", None, False, None),
-        ("stock", None, False, None),
-        ("auto", None, False, None),
-        ("auto", 8192, False, None),
-        ("auto", 8192, True, None),
-        ("auto", 8192, True, "attention"),
+    assert [(run.kind, run.tile, run.fused_norms, run.offload, run.remat) for run in asked[:7]] == [
+        ("stock", None, False, False, None),
+        ("stock", None, False, False, None),
+        ("auto", None, False, False, None),
+        ("auto", 8192, False, False, None),
+        ("auto", 8192, True, False, None),
+        ("auto", 8192, True, True, None),
+        ("auto", 8192, True, True, "attention"),
     ]
     assert [run.chunked_loss for run in asked[:2]] == [False, True]
 

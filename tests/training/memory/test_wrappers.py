@@ -175,8 +175,8 @@ def in_a_plain_loop(wrapper: str, name: str, checkpointing: str, rungs: str, deg
 LOOPS = [
     ("ddp", "llama", "", "chunked_loss+tile"),
     ("ddp", "gemma3", "reentrant", "chunked_loss+tile"),
-    ("ddp", "gemma3", "plain", "chunked_loss+tile+remat"),
-    ("fsdp2", "llama", "plain", "chunked_loss+tile+remat"),
+    ("ddp", "gemma3", "plain", "chunked_loss+tile+remat+fused_norms"),
+    ("fsdp2", "llama", "plain", "chunked_loss+tile+remat+fused_norms"),
     ("fsdp2", "gemma3", "", "chunked_loss+tile"),
     ("fsdp2", "gemma3", "reentrant", "chunked_loss+tile"),
 ]
@@ -192,7 +192,9 @@ def test_plain_loops_on_two_ranks(
 
 
 def test_a_head_that_is_sharded_by_itself(two: Pool) -> None:
-    for found in two.run(in_a_plain_loop, "fsdp2, head apart", "llama", "plain", "chunked_loss+tile+remat", 1):
+    for found in two.run(
+        in_a_plain_loop, "fsdp2, head apart", "llama", "plain", "chunked_loss+tile+remat+fused_norms", 1
+    ):
         assert max(found.values()) < EXACT, found
 
 
