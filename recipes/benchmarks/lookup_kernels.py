@@ -27,7 +27,7 @@ from .timing import by_clock, milliseconds
 
 HEADS, GROUPS, DIM, TOP, SHORTLIST, WINDOW = 32, 8, 128, 8, 1024, 8192
 LENGTHS, TINY = (2**17, 2**20), (600,)
-LAYER = "choose, and attention beside it"  # what a layer does: (d), with window and first ones on a second stream
+LAYER = "choose, then attention"  # what a layer does: (d) after choose
 BYTES = 2**28  # of the codes of all layers: several times the card's cache
 
 
@@ -103,12 +103,12 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
         "(b) the best tokens by their codes": lambda: kernels.survivors(ready, best, *at, shortlist),
         "(c) their real keys, and the last of them": lambda: kernels.last(q, *found, pages, shapes, TOP, shortlist),
         "(d) window, first and found ones, and the gate": lambda: decode(
-            last[0], window, [first], lambda: FoundTokens(last[0], table, pages, 0.0), *last[1:]
+            last[0], window, [first], FoundTokens(last[0], table, pages, 0.0), *last[1:]
         ),
         "window and first ones alone": lambda: triton_decode.decode(last[0], [window, first], *last[1:]),
         "all of choose": lambda: kernels.choose(q, q_pos, pages, **settings),
         **(behind if once.sampled else {}),
-        LAYER: lambda: decode(last[0], window, [first], find, *last[1:]),
+        LAYER: lambda: decode(last[0], window, [first], find(), *last[1:]),
         "torch SDPA over all keys": lambda: scaled_dot_product_attention(q, k, v, enable_gqa=True),
     }
 
