@@ -59,7 +59,7 @@ def problem(S: int, device: str, tiny: bool, layer: int) -> Problem:
 
 def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     """What is timed, by its name, in order."""
-    from hf_longctx.ops.kernels import bits, sampled, triton_decode
+    from hf_longctx.ops.kernels import bits, triton_decode
     from hf_longctx.ops.kernels import triton_lookup as kernels
     from hf_longctx.ops.kernels.triton_decode import Keys
     from hf_longctx.ops.kernels.triton_found import decode
@@ -69,8 +69,6 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     after = torch.full((1,), 15, device=q.device)
     unpacked = kernels.Shapes(q, pages, "group")
     shapes = kernels.Shapes(q, pages, "group", bits.unsupported_reason(q, pages, "group") is None)
-    may_sample = shapes.by_bits and sampled.unsupported_reason(q, pages, "group") is None
-    once = kernels.Shapes(q, pages, "group", shapes.by_bits, may_sample)
     at, beside = (q_pos, pages, shapes, near, after), (q_pos, pages, unpacked, near, after)
     ready, ready_unpacked = kernels.prepared(q, pages, shapes), kernels.prepared(q, pages, unpacked)
     best = kernels.maxima(ready, *at)
@@ -85,15 +83,9 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     last = q[:, :, 0], q_pos[:, 0], D, D**-0.5
     settings: dict[str, Any] = {"k": TOP, "near": near, "after_B": after, "per": "group", "shortlist": shortlist}
     settings["by_bits"] = shapes.by_bits
-    behind: dict[str, Callable[[], Any]] = {
-        "(a) and (b) in one pass, behind a sample": lambda: kernels.shortlisted(
-            ready, q_pos, pages, once, near, after, shortlist
-        ),
-        "all of choose, behind a sample": lambda: kernels.choose(q, q_pos, pages, **settings, sampled=True),
-    }
 
     def find() -> FoundTokens:
-        table = kernels.choose(q, q_pos, pages, **settings, sampled=once.sampled)
+        table = kernels.choose(q, q_pos, pages, **settings)
         return FoundTokens(last[0], table[:, :, 0], pages, 0.0)
 
     return {
@@ -107,7 +99,6 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
         ),
         "window and first ones alone": lambda: triton_decode.decode(last[0], [window, first], *last[1:]),
         "all of choose": lambda: kernels.choose(q, q_pos, pages, **settings),
-        **(behind if once.sampled else {}),
         LAYER: lambda: decode(last[0], window, [first], find(), *last[1:]),
         "torch SDPA over all keys": lambda: scaled_dot_product_attention(q, k, v, enable_gqa=True),
     }

@@ -308,7 +308,6 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     table = T.choose(q, q_pos, at, **given)
     if L == 1:
         T.choose(q, q_pos, at, **given, by_bits=True)
-        T.choose(q, q_pos, at, **given, by_bits=True, sampled=per == "group")
     triton_keys.choose(q, q_pos, at, k=k, near=8192, after_B=torch.full((B,), 15), per=per)
     triton_pages.gather(at.k, table, G, D, dtype)
     triton_coding.encode(lookup.k[0], Centre(torch.zeros(G, D), torch.ones(G, -(-D // 32) * 32))) if D != 96 else None
