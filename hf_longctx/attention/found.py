@@ -103,11 +103,8 @@ def attend_at_once(
     others = [branch for branch in branches() if branch.k_BGSD.shape[2]]
     if unsupported_reason(others, pages, inputs.softcap) is not None:
         return None
-
-    def found() -> FoundTokens:
-        q, table = find(store)
-        return FoundTokens(q[:, :, 0], table[:, :, 0], pages, margin)
-
+    q, table = find(store)
+    found = FoundTokens(q[:, :, 0], table[:, :, 0], pages, margin)
     return attend(others, found, inputs.scale, inputs.softcap, inputs.sink_H)
 
 

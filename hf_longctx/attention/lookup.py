@@ -61,15 +61,13 @@ def choose(
     after_B = first.pos.amax(1) if len(first) else q_pos_BL.new_full((B,), -1)
     pages = store.pages() if by == "keys" or store.coded else None
     if pages is not None and unsupported_reason(q_BHLD, pages, per, by) is None:
-        from ..ops.kernels import bits, sampled, triton_keys, triton_lookup
+        from ..ops.kernels import bits, triton_keys, triton_lookup
 
         settings: dict[str, Any] = {"k": k, "near": near, "after_B": after_B, "per": per}
         if by == "keys":
             return triton_keys.choose(q_BHLD, q_pos_BL, pages, **settings)
         by_bits = L == 1 and bits.unsupported_reason(q_BHLD, pages, per) is None
-        once = by_bits and sampled.unsupported_reason(q_BHLD, pages, per) is None
-        settings |= {"shortlist": shortlist, "by_bits": by_bits, "sampled": once}
-        return triton_lookup.choose(q_BHLD, q_pos_BL, pages, **settings)
+        return triton_lookup.choose(q_BHLD, q_pos_BL, pages, shortlist=shortlist, **settings, by_bits=by_bits)
     width = max(1, min(k, max(row.filled for row in store.rows)))
     shape = (B, G if per == "group" else H, L, width)
     table = torch.full(shape, -1, dtype=torch.long, device=q_BHLD.device)

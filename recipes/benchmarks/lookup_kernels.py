@@ -11,23 +11,31 @@ there, and nothing is found in the card's cache. The choice is compared with tor
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from hf_longctx.evaluation.rows import row
 from hf_longctx.ops.codes import Centre, encode, score
 from hf_longctx.ops.found_tokens import FoundTokens
 from hf_longctx.ops.paged import paged
 from hf_longctx.ops.pages import PAGE, Pages
+from recipes.bars import missed
 
+from .reading import finish
 from .timing import by_clock, milliseconds
 
 HEADS, GROUPS, DIM, TOP, SHORTLIST, WINDOW = 32, 8, 128, 8, 1024, 8192
 LENGTHS, TINY = (2**17, 2**20), (600,)
-LAYER = "choose, and attention beside it"  # what a layer does: (d), with window and first ones on a second stream
+BARS = {2**17: ">= 4.5", 2**20: ">= 16"}  # times as fast as torch's attention to all keys
+CHOOSE, ATTENTION = "all of choose", "(d) window, first and found ones, and the gate"
+LAYER, SDPA = "choose, then attention", "torch SDPA over all keys"
 BYTES = 2**28  # of the codes of all layers: several times the card's cache
 
 
@@ -59,7 +67,7 @@ def problem(S: int, device: str, tiny: bool, layer: int) -> Problem:
 
 def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     """What is timed, by its name, in order."""
-    from hf_longctx.ops.kernels import bits, sampled, triton_decode
+    from hf_longctx.ops.kernels import bits, triton_decode
     from hf_longctx.ops.kernels import triton_lookup as kernels
     from hf_longctx.ops.kernels.triton_decode import Keys
     from hf_longctx.ops.kernels.triton_found import decode
@@ -69,13 +77,11 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     after = torch.full((1,), 15, device=q.device)
     unpacked = kernels.Shapes(q, pages, "group")
     shapes = kernels.Shapes(q, pages, "group", bits.unsupported_reason(q, pages, "group") is None)
-    may_sample = shapes.by_bits and sampled.unsupported_reason(q, pages, "group") is None
-    once = kernels.Shapes(q, pages, "group", shapes.by_bits, may_sample)
     at, beside = (q_pos, pages, shapes, near, after), (q_pos, pages, unpacked, near, after)
     ready, ready_unpacked = kernels.prepared(q, pages, shapes), kernels.prepared(q, pages, unpacked)
     best = kernels.maxima(ready, *at)
     found = kernels.survivors(ready, best, *at, shortlist)
-    table = kernels.last(q, *found, pages, shapes, TOP, shortlist)[:, :, 0]
+    table = kernels.last(q, *found, pages, shapes, TOP, shortlist)
     D = q.shape[-1]
     k_pos = torch.arange(k.shape[2], device=q.device)[None]
     angles = torch.rand(1, near, D // 2, device=q.device).repeat(1, 1, 2)
@@ -85,37 +91,30 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     last = q[:, :, 0], q_pos[:, 0], D, D**-0.5
     settings: dict[str, Any] = {"k": TOP, "near": near, "after_B": after, "per": "group", "shortlist": shortlist}
     settings["by_bits"] = shapes.by_bits
-    behind: dict[str, Callable[[], Any]] = {
-        "(a) and (b) in one pass, behind a sample": lambda: kernels.shortlisted(
-            ready, q_pos, pages, once, near, after, shortlist
-        ),
-        "all of choose, behind a sample": lambda: kernels.choose(q, q_pos, pages, **settings, sampled=True),
-    }
 
-    def find() -> FoundTokens:
-        table = kernels.choose(q, q_pos, pages, **settings, sampled=once.sampled)
-        return FoundTokens(last[0], table[:, :, 0], pages, 0.0)
+    def choose() -> Tensor:
+        return kernels.choose(q, q_pos, pages, **settings)
+
+    def attend(table: Tensor) -> Any:
+        return decode(last[0], window, [first], FoundTokens(last[0], table[:, :, 0], pages, 0.0), *last[1:])
 
     return {
         "queries prepared": lambda: kernels.prepared(q, pages, shapes),
         "(a) codes' scores, a maximum a block": lambda: kernels.maxima(ready, *at),
-        "    the same with codes that are unpacked": lambda: kernels.maxima(ready_unpacked, *beside),
+        "(a) with codes that are unpacked": lambda: kernels.maxima(ready_unpacked, *beside),
         "(b) the best tokens by their codes": lambda: kernels.survivors(ready, best, *at, shortlist),
         "(c) their real keys, and the last of them": lambda: kernels.last(q, *found, pages, shapes, TOP, shortlist),
-        "(d) window, first and found ones, and the gate": lambda: decode(
-            last[0], window, [first], lambda: FoundTokens(last[0], table, pages, 0.0), *last[1:]
-        ),
+        ATTENTION: lambda: attend(table),
         "window and first ones alone": lambda: triton_decode.decode(last[0], [window, first], *last[1:]),
-        "all of choose": lambda: kernels.choose(q, q_pos, pages, **settings),
-        **(behind if once.sampled else {}),
-        LAYER: lambda: decode(last[0], window, [first], find, *last[1:]),
-        "torch SDPA over all keys": lambda: scaled_dot_product_attention(q, k, v, enable_gqa=True),
+        CHOOSE: choose,
+        LAYER: lambda: attend(choose()),
+        SDPA: lambda: scaled_dot_product_attention(q, k, v, enable_gqa=True),
     }
 
 
 def check(layer: Problem, tiny: bool) -> None:
     """Most of the tokens that are chosen are those that torch finds by the same codes."""
-    run = parts(layer, tiny)["all of choose"]
+    run = parts(layer, tiny)[CHOOSE]
     q, k, pages = layer.q, layer.k, layer.pages
     near, shortlist, G = *((64, 32) if tiny else (WINDOW, SHORTLIST)), k.shape[1]
     for g in range(G):
@@ -146,27 +145,43 @@ def microseconds(works: list[Callable[[], Any]], tiny: bool) -> float:
     return 1e3 * milliseconds(graph.replay) / (4 * len(works))
 
 
-def report(S: int, tiny: bool) -> None:
-    """Check and time one length."""
-    count = 1 if tiny else max(2, BYTES // (GROUPS * S * DIM // 8))
-    layers = [problem(S, "cpu" if tiny else "cuda", tiny, layer) for layer in range(count)]
-    check(layers[0], tiny)
-    works = [parts(layer, tiny) for layer in layers]
-    print(f"{S:,} keys, {count} layers")
-    took = {name: microseconds([work[name] for work in works], tiny) for name in works[0]}
-    for name, time in took.items():
-        print(f"  {name:<48} {time:10.1f} us")
-    print(f"  SDPA over {LAYER}: {took['torch SDPA over all keys'] / took[LAYER]:.1f}")
+def measured(sizes: Sequence[int], tiny: bool) -> Iterator[dict[str, Any]]:
+    """Check and time each length, print its table, and give its rows."""
+    for S in sizes:
+        count = 1 if tiny else max(2, BYTES // (GROUPS * S * DIM // 8))
+        layers = [problem(S, "cpu" if tiny else "cuda", tiny, layer) for layer in range(count)]
+        check(layers[0], tiny)
+        works = [parts(layer, tiny) for layer in layers]
+        took = {name: microseconds([work[name] for work in works], tiny) for name in works[0]}
+        print(f"{S:,} keys, {count} layers", *(f"  {name:<48} {us:10.1f} µs" for name, us in took.items()), sep="\n")
+        yield from rows(S, took, count)
+        del layers, works
+
+
+def rows(S: int, took: dict[str, float], layers: int) -> Iterator[dict[str, Any]]:
+    """A row for each part of a length, and the one with a bar."""
+    for name, us in took.items():
+        yield row(f"{S:,} keys: {name}", us, "µs", detail={"layers": layers})
+    value, bar = took[SDPA] / took[LAYER], BARS.get(S)
+    why = f"choose takes {took[CHOOSE]:.0f} µs, attention after it {took[ATTENTION]:.0f}, SDPA {took[SDPA]:.0f}"
+    yield row(f"{S:,} keys: SDPA over choose and attention", value, "x", bar=bar, why=missed(value, bar, why))
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Measure, print, and write the result file; a rehearsal writes it to a folder that is forgotten."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a short text on any device, interpreted: a rehearsal")
+    parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
+    parser.add_argument("--out", type=Path, help="the result file or folder; results/ here by default")
     args = parser.parse_args(argv)
     if not args.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU. With TRITON_INTERPRET=1 and --tiny it runs on any machine.")
-    for S in TINY if args.tiny else LENGTHS:
-        report(S, args.tiny)
+    if args.tiny and args.out is None:
+        args.out = Path(tempfile.mkdtemp())
+    device, sizes = ("cpu", TINY) if args.tiny else ("cuda", LENGTHS)
+    label = f"random tensors, {'tiny, fp32' if args.tiny else f'{HEADS} heads, {GROUPS} of keys, of {DIM}, bfloat16'}"
+    where, found = SimpleNamespace(device=device), measured(sizes, args.tiny)
+    finish(where, found, args, "lookup_kernels", label=label, heading="measured")
 
 
 if __name__ == "__main__":

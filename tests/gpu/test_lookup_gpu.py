@@ -13,7 +13,7 @@ from hf_longctx import CodeLookup
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
 from hf_longctx.ops.codes import Centre, encode, score
-from hf_longctx.ops.kernels import bits, coding, found, pages, sampled
+from hf_longctx.ops.kernels import bits, coding, found, pages
 from hf_longctx.ops.kernels.coding import coded
 from hf_longctx.ops.kernels.lookup import unsupported_reason
 from hf_longctx.ops.paged import paged
@@ -143,31 +143,8 @@ def test_products_of_bits_choose_what_unpacked_codes_do(group: int, D: int, per:
     agree(lookup, both[1], 8, per, 300)
 
 
-@bits_are_multiplied
-@pytest.mark.parametrize("S", [500, 8193, 70_000, 300_000])
-@pytest.mark.parametrize("shortlist", [16, 1024])
-@pytest.mark.parametrize(("group", "D"), [(4, 128), (3, 64), (1, 96), (8, 256), (2, 80), (12, 160), (32, 64)])
-def test_one_pass_behind_a_sample_finds_what_two_passes_do(group: int, D: int, shortlist: int, S: int) -> None:
-    from hf_longctx.ops.kernels.triton_lookup import Shapes, prepared, shortlisted
-
-    lookup = Lookup.of(2 * group, 2, D, S, near=100, dtype=torch.bfloat16, device="cuda", more=1)
-    assert sampled._check(lookup.q.device, D, group) is None
-    both = []
-    for once in (False, True):
-        shapes = Shapes(lookup.q, lookup.pages, "group", True, once)
-        ready = prepared(lookup.q, lookup.pages, shapes)
-        number, slot = shortlisted(
-            ready, lookup.q_pos, lookup.pages, shapes, **lookup.settings, shortlist=shortlist
-        )  # fmt: skip
-        both.append([set(row[:n]) for row, n in zip(slot.tolist(), number.tolist(), strict=True)])
-    assert both[0] == both[1]
-
-
-@pytest.mark.parametrize(
-    ("by_bits", "once"),
-    [(False, False), *(pytest.param(True, once, marks=bits_are_multiplied) for once in (False, True))],
-)
-def test_of_very_many_equal_keys_the_first_are_chosen(by_bits: bool, once: bool) -> None:
+@pytest.mark.parametrize("by_bits", [False, pytest.param(True, marks=bits_are_multiplied)])
+def test_of_very_many_equal_keys_the_first_are_chosen(by_bits: bool) -> None:
     """As in a first layer, whose keys depend on nothing but the word."""
     from hf_longctx.ops.kernels.triton_lookup import choose as by_kernels
 
@@ -179,8 +156,7 @@ def test_of_very_many_equal_keys_the_first_are_chosen(by_bits: bool, once: bool)
     centre = Centre.of(k[0, :, :64].cpu())
     scores = score(q[0].unflatten(0, (G, 2)).cpu(), *encode(words, centre), centre).amax(1)[:, 0]
     here, after = torch.full((1, 1), S - 1, device="cuda"), torch.full((1,), 3, device="cuda")
-    given = {"k": 8, "near": 100, "after_B": after, "per": "group", "shortlist": 256}
-    table = by_kernels(q, here, pages, **given, by_bits=by_bits, sampled=once)
+    table = by_kernels(q, here, pages, k=8, near=100, after_B=after, per="group", shortlist=256, by_bits=by_bits)
     for g in range(G):
         first = [s for s in range(4, S) if said[s] == scores[g].argmax()][:8]  # the shortlist has no other word
         assert table[0, g, 0].sort().values.tolist() == first
@@ -212,8 +188,7 @@ def test_kernels_serve_a_growing_text_from_one_graph() -> None:
 
     lookup = Lookup.of(32, 8, 128, 20_000, 1, near=100, dtype=torch.bfloat16, device="cuda", more=2)
     by_bits = bits.unsupported_reason(lookup.q, lookup.pages, "group") is None
-    once = by_bits and sampled.unsupported_reason(lookup.q, lookup.pages, "group") is None
-    settings = {"k": 8, "per": "group", "shortlist": 64, "by_bits": by_bits, "sampled": once, **lookup.settings}
+    settings = {"k": 8, "per": "group", "shortlist": 64, "by_bits": by_bits, **lookup.settings}
     filled = lookup.pages.filled_B.clone()
     by_kernels(lookup.q, lookup.q_pos, lookup.pages, **settings)  # compiled
     graph = torch.cuda.CUDAGraph()

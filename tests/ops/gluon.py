@@ -62,9 +62,7 @@ RULES = (
     ),
     (ASM + r"COUNTING, REGISTERS, \[codes, (.*?)\], gl\.int32, True, 8\)", r"_counted(codes, \1)"),
     (r"from \.\.([\w.]*) import", r"from hf_longctx.ops.\1 import"),
-    (r"from hf_longctx\.ops\. import", "from hf_longctx.ops import"),
     (r"from \. import", "from hf_longctx.ops.kernels import"),
-    (r"from \.(\w+) import", r"from hf_longctx.ops.kernels.\1 import"),
     (r"\bgl\.", "tl."),
 )
 
@@ -75,7 +73,7 @@ def interpreted(name: str, folder: Path) -> Any:
     for pattern, by in RULES:
         text = re.sub(pattern, by, text, flags=re.DOTALL if "COUNTING_2" in pattern else 0)
     first = text.index("@triton.jit")
-    text = text[:first] + SAME.lstrip() + (COUNTED.lstrip() if "_counted(" in text else "") + text[first:]
+    text = text[:first] + SAME.lstrip() + COUNTED.lstrip() + text[first:]
     file = folder / f"{name}.py"
     file.write_text(text, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(f"hf_longctx.ops.kernels.{name}", file)

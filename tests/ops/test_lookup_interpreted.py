@@ -186,9 +186,6 @@ assert torch.equal(K.choose(lookup.q, lookup.q_pos, lookup.pages, **given), whol
 FOUND = (
     SMALL
     + """
-import pytest
-from tests.ops.side_streams import FORK, JOIN, Streams
-from hf_longctx.ops.kernels import triton_found
 from hf_longctx.ops.found_tokens import FoundTokens
 from hf_longctx.ops.kernels.triton_decode import Keys
 from hf_longctx.ops.kernels.triton_found import decode
@@ -206,17 +203,7 @@ for H, G, D, V, T, K, margin, softcap in ((4, 2, 32, 48, 2, 5, None, None), (4, 
     first, window = pos < 4, pos >= S - near
     parts = [Keys(k[:, :, part[0]], v[:, :, part[0]], pos[:, part[0]], None, None, 0, S) for part in (window, first)]
     found = FoundTokens(moved, table, pages, margin)
-    out, lse = decode(q, parts[0], parts[1:], lambda: found, pos[:, -1], 0, scale, softcap, sink)
-    with pytest.MonkeyPatch.context() as patch:  # as while a graph is recorded
-        streams = Streams(patch)
-        streams.watch(triton_found, "launch", "parts")
-        streams.watch(triton_found._found, "run", "found ones")
-        streams.watch(triton_found, "merge", "merge")
-        given = parts[0], parts[1:], lambda: streams.note("choose") or found, pos[:, -1]
-        beside = decode(q, *given, 0, scale, softcap, sink)
-    right = [FORK, "parts on side", "choose on main", JOIN, "found ones on main", "merge on main"]
-    assert streams.notes == right, streams.notes
-    assert all(map(torch.equal, (out, lse), beside)), "the same kernels, bit for bit"
+    out, lse = decode(q, parts[0], parts[1:], found, pos[:, -1], 0, scale, softcap, sink)
     each = H // G
     here, there = (soft_capped(torch.einsum("bhd,bhsd->bhs", x.double(), k.double().repeat_interleave(each, 1)) * scale,
                                softcap) for x in (q, moved))
@@ -244,15 +231,12 @@ for H, G, D, V, T, K, margin, softcap in ((4, 2, 32, 48, 2, 5, None, None), (4, 
 A_MODEL = (
     SMALL
     + """
-import pytest
 from transformers import DynamicCache
 from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.cache.store import Store
 from hf_longctx.ops.kernels import decode, found, triton_found
 import hf_longctx.attention.found
 import hf_longctx.attention.lookup
-from hf_longctx.methods import code_lookup, lm_infinite
-from tests.ops.side_streams import FORK, JOIN, Streams
 from tests.tiny import logits_of, text, tiny
 
 def pages(store):
@@ -280,26 +264,19 @@ outputs = {}
 for method in (CodeLookup(**window, shortlist=8), CodeLookup(**window, shortlist=8, gate_margin=0.5),
                CodeLookup(**window, shortlist=8, gate=None), LMInfinite(**window, top_k_from_layer=0)):
     logits = []
-    for kernels, beside in ((False, False), (True, False), (True, True)):
-        with method.on(model), pytest.MonkeyPatch.context() as patch:
+    for kernels in (False, True):
+        with method.on(model):
             cache, held, calls = DynamicCache(), [], []
             logits_of(model, ids[:, :58], past_key_values=cache)
             if kernels:
                 Store.pages, triton_found.decode = pages, counted
                 hf_longctx.attention.lookup.unsupported_reason = few
                 hf_longctx.attention.found.unsupported_reason = lambda branches, *_: few(branches[0].q_BHLD)
-            if beside:  # as while a graph is recorded
-                streams = Streams(patch)
-                for owner, name in ((triton_found, "launch"), (triton_found, "merge"), (code_lookup, "choose"),
-                                    (lm_infinite, "choose")):
-                    streams.watch(owner, name, name)
             logits.append(torch.cat([logits_of(model, ids[:, i : i + 1], past_key_values=cache) for i in (58, 59)], 1))
     Store.pages, triton_found.decode = without[0], wrapped
     hf_longctx.attention.lookup.unsupported_reason, hf_longctx.attention.found.unsupported_reason = without[1:]
     assert len(calls) == 2 * model.config.num_hidden_layers
-    assert streams.notes == len(calls) * [FORK, "launch on side", "choose on main", JOIN, "merge on main"]
-    torch.testing.assert_close(*logits[:2], atol=1e-4, rtol=1e-4)
-    assert torch.equal(*logits[1:]), "the same kernels, bit for bit"
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
     outputs[method] = logits[1]
 first, margin, *_ = outputs.values()
 assert (first - margin).abs().max() > 1e-3, "the margin lets more count"
@@ -331,7 +308,6 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     table = T.choose(q, q_pos, at, **given)
     if L == 1:
         T.choose(q, q_pos, at, **given, by_bits=True)
-        T.choose(q, q_pos, at, **given, by_bits=True, sampled=per == "group")
     triton_keys.choose(q, q_pos, at, k=k, near=8192, after_B=torch.full((B,), 15), per=per)
     triton_pages.gather(at.k, table, G, D, dtype)
     triton_coding.encode(lookup.k[0], Centre(torch.zeros(G, D), torch.ones(G, -(-D // 32) * 32))) if D != 96 else None
@@ -345,7 +321,7 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     window = Keys(keys, keys, pos, (turn, turn), (turn.expand(1, S, D), turn.expand(1, S, D)), 0, 8192)
     first = Keys(keys[:, :, :16], keys[:, :, :16], pos[:, :16], None, (turn, turn), 8192, 2**63 - 1)
     found = FoundTokens(q[:, :, 0], table[:, :, 0], at, 0.0)
-    triton_found.decode(q[:, :, 0], window, [first], lambda: found, q_pos[:, 0], D, D**-0.5)
+    triton_found.decode(q[:, :, 0], window, [first], found, q_pos[:, 0], D, D**-0.5)
 assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
 """
 

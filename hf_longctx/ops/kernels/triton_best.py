@@ -40,11 +40,11 @@ def _part(scores, names, start, number, CHUNK: tl.constexpr, NAMED: tl.constexpr
 
 
 @triton.jit
-def _least(scores, names, number, most, k, CHUNK: tl.constexpr, NAMED: tl.constexpr,
+def _least(scores, names, number, most, KEPT: tl.constexpr, CHUNK: tl.constexpr, NAMED: tl.constexpr,
            GROUPS: tl.constexpr):  # fmt: skip
-    """The key from which on there are the best `k` of a row and a few more, at most `most`; and how many there are.
+    """The key from which on there are the best `KEPT` of a row and a few more, at most `most`.
 
-    GROUPS is a power of two up to CHUNK, best not far above k, or 0.
+    GROUPS is a power of two from KEPT to CHUNK, or 0.
     """
     bins = tl.arange(0, 32)
     low_N, high_N = tl.full((CHUNK,), 2**62, tl.int64), tl.full((CHUNK,), -(2**62), tl.int64)
@@ -56,8 +56,8 @@ def _least(scores, names, number, most, k, CHUNK: tl.constexpr, NAMED: tl.conste
         some_N += some.to(tl.int32)
     least, last, reach, above, shift = tl.min(low_N, 0), tl.max(high_N, 0), tl.sum(some_N, 0), 0, 62
     if GROUPS > 0:  # noqa: SIM102  # this is known when it is compiled
-        if (reach > most) & (k <= GROUPS):
-            # of so many groups, k or more, each has one that is no less than the least of the groups' best
+        if reach > most:
+            # of so many groups, KEPT or more, each has one that is no less than the least of the groups' best
             least = tl.maximum(least, tl.min(tl.max(tl.reshape(high_N, (GROUPS, CHUNK // GROUPS)), 1), 0))
     while reach > most:
         while (shift > 0) & (((last - least) >> tl.maximum(shift - 1, 0)) < 31):
@@ -69,12 +69,12 @@ def _least(scores, names, number, most, k, CHUNK: tl.constexpr, NAMED: tl.conste
             counts += tl.histogram(tl.where(inside, (key - least) >> shift, 31).to(tl.int32), 32)
         counts = tl.where(bins < 31, counts, 0)
         at_least = above + tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
-        into = tl.max(tl.where(at_least >= k, bins * (bins < 31).to(tl.int32), 0), 0)
+        into = tl.max(tl.where(at_least >= KEPT, bins * (bins < 31).to(tl.int32), 0), 0)
         reach = tl.sum(tl.where(bins == into, at_least, 0), 0)
         above = reach - tl.sum(tl.where(bins == into, counts, 0), 0)
         least += into.to(tl.int64) << shift
         last = tl.minimum(last, least + (tl.full((), 1, tl.int64) << shift) - 1)
-    return least, reach
+    return least
 
 
 @triton.jit(do_not_specialize=["per_number", "most"])
@@ -86,8 +86,8 @@ def _select(scores, names, numbers, kept, kept_score, count, floor, found, per_n
     names += row * room
     # of blocks, or of what `_survivors` has found
     number = tl.load(numbers + row // per_number)
-    number = tl.minimum(number if NAMED else tl.cdiv(number, 64), room).to(tl.int32)
-    least, _ = _least(scores, names, number, most, KEPT, CHUNK, NAMED, GROUPS)
+    number = (number if NAMED else tl.cdiv(number, 64)).to(tl.int32)
+    least = _least(scores, names, number, most, KEPT, CHUNK, NAMED, GROUPS)
     held = 0
     for start in range(0, number, CHUNK):
         name, score, key, some = _part(scores, names, start, number, CHUNK, NAMED)

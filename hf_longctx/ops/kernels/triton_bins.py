@@ -50,7 +50,7 @@ def _bins(scores, numbers, state, least, floor, count, found, per_number, room, 
         key, reached = tl.full((), LOWEST, tl.int64), float("-inf")
         if reach > most:
             into *= 0
-            key, _ = _least(scores, scores, number, most, KEPT, CHUNK, False, GROUPS)
+            key = _least(scores, scores, number, most, KEPT, CHUNK, False, GROUPS)
             reached = _score(key)
         elif reach >= KEPT:
             width = (high - low) / BINS

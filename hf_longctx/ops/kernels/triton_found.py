@@ -1,15 +1,13 @@
 """Attention of one query a row to its window and to tokens found in pages, in Triton: one softmax, merged once.
 
 Found tokens are one part more of `triton_decode`, read by address. The gate compares their scores with the log-sum-exp
-of the window, which the window's parts have left. These need not wait until tokens are found: in a CUDA graph they run
-beside the search.
+of the window, which the window's parts have left.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 # B batch, H query heads, G key/value heads, D head dim, V that of values, T tables, R = H / T, K slots, P parts
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from torch import Tensor
 from .. import pages as sizes
 from ..found_tokens import FoundTokens
 from .placed import on_device_of
-from .side_stream import forked
 from .triton_cap import capped
 from .triton_decode import FULL, HALF, LOG2_E, Keys, cut, launch, merge
 
@@ -70,13 +67,10 @@ def _found(q, table, k, v, part, part_lse, at, windows, scale, margin, like, tab
 
 
 def decode(
-    q_BHD: Tensor, window: Keys, others: list[Keys], find: Callable[[], FoundTokens], q_pos_B: Tensor, rotary_dim: int,
+    q_BHD: Tensor, window: Keys, others: list[Keys], found: FoundTokens, q_pos_B: Tensor, rotary_dim: int,
     scale: float, softcap: float | None = None, sink_H: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`triton_decode.decode` over the window, other keys, and found tokens, whose gate is the window's log-sum-exp.
-
-    `find` is called once, after the parts of the window and the other keys are launched.
-    """
+    """`triton_decode.decode` over the window, other keys, and found tokens, whose gate is the window's log-sum-exp."""
     B, H, D = q_BHD.shape
     G, V = window.k_BGSD.shape[1], window.v_BGSD.shape[-1]
     settings = FULL if q_BHD.dtype == torch.float32 else HALF
@@ -84,16 +78,13 @@ def decode(
     last, windows = sum(parts for _, parts in cuts), cuts[0][1]
     part = torch.empty(last + 1, B, H, V, device=q_BHD.device, dtype=torch.float32)
     lse = torch.empty(last + 1, B, H, device=q_BHD.device, dtype=torch.float32)
+    # the window's parts are its own, as the gate goes by them, and one more set shares their launch
     given = q_pos_B, rotary_dim, scale, softcap, part, lse
-    with forked(q_BHD) as beside:  # all that is read and written beside the search is held by this function
-        with beside:
-            # the window's parts are its own, as the gate goes by them, and one more set shares their launch
-            parts = windows + sum(parts for _, parts in cuts[1:2])
-            launch(q_BHD, [window, *others[:1]], *given, 0, cuts[0][0], parts, settings, windows if others else 0)
-            for keys, (tiles, more) in zip(others[1:], cuts[2:], strict=True):
-                launch(q_BHD, [keys], *given, parts, tiles, more, settings)
-                parts += more
-        found = find()
+    parts = windows + sum(parts for _, parts in cuts[1:2])
+    launch(q_BHD, [window, *others[:1]], *given, 0, cuts[0][0], parts, settings, windows if others else 0)
+    for keys, (tiles, more) in zip(others[1:], cuts[2:], strict=True):
+        launch(q_BHD, [keys], *given, parts, tiles, more, settings)
+        parts += more
     table, pages = found.table_BTK, found.pages
     T, K = table.shape[1:]
     q = found.q_BHD if found.q_BHD.stride(-1) == 1 else found.q_BHD.contiguous()

@@ -39,13 +39,12 @@ class Shapes:
         pages: Where they look.
         per: "group" or "head".
         by_bits: Codes are multiplied bit by bit, see `triton_bits`; for one query of a row.
-        sampled: And read once, see `triton_sampled`; for the heads of a group.
     """
 
-    def __init__(self, q_BHLD: Tensor, pages: Pages, per: str, by_bits: bool = False, sampled: bool = False) -> None:
+    def __init__(self, q_BHLD: Tensor, pages: Pages, per: str, by_bits: bool = False) -> None:
         self.B, self.H, self.L, self.D = q_BHLD.shape
         self.G, self.C = pages.width_BGC.shape[1:]
-        self.heads, self.by_bits, self.sampled = per == "head", by_bits, sampled
+        self.heads, self.by_bits = per == "head", by_bits
         self.T = self.H if self.heads else self.G
         self.pages = pages.words.shape[1]
         self.blocks = self.pages * sizes.PAGE // BLOCK
@@ -58,8 +57,6 @@ class Shapes:
             "W": W, "WP": WP, "R": R, "RP": RP, "NQ": columns, "K": max(16, 4 * WP), "BYTES": max(32, 4 * WP),
             "ROWS": rows,
         }  # fmt: skip
-        # of a program of `triton_bits`
-        self.tiles = min(64, max(4, triton.next_power_of_2(self.B * self.G * self.blocks // PROGRAMS)))
         self.bits = {name: self.codes[name] for name in ("W", "WP", "R", "NQ")}
 
 
@@ -112,9 +109,10 @@ def maxima(
         if shapes.by_bits:
             from . import triton_bits
 
-            triton_bits._maxima[shapes.blocks // shapes.tiles * G, B](
+            tiles = min(64, max(4, triton.next_power_of_2(B * G * shapes.blocks // PROGRAMS)))
+            triton_bits._maxima[shapes.blocks // tiles * G, B](
                 *at, best, state, near, shapes.pages, G, T, shapes.blocks, PAGE=sizes.PAGE,
-                **shapes.bits, TILES=shapes.tiles, HEADS=shapes.heads, num_warps=1,
+                **shapes.bits, TILES=tiles, HEADS=shapes.heads, num_warps=1,
             )  # fmt: skip
             return best, state
         _maxima[shapes.blocks // TILES.value * G, B, shapes.pieces](
@@ -170,19 +168,6 @@ def survivors(
     return number, kept_slot
 
 
-def shortlisted(
-    ready: tuple[Tensor, ...], q_pos_BL: Tensor, pages: Pages, shapes: Shapes, near: int, after_B: Tensor,
-    shortlist: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What `survivors` returns, the way that `shapes` names."""
-    if shapes.sampled:
-        from .triton_sampled import passed
-
-        return passed(ready, _places(q_pos_BL, pages, after_B), pages, shapes, near, shortlist)
-    best = maxima(ready, q_pos_BL, pages, shapes, near, after_B)
-    return survivors(ready, best, q_pos_BL, pages, shapes, near, after_B, shortlist)
-
-
 def _chunks(size: int, shortlist: int) -> dict[str, int]:
     """How many scores `_select` reads at once, and in how many groups it looks for the best of each."""
     groups = triton.next_power_of_2(shortlist)
@@ -210,7 +195,7 @@ def last(q_BHLD: Tensor, found: Tensor, slot: Tensor, pages: Pages, shapes: Shap
 @torch.no_grad()
 def choose(
     q_BHLD: Tensor, q_pos_BL: Tensor, pages: Pages, *, k: int, near: int, after_B: Tensor, per: str, shortlist: int,
-    by_bits: bool = False, sampled: bool = False,
+    by_bits: bool = False,
 ) -> Tensor:  # fmt: skip
     """For each query the slots of its best `k` tokens, (B, T, L, K) int64; -1 where there are fewer.
 
@@ -226,7 +211,6 @@ def choose(
         per: "head": a table for each query head. "group": one for the heads of a group.
         shortlist: How many of the best by their codes are scored with their real keys.
         by_bits: Multiply codes bit by bit, see `bits`; for one query of a row.
-        sampled: And read all codes once, behind a sample of them, see `sampled`; for the heads of a group.
     """
     B, _, L, _ = q_BHLD.shape
     q = q_BHLD if q_BHLD.stride(-1) == 1 else q_BHLD.contiguous()
@@ -236,8 +220,9 @@ def choose(
     tables = []
     for start in range(0, L, step):
         some, pos = q[:, :, start : start + step], q_pos[:, start : start + step].contiguous()
-        shapes = Shapes(some, pages, per, by_bits, sampled)
+        shapes = Shapes(some, pages, per, by_bits)
         ready = prepared(some, pages, shapes)
-        found = shortlisted(ready, pos, pages, shapes, near, after_B, shortlist)
+        best = maxima(ready, pos, pages, shapes, near, after_B)
+        found = survivors(ready, best, pos, pages, shapes, near, after_B, shortlist)
         tables.append(last(some, *found, pages, shapes, k, shortlist))
     return tables[0] if len(tables) == 1 else torch.cat(tables, 2)

@@ -17,13 +17,12 @@ from hf_longctx.upstream.caches import given_cache
 from recipes.bars import missed
 
 from ..geometries import random_llama
-from ..reading import K
+from ..lookup_kernels import BARS
 from ..timing import by_clock, kernels_us
 from .run import Run
 from .timed import EAGER, behind
 
 Rows = Iterator[dict[str, Any]]
-BARS = {1024 * K: ">= 16", 128 * K: ">= 4.5"}
 NARROW = {"hidden_size": 128, "intermediate_size": 128, "vocab_size": 512, "num_hidden_layers": 1}  # beside attention
 
 
