@@ -1,15 +1,17 @@
 """What the host does in a layer of shared attention, on one GPU: milliseconds, operators, and what costs most.
 
 python -m recipes.benchmarks.sequence_parallel.host_profile            # one GPU, 30 s
+torchrun --standalone --nproc_per_node 2 -m recipes.benchmarks.sequence_parallel.host_profile    # two, 30 s
 python -m recipes.benchmarks.sequence_parallel.host_profile --tiny     # on the CPU, to see that it runs
 
-Exchanges go to torch's fake process group of two, which sends nothing, so nothing here is NCCL's. Each kind runs at 8k
-and with few tokens: where only 8k takes long, the host waits for the device, and no operator is to blame.
+On one GPU exchanges go to torch's fake process group of two, which sends nothing, so nothing there is NCCL's. Each kind
+runs at 8k and with few tokens: where only 8k takes long, the host waits for the device, and no operator is to blame.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from .host import FEW, LENGTH, kinds_of, of_a_layer
+from .host import FEW, LENGTH, kinds_of, of_kinds
 from .world import World
 
 MOST = 15  # lines of what costs most
@@ -65,18 +67,18 @@ def _inside(event: Any) -> bool:
 
 
 def measured(world: World, runs: int) -> dict[str, dict[str, Any]]:
-    """By kind: milliseconds at each length, and what the profiler sees of forward and of backward at the first."""
-    found: dict[str, dict[str, Any]] = {}
-    for tokens in (48, 96) if world.tiny else (FEW, LENGTH):
-        every, leaves = kinds_of(world, tokens)
-        for kind, run in every.items():
-            one = found.setdefault(kind, {"ms": {}})
-            one["ms"][tokens] = of_a_layer(world, run, leaves, runs)
-            if len(one["ms"]) > 1:
-                continue
-            one["forward"] = profiled(run, world)
-            one["backward"] = profiled(backward_of(run, leaves), world)
-    return found
+    """By kind: milliseconds at each length, and what the profiler sees of forward and of backward at the last."""
+    lengths = (48, 96) if world.tiny else (FEW, LENGTH)
+    times = {tokens: of_kinds(world, tokens, runs) for tokens in lengths}
+    every, leaves = kinds_of(world, lengths[-1])
+    return {
+        kind: {
+            "ms": {tokens: of[kind] for tokens, of in times.items()},
+            "forward": profiled(run, world),
+            "backward": profiled(backward_of(run, leaves), world),
+        }
+        for kind, run in every.items()
+    }
 
 
 def show(found: dict[str, dict[str, Any]]) -> None:
@@ -103,10 +105,15 @@ def main(words: list[str] | None = None) -> None:
     args = parser.parse_args(words)
     if not (args.tiny or torch.cuda.is_available()):
         parser.error("no GPU: one is needed. --tiny runs on the CPU.")
-    device = torch.device("cpu") if args.tiny else torch.device("cuda", 0)
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    if "RANK" in os.environ:
+        world = World.join(args.tiny)
+    else:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+        world = World(0, 2, args.tiny, torch.device("cpu") if args.tiny else torch.device("cuda", 0))
     try:
-        show(measured(World(0, 2, args.tiny, device), runs=2 if args.tiny else 15))
+        found = measured(world, runs=2 if args.tiny else 15)
+        if world.rank == 0:
+            show(found)
     finally:
         dist.destroy_process_group()
 
