@@ -20,7 +20,7 @@ from .world import World
 
 TOKENS = [8 * K, 32 * K, 64 * K, 128 * K]
 TINY_TOKENS = [97, 160]
-FEW = 64 * K  # from here on a step takes seconds
+FEW = 64 * K  # from here on a step takes seconds; below, the host's part varies from one to the next
 BARS = {
     "Llama 1.24B": {8 * K: 1.4, 32 * K: 1.84, 64 * K: 1.92, 128 * K: 1.95},
     "SmolLM2-135M": {32 * K: 1.65, 128 * K: 1.93},
@@ -39,7 +39,7 @@ def work(world: World, geometry: str, lines: list[str], packs: dict[str, list[in
             try:
                 loop = loop or Loop(world, geometry, LINES[name])
                 given = batch(lengths, loop.model.config.vocab_size, world)
-                sample |= loop.timed(given, 1 if world.tiny else 3 if sum(lengths) >= FEW else 5)
+                sample |= loop.timed(given, 1 if world.tiny else 3 if sum(lengths) >= FEW else 15)
             except Exception as error:  # out of memory, or a package that cannot: the other lines are worth having
                 yield sample | {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
                 break  # longer ones would fail too
