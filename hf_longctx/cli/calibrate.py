@@ -14,8 +14,10 @@ from .options import Device, Dtype, Model, load_without_tokenizer
 def calibrate(
     model: Model,
     out: Annotated[Path, typer.Option(help="The file of costs, for SequenceParallel(calibration=).")],
-    tokens: Annotated[int, typer.Option(min=1, help="The most tokens of a process that are tried.")] = 32768,
-    seconds: Annotated[float, typer.Option(min=1, help="How long it may measure.")] = 20,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="The most tokens of a process that are tried: keep it busy.")
+    ] = 32768,
+    seconds: Annotated[float, typer.Option(min=1, help="How long it may measure, besides compiling.")] = 20,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
@@ -36,9 +38,13 @@ def calibrate(
         costs = measured(stock, tokens=tokens, seconds=seconds)
     if is_first():
         costs.write(out)
-        options.plain(f"{out}: {number(costs.token * 1e6)} us a token, {number(costs.pair * 1e9)} ns a pair of tokens")
-        for k, (exchange, fixed) in enumerate(zip(costs.exchange, costs.fixed, strict=True)):
+        options.plain(
+            f"{out}: {number(costs.token * 1e6)} us a token, {number(costs.pair * 1e9)} ns a pair of tokens, "
+            f"{number(costs.least[0] * 1e3)} ms or more a step"
+        )
+        for k, (exchange, fixed, least) in enumerate(zip(costs.exchange, costs.fixed, costs.least, strict=True)):
             if k:  # one process exchanges nothing
                 options.plain(
-                    f"groups of {2**k}: {number(exchange * 1e6)} us a token exchanged, {number(fixed * 1e3)} ms a step"
+                    f"groups of {2**k}: {number(exchange * 1e6)} us a token exchanged, {number(fixed * 1e3)} ms a step,"
+                    f" {number(least * 1e3)} ms or more"
                 )

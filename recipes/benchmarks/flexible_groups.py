@@ -63,8 +63,9 @@ def optimum(lengths: Sequence[int], ranks: int, costs: GroupCosts, capacity: int
         worst, fits = np.zeros(len(every)), np.ones(len(every), dtype=bool)
         for group, size in enumerate(shape):
             own = every == group
-            took = own @ np.array([costs.document(n, size) for n in lengths]) + costs.fixed[size.bit_length() - 1]
-            worst = np.maximum(worst, took)
+            number = size.bit_length() - 1
+            took = own @ np.array([costs.document(n, size) for n in lengths]) + costs.fixed[number]
+            worst = np.maximum(np.maximum(worst, took), costs.least[number])
             if capacity is not None:
                 fits &= own @ np.array(lengths) <= capacity * size
         if fits.any():
@@ -119,7 +120,8 @@ def laid_out(lengths: Sequence[int], ranks: int, costs: GroupCosts) -> float:
         for own in layout.pieces
     )
     number = ranks.bit_length() - 1
-    return costs.fixed[number] + busiest + costs.exchange[number] * sum(lengths[n] for n in layout.shared)
+    exchanged = costs.exchange[number] * sum(lengths[n] for n in layout.shared)
+    return max(costs.least[number], costs.fixed[number] + busiest + exchanged)
 
 
 def simulated() -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from hf_longctx import SequenceParallel, SequenceParallelConfig, SequenceParallelTrainer, applied
 from hf_longctx.cli.main import app
 from hf_longctx.parallel.flexible import GroupCosts, plan
-from hf_longctx.parallel.flexible.fitting import Load
+from hf_longctx.parallel.flexible.loads import Load
 from hf_longctx.parallel.model import calibration
 from hf_longctx.parallel.model.calibration import calibrate
 from hf_longctx.training.check import train_check
@@ -112,11 +112,12 @@ def test_capacity_is_held_and_every_rank_runs_once(four: Pool) -> None:
         assert max(own[0] for own in passes) <= capacity
 
 
-def refusals() -> list[str]:
+def refusals(free: str) -> list[str]:
     model, said = make("llama"), []
     for fields, mesh in (
         ({"capacity": 20}, None),
         ({"calibration": "nothing.json"}, None),
+        ({"calibration": free}, None),
         ({"capacity": 50 + dist.get_rank()}, None),
         ({}, init_device_mesh("cpu", (2,))),
     ):
@@ -129,10 +130,13 @@ def refusals() -> list[str]:
     return said
 
 
-def test_refused_on_every_rank(two: Pool) -> None:
-    for too_little, no_file, different, mesh in two.run(refusals):
+def test_refused_on_every_rank(two: Pool, tmp_path: Path) -> None:
+    free = tmp_path / "free.json"  # as was written before loads were told from the floor
+    GroupCosts(0, 0, (0.0, 1.6e-5), (0.0896, 0.0903), "cpu").write(free)
+    for too_little, no_file, no_costs, different, mesh in two.run(refusals, str(free)):
         assert "153 tokens in 7 documents, the longest of 61, does not fit 2 ranks of capacity=20 tokens" in too_little
         assert "nothing.json: expected a file that `hf-longctx calibrate` has written" in no_file
+        assert "free.json says that documents take no time (token and pair are 0)" in no_costs
         assert "rank 1 would plan other groups than rank 0" in different
         assert "makes groups of all processes. Leave the mesh out" in mesh
 
@@ -253,14 +257,45 @@ def test_calibration_on_two_ranks(two: Pool, tmp_path: Path) -> None:
     assert [loss for *_, loss in answers] == [[pytest.approx(stock("llama", "packed odd")[0], rel=EXACT)]] * 2
 
 
+def all_at_the_floor() -> str:
+    """What calibration says where every pass takes what the host launches, and rank 1 would have found costs."""
+    model = make("llama")
+    fitted = calibration.fitted
+
+    def found(passes: Any, device: str) -> GroupCosts:
+        return fitted(passes, device) if dist.get_rank() == 0 else KNOWN
+
+    with (
+        mock.patch.object(calibration, "_seconds", lambda model, load, ranks, device: 0.09 + 0.05 * (load.ranks > 1)),
+        mock.patch.object(calibration, "fitted", found),
+        pytest.raises(ValueError, match="what documents cost was not found") as error,
+    ):
+        calibrate(model, tokens=64, seconds=0.1)
+    assert applied(model) == []
+    return str(error.value)
+
+
+def test_calibration_refuses_the_floor_on_every_rank(two: Pool) -> None:
+    here, there = two.run(all_at_the_floor)
+    assert here == there
+    assert "1 x 64 tokens 0.09 s, 16 x 4 tokens 0.09 s, and the quickest pass took 0.09 s" in here
+
+
 def test_the_command(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     from hf_longctx.hub import convert
 
     model = str(convert(write_gguf(tmp_path / "tiny.gguf"), cache_dir=tmp_path / "cache"))
     file = tmp_path / "costs.json"
+    command = ["calibrate", model, "--out", str(file), "--tokens", "64", "--seconds", "1"]
+    with mock.patch.object(calibration, "_seconds", return_value=0.09):
+        done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2, done.output
+    assert "Measure longer documents" in " ".join(done.output.split())
+    assert not file.exists()
     with known_seconds():
-        done = CliRunner().invoke(app, ["calibrate", model, "--out", str(file), "--tokens", "64", "--seconds", "1"])
+        done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "us a token" in done.output
+    assert "5.083 ms or more a step" in done.output
     close_to_known(GroupCosts.read(file, 1, "cpu"))

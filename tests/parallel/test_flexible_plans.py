@@ -13,8 +13,9 @@ from hf_longctx.parallel.flexible import Group, GroupCosts, plan_micro_batches, 
 from hf_longctx.parallel.flexible import greedy as greedily
 from hf_longctx.parallel.flexible import plan as planning
 from hf_longctx.parallel.flexible.costs import rough_costs
-from hf_longctx.parallel.flexible.fitting import Load, calibrated
+from hf_longctx.parallel.flexible.fitting import calibrated
 from hf_longctx.parallel.flexible.laid_out import laid_out
+from hf_longctx.parallel.flexible.loads import Load
 from hf_longctx.parallel.flexible.search import BoundedSearch
 from hf_longctx.parallel.flexible.shapes import shapes_of
 from recipes.benchmarks.flexible_groups import DISTRIBUTIONS, documents, optimum, seconds

@@ -22,7 +22,9 @@ EXCHANGE_S = 4e-3  # of the exchanges of a step, however few their bytes
 
 @dataclass(frozen=True)
 class GroupCosts:
-    """Seconds of a forward and backward pass in a group of ranks: the model of FlexSP.
+    """Seconds of a forward and backward pass in a group of ranks: the model of FlexSP, and a floor.
+
+    A GPU works while the host launches, so a pass takes the longer of the two: `least` is the host's launches.
 
     Args:
         token: A token on one rank, without attention.
@@ -30,6 +32,7 @@ class GroupCosts:
         exchange: A token's keys in groups of 1, 2, 4, ... ranks; the first is 0.
         fixed: A pass in groups of 1, 2, 4, ... ranks, whatever the documents.
         device: The card that was measured.
+        least: What no pass in groups of 1, 2, 4, ... ranks goes below, however short the documents; none: zeros.
     """
 
     token: float
@@ -37,12 +40,17 @@ class GroupCosts:
     exchange: tuple[float, ...]
     fixed: tuple[float, ...]
     device: str
+    least: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        numbers = (self.token, self.pair, *self.exchange, *self.fixed)
-        if not all(0 <= x < float("inf") for x in numbers) or len(self.exchange) != len(self.fixed) or not self.fixed:
+        if not self.least:
+            object.__setattr__(self, "least", (0.0,) * len(self.fixed))
+        numbers = (self.token, self.pair, *self.exchange, *self.fixed, *self.least)
+        sizes = {len(self.exchange), len(self.fixed), len(self.least)}
+        if not all(0 <= x < float("inf") for x in numbers) or len(sizes) > 1 or not self.fixed:
             raise ValueError(
-                f"{self!r}: expected seconds of 0 or more, and one of `exchange` and of `fixed` for each size of group."
+                f"{self!r}: expected seconds of 0 or more, and one of `exchange`, of `fixed` and of `least` for each "
+                f"size of group."
             )
 
     @property
@@ -57,7 +65,8 @@ class GroupCosts:
 
     def group(self, lengths: Iterable[int], ranks: int) -> float:
         """Of a pass over documents in one group of so many ranks."""
-        return self.fixed[ranks.bit_length() - 1] + sum(self.document(length, ranks) for length in lengths)
+        size = ranks.bit_length() - 1
+        return max(self.least[size], self.fixed[size] + sum(self.document(length, ranks) for length in lengths))
 
     def write(self, path: str | Path) -> None:
         """Write them to a JSON file."""
@@ -65,16 +74,22 @@ class GroupCosts:
 
     @classmethod
     def read(cls, path: str | Path, ranks: int, device: str) -> GroupCosts:
-        """Read a file of `write`; ValueError if it is of another card, or of fewer ranks than there are here."""
+        """Read a file of `write`; ValueError if it is of another card or of fewer ranks, or if documents are free."""
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
-            found = cls(**(fields | {name: tuple(fields[name]) for name in ("exchange", "fixed")}))
+            of_sizes = {name: tuple(fields[name]) for name in ("exchange", "fixed")}
+            found = cls(**(fields | of_sizes | {"least": tuple(fields.get("least", ()))}))  # older files have none
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: expected a file that `hf-longctx calibrate` has written ({error}).") from None
         if found.device != device:
             raise ValueError(
                 f"{path} was measured on {found.device}, and this is {device}: the costs of groups differ. Run "
                 f"`hf-longctx calibrate` here."
+            )
+        if not found.token and not found.pair:
+            raise ValueError(
+                f"{path} says that documents take no time (token and pair are 0): the measurement did not reach "
+                f"lengths that keep the card busy. Run `hf-longctx calibrate` again: it measures longer documents now."
             )
         if found.ranks < ranks:
             raise ValueError(

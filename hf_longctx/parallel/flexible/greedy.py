@@ -10,6 +10,9 @@ from .work import Assignment, Shape, Work
 def greedy(work: Work, shape: Shape, below: float = float("inf")) -> Assignment | None:
     """Documents in groups of this shape; None where one finds no room, or where it takes `below` seconds or more."""
     # groups of a size are alike but for what they hold, so only the one with the least to do is looked at
+    lowest = work.lowest(shape)
+    if lowest >= below:
+        return None
     heaps: dict[int, list[tuple[float, int, int]]] = {}
     for number, size in enumerate(shape):
         heaps.setdefault(size, []).append((work.fixed[size], number, work.capacity * size))
@@ -33,5 +36,5 @@ def greedy(work: Work, shape: Shape, below: float = float("inf")) -> Assignment 
             heap[heap.index(chosen)] = changed
             heapq.heapify(heap)
         documents[chosen[1]].append(n)
-    worst = max(group[0] for heap in heaps.values() for group in heap)
+    worst = max(lowest, *(group[0] for heap in heaps.values() for group in heap))
     return Assignment(worst, shape, tuple(map(tuple, documents))) if worst < below else None

@@ -78,7 +78,7 @@ def plan_step(
         Group(
             range(start, start + size),
             tuple(sorted(order[n] for n in documents)),
-            work.fixed[size] + sum(work.seconds[size][n] for n in documents),
+            max(work.floor[size], work.fixed[size] + sum(work.seconds[size][n] for n in documents)),
         )
         for start, size, documents in zip(starts, best.shape, best.documents, strict=False)
     ]

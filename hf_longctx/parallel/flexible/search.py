@@ -55,7 +55,7 @@ class BoundedSearch:
                 place(n + 1, more, reached)
                 loads[group], rooms[group] = before, rooms[group] + length
 
-        place(0, used, max(loads))
+        place(0, used, work.lowest(shape))
         if best is None:
             return None
         documents = tuple(tuple(n for n, own in enumerate(best) if own == group) for group in groups)

@@ -71,6 +71,8 @@ def _shape(work: Work, buckets: list[range], seconds: float) -> Shape | None:
             most_KS[k, s] = len(bucket) * (fits and work.lengths[bucket[0]] <= work.capacity * size)
             # more than half of a group's time: not two of them in a group
             alone_KS[k, s] = 2 * work.seconds[size][bucket[-1]] > seconds - work.fixed[size]
+    # of a size whose floor is higher there is no group
+    groups_S = np.array([work.ranks // size * (work.floor[size] <= seconds) for size in sizes])
     all_ranks = _row(np.array(sizes), np.zeros((K, S)))
     all_documents = [_row(np.zeros(S), np.eye(K)[k][:, None].repeat(S, 1)) for k in range(K)]
     held = []  # by the groups of each size: seconds, tokens, and documents that must be alone
@@ -82,7 +84,7 @@ def _shape(work: Work, buckets: list[range], seconds: float) -> Shape | None:
     result = milp(
         _row(np.zeros(S), takes_KS * sizes),  # as few seconds of all ranks as can be
         integrality=np.ones(S + K * S),
-        bounds=Bounds(0, _row(work.ranks // np.array(sizes), most_KS)),
+        bounds=Bounds(0, _row(groups_S, most_KS)),
         constraints=[
             LinearConstraint(np.array([all_ranks, *all_documents]), counts, counts),
             LinearConstraint(np.array(held), -np.inf, 0),

@@ -20,7 +20,8 @@ class Work:
     Args:
         lengths: Tokens, the longest first.
         seconds: Of each document, by the ranks of a group.
-        fixed: Of a group without documents, by its ranks.
+        fixed: Of a group whatever its documents, by its ranks.
+        floor: What no group goes below, by its ranks.
         capacity: The most tokens of a rank.
         ranks: How many there are.
     """
@@ -28,6 +29,7 @@ class Work:
     lengths: list[int]
     seconds: dict[int, list[float]]
     fixed: dict[int, float]
+    floor: dict[int, float]
     capacity: int
     ranks: int
 
@@ -41,7 +43,15 @@ class Work:
             size: [x / size + costs.exchange[k] * n for x, n in zip(whole, lengths, strict=True)]
             for k, size in enumerate(sizes)
         }
-        return cls(list(lengths), seconds, {size: costs.fixed[k] for k, size in enumerate(sizes)}, capacity, ranks)
+        fixed, floor = (dict(zip(sizes, of_sizes, strict=False)) for of_sizes in (costs.fixed, costs.least))
+        return cls(list(lengths), seconds, fixed, floor, capacity, ranks)
+
+    def lowest(self, shape: Shape) -> float:
+        """What no assignment to groups of this shape goes below, whatever the documents.
+
+        The slowest group counts, so this floor is that of the whole assignment: inside, groups are compared without.
+        """
+        return max(max(self.fixed[size], self.floor[size]) for size in set(shape))
 
     def least(self, shape: Shape) -> float:
         """No assignment to groups of this shape takes less: no document, and no mean of the ranks."""
@@ -54,7 +64,7 @@ class Work:
                 return float("inf")
             alone = max(alone, min(self.fixed[size] + self.seconds[size][n] for size in fits))
             used += min(size * self.seconds[size][n] for size in fits)
-        return max(alone, used / self.ranks, *(self.fixed[size] for size in sizes))
+        return max(alone, used / self.ranks, self.lowest(shape))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import nn
 
 from ...patch import unwrap
 from ..flexible.costs import GroupCosts
-from ..flexible.fitting import Load, calibrated
+from ..flexible.fitting import fitted
+from ..flexible.loads import Load, measured
 from ..flexible.plan import Group
 from .flexible import card
 from .forward import STATE
@@ -28,20 +29,30 @@ def calibrate(model: nn.Module, *, tokens: int = 32768, seconds: float = 20) -> 
     Args:
         model: A causal language model that SequenceParallel serves.
         tokens: The most tokens of a process that are tried, in one document.
-        seconds: How long it may take. A model that is slow here is measured with shorter documents.
+        seconds: How long it may take, besides what first passes compile. A model that is slow here is measured with
+            shorter documents.
 
     Returns:
         Costs, the same on every process; `write` keeps them.
+
+    Raises:
+        ValueError: What was measured does not tell what documents cost, on every process.
     """
     root: Any = unwrap(model)
     device = next(root.parameters()).device
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     with SequenceParallel(degree="auto", cut="all").on(root):
-        costs = calibrated(lambda load: _seconds(root, load, ranks, device), ranks, tokens, card(device), seconds)
+        passes = measured(lambda load: _seconds(root, load, ranks, device), ranks, tokens, seconds)
     root.zero_grad(set_to_none=True)
-    agreed = [costs]
+    agreed: list[GroupCosts | str]
+    try:
+        agreed = [fitted(passes, card(device))]
+    except ValueError as error:
+        agreed = [str(error)]
     if ranks > 1:
         dist.broadcast_object_list(agreed)  # least squares may round differently on another host
+    if isinstance(agreed[0], str):
+        raise ValueError(agreed[0])
     return agreed[0]
 
 
