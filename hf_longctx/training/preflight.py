@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..patch import applied, unwrap
 from ..planning.train import Preflight, preflight
-
-if TYPE_CHECKING:
-    from transformers import Trainer as Base
-else:
-    Base = object
+from .one_device import OneDeviceMixin
 
 # names of what changes memory, and how `planning.train.TrainingRun` calls its settings
 SWITCHES = {
@@ -23,7 +19,7 @@ SWITCHES = {
 STOCK = {"degree": 1, "kind": "stock", "chunked_loss": False}
 
 
-class PreflightMixin(Base):
+class PreflightMixin(OneDeviceMixin):
     """Put before a Trainer, refuses a batch that does not fit, with the numbers and the cheapest setting that would.
 
     Each batch that is longer than those before it is looked at.

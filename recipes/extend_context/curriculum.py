@@ -24,6 +24,7 @@ from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.storage.files import check_folder
 from hf_longctx.training.curriculum import BatchSamplerMixin, BucketSampler, Decomposed, decompose
 from hf_longctx.training.memory import TrainingMemory, TrainingMemoryMixin
+from recipes.cards import one_card
 from recipes.clock import Clock, ClockMixin, minutes
 from recipes.extend_context.corpus import prepare
 from recipes.extend_context.settings import DEFAULT, read_config
@@ -67,7 +68,7 @@ def train(data: Decomposed, model: Any, size: dict[str, Any], clock: Clock, fold
     )
     trainer = CurriculumTrainer(
         model=model,
-        args=args,
+        args=one_card(args),
         clock=clock,
         memory=TrainingMemory(tile=None),
         batch_sampler=BucketSampler(data.sizes, size["step"], curriculum="uniform"),

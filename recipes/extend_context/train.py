@@ -25,6 +25,7 @@ from hf_longctx.hub import load
 from hf_longctx.training.checkpoints import last_whole
 from hf_longctx.training.memory import TrainingMemory
 from hf_longctx.upstream.installing import check_packages
+from recipes.cards import one_card
 from recipes.clock import Clock, minutes
 from recipes.extend_context import card
 from recipes.extend_context.corpus import Corpus, prepare
@@ -98,6 +99,7 @@ def trained(
         report_to=[],
         **(config["training"] | ({"bf16": False} if cpu else {})),
     )
+    args = one_card(args)
     clock = Clock(windows.steps, seconds, out / "run/seconds.json")
     trainer = ExtendTrainer(
         model=model,

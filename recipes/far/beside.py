@@ -29,6 +29,7 @@ from hf_longctx.upstream.installing import Package, check_packages
 from recipes import by_trl
 from recipes.bars import missed
 from recipes.benchmarks.reading import K, finish, lengths
+from recipes.cards import one_card
 
 from .settings import MODELS
 from .steps import GIB
@@ -110,7 +111,7 @@ def measure(line: str, model_name: str, tokens: int, steps: int) -> dict[str, An
 def trainer_of(line: str, model: Any, data: Documents, settings: dict[str, Any]) -> Any:
     """The Trainer of a line, around the same model and documents."""
     if line != TRL:
-        args = TrainingArguments(**settings)
+        args = one_card(TrainingArguments(**settings))
         if line == STOCK:
             return Trainer(model=model, args=args, train_dataset=data)
         memory = TrainingMemory(**MEMORY[line])
@@ -121,7 +122,7 @@ def trainer_of(line: str, model: Any, data: Documents, settings: dict[str, Any])
 
     # all else is TRL's default: a chunked loss, among others
     table = Table.from_dict({"input_ids": data.ids.tolist()})
-    config = SFTConfig(**settings, max_length=None)
+    config = one_card(SFTConfig(**settings, max_length=None))
     return SFTTrainer(model=model, args=config, train_dataset=table, processing_class=small_tokenizer())
 
 

@@ -2,22 +2,22 @@
 
 python -m recipes.jobs list                                   # the commands, cards and seconds of every job
 python -m recipes.jobs run lookup_kernels extend_screen --out measured --seconds 560
+python -m recipes.jobs run packs groups --out measured --seconds 1200 --cards 2 --dry-run
 python -m recipes.jobs run packs groups --out measured --seconds 1200 --detach
 python -m recipes.jobs wait measured --seconds 500            # for what runs detached
+python -m recipes.jobs stop measured groups                   # a job of it
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import json
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -25,14 +25,14 @@ from recipes.cards import visible
 from recipes.config import check_keys
 
 from .needs import check, check_documents
-from .schedule import Job, Schedule
+from .plan import plan, used
+from .processes import ROOT, Processes
+from .schedule import STATE, Job, Schedule
+from .watching import TOLD, check_names, nothing, print_table, shown, stop, wait
 
 FILE = Path(__file__).parent / "jobs.yaml"
-ROOT = Path(__file__).resolve().parents[2]
 MODEL, DOCUMENTS = "smollm2-135m-instruct", "data/documents"
-RUNS_ON = 3  # the exit code of `wait` when the time is over and jobs run on
 KEYS = {"command", "cards", "seconds", "writes"}
-OVER = {"ended", "stopped", "not begun"}
 
 
 def jobs(
@@ -41,108 +41,96 @@ def jobs(
     """Those of a file, for a model, a folder of texts and a folder for what they write."""
     found = {}
     for name, one in yaml.safe_load(file.read_text(encoding="utf-8")).items():
-        check_keys(one, KEYS)
+        check_keys(one, KEYS | ({"most"} & one.keys()))
         places = {"model": model, "documents": documents, "out": str(out / name), "run": str(out)}
         command = one["command"].format(**{place: shlex.quote(text) for place, text in places.items()})
         writes = tuple(str(ROOT / file) for file in one["writes"])
-        found[name] = Job(name, command, one["cards"], one["seconds"], writes)
+        found[name] = Job(name, command, one["cards"], one["seconds"], writes, one.get("most"))
     return found
-
-
-def chosen(names: list[str], known: dict[str, Job]) -> list[Job]:
-    """Jobs by their names; ValueError names one that is near."""
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean {near[0]}?" if near else " `list` shows them."
-            raise ValueError(f"there is no job {name!r}.{hint}")
-    return [known[name] for name in names]
 
 
 def main(words: list[str] | None = None) -> int:
     """The command; see the module's docstring."""
     asked = parser().parse_args(words)
-    if asked.what == "wait":
-        return wait(asked.out, asked.seconds)
-    if asked.what == "list":
-        for job in jobs(asked.file).values():
-            cards = f"{job.cards} card{'s' * (job.cards > 1)}"
-            print(f"{job.name:<22} {cards:<8} {job.seconds:>4.0f} s  {job.command.splitlines()[-1]}")
-        return 0
-    out, model, documents = asked.out.absolute(), asked.model, asked.documents.absolute()
-    model = str(Path(model).absolute()) if Path(model).exists() else model  # jobs begin in the checkout
-    cards = visible()[: asked.cards]
     try:
-        ours = chosen(asked.names, jobs(asked.file, model, str(documents), out))
-        check(ours)
-        check_documents(ours, documents)
-        if large := [job.name for job in ours if job.cards > len(cards)]:
-            raise ValueError(f"{', '.join(large)}: more GPUs than the {len(cards)} that there are here.")
+        if asked.what == "wait":
+            return wait(asked.out, asked.seconds)
+        if asked.what == "stop":
+            return stop(asked.out, asked.names, asked.seconds)
+        if asked.what == "list":
+            return listed(jobs(asked.file).values())
+        return run(asked, list(words or sys.argv[1:]))
     except (ValueError, ImportError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+
+
+def listed(known: Iterable[Job]) -> int:
+    """Print each job's cards, seconds and command."""
+    for job in known:
+        cards = f"{job.cards} card{'s' * (job.cards > 1)}"
+        print(f"{job.name:<22} {cards:<8} {job.seconds:>4.0f} s  {job.command.splitlines()[-1]}")
+    return 0
+
+
+def run(asked: argparse.Namespace, words: list[str]) -> int:
+    """Run the jobs that are asked for, begin to, or say when each would run; ValueError for what cannot work."""
+    out, model, documents = asked.out.absolute(), asked.model, asked.documents.absolute()
+    model = str(Path(model).absolute()) if Path(model).exists() else model  # jobs begin in the checkout
+    known = jobs(asked.file, model, str(documents), out)
+    check_names(asked.names, known)
+    ours = [known[name] for name in asked.names]
+    if asked.dry_run:  # of a machine that need not be this one
+        cards = [str(card) for card in range(asked.cards)] if asked.cards else visible()
+    else:
+        cards = visible()[: asked.cards]
+        check(ours)
+        check_documents(ours, documents)
+    if large := [job.name for job in ours if job.cards > len(cards)]:
+        more = " --cards N plans for a machine of N." if asked.dry_run else ""
+        raise ValueError(f"{', '.join(large)}: more GPUs than the {len(cards)} that there are here.{more}")
+    if asked.dry_run:
+        return planned(ours, cards, asked.seconds)
     if asked.detach:
-        return detached(list(words or sys.argv[1:]), out)
+        return detached(words, out)
+    (out / TOLD).unlink(missing_ok=True)  # of an earlier run
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the jobs end with this process
-    return shown(out, {name: vars(state) for name, state in Schedule(ours, out, cards, asked.seconds).run().items()})
+    states = Schedule(ours, Processes(out), cards, asked.seconds, out=out).run()
+    return shown(out, {name: vars(state) for name, state in states.items()})
+
+
+def planned(ours: Sequence[Job], cards: Sequence[str], seconds: float) -> int:
+    """Print when each job would begin and end; 1 if some would not."""
+    states = plan(ours, cards, seconds)
+    begun = {name: state for name, state in states.items() if state.begun is not None}
+    rows = [["begins", "ends", "cards", "job"]]
+    for name, state in sorted(begun.items(), key=lambda item: item[1].begun or 0.0):
+        begins = state.begun or 0.0
+        rows.append([f"{begins:.0f}", f"{begins + state.seconds:.0f}", ",".join(state.cards), name])
+    print_table(rows)
+    last, share = used(begun.values(), len(cards))
+    print(f"The last ends {last:.0f} s after the beginning, of {seconds:.0f}; cards are in use for {share:.0%} of it.")
+    if left := [name for name in states if name not in begun]:
+        print(f"Not begun, since they would end too late: {', '.join(left)}.")
+    return int(bool(left))
 
 
 def detached(words: list[str], out: Path) -> int:
     """Begin the same command anew, so that it goes on when this one ends."""
     words.remove("--detach")
     out.mkdir(parents=True, exist_ok=True)
-    state = out / "state.json"
+    state = out / STATE
     state.unlink(missing_ok=True)
     command = [sys.executable, "-m", "recipes.jobs", *words]
     with (out / "jobs.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and not state.exists():
         time.sleep(0.1)
-    return 0 if state.exists() else failed(out)
-
-
-def wait(out: Path, seconds: float) -> int:
-    """Until the jobs of a detached run are over or the time is; 3 if they run on."""
-    end = time.time() + seconds
-    while True:
-        found = json.loads((out / "state.json").read_text(encoding="utf-8")) if (out / "state.json").exists() else None
-        over = found is not None and all(one["status"] in OVER for one in found["jobs"].values())
-        if over or time.time() >= end:
-            break
-        time.sleep(min(1.0, max(end - time.time(), 0.05)))
-    if found is None:
-        return failed(out)
-    code = shown(out, found["jobs"])
-    if over:
-        return code
-    return RUNS_ON if Path(f"/proc/{found['pid']}").exists() else failed(out)
-
-
-def failed(out: Path) -> int:
-    """Say why nothing runs in a folder."""
-    log = out / "jobs.log"
-    died = f"the run in {out} has died: {log.read_text(encoding='utf-8')}" if log.exists() else None
-    print(f"Error: {died or f'there is no run in {out}.'}", file=sys.stderr)
-    return 2
-
-
-def shown(out: Path, states: dict[str, dict[str, Any]]) -> int:
-    """Print how each job ended, its seconds and the last line of its log; 1 unless all ended well, the exit code."""
-    rows = [["job", "status", "exit", "seconds", "expected", "last line"]]
-    for name, one in states.items():
-        log = out / f"{name}.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-        last = next((line for line in reversed(lines) if line.strip()), "")
-        rc = "" if one["rc"] is None else str(one["rc"])
-        rows.append([name, one["status"], rc, f"{one['seconds']:.0f}", f"{one['expected']:.0f}", last.strip()[:100]])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return int(any(one["status"] != "ended" or one["rc"] != 0 for one in states.values()))
+    return 0 if state.exists() else nothing(out)
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of `list`, `run` and `wait`."""
+    """Of `list`, `run`, `wait` and `stop`."""
     found = argparse.ArgumentParser(
         prog="python -m recipes.jobs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -158,9 +146,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--documents", type=Path, default=Path(DOCUMENTS), help="see recipes.benchmarks.documents")
     run.add_argument("--cards", type=int, help="GPUs to use; all of the machine by default")
     run.add_argument("--detach", action="store_true", help="go on after this command has ended; see wait")
-    waiting = parts.add_parser("wait", help="wait for a run that is detached")
-    waiting.add_argument("out", type=Path)
-    waiting.add_argument("--seconds", type=float, default=600.0)
+    run.add_argument("--dry-run", action="store_true", help="say when each would begin and end, and run nothing")
+    waiting = parts.add_parser("wait", help="wait for a run that is detached, or for a job of it that fails")
+    stopping = parts.add_parser("stop", help="stop jobs of a run, and drop those that wait")
+    for part, seconds in ((waiting, 600.0), (stopping, 60.0)):
+        part.add_argument("out", type=Path)
+        part.add_argument("--seconds", type=float, default=seconds, help="after which this command returns 3")
+    stopping.add_argument("names", nargs="+", metavar="NAME")
     return found
 
 

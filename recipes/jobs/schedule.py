@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 from hf_longctx.storage.files import write_whole
-from recipes.cards import VISIBLE
 
-ROOT = Path(__file__).resolve().parents[2]
-GRACE = 15.0  # seconds between asking a job to end and ending it
+from . import asking
+
+OVER = {"ended", "stopped", "overtime", "cancelled", "dropped", "not begun"}
+STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,8 @@ class Job:
         cards: How many it takes, all to itself.
         seconds: It is expected to take.
         writes: Files that it writes, or adds to: copied into the folder of the run.
+        most: Seconds after which it is stopped where others wait for cards; None: half as much again as is expected,
+            and a minute.
     """
 
     name: str
@@ -37,17 +36,56 @@ class Job:
     cards: int
     seconds: float
     writes: tuple[str, ...] = ()
+    most: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.most is not None and self.most < self.seconds:
+            raise ValueError(f"{self.name}: most: {self.most:g}: expected at least its seconds, {self.seconds:g}.")
+
+    @property
+    def limit(self) -> float:
+        """Seconds after which it is stopped where others wait for cards."""
+        return 1.5 * self.seconds + 60 if self.most is None else self.most
 
 
 @dataclass
 class State:
-    """Of a job: waiting, running, ended, stopped (by the clock) or not begun; with its exit code and seconds."""
+    """Of a job: waiting, running, ended, or why it is over without having ended, with its exit code and seconds.
+
+    stopped: by the clock of the run. overtime: beyond its limit, while others waited for cards. cancelled: while it
+    ran, by a person; dropped: before it began. not begun: it would not have ended in time.
+    """
 
     status: str = "waiting"
     rc: int | None = None
     seconds: float = 0.0
     expected: float = 0.0
+    most: float = 0.0
+    begun: float | None = None  # seconds after the run began
+    cards: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
+
+
+class Machine(Protocol):
+    """What jobs run on: processes (`Processes`), or nothing (`Expected`)."""
+
+    def now(self) -> float:
+        """Seconds of a clock."""
+
+    def sleep(self, seconds: float) -> None:
+        """Until the next look."""
+
+    def begin(self, job: Job, cards: Sequence[str]) -> None:
+        """Start a job on its cards."""
+
+    def code(self, name: str) -> int | None:
+        """The exit code of a job that is over."""
+
+    def stop(self, name: str) -> int:
+        """End a job and all that it has started; its exit code."""
+
+    def collect(self, job: Job) -> tuple[str, ...]:
+        """Keep what a job that is over has written; the names of the files."""
 
 
 class Schedule:
@@ -55,101 +93,112 @@ class Schedule:
 
     Args:
         jobs: In their order.
-        out: A folder for logs, copies of result files, and `state.json`, which says how far it is at any time.
+        machine: That they run on.
         cards: As CUDA_VISIBLE_DEVICES names them.
         seconds: After which nothing runs any more. What is not expected to end by then is not begun.
+        out: A folder for `state.json`, which says how far it is at any time, and where others ask for jobs to be
+            stopped (`asking`). None: neither.
         sleep: Between two looks, in seconds.
     """
 
     def __init__(
-        self, jobs: Sequence[Job], out: Path, cards: Sequence[str], seconds: float, *, sleep: float = 0.5
+        self,
+        jobs: Sequence[Job],
+        machine: Machine,
+        cards: Sequence[str],
+        seconds: float,
+        *,
+        out: Path | None = None,
+        sleep: float = 0.5,
     ) -> None:
         self.jobs = {job.name: job for job in jobs}
-        self.states = {job.name: State(expected=job.seconds) for job in jobs}
-        self.out, self.free, self.sleep = out, list(cards), sleep
-        self.begun = time.time()
-        self.end = self.begun + seconds
-        self.running: dict[str, tuple[subprocess.Popen[bytes], list[str], float]] = {}
-        out.mkdir(parents=True, exist_ok=True)
+        self.states = {job.name: State(expected=job.seconds, most=job.limit) for job in jobs}
+        self.machine, self.free, self.out, self.sleep = machine, list(cards), out, sleep
+        self.start = machine.now()
+        self.end = self.start + seconds
+        self.running: dict[str, float] = {}  # when each was begun
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            asking.clear(out)
 
     def run(self) -> dict[str, State]:
         """Until every job has ended, was stopped, or can not begin any more."""
         try:
             while self.step():
-                time.sleep(self.sleep)
+                self.machine.sleep(self.sleep)
         finally:
             for name in list(self.running):
-                self.stop(name)
+                self.stop(name, "stopped")
             self.save()
         return self.states
 
     def step(self) -> bool:
-        """Collect what ended, stop what is out of time, begin what can; whether anything is left."""
-        for name, (process, _, _) in list(self.running.items()):
-            if process.poll() is not None:
-                self.collect(name, "ended")
-            elif time.time() >= self.end:
-                self.stop(name)
-        for name, state in self.states.items():
-            if state.status == "waiting":
-                self.consider(name)
+        """Collect what ended, stop what has to be, begin what can; whether anything is left."""
+        for name in list(self.running):
+            code = self.machine.code(name)
+            if code is not None:
+                self.collect(name, "ended", code)
+            elif self.machine.now() >= self.end:
+                self.stop(name, "stopped")
+        self.obey()
+        self.fill()
+        late = self.latest()
+        if late is not None:
+            self.stop(late, "overtime")
+            self.fill()
         self.save()
-        return bool(self.running) or any(state.status == "waiting" for state in self.states.values())
+        return bool(self.running) or bool(self.waiting())
 
-    def consider(self, name: str) -> None:
-        """Begin a job if it can end in time, and cards are free."""
-        job, now = self.jobs[name], time.time()
-        if now + job.seconds > self.end:
-            self.states[name].status = "not begun"
-        elif job.cards <= len(self.free):
-            cards, self.free = self.free[: job.cards], self.free[job.cards :]
-            shown = {VISIBLE: ",".join(cards)}
-            with (self.out / f"{name}.log").open("wb") as log:
-                process = subprocess.Popen(
-                    ["bash", "-c", job.command],
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    cwd=ROOT,
-                    env=os.environ | shown | {"PYTHONUNBUFFERED": "1"},
-                    start_new_session=True,  # so that all of its processes can be ended
-                )
-            self.running[name] = (process, cards, now)
-            self.states[name].status = "running"
+    def waiting(self) -> list[str]:
+        """The jobs that wait, in their order."""
+        return [name for name, state in self.states.items() if state.status == "waiting"]
 
-    def stop(self, name: str) -> None:
+    def fill(self) -> None:
+        """Begin each job that waits if it can end in time, and cards are free."""
+        for name in self.waiting():
+            job, now = self.jobs[name], self.machine.now()
+            if now + job.seconds > self.end:
+                self.states[name].status = "not begun"
+            elif job.cards <= len(self.free):
+                cards, self.free = self.free[: job.cards], self.free[job.cards :]
+                self.machine.begin(job, cards)
+                self.running[name], state = now, self.states[name]
+                state.status, state.begun, state.cards = "running", now - self.start, tuple(cards)
+
+    def latest(self) -> str | None:
+        """Of the jobs beyond their limits the one that is furthest, if another one waits: after `fill`, for cards."""
+        now = self.machine.now()
+        beyond = {name: now - begun - self.jobs[name].limit for name, begun in self.running.items()}
+        late = {name: seconds for name, seconds in beyond.items() if seconds > 0}
+        return max(late, key=late.__getitem__) if late and self.waiting() else None
+
+    def obey(self) -> None:
+        """Stop the jobs that somebody asks to stop, and drop those that wait."""
+        for name in asking.asked(self.out) if self.out is not None else ():
+            if name in self.running:
+                self.stop(name, "cancelled")
+            elif name in self.waiting():
+                self.states[name].status = "dropped"
+
+    def stop(self, name: str, status: str) -> None:
         """End a job and all that it has started."""
-        process = self.running[name][0]
-        for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(process.pid, sign)
-                process.wait(GRACE)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-            except ProcessLookupError:
-                process.wait()
-                break
-        self.collect(name, "stopped")
+        self.collect(name, status, self.machine.stop(name))
 
-    def collect(self, name: str, status: str) -> None:
-        """Free the cards of a job that is over, and copy what it wrote."""
-        process, cards, begun = self.running.pop(name)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it has left behind would hold a card
-        self.free = sorted([*self.free, *cards])
-        written = [Path(file) for file in self.jobs[name].writes]
-        written = [file for file in written if file.exists() and file.stat().st_mtime >= begun - 1]
-        for file in written:
-            shutil.copy2(file, self.out / file.name)
+    def collect(self, name: str, status: str, code: int) -> None:
+        """Free the cards of a job that is over, and keep what it wrote."""
         state = self.states[name]
-        state.status, state.rc, state.seconds = status, process.returncode, time.time() - begun
-        state.copied = tuple(file.name for file in written)
+        state.seconds = self.machine.now() - self.running.pop(name)
+        state.copied = self.machine.collect(self.jobs[name])
+        state.status, state.rc = status, code
+        self.free = sorted([*self.free, *state.cards])
 
     def save(self) -> None:
         """Write `state.json`, whole."""
+        if self.out is None:
+            return
+        now = self.machine.now()
         told = {name: asdict(state) for name, state in self.states.items()}
-        for name, (_, _, begun) in self.running.items():
-            told[name]["seconds"] = time.time() - begun
-        data = {"pid": os.getpid(), "left": max(self.end - time.time(), 0.0), "jobs": told}
-        write_whole(self.out / "state.json", json.dumps(data, indent=1).encode())
+        for name, begun in self.running.items():
+            told[name]["seconds"] = now - begun
+        data = {"pid": os.getpid(), "left": max(self.end - now, 0.0), "jobs": told}
+        write_whole(self.out / STATE, json.dumps(data, indent=1).encode())

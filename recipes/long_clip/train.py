@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
@@ -25,6 +26,7 @@ from hf_longctx.clip.evaluation import evaluate_pairs, evaluate_retrieval, evalu
 from hf_longctx.clip.finetune import check_fresh
 from hf_longctx.clip.stretch import MARK, text_length
 from hf_longctx.evaluation.results import write_results
+from recipes.cards import say_one_card
 from recipes.long_clip import card
 
 
@@ -37,6 +39,8 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
         raise ValueError(f"the config lacks {', '.join(missing)}. README.md says what each is.")
     settings = FineTuning(**config.get("training", {}))
     accelerator = Accelerator()
+    if accelerator.num_processes == 1 and accelerator.device.type == "cuda" and torch.cuda.device_count() > 1:
+        say_one_card(torch.cuda.device_count(), "accelerate launch --multi_gpu --num_processes N uses N of them.")
     out = Path(config["out"])
     pairs = read_pairs(config["pairs"], config.get("images"))
     held = config.get("held_out", 1000)

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_longctx.evaluation.tasks.long_output import write_rows
+from recipes.cards import one_card
 from recipes.expected import hold
 from recipes.long_dpo.compare import difference
 from recipes.long_dpo.pairs import made, read_pairs
@@ -84,7 +85,7 @@ def train_stock(folder: Path) -> None:
     trainer = DPOTrainer(
         model=LlamaForCausalLM.from_pretrained(config["model"], dtype=torch.float32),
         ref_model=LlamaForCausalLM.from_pretrained(config["model"], dtype=torch.float32),
-        args=DPOConfig(output_dir=str(folder / "stock"), **(config["training"] | one | more)),
+        args=one_card(DPOConfig(output_dir=str(folder / "stock"), **(config["training"] | one | more))),
         train_dataset=Dataset.from_list(pairs[:-held]),
         eval_dataset=Dataset.from_list(pairs[-held:]),
         processing_class=AutoTokenizer.from_pretrained(config["model"]),

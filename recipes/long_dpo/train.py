@@ -19,6 +19,7 @@ from hf_longctx.hub import load
 from hf_longctx.rope.parameters import readable_length
 from hf_longctx.training.processes import is_first
 from recipes.by_trl import TRL
+from recipes.cards import SHARED, one_card
 from recipes.config import check_keys
 from recipes.long_dpo.pairs import IDS, read_pairs, tokens_of
 from recipes.long_dpo.trainer import dpo_trainer, needed
@@ -36,7 +37,7 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     out = Path(config["out"])
     check_fresh(out, resume)
     pairs = read_pairs(config["pairs"])
-    args = needed().config(**arguments(config, out / "run", max_length=None))
+    args = one_card(needed().config(**arguments(config, out / "run", max_length=None)), SHARED)
     set_seed(args.seed)
     # Trainer moves them
     model, tokenizer = load(config["model"], dtype=torch.float32, device="cpu")

@@ -27,7 +27,7 @@ from hf_longctx.hub import load
 from hf_longctx.upstream.installing import Package, check_packages
 from recipes.long_writer import card, train_dpo, train_grpo, train_sft
 from recipes.long_writer.budget import Budget, NotFinishedError
-from recipes.long_writer.command import one_card, parser, settings
+from recipes.long_writer.command import parser, settings
 from recipes.long_writer.data import asked
 from recipes.long_writer.figures import BANNED, UNTRAINED, gained, rows
 from recipes.long_writer.progress import Progress
@@ -174,7 +174,6 @@ def main() -> None:
         return
     if args.call_minutes is not None and not 0 < args.call_minutes < math.inf:
         found.error(f"--call-minutes {args.call_minutes:g}: expected a number above 0.")
-    one_card()
     config = settings(args)
     config["score"]["writing"] = args.writing or config["score"]["writing"]
     report = run(config, minutes=args.minutes, call=args.call_minutes, resume=args.resume)

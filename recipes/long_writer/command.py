@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +25,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return found
 
 
-def one_card() -> None:
-    """Show the process the first GPU alone: on several, Trainer would split each batch among them."""
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if "RANK" not in os.environ and (shown is None or "," in shown):
-        os.environ["CUDA_VISIBLE_DEVICES"] = "0" if shown is None else shown.partition(",")[0]
-
-
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """The config that the arguments ask for; SystemExit for one that cannot work."""
     try:
@@ -49,7 +41,6 @@ def command(description: str | None, train: Callable[..., dict[str, Any]]) -> No
     found = parser(description)
     found.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     args = found.parse_args()
-    one_card()
     seconds = None if args.minutes is None else 60 * args.minutes
     report = train(settings(args), seconds=seconds, resume=args.resume)
     print(json.dumps({key: value for key, value in report.items() if key != "logs"}, indent=2))

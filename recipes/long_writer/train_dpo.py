@@ -19,6 +19,7 @@ from hf_longctx.evaluation.results import write_results
 from hf_longctx.hub.resolve import load_model, load_tokenizer
 from hf_longctx.storage.files import write_json_lines
 from hf_longctx.upstream.installing import check_packages
+from recipes.cards import one_card
 from recipes.clock import Clock
 from recipes.long_dpo.pairs import read_pairs
 from recipes.long_dpo.trainer import dpo_trainer, needed
@@ -85,7 +86,7 @@ def train(
         )
         # both alike: what they are rounded to would count as a preference, and long answers add it up
         trained, reference = (load_model(start, dtype=torch.float32, device="cpu") for _ in range(2))
-        return dpo_trainer(trained, reference, tokenizer, pairs.rows, args, clock=clock)
+        return dpo_trainer(trained, reference, tokenizer, pairs.rows, one_card(args), clock=clock)
 
     report = run(make, "dpo", config, str(start), found, seconds=seconds, begun=begun, resume=resume, stop=stop)
     return keep(out, report | {"data": found})

@@ -17,6 +17,7 @@ import torch
 
 from hf_longctx.evaluation.tasks.long_output import grpo_row
 from hf_longctx.hub import load
+from recipes.cards import one_card
 from recipes.clock import Clock
 from recipes.long_writer.command import command
 from recipes.long_writer.data import WORDS, Fitting, asked, made, prompt_ids
@@ -99,7 +100,7 @@ def train(
             more["rollout_func"] = Rollouts(loaded, tokenizer, ends, dtype, config["score"]["tokens_at_once"])
         return trainer(
             model=loaded,
-            args=args,
+            args=one_card(args),
             reward_funcs=functions,
             train_dataset=trainers().dataset.from_list(data.rows),
             processing_class=tokenizer,

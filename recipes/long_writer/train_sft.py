@@ -15,6 +15,7 @@ import torch
 
 from hf_longctx import SequenceParallel, SequenceParallelConfig
 from hf_longctx.hub import load
+from recipes.cards import one_card
 from recipes.clock import Clock
 from recipes.long_writer.command import command
 from recipes.long_writer.curriculum import COLUMNS, ShortFirst, packs_by_length
@@ -63,7 +64,7 @@ def train(
         )
         return trainer(
             model=loaded,
-            args=args,
+            args=one_card(args),
             train_dataset=trainers().dataset.from_dict({name: [row[name] for row in packs] for name in COLUMNS}),
             processing_class=tokenizer,
             clock=clock,

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from recipes import shared_batches
+from recipes.cards import one_card
 from recipes.expected import hold
 from recipes.shared_batches import smoke
 
@@ -75,7 +76,7 @@ def train_stock(folder: Path) -> None:
     more = {"use_cpu": not torch.cuda.is_available(), "report_to": [], "save_strategy": "no", "eval_on_start": True}
     trainer = Trainer(
         model=LlamaForCausalLM.from_pretrained(config["model"], dtype=torch.float32),
-        args=TrainingArguments(output_dir=str(folder / "stock"), **(config["training"] | one | more)),
+        args=one_card(TrainingArguments(output_dir=str(folder / "stock"), **(config["training"] | one | more))),
         train_dataset=packs[:-1],
         eval_dataset=packs[-1:],
         data_collator=PackCollator(),

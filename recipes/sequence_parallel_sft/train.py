@@ -16,6 +16,7 @@ from transformers import TrainingArguments, set_seed
 
 from hf_longctx import SequenceParallelTrainer
 from hf_longctx.hub import load
+from recipes.cards import SHARED, one_card
 from recipes.config import check_keys
 from recipes.resuming import check_fresh
 from recipes.sequence_parallel_sft.packs import PackCollator, packed, read_documents
@@ -62,8 +63,8 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
 
 
 def training_arguments(config: dict[str, Any], folder: Path) -> TrainingArguments:
-    """Those of the config, for processes that share each pack."""
-    return TrainingArguments(**arguments(config, folder, remove_unused_columns=False))
+    """Those of the config, for processes that share each pack; one process takes one GPU."""
+    return one_card(TrainingArguments(**arguments(config, folder, remove_unused_columns=False)), SHARED)
 
 
 if __name__ == "__main__":

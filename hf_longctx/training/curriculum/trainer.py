@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import seed_worker
 
+from ..one_device import OneDeviceMixin
 from .sampler import BucketSampler
 
-if TYPE_CHECKING:
-    from transformers import Trainer as Base
-else:
-    Base = object
 
-
-class BatchSamplerMixin(Base):
+class BatchSamplerMixin(OneDeviceMixin):
     """Put before a Trainer, makes it train on the batches of a `BucketSampler`.
 
     Its data loader goes on as before: accelerate deals the batches to processes, or to groups of them, and training

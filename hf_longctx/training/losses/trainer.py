@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Trainer
 
 from ...patch import unwrap
+from ..one_device import OneDeviceMixin
 from .skipping import SkipEmptySteps
 from .targets import Targets
 from .weighted import WEIGHTS, weighing
 
-if TYPE_CHECKING:
-    from transformers import Trainer as Base
-else:
-    Base = object
 
-
-class LossWeightingMixin(Base):
+class LossWeightingMixin(OneDeviceMixin):
     """Put before a Trainer, says what weighs the same in a step's loss, over all processes and accumulation steps.
 
         class WeightedSFTTrainer(LossWeightingMixin, SFTTrainer): ...

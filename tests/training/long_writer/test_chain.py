@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from hf_longctx.evaluation.results import write_results
 from recipes.long_writer import card, chain
 from recipes.long_writer.budget import Budget
-from recipes.long_writer.command import one_card, parser, settings
+from recipes.long_writer.command import parser, settings
 from recipes.long_writer.progress import Progress
 from recipes.long_writer.stage import decides
 from recipes.long_writer.trainers import trainers
@@ -36,24 +35,6 @@ def test_the_minutes_of_a_chain_are_those_of_all_its_calls(tmp_path: Path) -> No
     assert json.loads(file.read_text(encoding="utf-8")) == pytest.approx(200, abs=1)
     assert Budget(10, None, file, resume=False).ends == pytest.approx(time.monotonic() + 600, abs=1)
     assert Budget(None, None, file, resume=True).ends is None
-
-
-@pytest.mark.parametrize(
-    ("shown", "rank", "one"),
-    [(None, None, "0"), ("3,5", None, "3"), ("2", None, "2"), ("", None, ""), (None, "1", None)],
-)
-def test_a_process_takes_one_card(
-    shown: str | None, rank: str | None, one: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Trainer would split each batch among all it sees. Processes of a launcher have their own."""
-    for name, value in (("CUDA_VISIBLE_DEVICES", shown), ("RANK", rank)):
-        monkeypatch.setenv(name, "none")
-        if value is None:
-            monkeypatch.delenv(name)
-        else:
-            monkeypatch.setenv(name, value)
-    one_card()
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") == one
 
 
 def test_the_chain_refuses_a_folder_that_holds_a_training(
