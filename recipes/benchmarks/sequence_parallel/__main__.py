@@ -36,7 +36,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--geometry", nargs="+", choices=SIZES, default=list(SIZES), help="of part train")
     parser.add_argument("--tokens", type=lengths, help="lengths of parts train, kept and ulysses: 8k,32k")
-    parser.add_argument("--lines", nargs="+", choices=train.ALL, help="lines of part train; all by default")
+    parser.add_argument(
+        "--lines", nargs="+", choices=(*train.ALL, *train.FUSED), help="lines of part train; all by default"
+    )
     parser.add_argument("--seconds", type=float, help="end what runs after so many, and keep what was measured")
     parser.add_argument(
         "--model", default="smollm2-135m-instruct", help="of part steps: folder, Hub id, .gguf file, or random"

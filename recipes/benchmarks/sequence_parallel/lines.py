@@ -23,6 +23,7 @@ from .world import Laps, World
 WARM_UP = 2  # steps
 Batch = dict[str, Tensor]
 KEPT = TrainingMemory(chunked_loss=False, tile=None, remat="attention")
+FUSED = TrainingMemory(chunked_loss=False, tile=None, fused_norms=True)
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Line:
         wrap: "fsdp2", "ddp", or "" for one process.
         cut: Of SequenceParallel; "global" is a zigzag over the whole pack, as other packages have it.
         kept: Attention is kept from recomputation.
+        fused: Norms are one kernel each, which the host launches sooner than seven.
     """
 
     kind: str
     wrap: str = "fsdp2"
     cut: str = "balance"
     kept: bool = False
+    fused: bool = False
 
     @property
     def processes(self) -> int:
@@ -52,6 +55,9 @@ LINES = {
     ONE_OURS: Line("auto", ""),
     "auto, FSDP2": Line("auto"),
     "auto, DDP": Line("auto", "ddp"),
+    "one card, fused norms": Line("stock", "", fused=True),
+    "fused norms, FSDP2": Line("auto", fused=True),
+    "fused norms, DDP": Line("auto", "ddp", fused=True),
     "ring, FSDP2": Line("ring"),
     "gather, FSDP2": Line("gather"),
     "ulysses, FSDP2": Line("ulysses"),
@@ -70,6 +76,8 @@ class Loop:
         self.model = build(geometry, world)
         if line.kept:
             KEPT.apply(self.model)
+        if line.fused:
+            FUSED.apply(self.model)
         if line.kind == "accelerate":
             rival = Rival(self.model, world)
             self.run: Any = rival.model

@@ -27,6 +27,8 @@ BARS = {
 }
 OURS = ("auto, FSDP2", "auto, DDP")
 ALL = (ONE, ONE_OURS, *OURS, "ring, FSDP2", "gather, FSDP2", "ulysses, FSDP2", RIVAL)
+ONE_FUSED = "one card, fused norms"
+FUSED = (ONE_FUSED, "fused norms, FSDP2", "fused norms, DDP")
 NOT_MEASURED = "one of the two was not measured"
 
 
@@ -102,6 +104,12 @@ def rows(launcher: Launcher, geometry: str, tokens: list[int], lines: list[str])
                 ratio, why = over(at, name, RIVAL)
                 peaks = {f"{one}, GiB": at[one].get("GiB") for one in (name, RIVAL)}
                 yield row(what, ratio, "", bar=">= 1", why=why, beside=peaks)
+        for name in FUSED[1:]:
+            if name in at and ONE_FUSED in at:
+                what = f"{geometry}, one document of {shown}: tokens/s on two cards over one, both with {name}"
+                ratio, why = over(at, name, ONE_FUSED)
+                beside = {f"{other} over {ONE}": over(at, other, ONE)[0] for other in (ONE_FUSED, name)}
+                yield row(what, ratio, "", why=why, beside=beside, detail={"tokens": length} | at)
 
 
 def over(at: dict[str, Any], name: str, base: str) -> tuple[float | None, str | None]:
