@@ -59,6 +59,7 @@ def install_fused_norms(decoder: nn.Module, patch: Patch) -> None:
 
 def _forward(self: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     norm: Norm = vars(self)[STATE]
-    if args or kwargs or hidden.dtype != self.weight.dtype:  # a gate; or dtypes that the kernel does not take
+    # a gate; or dtypes that the kernel does not take: FSDP2 and `model.to` change them afterwards
+    if args or kwargs or hidden.dtype != self.weight.dtype or not norm.form.fits(hidden.dtype):
         return norm.stock(hidden, *args, **kwargs)
     return norm.form.fused(hidden, self.weight)

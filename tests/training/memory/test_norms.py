@@ -111,6 +111,16 @@ def test_other_dtypes_and_gates_go_to_the_norm_s_own_forward() -> None:
     assert torch.equal(gated(x, gate=gate), right)
 
 
+def test_weights_that_become_bf16_afterwards() -> None:
+    norm = of("gemma")
+    Fused(norm)
+    norm.to(torch.bfloat16)
+    x = torch.randn(3, 24).to(torch.bfloat16)
+    stock = Gemma3RMSNorm(24, eps=1e-5).to(torch.bfloat16)
+    stock.load_state_dict(norm.state_dict())
+    assert torch.equal(norm(x), stock(x))
+
+
 def test_the_dtype_under_autocast_is_stock_s() -> None:
     norm = of("llama")
     for dtype in (torch.float32, torch.bfloat16):
