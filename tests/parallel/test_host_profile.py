@@ -28,6 +28,8 @@ def test_it_shows_milliseconds_operators_and_what_costs_most(
         assert many.startswith("  96 tokens: forward ")
         assert any(line.endswith(EXCHANGES[kind]) and " 0.0 x" not in line for line in lines)
         assert sum("called from Python" in line for line in lines) == 2
+        assert sum("Python functions" in line for line in lines) == 2
+        assert any(" gradients.py:" in line for line in lines)
 
 
 def test_without_a_gpu_it_says_what_it_needs(

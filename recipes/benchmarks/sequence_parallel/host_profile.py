@@ -13,13 +13,20 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from cProfile import Profile
+from pathlib import Path
+from pstats import Stats
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from hf_longctx.parallel.gradients import gradients
+from hf_longctx.parallel.op import _Direct
 
 from .host import FEW, LENGTH, kinds_of, of_kinds
 from .world import World
@@ -58,6 +65,30 @@ def profiled(work: Callable[[], Any], world: World) -> dict[str, Any]:
     }
 
 
+def functions(run: Callable[[], Tensor], leaves: list[Tensor]) -> dict[str, list[tuple[float, float, str]]]:
+    """Microseconds, calls and name of the Python functions that a forward and a backward spend most in, themselves."""
+    seen = {"forward": Profile(), "backward": Profile()}
+    run()
+    for _ in range(TIMES):
+        seen["forward"].runcall(run)
+
+    def backward(*given: Any) -> Any:  # it runs in a thread of autograd's
+        return seen["backward"].runcall(gradients, *given)
+
+    with mock.patch.object(_Direct, "backward", staticmethod(backward)):
+        again = backward_of(run, leaves)
+        for _ in range(TIMES):
+            again()
+    found = {}
+    for way, profile_ in seen.items():
+        each = [
+            (1e6 * own / TIMES, calls / TIMES, f"{Path(file).name}:{line} {name}" if line else name)
+            for (file, line, name), (_, calls, own, *_) in Stats(profile_).stats.items()  # type: ignore[attr-defined]
+        ]
+        found[way] = sorted(each, reverse=True)[:MOST]
+    return found
+
+
 def _inside(event: Any) -> bool:
     """Does another operator call this one?"""
     parent = event.cpu_parent
@@ -76,6 +107,7 @@ def measured(world: World, runs: int) -> dict[str, dict[str, Any]]:
             "ms": {tokens: of[kind] for tokens, of in times.items()},
             "forward": profiled(run, world),
             "backward": profiled(backward_of(run, leaves), world),
+            "functions": functions(run, leaves) if kind != "sdpa" else {},
         }
         for kind, run in every.items()
     }
@@ -91,6 +123,10 @@ def show(found: dict[str, dict[str, Any]]) -> None:
             seen = one[way]
             print(f"  {way}: {seen['operators']:.0f} operators, {seen['called']:.0f} of them called from Python")
             for us, calls, name in seen["costs"]:
+                print(f"    {us:8.1f} us  {calls:5.1f} x  {name[:90]}")
+        for way, each in one["functions"].items():
+            print(f"  {way}, Python functions, with cProfile's own time:")
+            for us, calls, name in each:
                 print(f"    {us:8.1f} us  {calls:5.1f} x  {name[:90]}")
 
 
