@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-import torch
-
 from ..hardware import Machine
 from .exchange import kind_of, lacks_heads
 from .fits import Room, fits, longest
@@ -125,10 +123,6 @@ class FitSearch:
             return False
         return not lacks_heads(self.sizes, changed) and fits(self.sizes, changed, self.room)
 
-    def _can_fuse(self, run: TrainingRun) -> bool:
-        dtype = torch.bfloat16 if run.precision in ("bf16", "master") else torch.float32
-        return any(form.fits(dtype) for form in self.sizes.fused_norms)
-
     def _possible(self, run: TrainingRun) -> Iterator[Change]:
         for change in CHANGES:
             settings = dict(change.settings)
@@ -138,7 +132,7 @@ class FitSearch:
                 continue
             if ("keep_on_host" in settings and not run.remat) or ("tile" in settings and run.tile):
                 continue
-            if "fused_norms" in settings and not self._can_fuse(run):
+            if "fused_norms" in settings and not self.sizes.can_fuse_norms(run.precision):
                 continue
             if "kind" in settings and kind_of(self.sizes, run) in ("stock", "none", "halo", "ring"):
                 continue

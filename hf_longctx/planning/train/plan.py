@@ -116,6 +116,11 @@ def plan_train(
             f"kind='ulysses': {sizes.shape.widest.heads} query heads cannot be shared by {run.ranks} ranks. Use "
             f"kind='ring' or 'gather'."
         )
+    if run.fused_norms and not sizes.can_fuse_norms(run.precision):
+        raise ValueError(
+            f"fused_norms=True: {source} has no RMSNorm that is one kernel in {run.precision}. Leave it out, or choose "
+            f"precision='mixed' for a model that adds 1 to the weights of its norms, such as Gemma."
+        )
     if lora is not None:
         run = run.but(trained=sizes.adapter(lora))
     search = FitSearch(sizes, machine, room)

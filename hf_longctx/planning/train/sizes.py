@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ...anatomy import attention_layers, decoder_layers, find_decoder
 from ...ops.rms_norms import RMSNormForm, form_of, may_be_rms_norm
 from ..shape import Shape, measure
@@ -48,6 +50,11 @@ class TrainingSizes:
     def outside(self) -> int:
         """Parameters of embedding and head."""
         return self.shape.lm_head * (1 if self.tied else 2)
+
+    def can_fuse_norms(self, precision: str) -> bool:
+        """Whether `TrainingMemory(fused_norms=True)` finds one that it can fuse, in a key of `PRECISIONS`."""
+        dtype = torch.bfloat16 if precision in ("bf16", "master") else torch.float32
+        return any(form.fits(dtype) for form in self.fused_norms)
 
     def adapter(self, rank: int) -> int:
         """Parameters of adapters of this rank on every linear map of the layers."""

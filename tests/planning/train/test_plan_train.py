@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from transformers import Gemma3TextConfig, PhiConfig
 from typer.testing import CliRunner, Result
 
 from hf_longctx.cli import main as cli
@@ -122,6 +123,18 @@ def test_adapters_need_no_gradients_of_the_model() -> None:
     whole, adapters = (plan("32k", lora=rank).asked for rank in (None, 16))
     assert adapters.need.states + adapters.need.gradients < 0.1 * (whole.need.states + whole.need.gradients)
     assert adapters.time.matmuls < whole.time.matmuls
+
+
+def test_norms_that_cannot_be_fused() -> None:
+    sizes_of_it = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    gemma = Gemma3TextConfig(**sizes_of_it, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
+    phi = PhiConfig(**sizes_of_it, num_attention_heads=2)
+    for config, precision in ((gemma, "bf16"), (gemma, "master"), (phi, "bf16"), (phi, "mixed")):
+        with pytest.raises(ValueError, match=f"no RMSNorm that is one kernel in {precision}"):
+            plan_train(config, 1024, fused_norms=True, precision=precision)
+        assert not any("fused" in one.flags for one in plan_train(config, 1024, precision=precision).options)
+    asked = plan_train(gemma, 1024, precision="mixed")
+    assert "--fused-norms" in [one.flags for one in asked.options]
 
 
 def test_ulysses_needs_a_query_head_for_each_card() -> None:
