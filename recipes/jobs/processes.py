@@ -19,6 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 GRACE = 15.0  # seconds between asking a job to end and ending it
 
 
+def interruptible() -> None:
+    """Let an interrupt end this process, also where a shell began it in the background, by which it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Processes:
     """A `Machine` of a schedule.
 
@@ -51,6 +56,7 @@ class Processes:
                 cwd=ROOT,
                 env=os.environ | {VISIBLE: ",".join(cards), "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,  # so that all of its processes can be ended
+                preexec_fn=interruptible,
             )
         self.begun[job.name] = process, begun
 

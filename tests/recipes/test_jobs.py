@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shlex
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -210,7 +211,11 @@ def test_a_failure_is_told_at_once_and_a_hopeless_job_is_stopped(
         encoding="utf-8",
     )
     words = ["run", "fails", "long", "last", "--file", str(file), "--out", str(out), "--seconds", "600", "--detach"]
-    assert command.main(words) == 0
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it begins in the background
+    try:
+        assert command.main(words) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert command.main(["wait", str(out), "--seconds", "200"]) == FAILED
     told = capsys.readouterr().out
     assert re.search(r"fails +ended +7 +\d+ +1 +62 +19", told)
