@@ -36,16 +36,16 @@ class Teacher:
     def __init__(self, model: Any, length: int) -> None:
         if length > model.config.max_position_embeddings:
             raise ValueError(
-                f"distil: length: {length}: the stock model reads {model.config.max_position_embeddings} tokens, and "
-                f"says nothing of longer windows. Give at most that."
+                f"distil, rehearsal: length: {length}: the stock model reads {model.config.max_position_embeddings} "
+                f"tokens, and says nothing of longer windows. Give at most that."
             )
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
     def of(cls, config: dict[str, Any], device: torch.device) -> Teacher:
-        """The config's model, as it is before training."""
+        """The config's model, as it is before training, for what its settings distil and rehearse."""
         model = load_model(config["model"], dtype=config["save_dtype"], device=device)
-        return cls(model, config["distil"]["length"])
+        return cls(model, max(part["length"] for part in (config["distil"], config["rehearsal"]) if part))
 
     @contextmanager
     def teaching(self, student: Any, ids_BT: Tensor) -> Iterator[None]:

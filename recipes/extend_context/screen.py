@@ -39,6 +39,7 @@ from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.count import table
 from recipes.extend_context.measure import NEEDS, TOLD, Measured, needed, own_answers, probe
 from recipes.extend_context.model import average_, load_extended, save_native
+from recipes.extend_context.rehearsal import rehearsal_of
 from recipes.extend_context.settings import DEFAULT, checked, read_config, variants_of
 from recipes.extend_context.train import trained
 from recipes.extend_context.windows import Windows
@@ -105,7 +106,9 @@ def trained_once(config: dict[str, Any], corpus: Corpus, tokenizer: Any, seconds
     shutil.rmtree(out, ignore_errors=True)
     model, _ = load_extended(config)
     if seconds:
-        found = trained(model, tokenizer, Windows(corpus.training, tokenizer, config), config, seconds, False)
+        windows = Windows(corpus.training, tokenizer, config)
+        windows.own = rehearsal_of(config, corpus.training, out)
+        found = trained(model, tokenizer, windows, config, seconds, False)
     else:
         save_native(model, tokenizer, out / "model", config["save_dtype"])
         found = {"tokens": 0, "losses": []}

@@ -14,7 +14,7 @@ from .variants import joined
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
-KINDS = ("long", "short", "retrieval")
+KINDS = ("long", "short", "retrieval", "rehearsal")
 
 
 def read_config(path: Path, variant: str | None = None) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     mix = config["mix"]
     if set(mix) - set(KINDS) or any(share < 0 for share in mix.values()) or abs(sum(mix.values()) - 1) > 1e-6:
         raise ValueError(f"mix: {mix}: expected shares of {', '.join(KINDS)} that add up to 1.")
+    check_rehearsal(config)
     batch, step = config["batch_tokens"], config["tokens_per_step"]
     longest = max(length for _, length in shares_of(config))
     if step < longest or batch < longest:
@@ -77,8 +78,9 @@ def check_training(config: dict[str, Any]) -> None:
     if train is not None and not (isinstance(train, list) and train and all(isinstance(end, str) for end in train)):
         raise ValueError(f"train: {train}: expected ends of modules' names, such as [q_proj, k_proj], or null for all.")
     if pose is not None:
-        if set(pose) != {"kinds", "chunks"} or not set(pose["kinds"]) <= set(KINDS) or pose["chunks"] < 2:
-            raise ValueError(f"pose: {pose}: expected kinds, some of {', '.join(KINDS)}, and chunks, at least 2.")
+        known = KINDS[:3]  # what is rehearsed, the stock model reads as it stands
+        if set(pose) != {"kinds", "chunks"} or not set(pose["kinds"]) <= set(known) or pose["chunks"] < 2:
+            raise ValueError(f"pose: {pose}: expected kinds, some of {', '.join(known)}, and chunks, at least 2.")
         if not any(kind in pose["kinds"] and length < config["length"] for kind, length in shares_of(config)):
             raise ValueError(
                 f"pose: kinds: {pose['kinds']}: the mix has no window of these that is shorter than length, "
@@ -96,9 +98,31 @@ def check_training(config: dict[str, Any]) -> None:
             raise ValueError("distil: the divergence is computed in chunks. Leave out memory: chunked_loss: false.")
 
 
+def check_rehearsal(config: dict[str, Any]) -> None:
+    """ValueError for `rehearsal` without a share of the mix, or the other way round, and for what cannot be written."""
+    settings, share = config["rehearsal"], config["mix"].get("rehearsal", 0)
+    if settings is None:
+        if share:
+            raise ValueError(f"mix: rehearsal: {share}: of which texts? Set rehearsal: tokens, length, start, weight.")
+        return
+    if not share:
+        raise ValueError(f"rehearsal: {settings}: the mix has none. Give it a share (mix: rehearsal), or set null.")
+    fields = {"tokens", "length", "start", "weight"}
+    if set(settings) != fields or settings["weight"] <= 0 or not 0 < settings["start"] < settings["length"]:
+        raise ValueError(
+            f"rehearsal: {settings}: expected tokens, the length of a window, how many tokens of a document each text "
+            f"starts with, fewer than that and at least 1, and a weight above 0."
+        )
+    if settings["tokens"] < settings["length"]:
+        raise ValueError(f"rehearsal: tokens: {settings['tokens']}: expected at least a window, {settings['length']}.")
+    if not config["memory"].get("chunked_loss", True):
+        raise ValueError("rehearsal: the divergence is computed in chunks. Leave out memory: chunked_loss: false.")
+
+
 def shares_of(config: dict[str, Any]) -> dict[tuple[str, int], float]:
     """The share of the tokens of each kind of window and length. Lengths of a kind have equal shares."""
     lengths = {"long": [config["length"]], "short": config["short"], "retrieval": config["retrieval"]["lengths"]}
+    lengths |= {"rehearsal": [config["rehearsal"]["length"]]} if config["rehearsal"] else {}
     return {
         (kind, length): share / len(lengths[kind])
         for kind, share in config["mix"].items()

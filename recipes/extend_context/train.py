@@ -33,6 +33,8 @@ from recipes.extend_context.distil import Teacher
 from recipes.extend_context.measure import NEEDS, Measured, needed, own_answers, probe
 from recipes.extend_context.model import average_, load_extended, save_native, train_only, with_adapters
 from recipes.extend_context.positions import extended
+from recipes.extend_context.rehearsal import FILE as REHEARSAL
+from recipes.extend_context.rehearsal import rehearsal_of
 from recipes.extend_context.settings import DEFAULT, checked, differing, read_config
 from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows
@@ -55,8 +57,10 @@ def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = 
     windows = Windows(corpus.training, tokenizer, config)
     keep_settings(out, differing(config, corpus.mark), resume=resume)
     if not resume:
-        (out / "before.json").unlink(missing_ok=True)
+        for kept in ("before.json", REHEARSAL):
+            (out / kept).unlink(missing_ok=True)
     before, answers = measured_before(config, corpus, out)
+    windows.own = rehearsal_of(config, corpus.training, out)
     report: dict[str, Any] = {"base": Path(config["model"]).name, "config": config, "documents": corpus.report}
     report |= {"mix": windows.tokens(), "before": before}
     seconds = None if until is None else until - time.monotonic() - 60 * config["evaluation"]["minutes"]
@@ -106,7 +110,7 @@ def trained(
         args=args,
         memory=TrainingMemory(**config["memory"]),
         clock=clock,
-        teacher=None if config["distil"] is None else Teacher.of(config, args.device),
+        teacher=Teacher.of(config, args.device) if config["distil"] or config["rehearsal"] else None,
         train_dataset=windows,
         data_collator=windows.collate,
         processing_class=tokenizer,

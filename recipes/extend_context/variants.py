@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-WHOLE = ("positions", "mix", "pose", "distil")  # settings whose fields belong together: a variant gives all of them
+# settings whose fields belong together: a variant gives all of them
+WHOLE = ("positions", "mix", "pose", "distil", "rehearsal")
 Place = tuple[str, ...]  # a setting, or a field of one
 
 

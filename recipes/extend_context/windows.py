@@ -41,6 +41,7 @@ class Windows(Dataset[dict[str, Any]]):
         self, documents: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, config: dict[str, Any]
     ) -> None:
         self.documents, self.tokenizer, self.config = list(documents.values()), tokenizer, config
+        self.own: Tensor | None = None  # rows of `rehearsal_of`
         self.seed = config["training"].get("seed", 0)
         self.steps = config["tokens"] // config["tokens_per_step"]
         count = self.steps * config["tokens_per_step"] // config["batch_tokens"]
@@ -72,10 +73,16 @@ class Windows(Dataset[dict[str, Any]]):
     def distilled(self, kind: str, length: int) -> bool:
         """Whether such windows are trained towards the stock model, not towards their tokens."""
         distil = self.config["distil"]
+        if kind == "rehearsal":
+            return True
         return distil is not None and kind == "short" and length <= distil["length"]
 
     def _window(self, rng: random.Random, kind: str, length: int) -> Row:
         """A token more than its length: the last one is a target only."""
+        if kind == "rehearsal":
+            assert self.own is not None, "rehearsal_of has not been asked"
+            own = self.own[rng.randrange(len(self.own))].tolist()
+            return Row(own, [float(self.config["rehearsal"]["weight"])] * len(own))
         fit = [ids for ids in self.documents if len(ids) > length]
         ids = rng.choices(fit, [min(len(ids), MOST) for ids in fit])[0]
         start = rng.randrange(len(ids) - length)

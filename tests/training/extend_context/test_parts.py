@@ -37,6 +37,9 @@ from recipes.extend_context.windows import Windows, order, short_only
 CONFIGS = [DEFAULT, DEFAULT.with_name("config_128k.yaml")]
 VARIANTS = [(path, name) for path in CONFIGS for name in (None, *yaml.safe_load(path.read_text())["variants"])]
 
+OWN = {"tokens": 200, "length": 64, "start": 4, "weight": 3.0}
+REHEARSED = {"rehearsal": OWN, "mix": {"long": 0.5, "rehearsal": 0.5}}
+
 
 @pytest.mark.parametrize(("path", "variant"), VARIANTS)
 def test_every_variant_is_consistent(path: Path, variant: str | None) -> None:
@@ -224,7 +227,7 @@ def test_needles_are_where_they_should_be_and_found_by_a_reader(tokenizer: Any, 
     ("change", "said"),
     [
         ({"model_name": 1}, "model_name: not settings of this recipe"),
-        ({"mix": {"long": 0.5}}, "expected shares of long, short, retrieval that add up to 1"),
+        ({"mix": {"long": 0.5}}, "expected shares of long, short, retrieval, rehearsal that add up to 1"),
         ({"tokens_per_step": FAR // 2}, "the longest window has 512 tokens"),
         ({"batch_tokens": FAR // 2}, "the longest window has 512 tokens"),
         ({"short": [100]}, r"\[100\] are not divisors"),
@@ -241,6 +244,16 @@ def test_needles_are_where_they_should_be_and_found_by_a_reader(tokenizer: Any, 
         ({"pose": {"kinds": ["retrieval"], "chunks": 1}}, "expected kinds, some of long, short, retrieval, and chunks"),
         ({"pose": {"kinds": ["needles"], "chunks": 2}}, "expected kinds, some of long, short, retrieval, and chunks"),
         ({"pose": {"kinds": ["long"], "chunks": 2}}, "the mix has no window of these that is shorter than length, 512"),
+        ({"mix": {"long": 0.9, "rehearsal": 0.1}}, "mix: rehearsal: 0.1: of which texts"),
+        ({"rehearsal": OWN}, "rehearsal: .*the mix has none"),
+        (REHEARSED | {"rehearsal": OWN | {"start": 64}}, "how many tokens of a document each text starts with"),
+        (REHEARSED | {"rehearsal": OWN | {"weight": 0}}, "a weight above 0"),
+        (REHEARSED | {"rehearsal": OWN | {"tokens": 63}}, "tokens: 63: expected at least a window, 64"),
+        (REHEARSED | {"memory": {"chunked_loss": False, "tile": 8}}, "rehearsal: the divergence is computed in chunks"),
+        (
+            REHEARSED | {"pose": {"kinds": ["rehearsal"], "chunks": 2}},
+            "expected kinds, some of long, short, retrieval, and chunks",
+        ),
         ({"distil": {"weight": 0, "length": 64}}, "expected a weight above 0"),
         ({"distil": {"weight": 1, "length": 32}}, "the mix has no short window of at most so many tokens"),
         ({"distil": {"weight": 1, "length": 64}, "memory": {"chunked_loss": False, "tile": 8}}, "computed in chunks"),

@@ -21,6 +21,7 @@ from recipes.extend_context.smoke import FAR, NEAR
 from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows
 
+OWN = {"tokens": 300, "length": 64, "start": 4, "weight": 3.0}
 DISTIL = {"distil": {"weight": 3.0, "length": NEAR}, "mix": {"short": 1.0}, "short": [64, NEAR]}
 
 
@@ -198,7 +199,7 @@ def test_a_stock_model_teaches_itself_nothing(config: dict[str, Any], tokenizer:
 
 def test_the_stock_model_does_not_teach_what_it_cannot_read(config: dict[str, Any]) -> None:
     made = checked(config | DISTIL | {"distil": {"weight": 1.0, "length": FAR}})
-    with pytest.raises(ValueError, match=r"distil: length: 512: the stock model reads 128 tokens"):
+    with pytest.raises(ValueError, match=r"distil, rehearsal: length: 512: the stock model reads 128 tokens"):
         Teacher.of(made, torch.device("cpu"))
 
 
