@@ -14,7 +14,8 @@ from .variants import joined
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
-KINDS = ("long", "short", "retrieval", "rehearsal")
+OF_DOCUMENTS = ("long", "short", "retrieval")
+KINDS = (*OF_DOCUMENTS, "rehearsal")
 
 
 def read_config(path: Path, variant: str | None = None) -> dict[str, Any]:
@@ -78,9 +79,10 @@ def check_training(config: dict[str, Any]) -> None:
     if train is not None and not (isinstance(train, list) and train and all(isinstance(end, str) for end in train)):
         raise ValueError(f"train: {train}: expected ends of modules' names, such as [q_proj, k_proj], or null for all.")
     if pose is not None:
-        known = KINDS[:3]  # what is rehearsed, the stock model reads as it stands
-        if set(pose) != {"kinds", "chunks"} or not set(pose["kinds"]) <= set(known) or pose["chunks"] < 2:
-            raise ValueError(f"pose: {pose}: expected kinds, some of {', '.join(known)}, and chunks, at least 2.")
+        # what is rehearsed, the stock model reads as it stands
+        if set(pose) != {"kinds", "chunks"} or not set(pose["kinds"]) <= set(OF_DOCUMENTS) or pose["chunks"] < 2:
+            some = ", ".join(OF_DOCUMENTS)
+            raise ValueError(f"pose: {pose}: expected kinds, some of {some}, and chunks, at least 2.")
         if not any(kind in pose["kinds"] and length < config["length"] for kind, length in shares_of(config)):
             raise ValueError(
                 f"pose: kinds: {pose['kinds']}: the mix has no window of these that is shorter than length, "
@@ -94,8 +96,9 @@ def check_training(config: dict[str, Any]) -> None:
                 f"distil: length: {distil['length']}: the mix has no short window of at most so many tokens. Give "
                 f"some a share (mix), or shorter ones (short)."
             )
-        if not config["memory"].get("chunked_loss", True):
-            raise ValueError("distil: the divergence is computed in chunks. Leave out memory: chunked_loss: false.")
+    for name in ("distil", "rehearsal"):
+        if config[name] is not None and not config["memory"].get("chunked_loss", True):
+            raise ValueError(f"{name}: the divergence is computed in chunks. Leave out memory: chunked_loss: false.")
 
 
 def check_rehearsal(config: dict[str, Any]) -> None:
@@ -115,8 +118,6 @@ def check_rehearsal(config: dict[str, Any]) -> None:
         )
     if settings["tokens"] < settings["length"]:
         raise ValueError(f"rehearsal: tokens: {settings['tokens']}: expected at least a window, {settings['length']}.")
-    if not config["memory"].get("chunked_loss", True):
-        raise ValueError("rehearsal: the divergence is computed in chunks. Leave out memory: chunked_loss: false.")
 
 
 def shares_of(config: dict[str, Any]) -> dict[tuple[str, int], float]:

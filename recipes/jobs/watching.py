@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from hf_longctx.near import did_you_mean
 
 from . import asking
 from .schedule import OVER, STATE
@@ -140,6 +141,5 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean {near[0]}?" if near else f" There are {', '.join(known)}."
-            raise ValueError(f"there is no job {name!r}.{hint}")
+            near = did_you_mean(name, known, quoted=False).rstrip() or f"There are {', '.join(known)}."
+            raise ValueError(f"there is no job {name!r}. {near}")

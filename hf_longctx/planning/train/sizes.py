@@ -10,6 +10,7 @@ import torch
 from ...anatomy import attention_layers, decoder_layers, find_decoder
 from ...ops.rms_norms import RMSNormForm, form_of, may_be_rms_norm
 from ..shape import Shape, measure
+from .precisions import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class TrainingSizes:
 
     def can_fuse_norms(self, precision: str) -> bool:
         """Whether `TrainingMemory(fused_norms=True)` finds one that it can fuse, in a key of `PRECISIONS`."""
-        dtype = torch.bfloat16 if precision in ("bf16", "master") else torch.float32
+        dtype = torch.bfloat16 if PRECISIONS[precision].residual == 2 else torch.float32
         return any(form.fits(dtype) for form in self.fused_norms)
 
     def adapter(self, rank: int) -> int:
