@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hf_longctx.upstream.installing import Package, check_packages, install_extra
 
 # with what its data sets are made of
 TRL = Package("this recipe trains by TRL", ("datasets", "trl"), install_extra("trl"))
+
+
+def for_line(line: str) -> Package:
+    """TRL for one of several lines of a benchmark, which says how to do without it."""
+    return replace(TRL, use=f"of --lines, {line!r} needs TRL")
 
 
 def check_trl() -> None:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +35,7 @@ from .settings import MODELS
 from .steps import GIB
 
 WARM_UP = 1  # steps that are not counted
-STOCK, TRL = "stock Trainer", "TRL's SFTTrainer, offload"
+STOCK, TRL, TRLS_OWN = "stock Trainer", "TRL's SFTTrainer, offload", "TRL's SFTTrainer, its own offload"
 # an MLP as narrow as SmolLM2's is never the peak while attention is kept: no tiles, which cost launches
 FAST = "TrainingMemory(tile=None, remat='attention', fused_norms=True)"
 SMALL = "TrainingMemory(tile=8192, remat='attention', offload=True, fused_norms=True), offload"
@@ -67,31 +67,41 @@ class Documents(Dataset[dict[str, Any]]):
 
 
 class Times(TrainerCallback):
-    """When each step ended."""
+    """When the first step began, and each ended."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.marks: list[float] = []
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Look at the clock."""
+        self.marks.append(time.perf_counter())
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Wait for the card, and look at the clock."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.marks.append(time.perf_counter())
 
 
-def measure(line: str, model_name: str, tokens: int, steps: int) -> dict[str, Any]:
-    """Seconds of each step after the warm-up, and bytes at the peak, of one line in this process."""
+def measure(
+    line: str, model_name: str, tokens: int, steps: int, warm_up: int = WARM_UP, bf16: bool = False
+) -> dict[str, Any]:
+    """Seconds of each step after the warm-up, and bytes at the peak, of one line in this process.
+
+    With `bf16` on a GPU weights and optimizer states are bf16 too, without autocast.
+    """
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(MODELS[model_name], dtype=torch.float32)
     cuda = torch.cuda.is_available()
-    data, times = Documents(tokens, WARM_UP + steps, model.config.vocab_size), Times()
+    dtype = torch.bfloat16 if bf16 and cuda else torch.float32
+    model: Any = AutoModelForCausalLM.from_config(MODELS[model_name], dtype=dtype)
+    data, times = Documents(tokens, warm_up + steps, model.config.vocab_size), Times()
     settings: dict[str, Any] = {
         "per_device_train_batch_size": 1,
-        "max_steps": WARM_UP + steps,
+        "max_steps": warm_up + steps,
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False}
         | ({"offload": True} if line in OFFLOAD and cuda else {}),
-        "bf16": cuda,
+        "bf16": cuda and not bf16,
         "report_to": [],
         "save_strategy": "no",
         "logging_steps": 1,
@@ -104,13 +114,13 @@ def measure(line: str, model_name: str, tokens: int, steps: int) -> dict[str, An
         trainer.train()
     logs = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     peak = torch.cuda.max_memory_allocated() if cuda else 0
-    seconds = [after - before for before, after in zip(times.ends, times.ends[1:], strict=False)]
+    seconds = [after - before for before, after in pairwise(times.marks)][warm_up:]
     return {"seconds": seconds, "peak_bytes": peak, "losses": logs}
 
 
 def trainer_of(line: str, model: Any, data: Documents, settings: dict[str, Any]) -> Any:
     """The Trainer of a line, around the same model and documents."""
-    if line != TRL:
+    if line not in (TRL, TRLS_OWN):
         args = one_card(TrainingArguments(**settings))
         if line == STOCK:
             return Trainer(model=model, args=args, train_dataset=data)
@@ -122,7 +132,8 @@ def trainer_of(line: str, model: Any, data: Documents, settings: dict[str, Any])
 
     # all else is TRL's default: a chunked loss, among others
     table = Table.from_dict({"input_ids": data.ids.tolist()})
-    config = one_card(SFTConfig(**settings, max_length=None))
+    own = {"activation_offloading": True} if line == TRLS_OWN and torch.cuda.is_available() else {}
+    config = one_card(SFTConfig(**settings, **own, max_length=None))
     return SFTTrainer(model=model, args=config, train_dataset=table, processing_class=small_tokenizer())
 
 
@@ -171,8 +182,7 @@ def packages(words: Sequence[str]) -> Sequence[Package]:
 
 def needed(args: argparse.Namespace) -> Sequence[Package]:
     """Those of the lines that are asked for."""
-    package = replace(by_trl.TRL, use=f"of --lines, {TRL!r} needs TRL")
-    return (package,) if TRL in args.lines and not args.smoke else ()
+    return (by_trl.for_line(TRL),) if TRL in args.lines and not args.smoke else ()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hf_longctx.evaluation.rows import row
+from recipes.bars import missed
 
 from ..reading import K
 from .launching import Launcher
@@ -98,10 +99,12 @@ def rows(launcher: Launcher, geometry: str, tokens: list[int], lines: list[str])
             beside = {"one card, tokens/s": speed.get(ONE), "two cards, tokens/s": speed[name]}
             beside |= {f"{other} over one": over(at, other, ONE)[0] for other in at if other not in (ONE, name)}
             what = f"{geometry}, one document of {shown}: tokens/s on two cards over one, {name}"
+            why = why or missed(ratio, bar, steps_of(at, name, ONE, length))
             yield row(what, ratio, "", bar=bar, why=why, beside=beside, detail={"tokens": length} | at)
             if RIVAL in at:
                 what = f"{geometry}, one document of {shown}: tokens/s of {name} over accelerate's context parallelism"
                 ratio, why = over(at, name, RIVAL)
+                why = why or missed(ratio, ">= 1", steps_of(at, name, RIVAL, length))
                 peaks = {f"{one}, GiB": at[one].get("GiB") for one in (name, RIVAL)}
                 yield row(what, ratio, "", bar=">= 1", why=why, beside=peaks)
         for name in FUSED[1:]:
@@ -110,6 +113,15 @@ def rows(launcher: Launcher, geometry: str, tokens: list[int], lines: list[str])
                 ratio, why = over(at, name, ONE_FUSED)
                 beside = {f"{other} over {ONE}": over(at, other, ONE)[0] for other in (ONE_FUSED, name)}
                 yield row(what, ratio, "", why=why, beside=beside, detail={"tokens": length} | at)
+
+
+def steps_of(at: dict[str, Any], name: str, base: str, length: int) -> str:
+    """Why two lines may compare badly: how far the seconds of their steps lie apart."""
+    spread = (
+        f"{one} took {min(at[one]['seconds']):.3g} to {max(at[one]['seconds']):.3g} s a step" for one in (name, base)
+    )
+    why = "what the host launches bounds a step" if length < FEW else "exchanges are not all hidden"
+    return f"{why}: {', '.join(spread)}"
 
 
 def over(at: dict[str, Any], name: str, base: str) -> tuple[float | None, str | None]:
