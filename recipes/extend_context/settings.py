@@ -24,7 +24,27 @@ def read_config(path: Path, variant: str | None = None) -> dict[str, Any]:
     variants = given.pop("variants", {})
     if variant is not None:
         given = joined(given, variant, variants, path.name) | {"out": f"{given['out']}-{variant}"}
-    return checked(given)
+    return checked(left_out(given))
+
+
+def left_out(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the kinds of windows that `without` names left out: the other kinds get their shares."""
+    without = config.get("without", [])
+    if not (isinstance(without, list) and set(without) <= set(KINDS)):
+        raise ValueError(f"without: {without}: expected a list of kinds of windows, of {', '.join(KINDS)}.")
+    mix = {kind: share for kind, share in config["mix"].items() if kind not in without}
+    rest = sum(mix.values())
+    if not without or not rest:
+        if without:
+            raise ValueError(f"without: {without}: the mix, {config['mix']}, has nothing else. Leave one of them in.")
+        return config
+    found = config | {"mix": {kind: share / rest for kind, share in mix.items()}}
+    if config["pose"] is not None:
+        kinds = [kind for kind in config["pose"]["kinds"] if kind not in without]
+        found["pose"] = config["pose"] | {"kinds": kinds} if kinds else None
+    if "rehearsal" in without:
+        found["rehearsal"] = None
+    return found
 
 
 def variants_of(path: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from .watching import TOLD, check_names, nothing, print_table, shown, stop, wait
 FILE = Path(__file__).parent / "jobs.yaml"
 MODEL, DOCUMENTS = "smollm2-135m-instruct", "data/documents"
 KEYS = {"command", "cards", "seconds", "writes"}
+OPTIONAL = {"most", "after"}
 
 
 def jobs(
@@ -41,11 +42,15 @@ def jobs(
     """Those of a file, for a model, a folder of texts and a folder for what they write."""
     found = {}
     for name, one in yaml.safe_load(file.read_text(encoding="utf-8")).items():
-        check_keys(one, KEYS | ({"most"} & one.keys()))
+        check_keys(one, KEYS | (OPTIONAL & one.keys()))
         places = {"model": model, "documents": documents, "out": str(out / name), "run": str(out)}
         command = one["command"].format(**{place: shlex.quote(text) for place, text in places.items()})
         writes = tuple(str(ROOT / file) for file in one["writes"])
-        found[name] = Job(name, command, one["cards"], one["seconds"], writes, one.get("most"))
+        after = tuple(one.get("after", ()))
+        found[name] = Job(name, command, one["cards"], one["seconds"], writes, one.get("most"), after)
+    for name, job in found.items():
+        if unknown := [other for other in job.after if other not in found or other == name]:
+            raise ValueError(f"{name}: after: {', '.join(unknown)}: expected other jobs of {file.name}.")
     return found
 
 

@@ -29,6 +29,7 @@ class Job:
         writes: Files that it writes, or adds to: copied into the folder of the run.
         most: Seconds after which it is stopped where others wait for cards; None: half as much again as is expected,
             and a minute.
+        after: Jobs that it needs something of: it is not begun before those of them that are in its run are over.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Job:
     seconds: float
     writes: tuple[str, ...] = ()
     most: float | None = None
+    after: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.most is not None and self.most < self.seconds:
@@ -159,18 +161,23 @@ class Schedule:
             job, now = self.jobs[name], self.machine.now()
             if now + job.seconds > self.end:
                 self.states[name].status = "not begun"
-            elif job.cards <= len(self.free):
+            elif job.cards <= len(self.free) and all(self.states[other].status in OVER for other in self.before(job)):
                 cards, self.free = self.free[: job.cards], self.free[job.cards :]
                 self.machine.begin(job, cards)
                 self.running[name], state = now, self.states[name]
                 state.status, state.begun, state.cards = "running", now - self.start, tuple(cards)
+
+    def before(self, job: Job) -> list[str]:
+        """The jobs of this run that must be over before it begins."""
+        return [name for name in job.after if name in self.states]
 
     def latest(self) -> str | None:
         """Of the jobs beyond their limits the one that is furthest, if another one waits: after `fill`, for cards."""
         now = self.machine.now()
         beyond = {name: now - begun - self.jobs[name].limit for name, begun in self.running.items()}
         late = {name: seconds for name, seconds in beyond.items() if seconds > 0}
-        return max(late, key=late.__getitem__) if late and self.waiting() else None
+        wait_for_cards = any(set(self.before(self.jobs[name])).isdisjoint(self.running) for name in self.waiting())
+        return max(late, key=late.__getitem__) if late and wait_for_cards else None
 
     def obey(self) -> None:
         """Stop the jobs that somebody asks to stop, and drop those that wait."""

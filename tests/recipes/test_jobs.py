@@ -87,6 +87,32 @@ def test_jobs_share_the_cards(tmp_path: Path) -> None:
         assert seen["both"][0] >= seen[name][2] or seen["both"][2] <= seen[name][0], "two cards, alone"
 
 
+def test_a_job_begins_after_those_that_it_needs() -> None:
+    """Others take the free cards meanwhile; those that are not in the run are not waited for."""
+    long, short = Job("long", "", 1, 100), Job("short", "", 1, 60)
+    needs = Job("needs", "", 1, 50, after=("long", "short", "elsewhere"))
+    states = played([long, short, needs, Job("other", "", 1, 20)], {}, cards=2)
+    begun = {name: state.begun for name, state in states.items()}
+    assert begun == {"long": 0, "short": 0, "other": pytest.approx(60, abs=1), "needs": pytest.approx(100, abs=1)}
+    failed = Played({"long": 100, "needs": 50}, {"long": 1})
+    assert Schedule([needs, long], failed, ["0"], 1000).run()["needs"].rc == 0, "what failed is over as well"
+
+
+def test_who_waits_for_another_job_stops_no_job_that_is_late() -> None:
+    late, needs = Job("late", "", 1, 100), Job("needs", "", 1, 50, after=("late",))
+    states = played([late, needs], {"late": 500})
+    assert (states["late"].status, states["needs"].status) == ("ended", "ended")
+    states = played([late, needs, Job("other", "", 1, 20)], {"late": 500})
+    assert states["late"].status == "overtime"
+
+
+def test_jobs_that_are_needed_exist(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.yaml"
+    file.write_text("a: {command: a, cards: 1, seconds: 1, writes: [], after: [b]}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a: after: b: expected other jobs of jobs\.yaml"):
+        command.jobs(file)
+
+
 def test_what_a_job_writes_is_copied(tmp_path: Path) -> None:
     file, nothing = tmp_path / "results/rows.json", tmp_path / "nothing"
     file.parent.mkdir()
@@ -323,8 +349,8 @@ def test_variants_of_jobs_go_together(tmp_path: Path) -> None:
         elif "recipes.extend_context.train" in words:
             names |= {words[words.index("--variant") + 1]} if "--variant" in words else set()
     assert screens == sum("recipes.extend_context.screen" in job.command for job in command.jobs().values()) > 0
-    assert {"control", "yarn_cool+no_retrieval"} <= names
-    for name in names - {screen.BASE}:
+    assert {"control", "all_facts+yarn_cool+rehearsal"} <= names
+    for name in names - {screen.BASE, "$best"}:  # what `choose` finds, and has read
         checked(read_config(DEFAULT, name) | {"out": str(tmp_path)})
 
 

@@ -16,7 +16,7 @@ from recipes.extend_context.corpus import Corpus
 from recipes.extend_context.distil import Teacher
 from recipes.extend_context.model import ending_with, load_extended, train_only, with_adapters
 from recipes.extend_context.pose import skipping
-from recipes.extend_context.settings import DEFAULT, checked, read_config
+from recipes.extend_context.settings import DEFAULT, checked, left_out, read_config
 from recipes.extend_context.smoke import FAR, NEAR
 from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows
@@ -45,6 +45,30 @@ def gradients(
 def one_step(config: dict[str, Any], change: dict[str, Any], out: Path) -> dict[str, Any]:
     made = config | change | {"out": str(out), "tokens": config["tokens_per_step"]}
     return checked(made | {"training": config["training"] | {"max_grad_norm": 1e9}})
+
+
+@pytest.mark.parametrize("variant", ["all_facts+yarn_cool", "yarn_cold+rehearsal", "pose_short", "queries_and_keys"])
+def test_no_retrieval_goes_with_every_variant(variant: str) -> None:
+    """The other kinds keep their shares beside each other, and only positions of what is left are cut."""
+    own, without = read_config(DEFAULT, variant), read_config(DEFAULT, f"{variant}+no_retrieval")
+    rest = 1 - own["mix"]["retrieval"]
+    assert without["mix"] == pytest.approx(
+        {kind: share / rest for kind, share in own["mix"].items() if kind != "retrieval"}
+    )
+    assert without["pose"] == (own["pose"] and {"pose_short": {"kinds": ["short"], "chunks": 2}}.get(variant))
+    changed = {key for key in own if own[key] != without[key]}
+    assert changed - {"out"} <= {"mix", "pose", "without"}
+
+
+def test_what_is_left_out_is_known_and_not_all() -> None:
+    config = read_config(DEFAULT)
+    assert left_out(config | {"without": ["long", "retrieval"]})["mix"] == {"short": 1.0}
+    rehearsed = read_config(DEFAULT, "rehearsal")
+    assert checked(left_out(rehearsed | {"without": ["rehearsal"]}))["rehearsal"] is None
+    with pytest.raises(ValueError, match=r"without: \['facts'\]: expected a list of kinds of windows, of long, short"):
+        left_out(config | {"without": ["facts"]})
+    with pytest.raises(ValueError, match="has nothing else"):
+        left_out(config | {"without": ["long", "short", "retrieval"]})
 
 
 def test_variants_are_joined() -> None:
