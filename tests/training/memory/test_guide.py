@@ -42,7 +42,7 @@ def test_a_stock_trainer(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> N
     quiet = "use_cpu=True, max_steps=2, report_to=[], remove_unused_columns=False, per_device_train_batch_size=1"
     exec(lines[0].replace('"out",', f'"out", {quiet},'), given)
     assert isinstance(given["args"], TrainingArguments)
-    assert [patch.method for patch in applied(given["model"])] == [TrainingMemory(remat="attention")]
+    assert [patch.method for patch in applied(given["model"])] == [TrainingMemory(remat="attention", fused_norms=True)]
 
 
 def test_log_probs(lines: list[str]) -> None:
