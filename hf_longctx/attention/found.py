@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -85,6 +86,7 @@ def attend_at_once(
     branches: Callable[[], Iterable[Branch]],
     find: Callable[[Store], tuple[Tensor, Tensor]],
     margin: float | None,
+    lowered: Callable[[], Tensor | None] = lambda: None,
 ) -> Tensor | None:
     """One new token per row, (B, 1, H, D), by a kernel that reads what it finds in pages; None where it cannot.
 
@@ -93,6 +95,7 @@ def attend_at_once(
         branches: The window, which comes first, and what else is seen besides the tokens found.
         find: Queries where they read what they find in a store, and its slots.
         margin: As in `FoundTokens`: a gate by the window's scores.
+        lowered: What gives its `lowered_BH`.
     """
     store = inputs.everything
     if store is None or not inputs.looking or inputs.q_BHLD.shape[2] != 1 or inputs.decoder.kernel != "auto":
@@ -104,7 +107,7 @@ def attend_at_once(
     if unsupported_reason(others, pages, inputs.softcap) is not None:
         return None
     q, table = find(store)
-    found = FoundTokens(q[:, :, 0], table[:, :, 0], pages, margin)
+    found = FoundTokens(q[:, :, 0], table[:, :, 0], pages, margin, lowered())
     return attend(others, found, inputs.scale, inputs.softcap, inputs.sink_H)
 
 
@@ -127,6 +130,23 @@ def gated(found: GatheredTokens, window: Branch, margin: float) -> GatheredToken
     whole_BTRL = whole_BHL.unflatten(1, (table_BTLK.shape[1], -1))
     above_BTRLK = soft_capped(scores_BTRLK, inputs.softcap) - whole_BTRL[..., None]
     return dataclasses.replace(found, table_BTLK=table_BTLK.masked_fill(above_BTRLK.amax(2) < -margin, -1))
+
+
+def lowered_but(heads: list[int], count: int, like: Tensor) -> Tensor:
+    """(1, H) fp32 of `count` heads: 0 for these, inf for the others, which find nothing; made once a layer."""
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():  # what a graph makes is its own
+        return _lowered_but(tuple(heads), count, like.device)
+    return _kept_lowered_but(tuple(heads), count, like.device)
+
+
+def _lowered_but(heads: tuple[int, ...], count: int, device: torch.device) -> Tensor:
+    lowered_1H = torch.full((1, count), float("inf"), device=device)
+    for head in heads:  # no copy from the host, which a graph could not record
+        lowered_1H[:, head] = 0
+    return lowered_1H
+
+
+_kept_lowered_but = lru_cache(maxsize=1024)(_lowered_but)
 
 
 def searched(q_pos_BL: Tensor, near: int, first: KeyValues) -> Tensor:

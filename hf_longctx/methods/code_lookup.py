@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..attention.found import GatheredTokens, attend_at_once, gated, reading_at, searched
+from ..attention.found import GatheredTokens, attend_at_once, gated, lowered_but, reading_at, searched
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose
 from ..attention.lookup_settings import check_lookup, check_margin, half_of, on_host
@@ -208,18 +208,30 @@ class CodeLookup(AttentionMethod):
             inputs.decoder.watching(inputs.module, found.table_BTLK)
         branch = found.branch(heads)
         if self.gate == "count":
-            counts_BL = searched(inputs.q_pos_BL, self.n_local, inputs.first(self.n_global)).clamp(min=1)
-            branch = dataclasses.replace(branch, lowered_BL=counts_BL.log())
+            branch = dataclasses.replace(branch, lowered_BL=self._lowered(inputs))
         return [window, first, branch]
 
     def attention(self, inputs: AttentionInputs) -> Tensor:
         """The output of one layer; for one token over pages the window is attended to once, gate included."""
         assert self.n_local is not None
         out, margin = None, self.gate_margin if self.gate == "score" else None
-        if self.gate in ("score", None) and inputs.decoder.watching is None:
+        if inputs.decoder.watching is None:
             seen = partial(window_and_first, inputs, self.n_global, self.n_local)
-            out = attend_at_once(inputs, seen, partial(self._found, inputs), margin)
+            found, lowered = partial(self._found, inputs), partial(self._lowered_heads, inputs)
+            out = attend_at_once(inputs, seen, found, margin, lowered)
         return super().attention(inputs) if out is None else out
+
+    def _lowered(self, inputs: AttentionInputs) -> Tensor:
+        """By how much `gate="count"` lowers the scores of what each query has found, (B, L)."""
+        assert self.n_local is not None
+        return searched(inputs.q_pos_BL, self.n_local, inputs.first(self.n_global)).clamp(min=1).log()
+
+    def _lowered_heads(self, inputs: AttentionInputs) -> Tensor | None:
+        """By how much a gate lowers them for each head of one query a row, (B, H); inf: it looks up nothing."""
+        (_, count), heads = inputs.q_BHLD.shape[:2], self._heads(inputs.module)
+        if heads is not None:
+            return lowered_but(heads, count, inputs.q_BHLD)
+        return self._lowered(inputs).expand(-1, count) if self.gate == "count" else None
 
     def _found(self, inputs: AttentionInputs, store: Store) -> tuple[Tensor, Tensor]:
         """Queries where they read what they find, and its slots."""

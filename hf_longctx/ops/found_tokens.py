@@ -19,9 +19,11 @@ class FoundTokens(NamedTuple):
         pages: Where the slots are.
         margin: A token counts if some head of its table scores it no less than the log-sum-exp of the window less this;
             None: all of them count.
+        lowered_BH: Scores are lowered by so much, in nats; inf: the head has found nothing. None: they stay.
     """
 
     q_BHD: Tensor
     table_BTK: Tensor
     pages: Pages
     margin: float | None
+    lowered_BH: Tensor | None = None

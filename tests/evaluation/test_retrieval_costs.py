@@ -119,7 +119,10 @@ def test_every_row_of_a_cost_has_a_value_or_says_why(part: str, texts: Haystacks
         (row,) = rows.values()
         assert 1 < row["value"] <= 4.1  # no piece of so short a text is complete
     else:
-        assert all(one["value"] > 0 for one in rows.values())
+        told = {what: one for what, one in rows.items() if one["value"] is None}
+        assert all(one["value"] > 0 for what, one in rows.items() if what not in told)
+        # a tiny random model may have no head that retrieves
+        assert all("gate='heads'" in what and "no head looks up the next token" in told[what]["why"] for what in told)
 
 
 def test_bars_are_of_the_lengths_that_are_measured() -> None:

@@ -28,6 +28,7 @@ bits_are_multiplied = pytest.mark.skipif(
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "signs": {}, "margin": {"gate_margin": 0.5}, "keys": {"by": "keys", "per": "head", "gate": None},
+    "count": {"gate": "count"}, "heads": {"gate": "heads", "heads": [[0, 0], [1, 1]]},
 }  # fmt: skip
 
 

@@ -26,10 +26,13 @@ METHODS = [
     METHOD,
     CodeLookup(n_global=2, n_local=32, top_k=4, shortlist=64, gate_margin=0.5),
     CodeLookup(n_global=2, n_local=32, top_k=4, shortlist=64, gate=None),
+    CodeLookup(n_global=2, n_local=32, top_k=4, shortlist=64, gate="count"),
+    CodeLookup(n_global=2, n_local=32, top_k=4, shortlist=64, gate="heads", heads=[[0, 0], [0, 3], [1, 1]]),
     CodeLookup(n_global=2, n_local=32, top_k=4, by="keys"),
     LMInfinite(n_global=2, n_local=32, top_k=4, top_k_from_layer=0),
 ]
-each_method = pytest.mark.parametrize("method", METHODS, ids=["signs", "margin", "no_gate", "keys", "top_k"])
+NAMES = ["signs", "margin", "no_gate", "count", "heads", "keys", "top_k"]
+each_method = pytest.mark.parametrize("method", METHODS, ids=NAMES)
 G = 3
 
 

@@ -191,8 +191,13 @@ from hf_longctx.ops.kernels.triton_decode import Keys
 from hf_longctx.ops.kernels.triton_found import decode
 from hf_longctx.ops.softcap import soft_capped
 
-for H, G, D, V, T, K, margin, softcap in ((4, 2, 32, 48, 2, 5, None, None), (4, 2, 32, 32, 2, 5, 0.0, None),
-                                          (4, 2, 48, 32, 4, 3, 1.0, 2.0), (3, 3, 32, 32, 3, 20, 0.0, None)):
+inf = float("inf")
+for H, G, D, V, T, K, margin, softcap, lowered in (
+    (4, 2, 32, 48, 2, 5, None, None, None), (4, 2, 32, 32, 2, 5, 0.0, None, None),
+    (4, 2, 48, 32, 4, 3, 1.0, 2.0, None), (3, 3, 32, 32, 3, 20, 0.0, None, None),
+    (4, 2, 32, 32, 2, 5, None, None, torch.tensor([[0.0, inf, inf, inf]])),  # one head looks up
+    (4, 2, 32, 32, 4, 5, None, 2.0, torch.tensor([[0.5], [2.0]])),  # rows have searched different numbers of tokens
+):
     torch.manual_seed(H * T)
     S, near, scale, sink = 1100, 70, 0.3, torch.randn(H)
     q, moved, (k, v) = torch.randn(2, H, D), torch.randn(2, H, D), (torch.randn(2, G, S, n) for n in (D, V))
@@ -202,7 +207,8 @@ for H, G, D, V, T, K, margin, softcap in ((4, 2, 32, 48, 2, 5, None, None), (4, 
     table[1, 0], table[0, 0, 1:3], table[0, 0, 0] = -1, -1, 1027  # none, some, one of the second page
     first, window = pos < 4, pos >= S - near
     parts = [Keys(k[:, :, part[0]], v[:, :, part[0]], pos[:, part[0]], None, None, 0, S) for part in (window, first)]
-    found = FoundTokens(moved, table, pages, margin)
+    lowered = None if lowered is None else lowered.expand(2, H)
+    found = FoundTokens(moved, table, pages, margin, lowered)
     out, lse = decode(q, parts[0], parts[1:], found, pos[:, -1], 0, scale, softcap, sink)
     each = H // G
     here, there = (soft_capped(torch.einsum("bhd,bhsd->bhs", x.double(), k.double().repeat_interleave(each, 1)) * scale,
@@ -218,6 +224,7 @@ for H, G, D, V, T, K, margin, softcap in ((4, 2, 32, 48, 2, 5, None, None), (4, 
         in_table = in_table & gate
     in_table = in_table.repeat_interleave(H // T, 1)
     none = float("-inf")
+    there = there if lowered is None else there - lowered.double()[..., None]
     scores = [here.masked_fill(~(window | first)[:, None], none), there.masked_fill(~in_table, none)]
     scores = torch.cat([*scores, sink.double()[None, :, None].expand(2, -1, -1)], -1)
     values = v.double().repeat_interleave(each, 1)
@@ -260,9 +267,11 @@ def counted(*given, **settings):
 ids, model, wrapped = text(1, 60), tiny(), triton_found.decode
 without = Store.pages, hf_longctx.attention.lookup.unsupported_reason, hf_longctx.attention.found.unsupported_reason
 window = {"n_global": 2, "n_local": 16, "top_k": 3}
-outputs = {}
+outputs = []
 for method in (CodeLookup(**window, shortlist=8), CodeLookup(**window, shortlist=8, gate_margin=0.5),
-               CodeLookup(**window, shortlist=8, gate=None), LMInfinite(**window, top_k_from_layer=0)):
+               CodeLookup(**window, shortlist=8, gate=None), CodeLookup(**window, shortlist=8, gate="count"),
+               CodeLookup(**window, shortlist=8, gate="heads", heads=[[0, 0], [0, 3], [1, 1]]),
+               LMInfinite(**window, top_k_from_layer=0)):
     logits = []
     for kernels in (False, True):
         with method.on(model):
@@ -277,8 +286,9 @@ for method in (CodeLookup(**window, shortlist=8), CodeLookup(**window, shortlist
     hf_longctx.attention.lookup.unsupported_reason, hf_longctx.attention.found.unsupported_reason = without[1:]
     assert len(calls) == 2 * model.config.num_hidden_layers
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
-    outputs[method] = logits[1]
-first, margin, *_ = outputs.values()
+    outputs.append(logits[1])
+first, margin, free, *gated, _ = outputs
+assert all((free - one).abs().max() > 1e-3 for one in gated), "each gate has its own effect"
 assert (first - margin).abs().max() > 1e-3, "the margin lets more count"
 """
 )
@@ -322,6 +332,8 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     first = Keys(keys[:, :, :16], keys[:, :, :16], pos[:, :16], None, (turn, turn), 8192, 2**63 - 1)
     found = FoundTokens(q[:, :, 0], table[:, :, 0], at, 0.0)
     triton_found.decode(q[:, :, 0], window, [first], found, q_pos[:, 0], D, D**-0.5)
+    alone = found._replace(lowered_BH=torch.zeros(1, H).expand(B, H), margin=None)
+    triton_found.decode(q[:, :, 0], window, [first], alone, q_pos[:, 0], D, D**-0.5)
 assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
 """
 

@@ -23,10 +23,11 @@ from .triton_decode import FULL, HALF, LOG2_E, Keys, cut, launch, merge
 
 
 @triton.jit(do_not_specialize=["at", "windows", "tables", "slots", "heads", "groups", "pages"])
-def _found(q, table, k, v, part, part_lse, at, windows, scale, margin, like, tables, slots, heads, groups, pages, q_b,
-           q_h, t_b, t_t, o_p, o_b, o_h, l_p, l_b, PAGE: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+def _found(q, table, k, v, part, part_lse, lowered, at, windows, scale, margin, like, tables, slots, heads, groups,
+           pages, q_b, q_h, t_b, t_t, o_p, o_b, o_h, l_p, l_b, w_b, w_h, PAGE: tl.constexpr, D: tl.constexpr,
+           DP: tl.constexpr,
            V: tl.constexpr, VP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, KP: tl.constexpr, PP: tl.constexpr,
-           CAP: tl.constexpr, GATED: tl.constexpr):  # fmt: skip
+           CAP: tl.constexpr, GATED: tl.constexpr, LOWERED: tl.constexpr):  # fmt: skip
     b, one = (tl.program_id(0) // tables).to(tl.int64), tl.program_id(0) % tables
     row, dim, v_dim, column = tl.arange(0, RP), tl.arange(0, DP), tl.arange(0, VP), tl.arange(0, KP)
     head, live = one * R + row, row < R
@@ -53,6 +54,8 @@ def _found(q, table, k, v, part, part_lse, at, windows, scale, margin, like, tab
         )
         near = (scores >= whole[:, None] - margin) & live[:, None]
         there = there & (tl.max(near.to(tl.int32), 0) > 0)
+    if LOWERED:
+        scores -= (tl.load(lowered + b * w_b + head * w_h, live, 0.0) * 1.4426950408889634)[:, None]
     scores = tl.where(there[None], scores, float("-inf"))
     top = tl.max(scores, 1)
     base = tl.where(top == float("-inf"), 0.0, top)
@@ -94,12 +97,15 @@ def decode(
         "PAGE": sizes.PAGE, "D": D, "DP": max(16, up(D)), "V": V, "VP": max(16, up(V)), "R": H // T,
         "RP": max(16, up(H // T)), "KP": max(16, up(K)), "PP": up(windows),
         "CAP": softcap * LOG2_E if softcap else 0.0, "GATED": found.margin is not None,
+        "LOWERED": found.lowered_BH is not None,
     }  # fmt: skip
+    lowered = lse[0] if found.lowered_BH is None else found.lowered_BH
     grid: Any = (B * T,)
     with on_device_of(q):
         _found[grid](
-            q, table, pages.k, pages.v, part, lse, last, windows, scale * LOG2_E, (found.margin or 0.0) * LOG2_E, q,
+            q, table, pages.k, pages.v, part, lse, lowered, last, windows,
+            scale * LOG2_E, (found.margin or 0.0) * LOG2_E, q,
             T, K, H, G, pages.k.shape[1], *q.stride()[:2], *table.stride()[:2], *part.stride()[:3], *lse.stride()[:2],
-            **shape,
+            *lowered.stride(), **shape,
         )  # fmt: skip
     return merge(part, lse, q_BHD.dtype, sink_H)

@@ -21,13 +21,20 @@ from .timed import EAGER, SEED, Recordings, behind, stock_ms, token_ms
 
 Rows = Iterator[dict[str, Any]]
 BEAMS = 4
+HEADS = "codes, heads that retrieve"
 
 
 def decoding(run: Run) -> Rows:
     """A token after a text that is far longer than the window, over LM-Infinite's and over the stock model's."""
     scale = run.sizes.scale
     found, replayed = {}, {}
-    for name, method in (("LM-Infinite", run.window), ("codes", run.lookup), ("all keys", run.keys)):
+    methods = {"LM-Infinite": run.window, "codes": run.lookup, "all keys": run.keys}
+    none_retrieves = None
+    try:
+        methods[HEADS] = run.retrieving
+    except ValueError as error:
+        none_retrieves = str(error)
+    for name, method in methods.items():
         with behind(run, method, scale.far) as reader:
             found[name], replayed[name] = token_ms(run, reader)
             del reader
@@ -43,6 +50,11 @@ def decoding(run: Run) -> Rows:
         (f"{after}: times faster than the stock model after {scale.stock:,}", stock / found["codes"], ">= 3.5"),
     ):
         yield row(what, value, "x", bar=bar, why=missed(value, bar, why), beside=beside, detail=detail)
+    ratio = found[HEADS] / found["LM-Infinite"] if HEADS in found else None
+    heads = [] if ratio is None else run.retrieving.heads or []
+    share = {"heads that retrieve": len(heads), "layers that look up": len({layer for layer, _ in heads})}
+    yield row(f"{after}, gate='heads': time of a token over LM-Infinite's", ratio, "x", why=none_retrieves,
+              beside=beside | share, detail=detail)  # fmt: skip
 
 
 def recordings(run: Run) -> Rows:
