@@ -19,7 +19,8 @@ from ..cache.slots import KeyValues
 from ..cache.store import Store
 from ..cache.store_row import StoreRow
 from ..ops.codes import score
-from ..ops.kernels.lookup import unsupported_reason
+from ..ops.kernels.lookup import FEW, unsupported_reason
+from ..ops.pages import PAGE
 
 PAIRS = 2**26  # numbers that are made at once
 BLOCK = 256  # queries that are scored at once at most
@@ -28,6 +29,7 @@ FAR = torch.iinfo(torch.long).max
 MERGED = 8  # times as many as are wanted are kept of parts before the best of them are chosen
 # many queries score all keys faster than they gather a shortlist of their own, up to so many times as many keys
 ALL, ALL_ON_CPU, MANY = 16, 64, 16
+LONG = 2 * PAGE  # slots of a row from which on kernels serve any number of queries (see `_worth`)
 
 
 @torch.no_grad()
@@ -60,7 +62,11 @@ def choose(
     (B, H, L, _), G = q_BHLD.shape, store.heads
     after_B = first.pos.amax(1) if len(first) else q_pos_BL.new_full((B,), -1)
     pages = store.pages() if by == "keys" or store.coded else None
-    if pages is not None and unsupported_reason(q_BHLD, pages, per, by) is None:
+    if (
+        pages is not None
+        and _worth(L, store, by, shortlist)
+        and unsupported_reason(q_BHLD, pages, per, by) is None
+    ):  # fmt: skip
         from ..ops.kernels import bits, triton_keys, triton_lookup
 
         settings: dict[str, Any] = {"k": k, "near": near, "after_B": after_B, "per": per}
@@ -68,7 +74,7 @@ def choose(
             return triton_keys.choose(q_BHLD, q_pos_BL, pages, **settings)
         by_bits = L == 1 and bits.unsupported_reason(q_BHLD, pages, per) is None
         return triton_lookup.choose(q_BHLD, q_pos_BL, pages, shortlist=shortlist, **settings, by_bits=by_bits)
-    width = max(1, min(k, max(row.filled for row in store.rows)))
+    width = max(1, min(k, _longest(store)))
     shape = (B, G if per == "group" else H, L, width)
     table = torch.full(shape, -1, dtype=torch.long, device=q_BHLD.device)
     for b, row in enumerate(store.rows):
@@ -91,6 +97,27 @@ def choose(
             slots = search.by_signs(shortlist, width, everything) if coded else search.best(width)[1]
             table[b, :, queries, : slots.shape[-1]] = slots
     return table
+
+
+def _worth(queries: int, store: Store, by: str, shortlist: int) -> bool:
+    """Are kernels faster than torch for so many queries? They can do any number, some tens at a time.
+
+    By codes torch took up to 1.1 ms for 256 queries and each 8,192 slots (SmolLM2-135M on an H200, retrieval.json: 4.2
+    s more than by keys, 122 pieces, 30 layers), for each shortlist is selected anew. A kernel scores a million slots in
+    0.1 ms (lookup_kernels.json), but its launches take the host about as long however few slots there are, and come
+    again for every 5 to 60 queries. So of two pieces or less torch does more than a few queries faster, and so it does
+    of what it scores all at once (`everything`). How many queries there are changes little: both ways go through them
+    in turn. Keys in host memory, which the kernels would fetch for every few queries again, visit the device once.
+    """
+    if queries <= FEW:
+        return True
+    if by == "keys":
+        return not store.rows[0].on_host and _longest(store) > LONG
+    return _longest(store) > max(LONG, ALL * shortlist)
+
+
+def _longest(store: Store) -> int:
+    return max(row.filled for row in store.rows)
 
 
 class _Ranges(NamedTuple):

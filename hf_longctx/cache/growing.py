@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from ..ops.pages import PAGE
 from .copies import shallow_copy
 
 PIECE = PAGE  # slots of a complete piece
 LEAST = 64  # slots of the smallest one
+AT_ONCE = 2**28  # bytes of pieces that are made at once
 
 
 class Growing:
@@ -42,16 +45,16 @@ class Growing:
         self.device = new.device
         if not self.pieces:
             self.pieces.append(self._empty(new, min(self.size, LEAST)).zero_())
-        while new.shape[1]:
-            number, at = divmod(start, self.size)
-            part, new = new[:, : self.size - at], new[:, self.size - at :]
-            self._write(number, at, part)
-            start += part.shape[1]
+        done, count = 0, new.shape[1]
+        while done < count:
+            number, at = divmod(start + done, self.size)
+            more = min(self.size - at, count - done)
+            self._write(number, at, new if more == count else new.narrow(1, done, more))
+            done += more
 
-    def reserve(self, slots: int) -> None:
-        """Make room for so many slots in all, once something has been written."""
-        while self.pieces and len(self.pieces) * self.size < slots:
-            self.pieces.append(self._empty(self.pieces[0], self.size))
+    def lacking(self, slots: int) -> int:
+        """Pieces that it lacks for so many slots in all, once something has been written."""
+        return max(-(-slots // self.size) - len(self.pieces), 0) if self.pieces else 0
 
     def _empty(self, like: Tensor, room: int) -> Tensor:
         self.made += 1
@@ -75,10 +78,17 @@ class Growing:
             self.pieces[number:] = [larger]
             held = larger
         if part.device == held.device:
-            held[:, at:end] = part
+            (held if end - at == held.shape[1] else held.narrow(1, at, end - at)).copy_(part)
             return
         for head, new in zip(held, part, strict=True):  # whole runs of memory, which are copied without the host
             head[at:end].copy_(new, non_blocking=True)
+
+    def within(self, start: int, stop: int) -> Tensor | None:
+        """The slots from `start` to before `stop`, to be written, where one whole piece has room for all of them."""
+        number, at = divmod(start, self.size)
+        if not self.paged or number >= len(self.pieces) or at + stop - start > self.size:
+            return None
+        return self.pieces[number].narrow(1, at, stop - start)
 
     def parts(self, start: int, stop: int) -> Iterator[Tensor]:
         """The filled slots from `start` to before `stop`, piece by piece, (G, n, ...) each; one at least."""
@@ -137,3 +147,36 @@ class Growing:
                 memo[id(piece)] = twin._empty(piece, piece.shape[1]).copy_(piece)
             twin.pieces.append(copy.deepcopy(piece, memo))
         return twin
+
+
+def reserve(room: Iterable[tuple[Growing, int]]) -> None:
+    """Make room for so many slots in all in each, where something has been written.
+
+    A text that is read in chunks needs thousands of pieces, which a GPU's allocator finds in segments of a few of them.
+    So those that are alike are made at once, as parts of one memory, which is free again when all of them are.
+    """
+    alike: dict[Any, list[Growing]] = {}
+    for growing, slots in room:
+        for _ in range(growing.lacking(slots)):
+            first = growing.pieces[0]
+            if growing.on_host:  # pinned memory has a segment for each
+                growing.pieces.append(growing._empty(first, growing.size))
+            else:
+                kind = first.shape[0], growing.size, *first.shape[2:], first.dtype, first.device
+                alike.setdefault(kind, []).append(growing)
+    for (*shape, dtype, device), those in alike.items():
+        each = max(AT_ONCE // max(math.prod(shape) * dtype.itemsize, 1), 1)
+        for start in range(0, len(those), each):
+            some = those[start : start + each]
+            for growing, piece in zip(some, _pieces(len(some), shape, dtype, device), strict=True):
+                growing.made += 1
+                growing.pieces.append(piece)
+
+
+def _pieces(count: int, shape: list[int], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Tensors in one memory. Each has a storage of its own, so that a copy or a pickle of one holds nothing else."""
+    try:
+        whole = torch.empty(count, *shape, dtype=dtype, device=device)
+    except torch.OutOfMemoryError:  # but there may be holes
+        return [torch.empty(shape, dtype=dtype, device=device) for _ in range(count)]
+    return [from_dlpack(to_dlpack(part)) for part in whole.unbind(0)]

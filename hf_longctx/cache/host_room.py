@@ -36,8 +36,7 @@ def make_room(stores: Sequence[Store], tokens: int) -> None:
             need, one, held = need + max(pages, 0) * page, one + page, max(held, len(growing_.pieces) * growing_.size)
     if need:
         _check(need, one, tokens, held)
-    for store in stores:
-        store.reserve(tokens)
+    Store.reserve_all(stores, tokens)
 
 
 def _check(need: int, one: int, tokens: int, held: int) -> None:

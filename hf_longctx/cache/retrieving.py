@@ -67,7 +67,11 @@ class RetrievingLayer(SinkWindowLayer):
     def before_forward(cls, layers: Sequence[Any], n_new: int | None, learns: Callable[[], bool]) -> None:
         """Make room before anything is changed: ValueError where there is none. Then as in a `SinkWindowLayer`."""
         if n_new is not None:
-            make_room([layer.everything for layer in layers if layer.everything is not None and layer.on_host], n_new)
+            held = [layer for layer in layers if layer.everything is not None]
+            if any(layer.padded or layer.device.type not in addresses.DEVICES for layer in held) or learns():
+                # rows may bring fewer tokens, pieces hold what is there, or are made again
+                held = [layer for layer in held if layer.on_host]
+            make_room([layer.everything for layer in held], n_new)
         super().before_forward(layers, n_new, learns)
         for layer in layers:
             if layer.ring is not None:
@@ -92,7 +96,8 @@ class RetrievingLayer(SinkWindowLayer):
             self.everything.step(new, self.ring)
         else:
             columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
-            self.everything.append(replace(new, column=columns.expand_as(new.pos)), self.padded)
+            new = replace(new, column=columns.expand_as(new.pos))
+            self.everything.append(new, self.padded)
         return super().keep(new)
 
     def hold(self, text: KeyValues) -> None:

@@ -75,8 +75,9 @@ class SinkWindowLayer(UnrotatedLayer):
             self.ring.write(v, new.v)
             return KeyValues(k[:, :, :n], v[:, :, :n], self.ring.pos_BN[:, :n])
         self.to_order()
-        columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
-        new = replace(new, column=columns.expand_as(new.pos))
+        if new.column is None:
+            columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
+            new = replace(new, column=columns.expand_as(new.pos))
         readable = self.slots.then(new)
         if self.sinks is None or self.padded or not self.has_all_sinks:
             candidates = new if self.sinks is None else self.sinks.then(new)

@@ -14,7 +14,7 @@ from ..ops.available import TRITON
 from ..ops.pages import Pages
 from . import addresses
 from .addresses import Addresses, can_stand
-from .growing import Growing
+from .growing import Growing, reserve
 from .ring import Ring
 from .slots import KeyValues
 from .store_row import StoreRow
@@ -102,11 +102,22 @@ class Store:
 
     def reserve(self, more: int) -> None:
         """Make room for `more` tokens of every row, so that keeping them allocates nothing."""
-        if self.has_room(more):
-            return
-        for row in self._rows:
-            self._moved = row.reserve(self._counted + more) or self._moved
-        self._spare = min(len(row.k.pieces) * row.k.size - row.filled for row in self._rows)
+        self.reserve_all([self], more)
+
+    @staticmethod
+    def reserve_all(stores: Sequence[Store], more: int) -> None:
+        """The same in several stores, whose memory is made together: that of one row of all, as rows may be dropped."""
+        stores = [store for store in stores if not store.has_room(more)]
+        before = [store._made for store in stores]
+        for b in range(max((len(store._rows) for store in stores), default=0)):
+            reserve(x for store in stores for row in store._rows[b : b + 1] for x in row.room(store._counted + more))
+        for store, made in zip(stores, before, strict=True):
+            store._moved = store._moved or store._made > made
+            store._spare = min(len(row.k.pieces) * row.k.size - row.filled for row in store._rows)
+
+    @property
+    def _made(self) -> int:
+        return sum(row.made for row in self._rows)
 
     def has_room(self, more: int) -> bool:
         """Is there room for `more` tokens of every row, as far as is known without a look at the rows?"""

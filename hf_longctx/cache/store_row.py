@@ -57,13 +57,10 @@ class StoreRow:
         self._encode(end, k_GLD)
         self.filled = end
 
-    def reserve(self, more: int) -> bool:
-        """Make room for more tokens, so that keeping them allocates nothing; whether there was less."""
-        held, before = [getattr(self, name) for name in self._held()], self.made
-        for growing in held:
-            if growing.paged:
-                growing.reserve(self.filled + more)
-        return self.made > before
+    def room(self, more: int) -> list[tuple[Growing, int]]:
+        """What must have room for `more` tokens so that keeping them allocates nothing, and how many slots it needs."""
+        held = (getattr(self, name) for name in self._held())
+        return [(growing, self.filled + more) for growing in held if growing.paged]
 
     @property
     def made(self) -> int:
@@ -85,6 +82,10 @@ class StoreRow:
                 else:  # what is at hand need not come from the host
                     keys = newest[:, start - end + newest.shape[1] : stop - end + newest.shape[1]]
                     keys = keys.to(self.k.pieces[0].dtype)
+                into = self.words.within(start, stop), self.size.within(start, stop)
+                if into[0] is not None and into[1] is not None:
+                    coded(keys, centre, (into[0], into[1]))
+                    continue
                 words, size = coded(keys, centre)
                 self.words.write(start, words)
                 self.size.write(start, size)

@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx import CodeLookup
+from hf_longctx.attention import lookup as lookup_of
 from hf_longctx.attention.lookup import choose
 from hf_longctx.cache import KeyValues, Store
+from hf_longctx.cache.store_row import StoreRow
 from hf_longctx.ops.codes import Centre, encode, score
 from hf_longctx.ops.kernels import bits, coding, found, pages
 from hf_longctx.ops.kernels.coding import coded
@@ -67,6 +69,43 @@ def test_choices_are_those_of_the_cpu() -> None:
     for by in ("keys", "signs"):
         same = (chosen("cuda", by) == chosen("cpu", by)).all(-1).float().mean()
         assert same > 0.98  # two keys may score alike, to the rounding of a matrix product
+
+
+@pytest.mark.parametrize("per", ["group", "head"])
+@pytest.mark.parametrize("by", ["keys", "signs"])
+@pytest.mark.parametrize("L", [16, 17, 40, 300])
+def test_kernels_choose_for_many_queries_as_torch_does(
+    L: int, by: str, per: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Of rows of different lengths in pages; the same by torch of what lies anywhere."""
+    random, S = torch.Generator().manual_seed(L), 40_000
+    q, (k, v) = torch.randn(2, 9, L, 64, generator=random), torch.randn(2, 2, 3, S, 64, generator=random)
+    pos, column = torch.arange(S).repeat(2, 1), torch.arange(S).expand(2, -1)
+    pos[1, 5000:9000] = -1
+    pos[1, 9000:] -= 4000
+    q_pos = pos[:, -L:].clone()
+    q_pos[1, :3] = -1
+    k, v, q, pos, column, q_pos = (x.cuda() for x in (k, v, q, pos, column, q_pos))
+    first, asked = KeyValues(k, v, pos).first(16, False), []
+    settings: dict[str, Any] = {"k": 8, "near": 1000, "first": first, "by": by, "per": per, "shortlist": 512}
+
+    def asked_of(*given: Any) -> str | None:
+        asked.append(given)
+        return unsupported_reason(*given)
+
+    monkeypatch.setattr(lookup_of, "unsupported_reason", asked_of)
+    tables = []
+    for paged_too in (True, False):
+        store = Store([StoreRow(256 if by == "signs" else 0, paged=paged_too) for _ in range(2)])
+        for start in range(0, S, 15_000):
+            at = slice(start, start + 15_000)
+            store.reserve(15_000)
+            store.append(KeyValues(k[:, :, at], v[:, :, at], pos[:, at], column[:, at]), True)
+        tables.append(choose(q, q_pos, store, **settings))
+    assert len(asked) == 1, "kernels were asked for those in pages, and torch does the others"
+    assert unsupported_reason(*asked[0]) is None
+    same = (tables[0].sort(-1).values == tables[1].sort(-1).values).all(-1).float().mean()
+    assert same > 0.95  # two keys may score alike, to the rounding of a matrix product and of a query's steps
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)

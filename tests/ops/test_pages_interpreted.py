@@ -107,17 +107,21 @@ for D, S, dtype in ((64, 70, fp32), (128, 33, bf16), (20, 100, fp16), (256, 9, b
     centre = Centre.of(k[:, :8])
     for got, wanted in zip(triton_coding.encode(k, centre), encode(k, centre), strict=True):
         assert got.dtype == wanted.dtype and torch.equal(got, wanted), (D, dtype)
+    pages = [torch.full((2, S + 9, *x.shape[2:]), 7, dtype=x.dtype) for x in encode(k, centre)]
+    triton_coding.encode(k, centre, tuple(page[:, 4 : S + 4] for page in pages))  # where they are to lie
+    for page, wanted in zip(pages, encode(k, centre), strict=True):
+        assert torch.equal(page[:, 4 : S + 4], wanted) and (page[:, :4] == 7).all() and (page[:, S + 4 :] == 7).all()
 
-def kernel(k, centre):
+def kernel(k, *given):
     calls.append(k)
-    return own(k, centre)
+    return own(k, *given)
 
 own, triton_coding.encode, coding.DEVICES, calls = triton_coding.encode, kernel, ("cpu",), []
 for D, count in ((64, 2), (96, 2), (64, 3)):  # a check and what is asked for; 96 is no power of two; no check again
     k = torch.randn(1, 9, D)
     assert torch.equal(coding.coded(k, Centre.of(k))[0], encode(k, Centre.of(k))[0])
     assert len(calls) == count, (D, len(calls))
-triton_coding.encode = lambda k, centre: (encode(k, centre)[0] ^ 1, encode(k, centre)[1])
+triton_coding.encode = lambda k, centre, into=None: (encode(k, centre)[0] ^ 1, encode(k, centre)[1])
 k = torch.randn(1, 9, 64).half()
 assert torch.equal(coding.coded(k, Centre.of(k))[0], encode(k, Centre.of(k))[0]), "wrong codes are seen"
 """

@@ -16,15 +16,19 @@ logger = logging.getLogger("hf_longctx")
 DEVICES = ("cuda",)
 
 
-def coded(k_GSD: Tensor, centre: Centre) -> tuple[Tensor, Tensor]:
-    """`ops.codes.encode` of one row's keys, bit for bit, without gradients."""
+def coded(k_GSD: Tensor, centre: Centre, into: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """`ops.codes.encode` of one row's keys, bit for bit, without gradients; `into`: where words and sizes are to go.
+
+    Of these the numbers of a head must be dense.
+    """
     kind = k_GSD.device, k_GSD.dtype, k_GSD.shape[-1]
     able = TRITON and k_GSD.device.type in DEVICES and not torch.compiler.is_compiling() and 0 not in k_GSD.shape
     if able and checked_once(coded, kind, lambda: _check(*kind)) is None:
         from .triton_coding import encode as by_kernel
 
-        return by_kernel(k_GSD, centre)
-    return encode(k_GSD, centre)
+        return by_kernel(k_GSD, centre, into)
+    words, size = encode(k_GSD, centre)
+    return (words, size) if into is None else (into[0].copy_(words), into[1].copy_(size))
 
 
 @torch.no_grad()

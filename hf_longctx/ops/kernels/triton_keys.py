@@ -1,4 +1,4 @@
-"""Looking tokens up by their keys for a few queries, in Triton, over pages found by address.
+"""Looking tokens up by their keys for some queries at a time, in Triton, over pages found by address.
 
 As by codes (`triton_lookup`), but every score is exact: every block of slots leaves its best score, the blocks with the
 best of them are selected and scored again, and the best tokens of these are the table. Sizes follow from the number of
@@ -21,7 +21,7 @@ from .. import pages as sizes
 from ..pages import Pages
 from .placed import on_device_of
 from .triton_best import _select
-from .triton_lookup import AT_ONCE, BLOCK
+from .triton_lookup import BLOCK, in_turn
 from .triton_shortlist import _last
 
 TILES = tl.constexpr(16)  # blocks of 64 slots of a program; a page holds a multiple of them
@@ -108,10 +108,9 @@ def choose(
     q_pos, T = q_pos_BL.expand(B, L).contiguous(), H if per == "head" else G
     blocks = pages.k.shape[1] * sizes.PAGE // BLOCK
     most = min(k + max(BLOCK, k // 8), blocks)
-    step = max(1, min(L, AT_ONCE // (most * BLOCK * B * T)))
     tables = []
-    for start in range(0, L, step):
-        some, pos = q[:, :, start : start + step], q_pos[:, start : start + step].contiguous()
+    for at in in_turn(L, B * T * (most * BLOCK + blocks)):
+        some, pos = q[:, :, at], q_pos[:, at].contiguous()
         tables.append(_choose(some, pos, pages, k, near, after_B, T, blocks, most))
     return tables[0] if len(tables) == 1 else torch.cat(tables, 2)
 

@@ -1,4 +1,4 @@
-"""Looking tokens up for a few queries, in Triton, over pages found by address.
+"""Looking tokens up for some queries at a time, in Triton, over pages found by address.
 
 Queries are prepared, every block of slots leaves its best score by the codes, the blocks with the best tokens are
 selected and scored again, the best tokens' real keys are scored, and the best of these are the table. Sizes
@@ -10,6 +10,7 @@ records them once; the host is never waited for.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from .triton_shortlist import TOKENS, _last, _shortlist
 
 BLOCK = 64  # slots
 PROGRAMS = 8192  # of `triton_bits`, about: several for each place on a card
-AT_ONCE = 2**23  # tokens that may reach the bounds of queries done at once
+AT_ONCE = 2**24  # numbers that are made at once: best scores of blocks, and tokens that may reach the bounds
 
 
 class Shapes:
@@ -58,6 +59,14 @@ class Shapes:
             "ROWS": rows,
         }  # fmt: skip
         self.bits = {name: self.codes[name] for name in ("W", "WP", "R", "NQ")}
+
+
+def in_turn(queries: int, room: int) -> Iterator[slice]:
+    """Queries in parts of about one size, as large as `AT_ONCE` allows where each makes `room` numbers."""
+    parts = triton.cdiv(queries, max(1, min(queries, AT_ONCE // room)))
+    size = triton.cdiv(queries, parts)
+    for start in range(0, queries, size):
+        yield slice(start, start + size)
 
 
 @functools.lru_cache(maxsize=32)
@@ -215,11 +224,11 @@ def choose(
     B, _, L, _ = q_BHLD.shape
     q = q_BHLD if q_BHLD.stride(-1) == 1 else q_BHLD.contiguous()
     q_pos = q_pos_BL.expand(B, L).contiguous()
-    room = (shortlist + max(BLOCK, shortlist // 8)) * BLOCK * B * (q.shape[1] if per == "head" else 1)
-    step = max(1, min(L, AT_ONCE // room))
+    whole = Shapes(q, pages, per, by_bits)
+    room = min(shortlist + max(BLOCK, shortlist // 8), whole.blocks) * BLOCK + whole.blocks
     tables = []
-    for start in range(0, L, step):
-        some, pos = q[:, :, start : start + step], q_pos[:, start : start + step].contiguous()
+    for at in in_turn(L, B * whole.T * room):
+        some, pos = q[:, :, at], q_pos[:, at].contiguous()
         shapes = Shapes(some, pages, per, by_bits)
         ready = prepared(some, pages, shapes)
         best = maxima(ready, pos, pages, shapes, near, after_B)
