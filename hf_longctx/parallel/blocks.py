@@ -28,6 +28,7 @@ class RankBlock:
         columns: Which of the keys at hand.
         positions: Of both.
         mask: Which pairs exist.
+        numbers_S: The columns by number, on the host.
         chosen: The call and the kernel of each kind of tensors: all layers of a forward have the same.
     """
 
@@ -35,6 +36,7 @@ class RankBlock:
     columns: Rows
     positions: Positions
     mask: Packed
+    numbers_S: Tensor
     chosen: dict[Any, tuple[Call, Kernel]] = field(default_factory=dict)
 
     @classmethod
@@ -61,7 +63,7 @@ class RankBlock:
         q_pos, k_pos = (x[None].to(device, non_blocking=True) for x in places)
         runs = segments(lengths, device)
         positions = Positions(q_pos, k_pos, same_rows, consecutive, padded=False, segments=runs, memo={})
-        return cls(compact(rows_L, device), compact(columns_S, device), positions, Packed(inside))
+        return cls(compact(rows_L, device), compact(columns_S, device), positions, Packed(inside), columns_S)
 
     def kernel(self, scale: float, q_BHLD: Tensor, k_BGSD: Tensor) -> tuple[Call, Kernel]:
         """The call of the block's rows against its keys, and the kernel for it."""
@@ -87,7 +89,7 @@ class RankBlock:
 
 def table_of(k_BGLD: Tensor, v_BGLD: Tensor) -> Tensor:
     """Keys and values of a rank, row by row, as they travel: (L, G, E), contiguous."""
-    return torch.cat([k_BGLD.transpose(1, 2), v_BGLD.transpose(1, 2)], -1)[0].contiguous()
+    return torch.cat([k_BGLD.transpose(1, 2), v_BGLD.transpose(1, 2)], -1).squeeze(0)
 
 
 def padded(x_N: Tensor, rows: int) -> Tensor:
@@ -98,7 +100,15 @@ def padded(x_N: Tensor, rows: int) -> Tensor:
 
 def halves(table_NGE: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of a table, (1, G, N, D) each; the same memory."""
-    k, v = table_NGE.transpose(0, 1)[None].chunk(2, -1)
+    k, v = table_NGE.transpose(0, 1).unsqueeze(0).chunk(2, -1)
+    return k, v
+
+
+def rounded_halves(table_NGE: Tensor, dtype: torch.dtype) -> Keys:
+    """`halves`, copied in a dtype, each in memory row by row, as projections want them: one copy of both."""
+    N, G, E = table_NGE.shape
+    both = table_NGE.view(1, N, G, 2, E // 2).permute(3, 0, 1, 2, 4)
+    k, v = both.to(dtype, copy=True, memory_format=torch.contiguous_format).transpose(2, 3).unbind()
     return k, v
 
 

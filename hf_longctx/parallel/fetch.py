@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full, Window
-from .blocks import RankBlock, RankResults, RankTensors, halves, table_of, taken
+from .blocks import RankBlock, RankResults, RankTensors, rounded_halves, table_of, taken
 from .exchange import Exchange
+from .group_rows import Order
 from .layout import ranges
 from .peers import Pending
 from .softmax import Attending, Differentiating
@@ -56,36 +57,52 @@ class FetchExchange(Exchange):
 
     def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """See `Exchange`."""
-        whole, cut = self.blocks
+        whole = self.blocks[0]
         grads = Differentiating(given, found, apart=True)
         if not self.layout.shared:
             return grads.alone(whole, given)
+        total = self._gradient_of_keys(given, found, grads)
+        return grads.dq_BHLD, *rounded_halves(total, given.k_BGLD.dtype)
+
+    def _gradient_of_keys(self, given: RankTensors, found: RankResults, grads: Differentiating) -> Tensor:
+        """The gradient of the rank's keys and values by row, (L, G, E), unrounded; its buffers end with it."""
+        whole, cut = self.blocks
         coming = None if found.kept else self._coming(given)
         total = None
         if whole is not None:
-            total = grads.zeros_of(given.k_BGLD.shape[2], given)
-            grads.add(whole, whole.own(given.k_BGLD, given.v_BGLD), total)
-        keys = found.kept[0] if coming is None else self._keys(coming())
-        gradient = grads.zeros_of(self.table_rows, given)
-        if cut is not None:
-            grads.add_table(cut, keys, gradient)
+            keys = whole.own(given.k_BGLD, given.v_BGLD)
+            total = grads.gradient_of(whole, keys, given.k_BGLD.shape[2])
+        table = found.kept[0] if coming is None else self._keys(coming())
+        gradient = grads.gradient_of(cut, table, self.table_rows)
         returned = taken(self.give_back(gradient), slice(0, self.layout.shared_sizes[self.rank]), 0)
         if total is None:  # all rows are of shared documents
             total = returned
         else:
             total[self.shared_rows] = returned
-        return grads.dq_BHLD, *halves(total)
+        return total
 
     def _keys(self, table_NGE: Tensor) -> Tensor:
         """Those of the table that the rank's rows see, run by run."""
+        seen = self._seen
+        return table_NGE[:0] if seen is None else seen.of(table_NGE)
+
+    @cached_property
+    def _seen(self) -> Order | None:
+        """Where these are in the table; None: the rank's rows see none."""
         cut = self.blocks[1]
-        return table_NGE[:0] if cut is None else taken(table_NGE, cut.columns, 0)
+        return None if cut is None else Order(cut.numbers_S, self.device, self.table_rows)
 
     def _coming(self, given: RankTensors) -> Pending | None:
         if not self.layout.shared:
             return None
         own = taken(table_of(given.k_BGLD, given.v_BGLD), self.shared_rows, 0)
         return self.fetch(own, ahead=self.blocks[0] is not None)
+
+    def prepare(self) -> None:
+        """See `Exchange`."""
+        super().prepare()
+        if self._seen is not None:
+            self._seen.prepare()
 
     @cached_property
     def blocks(self) -> list[RankBlock | None]:

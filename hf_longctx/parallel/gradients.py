@@ -17,17 +17,29 @@ BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
 def derive(exchange: Exchange, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients: dq (1, H, L, D), dk and dv (1, G, L, D) in the dtypes of what was given."""
-    dq, dk, dv = map(_by_row, exchange.backward(given, found), (given.q_BHLD, given.k_BGLD, given.v_BGLD))
+    """Gradients: dq (1, H, L, D), dk and dv (1, G, L, D) in the dtypes of what was given.
+
+    Those of keys and values may be halves of one buffer, which autograd allows and operators do not.
+    """
+    dq, dk, dv = map(_rounded, exchange.backward(given, found), (given.q_BHLD, given.k_BGLD, given.v_BGLD))
     return dq, dk, dv
 
 
-def _by_row(grad_BHLD: Tensor, x_BHLD: Tensor) -> Tensor:
-    """A gradient in the dtype of its tensor, in memory row by row, as projections want it, and shared with no other."""
-    if grad_BHLD.dtype == x_BHLD.dtype and not _is_part(grad_BHLD):
-        return grad_BHLD
+def derive_apart(exchange: Exchange, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, each in memory of its own."""
+    dq, dk, dv = (_by_row(x, x.dtype) if _is_part(x) else x for x in derive(exchange, given, found))
+    return dq, dk, dv
+
+
+def _rounded(grad_BHLD: Tensor, x_BHLD: Tensor) -> Tensor:
+    """A gradient in the dtype of its tensor."""
+    return grad_BHLD if grad_BHLD.dtype == x_BHLD.dtype else _by_row(grad_BHLD, x_BHLD.dtype)
+
+
+def _by_row(grad_BHLD: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in a dtype, in memory row by row, as projections want it."""
     rows_BLHD = grad_BHLD.transpose(1, 2)
-    return rows_BLHD.to(x_BHLD.dtype, copy=True, memory_format=torch.contiguous_format).transpose(1, 2)
+    return rows_BLHD.to(dtype, copy=True, memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _is_part(x: Tensor) -> bool:

@@ -1,6 +1,9 @@
-"""`GroupRows`: the rows of a group's members, one member after the other or in the order of the pack."""
+"""`GroupRows`: the rows of a group's members, one member after the other or in the order of the pack.
 
-# N rows of the group
+`Order`: some of the rows of a table, in any order.
+"""
+
+# N rows of the group, or those that are taken
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -27,7 +30,7 @@ class GroupRows:
     def __init__(self, places: Sequence[Tensor], device: torch.device) -> None:
         self.sizes = [len(place_L) for place_L in places]
         order_N = torch.cat(list(places)).argsort()
-        self._ways = _Order(order_N, device), _Order(order_N.argsort(), device)
+        self._ways = Order(order_N, device, len(order_N)), Order(order_N.argsort(), device, len(order_N))
 
     def to_pack(self, x_N: Tensor) -> Tensor:
         """(N, ...) of one member after the other, in the order of the pack."""
@@ -40,24 +43,34 @@ class GroupRows:
     def prepare(self) -> None:
         """Copy to the device what all layers share; else the first layer does."""
         for way in self._ways:
-            _ = way.index_N if way.stretches is None else None
+            way.prepare()
 
 
-class _Order:
-    """An order of rows, by stretches of successive ones, or by an index where there are many."""
+class Order:
+    """Rows of a table, some of them perhaps several times, by stretches of successive ones, or by an index of many.
 
-    def __init__(self, rows_N: Tensor, device: torch.device) -> None:
-        self.rows_N, self.device = rows_N, device
+    Args:
+        rows_N: By number.
+        device: Where the tensors will be.
+        size: Rows of the table.
+    """
 
-    def of(self, x_N: Tensor) -> Tensor:
+    def __init__(self, rows_N: Tensor, device: torch.device, size: int) -> None:
+        self.rows_N, self.device, self.size = rows_N, device, size
+
+    def of(self, x: Tensor) -> Tensor:
         """The rows in this order."""
         if self.stretches is None:
-            return x_N.index_select(0, self.index_N)
+            return x.index_select(0, self.index_N)
         lengths, order = self.stretches
-        if len(order) < 2:
-            return x_N
-        parts = x_N.split(lengths)  # one view of each stretch in one call of torch
-        return torch.cat([parts[n] for n in order])
+        if order == list(range(len(lengths))):
+            return x
+        parts = x.split(lengths)  # one view of each stretch in one call of torch
+        return parts[order[0]] if len(order) == 1 else torch.cat([parts[n] for n in order])
+
+    def prepare(self) -> None:
+        """Copy to the device what all layers share; else the first layer does."""
+        _ = self.index_N if self.stretches is None else None
 
     @cached_property
     def index_N(self) -> Tensor:
@@ -66,11 +79,12 @@ class _Order:
 
     @cached_property
     def stretches(self) -> tuple[list[int], list[int]] | None:
-        """Rows of each stretch as they are, and which stretch comes when; None where there are many."""
+        """Rows of each stretch of the table, and which stretch comes when; None where there are many."""
         starts = [0, *((self.rows_N.diff() != 1).nonzero()[:, 0] + 1).tolist()] if len(self.rows_N) else []
         if len(starts) > MANY:
             return None
-        found = [(int(self.rows_N[a]), b - a) for a, b in pairwise([*starts, len(self.rows_N)])]
-        as_they_are = sorted(range(len(found)), key=lambda n: found[n])
-        place = {n: at for at, n in enumerate(as_they_are)}
-        return [found[n][1] for n in as_they_are], [place[n] for n in range(len(found))]
+        found = [(int(self.rows_N[a]), int(self.rows_N[b - 1]) + 1) for a, b in pairwise([*starts, len(self.rows_N)])]
+        edges = sorted({0, self.size, *(edge for stretch in found for edge in stretch)})
+        place = {edge: at for at, edge in enumerate(edges)}
+        order = [at for start, stop in found for at in range(place[start], place[stop])]
+        return None if len(order) > MANY else ([b - a for a, b in pairwise(edges)], order)

@@ -30,7 +30,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     blocks = _now("blocks")
     given, found = blocks.RankTensors(q, k, v, scale), blocks.RankResults(grad.contiguous(), out, lse)
-    return _now("gradients").derive(_now("exchange").Exchange.of(exchange), given, found)
+    return _now("gradients").derive_apart(_now("exchange").Exchange.of(exchange), given, found)
 
 
 def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, scale: float, exchange: int) -> tuple[Tensor, Tensor]:

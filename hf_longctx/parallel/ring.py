@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full
-from .blocks import RankBlock, RankResults, RankTensors, add_rows, halves, padded, table_of, taken
+from .blocks import RankBlock, RankResults, RankTensors, add_rows, padded, rounded_halves, table_of, taken
 from .exchange import Exchange
 from .layout import Piece, ranges
 from .softmax import Attending, Differentiating
@@ -47,25 +47,30 @@ class RingExchange(Exchange):
         grads = Differentiating(given, found, apart=not others)
         if not others:
             return grads.alone(own, given)
+        total = self._gradient_of_keys(given, grads)
+        return grads.dq_BHLD, *rounded_halves(total, given.k_BGLD.dtype)
+
+    def _gradient_of_keys(self, given: RankTensors, grads: Differentiating) -> Tensor:
+        """The gradient of the rank's keys and values by row, (L, G, E), unrounded; its buffers end with it."""
+        own, *others = self.blocks
         coming = self.peers.shift(self._travelling(given), KEYS)
-        total = grads.zeros_of(given.k_BGLD.shape[2], given)
-        if own is not None:
-            grads.add(own, own.own(given.k_BGLD, given.v_BGLD), total)
+        keys = (given.k_BGLD, given.v_BGLD) if own is None else own.own(given.k_BGLD, given.v_BGLD)
+        total = grads.gradient_of(own, keys, given.k_BGLD.shape[2])
         returning = None
         for step, block in enumerate(others, start=1):
             table = coming()
             if step < len(others):
                 coming = self.peers.shift(table, KEYS)
-            gradient = grads.zeros_of(table.shape[0], given)
-            if block is not None:
-                grads.add_table(block, taken(table, block.columns, 0), gradient)
+            seen = table if block is None else taken(table, block.columns, 0)
+            gradient = grads.gradient_of(block, seen, table.shape[0])
             if returning is not None:
                 gradient += returning()
             returning = self.peers.shift(gradient, GRADIENTS)
+            del gradient  # what is in flight is held until it has come
         if returning is not None:  # of the last step
             returned = taken(returning(), slice(0, self.layout.shared_sizes[self.rank]), 0)
             add_rows(total, self.shared_rows, returned, 0)
-        return grads.dq_BHLD, *halves(total)
+        return total
 
     def _travelling(self, given: RankTensors) -> Tensor:
         """The rows that other ranks need, and so many more that all ranks send as many."""

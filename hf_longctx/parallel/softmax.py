@@ -7,14 +7,13 @@ log-sum-exps, and gradients of queries are summed in fp32 (fp64 for fp64).
 # H query heads, G key/value heads, L rows of a rank, S keys of a block, E = 2 D: a key and its value, D head dim
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..ops.kernels import Call, Kernel
 from ..ops.merge import merge_into
-from .blocks import Keys, RankBlock, RankResults, RankTensors, add_rows, as_dtype, halves, table_of, taken
+from .blocks import Keys, RankBlock, RankResults, RankTensors, add_rows, as_dtype, halves, taken
+from .sums import sum_rows
 
 FP32 = torch.float32
 
@@ -41,8 +40,8 @@ class Attending:
             call, kernel = block.kernel_of_table(self.scale, q, table_SGE)
             if kernel.by_row:
                 k, v = table_SGE.chunk(2, -1)
-                out, lse = kernel.forward_rows(call, q[0].transpose(0, 1), k, v)
-                self._put(block, out[None], lse[None])
+                out, lse = kernel.forward_rows(call, _rows_of(q), k, v)
+                self._put(block, out.unsqueeze(0), lse.unsqueeze(0))
                 return
         self.add(block, halves(table_SGE))
 
@@ -82,7 +81,8 @@ class Differentiating:
     """The gradients of a softmax over blocks: each block is given the output and the log-sum-exp of the whole."""
 
     def __init__(self, given: RankTensors, found: RankResults, apart: bool) -> None:
-        self.q, self.scale, self.groups, self.found, self.apart = given.q_BHLD, given.scale, given.groups, found, apart
+        self.q, self.k, self.scale, self.groups = given.q_BHLD, given.k_BGLD, given.scale, given.groups
+        self.found, self.apart = found, apart
         self.wide = torch.promote_types(self.q.dtype, FP32)
         self._dq: Tensor | None = None
 
@@ -103,62 +103,47 @@ class Differentiating:
         dk, dv = (torch.stack([part.sum(1, dtype=self.wide) for part in parts], 1) for parts in split)
         return dk, dv
 
-    def zeros_of(self, rows: int, given: RankTensors) -> Tensor:
-        """A buffer for the gradient of a table of so many rows: (N, G, E)."""
-        _, G, _, D = given.k_BGLD.shape
-        return given.k_BGLD.new_zeros(rows, G, D + given.v_BGLD.shape[3], dtype=self.wide)
-
     def alone(self, block: RankBlock | None, given: RankTensors) -> tuple[Tensor, Tensor, Tensor]:
         """dq, dk and dv where the rank's own keys are all that its rows see; None: it has no rows."""
         keys = given.k_BGLD, given.v_BGLD
         dk, dv = map(torch.zeros_like, keys) if block is None else self.keys_of(block, block.own(*keys))
         return self.dq_BHLD, dk, dv
 
-    def add(self, block: RankBlock, keys: Keys, gradient_NGE: Tensor) -> None:
-        """Add them to the gradient of the table that the keys are of."""
-        columns = block.columns
-        if self.groups is None:
-            q = taken(self.q, block.rows, 2)
-            chosen = block.kernel(self.scale, q, keys[0])
-            if chosen[1].by_row:
-                self._add_by_row(block, chosen, q, [x[0].transpose(0, 1) for x in keys], gradient_NGE)
-                return
-        if isinstance(columns, slice) and self.groups is None and not self.apart:
-            self._gradients(block, keys, halves(taken(gradient_NGE, columns, 0)))  # without a buffer in between
-            return
-        # a key may be there for several runs
-        add_rows(gradient_NGE, columns, table_of(*self.keys_of(block, keys)), 0)
+    def gradient_of(self, block: RankBlock | None, keys: Keys | Tensor, rows: int) -> Tensor:
+        """The gradient of a table of so many rows, (N, G, E), as far as a block goes whose keys are of it.
 
-    def add_table(self, block: RankBlock, table_SGE: Tensor, gradient_NGE: Tensor) -> None:
-        """`add`, with the block's keys and values as they travelled, by row."""
-        if self.groups is None:
+        The keys and values come as such, or as they travelled, by row. Without a block there is no gradient.
+        """
+        if block is not None and self.groups is None:
             q = taken(self.q, block.rows, 2)
-            chosen = block.kernel_of_table(self.scale, q, table_SGE)
+            if isinstance(keys, Tensor):
+                chosen = block.kernel_of_table(self.scale, q, keys)
+            else:
+                chosen = block.kernel(self.scale, q, keys[0])
             if chosen[1].by_row:
-                self._add_by_row(block, chosen, q, table_SGE.chunk(2, -1), gradient_NGE)
-                return
-        self.add(block, halves(table_SGE), gradient_NGE)
+                by_row = keys.chunk(2, -1) if isinstance(keys, Tensor) else map(_rows_of, keys)
+                return sum_rows(self._by_row(block, chosen, q, *by_row), block, rows, self.wide)
+        keys = halves(keys) if isinstance(keys, Tensor) else keys
+        in_place = block is not None and isinstance(block.columns, slice) and self.groups is None and not self.apart
+        if block is not None and not in_place:
+            parts = list(map(_rows_of, self.keys_of(block, keys)))
+            return sum_rows(parts, block, rows, self.wide)
+        _, G, _, D = self.k.shape
+        gradient_NGE = self.k.new_zeros(rows, G, 2 * D, dtype=self.wide)
+        if block is not None:  # without a buffer in between
+            self._gradients(block, keys, halves(taken(gradient_NGE, block.columns, 0)))
+        return gradient_NGE
 
-    def _add_by_row(
-        self,
-        block: RankBlock,
-        chosen: tuple[Call, Kernel],
-        q_BHLD: Tensor,
-        keys_SGD: Sequence[Tensor],
-        gradient_NGE: Tensor,
-    ) -> None:
-        (call, kernel), (k, v), rows, whole = chosen, keys_SGD, block.rows, self.found
-        grad, out = (taken(x[0], rows, 0) for x in (whole.grad_BLHD, whole.out_BLHD))
-        lse = taken(whole.lse_BHL[0], rows, 1)
-        dq, dk, dv = kernel.gradients_rows(call, grad, q_BHLD[0].transpose(0, 1), k, v, out, lse)
-        self._put(block, dq[None].transpose(1, 2))
-        if isinstance(block.columns, slice) and not self.apart:
-            for total, part in zip(taken(gradient_NGE, block.columns, 0).chunk(2, -1), (dk, dv), strict=True):
-                total.add_(part)  # without a buffer in between
-        else:
-            part = torch.cat([dk, dv], -1)
-            del dk, dv  # memory is highest in what follows
-            add_rows(gradient_NGE, block.columns, part, 0)
+    def _by_row(
+        self, block: RankBlock, chosen: tuple[Call, Kernel], q_BHLD: Tensor, k_SGD: Tensor, v_SGD: Tensor
+    ) -> list[Tensor]:
+        """The gradients of a block's keys and values, by row; that of its queries goes into `dq_BHLD`."""
+        (call, kernel), rows, whole = chosen, block.rows, self.found
+        grad, out = (taken(x.squeeze(0), rows, 0) for x in (whole.grad_BLHD, whole.out_BLHD))
+        lse = taken(whole.lse_BHL.squeeze(0), rows, 1)
+        dq, dk, dv = kernel.gradients_rows(call, grad, _rows_of(q_BHLD), k_SGD, v_SGD, out, lse)
+        self._put(block, dq.transpose(0, 1).unsqueeze(0))
+        return [dk, dv]
 
     def _put(self, block: RankBlock, dq: Tensor) -> None:
         """A block's gradient of queries in its place, or added to that of other blocks."""
@@ -189,6 +174,11 @@ class Differentiating:
         if not direct:
             add_rows(self.dq_BHLD, rows, dq, 2)
         return dk, dv
+
+
+def _rows_of(x_BXLD: Tensor) -> Tensor:
+    """(1, heads, L, D) by row: (L, heads, D)."""
+    return x_BXLD.squeeze(0).transpose(0, 1)
 
 
 def _for_each_query_head(keys: Keys, groups: tuple[int, ...] | None) -> Keys:

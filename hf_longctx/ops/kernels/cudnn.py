@@ -69,13 +69,14 @@ class Cudnn(Kernel):
         if isinstance(call.mask, Packed):
             return runs.gradients(self, call, (grad_BLHD, q, k, v, out_BLHD, lse_BHL))
         seed = torch.empty((), dtype=torch.int64, device=q.device)  # of dropout, which there is none of
+        grad, out = (x if x.dtype == q.dtype else x.to(q.dtype) for x in (grad_BLHD, out_BLHD))
         dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
-            grad_BLHD.to(q.dtype).transpose(1, 2),
+            grad.transpose(1, 2),
             q,
             k,
             v,
-            out_BLHD.to(q.dtype).contiguous().transpose(1, 2),
-            lse_BHL[..., None].contiguous(),
+            out.contiguous().transpose(1, 2),
+            lse_BHL.contiguous().unsqueeze(-1),
             seed,
             seed,
             None,

@@ -123,10 +123,12 @@ def forward(kernel: Kernel, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tupl
     for rows, parts in found:
         for n, (columns, mask) in enumerate(parts):
             part = kernel.forward(_plain(call, rows, columns, mask), *_cut(rows, columns, q, k, v))
+            out_part, lse_part = _stretch(out, 1, rows), _stretch(lse, 2, rows)
             if n:
-                merge_into(out[:, rows], lse[:, :, rows], *part)
+                merge_into(out_part, lse_part, *part)
             else:
-                out[:, rows], lse[:, :, rows] = part
+                out_part.copy_(part[0])
+                lse_part.copy_(part[1])
     return out, lse
 
 
@@ -148,7 +150,7 @@ def add_gradients(kernel: Kernel, call: Call, given: Sequence[Tensor], into: Seq
     """Add the `gradients` of packed documents to buffers, part by part."""
     for _, rows, columns, part in _each_part(kernel, call, given):
         for buffer, stretch, found in zip(into, (rows, columns, columns), part, strict=True):
-            buffer[:, :, stretch] += found
+            _stretch(buffer, 2, stretch).add_(found)
 
 
 def _each_part(
@@ -156,10 +158,12 @@ def _each_part(
 ) -> Iterator[tuple[int, slice, slice, Sequence[Tensor]]]:
     """Its number in its run, rows, columns and gradients of each part."""
     grad, q, k, v, out, lse = given
-    grad, out = (x.to(q.dtype).contiguous() for x in (grad, out))  # kernels want equal strides of both
+    # kernels want equal strides of both; what need not be asked of torch costs the host nothing
+    grad, out = ((x if x.dtype == q.dtype else x.to(q.dtype)).contiguous() for x in (grad, out))
     for rows, parts in runs(call):
         for n, (columns, mask) in enumerate(parts):
-            args = grad[:, rows], *_cut(rows, columns, q, k, v), out[:, rows], lse[:, :, rows]
+            of_rows = _stretch(out, 1, rows), _stretch(lse, 2, rows)
+            args = _stretch(grad, 1, rows), *_cut(rows, columns, q, k, v), *of_rows
             yield n, rows, columns, kernel.gradients(_plain(call, rows, columns, mask), *args)
 
 
@@ -173,12 +177,18 @@ def _alone(found: tuple[Run, ...], q: Tensor, k: Tensor) -> tuple[slice, slice, 
 
 
 def _cut(rows: slice, columns: slice, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return q[:, :, rows], k[:, :, columns], v[:, :, columns]
+    return _stretch(q, 2, rows), _stretch(k, 2, columns), _stretch(v, 2, columns)
+
+
+def _stretch(x: Tensor, dim: int, rows: slice) -> Tensor:
+    """Successive rows in this dim; the tensor itself where they are all, since every view costs the host some time."""
+    size = rows.stop - rows.start
+    return x if size == x.shape[dim] else x.narrow(dim, rows.start, size)
 
 
 def _plain(call: Call, rows: slice, columns: slice, mask: Mask) -> Call:
     """The call of one part. Only the keys of `Full` need not end with the queries."""
-    q_pos, k_pos = call.positions.q_pos_BL[:, rows], call.positions.k_pos_BS[:, columns]
+    q_pos, k_pos = _stretch(call.positions.q_pos_BL, 1, rows), _stretch(call.positions.k_pos_BS, 1, columns)
     consecutive = call.positions.consecutive and not isinstance(mask, Full)
     positions = Positions(q_pos, k_pos, isinstance(mask, Causal), consecutive, padded=False)
     return replace(call, positions=positions, mask=mask)

@@ -93,7 +93,9 @@ def kinds_of(world: World, tokens: int) -> tuple[dict[str, Callable[[], Tensor]]
     """Attention of this process' rows by stock and by each kind, and the tensors that have gradients."""
     layout = Layout.of([tokens], world.size)
     mine = layout.places[world.rank].to(world.device)
-    leaves = [x[:, :, mine].detach().requires_grad_() for x in drawn(tokens, HEADS, world)[:3]]
+    # row by row in memory, as layers have them
+    rows = (x.transpose(1, 2)[:, mine].transpose(1, 2) for x in drawn(tokens, HEADS, world)[:3])
+    leaves = [x.detach().requires_grad_() for x in rows]
     q, k, v = leaves
     found: dict[str, Callable[[], Tensor]] = {
         "sdpa": lambda: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)

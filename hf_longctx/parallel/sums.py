@@ -1,0 +1,60 @@
+"""Gradients of the rows of a table of keys, from those of the keys that a kernel was given.
+
+A key may have been there for several runs, and some rows for none. On a GPU one launch of a Triton kernel does what
+torch has five for: zeros, keys and values side by side, their wider dtype, the sums.
+"""
+
+# G key/value heads, S keys of a block, N rows of the table, E = 2 D: a key and its value, R keys of a row at most
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops.available import TRITON
+from .blocks import RankBlock, add_rows
+
+FEW = 4  # runs that a key is there for: the launch reads as many numbers for every row
+
+
+def sum_rows(parts: list[Tensor], block: RankBlock, rows: int, dtype: torch.dtype) -> Tensor:
+    """(N, G, E) in a wide dtype: for each of so many rows the sum of what the block's columns have of it.
+
+    The parts are the gradients of keys and of values, (S, G, D) each; the list is emptied, to free them early.
+    """
+    dk_SGD, dv_SGD = parts
+    parts.clear()
+    if TRITON and dk_SGD.is_cuda and dtype == torch.float32:
+        sources_RN = sources(block, rows)
+        if len(sources_RN) <= FEW:
+            from ..ops.kernels.triton_sum_rows import sum_sources
+
+            return sum_sources(dk_SGD, dv_SGD, sources_RN)
+    _, G, D = dk_SGD.shape
+    total = dk_SGD.new_zeros(rows, G, 2 * D, dtype=dtype)
+    part = torch.cat([dk_SGD, dv_SGD], -1)
+    del dk_SGD, dv_SGD  # memory is highest in what follows
+    add_rows(total, block.columns, part, 0)
+    return total
+
+
+def sources(block: RankBlock, rows: int) -> Tensor:
+    """Which of the block's columns are each row of a table, (R, N) of int32, then -1; on the device of the block.
+
+    The layers of a forward share them.
+    """
+    memo, key = block.positions.memo, (__name__, rows)
+    assert memo is not None
+    if key not in memo:
+        memo[key] = sources_of(block.numbers_S, rows).to(block.positions.q_pos_BL.device, non_blocking=True)
+    found: Tensor = memo[key]
+    return found
+
+
+def sources_of(numbers_S: Tensor, rows: int) -> Tensor:
+    """The same on the host, from the row of each column."""
+    order_S = numbers_S.argsort(stable=True)
+    sorted_S, counts_N = numbers_S[order_S], numbers_S.bincount(minlength=rows)
+    before_N = counts_N.cumsum(0) - counts_N
+    found_RN = torch.full((int(counts_N.max()), rows), -1, dtype=torch.int32)
+    found_RN[torch.arange(len(numbers_S)) - before_N[sorted_S], sorted_S] = order_S.to(torch.int32)
+    return found_RN
