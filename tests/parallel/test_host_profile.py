@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.distributed as dist
 
-from recipes.benchmarks.sequence_parallel import host, host_profile
+from recipes.benchmarks.sequence_parallel import host, host_profile, host_waits
+from recipes.benchmarks.sequence_parallel.world import World
+
+from .pool import Pool
 
 EXCHANGES = {"gather": "c10d::_allgather_base_", "ring": "c10d::send", "ulysses": "c10d::alltoall_base_"}
 
@@ -19,7 +24,14 @@ def test_it_shows_milliseconds_operators_and_what_costs_most(
     monkeypatch.setattr(host_profile, "MOST", 1000)
     host_profile.main(["--tiny"])
     assert not dist.is_initialized()
-    stock, *kinds = capsys.readouterr().out.strip().split("\n\n")
+    stock, *kinds, tables = capsys.readouterr().out.strip().split("\n\n")
+    assert tables.startswith("Why many tokens take longer")
+    for number in (1, 2, 4, 5):  # the third needs two processes
+        assert f"\n{number}. " in tables
+    for kind, sent in host_waits.LINES:
+        assert tables.count(f" tokens  {kind:6} sends {sent:6}  forward: host ") == 2
+    assert re.search(r"96 tokens  sends all    c10d::_allgather_base_ +1.0 x  median ", tables)
+    assert "sends none   c10d" not in tables
     assert stock.startswith("sdpa")
     assert [part.splitlines()[0] for part in kinds] == list(host.KINDS)
     for part in kinds:
@@ -30,6 +42,23 @@ def test_it_shows_milliseconds_operators_and_what_costs_most(
         assert sum("called from Python" in line for line in lines) == 2
         assert sum("Python functions" in line for line in lines) == 2
         assert any(" gradients.py:" in line for line in lines)
+
+
+def late(seconds: float) -> list[str]:
+    world = World(dist.get_rank(), 2, True, torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_waits, "LATE", seconds)
+        patch.setattr(host_waits, "IN_A_ROW", (1, 3))
+        return list(host_waits.with_late(world, (48,), 1))
+
+
+def test_a_host_that_waits_for_the_other_process_is_seen(two: Pool) -> None:
+    (_, *first), _ = two.run(late, 0.4)  # gloo's exchanges wait for what they exchange
+    assert [line.split("layers")[0].split() for line in first] == [["48", "tokens", "1"], ["48", "tokens", "3"]]
+    for line in first:
+        prompt, waited = (float(x) for x in re.findall(r"forward: ([\d.]+), ([\d.]+)", line)[0])
+        assert waited > 399
+        assert waited > prompt
 
 
 def test_without_a_gpu_it_says_what_it_needs(

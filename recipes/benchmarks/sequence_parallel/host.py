@@ -57,13 +57,16 @@ def launched(world: World, works: dict[str, Callable[[], Any]], runs: int) -> Ti
     return times
 
 
-def passes(run: Callable[[], Tensor], leaves: list[Tensor]) -> tuple[Callable[[], None], Callable[[], None]]:
+def passes(
+    run: Callable[[], Tensor], leaves: list[Tensor], layers: int | None = None
+) -> tuple[Callable[[], None], Callable[[], None]]:
     """Forward and backward of many layers one after the other."""
-    outs = [run() for _ in range(LAYERS)]
+    layers = layers or LAYERS
+    outs = [run() for _ in range(layers)]
     grads = [torch.ones_like(out) for out in outs]
 
     def forward() -> None:
-        for _ in range(LAYERS):
+        for _ in range(layers):
             run()
 
     def backward() -> None:

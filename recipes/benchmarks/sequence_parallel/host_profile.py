@@ -1,11 +1,12 @@
 """What the host does in a layer of shared attention, on one GPU: milliseconds, operators, and what costs most.
 
-python -m recipes.benchmarks.sequence_parallel.host_profile            # one GPU, 30 s
-torchrun --standalone --nproc_per_node 2 -m recipes.benchmarks.sequence_parallel.host_profile    # two, 30 s
+python -m recipes.benchmarks.sequence_parallel.host_profile            # one GPU, 50 s
+torchrun --standalone --nproc_per_node 2 -m recipes.benchmarks.sequence_parallel.host_profile    # two, 60 s
 python -m recipes.benchmarks.sequence_parallel.host_profile --tiny     # on the CPU, to see that it runs
 
 On one GPU exchanges go to torch's fake process group of two, which sends nothing, so nothing there is NCCL's. Each kind
-runs at 8k and with few tokens: where only 8k takes long, the host waits for the device, and no operator is to blame.
+runs at 8k and with few tokens: where only 8k takes long, no operator is to blame, and the tables of `host_waits`, which
+come last, tell what is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from hf_longctx.parallel.gradients import gradients
 from hf_longctx.parallel.op import _Direct
 
 from .host import FEW, LENGTH, kinds_of, of_kinds
+from .host_waits import told
 from .world import World
 
 MOST = 15  # lines of what costs most
@@ -150,6 +152,10 @@ def main(words: list[str] | None = None) -> None:
         found = measured(world, runs=2 if args.tiny else 15)
         if world.rank == 0:
             show(found)
+            print("\nWhy many tokens take longer")
+        for line in told(world, args.tiny):
+            if world.rank == 0:
+                print(line, flush=True)
     finally:
         dist.destroy_process_group()
 
