@@ -51,7 +51,8 @@ class Exchange:
     def forward(self, given: RankTensors, kept: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The output (1, L, H, D), in the dtype of the queries, and the log-sum-exp (1, H, L) of the rank's rows.
 
-        A kind that fetches keys in one piece appends them to `kept`, where there is such a list.
+        What spares the backward pass an exchange goes to `kept`, where there is such a list: the keys that a kind
+        fetches in one piece, or the log-sum-exp of a rank's heads.
         """
         raise NotImplementedError
 

@@ -47,22 +47,33 @@ class UlyssesExchange(Exchange):
         share = self._share(given)
         q, k, v = share.by_head(self._rows.to_pack(self._rows_for_heads(_rows(given), share.qkv)))
         out, lse = self.outside.forward(RankTensors(q, k, v, given.scale, share.ragged))
-        (out_LHD,) = self._heads_for_rows(out[0], [share.own])
-        (lse_LH1,) = self._heads_for_rows(lse[0].transpose(0, 1)[..., None], [share.own])
-        return out_LHD[None], lse_LH1[None, ..., 0].transpose(1, 2).contiguous()
+        if kept is not None:
+            kept.append(lse)
+        # in one exchange: the numbers of the log-sum-exp as so many of the output's dtype
+        bits_NX2 = lse[0].transpose(0, 1).unsqueeze(2).view(out.dtype)
+        sizes = [out.shape[3], bits_NX2.shape[2]]
+        came = (part.split(sizes, 2) for part in self._come(torch.cat([out[0], bits_NX2], 2), [share.own]))
+        out_LHD, bits_LH2 = (_heads_of_all(parts, share.own) for parts in zip(*came, strict=True))
+        return out_LHD.unsqueeze(0), bits_LH2.view(lse.dtype).transpose(0, 1).squeeze(2).unsqueeze(0).contiguous()
 
     def backward(self, given: RankTensors, found: RankResults) -> tuple[Tensor, Tensor, Tensor]:
         """See `Exchange`."""
         share, dtype = self._share(given), given.q_BHLD.dtype
-        seen, whole = self._again(given, found, share)
-        dq, dk, dv = self.outside.backward(seen, whole)
-        (dq,) = self._heads_for_rows(as_dtype(dq[0].transpose(0, 1), dtype), [share.own])
-        keys_NXD = torch.cat([dk.transpose(1, 2), dv.transpose(1, 2)], 2)[0]
-        del dk, dv  # memory is highest here
+        every = [x.transpose(1, 2) for x in self.outside.backward(*self._again(given, found, share))]
+        every[0] = as_dtype(every[0], dtype)
         if not share.several:
-            keys_NXD = as_dtype(keys_NXD, dtype)
-        dk, dv = self._heads_for_rows(keys_NXD, [share.read, share.read])
-        return dq[None].transpose(1, 2), dk[None].transpose(1, 2), dv[None].transpose(1, 2)
+            every = [as_dtype(x, dtype) for x in every]
+        if every[0].dtype == every[1].dtype:
+            grads_NXD = torch.cat(every, 2)[0]
+            every.clear()  # memory is highest here
+            grads = self._heads_for_rows(grads_NXD, share.qkv)
+        else:  # the sums over ranks of those of keys are wide
+            dq_BNXD, *of_keys = every
+            keys_NXD = torch.cat(of_keys, 2)[0]
+            del every, of_keys
+            grads = self._heads_for_rows(dq_BNXD[0], [share.own]) + self._heads_for_rows(keys_NXD, share.qkv[1:])
+        dq, dk, dv = (x.unsqueeze(0).transpose(1, 2) for x in grads)
+        return dq, dk, dv
 
     def _again(self, given: RankTensors, found: RankResults, share: HeadShare) -> tuple[RankTensors, RankResults]:
         """What the exchange among groups had in the forward pass, and what it gave."""
@@ -71,9 +82,15 @@ class UlyssesExchange(Exchange):
         # kernels want outputs and their gradients in memory of their own
         widths = [share.queries + 2 * share.keys, share.queries, share.queries]
         rows, grad, out = map(self._rows.to_pack, came.split(widths, 1))
-        lse = self._rows.to_pack(self._rows_for_heads([found.lse_BHL[0].transpose(0, 1)[..., None]], [share.own]))
         seen = RankTensors(*share.by_head(rows), given.scale, share.ragged)
-        return seen, RankResults(grad[None], out[None], lse[None, ..., 0].transpose(1, 2))
+        return seen, RankResults(grad[None], out[None], self._lse(found, share))
+
+    def _lse(self, found: RankResults, share: HeadShare) -> Tensor:
+        """The log-sum-exp (1, X of this rank, N), which the forward may have kept."""
+        if found.kept:
+            return found.kept[0]
+        lse = self._rows.to_pack(self._rows_for_heads([found.lse_BHL[0].transpose(0, 1)[..., None]], [share.own]))
+        return lse[None, ..., 0].transpose(1, 2)
 
     def prepare(self) -> None:
         """See `Exchange`."""
@@ -129,19 +146,20 @@ class UlyssesExchange(Exchange):
 
         A head that several ranks had is the sum of theirs.
         """
+        widths = [[_width(of_each[rank]) for of_each in heads] for rank in range(self.peers.size)]
+        split = (part.split(of_rank, 1) for part, of_rank in zip(self._come(x_NXD, heads), widths, strict=True))
+        return [_heads_of_all(found, of_each) for found, of_each in zip(zip(*split, strict=True), heads, strict=True)]
+
+    def _come(self, x_NXD: Tensor, heads: Sequence[Heads]) -> list[Tensor]:
+        """What the way back brings from each rank: (L, X of that rank, D), with the heads of the tensors in turn."""
         _, X, D = x_NXD.shape
         L = self._rows.sizes[self.peers.rank]
-        widths = [[_width(of_each[rank]) for of_each in heads] for rank in range(self.peers.size)]
+        widths = [sum(_width(of_each[rank]) for of_each in heads) for rank in range(self.peers.size)]
         send = [size * X * D for size in self._rows.sizes]
-        receive = [L * sum(of_rank) * D for of_rank in widths]
+        receive = [L * width * D for width in widths]
         flat = self._rows.to_members(x_NXD).flatten()
         came = self.peers.exchange(flat, send, receive, ahead=False)().split(receive)
-        del flat
-        parts = [one.view(L, sum(of_rank), D) for one, of_rank in zip(came, widths, strict=True)]
-        if len(heads) == 1:
-            return [_heads_of_all(parts, heads[0])]
-        split = (part.split(of_rank, 1) for part, of_rank in zip(parts, widths, strict=True))
-        return [_heads_of_all(found, of_each) for found, of_each in zip(zip(*split, strict=True), heads, strict=True)]
+        return [one.view(L, width, D) for one, width in zip(came, widths, strict=True)]
 
 
 class HeadShare(NamedTuple):
