@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full, Window
+from . import sums
 from .blocks import RankBlock, RankResults, RankTensors, rounded_halves, table_of, taken
 from .exchange import Exchange
 from .group_rows import Order
@@ -103,6 +104,9 @@ class FetchExchange(Exchange):
         super().prepare()
         if self._seen is not None:
             self._seen.prepare()
+        if self.layout.shared:
+            for block, rows in zip(self.blocks, (self.layout.sizes[self.rank], self.table_rows), strict=True):
+                sums.prepare(block, rows)
 
     @cached_property
     def blocks(self) -> list[RankBlock | None]:

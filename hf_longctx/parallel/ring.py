@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops.masks import Full
+from . import sums
 from .blocks import RankBlock, RankResults, RankTensors, add_rows, padded, rounded_halves, table_of, taken
 from .exchange import Exchange
 from .layout import Piece, ranges
@@ -75,7 +76,21 @@ class RingExchange(Exchange):
     def _travelling(self, given: RankTensors) -> Tensor:
         """The rows that other ranks need, and so many more that all ranks send as many."""
         table_LGE = table_of(given.k_BGLD, given.v_BGLD)
-        return padded(taken(table_LGE, self.shared_rows, 0), max(self.layout.shared_sizes))
+        return padded(taken(table_LGE, self.shared_rows, 0), self._longest)
+
+    @cached_property
+    def _longest(self) -> int:
+        """The most rows that a rank has to send: what each of them sends."""
+        return max(self.layout.shared_sizes)
+
+    def prepare(self) -> None:
+        """See `Exchange`."""
+        super().prepare()
+        own, *others = self.blocks
+        if others:
+            sums.prepare(own, self.layout.sizes[self.rank])
+            for block in others:
+                sums.prepare(block, self._longest)
 
     @cached_property
     def blocks(self) -> list[RankBlock | None]:

@@ -23,7 +23,7 @@ def sum_rows(parts: list[Tensor], block: RankBlock, rows: int, dtype: torch.dtyp
     """
     dk_SGD, dv_SGD = parts
     parts.clear()
-    if TRITON and dk_SGD.is_cuda and dtype == torch.float32:
+    if _in_triton(dk_SGD) and dtype == torch.float32:
         sources_RN = sources(block, rows)
         if len(sources_RN) <= FEW:
             from ..ops.kernels.triton_sum_rows import sum_sources
@@ -37,6 +37,16 @@ def sum_rows(parts: list[Tensor], block: RankBlock, rows: int, dtype: torch.dtyp
     return total
 
 
+def prepare(block: RankBlock | None, rows: int) -> None:
+    """Copy to the device what the layers share, before they have given it work that the copy would wait for."""
+    if block is not None and _in_triton(block.positions.q_pos_BL):
+        sources(block, rows)
+
+
+def _in_triton(x: Tensor) -> bool:
+    return TRITON and x.is_cuda
+
+
 def sources(block: RankBlock, rows: int) -> Tensor:
     """Which of the block's columns are each row of a table, (R, N) of int32, then -1; on the device of the block.
 
@@ -45,7 +55,9 @@ def sources(block: RankBlock, rows: int) -> Tensor:
     memo, key = block.positions.memo, (__name__, rows)
     assert memo is not None
     if key not in memo:
-        memo[key] = sources_of(block.numbers_S, rows).to(block.positions.q_pos_BL.device, non_blocking=True)
+        device, on_host = block.positions.q_pos_BL.device, sources_of(block.numbers_S, rows)
+        on_host = on_host.pin_memory() if device.type == "cuda" else on_host  # else the host waits for the copy
+        memo[key] = on_host.to(device, non_blocking=True)
     found: Tensor = memo[key]
     return found
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hf_longctx.ops.kernels import KERNELS
-from hf_longctx.parallel import blocks, softmax, sums
+from hf_longctx.parallel import attention, blocks, softmax, sums
 from hf_longctx.parallel.blocks import RankBlock
 from tests.ops.packs import plain_ops
 
-from .cases import Case, errors, on_a_rank
+from .cases import MASKS, SCALE, Case, errors, inputs, on_a_rank, ranks_of
 from .pool import Pool
 
 
@@ -59,3 +59,33 @@ def test_ranks_that_sum_so_are_one_process(two: Pool, pack: str, kind: str, mask
     assert sum(rank.pop("times") for rank in found) > 0
     off = errors(case, found)
     assert max(off.values()) < 1e-12, off
+
+
+@pytest.mark.parametrize("kind", ["ring", "gather"])
+def test_what_layers_share_is_there_before_them(two: Pool, kind: str) -> None:
+    assert two.run(made_in_backward, Case("short whole", kind, (9, 3), "causal")) == [0, 0]
+
+
+def made_in_backward(case: Case) -> int:
+    """How often the sources of a table's rows are made although the exchange was prepared."""
+    made: list[int] = []
+    right = sums.sources_of
+
+    def watched(numbers_S: Tensor, rows: int) -> Tensor:
+        made.append(rows)
+        return right(numbers_S, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        plain_ops(patch)
+        patch.setattr(blocks, "choose", lambda *_: KERNELS["cuda_flash"])
+        patch.setattr(softmax, "sum_rows", by_sources)
+        patch.setattr(sums, "_in_triton", lambda x: True)
+        patch.setattr(sums, "sources_of", watched)
+        ranks = ranks_of(case, 2)
+        ranks.prepare(MASKS[case.mask])
+        before = len(made)
+        assert before
+        q, k, v = (x[:, :, : ranks.layout.sizes[ranks.rank]].requires_grad_() for x in inputs(case)[:3])
+        out, _ = attention(q, k, v, ranks, scale=SCALE)
+        out.sum().backward()
+        return len(made) - before
