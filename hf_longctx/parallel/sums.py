@@ -64,9 +64,11 @@ def sources(block: RankBlock, rows: int) -> Tensor:
 
 def sources_of(numbers_S: Tensor, rows: int) -> Tensor:
     """The same on the host, from the row of each column."""
-    order_S = numbers_S.argsort(stable=True)
-    sorted_S, counts_N = numbers_S[order_S], numbers_S.bincount(minlength=rows)
-    before_N = counts_N.cumsum(0) - counts_N
-    found_RN = torch.full((int(counts_N.max()), rows), -1, dtype=torch.int32)
-    found_RN[torch.arange(len(numbers_S)) - before_N[sorted_S], sorted_S] = order_S.to(torch.int32)
-    return found_RN
+    most = int(numbers_S.bincount(minlength=rows).max())
+    found_RN = torch.empty(most, rows, dtype=torch.int64)
+    left_S = torch.arange(len(numbers_S))  # without a sort, which would take the host long
+    for first_N in found_RN:
+        row_S = numbers_S[left_S]
+        first_N.fill_(len(numbers_S)).scatter_reduce_(0, row_S, left_S, "amin")
+        left_S = left_S[first_N[row_S] != left_S]
+    return found_RN.masked_fill_(found_RN == len(numbers_S), -1).to(torch.int32)

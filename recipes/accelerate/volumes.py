@@ -53,7 +53,8 @@ class Sent:
 def sent(model: Model, tokens: int, ranks: int, inside: int = 1, number: int = 2, kept: bool = False) -> Sent:
     """Of one document, all of which is cut. With `inside` > 1, heads are exchanged among so many ranks (hybrid).
 
-    A ring sends the keys of all others, and in backward their gradients in fp32 too.
+    A ring sends the keys of all others, and in backward their gradients in fp32 too. Log-sum-exps of heads are sent in
+    forward only, which keeps them.
 
     Args:
         model: Its heads.
@@ -73,7 +74,7 @@ def sent(model: Model, tokens: int, ranks: int, inside: int = 1, number: int = 2
     q, kv_rows, lse = (rows * n for n in (model.heads * model.dim, 2 * read * model.dim, model.heads))
     others = (inside - 1) / inside
     forward = others * ((2 * q + kv_rows) * number + lse * 4)
-    backward = others * ((4 * q + kv_rows) * number + kv_rows * exact + lse * 4)
+    backward = others * ((4 * q + kv_rows) * number + kv_rows * exact)
     return Sent(keys, (forward, backward))
 
 
