@@ -100,8 +100,14 @@ def padded(x_N: Tensor, rows: int) -> Tensor:
 
 def halves(table_NGE: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of a table, (1, G, N, D) each; the same memory."""
-    k, v = table_NGE.transpose(0, 1).unsqueeze(0).chunk(2, -1)
+    k, v = sides(table_NGE.transpose(0, 1).unsqueeze(0))
     return k, v
+
+
+def sides(table_E: Tensor) -> Sequence[Tensor]:
+    """Keys and values of a table, (..., D) each; the same memory."""
+    D = table_E.shape[-1] // 2
+    return table_E.split_with_sizes((D, D), -1)  # `split` and `chunk` call several operators for it
 
 
 def rounded_halves(table_NGE: Tensor, dtype: torch.dtype) -> Keys:

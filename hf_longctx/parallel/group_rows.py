@@ -65,7 +65,7 @@ class Order:
         lengths, order = self.stretches
         if order == list(range(len(lengths))):
             return x
-        parts = x.split(lengths)  # one view of each stretch in one call of torch
+        parts = x.split_with_sizes(lengths)  # one view of each stretch in one call of torch
         return parts[order[0]] if len(order) == 1 else torch.cat([parts[n] for n in order])
 
     def prepare(self) -> None:

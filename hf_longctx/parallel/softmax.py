@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..ops.kernels import Call, Kernel
 from ..ops.merge import merge_into
-from .blocks import Keys, RankBlock, RankResults, RankTensors, add_rows, as_dtype, halves, taken
+from .blocks import Keys, RankBlock, RankResults, RankTensors, add_rows, as_dtype, halves, sides, taken
 from .sums import sum_rows
 
 FP32 = torch.float32
@@ -39,7 +39,7 @@ class Attending:
             q = taken(self.q, block.rows, 2)
             call, kernel = block.kernel_of_table(self.scale, q, table_SGE)
             if kernel.by_row:
-                k, v = table_SGE.chunk(2, -1)
+                k, v = sides(table_SGE)
                 out, lse = kernel.forward_rows(call, _rows_of(q), k, v)
                 self._put(block, out.unsqueeze(0), lse.unsqueeze(0))
                 return
@@ -99,7 +99,7 @@ class Differentiating:
         if self.groups is None:
             return dk, dv
         # a key/value head was there for several query heads
-        split = (x.split(self.groups, 1) for x in (dk, dv))
+        split = (x.split_with_sizes(self.groups, 1) for x in (dk, dv))
         dk, dv = (torch.stack([part.sum(1, dtype=self.wide) for part in parts], 1) for parts in split)
         return dk, dv
 
@@ -121,7 +121,7 @@ class Differentiating:
             else:
                 chosen = block.kernel(self.scale, q, keys[0])
             if chosen[1].by_row:
-                by_row = keys.chunk(2, -1) if isinstance(keys, Tensor) else map(_rows_of, keys)
+                by_row = sides(keys) if isinstance(keys, Tensor) else map(_rows_of, keys)
                 return sum_rows(self._by_row(block, chosen, q, *by_row), block, rows, self.wide)
         keys = halves(keys) if isinstance(keys, Tensor) else keys
         in_place = block is not None and isinstance(block.columns, slice) and self.groups is None and not self.apart

@@ -52,7 +52,7 @@ class UlyssesExchange(Exchange):
         # in one exchange: the numbers of the log-sum-exp as so many of the output's dtype
         bits_NX2 = lse[0].transpose(0, 1).unsqueeze(2).view(out.dtype)
         sizes = [out.shape[3], bits_NX2.shape[2]]
-        came = (part.split(sizes, 2) for part in self._come(torch.cat([out[0], bits_NX2], 2), [share.own]))
+        came = (part.split_with_sizes(sizes, 2) for part in self._come(torch.cat([out[0], bits_NX2], 2), [share.own]))
         out_LHD, bits_LH2 = (_heads_of_all(parts, share.own) for parts in zip(*came, strict=True))
         return out_LHD.unsqueeze(0), bits_LH2.view(lse.dtype).transpose(0, 1).squeeze(2).unsqueeze(0).contiguous()
 
@@ -81,7 +81,7 @@ class UlyssesExchange(Exchange):
         came = self._rows_for_heads([*_rows(given), *results], [*share.qkv, share.own, share.own])
         # kernels want outputs and their gradients in memory of their own
         widths = [share.queries + 2 * share.keys, share.queries, share.queries]
-        rows, grad, out = map(self._rows.to_pack, came.split(widths, 1))
+        rows, grad, out = map(self._rows.to_pack, came.split_with_sizes(widths, 1))
         seen = RankTensors(*share.by_head(rows), given.scale, share.ragged)
         return seen, RankResults(grad[None], out[None], self._lse(found, share))
 
@@ -136,7 +136,7 @@ class UlyssesExchange(Exchange):
         width = widths[self.peers.rank]
         receive = [size * width * D for size in self._rows.sizes]
         flat = tensors[0].new_empty(sum(send))
-        for to_rank, place, heads_of_rank in zip(parts, flat.split(send), widths, strict=True):
+        for to_rank, place, heads_of_rank in zip(parts, flat.split_with_sizes(send), widths, strict=True):
             # copied once, where others would be made contiguous first
             torch.cat(to_rank, 1, out=place.view(L, heads_of_rank, D))
         return self.peers.exchange(flat, send, receive, ahead=False)().view(sum(self._rows.sizes), width, D)
@@ -147,7 +147,9 @@ class UlyssesExchange(Exchange):
         A head that several ranks had is the sum of theirs.
         """
         widths = [[_width(of_each[rank]) for of_each in heads] for rank in range(self.peers.size)]
-        split = (part.split(of_rank, 1) for part, of_rank in zip(self._come(x_NXD, heads), widths, strict=True))
+        split = (
+            part.split_with_sizes(of_rank, 1) for part, of_rank in zip(self._come(x_NXD, heads), widths, strict=True)
+        )
         return [_heads_of_all(found, of_each) for found, of_each in zip(zip(*split, strict=True), heads, strict=True)]
 
     def _come(self, x_NXD: Tensor, heads: Sequence[Heads]) -> list[Tensor]:
@@ -158,7 +160,7 @@ class UlyssesExchange(Exchange):
         send = [size * X * D for size in self._rows.sizes]
         receive = [L * width * D for width in widths]
         flat = self._rows.to_members(x_NXD).flatten()
-        came = self.peers.exchange(flat, send, receive, ahead=False)().split(receive)
+        came = self.peers.exchange(flat, send, receive, ahead=False)().split_with_sizes(receive)
         return [one.view(L, width, D) for one, width in zip(came, widths, strict=True)]
 
 
@@ -193,7 +195,7 @@ class HeadShare(NamedTuple):
 
     def by_head(self, rows_NXD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (1, heads, N, D) of this rank's heads; the same memory."""
-        q, k, v = rows_NXD[None].transpose(1, 2).split([self.queries, self.keys, self.keys], 1)
+        q, k, v = rows_NXD[None].transpose(1, 2).split_with_sizes([self.queries, self.keys, self.keys], 1)
         return q, k, v
 
 
@@ -210,7 +212,7 @@ def _cut(x_LXD: Tensor, heads: Heads) -> Sequence[Tensor]:
     """The heads of each rank."""
     sizes = list(map(_width, heads))
     if sum(sizes) == x_LXD.shape[1]:
-        return x_LXD.split(sizes, 1)
+        return x_LXD.split_with_sizes(sizes, 1)
     return [x_LXD.narrow(1, start, size) for (start, _), size in zip(heads, sizes, strict=True)]
 
 
