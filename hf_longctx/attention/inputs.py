@@ -16,6 +16,7 @@ from ..cache.slots import KeyValues
 from ..cache.store import Store
 from ..ops.attend import attend
 from ..ops.branch import Branch
+from ..ops.kernels.turns import turns
 from ..ops.masks import Mask
 from ..ops.positions import Positions
 from ..ops.rotation import Rotation
@@ -99,6 +100,14 @@ class AttentionInputs:
             self._first[n] = self.keys.first(n, self.padded) if self.sinks is None else self.sinks
         return self._first[n]
 
+    def after(self, n: int) -> Tensor:
+        """The last position of the first n real tokens of every row, (B,); -1: it has none."""
+        first = self.first(n)
+        if not len(first):
+            return self.q_pos_BL.new_full((len(self.q_pos_BL),), -1)
+        last_B: Tensor = self.memo(("after", n), lambda: first.pos.amax(1))
+        return last_B
+
     def attend(self, branches: list[Branch], kernel: str = "auto") -> Tensor:
         """The softmax over the union of branches of these queries, as the model has it, (B, L, H, D)."""
         softmax = partial(attend, scale=self.scale, softcap=self.softcap, sink_H=self.sink_H)
@@ -174,6 +183,25 @@ class AttentionInputs:
         ropes: tuple[Rotation, Rotation] = self.memo("true", make)
         return ropes
 
+    def window_ropes(self, size: int) -> tuple[Rotation | None, Rotation | None]:
+        """Rotations of queries and keys at their true distances below `size`; farther keys are not to be read.
+
+        For one query a row its keys alone are moved, each by its distance, of a table that is made once.
+        """
+        layout = self.found.layout
+        single = self.q_BHLD.shape[2] == 1 and not self.nothing_cached and not torch.compiler.is_compiling()
+        if layout is None or not single:
+            return self.true_ropes()
+
+        def make() -> Rotation:
+            device = self.q_BHLD.device
+            below = lambda: -torch.arange(size, device=device)[None]  # noqa: E731
+            table = self._moved(("below", size), below, self.step.like)
+            cos, sin = turns(table.cos[0], table.sin[0], self.q_pos_BL, self.keys.pos)
+            return Rotation(cos, sin, table.layout)
+
+        return None, self.memo(("below", size), make)
+
     def relative(self, offset: int) -> Rotation | None:
         """A rotation for *one side alone*: keys moved by -d, or queries by d, meet the other side (left as it is) at d.
 
@@ -183,12 +211,23 @@ class AttentionInputs:
         if self.found.layout is None:
             return None
 
-        def make() -> Rotation | None:
-            there = torch.full((1, 1), offset, dtype=torch.long, device=self.q_BHLD.device)
-            moved, still = self.rotation(there), self.rotation(torch.zeros_like(there))
-            assert moved is not None
-            assert still is not None
-            return Rotation(moved.cos * still.cos, moved.sin * still.cos, moved.layout)
+        def make() -> Rotation:
+            there = lambda: torch.full((1, 1), offset, dtype=torch.long, device=self.q_BHLD.device)  # noqa: E731
+            return self._moved(("by", offset), there, self.q_BHLD)
 
-        rotation: Rotation | None = self.memo(("relative", offset), make)
+        rotation: Rotation = self.memo(("relative", offset), make)
         return rotation
+
+    def _moved(self, what: Hashable, offsets: Callable[[], Tensor], like: Tensor) -> Rotation:
+        """The rotation by offsets (1, N), with the factors of both sides; the same in every forward."""
+        layout = self.found.layout
+        assert layout is not None
+
+        def make() -> Rotation:
+            there = offsets()
+            read = partial(self.decoder.read_rotation, self.module, layout, like)
+            moved, still = read(there), read(torch.zeros_like(there[:, :1]))
+            return Rotation(moved.cos * still.cos, moved.sin * still.cos, layout)
+
+        key = what, layer_type(self.module), layout, like.dtype, like.device
+        return self.decoder.constants.get(self.decoder.rotary, key, make)

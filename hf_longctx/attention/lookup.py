@@ -44,6 +44,7 @@ def choose(
     by: str = "keys",
     per: str = "head",
     shortlist: int = 0,
+    after_B: Tensor | None = None,
 ) -> Tensor:
     """For each query the slots of its best `k` tokens, (B, T, L, K), K at most k; -1 where there are fewer.
 
@@ -58,9 +59,11 @@ def choose(
             their real keys.
         per: "head": a table for each query head. "group": one for the heads of a group, by the best of their scores.
         shortlist: See `by`.
+        after_B: The last positions of `first`, where they are known.
     """
     (B, H, L, _), G = q_BHLD.shape, store.heads
-    after_B = first.pos.amax(1) if len(first) else q_pos_BL.new_full((B,), -1)
+    if after_B is None:
+        after_B = first.pos.amax(1) if len(first) else q_pos_BL.new_full((B,), -1)
     pages = store.pages() if by == "keys" or store.coded else None
     if (
         pages is not None

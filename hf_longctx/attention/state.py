@@ -21,6 +21,7 @@ from ..ops.bias import Bias
 from ..ops.layout import RotaryLayout
 from ..ops.rotation import Rotation
 from .base_attention import KERNEL_OF
+from .constants import Constants
 from .names import is_unrotated
 from .watch import Found
 from .ways import Reach
@@ -75,6 +76,7 @@ class DecoderState:
     lent: dict[str, Lent] = field(default_factory=dict, repr=False)  # where the keys that other layers read stand
     opened: list[UnrotatedLayer] = field(default_factory=list, repr=False)  # the cache layers of the running forward
     reading: Cache | None = field(default=None, repr=False)  # their cache, from when the first layer may write it
+    constants: Constants = field(default_factory=Constants, repr=False)
 
     def __post_init__(self) -> None:
         forward: Any = self.rotary.forward

@@ -56,6 +56,7 @@ class Addresses:
         self.counted = 0  # tokens that steps have kept, of which the host does not know which rows have them
         self.recorded = False  # does a CUDA graph go by these?
         self.moved_B: Tensor | None = None  # how far the last step has moved every row
+        self.arrived_B = torch.zeros(B, dtype=torch.int32, device=device)  # see `triton_pages.keep`
         k_at, v_at, words_at, size_at, pos_at = self.table[:5]
         codes = channels(D) if some.centred_by else 0
         self.pages = Pages(
@@ -105,13 +106,23 @@ class Addresses:
                 self.pages.mean_BGD[b], self.pages.width_BGC[b] = row.centre
                 self.pages.ready_B[b] = row.ready
 
-    def step(self, k_BG1D: Tensor, v_BG1D: Tensor, pos_B1: Tensor, column_11: Tensor, moved_B1: Tensor) -> None:
-        """Keep one token of every row that has one, by counters on the device. There must be room for it."""
+    def step(
+        self,
+        k_BG1D: Tensor,
+        v_BG1D: Tensor,
+        pos_B1: Tensor,
+        column_B1: Tensor,
+        moved_B1: Tensor,
+        window: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> None:
+        """Keep one token of every row that has one, by counters on the device. There must be room for it.
+
+        `window` is where it is put besides, see `triton_pages.keep`.
+        """
         from ..ops.kernels.triton_pages import keep
 
-        keep(self.pages, self.column, k_BG1D, v_BG1D, pos_B1, column_11)
+        keep(self.pages, self.column, k_BG1D, v_BG1D, pos_B1, column_B1, self.arrived_B, window)
         self.moved_B = moved_B1[:, 0]
-        self.pages.filled_B.add_(self.moved_B)
         self.count()
 
     def count(self) -> None:

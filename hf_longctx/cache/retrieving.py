@@ -93,11 +93,11 @@ class RetrievingLayer(SinkWindowLayer):
         """Store `new` in the window and in `everything`; return what attention sees without looking up."""
         assert self.everything is not None
         if self.ring is not None and len(new) == 1 and self.everything.steps:
-            self.everything.step(new, self.ring)
-        else:
-            columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
-            new = replace(new, column=columns.expand_as(new.pos))
-            self.everything.append(new, self.padded)
+            self.everything.step(new, self.ring, self.slots)
+            return self._readable(self.ring)
+        columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
+        new = replace(new, column=columns.expand_as(new.pos))
+        self.everything.append(new, self.padded)
         return super().keep(new)
 
     def hold(self, text: KeyValues) -> None:

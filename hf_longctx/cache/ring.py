@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.kernels import ring as kernels
+
 
 class Ring:
     """What the ring layers of one cache share: the position in every column, and the columns that are written next.
@@ -42,9 +44,11 @@ class Ring:
         self.column_BN = torch.zeros_like(self.pos_BN)  # where in the text each column's token was read
         self.next_B1 = torch.full((batch, 1), start, dtype=torch.long, device=device)  # the columns written next
         self.evicted_B = torch.full((batch,), -1, dtype=torch.long, device=device)  # the highest position overwritten
-        self.read_11 = torch.full((1, 1), read, dtype=torch.long, device=device)
         self.size, self.most, self.filled = size, most, start
-        self.moved_B1 = torch.zeros_like(self.next_B1)  # how far the last token has moved each row
+        # of the last token: its columns here, its column of the text, and how far it has moved each row
+        self.at_B1 = torch.zeros_like(self.next_B1)
+        self.last_B1 = torch.full_like(self.next_B1, read - 1)
+        self.moved_B1 = torch.zeros_like(self.next_B1)
         self.whole = False  # read all columns, empty ones too: their number then never changes
         self.recorded = False  # a CUDA graph of a step reads it: all columns
         self._waiting_moves = waiting_moves
@@ -69,31 +73,44 @@ class Ring:
         return buffer_BGND
 
     def begin(self, pos_B1: Tensor) -> None:
-        """Put a token's positions into the columns that its keys will go to. Once for all layers."""
-        if not self._begun:
-            self._begun = True
-            pos_B1 = pos_B1.expand_as(self.next_B1)
-            real = pos_B1 >= 0
-            self.moved_B1.copy_(torch.ones_like(real) if self._waiting_moves else real)
-            self.evicted_B.copy_(torch.maximum(self.evicted_B, self.pos_BN.gather(1, self.next_B1)[:, 0]))
-            self.pos_BN.scatter_(1, self.next_B1, pos_B1)
-            self.column_BN.scatter_(1, self.next_B1, self.read_11.expand_as(self.next_B1))
-            self.filled = min(self.filled + 1, self.size)
+        """Put a token's positions into the columns that its keys will go to, and move on. Once for all layers."""
+        if self._begun:
+            return
+        self._begun = True
+        self.filled = min(self.filled + 1, self.size)
+        if kernels.begins(self.pos_BN):
+            from ..ops.kernels.triton_ring import begin
 
-    def write(self, buffer_BGND: Tensor, new_BG1D: Tensor) -> None:
-        """Put the token's keys, or values, into their columns."""
-        new = new_BG1D.to(buffer_BGND.dtype)
-        if len(new) == 1:
-            buffer_BGND.index_copy_(2, self.next_B1[0], new)
-        else:
-            buffer_BGND.scatter_(2, self.next_B1[:, :, None, None].expand_as(new), new)
+            held = self.pos_BN, self.column_BN, self.next_B1, self.at_B1, self.evicted_B, self.last_B1, self.moved_B1
+            begin(pos_B1, *held, self._waiting_moves)
+            return
+        pos_B1 = pos_B1.expand_as(self.next_B1)
+        real = pos_B1 >= 0
+        self.at_B1.copy_(self.next_B1)
+        self.last_B1.add_(1)
+        self.moved_B1.copy_(torch.ones_like(real) if self._waiting_moves else real)
+        self.evicted_B.copy_(torch.maximum(self.evicted_B, self.pos_BN.gather(1, self.at_B1)[:, 0]))
+        self.pos_BN.scatter_(1, self.at_B1, pos_B1)
+        self.column_BN.scatter_(1, self.at_B1, self.last_B1)
+        self.next_B1.add_(self.moved_B1).remainder_(self.size)
+
+    def write(self, k_BGND: Tensor, v_BGND: Tensor, new_k_BG1D: Tensor, new_v_BG1D: Tensor) -> None:
+        """Put the token's keys and values into their columns of these buffers."""
+        if kernels.writes(new_k_BG1D, new_v_BG1D, k_BGND, v_BGND):
+            from ..ops.kernels.triton_ring import write
+
+            write(new_k_BG1D, new_v_BG1D, k_BGND, v_BGND, self.at_B1)
+            return
+        for buffer, new in ((k_BGND, new_k_BG1D), (v_BGND, new_v_BG1D)):
+            new = new.to(buffer.dtype)
+            if len(new) == 1:
+                buffer.index_copy_(2, self.at_B1[0], new)
+            else:
+                buffer.scatter_(2, self.at_B1[:, :, None, None].expand_as(new), new)
 
     def end(self) -> None:
-        """Move on, once the token has been through all layers."""
-        if self._begun:
-            self._begun = False
-            self.next_B1.add_(self.moved_B1).remainder_(self.size)
-            self.read_11.add_(1)
+        """The token has been through all layers, or broke off on its way."""
+        self._begun = False
 
     def count(self) -> None:
         """Note on the host that a graph has written a token."""
@@ -110,9 +127,9 @@ class Ring:
 
     def take_back(self) -> None:
         """Let the last token come again: it goes to the same columns."""
-        self.next_B1.sub_(self.moved_B1).remainder_(self.size)
+        self.next_B1.copy_(self.at_B1)
         self.pos_BN.scatter_(1, self.next_B1, -1)
-        self.read_11.sub_(1)
+        self.last_B1.sub_(1)
 
     def reorder(self, layer: Any, own: Iterable[Tensor], beam_idx: Tensor) -> None:
         """Choose rows of a layer's `own` tensors in place, and with the first layer those of the shared positions."""

@@ -70,10 +70,8 @@ class SinkWindowLayer(UnrotatedLayer):
     def keep(self, new: KeyValues) -> KeyValues:
         """Store what later tokens need of `new` and return what the new tokens may see."""
         if self.ring is not None and len(new) == 1:
-            k, v, n = self.slots.k, self.slots.v, self.ring.readable
-            self.ring.write(k, new.k)
-            self.ring.write(v, new.v)
-            return KeyValues(k[:, :, :n], v[:, :, :n], self.ring.pos_BN[:, :n])
+            self.ring.write(self.slots.k, self.slots.v, new.k, new.v)
+            return self._readable(self.ring)
         self.to_order()
         if new.column is None:
             columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
@@ -84,6 +82,11 @@ class SinkWindowLayer(UnrotatedLayer):
             self.sinks = candidates.first(self.n_first, self.padded).own()
         self._keep_last(readable)
         return readable
+
+    def _readable(self, ring: Ring) -> KeyValues:
+        """What a token sees in the ring, which it is in."""
+        k, v, n = self.slots.k, self.slots.v, ring.readable
+        return KeyValues(k[:, :, :n], v[:, :, :n], ring.pos_BN[:, :n])
 
     @property
     def has_all_sinks(self) -> bool:

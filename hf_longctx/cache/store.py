@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops.available import TRITON
+from ..ops.kernels import ring as kernels
 from ..ops.pages import Pages
 from . import addresses
 from .addresses import Addresses, can_stand
@@ -94,11 +95,17 @@ class Store:
             self.reserve(1)
             self.pages()
 
-    def step(self, new: KeyValues, ring: Ring) -> None:
-        """Keep one token of every row that `ring` moves."""
+    def step(self, new: KeyValues, ring: Ring, slots: KeyValues) -> None:
+        """Keep one token of every row that `ring` moves, and put it into the ring's columns of `slots`."""
         assert self.addresses is not None
         assert not self._moved
-        self.addresses.step(new.k, new.v, new.pos, ring.read_11, ring.moved_B1)
+        held, dtype = (new.k, new.v, slots.k, slots.v), self.addresses.pages.dtype
+        window = None
+        if all(x.dtype == dtype for x in held) and kernels.writes(*held):  # in the launch that keeps it
+            window = slots.k, slots.v, ring.at_B1
+        else:
+            ring.write(slots.k, slots.v, new.k, new.v)
+        self.addresses.step(new.k, new.v, new.pos, ring.last_B1, ring.moved_B1, window)
 
     def reserve(self, more: int) -> None:
         """Make room for `more` tokens of every row, so that keeping them allocates nothing."""

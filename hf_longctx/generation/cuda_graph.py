@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention.state import STATE
 from ..cache.addresses import Addresses
 from ..cache.host_room import make_room
 from ..cache.ring import Ring
@@ -44,6 +45,7 @@ class RecordedStep:
     pos_B1: Tensor
     output: Any
     buffers: list[weakref.ref[Any]] = field(default_factory=list)
+    read: Any = None  # tensors that methods keep for all forwards, held as long as the graph reads them
 
     def fits(self, buffers: Sequence[Any], ids_B1: Tensor) -> bool:
         """Was it recorded for these very buffers?"""
@@ -195,6 +197,7 @@ def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, bu
                 return_dict=True,
             )
         recorded.output = type(output)(logits=output.logits)  # not the cache: a graph must not keep it alive
+        recorded.read = [vars(m)[STATE].constants.all() for m in model.modules() if STATE in vars(m)]
         failed = False
     except (RuntimeError, ValueError, TypeError) as error:
         logger.warning("decoding continues without a CUDA graph: %s: %s", type(error).__name__, error)

@@ -241,5 +241,6 @@ class CodeLookup(AttentionMethod):
         table = choose(
             voting(q, self._heads(inputs.module), inputs.keys.k.shape[1]), inputs.q_pos_BL, store, k=self.top_k,
             near=self.n_local, first=inputs.first(self.n_global), by=self.by, per=self.per, shortlist=self.shortlist,
+            after_B=inputs.after(self.n_global),
         )  # fmt: skip
         return q, table

@@ -174,11 +174,13 @@ class LMInfinite(AttentionMethod):
         """Queries halfway, where they read what they find, and its slots."""
         assert self.n_local is not None
         q, first = reading_at(inputs, self.n_local // 2), inputs.first(self.n_global)
-        return q, choose(q, inputs.q_pos_BL, store, k=self.top_k, near=self.n_local, first=first)
+        after_B = inputs.after(self.n_global)
+        given = q, inputs.q_pos_BL, store
+        return q, choose(*given, k=self.top_k, near=self.n_local, first=first, after_B=after_B)
 
 
 def window_and_first(inputs: AttentionInputs, n_global: int, n_local: int) -> tuple[Branch, Branch]:
     """The window of `n_local` tokens at their true distances, and the first `n_global` beyond it at the ceiling."""
     ceiling = inputs.relative(-n_local)  # all of them at distance n_local, wherever the query is
-    window = inputs.branch(Window(n_local), inputs.keys, *inputs.true_ropes())
+    window = inputs.branch(Window(n_local), inputs.keys, *inputs.window_ropes(n_local))
     return window, inputs.branch(BeyondWindow(n_local), inputs.first(n_global), q_rope=None, k_rope=ceiling)

@@ -88,7 +88,7 @@ class StreamingLLM(AttentionMethod):
         """The window, and the sinks right before it."""
         assert self.window is not None
         sinks = inputs.first(self.n_sink)
-        local = inputs.branch(Window(self.window), inputs.keys, *inputs.true_ropes())
+        local = inputs.branch(Window(self.window), inputs.keys, *inputs.window_ropes(self.window))
         if not len(sinks):
             return [local]
         start = sinks.pos[:, :1].clamp(min=0)

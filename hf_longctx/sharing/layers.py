@@ -117,8 +117,7 @@ class SharedLayer(BatchRows, DynamicLayer):
             )
         if self.ring is None:
             return super().update(key_states, value_states)
-        self.ring.write(self.keys, key_states)
-        self.ring.write(self.values, value_states)
+        self.ring.write(self.keys, self.values, key_states, value_states)
         n = self.ring.readable
         return self.keys[:, :, :n], self.values[:, :, :n]
 

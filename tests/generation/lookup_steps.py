@@ -16,6 +16,7 @@ from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.cache import addresses, growing
 from hf_longctx.generation.cuda_graph import graph_forward
 from hf_longctx.ops import pages
+from hf_longctx.ops.kernels import ring, turns
 from tests.tiny import left_padded, logits_of, text, tiny
 
 from .conftest import machines
@@ -27,9 +28,10 @@ LAYERS = {CODES: 1, KEYS: 2}
 
 
 def on(kinds: tuple[str, ...]) -> None:
-    """Which devices keep tokens by address."""
+    """Which devices keep tokens by address, and note them by kernels."""
     growing.PIECE = pages.PAGE = 8
-    addresses.DEVICES, addresses.SPARE = kinds, 1
+    addresses.DEVICES, addresses.SPARE, ring.DEVICES = kinds, 1, kinds
+    turns.DEVICES = kinds
 
 
 def filled(cache: Any) -> list[list[int]]:

@@ -409,9 +409,11 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     triton_coding.encode(lookup.k[0], Centre(torch.zeros(G, D), torch.ones(G, -(-D // 32) * 32))) if D != 96 else None
     if L > 1:
         continue
-    triton_pages.keep(at, at.pos, lookup.k[:B, :, :1], lookup.v[:B, :, :1], q_pos, q_pos[:1])
+    new, arrived = (lookup.k[:B, :, :1], lookup.v[:B, :, :1], q_pos, q_pos[:1]), torch.zeros(B).int()
+    triton_pages.keep(at, at.pos, *new, arrived)
+    triton_pages.keep(at, at.pos, *new, arrived, (*(x[:B].contiguous() for x in (lookup.k, lookup.v)), q_pos))
     plain = at._replace(width_BGC=at.width_BGC[..., :0])  # without codes
-    triton_pages.keep(plain, at.pos, lookup.k[:B, :, :1], lookup.v[:B, :, :1], q_pos, q_pos[:1])
+    triton_pages.keep(plain, at.pos, *new, arrived)
     S, turn = 4096 if pages > 1 else 1, torch.zeros(1, 1, D, dtype=dtype)
     keys, pos = torch.zeros(B, G, S, D, dtype=dtype), torch.zeros(B, S, dtype=torch.long)
     window = Keys(keys, keys, pos, (turn, turn), (turn.expand(1, S, D), turn.expand(1, S, D)), 0, 8192)

@@ -80,7 +80,7 @@ from hf_longctx.ops.kernels import triton_pages as P
 
 up = triton.next_power_of_2
 table = ("k_at", "v_at", "words_at", "size_at", "pos_at", "column_at")
-longs = {name: "*i64" for name in (*table, "pos", "column", "filled", "order")}
+longs = {name: "*i64" for name in (*table, "pos", "column", "filled", "order", "ring_at")} | {"arrived": "*i32"}
 floats = {name: "*fp32" for name in ("mean", "width", "first", "second")} | {"factor": "fp32"}
 for D, C, kinds in ((64, 64, ("*bf16",)), (96, 96, ("*fp16",)), (128, 128, ("*bf16", "*fp32")), (256, 256, ("*fp32",)),
                     (64, 0, ("*bf16",))):
@@ -89,7 +89,9 @@ for D, C, kinds in ((64, 64, ("*bf16",)), (96, 96, ("*fp16",)), (128, 128, ("*bf
         new = {"words_new": "*i32", "size_new": "*fp16"} if codes == "given" else {"words_new": kind, "size_new": kind}
         sizes = {"D": D, "DP": up(D), "V": D, "VP": up(D), "C": C, "STEPS": C.bit_length() - 1}
         sizes |= {"WP": up(max(C // 32, 1)), "PAGE": 8192, "CODES": codes}
-        compile_for_h100(P._keep, sizes, {"k": kind, "v": kind, **longs, **floats, **new}, num_warps=1)
+        held = {name: kind for name in ("k", "v", "ring_k", "ring_v")} | new
+        for ring in (False, True):
+            compile_for_h100(P._keep, sizes | {"RING": ring}, {**held, **longs, **floats}, num_warps=1)
         sizes = {"D": D, "DP": up(D), "ROWS": P.ROWS, "PAGE": 8192}
         compile_for_h100(P._gather, sizes, {"table": "*i64", "at": "*i64", "out": kind})
 """

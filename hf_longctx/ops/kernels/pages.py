@@ -31,11 +31,16 @@ def _check(device: torch.device, dtype: torch.dtype, dim: int, v_dim: int) -> st
     pages, held = paged(k[:, :, :S], v[:, :, :S], pos[:, :S], S)
     columns = torch.zeros(sizes.PAGE, dtype=torch.long, device=device)
     at = torch.full_like(pages.k, columns.data_ptr())
+    arrived, second = (
+        torch.zeros(1, dtype=torch.int32, device=device),
+        torch.ones(1, 1, dtype=torch.long, device=device),
+    )
+    window = torch.zeros_like(k[:, :, :3]), torch.zeros_like(v[:, :, :3]), second
     centre, reason = Centre(pages.mean_BGD[0], pages.width_BGC[0]), None
     try:
         from .triton_pages import gather, keep
 
-        keep(pages, at, k[:, :, S:], v[:, :, S:], pos[:, S:], pos[:, S:])
+        keep(pages, at, k[:, :, S:], v[:, :, S:], pos[:, S:], pos[:, S:], arrived, window)
         table = torch.tensor([[[[S, -1, 2]], [[0, S, 1]]]], device=device)
         found = gather(pages.k, table, G, dim, dtype), gather(pages.v, table, G, v_dim, dtype)
     except Exception as error:  # Triton, its compiler and the driver raise whatever they like
@@ -43,6 +48,8 @@ def _check(device: torch.device, dtype: torch.dtype, dim: int, v_dim: int) -> st
     else:
         wanted = k[0, :, S], v[0, :, S], *(x[:, 0] for x in encode(k[0, :, S:], centre)), pos[:, S]
         pairs = [(page[:, S], one) for page, one in zip(held, wanted, strict=True)] + [(columns[S], pos[0, S])]
+        pairs += [(here[:, :, 1], x[:, :, S]) for here, x in zip(window, (k, v), strict=False)]
+        pairs += [(pages.filled_B, pos[0, S:] + 1), (arrived, torch.zeros_like(arrived))]
         every = torch.arange(G, device=device)[:, None]
         pairs += [
             (x[0, :, 0], kept[0][every, table[0, :, 0]].masked_fill(table[0, :, 0, :, None] < 0, 0))

@@ -15,6 +15,7 @@ from .. import pages as sizes
 from ..codes import Centre, encode, turns
 from ..pages import Pages
 from .placed import on_device_of
+from .triton_ring import put
 
 ROWS = 32  # keys that a program gathers
 
@@ -45,15 +46,20 @@ def _mean(x, C: tl.constexpr, STEPS: tl.constexpr):
 
 @triton.jit
 def _keep(k, v, pos, column, k_at, v_at, words_at, size_at, pos_at, column_at, words_new, size_new, filled, mean, width,
-          first, order, second, factor, entries, k_b, k_g, v_b, v_g, pos_b, column_b,
+          first, order, second, arrived, ring_k, ring_v, ring_at, factor, entries, k_b, k_g, v_b, v_g, pos_b, column_b,
+          rk_b, rk_g, rk_n, rv_b, rv_g, rv_n,
           D: tl.constexpr, DP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, C: tl.constexpr, STEPS: tl.constexpr,
-          WP: tl.constexpr, PAGE: tl.constexpr, CODES: tl.constexpr):  # fmt: skip
+          WP: tl.constexpr, PAGE: tl.constexpr, CODES: tl.constexpr, RING: tl.constexpr):  # fmt: skip
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     heads = tl.num_programs(1)
+    if RING:  # a row that waits too
+        to = tl.load(ring_at + row)
+        put(k, ring_k, k_b, k_g, rk_b, rk_g, rk_n, row, head, to, D, DP)
+        put(v, ring_v, v_b, v_g, rv_b, rv_g, rv_n, row, head, to, V, VP)
     at_pos = tl.load(pos + row * pos_b)
     if at_pos >= 0:
-        slot = tl.load(filled + row)
-        entry, slot = row * entries + slot // PAGE, slot % PAGE
+        number = tl.load(filled + row)
+        entry, slot = row * entries + number // PAGE, number % PAGE
         dim, v_dim = tl.arange(0, DP), tl.arange(0, VP)
         to_k = tl.load(k_at + entry).to(tl.pointer_type(k.dtype.element_ty)) + (head * PAGE + slot) * D
         to_v = tl.load(v_at + entry).to(tl.pointer_type(v.dtype.element_ty)) + (head * PAGE + slot) * V
@@ -81,10 +87,17 @@ def _keep(k, v, pos, column, k_at, v_at, words_at, size_at, pos_at, column_at, w
         if head == 0:
             tl.store(tl.load(pos_at + entry).to(tl.pointer_type(tl.int64)) + slot, at_pos)
             tl.store(tl.load(column_at + entry).to(tl.pointer_type(tl.int64)) + slot, tl.load(column + row * column_b))
+        tl.debug_barrier()  # the head that comes last counts the token: all have read by then where it goes
+        if tl.atomic_add(arrived + row, 1) == heads - 1:
+            tl.store(arrived + row, 0)
+            tl.store(filled + row, number + 1)
 
 
-def keep(pages: Pages, column_BN: Tensor, k_BG1D: Tensor, v_BG1D: Tensor, pos_B1: Tensor, column_11: Tensor) -> None:
-    """Write one token of every row whose position is not negative into its slot `filled_B`, which stays as it is.
+def keep(
+    pages: Pages, column_BN: Tensor, k_BG1D: Tensor, v_BG1D: Tensor, pos_B1: Tensor, column_B1: Tensor,
+    arrived_B: Tensor, window: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Write one token of every row whose position is not negative into its slot `filled_B`, and count it there.
 
     Args:
         pages: With room for it. Rows are coded by their own mean and width.
@@ -92,7 +105,10 @@ def keep(pages: Pages, column_BN: Tensor, k_BG1D: Tensor, v_BG1D: Tensor, pos_B1
         k_BG1D: Keys.
         v_BG1D: Values.
         pos_B1: Positions.
-        column_11: Where in the text the token was read.
+        column_B1: Where in the text the token was read; or (1, 1).
+        arrived_B: Zeros, int32, which they are again afterwards.
+        window: A ring's keys and values (B, G, N, D) of the same dtype, and the columns (B, 1) that every row's go to,
+            those of rows at negative positions too.
     """
     B, G, _, D = k_BG1D.shape
     V, C = v_BG1D.shape[-1], pages.width_BGC.shape[-1]
@@ -101,15 +117,17 @@ def keep(pages: Pages, column_BN: Tensor, k_BG1D: Tensor, v_BG1D: Tensor, pos_B1
     codes, words, size = "made" if C else "none", k, k
     if C & (C - 1):  # torch codes them, in many more kernels
         codes, (words, size) = "given", encode(k, Centre(pages.mean_BGD, pages.width_BGC))
-    pos, column = pos_B1.expand(B, 1), column_11.expand(B, 1)
+    pos, column = pos_B1.expand(B, 1), column_B1.expand(B, 1)
+    ring_k, ring_v, ring_at = (k, v, pos) if window is None else window
     dims = {"DP": triton.next_power_of_2(D), "VP": triton.next_power_of_2(V), "C": C, "STEPS": C.bit_length() - 1}
     dims["WP"] = triton.next_power_of_2(max(C // 32, 1))
     with on_device_of(k):
         _keep[(B, G)](
             k, v, pos, column, pages.k, pages.v, pages.words, pages.size, pages.pos, column_BN, words, size,
-            pages.filled_B, pages.mean_BGD, pages.width_BGC, first, order, second, max(C, 1) ** -0.5, pages.k.shape[1],
-            k.stride(0), k.stride(1), v.stride(0), v.stride(1), pos.stride(0), column.stride(0),
-            D=D, V=V, **dims, PAGE=sizes.PAGE, CODES=codes, num_warps=1,
+            pages.filled_B, pages.mean_BGD, pages.width_BGC, first, order, second, arrived_B, ring_k, ring_v, ring_at,
+            max(C, 1) ** -0.5, pages.k.shape[1], k.stride(0), k.stride(1), v.stride(0), v.stride(1), pos.stride(0),
+            column.stride(0), *ring_k.stride()[:3], *ring_v.stride()[:3],
+            D=D, V=V, **dims, PAGE=sizes.PAGE, CODES=codes, RING=window is not None, num_warps=1,
         )  # fmt: skip
 
 
