@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import DeviceType
@@ -53,20 +53,49 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+class Kernels(NamedTuple):
+    """What a profiler has seen of the kernels of one call.
+
+    Attributes:
+        us: Microseconds during which any of them runs.
+        by_name: Microseconds and launches of each, the longest ones first.
+    """
+
+    us: float
+    by_name: dict[str, tuple[float, float]]
+
+
 def kernels_us(work: Callable[[], Any], *, runs: int = 20, warm_up: int = 3) -> float:
     """Microseconds during which kernels of one call of `work` run, as the profiler sees them.
 
     Gaps between them do not count, and kernels that run at the same time, on several streams, count once.
     """
+    return kernels(work, runs=runs, warm_up=warm_up).us
+
+
+def kernels(work: Callable[[], Any], *, runs: int = 20, warm_up: int = 3) -> Kernels:
+    """The same, and which kernels they are."""
     for _ in range(warm_up):
         work()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
         for _ in range(runs):
             work()
         torch.cuda.synchronize()
-    kernels = [event for event in seen.events() or () if event.device_type == DeviceType.CUDA]
-    times = [event.time_range for event in kernels if not event.is_user_annotation]
-    return covered((time.start, time.end) for time in times) / runs
+    events = [event for event in seen.events() or () if event.device_type == DeviceType.CUDA]
+    times = [
+        (event.name, event.time_range.start, event.time_range.end) for event in events if not event.is_user_annotation
+    ]
+    return summed(times, runs)
+
+
+def summed(times: Sequence[tuple[str, float, float]], runs: int) -> Kernels:
+    """Names of kernels, when each began and ended, of so many calls, as those of one."""
+    by_name: dict[str, tuple[float, float]] = {}
+    for name, start, end in times:
+        took, count = by_name.get(name, (0.0, 0.0))
+        by_name[name] = took + (end - start) / runs, count + 1 / runs
+    longest = sorted(by_name.items(), key=lambda item: -item[1][0])
+    return Kernels(covered((start, end) for _, start, end in times) / runs, dict(longest))
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

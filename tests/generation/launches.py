@@ -101,7 +101,7 @@ def launches(method: Any, layers: int, batch: int = 1) -> Counter[tuple[str, str
         model(ids[:, :40], past_key_values=cache, use_cache=True)
         for t in range(40, 44):
             counter = Launches()
-            pos = torch.full((1, 1), t)
+            pos = torch.full((batch, 1), t)  # as a graph has them
             with counter, counter.triton():
                 model(input_ids=ids[:, t : t + 1], position_ids=pos, past_key_values=cache, use_cache=True,
                       logits_to_keep=1)  # fmt: skip
@@ -114,3 +114,13 @@ def split(method: Any, batch: int = 1) -> tuple[Counter[tuple[str, str]], Counte
     layer = Counter({key: (three[key] - one[key]) / 2 for key in three if three[key] != one[key]})
     forward = Counter({key: n - layer[key] for key, n in one.items() if n != layer[key]})
     return forward, layer
+
+
+def own(counts: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
+    """Those of this package's lines."""
+    return Counter({key: n for key, n in counts.items() if key[0].startswith("hf_longctx")})
+
+
+def listed(counts: Counter[tuple[str, str]]) -> str:
+    """What was launched from where, and how often."""
+    return "\n".join(f"{n:g} {name} at {where}" for (where, name), n in sorted(counts.items()))

@@ -23,16 +23,21 @@ TILES = tl.constexpr(16)  # blocks of 64 slots of a program; a page holds a mult
 AT_ONCE = tl.constexpr(2)  # of them, in code without a loop
 
 
-@triton.jit(do_not_specialize=["G", "L"])
-def _prepare(q, turn, mean, width, operand, half, base, factor, q_b, q_h, q_l, G, L, D: tl.constexpr,
+@triton.jit(do_not_specialize=["G", "L", "zeros"])
+def _prepare(q, turn, mean, width, operand, half, base, factor, state, q_b, q_h, q_l, G, L, zeros, D: tl.constexpr,
              DIMS: tl.constexpr, C: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
              NQ: tl.constexpr, K: tl.constexpr, QUERY: tl.constexpr, STEP: tl.constexpr,
              BY_BITS: tl.constexpr):  # fmt: skip
     """Queries as operands: turned, times the widths, in whole steps, each channel scaled for its bit.
 
     QUERY is the number of bits of a channel; STEP the size of one over the query's norm times the largest width. With
-    BY_BITS the operand is the words of each bit, as `triton_bits` reads them.
+    BY_BITS the operand is the words of each bit, as `triton_bits` reads them. `state` becomes zeros, for who scores.
     """
+    programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
+    mine = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2)
+    for start in range(mine * 256, zeros, programs * 256):
+        zero = start + tl.arange(0, 256)
+        tl.store(state + zero, zero * 0, zero < zeros)
     b, g, piece = (tl.program_id(0) // G).to(tl.int64), tl.program_id(0) % G, tl.program_id(1)
     at = (tl.program_id(0) * tl.num_programs(1) + piece).to(tl.int64)
     column, channel = tl.arange(0, NQ), tl.program_id(2) * 32 + tl.arange(0, 32)

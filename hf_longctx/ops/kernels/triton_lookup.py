@@ -75,8 +75,8 @@ def _turn(dim: int, device: torch.device) -> Tensor:
     return turned(torch.eye(dim, device=device))
 
 
-def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries as `_maxima` and `_survivors` read them: operand, half, base and factor."""
+def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, ...]:
+    """Queries as `_maxima` and `_survivors` read them: operand, half, base and factor; and zeros for `maxima`."""
     codes, rows, device = shapes.codes, shapes.B * shapes.G * shapes.pieces, q_BHLD.device
     if shapes.by_bits:
         words = codes["NQ"] // 4 * triton.cdiv(codes["WP"], 4) * QUERY_BITS * 16
@@ -86,16 +86,17 @@ def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, Tens
     half = torch.empty(rows, codes["WP"], codes["NQ"], device=device, dtype=torch.float32)
     base = torch.empty(rows, codes["NQ"], device=device, dtype=torch.float32)
     factor = torch.empty_like(base)
+    state = torch.empty(shapes.B * shapes.T * shapes.L, STATE.value, device=device, dtype=torch.int32)
     grid: Any = (shapes.B * shapes.G, shapes.pieces, codes["WP"])
     kept = {name: codes[name] for name in ("WP", "R", "RP", "NQ", "K")}
     with on_device_of(q_BHLD):
         _prepare[grid](
-            q_BHLD, _turn(shapes.D, device), pages.mean_BGD, pages.width_BGC, operand, half, base, factor,
-            *q_BHLD.stride()[:3], shapes.G, shapes.L, D=shapes.D,
+            q_BHLD, _turn(shapes.D, device), pages.mean_BGD, pages.width_BGC, operand, half, base, factor, state,
+            *q_BHLD.stride()[:3], shapes.G, shapes.L, state.numel(), D=shapes.D,
             DIMS=min(max(16, triton.next_power_of_2(shapes.D)), 64), C=shapes.C, **kept,
             QUERY=QUERY_BITS, STEP=step_share(shapes.C), BY_BITS=shapes.by_bits,
         )  # fmt: skip
-    return operand, half, base, factor
+    return operand, half, base, factor, state
 
 
 def _places(q_pos_BL: Tensor, pages: Pages, after_B: Tensor) -> tuple[Tensor, ...]:
@@ -112,8 +113,8 @@ def maxima(
     """
     B, G, L, T = shapes.B, shapes.G, shapes.L, shapes.T
     best = torch.empty(B, T, L, shapes.blocks, device=q_pos_BL.device, dtype=torch.float32)
-    state = torch.zeros(B * T * L, STATE.value, device=best.device, dtype=torch.int32)
-    at = *_places(q_pos_BL, pages, after_B), *ready
+    *operands, state = ready
+    at = *_places(q_pos_BL, pages, after_B), *operands
     with on_device_of(q_pos_BL):
         if shapes.by_bits:
             from . import triton_bits
@@ -150,7 +151,7 @@ def survivors(
     kept_score = torch.empty(rows, shortlist, device=device, dtype=torch.float32)
     per_row = shapes.T * shapes.L
     parts: Any = (triton.cdiv(blocks, PART.value), rows)
-    at = *_places(q_pos_BL, pages, after_B), *ready
+    at = *_places(q_pos_BL, pages, after_B), *ready[:-1]
     rest = block, count, floor, found, score, slot, near, shapes.pages, shapes.G
     with on_device_of(best):
         _bins[parts](

@@ -1,10 +1,10 @@
-"""The attention of one token over very many keys, in one layer of 8B geometry, beside torch over all of them."""
+"""The attention of one token over very many keys, in a layer of 8B geometry, beside torch over all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,41 +18,81 @@ from recipes.bars import missed
 
 from ..geometries import random_llama
 from ..lookup_kernels import BARS
-from ..timing import by_clock, kernels_us
+from ..timing import Kernels, by_clock, kernels
 from .run import Run
 from .timed import EAGER, behind
 
 Rows = Iterator[dict[str, Any]]
-NARROW = {"hidden_size": 128, "intermediate_size": 128, "vocab_size": 512, "num_hidden_layers": 1}  # beside attention
+NARROW = {"hidden_size": 128, "intermediate_size": 128, "vocab_size": 512}  # beside attention
+FEW, MANY = 1, 3  # layers of two models: what is once a forward is in both
+NAMED = 12  # kernels that are told by name
+
+
+class Step(NamedTuple):
+    """Microseconds of the kernels of a step: what each layer adds, and what is once a forward.
+
+    Attributes:
+        layer: Half of what a model of three layers takes more than one of one.
+        forward: What that one takes besides.
+        longest: Microseconds and launches of the kernels of the model of three that take most, by name.
+        replays: Did they come from a CUDA graph?
+    """
+
+    layer: float
+    forward: float
+    longest: dict[str, str]
+    replays: bool
 
 
 @torch.no_grad()
 def attention(run: Run) -> Rows:
-    """Kernels of a step of a model whose one layer has heads as in 8B, and else next to nothing."""
+    """Kernels of a step that a layer adds whose heads are as in 8B, in models that have else next to nothing."""
     scale, device = run.sizes.scale, run.model.device.type
-    heads = {name: getattr(scale.config, name) for name in ("num_attention_heads", "num_key_value_heads", "head_dim")}
-    config = LlamaConfig(**NARROW, **heads, max_position_embeddings=scale.config.max_position_embeddings)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    small = replace(run, model=random_llama(config, device, dtype))
+    heads = {name: getattr(scale.config, name) for name in ("num_attention_heads", "num_key_value_heads", "head_dim")}
+    trained = scale.config.max_position_embeddings
+    configs = [
+        LlamaConfig(**NARROW, **heads, num_hidden_layers=n, max_position_embeddings=trained) for n in (FEW, MANY)
+    ]
+    models = [replace(run, model=random_llama(config, device, dtype)) for config in configs]
     method = CodeLookup(n_local=scale.window, top_k=scale.chosen)
-    rest = _step_us(small, DynamicCache(config=config), 0)[0]
+    rest = _step([_kernels(one, DynamicCache(config=one.model.config), 0) for one in models])
     for keys in scale.attended:
-        with behind(small, method, keys) as reader:
-            whole, replays = _step_us(small, reader.cache, keys)
-            del reader
-        run.free()
-        stock = _sdpa_us(config, keys, device, dtype)
-        ours = max(whole - rest, 0.0) or whole
+        step = _step([_behind(one, method, keys) for one in models])
+        stock = _sdpa_us(configs[0], keys, device, dtype)
+        ours = max(step.layer - rest.layer, 0.0) or step.layer
         bar = BARS.get(keys)
-        beside = {"torch, all keys, µs": stock, "hf_longctx, µs": ours, "the layer without attention, µs": rest}
+        beside = {
+            "torch, all keys, µs": stock, "hf_longctx, µs": ours, "the layer without attention, µs": rest.layer,
+            "once a forward, µs": step.forward, "once a forward without the method, µs": rest.forward,
+        }  # fmt: skip
         what = f"attention of one token, {keys:,} keys, 8B geometry, window {scale.window:,} and {scale.chosen} chosen"
-        yield row(f"{what}: times faster than torch's over all keys", stock / ours, "x", bar=bar, beside=beside,
-                  why=missed(stock / ours, bar, "unpacking codes and choosing" if replays else EAGER),
-                  detail={"from a CUDA graph": replays})  # fmt: skip
+        why = missed(stock / ours, bar, "unpacking codes and choosing" if step.replays else EAGER)
+        detail = {"from a CUDA graph": step.replays, f"longest kernels of {MANY} layers": step.longest}
+        yield row(f"{what}, what a layer adds: times faster than torch's over all keys", stock / ours, "x", bar=bar,
+                  beside=beside, why=why, detail=detail)  # fmt: skip
 
 
-def _step_us(run: Run, cache: Any, at: int) -> tuple[float, bool]:
-    """Microseconds of the kernels of a step, those of what is beside attention included; does a graph replay it?"""
+def _behind(run: Run, method: CodeLookup, keys: int) -> tuple[Kernels, bool]:
+    """The kernels of a step after so many tokens."""
+    with behind(run, method, keys) as reader:
+        found = _kernels(run, reader.cache, keys)
+        del reader
+    run.free()
+    return found
+
+
+def _step(found: Sequence[tuple[Kernels, bool]]) -> Step:
+    """The step of both models as parts."""
+    (few, _), (many, replays) = found
+    layer = max((many.us - few.us) / (MANY - FEW), 0.0)
+    named = list(many.by_name.items())[:NAMED]
+    longest = {name[:80]: f"{us:.1f} µs, {count:g} launches" for name, (us, count) in named}
+    return Step(layer, max(few.us - FEW * layer, 0.0), longest, replays)
+
+
+def _kernels(run: Run, cache: Any, at: int) -> tuple[Kernels, bool]:
+    """The kernels of a step, those of what is beside attention included; does a graph replay it?"""
     model, device = run.model, run.model.device.type
     replays = can_replay(model, cache)
     step, ids, n = graph_forward(model) if replays else model, torch.full((1, 1), 50, device=device), at
@@ -62,15 +102,15 @@ def _step_us(run: Run, cache: Any, at: int) -> tuple[float, bool]:
         pos, n = torch.full((1, 1), n, device=device), n + 1
         step(input_ids=ids, position_ids=pos, **given_cache(model, cache), use_cache=True)
 
-    return _us(work, device), replays
+    return _seen(work, device), replays
 
 
 def _sdpa_us(config: Any, keys: int, device: str, dtype: torch.dtype) -> float:
     shape = 1, config.num_key_value_heads, keys, config.head_dim
     k, v = torch.randn(2, *shape, device=device, dtype=dtype).unbind()
     q = torch.randn(1, config.num_attention_heads, 1, config.head_dim, device=device, dtype=dtype)
-    return _us(lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True), device)
+    return _seen(lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True), device).us
 
 
-def _us(work: Callable[[], Any], device: str) -> float:
-    return kernels_us(work) if device == "cuda" else by_clock(work) * 1e3
+def _seen(work: Callable[[], Any], device: str) -> Kernels:
+    return kernels(work) if device == "cuda" else Kernels(by_clock(work) * 1e3, {})
