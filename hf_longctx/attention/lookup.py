@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,11 @@ from ..cache.store import Store
 from ..cache.store_row import StoreRow
 from ..ops.codes import score
 from ..ops.kernels.lookup import FEW, unsupported_reason
-from ..ops.pages import PAGE
+from ..ops.pages import PAGE, Pages
+from ..ops.rotation import Rotation
+
+if TYPE_CHECKING:
+    from ..ops.kernels.triton_lookup import Moved
 
 PAIRS = 2**26  # numbers that are made at once
 BLOCK = 256  # queries that are scored at once at most
@@ -45,6 +49,7 @@ def choose(
     per: str = "head",
     shortlist: int = 0,
     after_B: Tensor | None = None,
+    moved: Moved | None = None,
 ) -> Tensor:
     """For each query the slots of its best `k` tokens, (B, T, L, K), K at most k; -1 where there are fewer.
 
@@ -60,23 +65,23 @@ def choose(
         per: "head": a table for each query head. "group": one for the heads of a group, by the best of their scores.
         shortlist: See `by`.
         after_B: The last positions of `first`, where they are known.
+        moved: See `move_and_choose`, which knows where it can be.
     """
     (B, H, L, _), G = q_BHLD.shape, store.heads
     if after_B is None:
         after_B = first.pos.amax(1) if len(first) else q_pos_BL.new_full((B,), -1)
-    pages = store.pages() if by == "keys" or store.coded else None
-    if (
-        pages is not None
-        and _worth(L, store, by, shortlist)
-        and unsupported_reason(q_BHLD, pages, per, by) is None
-    ):  # fmt: skip
+    pages = _searched_by_kernels(q_BHLD, store, by, per, shortlist)
+    if pages is not None:
         from ..ops.kernels import bits, triton_keys, triton_lookup
 
         settings: dict[str, Any] = {"k": k, "near": near, "after_B": after_B, "per": per}
         if by == "keys":
             return triton_keys.choose(q_BHLD, q_pos_BL, pages, **settings)
         by_bits = L == 1 and bits.unsupported_reason(q_BHLD, pages, per) is None
-        return triton_lookup.choose(q_BHLD, q_pos_BL, pages, shortlist=shortlist, **settings, by_bits=by_bits)
+        return triton_lookup.choose(
+            q_BHLD, q_pos_BL, pages, shortlist=shortlist, **settings, by_bits=by_bits, moved=moved
+        )
+    assert moved is None
     width = max(1, min(k, _longest(store)))
     shape = (B, G if per == "group" else H, L, width)
     table = torch.full(shape, -1, dtype=torch.long, device=q_BHLD.device)
@@ -100,6 +105,35 @@ def choose(
             slots = search.by_signs(shortlist, width, everything) if coded else search.best(width)[1]
             table[b, :, queries, : slots.shape[-1]] = slots
     return table
+
+
+def move_and_choose(
+    q_BHLD: Tensor, rope: Rotation | None, q_pos_BL: Tensor, store: Store, *, by: str, per: str, shortlist: int,
+    **settings: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Queries rotated by one angle to where they read what they find, and the table that `choose` makes for them.
+
+    Where kernels search codes, the first of them rotates the queries.
+    """
+    settings |= {"by": by, "per": per, "shortlist": shortlist}
+    if rope is None:
+        return q_BHLD, choose(q_BHLD, q_pos_BL, store, **settings)
+    kernels = by == "signs" and _searched_by_kernels(q_BHLD, store, by, per, shortlist) is not None
+    if not kernels or not rope.by_kernel(q_BHLD):
+        q = rope(q_BHLD)
+        return q, choose(q, q_pos_BL, store, **settings)
+    from ..ops.kernels.triton_lookup import Moved
+
+    moved = Moved(rope.cos[0, 0], rope.sin[0, 0], torch.empty_like(q_BHLD, memory_format=torch.contiguous_format))
+    return moved.out_BHLD, choose(q_BHLD, q_pos_BL, store, **settings, moved=moved)
+
+
+def _searched_by_kernels(q_BHLD: Tensor, store: Store, by: str, per: str, shortlist: int) -> Pages | None:
+    """The pages that kernels search for these queries; None: torch does it."""
+    pages = store.pages() if by == "keys" or store.coded else None
+    if pages is None or not _worth(q_BHLD.shape[2], store, by, shortlist):
+        return None
+    return pages if unsupported_reason(q_BHLD, pages, per, by) is None else None
 
 
 def _worth(queries: int, store: Store, by: str, shortlist: int) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..attention.found import GatheredTokens, attend_at_once, gated, lowered_but, reading_at, searched
 from ..attention.inputs import AttentionInputs
-from ..attention.lookup import choose
+from ..attention.lookup import choose, move_and_choose
 from ..attention.lookup_settings import check_lookup, check_margin, half_of, on_host
 from ..attention.method import AttentionMethod, halved
 from ..attention.retrieving_heads import check_heads, check_heads_of, retrieving_heads, voting
@@ -237,10 +237,13 @@ class CodeLookup(AttentionMethod):
         """Queries where they read what they find, and its slots."""
         assert self.n_local is not None
         assert self.read_at is not None
+        settings: dict[str, Any] = {
+            "k": self.top_k, "near": self.n_local, "first": inputs.first(self.n_global), "by": self.by, "per": self.per,
+            "shortlist": self.shortlist, "after_B": inputs.after(self.n_global),
+        }  # fmt: skip
+        heads = self._heads(inputs.module)
+        if heads is None:
+            rope = inputs.relative(self.read_at)
+            return move_and_choose(inputs.q_BHLD, rope, inputs.q_pos_BL, store, **settings)
         q = reading_at(inputs, self.read_at)
-        table = choose(
-            voting(q, self._heads(inputs.module), inputs.keys.k.shape[1]), inputs.q_pos_BL, store, k=self.top_k,
-            near=self.n_local, first=inputs.first(self.n_global), by=self.by, per=self.per, shortlist=self.shortlist,
-            after_B=inputs.after(self.n_global),
-        )  # fmt: skip
-        return q, table
+        return q, choose(voting(q, heads, inputs.keys.k.shape[1]), inputs.q_pos_BL, store, **settings)

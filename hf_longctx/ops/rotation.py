@@ -25,11 +25,15 @@ class Rotation:
 
     def __call__(self, x_BHLD: Tensor) -> Tensor:
         """Queries or keys, rotated."""
-        if _one_kernel(x_BHLD) and rotates_halves(self.layout, x_BHLD.shape[-1], self.cos.shape[-1]):
+        if self.by_kernel(x_BHLD):
             from .kernels.triton_rotate import rotate
 
             return rotate(x_BHLD, self.cos, self.sin)
         return self.layout(x_BHLD, self.cos, self.sin).to(x_BHLD.dtype)  # under autocast the cosines are fp32
+
+    def by_kernel(self, x_BHLD: Tensor) -> bool:
+        """Can a kernel do it to these, on its way to something else perhaps?"""
+        return _one_kernel(x_BHLD) and rotates_halves(self.layout, x_BHLD.shape[-1], self.cos.shape[-1])
 
 
 def _one_kernel(x: Tensor) -> bool:

@@ -138,6 +138,26 @@ for H, G, D, S, L, per, k, shortlist, near in (
 """
 )
 
+MOVED = (
+    SMALL
+    + """
+from hf_longctx.ops.kernels.triton_rotate import rotate
+for H, G, D, L, R, per in ((3, 1, 96, 2, 96, "group"), (4, 2, 64, 1, 32, "head"), (2, 1, 80, 3, 80, "group")):
+    lookup = Lookup.of(H, G, D, 150, L, more=1)
+    angle = torch.randn(R // 2).repeat(2)
+    wanted = rotate(lookup.q, angle.cos()[None, None], angle.sin()[None, None])
+    given = {"k": 4, "per": per, "shortlist": 16, **lookup.settings}
+    out = torch.full_like(wanted, float("nan"))
+    for at_once in (2**24, 1):  # queries together, and one by one
+        T.AT_ONCE = at_once
+        moved = T.Moved(angle.cos(), angle.sin(), out.fill_(float("nan")))
+        table = T.choose(lookup.q, lookup.q_pos, lookup.pages, **given, moved=moved)
+        torch.testing.assert_close(out, wanted, atol=1e-6, rtol=1e-6)
+        assert torch.equal(table, T.choose(out, lookup.q_pos, lookup.pages, **given))
+T.AT_ONCE = 2**24
+"""
+)
+
 EDGES = (
     SMALL
     + """
@@ -402,6 +422,7 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     at = lookup.pages._replace(**rows)
     given = {"k": k, "near": 8192, "after_B": torch.full((B,), 15), "per": per, "shortlist": shortlist}
     table = T.choose(q, q_pos, at, **given)
+    T.choose(q, q_pos, at, **given, moved=T.Moved(*torch.zeros(2, D // 2, dtype=dtype), torch.empty_like(q)))
     if L == 1:
         T.choose(q, q_pos, at, **given, by_bits=True)
     triton_keys.choose(q, q_pos, at, k=k, near=8192, after_B=torch.full((B,), 15), per=per)
@@ -430,7 +451,7 @@ assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
     ("code", "interpret"),
     [
         (MAXIMA + OPERAND + BINS + FOUND, "1"),
-        (CHOOSING + EDGES + KEYS, "1"),
+        (CHOOSING + MOVED + EDGES + KEYS, "1"),
         (MANY, "1"),
         (A_MODEL, "1"),
         (COMPILED, "0"),

@@ -52,14 +52,25 @@ def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: 
     after = torch.full((1,), 20, device=device)
     settings: dict[str, Any] = {"k": K, "near": 160, "after_B": after, "per": per}
 
+    # these are the queries once they are turned by a quarter of a circle
+    low, high = q[..., : dim // 2], q[..., dim // 2 : dim // 2 * 2]
+    before = torch.cat([high, -low, q[..., dim // 2 * 2 :]], -1)
+    zeros, out = torch.zeros(dim // 2 * 2, dtype=dtype, device=device), torch.empty_like(q)
+
     def got() -> list[Tensor]:
         if by == "keys":
-            table = triton_keys.choose(q, here, pages, **settings)
-        else:
-            table = triton_lookup.choose(q, here, pages, shortlist=K, **settings)
-        return [table[:, 0].sort(-1).values.double()]
+            return [triton_keys.choose(q, here, pages, **settings)[:, 0].sort(-1).values.double()]
+        moved = triton_lookup.Moved(zeros, zeros + 1, out)
+        tables = [
+            triton_lookup.choose(q, here, pages, shortlist=K, **settings),
+            triton_lookup.choose(before, here, pages, shortlist=K, **settings, moved=moved),
+        ]
+        return [*(table[:, 0].sort(-1).values.double() for table in tables), out.double()]
 
-    reason = disagreement(got, {"choice": planted[None].double()}, torch.float64)
+    truth = {"choice": planted[None].double()}
+    if by == "signs":
+        truth |= {"choice of rotated queries": truth["choice"], "rotation": q.double()}
+    reason = disagreement(got, truth, torch.float64)
     del held  # what the addresses are of was needed until here
     if reason is not None:
         logger.warning("the Triton kernels for looking tokens up are not used, and tokens take longer: %s", reason)

@@ -24,14 +24,15 @@ AT_ONCE = tl.constexpr(2)  # of them, in code without a loop
 
 
 @triton.jit(do_not_specialize=["G", "L", "zeros"])
-def _prepare(q, turn, mean, width, operand, half, base, factor, state, q_b, q_h, q_l, G, L, zeros, D: tl.constexpr,
-             DIMS: tl.constexpr, C: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-             NQ: tl.constexpr, K: tl.constexpr, QUERY: tl.constexpr, STEP: tl.constexpr,
-             BY_BITS: tl.constexpr):  # fmt: skip
+def _prepare(q, turn, mean, width, operand, half, base, factor, state, cos, sin, moved, q_b, q_h, q_l, m_b, m_h, m_l,
+             G, L, zeros, D: tl.constexpr, R2: tl.constexpr, DIMS: tl.constexpr, C: tl.constexpr, WP: tl.constexpr,
+             R: tl.constexpr, RP: tl.constexpr, NQ: tl.constexpr, K: tl.constexpr, QUERY: tl.constexpr,
+             STEP: tl.constexpr, BY_BITS: tl.constexpr):  # fmt: skip
     """Queries as operands: turned, times the widths, in whole steps, each channel scaled for its bit.
 
     QUERY is the number of bits of a channel; STEP the size of one over the query's norm times the largest width. With
     BY_BITS the operand is the words of each bit, as `triton_bits` reads them. `state` becomes zeros, for who scores.
+    With R2 queries are rotated first, R2 dims with R2 others, and left in `moved`.
     """
     programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
     mine = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2)
@@ -49,6 +50,17 @@ def _prepare(q, turn, mean, width, operand, half, base, factor, state, q_b, q_h,
     for start in range(0, D, DIMS):  # a product of all dims at once would take the compiler long, and many registers
         dim = start + tl.arange(0, DIMS)
         q_ND = tl.load(from_q[:, None] + dim[None], live[:, None] & (dim < D)[None], 0.0).to(tl.float32)
+        if R2 > 0:
+            inside, low = dim < 2 * R2, dim < R2
+            pair = from_q[:, None] + tl.where(low, dim + R2, dim - R2)[None]
+            pair_ND = tl.load(pair, live[:, None] & inside[None], 0.0).to(tl.float32)
+            c, s = tl.load(cos + dim, inside, 1.0).to(tl.float32), tl.load(sin + dim, inside, 0.0).to(tl.float32)
+            turned = q_ND * c[None] + pair_ND * tl.where(low, -s, s)[None]
+            moved_ND = turned.to(moved.dtype.element_ty)
+            to = moved + b * m_b + (g * R + r) * m_h + l * m_l
+            if tl.program_id(2) == 0:
+                tl.store(to[:, None] + dim[None], moved_ND, live[:, None] & (dim < D)[None])
+            q_ND = moved_ND.to(tl.float32)
         turn_DC = tl.load(turn + dim[:, None] * C + channel[None], (dim < D)[:, None] & (channel < C)[None], 0.0)
         turned_NC = tl.dot(q_ND, turn_DC, turned_NC, input_precision="ieee")
         square += tl.sum(q_ND * q_ND, 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -61,6 +61,20 @@ class Shapes:
         self.bits = {name: self.codes[name] for name in ("W", "WP", "R", "NQ")}
 
 
+class Moved(NamedTuple):
+    """How queries are moved before they look tokens up: by the model's rotation of halves.
+
+    Attributes:
+        cos: Of the dims that are rotated, (R,), with equal halves.
+        sin: The same.
+        out_BHLD: Where the moved queries are left, contiguous rows.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    out_BHLD: Tensor
+
+
 def in_turn(queries: int, room: int) -> Iterator[slice]:
     """Queries in parts of about one size, as large as `AT_ONCE` allows where each makes `room` numbers."""
     parts = triton.cdiv(queries, max(1, min(queries, AT_ONCE // room)))
@@ -75,7 +89,7 @@ def _turn(dim: int, device: torch.device) -> Tensor:
     return turned(torch.eye(dim, device=device))
 
 
-def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, ...]:
+def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes, moved: Moved | None = None) -> tuple[Tensor, ...]:
     """Queries as `_maxima` and `_survivors` read them: operand, half, base and factor; and zeros for `maxima`."""
     codes, rows, device = shapes.codes, shapes.B * shapes.G * shapes.pieces, q_BHLD.device
     if shapes.by_bits:
@@ -89,10 +103,12 @@ def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes) -> tuple[Tensor, ...]
     state = torch.empty(shapes.B * shapes.T * shapes.L, STATE.value, device=device, dtype=torch.int32)
     grid: Any = (shapes.B * shapes.G, shapes.pieces, codes["WP"])
     kept = {name: codes[name] for name in ("WP", "R", "RP", "NQ", "K")}
+    cos, sin, out = (base, base, q_BHLD) if moved is None else moved
     with on_device_of(q_BHLD):
         _prepare[grid](
             q_BHLD, _turn(shapes.D, device), pages.mean_BGD, pages.width_BGC, operand, half, base, factor, state,
-            *q_BHLD.stride()[:3], shapes.G, shapes.L, state.numel(), D=shapes.D,
+            cos, sin, out, *q_BHLD.stride()[:3], *out.stride()[:3], shapes.G, shapes.L, state.numel(), D=shapes.D,
+            R2=0 if moved is None else len(cos) // 2,
             DIMS=min(max(16, triton.next_power_of_2(shapes.D)), 64), C=shapes.C, **kept,
             QUERY=QUERY_BITS, STEP=step_share(shapes.C), BY_BITS=shapes.by_bits,
         )  # fmt: skip
@@ -205,7 +221,7 @@ def last(q_BHLD: Tensor, found: Tensor, slot: Tensor, pages: Pages, shapes: Shap
 @torch.no_grad()
 def choose(
     q_BHLD: Tensor, q_pos_BL: Tensor, pages: Pages, *, k: int, near: int, after_B: Tensor, per: str, shortlist: int,
-    by_bits: bool = False,
+    by_bits: bool = False, moved: Moved | None = None,
 ) -> Tensor:  # fmt: skip
     """For each query the slots of its best `k` tokens, (B, T, L, K) int64; -1 where there are fewer.
 
@@ -221,6 +237,7 @@ def choose(
         per: "head": a table for each query head. "group": one for the heads of a group.
         shortlist: How many of the best by their codes are scored with their real keys.
         by_bits: Multiply codes bit by bit, see `bits`; for one query of a row.
+        moved: Queries are yet to be moved so; None: they are already.
     """
     B, _, L, _ = q_BHLD.shape
     q = q_BHLD if q_BHLD.stride(-1) == 1 else q_BHLD.contiguous()
@@ -231,8 +248,9 @@ def choose(
     for at in in_turn(L, B * whole.T * room):
         some, pos = q[:, :, at], q_pos[:, at].contiguous()
         shapes = Shapes(some, pages, per, by_bits)
-        ready = prepared(some, pages, shapes)
+        part = None if moved is None else moved._replace(out_BHLD=moved.out_BHLD[:, :, at])
+        ready = prepared(some, pages, shapes, part)
         best = maxima(ready, pos, pages, shapes, near, after_B)
         found = survivors(ready, best, pos, pages, shapes, near, after_B, shortlist)
-        tables.append(last(some, *found, pages, shapes, k, shortlist))
+        tables.append(last(some if part is None else part.out_BHLD, *found, pages, shapes, k, shortlist))
     return tables[0] if len(tables) == 1 else torch.cat(tables, 2)
