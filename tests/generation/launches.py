@@ -1,6 +1,8 @@
 """What a decoding step launches on a GPU, counted without one: torch's kernels, and Triton's by its interpreter.
 
 Tensors say that they are on a GPU, so that the code goes that way; a kernel counts as one launch wherever it is from.
+
+TRITON_INTERPRET=1 python -m tests.generation.launches      # lists them by the line that launches them; needs triton
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
+from hf_longctx import CodeLookup, LMInfinite
 from hf_longctx.cache import addresses, growing
 from hf_longctx.ops import pages
 from hf_longctx.ops.kernels import bits, ring, turns
+from tests.ops.interpreted import ONE_ELEMENT
 from tests.tiny import text, tiny
 
 ROOT = str(Path(__file__).parents[2])
@@ -124,3 +128,17 @@ def own(counts: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
 def listed(counts: Counter[tuple[str, str]]) -> str:
     """What was launched from where, and how often."""
     return "\n".join(f"{n:g} {name} at {where}" for (where, name), n in sorted(counts.items()))
+
+
+def main() -> None:
+    """Print those of the stock model, of the window and of look-ups."""
+    window: dict[str, Any] = {"n_global": 2, "n_local": 16}
+    for method in (None, LMInfinite(**window), CodeLookup(**window, top_k=3, shortlist=6)):
+        forward, layer = split(method)
+        print(f"{'stock' if method is None else method.name}: {forward.total():g} a forward, {layer.total():g} a layer")
+        print(f"\na forward:\n{listed(forward)}\n\na layer:\n{listed(layer)}\n")
+
+
+if __name__ == "__main__":
+    exec(ONE_ELEMENT)  # what Triton's interpreter needs
+    main()
