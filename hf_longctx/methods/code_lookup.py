@@ -224,7 +224,10 @@ class CodeLookup(AttentionMethod):
     def _lowered(self, inputs: AttentionInputs) -> Tensor:
         """By how much `gate="count"` lowers the scores of what each query has found, (B, L)."""
         assert self.n_local is not None
-        return searched(inputs.q_pos_BL, self.n_local, inputs.first(self.n_global)).clamp(min=1).log()
+        near, first = self.n_local, inputs.first(self.n_global)
+        counted = lambda: searched(inputs.q_pos_BL, near, first).clamp(min=1).log()  # noqa: E731
+        lowered_BL: Tensor = inputs.memo(("lowered", near), counted)
+        return lowered_BL
 
     def _lowered_heads(self, inputs: AttentionInputs) -> Tensor | None:
         """By how much a gate lowers them for each head of one query a row, (B, H); inf: it looks up nothing."""

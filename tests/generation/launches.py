@@ -86,6 +86,7 @@ def as_on_a_gpu() -> Iterator[None]:
         for what, name, value in (
             (torch.Tensor, "is_cuda", property(lambda _: True)),
             (torch.cuda, "device", lambda _: contextlib.nullcontext()),
+            (torch.cuda, "is_current_stream_capturing", lambda: False),
             (addresses, "DEVICES", ("cpu",)),
             (ring, "DEVICES", ("cpu",)),
             (turns, "DEVICES", ("cpu",)),
