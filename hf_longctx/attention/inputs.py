@@ -24,6 +24,7 @@ from .state import DecoderState, Step
 from .watch import Found
 
 NEAR = 4096  # angles up to here are as good as those a model was trained with
+TABLE = 32_768  # distances of a window whose rotations are kept, however few keys there are
 
 
 @dataclass
@@ -190,7 +191,9 @@ class AttentionInputs:
         """
         layout = self.found.layout
         single = self.q_BHLD.shape[2] == 1 and not self.nothing_cached and not torch.compiler.is_compiling()
-        if layout is None or not single:
+        # a window may be far larger than any text, and a table of it than any memory
+        fits = size <= max(TABLE, 2 * self.keys.pos.shape[1])
+        if layout is None or not single or not fits:
             return self.true_ropes()
 
         def make() -> Rotation:

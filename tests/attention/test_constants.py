@@ -6,10 +6,12 @@ import copy
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from transformers import DynamicCache
 
 from hf_longctx import LMInfinite, StreamingLLM
+from hf_longctx.attention import inputs
 from hf_longctx.attention.constants import Constants
 from hf_longctx.attention.state import STATE
 from tests.tiny import logits_of, text, tiny
@@ -54,6 +56,20 @@ def test_other_frequencies_are_seen_in_place_and_in_another_buffer() -> None:
                 torch.testing.assert_close(torch.cat(parts, 1), truth, atol=2e-5, rtol=1e-5)
                 assert before
                 assert not any(one is other for one in before for other in state_of(model).constants.all())
+
+
+@pytest.mark.parametrize("window", [inputs.TABLE, inputs.TABLE + 1, 2**53 - 1])
+@pytest.mark.parametrize(("method", "field"), [(LMInfinite, "n_local"), (StreamingLLM, "window")])
+def test_a_window_that_is_far_larger_than_the_text_makes_no_table_of_it(method: Any, field: str, window: int) -> None:
+    """Steps are those of the stock model all the same."""
+    model, ids = tiny(), text(1, 30)
+    truth = logits_of(model, ids, use_cache=False)
+    with method(**{field: window}).on(model):
+        cache: Any = DynamicCache()
+        parts = [logits_of(model, part, past_key_values=cache) for part in ids.split([20] + [1] * 10, 1)]
+        torch.testing.assert_close(torch.cat(parts, 1), truth, atol=2e-5, rtol=1e-5)
+        kept = max((one.cos.shape[-2] for one in state_of(model).constants.all()), default=0)
+        assert kept == window if window == inputs.TABLE else kept <= 1
 
 
 def test_copies_begin_without_and_inference_mode_leaves_nothing_that_cannot_be_learned_from() -> None:
