@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hf_longctx.upstream.installing import Package, check_packages, install_extra
@@ -10,9 +12,10 @@ from hf_longctx.upstream.installing import Package, check_packages, install_extr
 TRL = Package("this recipe trains by TRL", ("datasets", "trl"), install_extra("trl"))
 
 
-def for_line(line: str) -> Package:
-    """TRL for one of several lines of a benchmark, which says how to do without it."""
-    return replace(TRL, use=f"of --lines, {line!r} needs TRL")
+def needed_by(line: str, args: argparse.Namespace) -> Sequence[Package]:
+    """TRL where a benchmark's --lines have the line that trains by it, without --smoke; it says what needs it."""
+    wanted = line in args.lines and not args.smoke
+    return (replace(TRL, use=f"of --lines, {line!r} needs TRL"),) if wanted else ()
 
 
 def check_trl() -> None:

@@ -1,18 +1,20 @@
-"""Rotations by constant distances: the same in every forward, as long as the rotary embedding stays as it is."""
+"""Rotations by constant distances, and what else is the same in every forward while the rotary embedding is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.rotation import Rotation
 
+Made = TypeVar("Made", Tensor, Rotation)
+
 
 class Constants:
-    """Rotations that were made once. They are made again when the frequencies are others; copies begin empty.
+    """Rotations, and tensors, that were made once; again when the frequencies are others. Copies begin empty.
 
     A recorded CUDA graph reads them where they lie, so what holds the graph holds `all()` of them too.
     """
@@ -20,26 +22,28 @@ class Constants:
     def __init__(self) -> None:
         self._of: tuple[Any, ...] = ()
         self._buffers: list[Tensor] = []  # held, so that no other one gets their identity
-        self._made: dict[Hashable, Rotation] = {}
+        self._made: dict[Hashable, Any] = {}
 
-    def get(self, rotary: nn.Module, key: Hashable, make: Callable[[], Rotation]) -> Rotation:
+    def get(self, rotary: nn.Module, key: Hashable, make: Callable[[], Made]) -> Made:
         """`make()`, once for each key and state of `rotary`."""
         if torch.compiler.is_compiling():
             return make()
-        buffers = list(rotary.buffers())
+        buffers: list[Tensor] = list(rotary.buffers())
         now = (*((id(b), _version(b)) for b in buffers), *_numbers(rotary))
         if now != self._of:
             self._of, self._buffers, self._made = now, buffers, {}
         if key in self._made:
-            return self._made[key]
+            kept: Made = self._made[key]
+            return kept
         # what is made in inference mode could not be saved for a backward pass later
         with torch.inference_mode(False), torch.no_grad():
             made = make()
-        if type(made.cos) is Tensor and not made.cos.is_meta and not _recording(made.cos):
+        first = made if isinstance(made, Tensor) else made.cos
+        if type(first) is Tensor and not first.is_meta and not _recording(first):
             self._made[key] = made
         return made
 
-    def all(self) -> list[Rotation]:
+    def all(self) -> list[Any]:
         """Those that are kept now."""
         return list(self._made.values())
 

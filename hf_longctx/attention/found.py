@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -132,21 +131,18 @@ def gated(found: GatheredTokens, window: Branch, margin: float) -> GatheredToken
     return dataclasses.replace(found, table_BTLK=table_BTLK.masked_fill(above_BTRLK.amax(2) < -margin, -1))
 
 
-def lowered_but(heads: list[int], count: int, like: Tensor) -> Tensor:
-    """(1, H) fp32 of `count` heads: 0 for these, inf for the others, which find nothing; made once a layer."""
-    if like.is_cuda and torch.cuda.is_current_stream_capturing():  # what a graph makes is its own
-        return _lowered_but(tuple(heads), count, like.device)
-    return _kept_lowered_but(tuple(heads), count, like.device)
+def lowered_but(inputs: AttentionInputs, heads: list[int]) -> Tensor:
+    """(1, H) fp32: 0 for these heads, inf for the others, which find nothing. The same in every forward."""
+    q_BHLD = inputs.q_BHLD
+    count, device = q_BHLD.shape[1], q_BHLD.device
 
+    def make() -> Tensor:
+        lowered_1H = torch.full((1, count), float("inf"), device=device)
+        for head in heads:  # no copy from the host, which a graph could not record
+            lowered_1H[:, head] = 0
+        return lowered_1H
 
-def _lowered_but(heads: tuple[int, ...], count: int, device: torch.device) -> Tensor:
-    lowered_1H = torch.full((1, count), float("inf"), device=device)
-    for head in heads:  # no copy from the host, which a graph could not record
-        lowered_1H[:, head] = 0
-    return lowered_1H
-
-
-_kept_lowered_but = lru_cache(maxsize=1024)(_lowered_but)
+    return inputs.decoder.constants.get(inputs.decoder.rotary, ("lowered", *heads, count, device), make)
 
 
 def searched(q_pos_BL: Tensor, near: int, first: KeyValues) -> Tensor:

@@ -95,8 +95,7 @@ class RetrievingLayer(SinkWindowLayer):
         if self.ring is not None and len(new) == 1 and self.everything.steps:
             self.everything.step(new, self.ring, self.slots)
             return self._readable(self.ring)
-        columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
-        new = replace(new, column=columns.expand_as(new.pos))
+        new = self._with_columns(new)
         self.everything.append(new, self.padded)
         return super().keep(new)
 

@@ -73,15 +73,20 @@ class SinkWindowLayer(UnrotatedLayer):
             self.ring.write(self.slots.k, self.slots.v, new.k, new.v)
             return self._readable(self.ring)
         self.to_order()
-        if new.column is None:
-            columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
-            new = replace(new, column=columns.expand_as(new.pos))
+        new = self._with_columns(new)
         readable = self.slots.then(new)
         if self.sinks is None or self.padded or not self.has_all_sinks:
             candidates = new if self.sinks is None else self.sinks.then(new)
             self.sinks = candidates.first(self.n_first, self.padded).own()
         self._keep_last(readable)
         return readable
+
+    def _with_columns(self, new: KeyValues) -> KeyValues:
+        """New tokens that say where in the text they are read."""
+        if new.column is not None:
+            return new
+        columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
+        return replace(new, column=columns.expand_as(new.pos))
 
     def _readable(self, ring: Ring) -> KeyValues:
         """What a token sees in the ring, which it is in."""

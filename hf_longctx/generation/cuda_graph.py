@@ -197,7 +197,8 @@ def _record(model: Any, cache: Any, ids: Tensor, pos: Tensor, layers: Layers, bu
                 return_dict=True,
             )
         recorded.output = type(output)(logits=output.logits)  # not the cache: a graph must not keep it alive
-        recorded.read = [vars(m)[STATE].constants.all() for m in model.modules() if STATE in vars(m)]
+        states = {id(vars(m)[STATE]): vars(m)[STATE] for m in model.modules() if STATE in vars(m)}  # layers share one
+        recorded.read = [state.constants.all() for state in states.values()]
         failed = False
     except (RuntimeError, ValueError, TypeError) as error:
         logger.warning("decoding continues without a CUDA graph: %s: %s", type(error).__name__, error)

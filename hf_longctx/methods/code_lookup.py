@@ -231,10 +231,10 @@ class CodeLookup(AttentionMethod):
 
     def _lowered_heads(self, inputs: AttentionInputs) -> Tensor | None:
         """By how much a gate lowers them for each head of one query a row, (B, H); inf: it looks up nothing."""
-        (_, count), heads = inputs.q_BHLD.shape[:2], self._heads(inputs.module)
+        heads = self._heads(inputs.module)
         if heads is not None:
-            return lowered_but(heads, count, inputs.q_BHLD)
-        return self._lowered(inputs).expand(-1, count) if self.gate == "count" else None
+            return lowered_but(inputs, heads)
+        return self._lowered(inputs).expand(-1, inputs.q_BHLD.shape[1]) if self.gate == "count" else None
 
     def _found(self, inputs: AttentionInputs, store: Store) -> tuple[Tensor, Tensor]:
         """Queries where they read what they find, and its slots."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.dtypes import as_dtype
 from ..ops.kernels import Call, Kernel, choose
 from ..ops.masks import DOCUMENT, Mask, Packed
 from ..ops.positions import Positions
@@ -164,11 +165,6 @@ def add_rows(total: Tensor, rows: Rows, x: Tensor, dim: int) -> None:
         taken(total, rows, dim).add_(x)
     else:
         total.index_add_(dim, rows, as_dtype(x, total.dtype))
-
-
-def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in a dtype; itself where it has it, since asking torch for that costs the host as much as a view."""
-    return x if x.dtype == dtype else x.to(dtype)
 
 
 def compact(numbers: Tensor, device: torch.device) -> Rows:

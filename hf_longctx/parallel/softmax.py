@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..ops.dtypes import as_dtype
 from ..ops.kernels import Call, Kernel
 from ..ops.merge import merge_into
-from .blocks import Keys, RankBlock, RankResults, RankTensors, add_rows, as_dtype, halves, sides, taken
+from .blocks import Keys, RankBlock, RankResults, RankTensors, add_rows, halves, sides, taken
 from .sums import sum_rows
 
 FP32 = torch.float32

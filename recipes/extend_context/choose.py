@@ -23,7 +23,7 @@ from typing import Any
 
 from recipes.extend_context.screen import FEW
 from recipes.extend_context.settings import DEFAULT, read_config, variants_of
-from recipes.jobs.watching import print_table
+from recipes.tables import print_table
 
 FAR, NATS = 0.997, 10.0
 OVER_ITSELF = 0.998

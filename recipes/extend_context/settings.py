@@ -32,12 +32,12 @@ def left_out(config: dict[str, Any]) -> dict[str, Any]:
     without = config.get("without", [])
     if not (isinstance(without, list) and set(without) <= set(KINDS)):
         raise ValueError(f"without: {without}: expected a list of kinds of windows, of {', '.join(KINDS)}.")
+    if not without:
+        return config
     mix = {kind: share for kind, share in config["mix"].items() if kind not in without}
     rest = sum(mix.values())
-    if not without or not rest:
-        if without:
-            raise ValueError(f"without: {without}: the mix, {config['mix']}, has nothing else. Leave one of them in.")
-        return config
+    if not rest:
+        raise ValueError(f"without: {without}: the mix, {config['mix']}, has nothing else. Leave one of them in.")
     found = config | {"mix": {kind: share / rest for kind, share in mix.items()}}
     if config["pose"] is not None:
         kinds = [kind for kind in config["pose"]["kinds"] if kind not in without]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +29,7 @@ from recipes.bars import missed
 from recipes.benchmarks.reading import K, finish, lengths
 from recipes.cards import one_card
 
+from .launching import answer, last_line
 from .settings import MODELS
 from .steps import GIB
 
@@ -151,14 +150,12 @@ def measured(lines: list[str], model: str, tokens: int, steps: int) -> Iterator[
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
         words = ["--line", line, "--of", model, "--tokens", str(tokens), "--steps", str(steps)]
-        done = subprocess.run([sys.executable, "-m", "recipes.far.beside", *words], capture_output=True, text=True)
-        answers = [text for text in done.stdout.splitlines() if text.startswith('{"seconds"')]
+        one, errors, _ = answer(["recipes.far.beside", *words], 1)
         what = f"{model}, one document of {tokens // K}k tokens a step: {line}"
-        if not answers:
-            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            yield row(f"{what}, tokens/s", None, "tokens/s", why=last)
+        if one is None:
+            yield row(f"{what}, tokens/s", None, "tokens/s", why=last_line(errors))
             continue
-        found[line] = one = json.loads(answers[-1])
+        found[line] = one
         one["tokens/s"] = tokens * len(one["seconds"]) / sum(one["seconds"])
         yield row(f"{what}, tokens/s", one["tokens/s"], "tokens/s", beside={"GiB": one["peak_bytes"] / GIB}, detail=one)
     slower = "its step is bound by launches, or copies to the host are not hidden"
@@ -177,12 +174,7 @@ def measured(lines: list[str], model: str, tokens: int, steps: int) -> Iterator[
 
 def packages(words: Sequence[str]) -> Sequence[Package]:
     """Those that the command needs with these arguments."""
-    return needed(parser().parse_args(words))
-
-
-def needed(args: argparse.Namespace) -> Sequence[Package]:
-    """Those of the lines that are asked for."""
-    return (by_trl.for_line(TRL),) if TRL in args.lines and not args.smoke else ()
+    return by_trl.needed_by(TRL, parser().parse_args(words))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -205,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.line:
         print(json.dumps(measure(args.line, args.of, args.tokens[0], args.steps)), flush=True)
         return
-    check_packages(needed(args))
+    check_packages(by_trl.needed_by(TRL, args))
     name, tokens, lines = ("tiny", K, [STOCK, FAST]) if args.smoke else ("SmolLM2-135M", args.tokens[0], args.lines)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     label = f"{name}, random weights, fp32 under bf16 autocast" if device == "cuda" else f"{name}, random weights"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +33,7 @@ from recipes.benchmarks.sequence_parallel.rival import Rival
 from recipes.benchmarks.sequence_parallel.world import World
 
 from .beside import STOCK, TRLS_OWN, measure
+from .launching import answer, last_line
 from .settings import MODELS
 from .steps import GIB, no_more_than
 
@@ -84,19 +84,13 @@ def _tried(attempt: Callable[[int], Found], tokens: int) -> Found:
 
 
 def launch(line: str, model: str, card: float | None, tokens: int) -> Found:
-    """One step in processes of its own, so that one that is out of memory does not end the rest."""
-    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(CARDS[line])]
-    command = [sys.executable, *(ranks if CARDS[line] > 1 else []), "-m", "recipes.far.others"]
-    command += ["--line", line, "--of", model, "--tokens", str(tokens), *(["--card", str(card)] if card else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    answers = [text for text in done.stdout.splitlines() if text.startswith('{"')]
-    if answers:
-        answer: Found = json.loads(answers[-1])
-        return answer
-    said = [text for text in done.stderr.splitlines() if "OutOfMemoryError" in text]
-    if said:
-        return {"out_of_memory": said[0].strip()}
-    return {"failed": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+    """What the processes of one step have measured, or why there is nothing."""
+    words = ["recipes.far.others", "--line", line, "--of", model, "--tokens", str(tokens)]
+    found, errors, _ = answer([*words, *(["--card", str(card)] if card else [])], CARDS[line])
+    if found is not None:
+        return found
+    said = [text for text in errors.splitlines() if "OutOfMemoryError" in text]
+    return {"out_of_memory": said[0].strip()} if said else {"failed": last_line(errors)}
 
 
 def one_step(line: str, model: str, tokens: int) -> Found:
@@ -159,12 +153,7 @@ def _why(found: Found) -> str:
 
 def packages(words: Sequence[str]) -> Sequence[Package]:
     """Those that the command needs with these arguments."""
-    return needed(parser().parse_args(words))
-
-
-def needed(args: argparse.Namespace) -> Sequence[Package]:
-    """Those of the lines that are asked for."""
-    return (by_trl.for_line(TRLS_OWN),) if TRLS_OWN in args.lines and not args.smoke else ()
+    return by_trl.needed_by(TRLS_OWN, parser().parse_args(words))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -181,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def answer(args: argparse.Namespace) -> None:
+def step_of(args: argparse.Namespace) -> None:
     """One step, whose figures the first process prints as a line of JSON."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -202,9 +191,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Try the lines, and write far_others.json."""
     args = parser().parse_args(arguments)
     if args.line:
-        answer(args)
+        step_of(args)
         return
-    check_packages(needed(args))
+    check_packages(by_trl.needed_by(TRLS_OWN, args))
     name, lines = ("tiny", [STOCK]) if args.smoke else ("1.24B", args.lines)
     short, unit = ((256, 512), 256) if args.smoke else (SHORT, UNIT)
     out = args.out or RESULTS

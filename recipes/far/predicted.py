@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from hf_longctx.storage.files import check_folder
 
 from ..benchmarks.reading import RESULTS
 from ..benchmarks.saving import Saved
+from .launching import answer, last_line
 from .settings import MODELS, SETTINGS, TINY_SETTINGS, Setting
 from .steps import GIB
 
@@ -36,16 +35,9 @@ SHARE, BYTES, SECONDS, CALIBRATED = 0.07, 1.5 * GIB, 0.15, 32 * 1024  # bars; fr
 
 
 def launch(name: str, gpus: int) -> dict[str, Any]:
-    """Run a setting in processes of its own, so that one that is out of memory does not end the rest."""
-    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)] if gpus > 1 else []
-    command = [sys.executable, *ranks, "-m", "recipes.far.one_step", name]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if not lines:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return {"failed": f"exit code {done.returncode}: {last}"}
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
+    """What a setting's processes have measured, or why there is nothing."""
+    found, errors, code = answer(["recipes.far.one_step", name], gpus)
+    return {"failed": f"exit code {code}: {last_line(errors)}"} if found is None else found
 
 
 def compare(of: Setting, measured: dict[str, Any]) -> dict[str, Any]:

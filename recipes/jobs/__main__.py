@@ -23,12 +23,13 @@ import yaml
 
 from recipes.cards import visible
 from recipes.config import check_keys
+from recipes.tables import print_table
 
 from .needs import check, check_documents
 from .plan import plan, used
 from .processes import ROOT, Processes
 from .schedule import STATE, Job, Schedule
-from .watching import TOLD, check_names, nothing, print_table, shown, stop, wait
+from .watching import TOLD, check_names, nothing, shown, stop, wait
 
 FILE = Path(__file__).parent / "jobs.yaml"
 MODEL, DOCUMENTS = "smollm2-135m-instruct", "data/documents"

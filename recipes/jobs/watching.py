@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longctx.near import did_you_mean
+from recipes.tables import print_table
 
 from . import asking
 from .schedule import OVER, STATE
@@ -83,13 +84,6 @@ def shown(out: Path, states: dict[str, dict[str, Any]]) -> int:
             for line in last_lines(out, name, LINES):
                 print(f"    {line.rstrip()[:300]}")
     return int(any(one["status"] != "ended" or one["rc"] != 0 for one in states.values()))
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need to be."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def failed(one: dict[str, Any]) -> bool:

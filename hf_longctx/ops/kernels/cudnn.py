@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..dtypes import as_dtype
 from ..masks import Causal, Full, Packed
 from . import runs
 from .base import HALF, Call, Kernel
@@ -69,7 +70,7 @@ class Cudnn(Kernel):
         if isinstance(call.mask, Packed):
             return runs.gradients(self, call, (grad_BLHD, q, k, v, out_BLHD, lse_BHL))
         seed = torch.empty((), dtype=torch.int64, device=q.device)  # of dropout, which there is none of
-        grad, out = (x if x.dtype == q.dtype else x.to(q.dtype) for x in (grad_BLHD, out_BLHD))
+        grad, out = (as_dtype(x, q.dtype) for x in (grad_BLHD, out_BLHD))
         dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
             grad.transpose(1, 2),
             q,

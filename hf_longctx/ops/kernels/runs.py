@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..dtypes import as_dtype
 from ..masks import Causal, Full, Mask, Window
 from ..merge import merge_into
 from ..positions import Positions
@@ -158,8 +159,7 @@ def _each_part(
 ) -> Iterator[tuple[int, slice, slice, Sequence[Tensor]]]:
     """Its number in its run, rows, columns and gradients of each part."""
     grad, q, k, v, out, lse = given
-    # kernels want equal strides of both; what need not be asked of torch costs the host nothing
-    grad, out = ((x if x.dtype == q.dtype else x.to(q.dtype)).contiguous() for x in (grad, out))
+    grad, out = (as_dtype(x, q.dtype).contiguous() for x in (grad, out))  # kernels want equal strides of both
     for rows, parts in runs(call):
         for n, (columns, mask) in enumerate(parts):
             of_rows = _stretch(out, 1, rows), _stretch(lse, 2, rows)

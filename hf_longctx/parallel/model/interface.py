@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from ...ops.dtypes import as_dtype
 from ...ops.masks import Causal, Window
 from ...settings import KEY
-from ..blocks import as_dtype
 from ..op import attention as shared_attention
 from ..ranks import Ranks
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from recipes.far import beside, ladder, longest, others
+from recipes.far import beside, ladder, launching, longest, others
 from recipes.far.steps import GIB, Rungs, Step, trained
 
 
@@ -77,9 +77,11 @@ def test_beside_stock_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         asked = dict(zip(words[3::2], words[4::2], strict=True))
         found = beside.measure(asked["--line"], asked["--of"], int(asked["--tokens"]), int(asked["--steps"]))
         lines[asked["--line"]] = found
-        return SimpleNamespace(stdout=json.dumps(found), stderr="")
+        return SimpleNamespace(stdout=json.dumps(found), stderr="", returncode=0)
 
-    monkeypatch.setattr(beside, "subprocess", SimpleNamespace(run=run))  # in this process: it has imported everything
+    monkeypatch.setattr(
+        launching, "subprocess", SimpleNamespace(run=run)
+    )  # in this process: it has imported everything
     beside.main(["--smoke", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "far_beside.json").read_text(encoding="utf-8"))
     assert found["command"] == "python -m recipes.far.beside --smoke"
@@ -88,8 +90,8 @@ def test_beside_stock_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_line_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = SimpleNamespace(stdout="", stderr="Traceback\ntorch.OutOfMemoryError: CUDA out of memory.")
-    monkeypatch.setattr(beside, "subprocess", SimpleNamespace(run=lambda *args, **kwargs: failed))
+    failed = SimpleNamespace(stdout="", returncode=1, stderr="Traceback\ntorch.OutOfMemoryError: CUDA out of memory.")
+    monkeypatch.setattr(launching, "subprocess", SimpleNamespace(run=lambda *args, **kwargs: failed))
     rows = list(beside.measured([beside.STOCK, beside.FAST], "tiny", 1024, 1))
     assert [row["why"] for row in rows] == ["torch.OutOfMemoryError: CUDA out of memory."] * 2
 
@@ -139,9 +141,9 @@ def test_others_have_rows_with_the_longest_and_the_first_that_fails(
         tokens = int(asked["--tokens"])  # nothing counts bytes on a CPU
         if tokens > 3000:
             return SimpleNamespace(stdout='{"out_of_memory": "CUDA out of memory."}', stderr="", returncode=1)
-        return SimpleNamespace(stdout=json.dumps(found | {"peak_bytes": tokens * 25 * 10**6}), stderr="")
+        return SimpleNamespace(stdout=json.dumps(found | {"peak_bytes": tokens * 25 * 10**6}), stderr="", returncode=0)
 
-    monkeypatch.setattr(others, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(launching, "subprocess", SimpleNamespace(run=run))
     others.main(["--smoke", "--out", str(tmp_path)])
     (row,) = json.loads((tmp_path / "far_others.json").read_text(encoding="utf-8"))["rows"]
     assert row["what"] == "Llama tiny, all bf16, the longest step of stock Trainer, 1 card of 77 GiB"
