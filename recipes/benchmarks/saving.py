@@ -33,6 +33,7 @@ class Saved:
         commit: In place of that of the checkout.
         cards: How many GPUs the benchmark takes.
         arrange: Puts all rows in order, and may add some that follow from them. None: the order they came in.
+        heading: Of the column of values, where they are not hf_longctx's.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Saved:
         commit: str | None,
         cards: int = 1,
         arrange: Callable[[Rows], list[dict[str, Any]]] | None = None,
+        heading: str | None = None,
     ) -> None:
         check_folder(path.parent)
         self.path, self.arrange = path, arrange or (lambda rows: list(rows.values()))
@@ -51,6 +53,8 @@ class Saved:
             self.data["hardware"] = f"{min(torch.cuda.device_count(), cards)}x {self.data['hardware']}"
         if commit:
             self.data["commit"] = commit
+        if heading:
+            self.data["heading"] = heading
 
     def add(self, rows: Iterator[dict[str, Any]]) -> None:
         """Print each row, and write the file with it and with what other calls have written by then."""
@@ -63,7 +67,11 @@ class Saved:
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         before = json.loads(text) if text else None
         data, kept = self.data, Rows()
-        if before and all(before[name] == data[name] for name in SAME):
+        other = [name for name in SAME if before and before[name] != data[name]]
+        if other:
+            told = "; ".join(f"{name} {before[name]}, here {data[name]}" for name in other)
+            print(f"{self.path}: its {len(before['rows'])} rows are replaced, since they are of {told}.", flush=True)
+        elif before:
             earlier = {} if before["commit"] == data["commit"] else {"commit": before["commit"]}
             kept = {row["what"]: earlier | row for row in before["rows"]}
             commands = [*before["command"].split(" && "), data["command"]]

@@ -4,8 +4,9 @@ python -m recipes.far.others --card 77       # Llama 1.24B, all bf16; accelerate
 python -m recipes.far.others --lines "stock Trainer"
 python -m recipes.far.others --smoke         # tiny, on a CPU, by stock Trainer alone
 
-Peaks of two short steps, which grow linearly with tokens, say where a longer one should stop to fit. It is tried there,
-then longer or shorter by a thirtieth, until one fits and the next does not: both are in the row.
+Peaks of two short steps, which grow linearly with tokens, say where a longer one should stop to fit. Where that is much
+farther, steps of four times the tokens come first: what short steps do not show may grow later. Then it is tried longer
+or shorter by a thirtieth, until one fits and the next does not: both are in the row.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ CARDS = {STOCK: 1, TRLS_OWN: 1, ACCELERATE: 2}
 SHORT = 8 * K, 16 * K  # steps that say how memory grows
 UNIT = 4 * K  # lengths are multiples of it
 STEP = 30  # the next try is so many times shorter or longer by one part
-TRIES = 8
+FAR = 4  # a step of more than so many times the tokens of the longest that did fit is not tried: it is not known enough
+TRIES = 12
 Found = dict[str, Any]
 
 
@@ -58,23 +60,31 @@ def reach(
         unit: Lengths are multiples of it.
     """
     found = [_tried(attempt, tokens) for tokens in short]
-    if not all("seconds" in one for one in found):
+    if not all("seconds" in one for one in found) or not found[0]["peak_bytes"]:  # without a GPU nothing is counted
         return found
-    (less, more), (low, high) = (one["peak_bytes"] for one in found), short
-    a_token = (more - less) / (high - low)
-    if a_token <= 0:  # without a GPU nothing is counted
-        return found
-    tokens = low + (card * GIB - less) / a_token * (1 - 1 / STEP)  # the allocator cannot use all of it
-    tokens = max(int(tokens) // unit * unit, unit)
-    for _ in range(TRIES):
+    less, more = found  # the two longest that fit, until one does not
+    while len(found) < TRIES:
+        aim, most = _limit(less, more, card), FAR * more["tokens"]
+        tokens = max(min(aim, most) // unit * unit, unit)
         found.append(_tried(attempt, tokens))
-        if "failed" in found[-1]:
+        if aim <= most or "seconds" not in found[-1]:
             break
+        less, more = more, found[-1]
+    while len(found) < TRIES and "failed" not in found[-1]:
         hop = max(tokens // STEP // unit * unit, unit)
         tokens += hop if "seconds" in found[-1] else -hop
         if tokens < unit or any(one["tokens"] == tokens for one in found):
             break
+        found.append(_tried(attempt, tokens))
     return found
+
+
+def _limit(less: Found, more: Found, card: float) -> int:
+    """Tokens at which the line through two steps reaches the card, less what the allocator cannot use."""
+    a_token = (more["peak_bytes"] - less["peak_bytes"]) / (more["tokens"] - less["tokens"])
+    if a_token <= 0:
+        return sys.maxsize
+    return int(more["tokens"] + (card * GIB * (1 - 1 / STEP) - more["peak_bytes"]) / a_token)
 
 
 def _tried(attempt: Callable[[int], Found], tokens: int) -> Found:
@@ -199,7 +209,8 @@ def main(arguments: list[str] | None = None) -> None:
     out = args.out or RESULTS
     file = out if out.suffix == ".json" else out / "far_others.json"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    saved = Saved(file, f"Llama {name}, random weights", device, args.commit, cards=max(CARDS[line] for line in lines))
+    # of one card or two, as each row says: lines of different calls stand in one file
+    saved = Saved(file, f"Llama {name}, random weights", device, args.commit, heading="its longest step")
     saved.add(measured(lines, name, args.card, short, unit))
 
 

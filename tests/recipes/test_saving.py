@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hf_longctx.evaluation.report.rows import conditions
 from hf_longctx.evaluation.rows import row
 from recipes.benchmarks.saving import Saved
@@ -22,7 +24,9 @@ Saved(Path(sys.argv[1]), "tiny", "cpu", "a").add(row(f"{sys.argv[2]} {n}", n, ""
 """
 
 
-def test_a_later_call_goes_on_with_the_file_and_another_commit_begins_it_again(tmp_path: Path) -> None:
+def test_a_later_call_goes_on_with_the_file_and_another_commit_begins_it_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "sequence_parallel_train.json"
 
     def add(commit: str, *rows: dict[str, Any], label: str = "random weights, tiny, fp32") -> dict[str, Any]:
@@ -36,7 +40,10 @@ def test_a_later_call_goes_on_with_the_file_and_another_commit_begins_it_again(t
     found = json.loads(path.read_text(encoding="utf-8"))
     assert {one["what"]: one.get("commit") for one in found["rows"]} == {"8k": "b", "32k": "a", "64k": None}
     assert "commit c; 1 row of commit a; 1 row of commit b." in conditions(found)
+    assert "replaced" not in capsys.readouterr().out
     assert add("c", row("8k", 7, ""), label="another model") == {"8k": 7}
+    told = "its 3 rows are replaced, since they are of model random weights, tiny, fp32, here another model."
+    assert told in capsys.readouterr().out
 
 
 def test_calls_at_once_lose_no_row(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,21 +29,30 @@ from .train import NOT_MEASURED
 from .world import World
 
 LENGTH, LAYERS, HEADS = 8 * K, 16, (32, 8)
+LOOP = 1000
 FEW = 512  # tokens that are no work for the device: where these are faster, at 8k the host was held up by the device
 KINDS = ("gather", "ring", "ulysses")
 QUICK = ", quickest quarter"
 WAITS = "called a synchronizing CUDA operation"  # torch's words under set_sync_debug_mode
 
 
-Times = dict[str, list[float]]
+VIEWS = f"{LOOP:,} views"  # of a tensor in the host's memory: how fast the host is meanwhile
 
 
-def launched(world: World, works: dict[str, Callable[[], Any]], runs: int) -> Times:
-    """Milliseconds until the host has launched each of `works`; the device may still be at it. The slowest process.
+class Launched(NamedTuple):
+    """Milliseconds of the slower process: the median of its runs, and of its quickest quarter."""
 
-    They take turns, so that what else the host's machine does meanwhile falls on all alike.
+    median: float
+    quick: float
+
+
+def launched(world: World, works: dict[str, Callable[[], Any]], runs: int) -> dict[str, Launched]:
+    """Milliseconds until the host has launched each of `works`; the device may still be at it.
+
+    They take turns, so that what else the host's machine does meanwhile falls on all alike. Processes are compared by
+    what is typical of each: the slower of every single run would have the disturbances of both.
     """
-    times: Times = {name: [] for name in works}
+    times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
     for _ in range(runs):
@@ -53,8 +62,15 @@ def launched(world: World, works: dict[str, Callable[[], Any]], runs: int) -> Ti
             world.wait()
             start = time.perf_counter()
             work()
-            times[name].append(world.worst((time.perf_counter() - start) * 1e3)[0])
-    return times
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: Launched(*world.worst(median(ms), quantiles(ms, n=4)[0])) for name, ms in times.items()}
+
+
+def views() -> None:
+    """Work of the host alone."""
+    x = torch.empty(2, 3)
+    for _ in range(LOOP):
+        x.transpose(0, 1)
 
 
 def passes(
@@ -78,18 +94,20 @@ def passes(
 def of_kinds(world: World, tokens: int, runs: int) -> dict[str, dict[str, float]]:
     """Milliseconds of host time of a layer by stock, which has no exchange, and by each kind, of one document.
 
-    Medians of all runs, and of the quickest quarter: what the host's machine does besides only adds to them.
+    Medians of all runs, and of the quickest quarter: what the host's machine does besides only adds to them. `VIEWS` is
+    milliseconds of work of the host alone, in turn with the others.
     """
     every, leaves = kinds_of(world, tokens)
-    works: dict[str, Callable[[], Any]] = {}
+    works: dict[str, Callable[[], Any]] = {VIEWS: views}
     for kind, run in every.items():
         works[f"{kind} forward"], works[f"{kind} backward"] = passes(run, leaves)
+    times = launched(world, works, runs)
     found: dict[str, dict[str, float]] = {kind: {} for kind in every}
-    for name, ms in launched(world, works, runs).items():
-        kind, way = name.split()
-        found[kind][way] = median(ms) / LAYERS
-        found[kind][f"{way}{QUICK}"] = quantiles(ms, n=4)[0] / LAYERS
-    return found
+    for kind, of in found.items():
+        for way in ("forward", "backward"):
+            ms = times[f"{kind} {way}"]
+            of |= {way: ms.median / LAYERS, f"{way}{QUICK}": ms.quick / LAYERS}
+    return found | {VIEWS: times[VIEWS]._asdict()}
 
 
 def kinds_of(world: World, tokens: int) -> tuple[dict[str, Callable[[], Tensor]], list[Tensor]]:
@@ -124,7 +142,7 @@ def of_collectives(world: World, rows: int, q: Tensor, runs: int) -> dict[str, f
             peers.scatter_sum(table)
 
     times = launched(world, {"forward": forward, "backward": backward}, runs)
-    return {way: median(ms) / LAYERS for way, ms in times.items()}
+    return {way: ms.median / LAYERS for way, ms in times.items()}
 
 
 def waits(world: World, work: Callable[[], Any]) -> int | None:
@@ -173,7 +191,7 @@ def of_a_step(world: World, tokens: int, runs: int) -> dict[str, Any]:
         "stock": lambda: step(model, half | {"use_cache": False}),
         "hf_longctx": lambda: step(shared, whole),
     }
-    found = {name: median(ms) for name, ms in launched(world, works, runs).items()}
+    found = {name: ms.median for name, ms in launched(world, works, runs).items()}
     counts = {name: waits(world, work) for name, work in works.items()}
     return {"step": found, "waits": counts, "layers": model.config.num_hidden_layers}
 
@@ -190,7 +208,9 @@ def rows(launcher: Launcher, geometry: str, tokens: list[int], lines: list[str])
             quick = _twice(layer[auto], QUICK) - _twice(layer["sdpa"], QUICK)
             beside[f"{auto}, of the quickest quarter of runs, ms"] = quick
             beside[f"{auto} of {FEW} tokens, ms"] = _twice(sample["few"][auto]) - _twice(sample["few"]["sdpa"])
-            beside |= {f"{kind}, {way} ms": of[way] for kind, of in layer.items() for way in ("forward", "backward")}
+            every = ("sdpa", *KINDS)
+            beside |= {f"{kind}, {way} ms": layer[kind][way] for kind in every for way in ("forward", "backward")}
+            beside |= {f"{VIEWS}, ms": layer[VIEWS]["median"], f"{VIEWS}{QUICK}, ms": layer[VIEWS]["quick"]}
             floor = _twice(sample["collectives"])
             beside["torch.distributed's calls of gather alone, ms"] = floor
             bar = "<= 1"
