@@ -13,7 +13,6 @@ from hf_longctx.hub import write_card
 from . import compare
 from .measure import TOLD
 
-COMMAND = "python -m recipes.extend_context.train"
 THIS = "this model"
 
 
@@ -49,7 +48,8 @@ def write(report: dict[str, Any], out: Path) -> None:
     files = []
     for what, more in result_rows(report).items():
         settings = {"task": what, "positions": config["positions"], "targets": config["evaluation"]["targets"]}
-        data = result_file(more.pop("rows"), model=name, command=COMMAND, settings=settings, **more)
+        command = report.get("command", compare.COMMAND)
+        data = result_file(more.pop("rows"), model=name, command=command, settings=settings, **more)
         files.append(out / f"results/{what}.json")
         write_results(files[-1], data)
     base = config["model"] if "/" in config["model"] and not Path(config["model"]).exists() else None

@@ -17,6 +17,7 @@ import numpy as np
 from hf_longctx.evaluation.results import result_file, write_results
 
 DRAWS = 10_000
+COMMAND = "python -m recipes.extend_context.train"  # of reports that do not say theirs
 
 
 def ratio(
@@ -106,9 +107,8 @@ def write(out: Path, ours: dict[str, Any], control: dict[str, Any] | None, ablat
     from .bars import rows as barred
 
     where = {key: ours[key] for key in ("commit", "hardware", "versions")}
-    others = {"control": control, "no_retrieval": ablation}
-    words = "python -m recipes.extend_context.train" + "".join(f", --variant {n}" for n, one in others.items() if one)
-    data = result_file([], model=ours["base"], command=words) | where
+    words = [one.get("command", COMMAND) for one in (ours, control, ablation) if one]
+    data = result_file([], model=ours["base"], command=" && ".join(words)) | where
     write_results(out, data | {"rows": barred(ours, control, ablation)})
 
 

@@ -25,6 +25,7 @@ from hf_longctx.hub import load
 from hf_longctx.training.checkpoints import last_whole
 from hf_longctx.training.memory import TrainingMemory
 from hf_longctx.upstream.installing import check_packages
+from recipes.benchmarks.reading import command_without_paths
 from recipes.cards import one_card
 from recipes.clock import Clock, minutes
 from recipes.extend_context import card
@@ -43,8 +44,10 @@ from recipes.resuming import check_fresh, keep_settings
 packages = NEEDS  # of this command
 
 
-def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = False) -> dict[str, Any]:
-    """The recipe: what `report.json` in the folder `out` has too."""
+def run(
+    config: dict[str, Any], *, minutes: float | None = None, resume: bool = False, command: str | None = None
+) -> dict[str, Any]:
+    """The recipe: what `report.json` in the folder `out` has too, with the command by which it was called."""
     until = None if minutes is None else time.monotonic() + 60 * minutes
     out = Path(config["out"])
     check_packages(needed(config["evaluation"]))
@@ -62,7 +65,7 @@ def run(config: dict[str, Any], *, minutes: float | None = None, resume: bool = 
     before, answers = measured_before(config, corpus, out)
     windows.own = rehearsal_of(config, corpus.training, out)
     report: dict[str, Any] = {"base": Path(config["model"]).name, "config": config, "documents": corpus.report}
-    report |= {"mix": windows.tokens(), "before": before}
+    report |= {"mix": windows.tokens(), "before": before} | ({} if command is None else {"command": command})
     seconds = None if until is None else until - time.monotonic() - 60 * config["evaluation"]["minutes"]
     if seconds is not None and seconds <= 0:
         raise ValueError(
@@ -204,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = read_config(args.config, args.variant)
     given = {key: getattr(args, key) for key in ("model", "documents", "tokens", "out")}
     config = checked(config | {key: value for key, value in given.items() if value is not None})
-    report = run(config, minutes=args.minutes, resume=args.resume)
+    report = run(config, minutes=args.minutes, resume=args.resume, command=command_without_paths())
     shown = ("steps", "tokens", "seconds", "ratios")
     print(json.dumps({key: report[key] for key in shown}, indent=2))
 
