@@ -20,12 +20,19 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def random_llama(config: Any, device: str, dtype: torch.dtype) -> Any:
-    """A Llama of random weights, in eval mode and without gradients, made on its device."""
+    """A Llama of random weights, in eval mode and without gradients, made on its device.
+
+    Norms are ones, as before training: with weights near zero no layer would add to what the first one reads, and all
+    keys of a token would be alike, wherever it stands.
+    """
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(dtype)
     model = model.to_empty(device=device)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=0.02)
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(std=0.02)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
     return model.eval().requires_grad_(False)

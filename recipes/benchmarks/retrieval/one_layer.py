@@ -23,7 +23,8 @@ from .run import Run
 from .timed import EAGER, behind
 
 Rows = Iterator[dict[str, Any]]
-NARROW = {"hidden_size": 128, "intermediate_size": 128, "vocab_size": 512}  # beside attention
+# beside attention; with few tokens many keys would be the same, and none the best
+NARROW = {"hidden_size": 128, "intermediate_size": 128, "vocab_size": 49152}
 FEW, MANY = 1, 3  # layers of two models: what is once a forward is in both
 NAMED = 12  # kernels that are told by name
 NOISE = f"{MANY} layers took no longer than {FEW}: other work on this machine disturbed the times"
