@@ -1,0 +1,36 @@
+"""Ways to sample answers for reinforcement, side by side: a row each, also where one fails, and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl")
+
+from recipes.long_writer import train_grpo
+from recipes.long_writer.generation import measured
+
+from .made import elsewhere
+
+
+def test_each_way_has_a_row_and_one_that_fails_says_why(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = train_grpo.train
+
+    def failing(config: dict[str, Any], **more: Any) -> dict[str, Any]:
+        if config["grpo"]["generation"] == "static":
+            raise RuntimeError("not here\nand more")
+        return train(config, **more)
+
+    monkeypatch.setattr(train_grpo, "train", failing)
+    own = config["grpo"]["training"] | {"max_completion_length": 8}
+    rows = list(measured(elsewhere(config, tmp_path, grpo={"training": own}), ["static", "plain"], 2))
+    assert [one["what"].rpartition(" ")[2] for one in rows] == ["static", "plain"]
+    assert all("2 prompts with 4 answers of at most 8 tokens" in one["what"] for one in rows)
+    assert (rows[0]["value"], rows[0]["why"]) == (None, "RuntimeError: not here")
+    assert rows[1]["value"] == rows[1]["detail"]["seconds"][1] > 0
+    assert rows[1]["beside"]["tokens of the longest answer"] <= 8
+    assert not list((tmp_path / "out").iterdir())
