@@ -5,6 +5,7 @@ A beginning comes with several lengths in the same wording, so that the number a
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ LEAST, MOST = 100, 8000  # words that are asked for
 LENGTHS = 3  # of a training beginning
 BEGINNING = (40, 120)  # words of a beginning
 EXACT = 0.1  # of the lengths that are asked for are not round
+GOLDEN = (math.sqrt(5) - 1) / 2
 TRIES = 2000  # beginnings in a row that do not fit, after which the documents count as exhausted
 Row = dict[str, Any]
 
@@ -102,14 +104,22 @@ def held_back_rows(
 def _places(
     documents: Mapping[str, Document], rng: random.Random, words: int, *, in_turn: bool = False
 ) -> Iterator[Place]:
-    """Random beginnings with at least `words` words after them, each once."""
+    """Random beginnings with at least `words` words after them, each once.
+
+    Where they are not in turn, they are spread over a document: the next one lies in the widest gap that is left, by
+    multiples of the golden ratio. Random ones would leave half of a text unread while the other half is read twice.
+    """
     names, seen, failed = list(documents), set[tuple[str, int]](), 0
     weights = [documents[name].before[-1] for name in names]
-    turns = cycle(names)
+    turns, at = cycle(names), {} if in_turn else {name: rng.random() for name in names}
     while any(weights) and failed < TRIES:
         name = next(turns) if in_turn else rng.choices(names, weights)[0]
         document = documents[name]
-        start = rng.randrange(len(document.sentences) or 1)
+        if in_turn:
+            start = rng.randrange(len(document.sentences) or 1)
+        else:
+            at[name] = (at[name] + GOLDEN) % 1
+            start = bisect.bisect_right(document.before, at[name] * document.before[-1]) - 1
         stop = document.cut(start, BEGINNING[0], *BEGINNING) if (name, start) not in seen else None
         seen.add((name, start))
         failed += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections import defaultdict
@@ -18,6 +19,7 @@ from recipes.long_writer.length_pairs import Sampled, length_pairs
 from recipes.long_writer.parts import counted, parts_for
 from recipes.long_writer.sentences import document_of
 from recipes.long_writer.wordings import COUNTED, WORDINGS, Wording, drawn, spelled
+from recipes.long_writer.writing_rows import training_rows
 from recipes.long_writer.writing_set import main, make
 
 ASKED = [200, 500, 1000]
@@ -202,6 +204,22 @@ def test_the_same_beginning_has_several_lengths_and_the_number_alone_differs(row
             prompt = row["messages"][0]["content"]
             numbers = [("1,000", "500"), ("1000", "500"), ("one thousand", "five hundred")]
             assert any(prompt.replace(a, b) in texts for a, b in numbers)
+
+
+def test_beginnings_are_spread_over_a_text() -> None:
+    """More of it is read than by as many that begin anywhere, which leave a share of exp(-load) unread."""
+    document = document_of(prose(7, 6000))
+    whole = flat(document.text(0, len(document.sentences)))
+    longest = dict[str, str]()
+    for row in training_rows({"text": document}, 150, seed=0, least=100, most=1000):
+        text = flat(row["messages"][-1]["content"])
+        longest[row["beginning"]] = max(text, longest.get(row["beginning"], ""), key=len)
+    load, read = sum(map(len, longest.values())) / len(whole), bytearray(len(whole))
+    for text in longest.values():
+        at = whole.index(text)
+        read[at : at + len(text)] = b"1" * len(text)
+    assert 0.3 < load < 0.8
+    assert read.count(b"1") / len(whole) > 1 - math.exp(-load) + 0.07
 
 
 def test_a_seed_decides_all_of_it(folder: Path, rows: tuple[list[Any], list[Any]]) -> None:
