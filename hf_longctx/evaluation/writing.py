@@ -12,6 +12,7 @@ from .benchmarks.longwriter import length_score, n_words, words_score
 ALWAYS = 1000  # words of the baseline that writes as long whatever is asked
 QUANTILES = 1000  # at which the lengths of random stops are scored
 NGRAM = 8  # words in a row: chance alone hardly ever writes so many twice
+LOOPS = 0.3  # of a text's 8-grams: one that repeats more goes round in circles
 _WORD = re.compile(r"[\u4e00-\u9fff]|[^\W\u4e00-\u9fff]+")
 _PART = re.compile(r"\[(\d{1,6})/(\d{1,6})\]", re.ASCII)
 

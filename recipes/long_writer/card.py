@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.evaluation.rows import row
+from hf_longctx.evaluation.writing import LOOPS
 from hf_longctx.hub import write_card
 from recipes.long_writer.compare import values
 
@@ -80,9 +81,13 @@ def tasks(lines: dict[str, Any], stage: str) -> Iterator[dict[str, Any]]:
 def writing(lines: dict[str, Any], stage: str) -> Iterator[dict[str, Any]]:
     """S_l of each form and length, with what else was measured."""
     for cell in lines[stage]["writing"]:
+        words = [n for n, end in zip(cell["words"], cell["ended"], strict=True) if end]
+        loops = [share > LOOPS for share, end in zip(cell["repeated"], cell["ended"], strict=True) if not end]
         beside = {
             "ended, %": 100 * statistics.fmean(cell["ended"]),
+            "of others, loops, %": 100 * statistics.fmean(loops) if loops else None,
             "median written over asked": statistics.median(cell["ratio"]),
+            "median words, ended": statistics.median(words) if words else None,
             "repeated 8-grams": statistics.fmean(cell["repeated"]),
             "the text's own": statistics.fmean(cell["text repeated"]),
         }

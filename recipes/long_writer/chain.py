@@ -84,7 +84,9 @@ def run(
         line: dict[str, Any] = {}
         report["lines"][name] = line
         more: dict[str, Any] = {"until": until(), "stop": budget.stop, "half": budget.half, "banned": banned}
-        more |= {"into": line, "kept": keep}
+        # what an answer is like whose end is banned is of no use
+        texts = None if banned else out / f"texts/{name}.jsonl"
+        more |= {"into": line, "kept": keep, "texts": texts}
         try:
             report["lines"][name] = scored(model, config, sizes=progress.sizes(name), **more)
         except NoTimeError:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_longctx.evaluation.writing import ended_length_score
+from hf_longctx.evaluation.writing import LOOPS, ended_length_score, repeated_ngrams
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Sampled:
     ended: Sequence[bool]
 
 
-def length_pairs(samples: Iterable[Sampled], *, seed: int = 0, least: float = 0.0) -> tuple[list[dict[str, Any]], int]:
+def length_pairs(
+    samples: Iterable[Sampled], *, seed: int = 0, least: float = 0.0, loops: bool = False
+) -> tuple[list[dict[str, Any]], int]:
     """A pair of each prompt, in the form that DPOTrainer takes, and how many prompts gave none.
 
     The score is S_l, and 0 for an answer that did not end by itself: S_l alone would choose answers that were cut.
@@ -37,6 +39,8 @@ def length_pairs(samples: Iterable[Sampled], *, seed: int = 0, least: float = 0.
         samples: Of an iterator, one at a time is used.
         seed: Of the choice among the worse answers.
         least: By which the best score has to be above the other, 0 to 1. Equal ones never make a pair.
+
+        loops: Of the worse answers, one that loops is taken where there is any, and one that loops has the score 0.
 
     Raises:
         ValueError: A prompt has fewer than two answers, or not as many marks of their ends.
@@ -49,12 +53,14 @@ def length_pairs(samples: Iterable[Sampled], *, seed: int = 0, least: float = 0.
                 "two answers at least, and a mark for each."
             )
         scores = [ended_length_score(t, one.required, end) for t, end in zip(one.texts, one.ended, strict=True)]
+        loop = {i for i, text in enumerate(one.texts) if loops and repeated_ngrams(text) > LOOPS}
+        scores = [0.0 if i in loop else score for i, score in enumerate(scores)]
         best = max(range(len(scores)), key=scores.__getitem__)
         worse = [i for i, score in enumerate(scores) if score < scores[best] and score <= scores[best] - least]
         if not worse:
             without += 1
             continue
-        other = rng.choice(worse)
+        other = rng.choice([i for i in worse if i in loop] or worse)
         said = {
             key: [{"role": "assistant", "content": one.texts[i]}] for key, i in (("chosen", best), ("rejected", other))
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hf_longctx.evaluation.tasks.long_output import NEVER_ENDS, dpo_row
+from hf_longctx.evaluation.writing import LOOPS, repeated_ngrams
 from recipes.long_writer.data import WORDS, Fitting, asked, made, parts, prompt_ids
 from recipes.long_writer.decode import Sampling, Written, write
 from recipes.long_writer.length_pairs import Sampled, length_pairs
@@ -38,7 +39,7 @@ def by_length(
     *,
     until: float | None = None,
 ) -> dict[str, int]:
-    """Of answers that the model samples, the best by S_l and a random worse one; how many prompts gave none.
+    """Of answers that the model samples, the best by S_l and a worse one, with figures of how many there were.
 
     Args:
         model: In eval mode, on its device.
@@ -62,17 +63,18 @@ def by_length(
         tokens_at_once=config["score"]["tokens_at_once"],
         until=until,
     )
-    without = 0
+    without = loops = 0
     for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         some = written[number * often : (number + 1) * often]
         texts = [text_of(tokenizer, one) for one in some]
         sample = Sampled(row["messages"][:-1], row[WORDS], texts, [one.ended for one in some])
-        pairs, none = length_pairs([sample], seed=config["seed"] + number)
+        pairs, none = length_pairs([sample], seed=config["seed"] + number, loops=own["rejected"] == "loops")
         without += none
         for pair in pairs:
             chosen, rejected = pair["answers"]
+            loops += repeated_ngrams(texts[rejected]) > LOOPS
             _add(found, f"prompt {number}", prompt, some[chosen].ids, some[rejected].ids)
-    return {"prompts": len(rows), "prompts without a worse answer": without}
+    return {"prompts": len(rows), "prompts without a worse answer": without, "rejected answers that loop": loops}
 
 
 def room(config: dict[str, Any], words: int) -> int:

@@ -50,6 +50,11 @@ class Reward:
             for one, words in zip(completions, rows, strict=True)
         ]
 
+    def ended_length(self, completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any) -> Rewards:
+        """S_l with 0 for an answer without its end token, as it is scored: what was cut earns nothing."""
+        of = self.length(completions, **columns)
+        return [one if one is None or self.ended(ids) else 0.0 for one, ids in zip(of, completion_ids, strict=True)]
+
     def repetition(self, completions: Sequence[Any], **_: Any) -> Rewards:
         """The share of 8-grams that came before, negative."""
         return [-repeated_ngrams(text_of(one)) for one in completions]

@@ -21,13 +21,14 @@ from hf_longctx.evaluation.tasks.long_output import problems, verify
 from hf_longctx.evaluation.tasks.long_output.measured import ROOM
 from hf_longctx.evaluation.writing import repeated_ngrams, writing_score
 from hf_longctx.hub import load
-from hf_longctx.storage.files import check_folder
+from hf_longctx.storage.files import check_folder, write_json_lines
 from hf_longctx.text.tokens import CHAT_TEMPLATES
 from hf_longctx.upstream.installing import check_packages
 from recipes.long_writer.batching import cost
 from recipes.long_writer.command import parser, settings
 from recipes.long_writer.data import WORDS, asked, parts, prompts_ids, texts_ids
 from recipes.long_writer.decode import Sampling, Written, write
+from recipes.long_writer.examples import examples
 from recipes.long_writer.pairs import end_ids, room, text_of
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Scores:
         into: An empty dictionary that takes the scores.
         kept: Called after each size.
         sizes: Those that were measured before.
+        texts: A file that takes a few whole answers of each cell; None: none are kept.
     """
 
     def __init__(
@@ -91,13 +93,15 @@ class Scores:
         into: dict[str, Any] | None = None,
         kept: Callable[[], None] | None = None,
         sizes: Sizes | None = None,
+        texts: Path | None = None,
     ) -> None:
         self._give, self.config, self.until, self.stop, self._ban = model, config, until, stop, banned
         self.half = half
         self.per_token = 0.0  # seconds, of the slowest size so far
         self.found: dict[str, Any] = {} if into is None else into
         self.found |= {"tasks": [], "writing": [], "not measured": [], "no room": []}
-        self.kept, self.sizes = kept, sizes
+        self.kept, self.sizes, self.texts = kept, sizes, texts
+        self.examples: list[dict[str, Any]] = []
 
     @cached_property
     def _loaded(self) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -146,7 +150,11 @@ class Scores:
             found = self._run(name, partial(self._size, what, size, todo))
             self.found[what] += found["cells"]
             self.found["no room"] += found["no room"]
+            self.examples += found.get("examples", [])
             self.per_token = max(self.per_token, found["seconds"] / max(found["cost"], 1))
+            if self.texts is not None:
+                self.texts.parent.mkdir(parents=True, exist_ok=True)
+                write_json_lines(self.texts, self.examples)
             if self.kept is not None:
                 self.kept()
         return self.found
@@ -173,12 +181,13 @@ class Scores:
     def _size(self, what: str, size: int, todo: Todo) -> dict[str, Any]:
         begun, early = time.monotonic(), self._early()
         try:
-            cells = self.tasks(size, todo) if what == "tasks" else self.writing(size, todo)
+            cells, shown = self.tasks(size, todo) if what == "tasks" else self.writing(size, todo)
         except TimeoutError as error:
             if early and self.sizes is not None:
                 self.sizes.run(f"{what} {size}{TRIED}", dict)
             raise NoTimeError from error
-        return {"cells": cells, "no room": todo.no_room, "cost": self._cost(todo), "seconds": time.monotonic() - begun}
+        took = {"cost": self._cost(todo), "seconds": time.monotonic() - begun}
+        return {"cells": cells, "examples": shown, "no room": todo.no_room, **took}
 
     def _task_prompts(self, tokens: int) -> Todo:
         own, found = self.config["score"], Todo()
@@ -195,15 +204,18 @@ class Scores:
                 found.prompts.append(Prompt(problem.task, problem, prompt, min(ROOM * tokens + SPARE, left)))
         return found
 
-    def tasks(self, tokens: int, todo: Todo) -> list[Cell]:
-        """Each task: whether answers are exact, and the share that is right before the first wrong line."""
-        cells = []
+    def tasks(self, tokens: int, todo: Todo) -> tuple[list[Cell], list[Cell]]:
+        """Each task: whether answers are exact, and the share that is right before the first wrong line; some whole."""
+        cells, shown = [], list[Cell]()
         for task, some in self._answered(todo, None):
-            verdicts = [verify(problem, text_of(self.tokenizer, answer)) for problem, answer in some]
+            texts = [text_of(self.tokenizer, answer) for _, answer in some]
+            verdicts = [verify(problem, text) for (problem, _), text in zip(some, texts, strict=True)]
             values = {name: [float(getattr(one, name)) for one in verdicts] for name in ("exact", "share", "frame")}
             ended = [float(answer.ended) for _, answer in some]
-            cells.append({"task": task, "tokens": tokens, **values, "ended": ended})
-        return cells
+            kind = {"task": task, "tokens": tokens}
+            cells.append({**kind, **values, "ended": ended})
+            shown += examples(kind, [problem.prompt for problem, _ in some], texts, ended, share=values["share"])
+        return cells, shown
 
     def _writing(self, words: int, rows: list[dict[str, Any]]) -> Todo:
         own, found = self.config["score"], Todo()
@@ -217,16 +229,20 @@ class Scores:
                     found.prompts.append(Prompt(form, row, prompt, room(self.config, words)))
         return found
 
-    def writing(self, words: int, todo: Todo) -> list[Cell]:
-        """Each form: the scores of `writing_score`, and how much the text itself repeats."""
-        own, cells = self.config["score"], []
+    def writing(self, words: int, todo: Todo) -> tuple[list[Cell], list[Cell]]:
+        """Each form: the scores of `writing_score`, and how much the text itself repeats; some answers whole."""
+        own, cells, shown = self.config["score"], [], list[Cell]()
         for form, some in self._answered(todo, (own["temperature"], own["top_p"])):
-            scores = [self._scored(row, answer) for row, answer in some]
+            texts = [text_of(self.tokenizer, answer) for _, answer in some]
+            scores = [self._scored(row, text, answer.ended) for (row, answer), text in zip(some, texts, strict=True)]
             values = {name: [score[name] for score in scores] for name in scores[0] if scores[0][name] is not None}
             text = [repeated_ngrams(row["messages"][-1]["content"]) for row, _ in some]
             ended = [float(answer.ended) for _, answer in some]
-            cells.append({"asked": words, "form": form, **values, "ended": ended, "text repeated": text})
-        return cells
+            kind, asked_for = {"asked": words, "form": form}, [row["messages"][-2]["content"] for row, _ in some]
+            cells.append({**kind, **values, "ended": ended, "text repeated": text})
+            told = {name: values[name] for name in ("words", "repeated")}
+            shown += examples(kind, asked_for, texts, ended, **told)
+        return cells, shown
 
     @torch.no_grad()
     def loss(self, rows: list[dict[str, Any]]) -> float:
@@ -242,10 +258,10 @@ class Scores:
             tokens += len(answer)
         return total / max(tokens, 1)
 
-    def _scored(self, row: dict[str, Any], answer: Written) -> dict[str, Any]:
+    @staticmethod
+    def _scored(row: dict[str, Any], text: str, ended: bool) -> dict[str, Any]:
         prompt, counted = row["messages"][-2]["content"], row.get("parts")
-        text = text_of(self.tokenizer, answer)
-        return asdict(writing_score(text, row[WORDS], ended=answer.ended, prompt=prompt, parts=counted))
+        return asdict(writing_score(text, row[WORDS], ended=ended, prompt=prompt, parts=counted))
 
     def _answered(self, todo: Todo, warm: tuple[float, float] | None) -> list[tuple[str, list[tuple[Any, Written]]]]:
         """What was asked for with its answer, by kind."""
@@ -291,7 +307,8 @@ def main() -> None:
         """What was measured by now stays where a later size fails."""
         write_results(file, {"model": str(config["model"]), "scores": scores, **environment()})
 
-    Scores(lambda: (model, tokenizer), config, until=until, into=scores, kept=keep).all()
+    texts = file.with_suffix(".texts.jsonl")
+    Scores(lambda: (model, tokenizer), config, until=until, into=scores, kept=keep, texts=texts).all()
     keep()
     print(f"{file}: {len(scores['tasks'])} cells of tasks, {len(scores['writing'])} of writing")
 

@@ -13,7 +13,8 @@ from hf_longctx.near import did_you_mean
 HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
 GENERATION = ("graphs", "static", "continuous", "plain")
-REWARDS = ("verifier", "length", "repetition", "unended")
+REWARDS = ("verifier", "length", "ended_length", "repetition", "unended")
+REJECTED = ("random", "loops")
 # what is free in a section, and what a mapping replaces whole
 OPEN = ("training", "rewards")
 
@@ -21,15 +22,19 @@ OPEN = ("training", "rewards")
 def read_config(path: Path, variant: str | None = None, **given: Any) -> dict[str, Any]:
     """The settings of a file, with what one of its variants changes, and those `given` that are not None.
 
+    Names that are joined by + are variants one after the other.
+
     Raises:
         ValueError: There is no such variant, or the settings cannot work.
     """
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     variants = config.pop("variants", {})
     if variant is not None:
-        if variant not in variants:
-            raise ValueError(f"--variant {variant}: {path.name} has {', '.join(variants) or 'none'}.")
-        config = merged(config, variants[variant]) | {"out": f"{config['out']}-{variant}"}
+        for name in variant.split("+"):
+            if name not in variants:
+                raise ValueError(f"--variant {name}: {path.name} has {', '.join(variants) or 'none'}.")
+            config = merged(config, variants[name])
+        config["out"] = f"{config['out']}-{variant}"
     return checked(config | {key: value for key, value in given.items() if value is not None})
 
 
@@ -54,6 +59,8 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"grpo: generation: {grpo['generation']}: expected one of {', '.join(GENERATION)}.")
     if not grpo["rewards"] or set(grpo["rewards"]) - set(REWARDS):
         raise ValueError(f"grpo: rewards: {grpo['rewards']}: expected weights of {', '.join(REWARDS)}.")
+    if config["dpo"]["rejected"] not in REJECTED:
+        raise ValueError(f"dpo: rejected: {config['dpo']['rejected']}: expected one of {', '.join(REJECTED)}.")
     answers = grpo["prompts_per_step"] * grpo["training"]["num_generations"]
     for name, step, forward in (
         ("sft: packs_per_step", sft["packs_per_step"], sft["packs"]),

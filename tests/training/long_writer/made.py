@@ -15,6 +15,7 @@ def elsewhere(config: dict[str, Any], folder: Path, **changes: Any) -> dict[str,
 def scores(exact: list[float], ended: list[float], length: list[float], loss: float) -> dict[str, Any]:
     task = {"task": "table", "tokens": 500, "exact": exact, "share": exact, "frame": exact, "ended": ended}
     place = {"asked": 500, "form": "plain", "ended_length": length, "length": length, "ended": ended}
-    writing = place | {"ratio": [0.5, 1.1, 1.2], "repeated": [0.0] * 3, "text repeated": [0.01] * 3}
+    writing = place | {"ratio": [0.5, 1.1, 1.2], "words": [250, 550, 600]}
+    writing |= {"repeated": [0.4, 0.0, 0.1], "text repeated": [0.01] * 3}
     more = {"not measured": ["tasks 2000"], "no room": [], "loss on held-back answers": loss}
     return {"tasks": [task], "writing": [writing], **more}

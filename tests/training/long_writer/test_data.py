@@ -34,7 +34,8 @@ def test_the_config_and_its_variants_can_work(variant: str | None) -> None:
     [
         ({"sft": {"problms": 3}}, "sft: problms: not a setting of this recipe. Did you mean 'problems'?"),
         ({"grpo": {"generation": "fast"}}, "generation: fast: expected one of graphs, static, continuous, plain"),
-        ({"grpo": {"rewards": {"beauty": 1}}}, "expected weights of verifier, length, repetition, unended"),
+        ({"grpo": {"rewards": {"beauty": 1}}}, "expected weights of verifier, length, ended_length, repetition, "),
+        ({"dpo": {"rejected": "short"}}, "dpo: rejected: short: expected one of random, loops"),
         ({"sft": {"packs": 3}}, "sft: packs_per_step: 8: expected a multiple of the 3 of a forward"),
         ({"grpo": {"answers": 24}}, "the answers of a step: 64: expected a multiple of the 24"),
         ({"tasks": {"tokens": [90, 60]}}, "expected the shorter and the longer length"),

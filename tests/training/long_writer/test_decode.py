@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TopPLogitsWarper
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from recipes.long_writer import batching, decode
 from recipes.long_writer.batching import BLOCK, columns, together
@@ -22,6 +28,7 @@ from recipes.long_writer.step import Step
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [3, 4] * 300]
 LIMITS = [60, 40, 30]
 END = 2
+WARM = LogitsProcessorList([TemperatureLogitsWarper(0.8), TopPLogitsWarper(0.95)])
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +175,39 @@ def test_the_nucleus_is_that_of_transformers() -> None:
     assert set(tokens.tolist()) == set(kept.nonzero().flatten().tolist())
     # log-probabilities are those of all tokens, as TRL computes them again
     torch.testing.assert_close(chances, logits.log_softmax(-1)[0, tokens])
+
+
+def test_what_is_drawn_from_is_what_transformers_draws_from() -> None:
+    """The temperature first, then the nucleus, in every row of a batch."""
+    torch.manual_seed(0)
+    logits = torch.randn(60, 500) * 4
+    for given in (logits, logits.bfloat16().float()):
+        right = WARM(None, given).softmax(-1)
+        found = decode._nucleus((given / 0.8).softmax(-1), 0.95)
+        found /= found.sum(-1, keepdim=True)
+        # of those that are as likely as the last one, which bfloat16 makes often, any may be it
+        tied = given is not logits
+        pair = (found.sort().values, right.sort().values) if tied else (found, right)
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=0)
+
+
+def test_what_is_sampled_is_of_the_nucleus_of_a_plain_forward(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also behind rows that have left, and in caches that have grown."""
+    monkeypatch.setattr(batching, "BLOCK", 8)
+    for name, value in (("FIXED", 8), ("AHEAD", 1), ("WATCH", 4), ("_next", lambda read: read + 7)):
+        monkeypatch.setattr(decode, name, value)
+    prompts, limits = [*PROMPTS, *PROMPTS], [60, 40, 30, 20, 9, 60]
+    found = write(model, prompts, limits, {END}, Sampling(0.8, 0.95, 5), tokens_at_once=10**6)
+    assert sum(len(one.ids) for one in found) > 100
+    outside = 0
+    for prompt, one in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + one.ids])).logits[0, len(prompt) - 1 : -1]
+        at = torch.tensor(one.ids)[:, None]
+        chances = (logits / 0.8).log_softmax(-1).gather(1, at)[:, 0]
+        torch.testing.assert_close(torch.tensor(one.log_probs), chances, rtol=1e-4, atol=1e-4)
+        outside += int((~WARM(None, logits).gather(1, at).isfinite()).sum())
+    assert outside == 0
 
 
 def test_the_step_reads_shared_keys_once(model: Any) -> None:

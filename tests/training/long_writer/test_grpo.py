@@ -12,7 +12,7 @@ pytest.importorskip("trl")
 
 
 from hf_longctx.hub.resolve import load_tokenizer
-from recipes.long_writer import train_grpo
+from recipes.long_writer import rollouts, train_grpo
 
 from .made import elsewhere
 
@@ -24,6 +24,28 @@ def test_stock_ways_to_generate(how: str, config: dict[str, Any], tmp_path: Path
     report = train_grpo.train(changed)
     assert report["steps"] == 1
     assert len(report["curve"]["reward"]) == 1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_answers_that_are_cut_can_be_learnt_from(
+    masked: bool, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless they are masked; and answers are drawn as the training says."""
+    drawn, stock = list[Any](), rollouts.write
+
+    def write(*args: Any, **kwargs: Any) -> Any:
+        drawn.append(args[4])
+        return stock(*args, **kwargs)
+
+    monkeypatch.setattr(rollouts, "write", write)
+    own = config["grpo"]["training"] | {"max_completion_length": 12, "mask_truncated_completions": masked}
+    own |= {"temperature": 0.8, "top_p": 0.95}
+    changes = {"steps": 1, "problems": 0, "rewards": {"length": 1.0}, "training": own}
+    report = train_grpo.train(elsewhere(config, tmp_path, grpo=changes, score={"tokens_per_word": 1.0}))
+    assert report["curve"]["ended"] == [0.0]
+    assert report["curve"]["spread"][0] > 0
+    assert (report["logs"][0]["grad_norm"] > 0) == (not masked)
+    assert {(one.temperature, one.top_p) for one in drawn} == {(0.8, 0.95)}
 
 
 def test_groups_of_equal_rewards_are_said_when_over_half(caplog: pytest.LogCaptureFixture) -> None:

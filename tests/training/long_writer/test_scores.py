@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hf_longctx.evaluation.benchmarks.longwriter import n_words
 from hf_longctx.evaluation.tasks.long_output import grpo_row, make
 from hf_longctx.evaluation.tasks.long_output import reward as reward_of
 from hf_longctx.hub import load
@@ -21,7 +23,9 @@ from recipes.long_writer import pairs as pairs_module
 from recipes.long_writer.compare import paired
 from recipes.long_writer.data import Fitting
 from recipes.long_writer.decode import Written
+from recipes.long_writer.examples import examples
 from recipes.long_writer.figures import gained, rows
+from recipes.long_writer.length_pairs import Sampled, length_pairs
 from recipes.long_writer.pairs import by_length, verified
 from recipes.long_writer.progress import Progress
 from recipes.long_writer.rewards import Reward
@@ -31,6 +35,7 @@ from recipes.long_writer.score import NoTimeError, Scores
 from .made import scores
 
 END = 7
+LOOP = "rejected answers that loop"
 WEIGHTS = {"verifier": 1.0, "length": 1.0, "repetition": 1.0, "unended": 0.5}
 
 
@@ -55,6 +60,7 @@ def test_each_part_of_the_reward_judges_the_rows_that_it_can() -> None:
         None,
     ]
     assert reward.length(**given) == [None, None, pytest.approx(0.5), 1.0]  # S_l pays for what was cut
+    assert reward.ended_length(**given) == [None, None, pytest.approx(0.5), 0.0]
     assert reward.unended(**given) == [0.0, -1.0, 0.0, -1.0]
     assert reward.repetition(**given)[2:] == [0.0, pytest.approx(-9 / 17)]
     functions, weights = reward.functions()
@@ -113,12 +119,26 @@ def test_the_best_of_some_answers_is_preferred_as_it_was_written(
     for seed in range(12):
         found = Fitting(10**6)
         said = by_length(model, tokenizer, changed | {"seed": seed}, found)
-        assert said == {"prompts": 1, "prompts without a worse answer": 0}
+        assert said == {"prompts": 1, "prompts without a worse answer": 0} | {"rejected answers that loop": said[LOOP]}
+        assert said[LOOP] == (found.rows[0]["rejected_ids"] == written[1].ids)
         (pair,) = found.rows
         assert pair["chosen_ids"] == written[0].ids
         rejected.append(pair["rejected_ids"])
     # the one that did not end has the text of the best
     assert {tuple(ids) for ids in rejected} == {tuple(written[1].ids), tuple(written[2].ids)}
+
+
+def test_answers_that_loop_are_rejected_first_and_never_preferred() -> None:
+    loop, short = "a river is long and slow here, says one " * 5, "a stone lies under the water"
+    good = " ".join(a + b for a in "bcdfgh" for b in ("an", "en", "in", "on", "un", "ar"))
+    one = Sampled([{"role": "user", "content": "Write 45 words."}], 45, [loop, short, good, loop], [1, 1, 1, 0])
+    loops = {tuple(length_pairs([one], seed=seed, loops=True)[0][0]["answers"]) for seed in range(20)}
+    assert loops == {(2, 0), (2, 3)}
+    # as in LongWriter, S_l alone decides
+    others = {tuple(length_pairs([one], seed=seed)[0][0]["answers"]) for seed in range(20)}
+    assert others == {(0, 1), (0, 2), (0, 3)}
+    none = Sampled(one.prompt, 45, [short, good], [1, 1])
+    assert length_pairs([none], loops=True)[0][0]["answers"] == [1, 0], "where none loops, a random one"
 
 
 def test_the_interval_is_that_of_scipy() -> None:
@@ -153,6 +173,39 @@ def test_scores_of_a_model(config: dict[str, Any]) -> None:
     assert found["loss on held-back answers"] == pytest.approx(np.log(500), abs=0.2)
     banned = Scores(lambda: (model, tokenizer), config, banned=True).all()
     assert not any(value for what in ("tasks", "writing") for cell in banned[what] for value in cell["ended"])
+
+
+def test_some_answers_are_kept_to_be_read(config: dict[str, Any], tmp_path: Path) -> None:
+    """Whole, beside the scores; an interrupted call has those of all sizes."""
+    given, file = load(config["model"]), tmp_path / "texts/one.jsonl"
+    sizes = Progress(config | {"out": str(tmp_path)}, [], resume=False).sizes("one")
+    found = Scores(lambda: given, config, sizes=sizes, texts=file).all()
+    kept = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(kept) == sum(min(len(cell["ended"]), 4) for what in ("tasks", "writing") for cell in found[what])
+    cells = {(cell["asked"], cell["form"]): cell for cell in found["writing"]}
+    for one in (one for one in kept if "asked" in one):
+        cell = cells[one["asked"], one["form"]]
+        at = cell["words"].index(n_words(one["text"]))
+        assert one["words"] == cell["words"][at]
+        assert f"in {one['asked']} words" in one["prompt"]
+    before = file.read_bytes()
+    file.unlink()
+    again = Progress(config | {"out": str(tmp_path)}, [], resume=True).sizes("one")
+    Scores(lambda: pytest.fail("it was loaded"), config, sizes=again, texts=file).all()
+    assert file.read_bytes() == before
+
+
+def test_answers_that_ended_and_others_are_kept() -> None:
+    texts = [f"text {i}" for i in range(9)]
+
+    def kept(ended: list[float]) -> list[str]:
+        return [one["text"] for one in examples({"form": "plain"}, texts, texts, ended, share=range(9))]
+
+    assert kept([1, 1, 1, 1, 1, 0, 0, 0, 0]) == ["text 0", "text 1", "text 5", "text 6"]
+    assert kept([0, 0, 0, 1, 0, 0, 0, 0, 0]) == ["text 0", "text 1", "text 2", "text 3"]
+    assert kept([1] * 9) == texts[:4]
+    (one, *_) = examples({"form": "plain"}, ["asked"], ["long " * 9000], [0.0], share=[0.5])
+    assert one == {"form": "plain", "ended": False, "share": 0.5, "prompt": "asked", "text": ("long " * 9000)[:20_000]}
 
 
 def test_the_loss_is_that_of_the_stock_model(config: dict[str, Any]) -> None:
@@ -280,6 +333,12 @@ def test_rows_say_what_holds_its_bar_and_the_card_has_them() -> None:
     assert task["beside"]["exact, untrained"] == 0
     assert (writing["what"], round(writing["value"])) == ("plain, 500 words asked", 80)
     assert writing["beside"]["median written over asked"] == 1.1
+    assert writing["beside"]["median words, ended"] == 550
+    assert writing["beside"]["of others, loops, %"] is None, "all ended"
+    lines["sft"] = scores([1, 1, 0], [0, 1, 0], [0.7, 0.8, 0.9], 2.0)
+    (other,) = card.writing(lines, "sft")
+    assert other["beside"]["median words, ended"] == 550
+    assert other["beside"]["of others, loops, %"] == 50
     assert all(one["bar"] for one in tables["bars"][1])
     assert "Not measured, for lack of time: tasks 2000." in card.about(report, "sft")
 
