@@ -23,6 +23,7 @@ from recipes.jobs import asking
 from recipes.jobs.processes import Processes
 from recipes.jobs.schedule import Job, Schedule, State
 from recipes.jobs.watching import FAILED, RUNS_ON
+from recipes.long_writer import settings as writing_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = 0.02
@@ -352,6 +353,19 @@ def test_variants_of_jobs_go_together(tmp_path: Path) -> None:
     assert {"control", "all_facts+yarn_cool+rehearsal"} <= names
     for name in names - {screen.BASE, "$best"}:  # what `choose` finds, and has read
         checked(read_config(DEFAULT, name) | {"out": str(tmp_path)})
+
+
+def test_variants_of_writing_go_together() -> None:
+    """Those of every case of a job that screens settings of recipes/long_writer."""
+    names = list[str]()
+    for job in command.jobs().values():
+        if "recipes.long_writer.screen" in job.command:
+            found = re.findall(r"\bvariants=(?:\"([^\"]+)\"|(\S+))", job.command)
+            assert found
+            names += " ".join(quoted or bare for quoted, bare in found).replace(";", "").split()
+    assert {"base", "grpo_scored", "fewer_problems+rate_2e-4"} <= set(names)
+    for name in set(names) - {screen.BASE}:
+        writing_settings.read_config(writing_settings.DEFAULT, name)
 
 
 def source_of(module: str) -> str:
