@@ -19,6 +19,7 @@ import shutil
 import statistics
 import traceback
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,13 @@ from recipes.long_writer.command import parser, settings
 from recipes.long_writer.compare import gains, values
 from recipes.long_writer.data import WORDS, asked
 from recipes.long_writer.progress import Progress, Sizes
-from recipes.long_writer.score import NEEDS, Scores
+from recipes.long_writer.score import LOSS_ROWS, NEEDS, Scores
 from recipes.long_writer.trainers import TRAINS
 
 packages = *NEEDS, *TRAINS  # of this command
 BASE = "base"
 BEFORE = "before"  # the folder of the scores of the model that is begun with
+SEEN = "loss of trained answers"
 KEPT = "row.json"  # in the folder of a variant: its best row
 TASKS = 0.6  # exact answers of the tasks that the best has at least: its bar
 LONGEST = 500  # words that are asked for
@@ -126,8 +128,14 @@ def scored(config: dict[str, Any], sizes: Sizes, model: str | None = None, share
             average_(found.requires_grad_(False), dict(stock.named_parameters()), share)
         return found, tokenizer
 
+    texts = Path(config["out"]) / f"texts/{sizes.name}.jsonl"
+    scores = Scores(give, config, sizes=sizes, texts=texts)
+    seen = [row for _, row in islice(asked(config["chats"]), LOSS_ROWS)]
     try:
-        return Scores(give, config, sizes=sizes, texts=Path(config["out"]) / f"texts/{sizes.name}.jsonl").all()
+        found = scores.all()
+        # below that of held-back ones by far more than before: learnt by heart
+        found[SEEN] = sizes.run(SEEN, lambda: {"loss": scores.loss(seen)})["loss"] if seen else None
+        return found
     finally:
         free()
 
@@ -142,7 +150,7 @@ def in_a_row(
         beside |= {f"{said}, {cell['form']}": statistics.fmean(cell[score]) for said, score in named.items()}
         beside[f"median written over asked, {cell['form']}"] = statistics.median(cell["ratio"])
     exact = values(scores, "tasks", "exact")
-    beside |= {"tasks, exact": statistics.fmean(exact), "loss": scores["loss on held-back answers"]}
+    beside |= {"tasks, exact": statistics.fmean(exact), "loss": scores["loss on held-back answers"], SEEN: scores[SEEN]}
     if report:
         last = [log["loss"] for log in report["logs"][-10:] if "loss" in log]
         beside |= {"steps": report["steps"], "last training loss": statistics.fmean(last) if last else None}

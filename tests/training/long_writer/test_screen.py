@@ -53,6 +53,7 @@ def test_each_variant_has_a_row_and_is_trained_once(
         assert whole["beside"]["loss"] == pytest.approx(before["beside"]["loss"], rel=1e-6)
     half = rows[f"base, 12 rows{BEFORE[0]}"]["beside"]["loss"]
     assert base["beside"]["loss"] < half < before["beside"]["loss"]
+    assert base["beside"][screen.SEEN] < before["beside"][screen.SEEN]
     assert base["beside"]["steps"] == 8
     assert base["detail"]["gains"]["writing: ended_length"]["prompts"] > 0
     assert rows["few+slow, 12 rows"]["beside"]["loss"] > base["beside"]["loss"], "one twentieth of the rate"
