@@ -103,10 +103,11 @@ def attend_at_once(
     if pages is None:
         return None
     others = [branch for branch in branches() if branch.k_BGSD.shape[2]]
-    if unsupported_reason(others, pages, inputs.softcap) is not None:
+    less = lowered()
+    if unsupported_reason(others, pages, inputs.softcap, less is not None) is not None:
         return None
     q, table = find(store)
-    found = FoundTokens(q[:, :, 0], table[:, :, 0], pages, margin, lowered())
+    found = FoundTokens(q[:, :, 0], table[:, :, 0], pages, margin, less)
     return attend(others, found, inputs.scale, inputs.softcap, inputs.sink_H)
 
 

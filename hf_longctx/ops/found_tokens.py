@@ -19,7 +19,8 @@ class FoundTokens(NamedTuple):
         pages: Where the slots are.
         margin: A token counts if some head of its table scores it no less than the log-sum-exp of the window less this;
             None: all of them count.
-        lowered_BH: Scores are lowered by so much, in nats; inf: the head has found nothing. None: they stay.
+        lowered_BH: Scores are lowered by so much, in nats; inf: the head has found nothing. (B or 1, H or 1): rows, or
+            heads, may be alike. None: they stay.
     """
 
     q_BHD: Tensor

@@ -31,6 +31,7 @@ bits_are_multiplied = pytest.mark.skipif(
 SETTINGS: dict[str, dict[str, Any]] = {
     "signs": {}, "margin": {"gate_margin": 0.5}, "keys": {"by": "keys", "per": "head", "gate": None},
     "count": {"gate": "count"}, "heads": {"gate": "heads", "heads": [[0, 0], [1, 1]]},
+    "each_of_some_heads": {"gate": "heads", "heads": [[0, 0], [0, 3], [1, 2]], "by": "keys", "per": "head"},
 }  # fmt: skip
 
 
@@ -122,7 +123,9 @@ def test_logits_cached_and_padded_are_those_of_the_cpu(settings: dict[str, Any])
             steps.append(logits_of(model, ids[:, start:stop].to(device), attention_mask=seen, past_key_values=cache))
         return torch.cat(steps, 1).cpu().masked_fill(~mask[..., None].bool(), 0)
 
-    torch.testing.assert_close(read("cuda"), read("cpu"), rtol=1e-3, atol=1e-3)
+    whole = logits_of(model, ids, attention_mask=mask, use_cache=False).masked_fill(~mask[..., None].bool(), 0)
+    for device in ("cuda", "cpu"):
+        torch.testing.assert_close(read(device), whole, rtol=1e-3, atol=1e-3, msg=lambda m, of=device: f"{of}: {m}")
 
 
 @pytest.mark.parametrize(("H", "G", "D"), [(32, 8, 128), (9, 3, 64), (6, 6, 96), (8, 1, 256), (4, 2, 80)])
@@ -138,10 +141,11 @@ def test_kernels_pass_their_own_check(H: int, G: int, D: int, dtype: torch.dtype
 @pytest.mark.parametrize(("group", "dim"), [(4, 128), (3, 64), (1, 96), (8, 256)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("capped", [False, True])
+@pytest.mark.parametrize("lowered", [False, True])
 def test_found_tokens_are_attended_to_as_torch_does(
-    group: int, dim: int, dtype: torch.dtype, capped: bool
+    group: int, dim: int, dtype: torch.dtype, capped: bool, lowered: bool
 ) -> None:  # fmt: skip
-    assert found._check(torch.device("cuda"), dtype, (dim, dim), group, capped) is None
+    assert found._check(torch.device("cuda"), dtype, (dim, dim), group, capped, lowered) is None
 
 
 @pytest.mark.parametrize("S", [500, 8191, 8193, 40_000])

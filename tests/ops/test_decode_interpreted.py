@@ -71,6 +71,25 @@ true = truth(branches, 0.1, sink)[0].float()
 torch.testing.assert_close(attend(branches, scale=0.1, sink_H=sink), true, atol=2e-6, rtol=2e-6)
 """
 
+ALIKE = """
+import torch
+from hf_longctx.ops.kernels.triton_decode import Keys, decode
+from hf_longctx.ops.kernels.triton_few import add_few_
+
+# rows whose tokens all stand at one place may share their positions
+torch.manual_seed(0)
+B, H, G, S, D, far = 3, 4, 2, 20, 16, 12
+q, (k, v), pos = torch.randn(B, H, 1, D), torch.randn(2, B, G, S, D), torch.arange(S)[None]
+scores = torch.einsum("bhd,bhsd->bhs", q[:, :, 0].double(), k.double().repeat_interleave(H // G, 1)) * 0.3
+weights = scores.masked_fill(S - 1 - pos[:, None] >= far, float("-inf")).softmax(-1)
+true = torch.einsum("bhs,bhsd->bhd", weights, v.double().repeat_interleave(H // G, 1)).float()
+out, lse = torch.zeros(B, 1, H, D), torch.full((B, H, 1), float("-inf"))
+add_few_(q, k, v, out, lse, pos[:, -1:], pos, 0.3, 0, far)
+torch.testing.assert_close(out[:, 0], true, atol=2e-6, rtol=2e-6)
+out, lse = decode(q[:, :, 0], [Keys(k, v, pos, None, None, 0, far)], pos[:, -1], 0, 0.3)
+torch.testing.assert_close(out, true, atol=2e-6, rtol=2e-6)
+"""
+
 COMPILED = """
 import triton
 from tests.ops.interpreted import compile_for_h100
@@ -113,6 +132,7 @@ CODES = {
     "interpreted": (INTERPRETED, "1"),
     "shared-interpreted": (SHARED, "1"),
     "sink-interpreted": (SINK, "1"),
+    "alike-interpreted": (ALIKE, "1"),
     "compiled": (COMPILED, "0"),
 }
 

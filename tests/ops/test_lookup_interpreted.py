@@ -230,7 +230,6 @@ for H, G, D, V, T, K, margin, softcap, lowered in (
     table[1, 0], table[0, 0, 1:3], table[0, 0, 0] = -1, -1, 1027  # none, some, one of the second page
     first, window = pos < 4, pos >= S - near
     parts = [Keys(k[:, :, part[0]], v[:, :, part[0]], pos[:, part[0]], None, None, 0, S) for part in (window, first)]
-    lowered = None if lowered is None else lowered.expand(2, H)
     found = FoundTokens(moved, table, pages, margin, lowered)
     out, lse = decode(q, parts[0], parts[1:], found, pos[:, -1], 0, scale, softcap, sink)
     each = H // G

@@ -20,15 +20,17 @@ logger = logging.getLogger("hf_longctx")
 _decode = TritonDecode()
 
 
-def unsupported_reason(branches: list[Branch], pages: Pages, softcap: float | None = None) -> str | None:
-    """Why `attend` cannot do a window and other branches with found tokens; None if it can."""
+def unsupported_reason(
+    branches: list[Branch], pages: Pages, softcap: float | None = None, lowered: bool = False
+) -> str | None:
+    """Why `attend` cannot do a window and other branches with found tokens, perhaps lowered ones; None if it can."""
     reason = _decode.unsupported_reason(branches, softcap)
     if reason is not None:
         return reason
     q, k, v = branches[0].q_BHLD, branches[0].k_BGSD, branches[0].v_BGSD
     if pages.dtype != q.dtype:
         return f"keys in pages are {pages.dtype}, and queries {q.dtype}"
-    kind = q.device, q.dtype, (q.shape[-1], v.shape[-1]), q.shape[1] // k.shape[1], softcap is not None
+    kind = q.device, q.dtype, (q.shape[-1], v.shape[-1]), q.shape[1] // k.shape[1], softcap is not None, lowered
     return checked_once(unsupported_reason, kind, lambda: _check(*kind))
 
 
@@ -46,27 +48,32 @@ def attend(
 
 @torch.no_grad()
 def _check(
-    device: torch.device, dtype: torch.dtype, head_dims: tuple[int, int], group: int, capped: bool
+    device: torch.device, dtype: torch.dtype, head_dims: tuple[int, int], group: int, capped: bool, lowered: bool
 ) -> str | None:
     """What is wrong with the kernel for such heads on this device; None if it gives the plain computation's output."""
     from .triton_decode import Keys
     from .triton_found import decode
 
     random, (dim, v_dim) = randoms(device, dtype), head_dims
-    q, k, v = random(1, group, dim), random(1, 1, 300, dim), random(1, 1, 300, v_dim)
-    softcap, pos = 20.0 if capped else None, torch.arange(300, device=device)[None]
-    k[0, 0, 7] = q[0, 0]  # passes the gate, and slot 9 does not
-    k[0, 0, 9] = -q[0].sum(0)
+    q, k, v = random(2, group, dim), random(2, 1, 300, dim), random(2, 1, 300, v_dim)
+    softcap, pos = 20.0 if capped else None, torch.arange(300, device=device).repeat(2, 1)
+    k[:, 0, 7] = q[:, 0]  # passes the gate, and slot 9 does not
+    k[:, 0, 9] = -q.sum(1)
     pages, held = paged(k, v, pos, 1)
-    table = torch.tensor([[[9, 7, -1]]], device=device)
+    table = torch.tensor([[[9, 7, -1]], [[-1, 9, 7]]], device=device)
     scores = soft_capped((q.double() @ k[:, 0].double().transpose(-1, -2)) * dim**-0.5, softcap)
-    window = scores[..., 200:].logsumexp(-1)
-    kept = (scores[..., [7, 9]] >= window[..., None]).any(1)[0]
-    near = [torch.arange(start, end, device=device) for start, end in ((0, 4), (200, 300))]
-    some = torch.cat([torch.tensor([7, 9], device=device)[kept], *near])
-    truth = {"output": scores[..., some].softmax(-1) @ v[:, 0, some].double()}
+    seen, less_1H = (pos < 4) | (pos >= 200), None
+    seen[:, [7, 9]] = True
+    if lowered:  # alike in all rows
+        less_1H = torch.full((1, group), float("inf"), device=device)
+        less_1H[:, 0] = 0.5
+        scores[..., [7, 9]] -= less_1H[..., None].double()
+    else:
+        window = scores[..., 200:].logsumexp(-1)
+        seen[:, [7, 9]] = (scores[..., [7, 9]] >= window[..., None]).any(1)
+    truth = {"output": scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1) @ v[:, 0].double()}
     sets = [Keys(k[:, :, x], v[:, :, x], pos[:, x], None, None, 0, 300) for x in (slice(200, None), slice(4))]
-    found = FoundTokens(q, table, pages, 0.0)
+    found = FoundTokens(q, table, pages, None if lowered else 0.0, less_1H)
     got = lambda: [decode(q, sets[0], sets[1:], found, pos[:, -1], 0, dim**-0.5, softcap)[0]]  # noqa: E731
     reason = disagreement(got, truth, dtype)
     del held  # what the addresses are of was needed until here

@@ -238,6 +238,7 @@ def launch(
     With `alone` the first set's parts are so many of these, and the others are the second set's.
     """
     B, H, D = q.shape
+    q_pos = q_pos.expand(B)  # a stride of 0 where rows stand at one position
     G, half, V = sets[0].k_BGSD.shape[1], rotary_dim // 2, part.shape[-1]
     longest = sets[0]
     tiles_of = [tiles, triton.cdiv(triton.cdiv(sets[-1].k_BGSD.shape[2], settings[0]), parts - alone)]

@@ -66,7 +66,7 @@ def add_few_(
     G, S = k_BGSD.shape[1:3]
     V = v_BGSD.shape[-1]
     k, v = k_BGSD.contiguous(), v_BGSD.contiguous()
-    q_pos, k_pos = q_pos_BL.expand(B, L).contiguous(), k_pos_BS.contiguous()
+    q_pos, k_pos = q_pos_BL.expand(B, L).contiguous(), k_pos_BS.expand(B, S).contiguous()
     rows = 128
     grid: Any = (triton.cdiv(L, rows), B * H)
     strides = (

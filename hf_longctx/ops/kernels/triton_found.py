@@ -99,7 +99,7 @@ def decode(
         "CAP": softcap * LOG2_E if softcap else 0.0, "GATED": found.margin is not None,
         "LOWERED": found.lowered_BH is not None,
     }  # fmt: skip
-    lowered = lse[0] if found.lowered_BH is None else found.lowered_BH
+    lowered = lse[0] if found.lowered_BH is None else found.lowered_BH.expand(B, H)  # strides of 0 where all are alike
     grid: Any = (B * T,)
     with on_device_of(q):
         _found[grid](
