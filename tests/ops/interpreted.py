@@ -24,11 +24,18 @@ def _patch(tensor, scope):
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 _interpreter._patch_lang_tensor = _patch
 """
+BOUNDS = """
+from tests.ops.bounds import watch as _watch
+_watch()
+"""
 
 
 def run(code: str, interpret: str) -> None:
-    """Run `code` from the checkout's root; `interpret` is "1" for Triton's interpreter, "0" to compile."""
-    code = ONE_ELEMENT + code if interpret == "1" else code
+    """Run `code` from the checkout's root; `interpret` is "1" for Triton's interpreter, "0" to compile.
+
+    The interpreter is watched: see `bounds`.
+    """
+    code = ONE_ELEMENT + BOUNDS + code if interpret == "1" else code
     environment = {**os.environ, "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
