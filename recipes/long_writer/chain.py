@@ -29,7 +29,7 @@ from recipes.long_writer import card, train_dpo, train_grpo, train_sft
 from recipes.long_writer.budget import Budget, NotFinishedError
 from recipes.long_writer.command import parser, settings
 from recipes.long_writer.data import asked
-from recipes.long_writer.figures import BANNED, UNTRAINED, gained, rows
+from recipes.long_writer.figures import BANNED, UNTRAINED, gained, risen, rows
 from recipes.long_writer.progress import Progress
 from recipes.long_writer.score import NEEDS, NoTimeError, Scores
 
@@ -112,6 +112,7 @@ def run(
         score(name, str(out / name / "model"))
         found += rows(report["lines"], name)
         found += gained(report["lines"], name, before)
+        found += risen(name, report["stages"][name].get("curve", {}).get("reward", []))
         # after each stage: what was measured is kept if the next one fails
         report |= written(report, found, out)
         card.write(report, name, out)

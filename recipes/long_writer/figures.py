@@ -14,8 +14,9 @@ from recipes.long_writer.compare import gains, values
 Lines = dict[str, dict[str, Any]]
 UNTRAINED, BANNED = "untrained", "untrained, end token banned"
 # share of answers that are exact, and right before the first error, by tokens of the answer
-BARS = {500: (">= 0.6", ">= 0.85"), 2000: (">= 0.3", ">= 0.6")}
+BARS = {500: (">= 0.6", ">= 0.85"), 2000: (">= 0.3", ">= 0.6"), 8000: (None, ">= 0.5")}
 WRITING = {"counted": ">= 0.85", "plain": ">= 0.6"}
+REINFORCED = WRITING | {"plain": ">= 0.75"}
 OFF = "<= 1.25"  # from 0.8 to 1.25 times the asked words
 MORE_REPEATED = 0.03  # 8-grams, above the text's own share
 
@@ -36,7 +37,8 @@ def rows(lines: Lines, name: str) -> Iterator[dict[str, Any]]:
         yield _mean(lines, name, "tasks", "ended", f"answers of {tokens} tokens that ended", None, tokens=tokens)
     for form in dict.fromkeys(cell["form"] for cell in ours["writing"]):
         what = f"S_l, 0 for unended, writing ({form})"
-        yield _mean(lines, name, "writing", "ended_length", what, WRITING.get(form), form=form)
+        bar = (REINFORCED if name == "grpo" else WRITING).get(form)
+        yield _mean(lines, name, "writing", "ended_length", what, bar, form=form)
         yield _mean(lines, name, "writing", "ended", f"writing that ended ({form})", ">= 0.95", form=form)
     for cell in ours["writing"]:
         place = f"{cell['form']}, {cell['asked']} words asked"
@@ -60,6 +62,15 @@ def gained(lines: Lines, name: str, before: str) -> Iterator[dict[str, Any]]:
     if None not in losses:
         ratio = math.exp(losses[0] - losses[1])
         yield row(f"{name} over {before}, perplexity of held-back answers", ratio, "", bar="<= 1.01")
+
+
+def risen(name: str, rewards: list[float | None]) -> Iterator[dict[str, Any]]:
+    """The mean reward of the last quarter of a reinforcement's steps, less that of the first; no row for few steps."""
+    some = [reward for reward in rewards if reward is not None]
+    if quarter := len(some) // 4:
+        first, last = statistics.fmean(some[:quarter]), statistics.fmean(some[-quarter:])
+        what = f"{name}: reward of the last {quarter} steps, less that of the first {quarter}"
+        yield row(what, last - first, "", bar="> 0", beside={"first": first, "last": last}, detail={"rewards": some})
 
 
 def _mean(lines: Lines, name: str, what: str, score: str, said: str, bar: str | None, **of: Any) -> dict[str, Any]:

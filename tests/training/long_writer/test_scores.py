@@ -24,7 +24,7 @@ from recipes.long_writer.compare import paired
 from recipes.long_writer.data import Fitting
 from recipes.long_writer.decode import Written
 from recipes.long_writer.examples import examples
-from recipes.long_writer.figures import gained, rows
+from recipes.long_writer.figures import gained, risen, rows
 from recipes.long_writer.length_pairs import Sampled, length_pairs
 from recipes.long_writer.pairs import by_length, verified
 from recipes.long_writer.progress import Progress
@@ -358,3 +358,19 @@ def test_rollouts_take_over_the_weights_and_give_what_trl_asks_for(config: dict[
         model.get_output_embeddings().weight.mul_(50)
     assert found["completion_ids"] != rollouts(prompts, trainer)["completion_ids"]
     model.get_output_embeddings().weight.data.div_(50)
+
+
+def test_a_reward_rises_from_the_first_quarter_of_the_steps_to_the_last() -> None:
+    (one,) = risen("grpo", [0.0, 0.2, None, 5.0, 5.0, 5.0, 5.0, 0.4, 0.8])
+    assert one["value"] == pytest.approx(0.5)
+    assert one["holds"] is True
+    assert one["beside"] == {"first": pytest.approx(0.1), "last": pytest.approx(0.6)}
+    assert not list(risen("grpo", [1.0, 2.0, 3.0]))
+    assert not list(risen("sft", []))
+
+
+def test_plain_writing_after_reinforcement_has_a_bar_of_its_own() -> None:
+    lines = {name: scores([1.0], [1.0], [0.7], 3.0) for name in ("untrained", "sft", "grpo")}
+    bars = {name: {one["what"]: one["bar"] for one in rows(lines, name)} for name in ("sft", "grpo")}
+    assert bars["sft"]["sft: S_l, 0 for unended, writing (plain)"] == ">= 0.6"
+    assert bars["grpo"]["grpo: S_l, 0 for unended, writing (plain)"] == ">= 0.75"
