@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+FIRST = 64  # tokens that are the beginning of a window
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -100,7 +102,7 @@ def hide(
     Raises:
         ValueError: The window has no room for the facts that were drawn.
     """
-    near, apart = settings.get("near", 0.0), settings.get("apart", 0.0)
+    near, apart, first = (settings.get(field, 0.0) for field in ("near", "apart", "first"))
     count = rng.randint(1, settings["facts"])
     facts = (many_kinds if settings.get("varied") else few_kinds)(rng, tokenizer, count)
     order = list(range(count))
@@ -112,7 +114,7 @@ def hide(
             f"a window of {length} tokens holds no {count} facts with their questions, which take {taken}. "
             f"Give longer windows (retrieval: lengths) or fewer facts."
         )
-    begins = sorted(places(rng, room, count, near), reverse=True)
+    begins = sorted(places(rng, room, count, near, first), reverse=True)
     ends = [later(rng, begins[n], room, near) if apart and rng.random() < apart else room for n in range(count)]
     # in the order of the text: a fact before its question, questions at the end in theirs
     parts = [(begins[n], 0, n) for n in range(count)] + [(ends[n], 1 + at, n) for at, n in enumerate(order)]
@@ -140,12 +142,16 @@ def later(rng: random.Random, place: int, room: int, near: float) -> int:
     return place + (round(space ** rng.random()) if rng.random() < near else rng.randint(0, space))
 
 
-def places(rng: random.Random, room: int, count: int, near: float) -> list[int]:
-    """So many different places from 0 to below `room`."""
+def places(rng: random.Random, room: int, count: int, near: float, first: float = 0.0) -> list[int]:
+    """So many different places from 0 to below `room`; a share of them, `first`, among the first `FIRST`."""
     found = set(rng.sample(range(room), count))
     if near:
         far = [place for place in found if rng.random() >= near]
         found = set(far)
         while len(found) < count:
             found.add(room - round(room ** rng.random()))
+    if first:
+        found = {place for place in found if rng.random() >= first}
+        while len(found) < count:
+            found.add(rng.randrange(min(room, max(FIRST, 2 * count))))
     return list(found)

@@ -128,9 +128,18 @@ def depths(settings: dict[str, Any]) -> list[float]:
     return [n / max(count - 1, 1) for n in range(count)]
 
 
+def questions() -> list[str]:
+    """What is asked in chats, which nothing that is trained on may repeat."""
+    return [ask.format(topic) for ask in ASKED for topic in TOPICS]
+
+
 def chat_prompts(tokenizer: Any, count: int) -> list[list[int]]:
     """Prompts of a chat, as ids."""
-    prompts = [ask.format(topic) for ask in ASKED for topic in TOPICS][:count]
+    return chat_ids(tokenizer, questions()[:count])
+
+
+def chat_ids(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
+    """Prompts as the tokenizer's chat template renders them, if it has one, up to where an answer begins."""
     if tokenizer.chat_template:
         told = [[{"role": "user", "content": prompt}] for prompt in prompts]
         prompts = [tokenizer.apply_chat_template(one, add_generation_prompt=True, tokenize=False) for one in told]

@@ -23,7 +23,8 @@ def skipping(rng: random.Random, tokens: int, length: int, chunks: int) -> Tenso
     Args:
         rng: Of the cuts and the skips.
         tokens: Of the window, T.
-        length: Of the window that it stands for.
+        length: Of the window that it stands for. One that is longer than the longest window by the length of those
+            that are cut makes distances as frequent up to the longest window's whole length as in its middle.
         chunks: Into which it is cut.
     """
     cuts = [0, *sorted(rng.sample(range(1, tokens), chunks - 1)), tokens]

@@ -1,8 +1,8 @@
 """Texts that the stock model writes itself, which keep the trained one from forgetting: self-synthesized rehearsal.
 
 Huang et al. 2024 (https://arxiv.org/abs/2403.01244) train on what a model answers to prompts that it made up. Here it
-goes on from a few tokens of the training documents, without a chat, and windows of what it wrote are trained towards
-its distribution of the next token.
+goes on from a few tokens of the training documents, or it writes chats (`chats.py`), and windows of what it wrote are
+trained towards its distribution of the next token.
 """
 
 # R rows, T tokens of a row and one more, the last target
@@ -19,20 +19,42 @@ from torch import Tensor
 from hf_longctx.evaluation.results import write_results
 from hf_longctx.hub import load
 
+from .chats import turn_of, written_chats
+from .facts import Row
+
 FILE = "rehearsal.json"
 BATCH, LONGEST = 256, 512  # texts that are written at once, and their tokens at most
 
 
-def rehearsal_of(config: dict[str, Any], documents: dict[str, Tensor], out: Path) -> Tensor | None:
-    """The rows of a run, (R, T + 1), kept in its folder, so that a resumed run has the same; None: it has none."""
-    settings = config["rehearsal"]
+def of_chats(config: dict[str, Any]) -> bool:
+    """Whether what is rehearsed are chats, not texts that begin as documents do."""
+    return config["rehearsal"] is not None and config["rehearsal"].get("of", "documents") == "chats"
+
+
+def check(config: dict[str, Any], tokenizer: Any) -> None:
+    """ValueError if a model with this tokenizer cannot write what is to be rehearsed."""
+    if of_chats(config):
+        turn_of(tokenizer)
+
+
+def rehearsal_of(config: dict[str, Any], documents: dict[str, Tensor], out: Path) -> list[Row] | None:
+    """The rows of a run, kept in its folder, so that a resumed run has the same; None: it has none."""
+    settings, file = config["rehearsal"], out / FILE
     if settings is None:
         return None
-    if not (out / FILE).exists():
+    if not file.exists():
         model, tokenizer = load(config["model"], dtype=config["save_dtype"])
-        rows = written(model, tokenizer, documents, settings, config["training"].get("seed", 0))
-        write_results(out / FILE, {"rows": rows.tolist()})
-    return torch.tensor(json.loads((out / FILE).read_text(encoding="utf-8"))["rows"])
+        seed, dropped = config["training"].get("seed", 0), dict[str, int]()
+        if of_chats(config):
+            rows, dropped = written_chats(model, tokenizer, settings, seed)
+            print(f"{len(rows)} chats are rehearsed; left out: {dropped}", flush=True)
+        else:
+            texts = written(model, tokenizer, documents, settings, seed).tolist()
+            rows = [Row(ids, [float(settings["weight"])] * len(ids)) for ids in texts]
+        kept = {"rows": [row.ids for row in rows], "weights": [row.weights for row in rows], "left out": dropped}
+        write_results(file, kept)
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    return [Row(ids, weights) for ids, weights in zip(kept["rows"], kept["weights"], strict=True)]
 
 
 def written(model: Any, tokenizer: Any, documents: dict[str, Tensor], settings: dict[str, Any], seed: int) -> Tensor:

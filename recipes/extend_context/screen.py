@@ -39,7 +39,7 @@ from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.count import table
 from recipes.extend_context.measure import NEEDS, TOLD, Measured, needed, own_answers, probe
 from recipes.extend_context.model import average_, load_extended, save_native
-from recipes.extend_context.rehearsal import rehearsal_of
+from recipes.extend_context.rehearsal import check, rehearsal_of
 from recipes.extend_context.settings import DEFAULT, checked, read_config, variants_of
 from recipes.extend_context.train import trained
 from recipes.extend_context.windows import Windows
@@ -68,6 +68,8 @@ def measured(configs: dict[str, dict[str, Any]], seconds: float, shares: list[fl
     """
     first, failed = next(iter(configs.values())), list[str]()
     begun, tokenizer = load_extended(first)
+    for config in configs.values():
+        check(config, tokenizer)
     weights = dict(begun.named_parameters())  # of the stock model, whatever its positions
     corpus = prepare(first, tokenizer)
     settings = few(first["evaluation"])

@@ -16,6 +16,9 @@ HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
 OF_DOCUMENTS = ("long", "short", "retrieval")
 KINDS = (*OF_DOCUMENTS, "rehearsal")
+# fields of `rehearsal`, the first of which is a number of tokens
+OWN = {"documents": ("start",), "chats": ("asked", "greedy")}
+BEGINS = {"documents": "each text has of a document", "chats": "a user's turn has at most"}
 
 
 def read_config(path: Path, variant: str | None = None) -> dict[str, Any]:
@@ -90,19 +93,21 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
 def check_training(config: dict[str, Any]) -> None:
     """ValueError for what is not to be trained so: `retrieval`, `train`, `pose`, `distil`."""
     retrieval, train, pose, distil = (config[key] for key in ("retrieval", "train", "pose", "distil"))
-    facts = {"lengths", "facts", "weight", "near", "varied", "apart"}
+    facts = {"lengths", "facts", "weight", "near", "varied", "apart", "first"}
     if set(retrieval) - facts or not {"lengths", "facts", "weight"} <= set(retrieval):
-        raise ValueError(f"retrieval: {retrieval}: expected lengths, facts and weight; near, varied and apart go too.")
-    for field in ("near", "apart"):
+        raise ValueError(f"retrieval: {retrieval}: expected lengths, facts and weight; near, varied, apart and first go too.")
+    for field in ("near", "apart", "first"):
         if not 0 <= retrieval.get(field, 0) <= 1:
             raise ValueError(f"retrieval: {field}: {retrieval[field]}: expected a share from 0 to 1.")
     if train is not None and not (isinstance(train, list) and train and all(isinstance(end, str) for end in train)):
         raise ValueError(f"train: {train}: expected ends of modules' names, such as [q_proj, k_proj], or null for all.")
     if pose is not None:
         # what is rehearsed, the stock model reads as it stands
-        if set(pose) != {"kinds", "chunks"} or not set(pose["kinds"]) <= set(OF_DOCUMENTS) or pose["chunks"] < 2:
+        if set(pose) - {"span"} != {"kinds", "chunks"} or not set(pose["kinds"]) <= set(OF_DOCUMENTS) or pose["chunks"] < 2:
             some = ", ".join(OF_DOCUMENTS)
-            raise ValueError(f"pose: {pose}: expected kinds, some of {some}, and chunks, at least 2.")
+            raise ValueError(f"pose: {pose}: expected kinds, some of {some}, and chunks, at least 2; span goes too.")
+        if pose.get("span", config["length"]) < config["length"]:
+            raise ValueError(f"pose: span: {pose['span']}: expected at least the length, {config['length']}, or nothing.")
         if not any(kind in pose["kinds"] and length < config["length"] for kind, length in shares_of(config)):
             raise ValueError(
                 f"pose: kinds: {pose['kinds']}: the mix has no window of these that is shorter than length, "
@@ -130,11 +135,18 @@ def check_rehearsal(config: dict[str, Any]) -> None:
         return
     if not share:
         raise ValueError(f"rehearsal: {settings}: the mix has none. Give it a share (mix: rehearsal), or set null.")
-    fields = {"tokens", "length", "start", "weight"}
-    if set(settings) != fields or settings["weight"] <= 0 or not 0 < settings["start"] < settings["length"]:
+    of = settings.get("of", "documents")
+    if of not in OWN:
+        raise ValueError(f"rehearsal: of: {of}: expected {' or '.join(OWN)}.")
+    begins = OWN[of][0]
+    if (
+        set(settings) - {"of"} != {"tokens", "length", "weight", *OWN[of]}
+        or settings["weight"] <= 0
+        or not 0 < settings[begins] < settings["length"]
+    ):
         raise ValueError(
-            f"rehearsal: {settings}: expected tokens, the length of a window, how many tokens of a document each text "
-            f"starts with, fewer than that and at least 1, and a weight above 0."
+            f"rehearsal: {settings}: of {of}, expected tokens, the length of a window, a weight above 0, and "
+            f"{' and '.join(OWN[of])}; {begins}, the tokens that {BEGINS[of]}, is at least 1 and less than the length."
         )
     if settings["tokens"] < settings["length"]:
         raise ValueError(f"rehearsal: tokens: {settings['tokens']}: expected at least a window, {settings['length']}.")

@@ -35,6 +35,7 @@ from recipes.extend_context.measure import NEEDS, Measured, needed, own_answers,
 from recipes.extend_context.model import average_, load_extended, save_native, train_only, with_adapters
 from recipes.extend_context.positions import extended
 from recipes.extend_context.rehearsal import FILE as REHEARSAL
+from recipes.extend_context.rehearsal import check as check_rehearsal
 from recipes.extend_context.rehearsal import rehearsal_of
 from recipes.extend_context.settings import DEFAULT, checked, differing, read_config
 from recipes.extend_context.trainer import ExtendTrainer
@@ -55,6 +56,7 @@ def run(
     set_seed(config["training"].get("seed", 0))
     # what is wrong with the model, the data or the evaluation is said before anything is measured
     model, tokenizer = load_extended(config)
+    check_rehearsal(config, tokenizer)
     corpus = prepare(config, tokenizer)
     probe(tokenizer, corpus.held, config["evaluation"])
     windows = Windows(corpus.training, tokenizer, config)

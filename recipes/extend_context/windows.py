@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hf_longctx.parallel.model.documents import IGNORED
+
 from .facts import Row, hide
 from .pose import skipping
 from .settings import shares_of
@@ -41,7 +43,7 @@ class Windows(Dataset[dict[str, Any]]):
         self, documents: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, config: dict[str, Any]
     ) -> None:
         self.documents, self.tokenizer, self.config = list(documents.values()), tokenizer, config
-        self.own: Tensor | None = None  # rows of `rehearsal_of`
+        self.own: list[Row] | None = None  # of `rehearsal_of`
         self.seed = config["training"].get("seed", 0)
         self.steps = config["tokens"] // config["tokens_per_step"]
         count = self.steps * config["tokens_per_step"] // config["batch_tokens"]
@@ -56,7 +58,8 @@ class Windows(Dataset[dict[str, Any]]):
         rows = self.rows(number)
         ids_BT = torch.tensor([row.ids for row in rows])
         weights_BT = torch.tensor([row.weights for row in rows])
-        targets_BT = ids_BT[:, 1:].contiguous()
+        # what weighs nothing is no target, and does not count in the divisor of a step
+        targets_BT = ids_BT[:, 1:].masked_fill(weights_BT[:, 1:] == 0, IGNORED)
         batch: dict[str, Any] = {"input_ids": ids_BT[:, :-1].contiguous(), "labels": targets_BT}
         batch |= {"shift_labels": targets_BT, "loss_weights": weights_BT[:, 1:].contiguous()}
         skipped = [row.positions for row in rows if row.positions is not None]
@@ -81,8 +84,7 @@ class Windows(Dataset[dict[str, Any]]):
         """A token more than its length: the last one is a target only."""
         if kind == "rehearsal":
             assert self.own is not None, "rehearsal_of has not been asked"
-            own = self.own[rng.randrange(len(self.own))].tolist()
-            return Row(own, [float(self.config["rehearsal"]["weight"])] * len(own))
+            return self.own[rng.randrange(len(self.own))]
         fit = [ids for ids in self.documents if len(ids) > length]
         ids = rng.choices(fit, [min(len(ids), MOST) for ids in fit])[0]
         start = rng.randrange(len(ids) - length)
@@ -95,7 +97,7 @@ class Windows(Dataset[dict[str, Any]]):
         pose, longest = self.config["pose"], self.config["length"]
         if pose is None or kind not in pose["kinds"] or length >= longest:
             return row
-        return replace(row, positions=skipping(rng, length, longest, pose["chunks"]))
+        return replace(row, positions=skipping(rng, length, pose.get("span", longest), pose["chunks"]))
 
     def tokens(self) -> dict[str, int]:
         """How many tokens of each kind the batches hold."""
