@@ -23,7 +23,7 @@ from hf_longctx.text.joins import ids_after
 from .facts import Row
 from .measure import chat_ids, questions
 
-BATCH = 512  # chats that are written at once
+BATCH = 1024  # chats that are written at once
 BARREN = 4  # batches without a new chat, after which no more are waited for
 SHARED = 5  # words in a row that a chat may not have in common with a question of the evaluation
 SENTINEL = "d41d8cd98f00b204"  # what a template shows as it is, wherever it puts a user's text
@@ -78,7 +78,7 @@ class Chat:
 
 
 def rows_of(chats: Iterable[Chat], length: int, weight: float, pad: int) -> list[Row]:
-    """A row for each chat, padded on the right, where nothing that counts sees it; only tokens of answers are targets."""
+    """A row for each chat, padded on the right, where nothing that counts sees it. Answers alone are targets."""
     rows = []
     for chat in chats:
         ids = (chat.prompt + chat.answer)[: length + 1]
@@ -188,16 +188,16 @@ class Writer:
         width = max(map(len, prompts))
         ids_BL = torch.tensor([[self.pad] * (width - len(ids)) + ids for ids in prompts])
         mask_BL = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
-        ends = self.ends | ({self.turn.end} if asked and self.turn.end is not None else set())
-        how = GenerationConfig(
-            max_new_tokens=most, do_sample=sampled, num_beams=1, temperature=1.0, top_k=0, top_p=1.0,
-            repetition_penalty=1.0, eos_token_id=sorted(ends) or None, pad_token_id=self.pad,
-        )  # fmt: skip
-        stop = {"stop_strings": [self.turn.mark], "tokenizer": self.tokenizer} if asked and not self.turn.end else {}
-        device = self.model.device
-        found = self.model.generate(
-            ids_BL.to(device), attention_mask=mask_BL.to(device), generation_config=how, **stop
-        )  # fmt: skip
+        how, stop = greedy(self.model, self.tokenizer, most), dict[str, Any]()
+        if sampled:
+            # from the model's own distribution; what is left out here would be filled with its settings
+            how = GenerationConfig(**how.to_dict() | {"do_sample": True, "top_k": 0})
+        if asked and self.turn.end is None:
+            stop = {"stop_strings": [self.turn.mark], "tokenizer": self.tokenizer}
+        elif asked:
+            how.eos_token_id = sorted(self.ends | {self.turn.end})
+        given = {"attention_mask": mask_BL.to(self.model.device), "generation_config": how, **stop}
+        found = self.model.generate(ids_BL.to(self.model.device), **given)
         own: list[list[int]] = found[:, width:].tolist()
         return own
 

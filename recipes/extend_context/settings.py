@@ -95,7 +95,9 @@ def check_training(config: dict[str, Any]) -> None:
     retrieval, train, pose, distil = (config[key] for key in ("retrieval", "train", "pose", "distil"))
     facts = {"lengths", "facts", "weight", "near", "varied", "apart", "first"}
     if set(retrieval) - facts or not {"lengths", "facts", "weight"} <= set(retrieval):
-        raise ValueError(f"retrieval: {retrieval}: expected lengths, facts and weight; near, varied, apart and first go too.")
+        raise ValueError(
+            f"retrieval: {retrieval}: expected lengths, facts and weight; near, varied, apart and first go too."
+        )
     for field in ("near", "apart", "first"):
         if not 0 <= retrieval.get(field, 0) <= 1:
             raise ValueError(f"retrieval: {field}: {retrieval[field]}: expected a share from 0 to 1.")
@@ -103,11 +105,17 @@ def check_training(config: dict[str, Any]) -> None:
         raise ValueError(f"train: {train}: expected ends of modules' names, such as [q_proj, k_proj], or null for all.")
     if pose is not None:
         # what is rehearsed, the stock model reads as it stands
-        if set(pose) - {"span"} != {"kinds", "chunks"} or not set(pose["kinds"]) <= set(OF_DOCUMENTS) or pose["chunks"] < 2:
+        if (
+            set(pose) - {"span"} != {"kinds", "chunks"}
+            or not set(pose["kinds"]) <= set(OF_DOCUMENTS)
+            or pose["chunks"] < 2
+        ):
             some = ", ".join(OF_DOCUMENTS)
             raise ValueError(f"pose: {pose}: expected kinds, some of {some}, and chunks, at least 2; span goes too.")
         if pose.get("span", config["length"]) < config["length"]:
-            raise ValueError(f"pose: span: {pose['span']}: expected at least the length, {config['length']}, or nothing.")
+            raise ValueError(
+                f"pose: span: {pose['span']}: expected at least the length, {config['length']}, or nothing."
+            )
         if not any(kind in pose["kinds"] and length < config["length"] for kind, length in shares_of(config)):
             raise ValueError(
                 f"pose: kinds: {pose['kinds']}: the mix has no window of these that is shorter than length, "
@@ -139,15 +147,14 @@ def check_rehearsal(config: dict[str, Any]) -> None:
     if of not in OWN:
         raise ValueError(f"rehearsal: of: {of}: expected {' or '.join(OWN)}.")
     begins = OWN[of][0]
-    if (
-        set(settings) - {"of"} != {"tokens", "length", "weight", *OWN[of]}
-        or settings["weight"] <= 0
-        or not 0 < settings[begins] < settings["length"]
-    ):
+    fields = {"tokens", "length", "weight", *OWN[of]}
+    if set(settings) - {"of"} != fields or settings["weight"] <= 0 or not 0 < settings[begins] < settings["length"]:
         raise ValueError(
             f"rehearsal: {settings}: of {of}, expected tokens, the length of a window, a weight above 0, and "
             f"{' and '.join(OWN[of])}; {begins}, the tokens that {BEGINS[of]}, is at least 1 and less than the length."
         )
+    if not isinstance(settings.get("greedy", True), bool):
+        raise ValueError(f"rehearsal: greedy: {settings['greedy']}: expected true or false.")
     if settings["tokens"] < settings["length"]:
         raise ValueError(f"rehearsal: tokens: {settings['tokens']}: expected at least a window, {settings['length']}.")
 

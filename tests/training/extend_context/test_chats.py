@@ -1,4 +1,4 @@
-"""recipes/extend_context: chats that the stock model writes itself, which of them are kept, and what is trained on them."""
+"""recipes/extend_context: chats that the stock model writes itself, which are kept, and what is trained on them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_model_without_a_template_is_refused_before_anything_is_measured(
     config: dict[str, Any], tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = checked(config | CHANGE | {"out": str(tmp_path / "out")})
-    with pytest.raises(ValueError, match="has no chat template.*of: documents"):
+    with pytest.raises(ValueError, match=r"has no chat template.*of: documents"):
         check(made, tokenizer)
     check(made | {"rehearsal": None}, tokenizer)
     monkeypatch.setattr(train, "own_answers", None)
@@ -144,7 +144,7 @@ def test_a_chat_is_a_row_as_its_template_renders_it(chatting: Any) -> None:
         assert row.weights == [0.0] * len(prompt) + [3.0] * len(answer) + [0.0] * rest, "answers alone are targets"
     hows = [(prompt.endswith("assistant\n"), how["generation_config"]) for prompt, how in model.asked]
     assert {(answers, how.do_sample) for answers, how in hows} == {(False, True), (True, False)}
-    for _, how in hows:
+    for how in (how for answers, how in hows if not answers):
         assert (how.temperature, how.top_k, how.top_p) == (1.0, 0, 1.0), "of its own distribution"
     model.asked.clear()
     written_chats(model, chatting, OWN | {"tokens": 128, "greedy": False}, 0)

@@ -38,6 +38,7 @@ CONFIGS = [DEFAULT, DEFAULT.with_name("config_128k.yaml")]
 VARIANTS = [(path, name) for path in CONFIGS for name in (None, *yaml.safe_load(path.read_text())["variants"])]
 
 OWN = {"tokens": 200, "length": 64, "start": 4, "weight": 3.0}
+CHATS = {"of": "chats", "tokens": 200, "length": 64, "asked": 16, "greedy": True, "weight": 3.0}
 REHEARSED = {"rehearsal": OWN, "mix": {"long": 0.5, "rehearsal": 0.5}}
 
 
@@ -234,19 +235,31 @@ def test_needles_are_where_they_should_be_and_found_by_a_reader(tokenizer: Any, 
         ({"tokens": 1}, "at least the 1024 of one step"),
         ({"short_first": 0.5, "mix": {"long": 1.0}}, "the mix has no short windows"),
         ({"retrieval": {"lengths": [256], "facts": 2}}, "retrieval: .*expected lengths, facts and weight"),
-        ({"retrieval": {"lengths": [256], "facts": 2, "weight": 4, "nearby": 1}}, "near, varied and apart go too"),
+        ({"retrieval": {"lengths": [256], "facts": 2, "weight": 4, "nearby": 1}}, "varied, apart and first go too"),
         (
             {"retrieval": {"lengths": [256], "facts": 2, "weight": 4, "apart": 2}},
             "apart: 2: expected a share from 0 to 1",
         ),
+        (
+            {"retrieval": {"lengths": [256], "facts": 2, "weight": 4, "first": -1}},
+            "first: -1: expected a share from 0 to 1",
+        ),
         ({"train": "q_proj"}, "train: q_proj: expected ends of modules' names"),
         ({"train": []}, r"train: \[\]: expected ends of modules' names"),
         ({"pose": {"kinds": ["retrieval"], "chunks": 1}}, "expected kinds, some of long, short, retrieval, and chunks"),
+        (
+            {"pose": {"kinds": ["retrieval"], "chunks": 2, "span": FAR - 1}},
+            "span: 511: expected at least the length, 512",
+        ),
         ({"pose": {"kinds": ["needles"], "chunks": 2}}, "expected kinds, some of long, short, retrieval, and chunks"),
         ({"pose": {"kinds": ["long"], "chunks": 2}}, "the mix has no window of these that is shorter than length, 512"),
         ({"mix": {"long": 0.9, "rehearsal": 0.1}}, "mix: rehearsal: 0.1: of which texts"),
         ({"rehearsal": OWN}, "rehearsal: .*the mix has none"),
-        (REHEARSED | {"rehearsal": OWN | {"start": 64}}, "how many tokens of a document each text starts with"),
+        (REHEARSED | {"rehearsal": OWN | {"start": 64}}, "start, the tokens that each text has of a document"),
+        (REHEARSED | {"rehearsal": OWN | {"of": "songs"}}, "of: songs: expected documents or chats"),
+        (REHEARSED | {"rehearsal": OWN | {"of": "chats"}}, "of chats, expected tokens.* asked and greedy"),
+        (REHEARSED | {"rehearsal": CHATS | {"asked": 64}}, "asked, the tokens that a user's turn has at most"),
+        (REHEARSED | {"rehearsal": CHATS | {"greedy": "no"}}, "greedy: no: expected true or false"),
         (REHEARSED | {"rehearsal": OWN | {"weight": 0}}, "a weight above 0"),
         (REHEARSED | {"rehearsal": OWN | {"tokens": 63}}, "tokens: 63: expected at least a window, 64"),
         (REHEARSED | {"memory": {"chunked_loss": False, "tile": 8}}, "rehearsal: the divergence is computed in chunks"),
@@ -330,3 +343,15 @@ def test_facts_as_often_near_as_far() -> None:
     even = [place for _ in range(200) for place in facts.places(rng, 4096, 8, 0.0)]
     assert sum(place >= 4096 - 64 for place in even) / 1600 < 0.05
     assert len(set(facts.places(rng, 8, 8, 1.0))) == 8, "every place of a short window"
+
+
+def test_facts_at_the_very_beginning() -> None:
+    rng = random.Random(0)
+    drawn = [facts.places(rng, 4096, 8, 0.25, 0.25) for _ in range(200)]
+    assert all(len(set(row)) == 8 and set(row) <= set(range(4096)) for row in drawn)
+    begin = sum(place < facts.FIRST for row in drawn for place in row)
+    assert 0.2 < begin / 1600 < 0.3
+    assert sorted(facts.places(rng, 8, 8, 0.0, 1.0)) == list(range(8)), "every place of a short window"
+    assert all(place < 200 for place in facts.places(rng, 4096, 100, 0.0, 1.0)), "many facts take more of it"
+    again = [random.Random(3), random.Random(3)]
+    assert facts.places(again[0], 99, 4, 0.5) == facts.places(again[1], 99, 4, 0.5, 0.0), "as before without any"

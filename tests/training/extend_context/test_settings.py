@@ -47,7 +47,10 @@ def one_step(config: dict[str, Any], change: dict[str, Any], out: Path) -> dict[
     return checked(made | {"training": config["training"] | {"max_grad_norm": 1e9}})
 
 
-@pytest.mark.parametrize("variant", ["all_facts+yarn_cool", "yarn_cold+rehearsal", "pose_short", "queries_and_keys"])
+@pytest.mark.parametrize(
+    "variant",
+    ["all_facts+yarn_cool", "yarn_cold+rehearsal", "far_facts+chat_rehearsal", "pose_short", "queries_and_keys"],
+)
 def test_no_retrieval_goes_with_every_variant(variant: str) -> None:
     """The other kinds keep their shares beside each other, and only positions of what is left are cut."""
     own, without = read_config(DEFAULT, variant), read_config(DEFAULT, f"{variant}+no_retrieval")
@@ -241,6 +244,16 @@ def test_facts_are_counted_by_distance(
     )
     far = list(count.distances(posed, tokenizer))
     assert max(far) > 256, "farther than the window is long"
+    # what spans more than the length asks as often from its far end as from the middle
+    longer = posed | {"pose": posed["pose"] | {"span": FAR + 256}, "tokens": 50 * posed["tokens"]}
+    found = [0] * 4
+    for distance in count.distances(checked(longer), tokenizer):
+        found[min(4 * distance // FAR, 3)] += distance < FAR
+    short = [0] * 4
+    for distance in count.distances(checked(posed | {"tokens": 50 * posed["tokens"]}), tokenizer):
+        short[min(4 * distance // FAR, 3)] += 1
+    assert short[3] < 0.5 * short[2]
+    assert 0.7 < found[3] / found[2] < 1.3
     words = ["--list", "--model", config["model"], "--tokens", "2000000"]
     screen.main([*words, "--variants", "base", "pose+near_facts"])
     head, names, base, joined = capsys.readouterr().out.splitlines()
