@@ -7,7 +7,8 @@ A setting counts if it reads far: its perplexity at the longest context is at mo
 trained length, and at most 0.998 of its own there, as in what a long training must reach. Of those the best finds most
 and forgets least: the share of pass keys and needles found, summed over the lengths that were screened, less ten times
 the nats by which the stock model's own answers have become less likely. So a tenth of a nat weighs as much as all that
-can be found at a length. With shares of the stock weights (`averaged`), the variant that sets the share is joined.
+can be found at a length; answers that have become likelier are no gain. With shares of the stock weights (`averaged`),
+the variant that sets the share is joined.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Screened:
 
     @property
     def value(self) -> float:
-        """What the rule compares."""
-        return sum(self.found.values()) - NATS * self.nats
+        """What the rule compares. Answers that have become likelier than the stock model's were are no gain."""
+        return sum(self.found.values()) - NATS * max(self.nats, 0.0)
 
 
 def screened(row: dict[str, Any], asked: int) -> Screened | None:

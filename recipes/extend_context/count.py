@@ -12,8 +12,8 @@ import yaml
 from .settings import shares_of
 from .windows import Windows
 
-# of the longest window: 1k, 8k, 16k, 32k, 48k and 64k of 64k
-EDGES = (1 / 64, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+# of the longest window: 1k, 8k, 16k, 32k, 48k, 56k, 63k and 64k of 64k; and what positions span beyond it
+EDGES = (1 / 64, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 63 / 64, 1, 9 / 8)
 
 
 def distances(config: dict[str, Any], tokenizer: Any) -> Iterator[int]:

@@ -21,6 +21,8 @@ from hf_longctx.hub.resolve import load_model
 from hf_longctx.training.memory.pending import CHUNK, PendingLogits, Wanted
 from hf_longctx.training.memory.tiles import Tiled, in_tiles
 
+from .settings import taught
+
 
 class Teacher:
     """The stock model within its trained length, with the positions that it was trained with.
@@ -45,7 +47,7 @@ class Teacher:
     def of(cls, config: dict[str, Any], device: torch.device) -> Teacher:
         """The config's model, as it is before training, for what its settings distil and rehearse."""
         model = load_model(config["model"], dtype=config["save_dtype"], device=device)
-        return cls(model, max(part["length"] for part in (config["distil"], config["rehearsal"]) if part))
+        return cls(model, max(part["length"] for part in taught(config).values()))
 
     @contextmanager
     def teaching(self, student: Any, ids_BT: Tensor) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 Huang et al. 2024 (https://arxiv.org/abs/2403.01244) train on what a model answers to prompts that it made up. Here it
 goes on from a few tokens of the training documents, or it writes chats (`chats.py`), and windows of what it wrote are
-trained towards its distribution of the next token.
+trained towards its distribution of the next token, or towards what it wrote.
 """
 
 # R rows, T tokens of a row and one more, the last target

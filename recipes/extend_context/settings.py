@@ -19,6 +19,7 @@ KINDS = (*OF_DOCUMENTS, "rehearsal")
 # fields of `rehearsal`, the first of which is a number of tokens
 OWN = {"documents": ("start",), "chats": ("asked", "greedy")}
 BEGINS = {"documents": "each text has of a document", "chats": "a user's turn has at most"}
+TOWARDS = ("distribution", "tokens")  # of what is rehearsed: the stock model's, or those that it wrote
 
 
 def read_config(path: Path, variant: str | None = None) -> dict[str, Any]:
@@ -129,8 +130,8 @@ def check_training(config: dict[str, Any]) -> None:
                 f"distil: length: {distil['length']}: the mix has no short window of at most so many tokens. Give "
                 f"some a share (mix), or shorter ones (short)."
             )
-    for name in ("distil", "rehearsal"):
-        if config[name] is not None and not config["memory"].get("chunked_loss", True):
+    for name in taught(config):
+        if not config["memory"].get("chunked_loss", True):
             raise ValueError(f"{name}: the divergence is computed in chunks. Leave out memory: chunked_loss: false.")
 
 
@@ -148,15 +149,27 @@ def check_rehearsal(config: dict[str, Any]) -> None:
         raise ValueError(f"rehearsal: of: {of}: expected {' or '.join(OWN)}.")
     begins = OWN[of][0]
     fields = {"tokens", "length", "weight", *OWN[of]}
-    if set(settings) - {"of"} != fields or settings["weight"] <= 0 or not 0 < settings[begins] < settings["length"]:
+    if (
+        set(settings) - {"of", "towards"} != fields
+        or settings["weight"] <= 0
+        or not 0 < settings[begins] < settings["length"]
+    ):
         raise ValueError(
             f"rehearsal: {settings}: of {of}, expected tokens, the length of a window, a weight above 0, and "
             f"{' and '.join(OWN[of])}; {begins}, the tokens that {BEGINS[of]}, is at least 1 and less than the length."
         )
+    if settings.get("towards", TOWARDS[0]) not in TOWARDS:
+        raise ValueError(f"rehearsal: towards: {settings['towards']}: expected {' or '.join(TOWARDS)}.")
     if not isinstance(settings.get("greedy", True), bool):
         raise ValueError(f"rehearsal: greedy: {settings['greedy']}: expected true or false.")
     if settings["tokens"] < settings["length"]:
         raise ValueError(f"rehearsal: tokens: {settings['tokens']}: expected at least a window, {settings['length']}.")
+
+
+def taught(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is trained towards the stock model's distribution, of distil and rehearsal."""
+    parts = {name: config[name] for name in ("distil", "rehearsal") if config[name] is not None}
+    return {name: part for name, part in parts.items() if part.get("towards", TOWARDS[0]) == TOWARDS[0]}
 
 
 def shares_of(config: dict[str, Any]) -> dict[tuple[str, int], float]:

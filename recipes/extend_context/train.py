@@ -37,7 +37,7 @@ from recipes.extend_context.positions import extended
 from recipes.extend_context.rehearsal import FILE as REHEARSAL
 from recipes.extend_context.rehearsal import check as check_rehearsal
 from recipes.extend_context.rehearsal import rehearsal_of
-from recipes.extend_context.settings import DEFAULT, checked, differing, read_config
+from recipes.extend_context.settings import DEFAULT, checked, differing, read_config, taught
 from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows
 from recipes.resuming import check_fresh, keep_settings
@@ -115,7 +115,7 @@ def trained(
         args=args,
         memory=TrainingMemory(**config["memory"]),
         clock=clock,
-        teacher=Teacher.of(config, args.device) if config["distil"] or config["rehearsal"] else None,
+        teacher=Teacher.of(config, args.device) if taught(config) else None,
         train_dataset=windows,
         data_collator=windows.collate,
         processing_class=tokenizer,

@@ -15,7 +15,7 @@ from hf_longctx.parallel.model.documents import IGNORED
 
 from .facts import Row, hide
 from .pose import skipping
-from .settings import shares_of
+from .settings import shares_of, taught
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +77,7 @@ class Windows(Dataset[dict[str, Any]]):
         """Whether such windows are trained towards the stock model, not towards their tokens."""
         distil = self.config["distil"]
         if kind == "rehearsal":
-            return True
+            return "rehearsal" in taught(self.config)
         return distil is not None and kind == "short" and length <= distil["length"]
 
     def _window(self, rng: random.Random, kind: str, length: int) -> Row:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import AddedToken
-from torch.nn.functional import kl_div, log_softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from recipes.extend_context import measure, train
@@ -209,4 +209,23 @@ def test_a_model_that_has_changed_nothing_learns_nothing_of_chats(chats_of: dict
                 total, targets = total + 3.0 * float(each[counted[:end]].sum()), targets + int(counted.sum())
     assert 0 < targets < chats_of["tokens_per_step"] * 0.9, "neither users' turns nor padding are counted"
     (loss,) = train.trained(other, tokenizer, windows, chats_of, None, False)["losses"]
+    assert loss == pytest.approx(total / targets, rel=1e-4)
+
+
+def test_chats_may_be_learnt_as_they_are_written(chats_of: dict[str, Any], corpus: Corpus) -> None:
+    """Without a teacher: the loss is that of answers' tokens."""
+    made = checked(chats_of | {"rehearsal": chats_of["rehearsal"] | {"towards": "tokens"}})
+    model, tokenizer = load_extended(made)
+    windows = Windows(corpus.training, tokenizer, made)
+    windows.own = rehearsal_of(made, corpus.training, Path(made["out"]))
+    stock, _ = load_extended(made)
+    total, targets = 0.0, 0
+    with torch.no_grad():
+        for number in range(len(windows)):
+            batch = windows[number]
+            assert "distilled" not in batch
+            logits, labels = stock(batch["input_ids"]).logits, batch["labels"]
+            total += 3.0 * float(cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
+            targets += int((labels != -100).sum())
+    (loss,) = train.trained(model, tokenizer, windows, made, None, False)["losses"]
     assert loss == pytest.approx(total / targets, rel=1e-4)

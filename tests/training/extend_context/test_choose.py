@@ -43,6 +43,13 @@ def test_a_tenth_of_a_nat_weighs_as_much_as_all_at_a_length(tmp_path: Path, caps
     assert chosen(capsys, file, "--with", "no_retrieval") == "all_facts+yarn_cool+no_retrieval"
 
 
+def test_likelier_answers_are_no_gain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What has been trained on the stock model's answers may lift those beyond what they were."""
+    finds = row("all_facts", nats=0.0, hits=(20, 20, 20, 20))
+    lifts = row("near_facts", nats=-0.1, hits=(19, 20, 20, 20))
+    assert chosen(capsys, written(tmp_path, finds, lifts)) == "all_facts"
+
+
 def test_what_does_not_read_far_is_not_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """However much it finds; nor what only reads its own short texts worse."""
     rows = row("yarn", far=0.999, nats=0.0), row("giraffe", own=1.01, nats=0.0), row("base", nats=0.2)
