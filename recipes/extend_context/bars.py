@@ -9,7 +9,7 @@ from hf_longctx.evaluation.rows import row
 from recipes.bars import missed
 
 from .compare import longest, measured_at, ratio
-from .measure import TOLD
+from .measure import SAMPLED, TOLD, moved
 
 TOO_SHORT = "the training was too short, or cost what the model could do before"
 SELDOM = "few training windows ask across so many tokens"
@@ -52,12 +52,14 @@ def against(ours: dict[str, Any], control: dict[str, Any]) -> Iterator[dict[str,
 
 
 def answers(ours: dict[str, Any], control: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """What the stock model's own answers have lost in likelihood."""
-    lost = [one["after"][TOLD] - one["before"][TOLD] for one in (ours, control) if one and TOLD in one["after"]]
-    if TOLD in ours["after"]:
-        why = missed(lost[0], "<= 0.02", "the documents are of other kinds")
-        yield row("the stock model's answers to chat prompts, loss over its own", lost[0], "nats a token",
-                  bar="<= 0.02", why=why, beside=dict(zip(("control",), lost[1:], strict=False)))  # fmt: skip
+    """What the stock model's own answers have lost in likelihood; of sampled ones that is the divergence from it."""
+    lost, tuned = (moved(one["after"], one["before"]) if one else {} for one in (ours, control))
+    for measure, what, bar in ((TOLD, "answers", "<= 0.02"), (SAMPLED, "sampled answers", None)):
+        if measure in lost:
+            beside = {"control": tuned[measure]} if measure in tuned else {}
+            why = missed(lost[measure], bar, "the documents are of other kinds")
+            yield row(f"the stock model's {what} to chat prompts, loss over its own", lost[measure], "nats a token",
+                      bar=bar, why=why, beside=beside)  # fmt: skip
 
 
 def retrieval(ours: dict[str, Any], ablation: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

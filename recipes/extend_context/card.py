@@ -11,7 +11,7 @@ from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import write_card
 
 from . import compare
-from .measure import TOLD
+from .measure import SAMPLED, moved
 
 THIS = "this model"
 
@@ -88,9 +88,9 @@ def ratios(report: dict[str, Any]) -> list[dict[str, Any]]:
     for name, one in report["ratios"].items():
         beside = {"95 %, low": one["low"], "95 %, high": one["high"], **one["documents"]}
         rows.append(row(f"perplexity, {name}", one["mean"], "", beside=beside))
-    if TOLD in report["after"] and TOLD in report["before"]:
-        change = report["after"][TOLD] - report["before"][TOLD]
-        rows.append(row("loss on the stock model's own answers to chat prompts", change, "nats against stock"))
+    for measure, change in moved(report["after"], report["before"]).items():
+        what = "sampled answers to chat prompts" if measure == SAMPLED else "own answers to chat prompts"
+        rows.append(row(f"loss on the stock model's {what}", change, "nats against stock"))
     return rows
 
 

@@ -7,8 +7,10 @@ A setting counts if it reads far: its perplexity at the longest context is at mo
 trained length, and at most 0.998 of its own there, as in what a long training must reach. Of those the best finds most
 and forgets least: the share of pass keys and needles found, summed over the lengths that were screened, less ten times
 the nats by which the stock model's own answers have become less likely. So a tenth of a nat weighs as much as all that
-can be found at a length; answers that have become likelier are no gain. With shares of the stock weights (`averaged`),
-the variant that sets the share is joined.
+can be found at a length; answers that have become likelier are no gain. The nats are those of its likeliest answers, or
+of its sampled ones where these lost more: what was trained towards the likeliest makes them likelier, and may yet have
+moved away from its distribution. With shares of the stock weights (`averaged`), the variant that sets the share is
+joined.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from recipes.tables import print_table
 
 FAR, NATS = 0.997, 10.0
 OVER_ITSELF = 0.998
-TOLD = "nats on stock's answers"
+TOLD, SAMPLED = "nats on stock's answers", "nats on stock's sampled answers"
 ROW = re.compile(r"(?P<name>[\w+.-]+)(, (?P<share>[\d.]+) of the stock weights)?: perplexity, .* over stock at \d+")
 
 
@@ -41,7 +43,7 @@ class Screened:
         share: Of the stock weights in it, beyond what the variants say; 0: none.
         far: Perplexity at the longest context over the stock model's at its longest.
         own: The same over its own there.
-        nats: That the stock model's answers have lost in likelihood.
+        nats: That the stock model's answers have lost in likelihood, of the likeliest or the sampled ones.
         found: Pass keys and needles by length, as shares.
     """
 
@@ -74,7 +76,8 @@ def screened(row: dict[str, Any], asked: int) -> Screened | None:
         kind, _, length = name.partition(", ")
         if kind in ("passkey", "needle"):
             found[length] = found.get(length, 0.0) + value / asked / 2
-    return Screened(named["name"], float(named["share"] or 0), row["value"], own, beside[TOLD], found)
+    nats = max(beside[TOLD], beside.get(SAMPLED, beside[TOLD]))  # earlier files have no sampled ones
+    return Screened(named["name"], float(named["share"] or 0), row["value"], own, nats, found)
 
 
 def _trained(row: dict[str, Any]) -> str:

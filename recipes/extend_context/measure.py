@@ -19,7 +19,9 @@ from hf_longctx.upstream.installing import Package
 from . import needles
 
 ANSWER = 96  # tokens of an answer to a prompt
-TOLD = "loss on stock's answers"  # the name of this measure
+TOLD = "loss on stock's answers"  # the name of this measure; of its likeliest answers
+SAMPLED = "loss on stock's sampled answers"  # above stock's own, an estimate of the divergence from its distribution
+Answers = dict[str, list[tuple[list[int], int]]]  # by measure: ids of prompt and answer, and how many the answer has
 TOPICS = ("rivers", "bicycles", "windows", "bees", "maps", "teapots", "violins", "snowflakes", "bridges", "candles")
 ASKED = (
     "Explain in simple words how {} are made or formed.",
@@ -146,12 +148,28 @@ def chat_ids(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
     return [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
 
 
-def own_answers(model: Any, tokenizer: Any, count: int) -> list[tuple[list[int], int]]:
-    """Ids of prompt and answer of the model itself, chosen greedily, and how many of them are the answer."""
-    ids = chat_prompts(tokenizer, count)
-    texts = answer(model, tokenizer, ids, ANSWER)
-    answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return [(one + own, len(own)) for one, own in zip(ids, answers, strict=True) if own]
+def own_answers(model: Any, tokenizer: Any, count: int) -> Answers:
+    """What the model itself answers to prompts of a chat: the likeliest tokens, and sampled from its distribution.
+
+    A model that was trained towards the likeliest answers makes these likelier still, and may yet have moved away: of
+    the sampled ones the loss above the stock model's is the Kullback-Leibler divergence, on average.
+    """
+    ids, found = chat_prompts(tokenizer, count), Answers()
+    if not ids:
+        return found
+    free = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        for name, how in ((TOLD, {}), (SAMPLED, free)):
+            texts = answer(model, tokenizer, ids, ANSWER, **how)
+            answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+            found[name] = [(one + own, len(own)) for one, own in zip(ids, answers, strict=True) if own]
+    return found
+
+
+def moved(after: dict[str, Any], before: dict[str, Any]) -> dict[str, float]:
+    """Nats a token that the stock model's answers have lost, by measure, where both have it."""
+    return {name: after[name] - before[name] for name in (TOLD, SAMPLED) if name in after and name in before}
 
 
 def loss_on(model: Any, answers: list[tuple[list[int], int]]) -> float:
@@ -189,13 +207,14 @@ class Measured:
         self.found |= {"curves": {}, "not measured": []}
         self.kept = kept
 
-    def all(self, answers: list[tuple[list[int], int]], most: int) -> dict[str, Any]:
+    def all(self, answers: Answers, most: int) -> dict[str, Any]:
         """Contexts of at most `most` tokens."""
         lengths = [length for length in self.settings["lengths"] if length <= most]
         for name, ids in self.held.items():
             self._add("curves", name, partial(curve, self.model, ids, lengths, self.settings))
-        if answers:
-            self._add(TOLD, "", partial(loss_on, self.model, answers))
+        for name, some in answers.items():
+            if some:
+                self._add(name, "", partial(loss_on, self.model, some))
         hay = first_of(self.held)
         for length in sorted((n for n in self.settings["retrieval"] if n <= most), reverse=True):
             for what, measure in RETRIEVAL.items():

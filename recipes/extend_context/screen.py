@@ -37,7 +37,7 @@ from recipes.extend_context import card
 from recipes.extend_context.cards import over_cards
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.count import table
-from recipes.extend_context.measure import NEEDS, TOLD, Measured, needed, own_answers, probe
+from recipes.extend_context.measure import NEEDS, Measured, moved, needed, own_answers, probe
 from recipes.extend_context.model import average_, load_extended, save_native
 from recipes.extend_context.rehearsal import check, rehearsal_of
 from recipes.extend_context.settings import DEFAULT, checked, read_config, variants_of
@@ -138,8 +138,8 @@ def in_a_row(what: str, before: dict[str, Any], after: dict[str, Any], found: di
     ratios = card.comparisons({"after": after, "before": before})
     (first, value), *others = ((name, one["mean"]) for name, one in ratios.items())
     beside: dict[str, Any] = {f"perplexity, {name}": one for name, one in others}
-    if TOLD in after and TOLD in before:
-        beside["nats on stock's answers"] = after[TOLD] - before[TOLD]
+    for measure, nats in moved(after, before).items():
+        beside[measure.replace("loss", "nats")] = nats
     for kind in ("passkey", "needle"):
         for length, cells in after.get(kind, {}).items():
             beside[f"{kind}, {int(length):,} tokens"] = sum(cells.values())

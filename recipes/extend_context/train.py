@@ -161,7 +161,7 @@ def scaled(
         model, tokenizer = load(out / "model", dtype=config["save_dtype"], config=changed)
         settings = config["evaluation"] | {"retrieval": [], "lengths": [longest]}
         into[name] = {}
-        Measured(model, tokenizer, corpus.held, settings, until, into=into[name], kept=kept).all([], longest)
+        Measured(model, tokenizer, corpus.held, settings, until, into=into[name], kept=kept).all({}, longest)
 
 
 def undo_memory(trainer: ExtendTrainer) -> None:

@@ -50,6 +50,16 @@ def test_likelier_answers_are_no_gain(tmp_path: Path, capsys: pytest.CaptureFixt
     assert chosen(capsys, written(tmp_path, finds, lifts)) == "all_facts"
 
 
+def test_what_moved_away_while_likeliest_answers_became_likelier_has_forgotten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sharper = row("near_facts", nats=-0.1, hits=(20, 20, 20, 20))
+    sharper["beside"][choose.SAMPLED] = 0.08
+    keeps = row("all_facts", nats=0.05, hits=(20, 20, 20, 20))
+    keeps["beside"][choose.SAMPLED] = 0.01
+    assert chosen(capsys, written(tmp_path, sharper, keeps)) == "all_facts"
+
+
 def test_what_does_not_read_far_is_not_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """However much it finds; nor what only reads its own short texts worse."""
     rows = row("yarn", far=0.999, nats=0.0), row("giraffe", own=1.01, nats=0.0), row("base", nats=0.2)

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from recipes.extend_context import screen, train
-from recipes.extend_context.measure import loss_on
+from recipes.extend_context.measure import SAMPLED, TOLD, loss_on
 from recipes.extend_context.model import load_extended
 from recipes.extend_context.settings import checked
 from recipes.extend_context.smoke import FAR, NEAR, prepare
@@ -65,8 +65,11 @@ def test_positions_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     _, tokenizer = screen.load(config["model"])
     stock, _ = screen.load(config["model"], dtype=torch.float32)
     answers = screen.own_answers(stock, tokenizer, config["evaluation"]["chats"])
-    lost = loss_on(model.eval(), answers) - loss_on(stock, answers)
-    assert row["beside"]["nats on stock's answers"] == pytest.approx(lost, abs=1e-4)
+    assert answers[TOLD] != answers[SAMPLED]
+    assert answers == screen.own_answers(stock, tokenizer, config["evaluation"]["chats"]), "the same samples each time"
+    for measure, some in answers.items():
+        lost = loss_on(model.eval(), some) - loss_on(stock, some)
+        assert row["beside"][measure.replace("loss", "nats")] == pytest.approx(lost, abs=1e-4)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
