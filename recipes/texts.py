@@ -41,6 +41,25 @@ def read_folder(folder: str | Path) -> dict[str, str]:
     return {file.stem: load_text(file) for file in files}
 
 
+def read_folders(folders: Sequence[str | Path]) -> dict[str, str]:
+    """The .txt files of several folders, as `read_folder` reads each; a folder that is named twice counts once.
+
+    Raises:
+        ValueError: A folder has none, or two folders have texts of the same name.
+    """
+    texts, places = dict[str, str](), dict[str, str | Path]()
+    for folder in {Path(one).expanduser().resolve(): one for one in folders}.values():
+        found = read_folder(folder)
+        if twice := [name for name in found if name in texts]:
+            raise ValueError(
+                f"documents: {', '.join(f'{name}.txt' for name in twice)}: in {places[twice[0]]} and in {folder}; "
+                "expected each name once. Rename or remove one."
+            )
+        texts |= found
+        places |= dict.fromkeys(found, folder)
+    return texts
+
+
 def set_apart(texts: Mapping[str, str], held_back: Sequence[str]) -> Apart:
     """The texts in two sets, repeated paragraphs dropped.
 

@@ -19,7 +19,7 @@ from hf_longctx.evaluation.writing import repeated_ngrams
 from hf_longctx.storage.files import check_folder, write_json_lines
 from recipes.long_writer.sentences import document_of
 from recipes.long_writer.writing_rows import LEAST, MOST, Row, held_back_rows, training_rows
-from recipes.texts import read_folder, set_apart, shares_in_training
+from recipes.texts import read_folders, set_apart, shares_in_training
 
 HELD_BACK = "moby_dick,anarchist_faq,cpp_annotations,jargon"  # as recipes/extend_context holds back
 OVERLAP = 0.05  # of a held-back document's words may lie in runs of 13 that are trained on
@@ -27,7 +27,7 @@ EDGES = (1, 200, 400, 800, 1600, 3200, 8001)  # of the table, in asked words
 
 
 def make(
-    folder: str | Path,
+    folders: Sequence[str | Path],
     held_back: Sequence[str],
     *,
     samples: int,
@@ -43,7 +43,7 @@ def make(
             f"samples={samples}, beginnings={beginnings}, lengths={list(lengths)}, least={least}, most={most}: "
             "expected whole numbers, at least 1, and the least below the most."
         )
-    apart = set_apart(read_folder(folder), held_back)
+    apart = set_apart(read_folders(folders), held_back)
     held, training = ({name: document_of(text) for name, text in some.items()} for some in (apart.held, apart.training))
     if not held or not training:
         raise ValueError(
@@ -77,7 +77,8 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make both files and say what is in them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", required=True, help="folder of .txt files (recipes.benchmarks.documents)")
+    folders = "folders of .txt files (recipes.benchmarks.documents); one or several"
+    parser.add_argument("--documents", required=True, nargs="+", metavar="DIR", help=folders)
     parser.add_argument("--out", type=Path, required=True, help="the JSONL file for training")
     parser.add_argument("--held-back", default=HELD_BACK, help="documents held back whole, separated by commas")
     parser.add_argument("--samples", type=int, default=12_000, help="rows for training")

@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(folder: Path) -> tuple[list[Any], list[Any]]:
-    return make(folder, ["held", "other"], samples=400, beginnings=8, lengths=ASKED, most=3000)
+    return make([folder], ["held", "other"], samples=400, beginnings=8, lengths=ASKED, most=3000)
 
 
 def flat(text: str) -> str:
@@ -224,8 +224,8 @@ def test_beginnings_are_spread_over_a_text() -> None:
 
 def test_a_seed_decides_all_of_it(folder: Path, rows: tuple[list[Any], list[Any]]) -> None:
     given = {"samples": 400, "beginnings": 8, "lengths": ASKED, "most": 3000}
-    assert make(folder, ["held", "other"], **given) == rows
-    other = make(folder, ["held", "other"], seed=1, **given)
+    assert make([folder], ["held", "other"], **given) == rows
+    other = make([folder], ["held", "other"], seed=1, **given)
     assert other[0] != rows[0]
     assert other[1] != rows[1]
 
@@ -272,7 +272,7 @@ def test_documents_that_hold_too_little(folder: Path, tmp_path: Path, capsys: py
     (tmp_path / "held.txt").write_text((folder / "held.txt").read_text())
     (tmp_path / "code.txt").write_text("x[1] = 2;\n\n" * 50)
     with pytest.raises(ValueError, match="code: no passage of running text has two lengths of 100 to 8000 words"):
-        make(tmp_path, ["held"], samples=5, beginnings=1, lengths=[100])
+        make([tmp_path], ["held"], samples=5, beginnings=1, lengths=[100])
     (tmp_path / "code.txt").write_text(prose(9, 120))
     common = ["--documents", str(tmp_path), "--held-back", "held", "--lengths", "300", "--beginnings", "1"]
     main([*common, "--out", str(tmp_path / "w.jsonl"), "--samples", "90000"])
@@ -285,7 +285,7 @@ def test_text_of_held_back_documents_in_the_training_set_is_refused(folder: Path
     # other paragraphs, so that none is dropped as repeated
     (tmp_path / "copy.txt").write_text("Before. " + " ".join(held.split()))
     with pytest.raises(ValueError, match=r"held: .* of its tokens lie in runs of 13 that are trained on"):
-        make(tmp_path, ["held"], samples=5, beginnings=1, lengths=[200])
+        make([tmp_path], ["held"], samples=5, beginnings=1, lengths=[200])
 
 
 def sampled(*words: int, ended: list[bool] | None = None) -> Sampled:
