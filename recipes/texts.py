@@ -34,8 +34,10 @@ def read_folder(folder: str | Path) -> dict[str, str]:
     """
     files = sorted(Path(folder).expanduser().glob("*.txt"))
     if not files:
+        # fetching the usual ones into it would give two folders the same texts
+        asked = f"{Path(folder).parent} --more" if Path(folder).name == "more" else folder
         raise ValueError(
-            f"documents: {folder}: expected a folder of .txt files. `python -m recipes.benchmarks.documents {folder}` "
+            f"documents: {folder}: expected a folder of .txt files. `python -m recipes.benchmarks.documents {asked}` "
             "fetches some."
         )
     return {file.stem: load_text(file) for file in files}

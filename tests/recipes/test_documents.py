@@ -129,6 +129,8 @@ def test_texts_of_several_folders(tmp_path: Path) -> None:
     assert read_folders([first, tmp_path / "second/../first"]) == {"one": "One."}
     with pytest.raises(ValueError, match=r"empty: expected a folder of \.txt files"):
         read_folders([first, empty])
+    with pytest.raises(ValueError, match=r"documents .*first --more` fetches some"):
+        read_folders([first, first / "more"])
     (second / "one.txt").write_text("Another.", encoding="utf-8")
     with pytest.raises(ValueError, match=r"one\.txt: in .*first and in .*second; expected each name once"):
         read_folders([first, second])
