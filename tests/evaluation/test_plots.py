@@ -89,3 +89,11 @@ def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_token_counts_are_short(n: int, text: str) -> None:
     assert plots.tokens(n) == text
+
+
+def test_a_model_is_drawn_alike_with_and_without_the_stock_model_beside_it() -> None:
+    (beside,) = plots.curve_figure({"stock": {512: 9.0, 1024: 8.0}, "this model": {512: 8.0, 1024: 7.0}}).axes
+    (alone,) = plots.curve_figure({"this model": {512: 8.0, 1024: 7.0}}).axes
+    look = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in (*beside.lines, *alone.lines)]
+    assert look[1] == look[2] != look[0]
+    assert look[0][1] == "--", "the stock model"

@@ -37,7 +37,10 @@ MANY += ["#0b7a5c", "#10b981", "#7c3aed", "#be185d", "#111827", "#f472b6"]
 
 
 def _styles(labels: Sequence[str]) -> list[dict[str, Any]]:
-    """A style for each line: the known ones, the band for truncation only, or more colours with fewer frills."""
+    """A style for each line: the known ones, grey and dashed for the stock model, the band for truncation only.
+
+    Many lines have more colours with fewer frills.
+    """
     if len(labels) > len(LINES):
         plain = [
             {"color": MANY[i % len(MANY)], "marker": "so^Dv<>pXhP*d"[i % 13], "lw": 1.6, "ms": 5}
@@ -45,8 +48,12 @@ def _styles(labels: Sequence[str]) -> list[dict[str, Any]]:
         ]
         return [*LINES[:2], *plain[2:]]
     band = [bool(re.search(r"\b(last \d|truncat)", label)) for label in labels]
-    others = iter([LINES[0], *LINES[2:], LINES[1]])
-    return [LINES[1] if banded and band.index(True) == i else next(others) for i, banded in enumerate(band)]
+    stock = [not banded and label.startswith("stock") for label, banded in zip(labels, band, strict=True)]
+    # without a stock line its style is the last but the band's
+    others = iter([*LINES[2:], *([] if any(stock) else [LINES[0]]), LINES[1]])
+    known = {band.index(True): LINES[1]} if any(band) else {}
+    known |= {stock.index(True): LINES[0]} if any(stock) else {}
+    return [known[i] if i in known else next(others) for i in range(len(labels))]
 
 
 def curve_figure(
