@@ -64,6 +64,11 @@ class Kernels(NamedTuple):
     us: float
     by_name: dict[str, tuple[float, float]]
 
+    def longest(self, count: int) -> dict[str, str]:
+        """The kernels that take most, in words."""
+        some = list(self.by_name.items())[:count]
+        return {name[:80]: f"{us:.1f} µs, {launches:g} launches" for name, (us, launches) in some}
+
 
 def kernels_us(work: Callable[[], Any], *, runs: int = 20, warm_up: int = 3) -> float:
     """Microseconds during which kernels of one call of `work` run, as the profiler sees them.

@@ -12,21 +12,18 @@ from transformers import DynamicCache, LlamaConfig
 
 from hf_longctx import CodeLookup
 from hf_longctx.evaluation.rows import row
-from hf_longctx.generation.cuda_graph import can_replay, graph_forward
-from hf_longctx.upstream.caches import given_cache
 from recipes.bars import missed
 
 from ..geometries import random_llama
 from ..lookup_kernels import BARS
 from ..timing import Kernels, by_clock, kernels
 from .run import Run
-from .timed import EAGER, behind
+from .timed import EAGER, NAMED, behind, step_of
 
 Rows = Iterator[dict[str, Any]]
 # beside attention; with few tokens many keys would be the same, and none the best
 NARROW = {"hidden_size": 128, "intermediate_size": 128, "vocab_size": 49152}
 FEW, MANY = 1, 3  # layers of two models: what is once a forward is in both
-NAMED = 12  # kernels that are told by name
 NOISE = f"{MANY} layers took no longer than {FEW}: other work on this machine disturbed the times"
 
 
@@ -90,23 +87,13 @@ def _step(found: Sequence[tuple[Kernels, bool]]) -> Step:
     """The step of both models as parts."""
     (few, _), (many, replays) = found
     layer = (many.us - few.us) / (MANY - FEW)
-    named = list(many.by_name.items())[:NAMED]
-    longest = {name[:80]: f"{us:.1f} µs, {count:g} launches" for name, (us, count) in named}
-    return Step(layer, few.us - FEW * layer, longest, replays)
+    return Step(layer, few.us - FEW * layer, many.longest(NAMED), replays)
 
 
 def _kernels(run: Run, cache: Any, at: int) -> tuple[Kernels, bool]:
     """The kernels of a step, those of what is beside attention included; does a graph replay it?"""
-    model, device = run.model, run.model.device.type
-    replays = can_replay(model, cache)
-    step, ids, n = graph_forward(model) if replays else model, torch.full((1, 1), 50, device=device), at
-
-    def work() -> None:
-        nonlocal n
-        pos, n = torch.full((1, 1), n, device=device), n + 1
-        step(input_ids=ids, position_ids=pos, **given_cache(model, cache), use_cache=True)
-
-    return _seen(work, device), replays
+    work, replays = step_of(run.model, cache, at)
+    return _seen(work, run.model.device.type), replays
 
 
 def _sdpa_us(config: Any, keys: int, device: str, dtype: torch.dtype) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -13,11 +13,14 @@ import torch
 
 from hf_longctx import stream
 from hf_longctx.generation.cuda_graph import can_replay, graph_forward
+from hf_longctx.upstream.caches import given_cache
 
 from ..decoding import compiled_ms, eager_ms, tokens_ms
+from ..timing import kernels
 from .run import Run
 
 SEED = 4000  # of texts whose words do not matter
+NAMED = 12  # kernels that are told by name
 EAGER = "it decodes without a CUDA graph"
 
 
@@ -37,6 +40,28 @@ def token_ms(run: Run, reader: Any) -> tuple[float, bool]:
     count, warm = run.sizes.scale.steps
     device = run.model.device.type
     return tokens_ms(step, reader.cache, reader.position, count, warm, device), replays
+
+
+def step_of(model: Any, cache: Any, at: int) -> tuple[Callable[[], None], bool]:
+    """What writes a token behind so many, and one more each time; does a CUDA graph replay it?"""
+    device, replays, n = model.device.type, can_replay(model, cache), at
+    step, ids = graph_forward(model) if replays else model, torch.full((1, 1), 50, device=device)
+
+    def work() -> None:
+        nonlocal n
+        pos, n = torch.full((1, 1), n, device=device), n + 1
+        step(input_ids=ids, position_ids=pos, **given_cache(model, cache), use_cache=True)
+
+    return work, replays
+
+
+@torch.no_grad()
+def longest_kernels(run: Run, reader: Any) -> dict[str, str]:
+    """The kernels that take most of a token behind those of `token_ms`; none on a CPU."""
+    if run.model.device.type != "cuda":
+        return {}
+    at = reader.position + run.sizes.scale.steps[0]
+    return kernels(step_of(run.model, reader.cache, at)[0]).longest(NAMED)
 
 
 def stock_ms(run: Run) -> float:
