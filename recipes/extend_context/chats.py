@@ -22,6 +22,7 @@ from hf_longctx.text.joins import ids_after
 
 from .facts import Row
 from .measure import chat_ids, questions
+from .sampling import FREE, seeded
 
 BATCH = 1024  # chats that are written at once
 BARREN = 4  # batches without a new chat, after which no more are waited for
@@ -190,8 +191,7 @@ class Writer:
         mask_BL = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
         how, stop = greedy(self.model, self.tokenizer, most), dict[str, Any]()
         if sampled:
-            # from the model's own distribution; what is left out here would be filled with its settings
-            how = GenerationConfig(**how.to_dict() | {"do_sample": True, "top_k": 0})
+            how = GenerationConfig(**how.to_dict() | FREE)
         if asked and self.turn.end is None:
             stop = {"stop_strings": [self.turn.mark], "tokenizer": self.tokenizer}
         elif asked:
@@ -223,9 +223,7 @@ def written_chats(model: Any, tokenizer: Any, settings: dict[str, Any], seed: in
         seed: Of the samples.
     """
     writer = Writer(model, tokenizer, settings)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode():
-        torch.manual_seed(seed)
+    with seeded(model, seed):
         chats = writer.chats(settings["tokens"] // settings["length"])
     random.Random(seed).shuffle(chats)
     return rows_of(chats, settings["length"], settings["weight"], writer.pad), writer.dropped

@@ -17,6 +17,7 @@ from hf_longctx.evaluation.perplexity import fixed_targets, read
 from hf_longctx.upstream.installing import Package
 
 from . import needles
+from .sampling import FREE, seeded
 
 ANSWER = 96  # tokens of an answer to a prompt
 TOLD = "loss on stock's answers"  # the name of this measure; of its likeliest answers
@@ -157,10 +158,8 @@ def own_answers(model: Any, tokenizer: Any, count: int) -> Answers:
     ids, found = chat_prompts(tokenizer, count), Answers()
     if not ids:
         return found
-    free = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(0)
-        for name, how in ((TOLD, {}), (SAMPLED, free)):
+    with seeded(model, 0):
+        for name, how in ((TOLD, {}), (SAMPLED, FREE)):
             texts = answer(model, tokenizer, ids, ANSWER, **how)
             answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
             found[name] = [(one + own, len(own)) for one, own in zip(ids, answers, strict=True) if own]

@@ -21,6 +21,7 @@ from hf_longctx.hub import load
 
 from .chats import turn_of, written_chats
 from .facts import Row
+from .sampling import FREE, seeded
 
 FILE = "rehearsal.json"
 BATCH, LONGEST = 256, 512  # texts that are written at once, and their tokens at most
@@ -70,18 +71,15 @@ def written(model: Any, tokenizer: Any, documents: dict[str, Tensor], settings: 
     length, start, wanted = settings["length"], settings["start"], settings["tokens"]
     rng, fit = random.Random(seed), [ids for ids in documents.values() if len(ids) >= start]
     stream: list[int] = []
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode():
-        torch.manual_seed(seed)
+    with seeded(model, seed):
         while len(stream) <= wanted:
             picked = rng.choices(fit, [len(ids) for ids in fit], k=min(BATCH, -(-wanted // LONGEST)))
             places = [rng.randrange(len(ids) - start + 1) for ids in picked]
             prompts = torch.stack([ids[at : at + start].long() for ids, at in zip(picked, places, strict=True)])
             prompts = prompts.to(model.device)
             answers = model.generate(
-                prompts, attention_mask=torch.ones_like(prompts), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                max_new_tokens=min(LONGEST, length), pad_token_id=tokenizer.eos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=min(LONGEST, length),
+                pad_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, **FREE,
             )  # fmt: skip
             for row in answers.tolist():
                 body = row[start:]

@@ -51,8 +51,7 @@ def _styles(labels: Sequence[str]) -> list[dict[str, Any]]:
     stock = [not banded and label.startswith("stock") for label, banded in zip(labels, band, strict=True)]
     # without a stock line its style is the last but the band's
     others = iter([*LINES[2:], *([] if any(stock) else [LINES[0]]), LINES[1]])
-    known = {band.index(True): LINES[1]} if any(band) else {}
-    known |= {stock.index(True): LINES[0]} if any(stock) else {}
+    known = {which.index(True): style for which, style in ((stock, LINES[0]), (band, LINES[1])) if any(which)}
     return [known[i] if i in known else next(others) for i in range(len(labels))]
 
 
