@@ -26,8 +26,8 @@ def _bin(score, low, high):
 
 
 @triton.jit(do_not_specialize=["per_number", "room", "most"])
-def _bins(scores, numbers, state, least, floor, count, found, per_number, room, most, KEPT: tl.constexpr,
-          CHUNK: tl.constexpr, GROUPS: tl.constexpr):  # fmt: skip
+def _bins(scores, numbers, state, least, floor, count, found, held, per_number, room, most,
+          KEPT: tl.constexpr, CHUNK: tl.constexpr, GROUPS: tl.constexpr):  # fmt: skip
     """Count some blocks of a row; the program that comes last finds the bin, key and score that they must reach."""
     row, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
     number = tl.cdiv(tl.load(numbers + row // per_number), 64).to(tl.int32)
@@ -62,6 +62,7 @@ def _bins(scores, numbers, state, least, floor, count, found, per_number, room, 
         tl.store(least + row, key)
         tl.store(floor + row, reached)
         tl.store(found + row, 0)
+        tl.store(held + row, 0)
 
 
 @triton.jit(do_not_specialize=["per_number", "room", "most"])
