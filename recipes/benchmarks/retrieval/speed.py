@@ -17,7 +17,7 @@ from recipes.bars import missed
 
 from ..timing import synchronize
 from .run import Run
-from .timed import EAGER, SEED, Recordings, behind, longest_kernels, stock_ms, token_ms
+from .timed import EAGER, SEED, Recordings, behind, longest_kernels, reading_of, stock_ms, token_ms
 
 Rows = Iterator[dict[str, Any]]
 BEAMS = 4
@@ -86,16 +86,21 @@ def recordings(run: Run) -> Rows:
 @torch.no_grad()
 def reading(run: Run) -> Rows:
     """Reading a long text whose last tokens look up, over reading it under LM-Infinite."""
-    scale, found = run.sizes.scale, {}
+    scale, found, steps = run.sizes.scale, {}, {}
     for name, method in (("LM-Infinite", run.window), ("codes", run.lookup), ("all keys", run.keys)):
         with behind(run, method, 2 * run.sizes.chunk):  # compiles kernels
             pass
         found[name] = min(_read(run, method) for _ in range(2))
+        with behind(run, method, scale.far - scale.asked) as reader:
+            steps[f"{name}, a chunk"] = reading_of(run, reader, run.sizes.chunk, not method.looks_up)
+            steps[f"{name}, the last"] = reading_of(run, reader, scale.asked, True)
+            del reader
+        run.free()
     ratio = found["codes"] / found["LM-Infinite"]
     what = f"reading {scale.far:,} tokens, of which the last {scale.asked} look up: time over LM-Infinite's"
     beside = {f"{name}, s": one for name, one in found.items()}
     yield row(what, ratio, "x", bar="<= 1.10", why=missed(ratio, "<= 1.10", "codes and the store take time"),
-              beside=beside, detail={"the better of two": found})  # fmt: skip
+              beside=beside, detail={"the better of two": found} | steps)  # fmt: skip
 
 
 def _read(run: Run, method: Any) -> float:

@@ -16,7 +16,7 @@ from hf_longctx.generation.cuda_graph import can_replay, graph_forward
 from hf_longctx.upstream.caches import given_cache
 
 from ..decoding import compiled_ms, eager_ms, tokens_ms
-from ..timing import kernels
+from ..timing import kernels, synchronize
 from .run import Run
 
 SEED = 4000  # of texts whose words do not matter
@@ -62,6 +62,26 @@ def longest_kernels(run: Run, reader: Any) -> dict[str, str]:
         return {}
     at = reader.position + run.sizes.scale.steps[0]
     return kernels(step_of(run.model, reader.cache, at)[0]).longest(NAMED)
+
+
+@torch.no_grad()
+def reading_of(run: Run, reader: Any, tokens: int, look_up: bool) -> dict[str, Any]:
+    """Of some more tokens that are read at once: milliseconds, how long kernels run in them, and which take most."""
+    ids_L, device = run.texts.make(tokens, SEED + 2), run.model.device.type
+
+    def read() -> None:
+        reader.read(ids_L, look_up=look_up)
+
+    read()
+    synchronize(device)
+    start = perf_counter()
+    read()
+    synchronize(device)
+    found: dict[str, Any] = {"tokens": tokens, "ms": 1e3 * (perf_counter() - start)}
+    if device == "cuda":
+        seen = kernels(read, runs=1, warm_up=0)
+        found |= {"kernels, ms": seen.us / 1e3, "longest kernels": seen.longest(NAMED)}
+    return found
 
 
 def stock_ms(run: Run) -> float:
