@@ -146,6 +146,20 @@ def lowered_but(inputs: AttentionInputs, heads: list[int]) -> Tensor:
     return inputs.decoder.constants.get(inputs.decoder.rotary, ("lowered", *heads, count, device), make)
 
 
+def asked_by(inputs: AttentionInputs, heads: list[int], per: str) -> Tensor:
+    """(T,) int32: 1 for the tables that these heads read, 0 for the others. The same in every forward."""
+    count, groups, device = inputs.q_BHLD.shape[1], inputs.keys.k.shape[1], inputs.q_BHLD.device
+    shared = count // groups if per == "group" else 1
+
+    def make() -> Tensor:
+        asked_T = torch.zeros(count // shared, dtype=torch.int32, device=device)
+        for table in {head // shared for head in heads}:  # no copy from the host, as in `lowered_but`
+            asked_T[table] = 1
+        return asked_T
+
+    return inputs.decoder.constants.get(inputs.decoder.rotary, ("asked", *heads, count, shared, device), make)
+
+
 def searched(q_pos_BL: Tensor, near: int, first: KeyValues) -> Tensor:
     """How many tokens each query has searched, (B, L): the positions after the first tokens and `near` before it."""
     after_B1 = first.pos.amax(1, keepdim=True) if len(first) else -1

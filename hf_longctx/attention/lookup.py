@@ -50,6 +50,7 @@ def choose(
     shortlist: int = 0,
     after_B: Tensor | None = None,
     moved: Moved | None = None,
+    asked_T: Tensor | None = None,
 ) -> Tensor:
     """For each query the slots of its best `k` tokens, (B, T, L, K), K at most k; -1 where there are fewer.
 
@@ -66,6 +67,7 @@ def choose(
         shortlist: See `by`.
         after_B: The last positions of `first`, where they are known.
         moved: See `move_and_choose`, which knows where it can be.
+        asked_T: As in `triton_lookup.Shapes`: tables that nobody reads need not be made, and hold anything.
     """
     (B, H, L, _), G = q_BHLD.shape, store.heads
     if after_B is None:
@@ -79,7 +81,7 @@ def choose(
             return triton_keys.choose(q_BHLD, q_pos_BL, pages, **settings)
         by_bits = L == 1 and bits.unsupported_reason(q_BHLD, pages, per) is None
         return triton_lookup.choose(
-            q_BHLD, q_pos_BL, pages, shortlist=shortlist, **settings, by_bits=by_bits, moved=moved
+            q_BHLD, q_pos_BL, pages, shortlist=shortlist, **settings, by_bits=by_bits, moved=moved, asked_T=asked_T
         )
     assert moved is None
     width = max(1, min(k, _longest(store)))

@@ -11,7 +11,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..attention.found import GatheredTokens, attend_at_once, gated, lowered_but, reading_at, searched
+from ..attention.found import (
+    GatheredTokens,
+    asked_by,
+    attend_at_once,
+    gated,
+    lowered_but,
+    reading_at,
+    searched,
+)
 from ..attention.inputs import AttentionInputs
 from ..attention.lookup import choose, move_and_choose
 from ..attention.lookup_settings import check_lookup, check_margin, half_of, on_host
@@ -249,4 +257,6 @@ class CodeLookup(AttentionMethod):
             rope = inputs.relative(self.read_at)
             return move_and_choose(inputs.q_BHLD, rope, inputs.q_pos_BL, store, **settings)
         q = reading_at(inputs, self.read_at)
-        return q, choose(voting(q, heads, inputs.keys.k.shape[1]), inputs.q_pos_BL, store, **settings)
+        q_asking = voting(q, heads, inputs.keys.k.shape[1])
+        asked_T = asked_by(inputs, heads, self.per)
+        return q, choose(q_asking, inputs.q_pos_BL, store, **settings, asked_T=asked_T)

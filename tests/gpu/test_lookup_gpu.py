@@ -138,6 +138,19 @@ def test_kernels_pass_their_own_check(H: int, G: int, D: int, dtype: torch.dtype
                 assert unsupported_reason(lookup.q, lookup.pages, per, by) is None
 
 
+@pytest.mark.parametrize("per", ["group", "head"])
+@pytest.mark.parametrize("by_bits", [False, pytest.param(True, marks=bits_are_multiplied)])
+def test_tables_that_nobody_asks_are_empty(by_bits: bool, per: str) -> None:
+    from hf_longctx.ops.kernels.triton_lookup import choose as by_kernels
+
+    lookup = Lookup.of(8, 4, 64, 20_000, dtype=torch.bfloat16, device="cuda")
+    given = {"k": 8, "per": per, "shortlist": 256, **lookup.settings}
+    whole = by_kernels(lookup.q, lookup.q_pos, lookup.pages, **given, by_bits=by_bits)
+    asked_T = (torch.arange(whole.shape[1], device="cuda") % 3 == 1).int()
+    some = by_kernels(lookup.q, lookup.q_pos, lookup.pages, **given, by_bits=by_bits, asked_T=asked_T)
+    assert torch.equal(some, whole.masked_fill(asked_T[:, None, None] == 0, -1))
+
+
 @pytest.mark.parametrize(("group", "dim"), [(4, 128), (3, 64), (1, 96), (8, 256)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("capped", [False, True])

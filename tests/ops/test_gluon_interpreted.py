@@ -27,6 +27,9 @@ for H, G, D, n, shortlist, per in (
     table = T.choose(lookup.q, lookup.q_pos, lookup.pages, **given, by_bits=True)
     agree(lookup, table, 4, per, shortlist)
     assert torch.equal(plain, table)
+    asked = torch.arange(table.shape[1]) % 2
+    some = T.choose(lookup.q, lookup.q_pos, lookup.pages, **given, by_bits=True, asked_T=asked.int())
+    assert torch.equal(some, table.masked_fill(asked[:, None, None] == 0, -1))
 
 # keys that are all alike: the lower slots
 one = torch.ones(1, 1, 2000, 32)

@@ -112,9 +112,9 @@ for what, scores in kinds.items():
         count, found, held = torch.ones(3, 2).int()
         numbers = torch.full((2,), 64 * number - min(number, 1))
         for _ in range(2):  # twice from what has been noted once
-            _bins[(3, 2)](scores, numbers, state, least, floor, count, found, held, 1, n, most, KEPT=k, CHUNK=64,
-                          GROUPS=0)
-            _listed[(3, 2)](scores, numbers, state, least, block, count, 1, n, most)
+            _bins[(3, 2)](scores, numbers, numbers, state, least, floor, count, found, held, 1, 1, n, most, KEPT=k,
+                          CHUNK=64, GROUPS=0, ASKED=False)
+            _listed[(3, 2)](scores, numbers, numbers, state, least, block, count, 1, 1, n, most, ASKED=False)
         assert (found == 0).all() and (held == 0).all()
         for row in range(2):
             order = sorted((-s, at) for at, s in enumerate(scores[row, :number].tolist()) if s > none)
@@ -209,6 +209,19 @@ for H, G, L, per, shortlist, ties in ((2, 1, 1, "group", 300, False), (2, 2, 1, 
             assert sorted(got) == sorted(at for _, at in order), "the best ones, of equal ones the lower slot"
             torch.testing.assert_close(real[row, : len(got)], exact[row, got], rtol=1e-5, atol=1e-5)
 T.FEW_ROWS = 64
+"""
+)
+
+ASKED = (
+    SMALL
+    + """
+for H, G, L, per, asked in ((6, 3, 1, "group", [0, 1, 0]), (4, 2, 3, "group", [1, 0]), (4, 2, 2, "head", [0, 0, 1, 0])):
+    lookup = Lookup.of(H, G, 64, 300, L, more=1)
+    given = {"k": 4, "per": per, "shortlist": 16, **lookup.settings}
+    whole = T.choose(lookup.q, lookup.q_pos, lookup.pages, **given)
+    some = T.choose(lookup.q, lookup.q_pos, lookup.pages, **given, asked_T=torch.tensor(asked).int())
+    is_asked = torch.tensor(asked).bool()[:, None, None]
+    assert torch.equal(some, whole.masked_fill(~is_asked, -1)) and (some >= 0).any()
 """
 )
 
@@ -309,8 +322,11 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     given = {"k": k, "near": 8192, "after_B": torch.full((B,), 15), "per": per, "shortlist": shortlist}
     table = T.choose(q, q_pos, at, **given)
     T.choose(q, q_pos, at, **given, moved=T.Moved(*torch.zeros(2, D // 2, dtype=dtype), torch.empty_like(q)))
+    asked = torch.ones(G if per == "group" else H).int()
+    T.choose(q, q_pos, at, **given, asked_T=asked)
     if L == 1:
         T.choose(q, q_pos, at, **given, by_bits=True)
+        T.choose(q, q_pos, at, **given, by_bits=True, asked_T=asked)
     triton_keys.choose(q, q_pos, at, k=k, near=8192, after_B=torch.full((B,), 15), per=per)
     triton_pages.gather(at.k, table, G, D, dtype)
     triton_coding.encode(lookup.k[0], Centre(torch.zeros(G, D), torch.ones(G, -(-D // 32) * 32))) if D != 96 else None
@@ -337,7 +353,7 @@ assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
     ("code", "interpret"),
     [
         (MAXIMA + OPERAND + BINS + FOUND, "1"),
-        (CHOOSING + MOVED + EDGES + SHORTLISTED + KEYS, "1"),
+        (CHOOSING + MOVED + EDGES + SHORTLISTED + ASKED + KEYS, "1"),
         (COMPILED, "0"),
     ],
     ids=["parts", "choices", "compiled"],

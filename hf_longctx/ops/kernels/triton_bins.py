@@ -25,12 +25,21 @@ def _bin(score, low, high):
     return tl.minimum(tl.maximum((score - low) * scale, 0.0), BINS - 1.0).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["per_number", "room", "most"])
-def _bins(scores, numbers, state, least, floor, count, found, held, per_number, room, most,
-          KEPT: tl.constexpr, CHUNK: tl.constexpr, GROUPS: tl.constexpr):  # fmt: skip
+@triton.jit
+def _number(numbers, asked, row, T, L, ASKED: tl.constexpr):
+    """How many blocks a row has; none if its table is not asked."""
+    number = tl.cdiv(tl.load(numbers + row // (T * L)), 64).to(tl.int32)
+    if ASKED:
+        number *= tl.load(asked + row // L % T)
+    return number
+
+
+@triton.jit(do_not_specialize=["T", "L", "room", "most"])
+def _bins(scores, numbers, asked, state, least, floor, count, found, held, T, L, room, most, KEPT: tl.constexpr,
+          CHUNK: tl.constexpr, GROUPS: tl.constexpr, ASKED: tl.constexpr):  # fmt: skip
     """Count some blocks of a row; the program that comes last finds the bin, key and score that they must reach."""
     row, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
-    number = tl.cdiv(tl.load(numbers + row // per_number), 64).to(tl.int32)
+    number = _number(numbers, asked, row, T, L, ASKED)
     parts = tl.maximum(tl.cdiv(number, PART), 1)
     if part >= parts:
         return
@@ -65,11 +74,11 @@ def _bins(scores, numbers, state, least, floor, count, found, held, per_number, 
         tl.store(held + row, 0)
 
 
-@triton.jit(do_not_specialize=["per_number", "room", "most"])
-def _listed(scores, numbers, state, least, block, count, per_number, room, most):
+@triton.jit(do_not_specialize=["T", "L", "room", "most"])
+def _listed(scores, numbers, asked, state, least, block, count, T, L, room, most, ASKED: tl.constexpr):
     """The blocks of a part of a row that reach the bound, added to the row's list."""
     row, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
-    number = tl.cdiv(tl.load(numbers + row // per_number), 64).to(tl.int32)
+    number = _number(numbers, asked, row, T, L, ASKED)
     if part * PART >= number:
         return
     at = part * PART + tl.arange(0, PART)

@@ -139,9 +139,9 @@ def _scores(codes, more, held, i: gl.constexpr, halves, bases, factors, size_R, 
 
 
 @gluon.jit(do_not_specialize=["near", "pages", "G", "T", "blocks"])
-def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, factor, best, state, near, pages, G, T,
-            blocks, PAGE: gl.constexpr, W: gl.constexpr, WP: gl.constexpr, R: gl.constexpr, NQ: gl.constexpr,
-            TILES: gl.constexpr, HEADS: gl.constexpr):  # fmt: skip
+def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, factor, best, state, asked, near,
+            pages, G, T, blocks, PAGE: gl.constexpr, W: gl.constexpr, WP: gl.constexpr, R: gl.constexpr,
+            NQ: gl.constexpr, TILES: gl.constexpr, HEADS: gl.constexpr, ASKED: gl.constexpr):  # fmt: skip
     """Some blocks of 64 slots of one row's group of heads: the best score of each."""
     HALVES: gl.constexpr = (W + 3) // 4
     SETS: gl.constexpr = (R + 3) // 4
@@ -150,6 +150,8 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
     g, first = gl.program_id(0) % G, gl.program_id(0) // G * (TILES * 64)
     b = gl.program_id(1).to(gl.int64)
     end = gl.load(filled + b)
+    if ASKED:
+        end *= gl.load(asked + g)
     if first >= end:
         return
     at = b * G + g

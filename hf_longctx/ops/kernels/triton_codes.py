@@ -130,14 +130,16 @@ def scored(bytes_NB, i: tl.constexpr, held, half, base, factor, size_N, W: tl.co
 
 
 @triton.jit(do_not_specialize=["near", "pages", "G", "L", "T"])
-def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, factor, best, state, near, pages, G, L,
-            T, blocks, PAGE: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-            NQ: tl.constexpr, K: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
-            ONE: tl.constexpr):  # fmt: skip
+def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, factor, best, state, asked, near,
+            pages, G, L, T, blocks, PAGE: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr,
+            RP: tl.constexpr, NQ: tl.constexpr, K: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr,
+            HEADS: tl.constexpr, ONE: tl.constexpr, ASKED: tl.constexpr):  # fmt: skip
     """Some blocks of one row's group of heads: the best score of each."""
     g, first = tl.program_id(0) % G, tl.program_id(0) // G * (TILES * 64)
     b, piece, pieces = tl.program_id(1).to(tl.int64), tl.program_id(2), tl.num_programs(2)
     end = tl.load(filled + b)
+    if ASKED:
+        end *= tl.load(asked + g)
     if first >= end:
         return
     at = (b * G + g) * pieces + piece

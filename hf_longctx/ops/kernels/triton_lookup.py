@@ -42,9 +42,12 @@ class Shapes:
         pages: Where they look.
         per: "group" or "head".
         by_bits: Codes are multiplied bit by bit, see `triton_bits`; for one query of a row.
+        asked_T: 1 for the tables that anyone reads, int32, and 0 for those that are to be empty; None: all are read.
     """
 
-    def __init__(self, q_BHLD: Tensor, pages: Pages, per: str, by_bits: bool = False) -> None:
+    def __init__(
+        self, q_BHLD: Tensor, pages: Pages, per: str, by_bits: bool = False, asked_T: Tensor | None = None
+    ) -> None:
         self.B, self.H, self.L, self.D = q_BHLD.shape
         self.G, self.C = pages.width_BGC.shape[1:]
         self.heads, self.by_bits = per == "head", by_bits
@@ -60,6 +63,7 @@ class Shapes:
             "W": W, "WP": WP, "R": R, "RP": RP, "NQ": columns, "K": max(16, 4 * WP), "BYTES": max(32, 4 * WP),
             "ROWS": rows,
         }  # fmt: skip
+        self.asked = (q_BHLD, False) if asked_T is None else (asked_T, True)
         self.bits = {name: self.codes[name] for name in ("W", "WP", "R", "NQ")}
 
 
@@ -133,19 +137,21 @@ def maxima(
     best = torch.empty(B, T, L, shapes.blocks, device=q_pos_BL.device, dtype=torch.float32)
     *operands, state = ready
     at = *_places(q_pos_BL, pages, after_B), *operands
+    asked, some = shapes.asked
+    some = some and not shapes.heads  # a program serves all heads of a group
     with on_device_of(q_pos_BL):
         if shapes.by_bits:
             from . import triton_bits
 
             tiles = min(64, max(4, triton.next_power_of_2(B * G * shapes.blocks // PROGRAMS)))
             triton_bits._maxima[shapes.blocks // tiles * G, B](
-                *at, best, state, near, shapes.pages, G, T, shapes.blocks, PAGE=sizes.PAGE,
-                **shapes.bits, TILES=tiles, HEADS=shapes.heads, num_warps=1,
+                *at, best, state, asked, near, shapes.pages, G, T, shapes.blocks, PAGE=sizes.PAGE,
+                **shapes.bits, TILES=tiles, HEADS=shapes.heads, ASKED=some, num_warps=1,
             )  # fmt: skip
             return best, state
         _maxima[shapes.blocks // TILES.value * G, B, shapes.pieces](
-            *at, best, state, near, shapes.pages, G, L, T, shapes.blocks, PAGE=sizes.PAGE,
-            **shapes.codes, HEADS=shapes.heads, ONE=L == 1, num_warps=1, num_stages=2,
+            *at, best, state, asked, near, shapes.pages, G, L, T, shapes.blocks, PAGE=sizes.PAGE,
+            **shapes.codes, HEADS=shapes.heads, ONE=L == 1, ASKED=some, num_warps=1, num_stages=2,
         )  # fmt: skip
     return best, state
 
@@ -178,16 +184,17 @@ def survivors(
     score = torch.empty(rows, most * BLOCK, device=device, dtype=torch.float32)
     count, found, held = torch.empty(3, rows, device=device, dtype=torch.int32)
     floor, least = (torch.empty(rows, device=device, dtype=dtype) for dtype in (torch.float32, torch.int64))
-    per_row = shapes.T * shapes.L
+    asked, some = shapes.asked
+    sizes_of = shapes.T, shapes.L, blocks, most
     parts: Any = (triton.cdiv(blocks, PART.value), rows)
     at = *_places(q_pos_BL, pages, after_B), *ready[:-1]
     rest = block, count, floor, found, score, slot, near, shapes.pages, shapes.G
     with on_device_of(best):
         _bins[parts](
-            best, pages.filled_B, state, least, floor, count, found, held, per_row, blocks, most, KEPT=shortlist,
-            **_chunks(min(8192, triton.next_power_of_2(blocks)), shortlist), num_warps=8,
+            best, pages.filled_B, asked, state, least, floor, count, found, held, *sizes_of, KEPT=shortlist,
+            **_chunks(min(8192, triton.next_power_of_2(blocks)), shortlist), ASKED=some, num_warps=8,
         )  # fmt: skip
-        _listed[parts](best, pages.filled_B, state, least, block, count, per_row, blocks, most)
+        _listed[parts](best, pages.filled_B, asked, state, least, block, count, *sizes_of, ASKED=some)
         if shapes.by_bits:
             from . import triton_bits
 
@@ -246,7 +253,7 @@ def last(q_BHLD: Tensor, found: Found, pages: Pages, shapes: Shapes, k: int, sho
 @torch.no_grad()
 def choose(
     q_BHLD: Tensor, q_pos_BL: Tensor, pages: Pages, *, k: int, near: int, after_B: Tensor, per: str, shortlist: int,
-    by_bits: bool = False, moved: Moved | None = None,
+    by_bits: bool = False, moved: Moved | None = None, asked_T: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """For each query the slots of its best `k` tokens, (B, T, L, K) int64; -1 where there are fewer.
 
@@ -263,16 +270,17 @@ def choose(
         shortlist: How many of the best by their codes are scored with their real keys.
         by_bits: Multiply codes bit by bit, see `bits`; for one query of a row.
         moved: Queries are yet to be moved so; None: they are already.
+        asked_T: As in `Shapes`. Codes of a group of heads that nobody asks are not read.
     """
     B, _, L, _ = q_BHLD.shape
     q = q_BHLD if q_BHLD.stride(-1) == 1 else q_BHLD.contiguous()
     q_pos = q_pos_BL.expand(B, L).contiguous()
-    whole = Shapes(q, pages, per, by_bits)
+    whole = Shapes(q, pages, per, by_bits, asked_T)
     room = min(shortlist + max(BLOCK, shortlist // 8), whole.blocks) * BLOCK + whole.blocks
     tables = []
     for at in in_turn(L, B * whole.T * room):
         some, pos = q[:, :, at], q_pos[:, at].contiguous()
-        shapes = Shapes(some, pages, per, by_bits)
+        shapes = Shapes(some, pages, per, by_bits, asked_T)
         part = None if moved is None else moved._replace(out_BHLD=moved.out_BHLD[:, :, at])
         ready = prepared(some, pages, shapes, part)
         best = maxima(ready, pos, pages, shapes, near, after_B)
