@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.config import variants_of
 from recipes.extend_context.screen import FEW
-from recipes.extend_context.settings import DEFAULT, read_config, variants_of
+from recipes.extend_context.settings import DEFAULT, read_config
 from recipes.tables import print_table
 
 FAR, NATS = 0.997, 10.0

@@ -19,6 +19,7 @@ import json
 import shutil
 import traceback
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from hf_longctx.hub.resolve import load_tokenizer, locate
 from hf_longctx.upstream.installing import check_packages
 from recipes.benchmarks.saving import Saved
 from recipes.cards import visible
+from recipes.config import merged, variants_of
 from recipes.extend_context import card
 from recipes.extend_context.cards import over_cards
 from recipes.extend_context.corpus import Corpus, prepare
@@ -40,7 +42,7 @@ from recipes.extend_context.count import table
 from recipes.extend_context.measure import NEEDS, Measured, moved, needed, own_answers, probe
 from recipes.extend_context.model import average_, load_extended, save_native
 from recipes.extend_context.rehearsal import check, rehearsal_of
-from recipes.extend_context.settings import DEFAULT, checked, read_config, variants_of
+from recipes.extend_context.settings import DEFAULT, WHOLE, checked, read_config
 from recipes.extend_context.train import trained
 from recipes.extend_context.windows import Windows
 from recipes.resuming import fingerprints
@@ -188,7 +190,10 @@ def main(arguments: list[str] | None = None) -> None:
         configs[name] = checked(config | given | {"out": str(folder)})
     model = configs[names[0]]["model"]
     if args.list:
-        changes = {name: {k: v for one in name.split("+") for k, v in every[one].items()} for name in names}
+        changes = {}
+        for name in names:
+            own = (every[one] for one in name.split("+"))
+            changes[name] = reduce(lambda first, second: merged(first, second, WHOLE), own)
         for line in table(configs, changes, load_tokenizer(model)):
             print(line)
         return

@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-from recipes.config import check_keys
+from recipes.config import check_keys, read_variant
 from recipes.resuming import fingerprints
-
-from .variants import joined
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
+# settings whose fields belong together: a variant gives all of them
+WHOLE = ("positions", "mix", "pose", "distil", "rehearsal", "scaled")
 OF_DOCUMENTS = ("long", "short", "retrieval")
 KINDS = (*OF_DOCUMENTS, "rehearsal")
 # fields of `rehearsal`, the first of which is a number of tokens
@@ -24,11 +24,7 @@ TOWARDS = ("distribution", "tokens")  # of what is rehearsed: the stock model's,
 
 def read_config(path: Path, variant: str | None = None) -> dict[str, Any]:
     """The settings of a file, with what one of its variants changes, or several that are joined by +."""
-    given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    variants = given.pop("variants", {})
-    if variant is not None:
-        given = joined(given, variant, variants, path.name) | {"out": f"{given['out']}-{variant}"}
-    return checked(left_out(given))
+    return checked(left_out(read_variant(path, variant, WHOLE)))
 
 
 def left_out(config: dict[str, Any]) -> dict[str, Any]:
@@ -48,12 +44,6 @@ def left_out(config: dict[str, Any]) -> dict[str, Any]:
         found["pose"] = config["pose"] | {"kinds": kinds} if kinds else None
     if "rehearsal" in without:
         found["rehearsal"] = None
-    return found
-
-
-def variants_of(path: Path) -> dict[str, Any]:
-    """What each variant of a file changes, by its name."""
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("variants", {})
     return found
 
 

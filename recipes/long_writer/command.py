@@ -17,7 +17,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """The arguments of every command of the recipe."""
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--config", type=Path, default=DEFAULT)
-    found.add_argument("--variant", help="one of the config's variants, such as s_l_alone")
+    found.add_argument("--variant", help="one of the config's variants, such as s_l_alone, or several joined by +")
     found.add_argument("--model", help="a folder, a Hub id or a .gguf file, in place of the config's")
     found.add_argument("--chats", action="append", help="a file of chats, in place of the config's; may be repeated")
     found.add_argument("--out", help="a folder, in place of the config's")

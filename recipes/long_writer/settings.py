@@ -9,42 +9,27 @@ from typing import Any
 import yaml
 
 from hf_longctx.near import did_you_mean
+from recipes.config import read_variant
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
 GENERATION = ("graphs", "static", "continuous", "plain")
 REWARDS = ("verifier", "length", "ended_length", "repetition", "unended")
 REJECTED = ("random", "loops")
-# what is free in a section, and what a mapping replaces whole
-OPEN = ("training", "rewards")
+OPEN = ("training", "rewards")  # sections with any names
+WHOLE = ("rewards",)  # a variant gives all of them
 
 
 def read_config(path: Path, variant: str | None = None, **given: Any) -> dict[str, Any]:
     """The settings of a file, with what one of its variants changes, and those `given` that are not None.
 
-    Names that are joined by + are variants one after the other.
+    Several variants are joined by +.
 
     Raises:
         ValueError: There is no such variant, or the settings cannot work.
     """
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    variants = config.pop("variants", {})
-    if variant is not None:
-        for name in variant.split("+"):
-            if name not in variants:
-                raise ValueError(f"--variant {name}: {path.name} has {', '.join(variants) or 'none'}.")
-            config = merged(config, variants[name])
-        config["out"] = f"{config['out']}-{variant}"
+    config = read_variant(path, variant, WHOLE)
     return checked(config | {key: value for key, value in given.items() if value is not None})
-
-
-def merged(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with changes in their sections."""
-    found = dict(config)
-    for key, value in changes.items():
-        inner = isinstance(value, Mapping) and key != "rewards" and isinstance(found.get(key), Mapping)
-        found[key] = merged(found[key], value) if inner else value
-    return found
 
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_longctx.storage.files import write_json_lines
+from recipes.config import merged
 from recipes.expected import hold
 from recipes.extend_context.smoke import write_documents, write_model
-from recipes.long_writer.settings import DEFAULT, HERE, checked, merged, read_config
+from recipes.long_writer.settings import DEFAULT, HERE, WHOLE, checked, read_config
 
 CONTEXT = 640
 CHATML = (
@@ -53,7 +54,7 @@ def prepare(folder: Path) -> dict[str, Any]:
         "tokens_at_once": 4 * CONTEXT,
         "tokens_per_word": 2.0,
     }
-    return checked(merged(read_config(DEFAULT), changes))
+    return checked(merged(read_config(DEFAULT), changes, WHOLE))
 
 
 def writing(rng: random.Random, rows: int) -> list[dict[str, Any]]:

@@ -356,14 +356,16 @@ def test_variants_of_jobs_go_together(tmp_path: Path) -> None:
 
 
 def test_variants_of_writing_go_together() -> None:
-    """Those of every case of a job that screens settings of recipes/long_writer."""
+    """Those that jobs give to commands of recipes/long_writer, and those of every case of a job that screens."""
     names = list[str]()
     for job in command.jobs().values():
         if "recipes.long_writer.screen" in job.command:
             found = re.findall(r"\bvariants=(?:\"([^\"]+)\"|(\S+))", job.command)
             assert found
             names += " ".join(quoted or bare for quoted, bare in found).replace(";", "").split()
-    assert {"base", "grpo_scored", "fewer_problems+rate_2e-4"} <= set(names)
+        lines = (line for line in job.command.splitlines() if "recipes.long_writer." in line)
+        names += (name for line in lines for name in re.findall(r"--variant ([^\s$]+)", line))
+    assert {"base", "grpo_scored", "fewer_problems+rate_2e-4", "shown_32k"} <= set(names)
     for name in set(names) - {screen.BASE}:
         writing_settings.read_config(writing_settings.DEFAULT, name)
 

@@ -122,7 +122,7 @@ def test_a_stage_without_a_checkpoint_begins_anew(config: dict[str, Any], tmp_pa
         (["--minutes", "-1"], "--minutes -1: expected a number above 0"),
         (["--minutes", "nan"], "--minutes nan: expected a number above 0"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
-        (["--variant", "s_l"], "--variant s_l: config.yaml has s_l_alone"),
+        (["--variant", "s_l"], "--variant s_l: config.yaml has no s_l; it has s_l_alone"),
     ],
 )
 def test_options_that_cannot_work_are_said(given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,10 +17,11 @@ from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.parallel.model.documents import IGNORED
 from hf_longctx.storage.files import write_json_lines
 from recipes.clock import Clock
+from recipes.config import merged
 from recipes.long_writer import data
 from recipes.long_writer.curriculum import ShortFirst, competence, packs_by_length
 from recipes.long_writer.data import Fitting, asked, parts, sft_documents
-from recipes.long_writer.settings import DEFAULT, checked, merged, read_config
+from recipes.long_writer.settings import DEFAULT, checked, read_config
 
 
 @pytest.mark.parametrize("variant", [None, *yaml.safe_load(DEFAULT.read_text())["variants"]])
@@ -55,7 +56,7 @@ def test_missing_settings_and_variants_are_named(tmp_path: Path) -> None:
     del config["dpo"]["samples"]
     with pytest.raises(ValueError, match="the config lacks dpo: samples"):
         checked(config)
-    with pytest.raises(ValueError, match=r"--variant s_l: config\.yaml has s_l_alone, sequence"):
+    with pytest.raises(ValueError, match=r"--variant s_l: config\.yaml has no s_l; it has s_l_alone, sequence"):
         read_config(DEFAULT, "s_l")
 
 

@@ -132,5 +132,9 @@ def test_the_variants_that_sample_do_it_as_they_are_scored() -> None:
     both = read_config(DEFAULT, "fewer_problems+rate_2e-4")["sft"]
     assert (both["problems"], both["training"]["learning_rate"]) == (4000, 2e-4)
     assert both["training"]["bf16"], "what a variant does not name stays"
-    with pytest.raises(ValueError, match=r"--variant none: config.yaml has "):
+    with pytest.raises(ValueError, match=r"--variant sequence\+none: config.yaml has no none; it has "):
         read_config(DEFAULT, "sequence+none")
+    with pytest.raises(
+        ValueError, match=r"rate_2e-4 sets sft: training: learning_rate to 0.0002, and rate_1e-4 to 0.0001"
+    ):
+        read_config(DEFAULT, "rate_2e-4+rate_1e-4")
