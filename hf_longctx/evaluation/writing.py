@@ -105,6 +105,11 @@ def repeated_ngrams(text: str, n: int = NGRAM) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
+def has_loops(text: str) -> bool:
+    """Whether a text goes round in circles: more than `LOOPS` of its runs of words stand in it before."""
+    return repeated_ngrams(text) > LOOPS
+
+
 def copied_share(text: str, prompt: str, n: int = NGRAM) -> float:
     """The share of the text's words that lie in a run of `n` words which the prompt has, too."""
     words, known = _words(text), set(_runs(_words(prompt), n))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_longctx.evaluation.writing import LOOPS, ended_length_score, repeated_ngrams
+from hf_longctx.evaluation.writing import ended_length_score, has_loops
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def length_pairs(
                 "two answers at least, and a mark for each."
             )
         scores = [ended_length_score(t, one.required, end) for t, end in zip(one.texts, one.ended, strict=True)]
-        loop = {i for i, text in enumerate(one.texts) if loops and repeated_ngrams(text) > LOOPS}
+        loop = {i for i, text in enumerate(one.texts) if loops and has_loops(text)}
         scores = [0.0 if i in loop else score for i, score in enumerate(scores)]
         best = max(range(len(scores)), key=scores.__getitem__)
         worse = [i for i, score in enumerate(scores) if score < scores[best] and score <= scores[best] - least]

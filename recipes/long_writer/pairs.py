@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hf_longctx.evaluation.tasks.long_output import NEVER_ENDS, dpo_row
-from hf_longctx.evaluation.writing import LOOPS, repeated_ngrams
+from hf_longctx.evaluation.writing import has_loops
 from recipes.long_writer.data import WORDS, Fitting, asked, made, parts, prompt_ids
 from recipes.long_writer.decode import Sampling, Written, write
 from recipes.long_writer.length_pairs import Sampled, length_pairs
@@ -72,7 +72,7 @@ def by_length(
         without += none
         for pair in pairs:
             chosen, rejected = pair["answers"]
-            loops += repeated_ngrams(texts[rejected]) > LOOPS
+            loops += has_loops(texts[rejected])
             _add(found, f"prompt {number}", prompt, some[chosen].ids, some[rejected].ids)
     return {"prompts": len(rows), "prompts without a worse answer": without, "rejected answers that loop": loops}
 

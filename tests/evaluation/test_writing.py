@@ -12,6 +12,7 @@ from hf_longctx.evaluation.writing import (
     copied_share,
     counted_parts,
     ended_length_score,
+    has_loops,
     repeated_ngrams,
     writing_score,
 )
@@ -71,6 +72,9 @@ def test_repeated_runs_of_words() -> None:
     slow = sum(run in runs[:i] for i, run in enumerate(runs)) / len(runs)
     assert repeated_ngrams(" ".join(text)) == pytest.approx(slow)
     assert repeated_ngrams("长文本的模型写作很好" * 2) == pytest.approx(3 / 13)
+    # of 99 runs 29 stand there before, and of 101 runs 31
+    assert not has_loops(" ".join(fresh[:70] + fresh[:36]))
+    assert has_loops(" ".join(fresh[:70] + fresh[:38]))
 
 
 def test_words_copied_from_the_prompt() -> None:
