@@ -92,13 +92,6 @@ def with_adapters(model: Any, rank: int, ends: list[str] | None = None) -> Any:
     return get_peft_model(model, settings)
 
 
-@torch.no_grad()
-def average_(model: nn.Module, stock: dict[str, torch.Tensor], share: float) -> None:
-    """Move all weights towards those of the stock model, by a share of the way."""
-    for name, weight in model.named_parameters():
-        weight.lerp_(stock[name].to(weight.device, weight.dtype), share)
-
-
 def save_native(model: Any, tokenizer: Any, folder: Path, dtype: str) -> Path:
     """A stock checkpoint in `folder`, adapters merged."""
     merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model

@@ -32,6 +32,7 @@ from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
 from hf_longctx.hub.resolve import load_tokenizer, locate
 from hf_longctx.upstream.installing import check_packages
+from recipes.averaging import average_
 from recipes.benchmarks.saving import Saved
 from recipes.cards import visible
 from recipes.config import merged, variants_of
@@ -40,7 +41,7 @@ from recipes.extend_context.cards import over_cards
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.count import table
 from recipes.extend_context.measure import NEEDS, Measured, moved, needed, own_answers, probe
-from recipes.extend_context.model import average_, load_extended, save_native
+from recipes.extend_context.model import load_extended, save_native
 from recipes.extend_context.rehearsal import check, rehearsal_of
 from recipes.extend_context.settings import DEFAULT, WHOLE, checked, read_config
 from recipes.extend_context.train import trained

@@ -25,6 +25,7 @@ from hf_longctx.hub import load
 from hf_longctx.training.checkpoints import last_whole
 from hf_longctx.training.memory import TrainingMemory
 from hf_longctx.upstream.installing import check_packages
+from recipes.averaging import average_
 from recipes.benchmarks.reading import command_without_paths
 from recipes.cards import one_card
 from recipes.clock import Clock, minutes
@@ -32,7 +33,7 @@ from recipes.extend_context import card
 from recipes.extend_context.corpus import Corpus, prepare
 from recipes.extend_context.distil import Teacher
 from recipes.extend_context.measure import NEEDS, Measured, needed, own_answers, probe
-from recipes.extend_context.model import average_, load_extended, save_native, train_only, with_adapters
+from recipes.extend_context.model import load_extended, save_native, train_only, with_adapters
 from recipes.extend_context.positions import extended
 from recipes.extend_context.rehearsal import FILE as REHEARSAL
 from recipes.extend_context.rehearsal import check as check_rehearsal

@@ -30,8 +30,8 @@ from hf_longctx.evaluation.results import write_results
 from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
 from hf_longctx.upstream.installing import check_packages
+from recipes.averaging import average_
 from recipes.benchmarks.saving import Saved
-from recipes.extend_context.model import average_
 from recipes.long_writer.chain import STAGES, free
 from recipes.long_writer.command import parser, settings
 from recipes.long_writer.compare import gains, values
