@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from hf_longctx.anatomy import find_decoder
-from hf_longctx.hub.resolve import load_model
 from hf_longctx.training.memory.pending import CHUNK, PendingLogits, Wanted
 from hf_longctx.training.memory.tiles import Tiled, in_tiles
 
 from .settings import taught
+from .stock import Stock
 
 
 class Teacher:
@@ -44,10 +44,9 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def of(cls, config: dict[str, Any], device: torch.device) -> Teacher:
-        """The config's model, as it is before training, for what its settings distil and rehearse."""
-        model = load_model(config["model"], dtype=config["save_dtype"], device=device)
-        return cls(model, max(part["length"] for part in taught(config).values()))
+    def of(cls, config: dict[str, Any], device: torch.device, stock: Stock) -> Teacher:
+        """The stock model, which is the teacher's own from now on, for what the settings distil and rehearse."""
+        return cls(stock.taken().to(device), max(part["length"] for part in taught(config).values()))
 
     @contextmanager
     def teaching(self, student: Any, ids_BT: Tensor) -> Iterator[None]:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from hf_longctx.evaluation.results import write_results
-from hf_longctx.hub import load
 
 from .chats import turn_of, written_chats
 from .facts import Row
 from .sampling import FREE, seeded
+from .stock import Stock
 
 FILE = "rehearsal.json"
 BATCH, LONGEST = 256, 512  # texts that are written at once, and their tokens at most
@@ -38,13 +38,13 @@ def check(config: dict[str, Any], tokenizer: Any) -> None:
         turn_of(tokenizer)
 
 
-def rehearsal_of(config: dict[str, Any], documents: dict[str, Tensor], out: Path) -> list[Row] | None:
+def rehearsal_of(config: dict[str, Any], documents: dict[str, Tensor], out: Path, stock: Stock) -> list[Row] | None:
     """The rows of a run, kept in its folder, so that a resumed run has the same; None: it has none."""
     settings, file = config["rehearsal"], out / FILE
     if settings is None:
         return None
     if not file.exists():
-        model, tokenizer = load(config["model"], dtype=config["save_dtype"])
+        model, tokenizer = stock.loaded()
         seed, dropped = config["training"].get("seed", 0), dict[str, int]()
         if of_chats(config):
             rows, dropped = written_chats(model, tokenizer, settings, seed)

@@ -44,6 +44,7 @@ from recipes.extend_context.measure import NEEDS, Measured, moved, needed, own_a
 from recipes.extend_context.model import load_extended, save_native
 from recipes.extend_context.rehearsal import check, rehearsal_of
 from recipes.extend_context.settings import DEFAULT, WHOLE, checked, read_config
+from recipes.extend_context.stock import Stock
 from recipes.extend_context.train import trained
 from recipes.extend_context.windows import Windows
 from recipes.resuming import fingerprints
@@ -112,8 +113,9 @@ def trained_once(config: dict[str, Any], corpus: Corpus, tokenizer: Any, seconds
     model, _ = load_extended(config)
     if seconds:
         windows = Windows(corpus.training, tokenizer, config)
-        windows.own = rehearsal_of(config, corpus.training, out)
-        found = trained(model, tokenizer, windows, config, seconds, False)
+        stock = Stock(config)
+        windows.own = rehearsal_of(config, corpus.training, out, stock)
+        found = trained(model, tokenizer, windows, config, seconds, False, stock)
     else:
         save_native(model, tokenizer, out / "model", config["save_dtype"])
         found = {"tokens": 0, "losses": []}

@@ -39,6 +39,7 @@ from recipes.extend_context.rehearsal import FILE as REHEARSAL
 from recipes.extend_context.rehearsal import check as check_rehearsal
 from recipes.extend_context.rehearsal import rehearsal_of
 from recipes.extend_context.settings import DEFAULT, checked, differing, read_config, taught
+from recipes.extend_context.stock import Stock
 from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows
 from recipes.resuming import check_fresh, keep_settings
@@ -65,8 +66,9 @@ def run(
     if not resume:
         for kept in ("before.json", REHEARSAL):
             (out / kept).unlink(missing_ok=True)
-    before, answers = measured_before(config, corpus, out)
-    windows.own = rehearsal_of(config, corpus.training, out)
+    stock = Stock(config)
+    before, answers = measured_before(config, corpus, out, stock)
+    windows.own = rehearsal_of(config, corpus.training, out, stock)
     report: dict[str, Any] = {"base": Path(config["model"]).name, "config": config, "documents": corpus.report}
     report |= {"mix": windows.tokens(), "before": before} | ({} if command is None else {"command": command})
     seconds = None if until is None else until - time.monotonic() - 60 * config["evaluation"]["minutes"]
@@ -75,7 +77,7 @@ def run(
             f"--minutes {minutes}: reading the data and measuring the stock model left no time to train beside the "
             f"{config['evaluation']['minutes']} minutes of the evaluation (evaluation: minutes). Give more."
         )
-    report |= trained(model, tokenizer, windows, config, seconds, resume) | environment()
+    report |= trained(model, tokenizer, windows, config, seconds, resume, stock) | environment()
     report |= {"after": {"curves": {}}, "scaled": {}}
     keep = partial(keep_report, report, out)
     keep()
@@ -89,11 +91,17 @@ def run(
 
 
 def trained(
-    model: Any, tokenizer: Any, windows: Windows, config: dict[str, Any], seconds: float | None, resume: bool
+    model: Any,
+    tokenizer: Any,
+    windows: Windows,
+    config: dict[str, Any],
+    seconds: float | None,
+    resume: bool,
+    stock: Stock,
 ) -> dict[str, Any]:
-    """Train and save the model; how many tokens, steps and seconds that took."""
+    """Train and save the model; how many tokens, steps and seconds that took. `stock` is taken, or let go."""
     out, cpu = Path(config["out"]), not torch.cuda.is_available()
-    stock = {n: weight.detach().clone() for n, weight in model.named_parameters()} if config["averaged"] else {}
+    begun = {n: weight.detach().clone() for n, weight in model.named_parameters()} if config["averaged"] else {}
     if config["lora"]:
         model = with_adapters(model, config["lora"], config["train"])
     elif config["train"] is not None:
@@ -110,13 +118,15 @@ def trained(
         **(config["training"] | ({"bf16": False} if cpu else {})),
     )
     args = one_card(args)
+    teacher = Teacher.of(config, args.device, stock) if taught(config) else None
+    stock.let_go()
     clock = Clock(windows.steps, seconds, out / "run/seconds.json")
     trainer = ExtendTrainer(
         model=model,
         args=args,
         memory=TrainingMemory(**config["memory"]),
         clock=clock,
-        teacher=Teacher.of(config, args.device) if taught(config) else None,
+        teacher=teacher,
         train_dataset=windows,
         data_collator=windows.collate,
         processing_class=tokenizer,
@@ -135,7 +145,7 @@ def trained(
         found["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
     undo_memory(trainer)
     if config["averaged"]:
-        average_(trainer.accelerator.unwrap_model(trainer.model), stock, config["averaged"])
+        average_(trainer.accelerator.unwrap_model(trainer.model), begun, config["averaged"])
     save_native(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out / "model", config["save_dtype"])
     return found
 
@@ -172,16 +182,16 @@ def undo_memory(trainer: ExtendTrainer) -> None:
     undo(trainer.accelerator.unwrap_model(trainer.model))
 
 
-def measured_before(config: dict[str, Any], corpus: Corpus, out: Path) -> tuple[dict[str, Any], Any]:
+def measured_before(config: dict[str, Any], corpus: Corpus, out: Path, stock: Stock) -> tuple[dict[str, Any], Any]:
     """The stock model's measures within its trained length, and its answers to prompts; kept for a resumed run."""
     file = out / "before.json"
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
         return kept["measured"], kept["answers"]
-    stock, tokenizer = load(config["model"], dtype=config["save_dtype"])
-    answers = own_answers(stock, tokenizer, config["evaluation"]["chats"])
+    model, tokenizer = stock.loaded()
+    answers = own_answers(model, tokenizer, config["evaluation"]["chats"])
     settings = config["evaluation"] | {"retrieval": []}
-    found = Measured(stock, tokenizer, corpus.held, settings, None).all(answers, stock.config.max_position_embeddings)
+    found = Measured(model, tokenizer, corpus.held, settings, None).all(answers, model.config.max_position_embeddings)
     write_results(file, {"measured": found, "answers": answers})
     return found, answers
 

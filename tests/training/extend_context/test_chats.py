@@ -18,6 +18,7 @@ from recipes.extend_context.corpus import Corpus
 from recipes.extend_context.model import load_extended
 from recipes.extend_context.rehearsal import FILE, check, rehearsal_of
 from recipes.extend_context.settings import checked
+from recipes.extend_context.stock import Stock
 from recipes.extend_context.windows import Windows
 
 CHATML = (
@@ -185,12 +186,12 @@ def test_a_model_that_has_changed_nothing_learns_nothing_of_chats(chats_of: dict
     """The loss is the divergence from the stock model at answers' tokens, over the number of these."""
     model, tokenizer = load_extended(chats_of)
     windows = Windows(corpus.training, tokenizer, chats_of)
-    windows.own = rehearsal_of(chats_of, corpus.training, Path(chats_of["out"]))
+    windows.own = rehearsal_of(chats_of, corpus.training, Path(chats_of["out"]), Stock(chats_of))
     assert windows.own is not None
     assert len(windows.own) == 10
     kept = json.loads((Path(chats_of["out"]) / FILE).read_text(encoding="utf-8"))
     assert set(kept["left out"]) == {"not ended", "empty", "told before", "as in the evaluation", "too long"}
-    (loss,) = train.trained(model, tokenizer, windows, chats_of, None, False)["losses"]
+    (loss,) = train.trained(model, tokenizer, windows, chats_of, None, False, Stock(chats_of))["losses"]
     assert abs(loss) < 1e-5
     torch.manual_seed(1)
     other: Any = AutoModelForCausalLM.from_config(model.config)
@@ -208,7 +209,7 @@ def test_a_model_that_has_changed_nothing_learns_nothing_of_chats(chats_of: dict
                 each = kl_div(own, told, reduction="none", log_target=True).sum(-1)
                 total, targets = total + 3.0 * float(each[counted[:end]].sum()), targets + int(counted.sum())
     assert 0 < targets < chats_of["tokens_per_step"] * 0.9, "neither users' turns nor padding are counted"
-    (loss,) = train.trained(other, tokenizer, windows, chats_of, None, False)["losses"]
+    (loss,) = train.trained(other, tokenizer, windows, chats_of, None, False, Stock(chats_of))["losses"]
     assert loss == pytest.approx(total / targets, rel=1e-4)
 
 
@@ -217,7 +218,7 @@ def test_chats_may_be_learnt_as_they_are_written(chats_of: dict[str, Any], corpu
     made = checked(chats_of | {"rehearsal": chats_of["rehearsal"] | {"towards": "tokens"}})
     model, tokenizer = load_extended(made)
     windows = Windows(corpus.training, tokenizer, made)
-    windows.own = rehearsal_of(made, corpus.training, Path(made["out"]))
+    windows.own = rehearsal_of(made, corpus.training, Path(made["out"]), Stock(made))
     stock, _ = load_extended(made)
     total, targets = 0.0, 0
     with torch.no_grad():
@@ -227,5 +228,5 @@ def test_chats_may_be_learnt_as_they_are_written(chats_of: dict[str, Any], corpu
             logits, labels = stock(batch["input_ids"]).logits, batch["labels"]
             total += 3.0 * float(cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
             targets += int((labels != -100).sum())
-    (loss,) = train.trained(model, tokenizer, windows, made, None, False)["losses"]
+    (loss,) = train.trained(model, tokenizer, windows, made, None, False, Stock(made))["losses"]
     assert loss == pytest.approx(total / targets, rel=1e-4)

@@ -31,6 +31,7 @@ from recipes.extend_context.measure import window_ends
 from recipes.extend_context.model import load_extended
 from recipes.extend_context.settings import DEFAULT, checked, read_config
 from recipes.extend_context.smoke import FAR, NEAR
+from recipes.extend_context.stock import Stock
 from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows, order, short_only
 
@@ -159,7 +160,7 @@ def test_the_loss_is_the_weighted_sum_over_all_targets(
     monkeypatch.setattr(ExtendTrainer, "_clip_grad_norm", keep)
     model, _ = load_extended(one)
     windows = Windows(corpus.training, tokenizer, one)
-    losses = train.trained(model, tokenizer, windows, one, None, False)["losses"]
+    losses = train.trained(model, tokenizer, windows, one, None, False, Stock(one))["losses"]
     plain: Any = load_extended(one)[0].double().train()
     total = torch.zeros((), dtype=torch.float64)
     batches = [windows[number] for number in range(len(windows))]

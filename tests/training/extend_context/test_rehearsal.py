@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from hf_longctx.hub import load
 from recipes.extend_context import train
 from recipes.extend_context.corpus import Corpus
 from recipes.extend_context.model import load_extended
 from recipes.extend_context.rehearsal import FILE, rehearsal_of, written
 from recipes.extend_context.settings import checked
+from recipes.extend_context.stock import Stock
 from recipes.extend_context.windows import Windows
 
 OWN: dict[str, Any] = {"tokens": 300, "length": 64, "start": 4, "weight": 3.0}
@@ -64,15 +68,15 @@ def test_they_are_kept_for_a_run_that_is_resumed(
     rehearsing: dict[str, Any], corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = Path(rehearsing["out"])
-    rows = rehearsal_of(rehearsing, corpus.training, out)
+    rows = rehearsal_of(rehearsing, corpus.training, out, Stock(rehearsing))
     assert rows is not None
     assert (out / FILE).exists()
-    monkeypatch.setattr("recipes.extend_context.rehearsal.load", None)
-    again = rehearsal_of(rehearsing, corpus.training, out)
+    monkeypatch.setattr("recipes.extend_context.stock.load", None)
+    again = rehearsal_of(rehearsing, corpus.training, out, Stock(rehearsing))
     assert again is not None
     assert [row.ids for row in again] == [row.ids for row in rows]
     assert {weight for row in again for weight in row.weights} == {3.0}
-    assert rehearsal_of(rehearsing | {"rehearsal": None}, corpus.training, out) is None
+    assert rehearsal_of(rehearsing | {"rehearsal": None}, corpus.training, out, Stock(rehearsing)) is None
 
 
 def test_a_model_that_has_changed_nothing_learns_nothing(
@@ -80,15 +84,52 @@ def test_a_model_that_has_changed_nothing_learns_nothing(
 ) -> None:
     """The loss is the divergence from the stock model; of another one it is not 0."""
     windows = Windows(corpus.training, tokenizer, rehearsing)
-    windows.own = rehearsal_of(rehearsing, corpus.training, Path(rehearsing["out"]))
+    windows.own = rehearsal_of(rehearsing, corpus.training, Path(rehearsing["out"]), Stock(rehearsing))
     assert windows.own is not None
     batch = windows[0]
     assert batch["distilled"]
     assert set(batch["loss_weights"].flatten().tolist()) == {3.0}
     assert all(row in [own.ids[:-1] for own in windows.own] for row in batch["input_ids"].tolist())
     model, _ = load_extended(rehearsing)
-    (loss,) = train.trained(model, tokenizer, windows, rehearsing, None, False)["losses"]
+    (loss,) = train.trained(model, tokenizer, windows, rehearsing, None, False, Stock(rehearsing))["losses"]
     assert abs(loss) < 1e-5
     other = AutoModelForCausalLM.from_config(model.config)
-    (loss,) = train.trained(other, tokenizer, windows, rehearsing, None, False)["losses"]
+    (loss,) = train.trained(other, tokenizer, windows, rehearsing, None, False, Stock(rehearsing))["losses"]
     assert loss > 0.01
+
+
+@pytest.mark.parametrize("towards", ["distribution", "tokens"])
+def test_a_run_loads_the_stock_model_once_and_keeps_it_no_longer_than_it_teaches(
+    towards: str, rehearsing: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = checked(rehearsing | {"rehearsal": OWN | {"towards": towards}})
+    loaded, alive = list[Any](), list[int]()
+
+    def noted(*args: Any, **given: Any) -> tuple[Any, Any]:
+        model, tokenizer = load(*args, **given)
+        loaded.append(weakref.ref(model))
+        return model, tokenizer
+
+    def living() -> None:
+        gc.collect()
+        alive.append(sum(one() is not None for one in loaded))
+
+    class Watched(train.ExtendTrainer):
+        def train(self, *args: Any, **given: Any) -> Any:
+            living()
+            return super().train(*args, **given)
+
+    def measured(*args: Any, **given: Any) -> tuple[Any, Any]:
+        living()
+        return load(*args, **given)
+
+    monkeypatch.setattr("recipes.extend_context.stock.load", noted)
+    monkeypatch.setattr(train, "ExtendTrainer", Watched)
+    monkeypatch.setattr(train, "load", measured)
+    once = train.run(config)
+    assert len(loaded) == 1
+    assert alive == [int(towards == "distribution"), 0], "while it trains, and when the saved model is measured"
+    monkeypatch.setattr(Stock, "loaded", lambda self: noted(config["model"], dtype=config["save_dtype"]))
+    each = train.run(config | {"out": str(tmp_path / "each")})
+    assert len(loaded) == 1 + 2 + (towards == "distribution"), "a model of its own for every use"
+    assert [once[key] for key in ("before", "losses", "after")] == [each[key] for key in ("before", "losses", "after")]

@@ -20,6 +20,7 @@ from recipes.extend_context.model import load_extended
 from recipes.extend_context.rehearsal import rehearsal_of
 from recipes.extend_context.settings import checked
 from recipes.extend_context.smoke import FAR, NEAR, check, prepare
+from recipes.extend_context.stock import Stock
 from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows
 
@@ -288,10 +289,10 @@ def test_autocast_as_on_a_gpu_with_all_settings(tmp_path: Path, monkeypatch: pyt
         model, tokenizer = load_extended(config)
         training = prepared_corpus(config, tokenizer).training
         windows = Windows(training, tokenizer, config)
-        windows.own = rehearsal_of(config, training, tmp_path / str(bf16))
+        windows.own = rehearsal_of(config, training, tmp_path / str(bf16), Stock(config))
         stock = TrainingArguments
         monkeypatch.setattr(train, "TrainingArguments", lambda **given: stock(**given | {"bf16": bf16}))  # noqa: B023
-        found.append(train.trained(model, tokenizer, windows, config, None, False)["losses"])
+        found.append(train.trained(model, tokenizer, windows, config, None, False, Stock(config))["losses"])
     assert found[0] != found[1]
     # a step of windows that are distilled alone begins at a divergence of 0
     assert found[1] == pytest.approx(found[0], rel=0.02, abs=1e-5)

@@ -18,6 +18,7 @@ from recipes.extend_context.model import ending_with, load_extended, train_only,
 from recipes.extend_context.pose import skipping
 from recipes.extend_context.settings import DEFAULT, checked, left_out, read_config
 from recipes.extend_context.smoke import FAR, NEAR
+from recipes.extend_context.stock import Stock
 from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows
 
@@ -38,7 +39,7 @@ def gradients(
 
     monkeypatch.setattr(ExtendTrainer, "_clip_grad_norm", keep)
     model, tokenizer = load_extended(config)
-    (loss,) = train.trained(model, tokenizer, windows, config, None, False)["losses"]
+    (loss,) = train.trained(model, tokenizer, windows, config, None, False, Stock(config))["losses"]
     return loss, found
 
 
@@ -220,14 +221,14 @@ def test_a_stock_model_teaches_itself_nothing(config: dict[str, Any], tokenizer:
     made = one_step(config, DISTIL | {"positions": {"type": "stock"}}, Path(config["out"]).parent / "self")
     windows = Windows(corpus.training, tokenizer, made)
     model, _ = load_extended(made)
-    (loss,) = train.trained(model, tokenizer, windows, made, None, False)["losses"]
+    (loss,) = train.trained(model, tokenizer, windows, made, None, False, Stock(made))["losses"]
     assert abs(loss) < 1e-5
 
 
 def test_the_stock_model_does_not_teach_what_it_cannot_read(config: dict[str, Any]) -> None:
     made = checked(config | DISTIL | {"distil": {"weight": 1.0, "length": FAR}})
     with pytest.raises(ValueError, match=r"distil, rehearsal: length: 512: the stock model reads 128 tokens"):
-        Teacher.of(made, torch.device("cpu"))
+        Teacher.of(made, torch.device("cpu"), Stock(made))
 
 
 def test_facts_are_counted_by_distance(
