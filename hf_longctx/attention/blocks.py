@@ -26,7 +26,7 @@ def choose_blocks(
     k: int,
     size: int,
     near: int,
-    first: KeyValues,
+    after_B: Tensor,
     by: str = "mean",
     per: str = "group",
 ) -> Tensor:
@@ -39,29 +39,28 @@ def choose_blocks(
         k: How many blocks.
         size: Tokens of a block.
         near: Tokens nearer than this are not looked up.
-        first: The first tokens of every row, which are not looked up either.
+        after_B: Nor are those up to this position of a row: the first tokens.
         by: What describes a block: "mean", the mean of its keys; "bounds", the least and the largest value of each
             channel, which bound the score of every key of the block (Quest).
         per: As in `choose`.
     """
-    slots_BMN = _blocks(keys.pos, first.pos, size)
+    slots_BMN = _blocks(keys.pos, after_B, size)
     end_BM = keys.pos.gather(1, slots_BMN[..., -1].clamp(min=0)).masked_fill(slots_BMN[..., -1] < 0, -1)
     if by == "bounds":
         q_BHLD = torch.cat([q_BHLD.clamp(min=0), q_BHLD.clamp(max=0)], -1)
     described = _described(keys.k, slots_BMN, by).to(q_BHLD.dtype)
     store = Store.of(KeyValues(described, described, end_BM))
-    best_BTLK = choose(q_BHLD, q_pos_BL, store, k=k, near=near, first=first, per=per)
+    best_BTLK = choose(q_BHLD, q_pos_BL, store, k=k, near=near, after_B=after_B, per=per)
     tables = best_BTLK.shape[1]
     edge_BLN = _edge(slots_BMN, end_BM, keys.pos, q_pos_BL - near).int()
     # a table has a slot for each token of the blocks of each query: half the bytes
     return torch.cat([_slots(slots_BMN.int(), best_BTLK), edge_BLN[:, None].expand(-1, tables, -1, -1)], -1)
 
 
-def _blocks(pos_BS: Tensor, first_BF: Tensor, size: int) -> Tensor:
+def _blocks(pos_BS: Tensor, after_B: Tensor, size: int) -> Tensor:
     """The slots of every block, (B, M, N), -1 where a block at the end of a row has no token yet."""
     B, S = pos_BS.shape
-    after_B1 = first_BF.amax(1, keepdim=True) if first_BF.shape[1] else pos_BS.new_full((B, 1), -1)
-    counted_BS = (pos_BS > after_B1) & (pos_BS >= 0)
+    counted_BS = (pos_BS > after_B[:, None]) & (pos_BS >= 0)
     M = max(-(-S // size), 1)
     # what is not counted is written behind the last block, and cut off
     place_BS = (counted_BS.cumsum(1) - 1).masked_fill(~counted_BS, M * size)

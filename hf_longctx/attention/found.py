@@ -160,7 +160,6 @@ def asked_by(inputs: AttentionInputs, heads: list[int], per: str) -> Tensor:
     return inputs.decoder.constants.get(inputs.decoder.rotary, ("asked", *heads, count, shared, device), make)
 
 
-def searched(q_pos_BL: Tensor, near: int, first: KeyValues) -> Tensor:
+def searched(q_pos_BL: Tensor, near: int, after_B: Tensor) -> Tensor:
     """How many tokens each query has searched, (B, L): the positions after the first tokens and `near` before it."""
-    after_B1 = first.pos.amax(1, keepdim=True) if len(first) else -1
-    return (q_pos_BL - near - after_B1).clamp(min=0)
+    return (q_pos_BL - near - after_B[:, None]).clamp(min=0)

@@ -103,10 +103,7 @@ class AttentionInputs:
 
     def after(self, n: int) -> Tensor:
         """The last position of the first n real tokens of every row, (B,); -1: it has none."""
-        first = self.first(n)
-        if not len(first):
-            return self.q_pos_BL.new_full((len(self.q_pos_BL),), -1)
-        last_B: Tensor = self.memo(("after", n), lambda: first.pos.amax(1))
+        last_B: Tensor = self.memo(("after", n), lambda: self.first(n).latest())
         return last_B
 
     def attend(self, branches: list[Branch], kernel: str = "auto") -> Tensor:

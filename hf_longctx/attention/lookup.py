@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..cache.slots import KeyValues
 from ..cache.store import Store
 from ..cache.store_row import StoreRow
 from ..ops.codes import score
@@ -44,11 +43,10 @@ def choose(
     *,
     k: int,
     near: int,
-    first: KeyValues,
+    after_B: Tensor,
     by: str = "keys",
     per: str = "head",
     shortlist: int = 0,
-    after_B: Tensor | None = None,
     moved: Moved | None = None,
     asked_T: Tensor | None = None,
 ) -> Tensor:
@@ -60,18 +58,15 @@ def choose(
         store: Where to look.
         k: How many.
         near: Tokens nearer than this are not looked up.
-        first: The first tokens of every row, which are not looked up either.
+        after_B: Nor are those up to this position of a row: the first tokens.
         by: "keys": the best by their real keys. "signs": the best `shortlist` by their codes, and of these the best by
             their real keys.
         per: "head": a table for each query head. "group": one for the heads of a group, by the best of their scores.
         shortlist: See `by`.
-        after_B: The last positions of `first`, where they are known.
         moved: See `move_and_choose`, which knows where it can be.
         asked_T: As in `triton_lookup.Shapes`: tables that nobody reads need not be made, and hold anything.
     """
     (B, H, L, _), G = q_BHLD.shape, store.heads
-    if after_B is None:
-        after_B = first.pos.amax(1) if len(first) else q_pos_BL.new_full((B,), -1)
     pages = _searched_by_kernels(q_BHLD, store, by, per, shortlist)
     if pages is not None:
         from ..ops.kernels import bits, triton_keys, triton_lookup

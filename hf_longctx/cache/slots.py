@@ -47,6 +47,10 @@ class KeyValues:
             return self._columns(slice(max(len(self) - n, 0), len(self)))
         return self.gather(torch.argsort(self.alive().byte(), dim=1, stable=True)[:, max(len(self) - n, 0) :])
 
+    def latest(self) -> Tensor:
+        """The greatest position of every row, (B,); below 0: it has none that is seen."""
+        return self.pos.amax(1) if len(self) else self.pos.new_full((len(self.pos),), -1)
+
     def alive(self) -> Tensor:
         """(B, S): which tokens are seen, or may be once a mask shows them again. For slots in order.
 

@@ -232,8 +232,8 @@ class CodeLookup(AttentionMethod):
     def _lowered(self, inputs: AttentionInputs) -> Tensor:
         """By how much `gate="count"` lowers the scores of what each query has found, (B, L)."""
         assert self.n_local is not None
-        near, first = self.n_local, inputs.first(self.n_global)
-        counted = lambda: searched(inputs.q_pos_BL, near, first).clamp(min=1).log()  # noqa: E731
+        near, after_B = self.n_local, inputs.after(self.n_global)
+        counted = lambda: searched(inputs.q_pos_BL, near, after_B).clamp(min=1).log()  # noqa: E731
         lowered_BL: Tensor = inputs.memo(("lowered", near), counted)
         return lowered_BL
 
@@ -249,8 +249,8 @@ class CodeLookup(AttentionMethod):
         assert self.n_local is not None
         assert self.read_at is not None
         settings: dict[str, Any] = {
-            "k": self.top_k, "near": self.n_local, "first": inputs.first(self.n_global), "by": self.by, "per": self.per,
-            "shortlist": self.shortlist, "after_B": inputs.after(self.n_global),
+            "k": self.top_k, "near": self.n_local, "after_B": inputs.after(self.n_global), "by": self.by,
+            "per": self.per, "shortlist": self.shortlist,
         }  # fmt: skip
         heads = self._heads(inputs.module)
         if heads is None:

@@ -145,6 +145,6 @@ class InfLLM(AttentionMethod):
         q = reading_at(inputs, self.read_at)
         table = choose_blocks(
             q, inputs.q_pos_BL, inputs.keys, k=self.top_k, size=self.block_size, near=self.n_local,
-            first=inputs.first(self.n_global), by=self.by, per=self.per,
+            after_B=inputs.after(self.n_global), by=self.by, per=self.per,
         )  # fmt: skip
         return [window, first, found_branch(inputs, q, table)]

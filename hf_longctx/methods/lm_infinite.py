@@ -173,10 +173,8 @@ class LMInfinite(AttentionMethod):
     def _found(self, inputs: AttentionInputs, store: Store) -> tuple[Tensor, Tensor]:
         """Queries halfway, where they read what they find, and its slots."""
         assert self.n_local is not None
-        q, first = reading_at(inputs, self.n_local // 2), inputs.first(self.n_global)
-        after_B = inputs.after(self.n_global)
-        given = q, inputs.q_pos_BL, store
-        return q, choose(*given, k=self.top_k, near=self.n_local, first=first, after_B=after_B)
+        q, after_B = reading_at(inputs, self.n_local // 2), inputs.after(self.n_global)
+        return q, choose(q, inputs.q_pos_BL, store, k=self.top_k, near=self.n_local, after_B=after_B)
 
 
 def window_and_first(inputs: AttentionInputs, n_global: int, n_local: int) -> tuple[Branch, Branch]:

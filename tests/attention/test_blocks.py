@@ -50,8 +50,8 @@ def by_loops(q: Tensor, keys: KeyValues, by: str, per: str) -> list[Any]:
 @pytest.mark.parametrize("padded", [False, True])
 def test_choices_are_those_of_loops(by: str, per: str, padded: bool) -> None:
     q, keys = problem(padded)
-    first = keys.first(FIRST, padded)
-    table = choose_blocks(q, keys.pos, keys, k=K, size=SIZE, near=NEAR, first=first, by=by, per=per)
+    after_B = keys.first(FIRST, padded).latest()
+    table = choose_blocks(q, keys.pos, keys, k=K, size=SIZE, near=NEAR, after_B=after_B, by=by, per=per)
     assert table.shape == (B, G if per == "group" else H, S, K * SIZE + SIZE - 1)
     for slots in table.flatten(0, 2):
         real = slots[slots >= 0]

@@ -57,7 +57,14 @@ def by_loops(q: Tensor, keys: KeyValues, by: str, per: str, shortlist: int) -> l
 def test_choices_are_those_of_loops(by: str, per: str, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     q, keys = problem(padded)
     wanted = by_loops(q, keys, by, per, 9)
-    settings: Any = {"k": K, "near": NEAR, "first": keys.first(FIRST, padded), "by": by, "per": per, "shortlist": 9}
+    settings: Any = {
+        "k": K,
+        "near": NEAR,
+        "after_B": keys.first(FIRST, padded).latest(),
+        "by": by,
+        "per": per,
+        "shortlist": 9,
+    }
     # all at once, a few at a time, and with each query's shortlist gathered
     for pairs, scored in ((lookup.PAIRS, lookup.ALL_ON_CPU), (100, lookup.ALL_ON_CPU), (lookup.PAIRS, 0)):
         monkeypatch.setattr(lookup, "PAIRS", pairs)
@@ -72,7 +79,7 @@ def test_choices_are_those_of_loops(by: str, per: str, padded: bool, monkeypatch
 
 def test_a_shortlist_of_all_equals_the_choice_by_keys() -> None:
     q, keys = problem(False)
-    settings: Any = {"k": K, "near": NEAR, "first": keys.first(FIRST, False)}
+    settings: Any = {"k": K, "near": NEAR, "after_B": keys.first(FIRST, False).latest()}
     by_keys = choose(q, keys.pos, Store.of(keys), **settings)
     by_signs = choose(q, keys.pos, Store.of(keys, NEAR), by="signs", shortlist=S, **settings)
     far = torch.arange(S) >= NEAR + FIRST
@@ -82,7 +89,7 @@ def test_a_shortlist_of_all_equals_the_choice_by_keys() -> None:
 def test_equal_keys_are_not_all_in_a_shortlist_that_has_no_room_for_them() -> None:
     q, keys = problem(False)
     keys.k[:, :, FIRST + 4 : FIRST + 8] = keys.k[:, :, FIRST + 4 : FIRST + 5]  # tokens that occur again
-    settings: Any = {"k": K, "near": NEAR, "first": keys.first(FIRST, False), "by": "signs", "shortlist": 5}
+    settings: Any = {"k": K, "near": NEAR, "after_B": keys.first(FIRST, False).latest(), "by": "signs", "shortlist": 5}
     store = Store.of(keys, NEAR)
     whole = choose(q, keys.pos, store, **settings)
     alone = torch.cat([choose(q[:, :, i : i + 1], keys.pos[:, i : i + 1], store, **settings) for i in range(S)], 2)
@@ -94,7 +101,7 @@ def test_equal_keys_are_not_all_in_a_shortlist_that_has_no_room_for_them() -> No
 def test_fewer_tokens_than_asked_for_and_none_at_all() -> None:
     q, keys = problem(False)
     short = KeyValues(keys.k[:, :, :2], keys.v[:, :, :2], keys.pos[:, :2])
-    settings: Any = {"k": 5, "near": 1, "first": short.first(0, False)}
+    settings: Any = {"k": 5, "near": 1, "after_B": short.first(0, False).latest()}
     assert choose(q[:, :, :2], short.pos, Store.of(short), **settings)[0, 0].tolist() == [[-1, -1], [0, -1]]
     none = KeyValues(short.k, short.v, torch.full_like(short.pos, -1))
     assert choose(q[:, :, :2], none.pos, Store.of(none), **settings).eq(-1).all()
@@ -215,7 +222,7 @@ def test_a_token_counts_if_its_score_is_no_further_below_the_window_than_the_mar
 @pytest.mark.parametrize("n_first", [0, FIRST, 100])
 def test_the_number_of_tokens_searched_is_that_of_the_candidates(padded: bool, n_first: int) -> None:
     _, keys = problem(padded)
-    got = found.searched(keys.pos, NEAR, keys.first(n_first, padded))
+    got = found.searched(keys.pos, NEAR, keys.first(n_first, padded).latest())
     for pos, mine in zip(keys.pos.tolist(), got.tolist(), strict=True):
         real = sorted(p for p in pos if p >= 0)
         assert mine == [sum(q >= 0 and q - p >= NEAR for p in real[n_first:]) for q in pos]

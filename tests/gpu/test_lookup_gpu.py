@@ -64,8 +64,8 @@ def test_choices_are_those_of_the_cpu() -> None:
         keys = KeyValues(k.to(device), k.to(device), pos.to(device))
         store = Store.of(keys, 256 if by == "signs" else 0)
         given = q.to(device), q_pos.to(device), store
-        first = keys.first(16, False)
-        return choose(*given, k=8, near=1000, first=first, by=by, per="group", shortlist=64).cpu().sort(-1).values
+        after = keys.first(16, False).latest()
+        return choose(*given, k=8, near=1000, after_B=after, by=by, per="group", shortlist=64).cpu().sort(-1).values
 
     for by in ("keys", "signs"):
         same = (chosen("cuda", by) == chosen("cpu", by)).all(-1).float().mean()
@@ -87,8 +87,8 @@ def test_kernels_choose_for_many_queries_as_torch_does(
     q_pos = pos[:, -L:].clone()
     q_pos[1, :3] = -1
     k, v, q, pos, column, q_pos = (x.cuda() for x in (k, v, q, pos, column, q_pos))
-    first, asked = KeyValues(k, v, pos).first(16, False), []
-    settings: dict[str, Any] = {"k": 8, "near": 1000, "first": first, "by": by, "per": per, "shortlist": 512}
+    after, asked = KeyValues(k, v, pos).first(16, False).latest(), []
+    settings: dict[str, Any] = {"k": 8, "near": 1000, "after_B": after, "by": by, "per": per, "shortlist": 512}
 
     def asked_of(*given: Any) -> str | None:
         asked.append(given)

@@ -95,14 +95,13 @@ class Lookup(NamedTuple):
         """The choice of `attention.lookup.choose` in fp32, padded to k slots with -1."""
         keys = KeyValues(self.k.float(), self.v, self.shown())
         store = Store.of(keys, CENTRED_BY)
-        first = KeyValues(self.k[:, :, :1], self.v[:, :, :1], torch.full_like(self.pos[:, :1], AFTER))
         table = choose(
             self.q.float(),
             self.q_pos,
             store,
             k=k,
             near=self.near,
-            first=first,
+            after_B=torch.full_like(self.pos[:, 0], AFTER),
             by="signs",
             per=per,
             shortlist=shortlist,

@@ -64,7 +64,8 @@ for B, H, G, per, by, L, S in (
         for start, stop in ((0, S // 2), (S // 2, S)):
             at = slice(start, stop)
             store.append(KeyValues(k_BGSD[:, :, at], v[:, :, at], pos[:, at], column[:, at]), True)
-    given = {"k": k, "near": NEAR, "first": keys.first(FIRST, False), "by": by, "per": per, "shortlist": shortlist}
+    after_B = keys.first(FIRST, False).latest()
+    given = {"k": k, "near": NEAR, "after_B": after_B, "by": by, "per": per, "shortlist": shortlist}
     lookup.LONG, lookup.ALL, lookup.unsupported_reason = 100, 4, asked_of
     T.AT_ONCE = 2**24 if L < 40 else 15 * B * G * 5000  # in several parts
     assert stores[0].pages() is not None
