@@ -90,6 +90,34 @@ out, lse = decode(q[:, :, 0], [Keys(k, v, pos, None, None, 0, far)], pos[:, -1],
 torch.testing.assert_close(out, true, atol=2e-6, rtol=2e-6)
 """
 
+CHECKED = """
+from dataclasses import replace
+import torch
+from hf_longctx.ops.kernels import decode, triton_decode
+
+def check(dtype, head_dims, rotary_dim, group, capped):
+    return decode._check(torch.device("cpu"), dtype, head_dims, rotary_dim, group, capped)
+
+for given in ((torch.float32, (64, 64), 64, 3, False), (torch.float16, (48, 32), 32, 2, True),
+              (torch.float32, (96, 96), 0, 1, False)):
+    assert check(*given) is None, given
+
+def wrong(of):
+    return lambda q, sets, *rest: kernel(q, [replace(keys, **of(keys)) for keys in sets], *rest)
+
+kernel, same = triton_decode.decode, lambda x: x[:1].expand_as(x)
+for what, of in {
+    "keys of the first row": lambda keys: {"k_BGSD": same(keys.k_BGSD)},
+    "values of the first row": lambda keys: {"v_BGSD": same(keys.v_BGSD)},
+    "positions of the first row": lambda keys: {"k_pos_BS": same(keys.k_pos_BS)},
+    "the first row's rotation of keys": lambda keys: {"k_turn": tuple(map(same, keys.k_turn))},
+    "the first row's rotation of queries": lambda keys: {"q_turn": tuple(map(same, keys.q_turn))},
+    "keys of the first head": lambda keys: {"k_BGSD": keys.k_BGSD[:, :1].expand_as(keys.k_BGSD)},
+}.items():
+    triton_decode.decode = wrong(of)
+    assert "its output is off" in str(check(torch.float16, (32, 32), 32, 2, False)), what
+"""
+
 COMPILED = """
 import triton
 from tests.ops.interpreted import compile_for_h100
@@ -133,6 +161,7 @@ CODES = {
     "shared-interpreted": (SHARED, "1"),
     "sink-interpreted": (SINK, "1"),
     "alike-interpreted": (ALIKE, "1"),
+    "checked-interpreted": (CHECKED, "1"),
     "compiled": (COMPILED, "0"),
 }
 

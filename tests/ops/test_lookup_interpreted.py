@@ -247,6 +247,38 @@ assert torch.equal(K.choose(lookup.q, lookup.q_pos, lookup.pages, **given), whol
 """
 )
 
+CHECKED = (
+    SMALL
+    + """
+from hf_longctx.ops.kernels import lookup as L, triton_keys as K
+
+def check(by, dtype=torch.float32, dim=32, group=2, per="group", one=True):
+    return L._check(torch.device("cpu"), dtype, dim, group, per, by, one)
+
+kernels = {"signs": (T, T.choose), "keys": (K, K.choose)}
+for by, (where, choose) in kernels.items():
+    for given in ((torch.float32, 96, 1, "group", True), (torch.float16, 64, 3, "head", False)):
+        assert check(by, *given) is None, (by, given)
+    alone = lambda x: x[:1].expand_as(x).contiguous()
+    for what, change in {
+        "the first row's position": lambda pos, pages, after: (alone(pos), pages, after),
+        "the first row's length": lambda pos, pages, after: (
+            pos, pages._replace(filled_B=alone(pages.filled_B)), after),
+        "the first row's first tokens": lambda pos, pages, after: (pos, pages, alone(after)),
+        "keys of the first row": lambda pos, pages, after: (
+            pos, pages._replace(k=alone(pages.k), words=alone(pages.words), size=alone(pages.size)), after),
+    }.items():
+        def wrong(q, pos, pages, *, after_B, **rest):
+            pos, pages, after_B = change(pos, pages, after_B)
+            return choose(q, pos, pages, after_B=after_B, **rest)
+        where.choose = wrong
+        assert "choice is off" in str(check(by)), (by, what)
+    where.choose = lambda q, *given, **rest: choose(q, *given, **rest)[:, :1].expand(-1, 2, -1, -1)
+    assert "choice is off" in str(check(by)), (by, "the table of the first head")
+    where.choose = choose
+"""
+)
+
 FOUND = (
     SMALL
     + """
@@ -354,9 +386,10 @@ assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
     [
         (MAXIMA + OPERAND + BINS + FOUND, "1"),
         (CHOOSING + MOVED + EDGES + SHORTLISTED + ASKED + KEYS, "1"),
+        (CHECKED, "1"),
         (COMPILED, "0"),
     ],
-    ids=["parts", "choices", "compiled"],
+    ids=["parts", "choices", "checked", "compiled"],
 )
 def test_kernels(code: str, interpret: str) -> None:
     run(code, interpret)

@@ -95,29 +95,33 @@ def _check(
 ) -> str | None:
     """What is wrong with the kernel for such heads on this device; None if it gives the plain computation's output.
 
-    Kernels are compiled for the card at hand, with whatever Triton there is.
+    Kernels are compiled for the card at hand, with whatever Triton there is. Two rows, the second padded, and two heads
+    of keys: what is right of the first alone would decode wrong tokens for the others of a batch.
     """
     from .triton_decode import Keys, decode
 
     random, (dim, v_dim) = randoms(device, dtype), head_dims
-    q, k, v = random(1, group, 200, dim), random(1, 1, 200, dim), random(1, 1, 200, v_dim)
+    q, k, v = random(2, 2 * group, 1, dim), random(2, 2, 200, dim), random(2, 2, 200, v_dim)
     softcap = 1.0 if capped else None
-    pos = torch.arange(200, device=device)[None]
+    pos = (torch.arange(200, device=device) - torch.tensor([[0], [90]], device=device)).clamp(min=-1)
     angle = pos[..., None] * 10000.0 ** (-torch.arange(0, max(rotary_dim, 2), 2, device=device) / max(rotary_dim, 2))
     cos, sin = (f(torch.cat([angle, angle], -1)[..., :rotary_dim]).to(dtype) for f in (torch.cos, torch.sin))
 
     def turned(x: Tensor) -> Tensor:
         low, high = x.double()[..., :rotary_dim].chunk(2, -1)
-        both = x.double()[..., :rotary_dim] * cos.double() + torch.cat([-high, low], -1) * sin.double()
+        cos_x, sin_x = (table.double()[:, None, -x.shape[2] :] for table in (cos, sin))
+        both = x.double()[..., :rotary_dim] * cos_x + torch.cat([-high, low], -1) * sin_x
         return torch.cat([both, x.double()[..., rotary_dim:]], -1)
 
     at_q = (cos[:, -1:], sin[:, -1:]) if rotary_dim else None
     at_k = (cos, sin) if rotary_dim else None
-    scores = soft_capped((turned(q)[:, :, -1:] @ turned(k).transpose(-1, -2)) * dim**-0.5, softcap)
-    scores[..., :50] = float("-inf")
-    truth = {"output": (scores.softmax(-1) @ v.double())[:, :, 0]}
+    k_heads, v_heads = (x.repeat_interleave(group, 1) for x in (turned(k), v.double()))
+    scores = soft_capped((turned(q) @ k_heads.transpose(-1, -2)) * dim**-0.5, softcap)
+    seen = (pos >= 0) & (pos > pos[:, -1:] - 150)
+    scores = scores.masked_fill(~seen[:, None, None], float("-inf"))
+    truth = {"output": (scores.softmax(-1) @ v_heads)[:, :, 0]}
     keys = [Keys(k, v, pos, at_q, at_k, 0, 150)]
-    got = lambda: [decode(q[:, :, -1], keys, pos[:, -1], rotary_dim, dim**-0.5, softcap)[0]]  # noqa: E731
+    got = lambda: [decode(q[:, :, 0], keys, pos[:, -1], rotary_dim, dim**-0.5, softcap)[0]]  # noqa: E731
     reason = disagreement(got, truth, dtype)
     if reason is not None:
         logger.warning("the Triton kernel for decoding is not used, and tokens take longer: %s", reason)

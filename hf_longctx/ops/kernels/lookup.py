@@ -38,18 +38,29 @@ def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str, by: str = "signs"
 
 @torch.no_grad()
 def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: str, by: str, one: bool) -> str | None:
-    """What is wrong with the kernels for such heads on this device; None if they find keys that stand out."""
+    """What is wrong with the kernels for such heads on this device; None if they find keys that stand out.
+
+    Two rows, the second shorter, and two heads of keys: what is right of the first alone would find wrong tokens for
+    the others of a batch.
+    """
     from . import triton_keys, triton_lookup
 
-    random, L, K, S = randoms(device, dtype), 1 if one else 3, 8, 700
-    q, k = random(1, group, L, dim), random(1, 1, S, dim)
-    planted = torch.arange(100, 500, 400 // (L * K), device=device)[: L * K].view(L, K)
-    q[:, 1:] *= 0.1  # so that the first head decides for a group
-    k[:, 0, planted] += 3.0 * q[:, 0, :, None]
-    k[:, 0, 550:] = 5.0 * q[:, 0, :1]  # too near
-    pages, held = paged(k, k, torch.arange(S, device=device)[None], 64)
-    here = torch.full((1, L), S - 1, device=device)
-    after = torch.full((1,), 20, device=device)
+    random, B, G, L, K, S = randoms(device, dtype), 2, 2, 1 if one else 3, 8, 700
+    q, k, filled_B = random(B, G * group, L, dim), 0.3 * random(B, G, S, dim), torch.tensor([S, S - 60], device=device)
+    # what one query finds, no other does
+    q *= torch.arange(dim, device=device) % L == torch.arange(L, device=device)[:, None]
+    q.unflatten(1, (G, group))[:, :, 1:] *= 0.1  # so that the first head decides for a group
+    q_BGLD, slots = q[:, ::group], torch.arange(S, device=device)
+    planted = torch.arange(100, 470, 370 // (L * K), device=device)[: L * K]
+    planted = planted + 3 * torch.arange(B * G, device=device).view(B, G, 1)  # of each head its own
+    k.scatter_add_(2, planted[..., None].expand(-1, -1, -1, dim), 3.0 * q_BGLD.repeat_interleave(K, 2))
+    after = torch.tensor([70, 80], device=device)  # behind those that codes are centred by
+    # the last of the first tokens, what is too near, and what is left behind a row's end
+    never = (slots == after[:, None]) | (slots >= filled_B[:, None] - 160)
+    k = torch.where(never[:, None, :, None], 5.0 * q_BGLD[:, :, :1], k)
+    pages, held = paged(k, k, torch.where(slots < filled_B[:, None], slots, slots - 500), 64)
+    pages = pages._replace(filled_B=filled_B)
+    here = (filled_B[:, None] - 1).expand(B, L)
     settings: dict[str, Any] = {"k": K, "near": 160, "after_B": after, "per": per}
 
     # these are the queries once they are turned by a quarter of a circle
@@ -57,17 +68,21 @@ def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: 
     before = torch.cat([high, -low, q[..., dim // 2 * 2 :]], -1)
     zeros, out = torch.zeros(dim // 2 * 2, dtype=dtype, device=device), torch.empty_like(q)
 
+    def found(table_BTLK: Tensor) -> Tensor:
+        own = table_BTLK if per == "group" else table_BTLK[:, ::group]
+        return own.sort(-1).values.double()
+
     def got() -> list[Tensor]:
         if by == "keys":
-            return [triton_keys.choose(q, here, pages, **settings)[:, 0].sort(-1).values.double()]
+            return [found(triton_keys.choose(q, here, pages, **settings))]
         moved = triton_lookup.Moved(zeros, zeros + 1, out)
         tables = [
             triton_lookup.choose(q, here, pages, shortlist=K, **settings),
             triton_lookup.choose(before, here, pages, shortlist=K, **settings, moved=moved),
         ]
-        return [*(table[:, 0].sort(-1).values.double() for table in tables), out.double()]
+        return [*map(found, tables), out.double()]
 
-    truth = {"choice": planted[None].double()}
+    truth = {"choice": planted.view(B, G, L, K).double()}
     if by == "signs":
         truth |= {"choice of rotated queries": truth["choice"], "rotation": q.double()}
     reason = disagreement(got, truth, torch.float64)
