@@ -16,6 +16,7 @@ from ...anatomy import attention_layers, decoder_layers
 from ...ops.checked import layer_tolerance, relative_error
 from ...patch import Patch
 from ...upstream.signatures import parameters
+from .tally import Tally
 from .tiles import Tiled, in_tiles
 
 STATE = "_hf_longctx_tiles"  # in the __dict__ of an MLP: its own forward
@@ -34,7 +35,7 @@ class Tile:
 def install_tiles(decoder: nn.Module, tokens: int, patch: Patch) -> None:
     """Let the MLPs of a decoder's layers compute `tokens` at a time. ValueError names them if none can."""
     attention = set(attention_layers(decoder))
-    tile, refused, count = Tile(tokens), dict[str, int](), 0
+    tile, tally = Tile(tokens), Tally()
     asked: dict[type, str | None] = {}
     for layer in decoder_layers(decoder):
         for child in layer.children():
@@ -46,18 +47,18 @@ def install_tiles(decoder: nn.Module, tokens: int, patch: Patch) -> None:
                 asked[type(child)] = why_not(child)
             reason = asked[type(child)]
             if reason is not None:
-                refused[reason] = refused.get(reason, 0) + 1
+                tally.refused[reason] += 1
                 continue
             patch.set(child, STATE, child.forward)
             patch.set(child, SHARED, tile)
             patch.set(child, "forward", types.MethodType(_forward, child))
-            count += 1
-    reasons = "; ".join(f"{times} x {reason}" for reason, times in refused.items())
-    if not count:
-        found = reasons or "its layers have no MLP as a module of their own"
-        raise ValueError(f"{type(decoder).__name__}: no MLP can be tiled ({found}). Set TrainingMemory(tile=None).")
+            tally.changed += 1
+    empty = "its layers have no MLP as a module of their own"
+    reasons = tally.reasons(decoder, "no MLP can be tiled", empty, "tile=None")
     if reasons:
-        logger.warning("tile=%d: %d MLPs are tiled, and these parts of layers are not: %s.", tokens, count, reasons)
+        logger.warning(
+            "tile=%d: %d MLPs are tiled, and these parts of layers are not: %s.", tokens, tally.changed, reasons
+        )
 
 
 def why_not(module: nn.Module) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...ops.rms_norms import RMSNormForm, eps_of, form_of, may_be_rms_norm
 from ...patch import Patch
+from .tally import Tally
 
 STATE = "_hf_longctx_norm"  # in the __dict__ of a norm: its Norm
 logger = logging.getLogger("hf_longctx")
@@ -27,7 +28,7 @@ class Norm:
 
 def install_fused_norms(decoder: nn.Module, patch: Patch) -> None:
     """Fuse every RMSNorm of a decoder. ValueError, which says why, if there is none that can be."""
-    refused, count = dict[str, int](), 0
+    tally = Tally()
     asked: dict[tuple[Any, ...], RMSNormForm | str] = {}
     for module in decoder.modules():
         if not may_be_rms_norm(module):
@@ -42,19 +43,15 @@ def install_fused_norms(decoder: nn.Module, patch: Patch) -> None:
         if not isinstance(form, str) and not form.fits(weight.dtype):
             form = f"{type(module).__name__} adds 1 to its weight in fp32, which torch's kernel wants in {weight.dtype}"
         if isinstance(form, str):
-            refused[form] = refused.get(form, 0) + 1
+            tally.refused[form] += 1
             continue
         patch.set(module, STATE, Norm(module.forward, form))
         patch.set(module, "forward", types.MethodType(_forward, module))
-        count += 1
-    reasons = "; ".join(f"{times} x {reason}" for reason, times in refused.items())
-    if not count:
-        found = reasons or "it has no RMSNorm as a module of its own"
-        raise ValueError(
-            f"{type(decoder).__name__}: no norm can be fused ({found}). Set TrainingMemory(fused_norms=False)."
-        )
+        tally.changed += 1
+    empty = "it has no RMSNorm as a module of its own"
+    reasons = tally.reasons(decoder, "no norm can be fused", empty, "fused_norms=False")
     if reasons:
-        logger.warning("fused_norms=True: %d norms are fused, and these are not: %s.", count, reasons)
+        logger.warning("fused_norms=True: %d norms are fused, and these are not: %s.", tally.changed, reasons)
 
 
 def _forward(self: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
