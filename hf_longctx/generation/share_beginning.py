@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..sharing.prefix import shared_prefix
-from ..upstream.caches import cache_in, generate_cache, without_cache
+from ..upstream.caches import cache_in, check_cache_kind, generate_cache, without_cache
 from .procedure import Procedure
 
 DECODING = {
@@ -50,6 +50,7 @@ class ShareBeginning(Procedure):
         streamer: Any = None,
         tokenizer: Any = None,
         assistant_tokenizer: Any = None,
+        assistant_model: Any = None,
         **model_kwargs: Any,
     ) -> Any:
         """Called by `generate`.
@@ -58,7 +59,7 @@ class ShareBeginning(Procedure):
             ValueError: Rows begin with different tokens, or with padding, so there is nothing to share; the call brings
                 a cache or embeddings; another decoding method; or the model is one that `shared_prefix` refuses.
         """
-        mode = generation_config.get_generation_mode()
+        mode = generation_config.get_generation_mode(assistant_model)
         if mode not in DECODING:
             raise ValueError(f"share_beginning does greedy decoding, sampling and beams, not {mode}. Leave it out.")
         given = cache_in(model_kwargs)
@@ -71,6 +72,8 @@ class ShareBeginning(Procedure):
             raise ValueError(
                 "use_cache=False (of the call or the model's settings): what is shared is a cache. Give use_cache=True."
             )
+        own = model.generation_config.cache_implementation
+        check_cache_kind(generation_config.cache_implementation, own, "share_beginning")
         length = common_beginning(input_ids, model_kwargs.get("attention_mask"))
         if not length:
             raise ValueError(

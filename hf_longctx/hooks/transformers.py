@@ -49,7 +49,7 @@ from ..hub.shim import drop_ours
 from ..method import KEY, read_key
 from ..patch import applied
 from ..sharing.model import is_shared
-from ..upstream.caches import cache_in
+from ..upstream.caches import cache_in, check_cache_kind
 
 TAKES_ALL = "takes_all_of_generate"  # marks a decoding method of hf_longctx
 
@@ -185,12 +185,8 @@ def _share_config(model: Any) -> None:
 
 def _replace_cache(model: Any, generation_config: Any) -> None:
     """Override a checkpoint's kind of cache (Gemma's "hybrid", "static"); ValueError for one that a call asks for."""
-    wanted = generation_config.cache_implementation
-    if wanted not in (None, "dynamic", model.generation_config.cache_implementation):
-        raise ValueError(
-            f"cache_implementation={wanted!r}: a model with a method of hf_longctx, or with a shared prefix, keeps a "
-            f"cache of its own. Leave it out."
-        )
+    holder = "a model with a method of hf_longctx, or with a shared prefix,"
+    check_cache_kind(generation_config.cache_implementation, model.generation_config.cache_implementation, holder)
     generation_config.cache_implementation = None
 
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..upstream.caches import check_cache_kind
+
 # they need all that was read, several texts at once, or a cache that can be rewound; with the values that mean "off"
 REFUSED: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
+    "num_beam_groups": (None, 1),
+    "force_words_ids": (None,),
+    "constraints": (None,),
     "guidance_scale": (None, 1),
+    "encoder_repetition_penalty": (None, 1),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "dola_layers": (None,),
+    "token_healing": (None, False),
     "penalty_alpha": (None, 0),
     "prompt_lookup_num_tokens": (None,),
+    "use_mtp": (None, False),
     "min_length": (None, 0),
     "min_new_tokens": (None, 0),
     "exponential_decay_length_penalty": (None,),
@@ -37,6 +47,9 @@ def generation_config(model: Any, given: Any, settings: dict[str, Any], recent: 
                 f"{name}={value!r}: a stream cannot rewind: it keeps one sequence and its last {recent} ids, which is "
                 f"not enough for this setting. Leave it out (or set it to {off[-1]!r})."
             )
+    check_cache_kind(
+        getattr(config, "cache_implementation", None), model.generation_config.cache_implementation, "a stream"
+    )
     if config.max_new_tokens is not None and config.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={config.max_new_tokens}: expected at least 1, or None for no limit.")
     if config.pad_token_id is None:  # nothing is padded; transformers would say that it chose one

@@ -50,6 +50,15 @@ def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
 
 
+def check_cache_kind(wanted: Any, own: Any, holder: str) -> None:
+    """ValueError for a `cache_implementation` that a call asks for and does not get.
+
+    One that stands in the model's own settings (`own`) is what a checkpoint is loaded with, and is passed over.
+    """
+    if wanted not in (None, "dynamic", own):
+        raise ValueError(f"cache_implementation={wanted!r}: {holder} keeps a cache of its own. Leave it out.")
+
+
 def cache_name(called: Any) -> str:
     """The name under which `called` takes a cache; where its signature has none, the one that transformers uses."""
     if isinstance(called, nn.Module):

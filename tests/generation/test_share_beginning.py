@@ -74,9 +74,19 @@ def test_what_cannot_share_is_refused() -> None:
         model(DOCUMENT[None, :5], past_key_values=cache)
     refused("leave the cache and inputs_embeds out", DOCUMENT[None], past_key_values=cache)
     refused("greedy decoding, sampling and beams", DOCUMENT[None], prompt_lookup_num_tokens=2)
+    refused("greedy decoding, sampling and beams", DOCUMENT[None], assistant_model=tiny(seed=1))
     assert fingerprint(model) == before
     patch = LMInfinite(n_local=8).apply(model)
     refused("keeps un-rotated keys", DOCUMENT[None])
     patch.undo()
     rows = left_padded([DOCUMENT, DOCUMENT])[0]
     same(model.generate(rows, custom_generate=share_beginning, **GREEDY), model.generate(rows, **GREEDY))
+
+
+def test_a_kind_of_cache_that_a_call_asks_for_is_refused_and_a_checkpoints_own_passed_over() -> None:
+    model = tiny()
+    stock = model.generate(DOCUMENT[None], **GREEDY)
+    with pytest.raises(ValueError, match="cache_implementation='static': share_beginning keeps a cache of its own"):
+        model.generate(DOCUMENT[None], custom_generate=share_beginning, cache_implementation="static", **GREEDY)
+    model.generation_config.cache_implementation = "static"
+    same(model.generate(DOCUMENT[None], custom_generate=share_beginning, **GREEDY), stock)
