@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
@@ -64,7 +65,8 @@ class _Buffer:
 
     def revert(self) -> None:
         new: Any = self.module._buffers[self.name]
-        self.module._buffers[self.name] = self.old.to(new.device)  # the model may have moved meanwhile
+        with torch.inference_mode(False):
+            self.module._buffers[self.name] = self.old.to(new.device)  # the model may have moved meanwhile
 
 
 @dataclass
@@ -119,6 +121,9 @@ class Patch:
 
     def set_buffer(self, module: nn.Module, name: str, tensor: Tensor) -> None:
         """Replace a buffer that `module` has by `tensor`, reversibly. The old one follows the module's device."""
+        if tensor.is_inference():  # it could not be written to outside of inference mode
+            with torch.inference_mode(False):
+                tensor = tensor.clone()
         self.changes.append(_Buffer(module, name, module._buffers[name]))
         module._buffers[name] = tensor
 

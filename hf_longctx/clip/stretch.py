@@ -137,15 +137,18 @@ def _stretch_model(model: nn.Module, keep: int, ratio: int) -> None:
         )
     _refuse_stretched(table, next((mark for config in configs if (mark := getattr(config, MARK, None))), None))
     bidirectional = _sees_what_follows(model.get_submodule(name.rpartition(".")[0]), embeddings)
-    longer = stretch_table(table.detach(), keep, ratio)
+    with torch.inference_mode(False), torch.no_grad():  # else it could not be trained outside of inference mode
+        longer = stretch_table(table, keep, ratio)
+        positions = torch.arange(length, device=table.device).expand(1, -1)
 
     # from here on nothing can fail
-    embeddings.position_embedding.weight = nn.Parameter(longer, requires_grad=table.requires_grad)
+    with torch.inference_mode(False):
+        embeddings.position_embedding.weight = nn.Parameter(longer, requires_grad=table.requires_grad)
     embeddings.position_embedding.num_embeddings = length
     if "position_ids" in embeddings._buffers:
         embeddings.register_buffer(
             "position_ids",
-            torch.arange(length, device=table.device).expand(1, -1),
+            positions,
             persistent="position_ids" not in embeddings._non_persistent_buffers_set,
         )
     for config in configs:

@@ -123,7 +123,8 @@ class RopeMethod(LongContextMethod):
         for below in applied(decoder):
             if below.method.decides_positions:
                 refuse_moving_frequencies(below.method, new.rope_parameters)
-        with torch.device("cpu"):
+        # what is made in inference mode could not be written to outside of it
+        with torch.device("cpu"), torch.inference_mode(False):
             fresh = type(rotary)(new)
         for name, buffer in fresh.named_buffers(recurse=False):
             was = rotary._buffers.get(name)

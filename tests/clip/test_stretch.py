@@ -64,6 +64,22 @@ def test_short_texts_are_as_before_and_long_ones_are_taken(kind: str) -> None:
         embed(model, texts(249, padded=249))
 
 
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_a_model_stretched_in_inference_mode_can_be_trained(kind: str) -> None:
+    model = CAUSAL[kind]()
+    other = copy.deepcopy(model)
+    with torch.inference_mode():
+        stretch_positions(model)
+    stretch_positions(other)
+    long = texts(240, 131, padded=248)
+    for one in (model, other):
+        out = one.get_text_features(input_ids=long) if kind == "clip" else one(input_ids=long)
+        (out.text_embeds if "text_embeds" in out else out.pooler_output).square().sum().backward()
+    gradients = [{n: p.grad for n, p in one.named_parameters() if p.grad is not None} for one in (model, other)]
+    name = next(n for n in gradients[1] if "vision" not in n and n.endswith("position_embedding.weight"))
+    assert torch.equal(gradients[0][name], gradients[1][name])
+
+
 @pytest.mark.parametrize("kind", BIDIRECTIONAL)
 def test_siglip_is_stretched_with_the_reason_to_train_it(kind: str) -> None:
     model = BIDIRECTIONAL[kind]()

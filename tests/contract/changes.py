@@ -58,6 +58,27 @@ def on_is_undone_also_after_an_exception(method: Any, family: str) -> None:
     assert fingerprint(model) == before
 
 
+@prop
+def what_inference_mode_has_made_works_outside_of_it(method: Any, family: str) -> None:
+    def run(model: Any) -> list[torch.Tensor]:
+        model.zero_grad()
+        model(IDS, labels=IDS).loss.backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    inside, outside = (tiny(family).requires_grad_(True) for _ in range(2))
+    stock = run(outside)
+    with torch.inference_mode():
+        method.apply(inside)
+        inside.generate(IDS, max_new_tokens=2)
+    method.apply(outside)
+    for one, other in zip(run(inside), run(outside), strict=True):
+        same(one, other, "applied in inference mode")
+    with torch.inference_mode():
+        hf_longctx.undo(inside)
+    for one, other in zip(run(inside), stock, strict=True):
+        same(one, other, "undone in inference mode")
+
+
 @prop_where(lambda method, family: has_reference(method))
 def identity_settings_leave_the_output_equal(method: Any, family: str) -> None:
     model = tiny(family)
