@@ -18,6 +18,7 @@ from .when_imported import WhenImported
 CONFIG, MODELS = "transformers.configuration_utils", "transformers.modeling_utils"
 GENERATION, MASKS = "transformers.generation.utils", "transformers.masking_utils"
 PIPELINES = "transformers.pipelines.base"
+CONTINUOUS = "transformers.generation.continuous_batching.continuous_api"
 # module, class, method -> the function in transformers.py that is called in its place, with the stock one first
 HOOKS = {
     (MODELS, "PreTrainedModel", "post_init"): "keyed_post_init",
@@ -28,6 +29,7 @@ HOOKS = {
     (MODELS, "PreTrainedModel", "get_compiled_call"): "keyed_compiled_call",
     (GENERATION, "GenerationMixin", "_extract_generation_mode_kwargs"): "keyed_mode_kwargs",
     (PIPELINES, "Pipeline", "check_model_type"): "keyed_model_type",
+    (CONTINUOUS, "ContinuousMixin", "init_continuous_batching"): "keyed_continuous",
 }
 LIGHT = ("post_init", "check_model_type")  # what stock models go through when nothing of hf_longctx is used
 # the registries of transformers, and hf_longctx's names in them -> the modules that have the functions
@@ -168,5 +170,5 @@ def _hook_peft(_: str) -> None:
     adapters.hook()
 
 
-transformers_watch = WhenImported([CONFIG, MODELS, GENERATION, MASKS, PIPELINES], _hook)
+transformers_watch = WhenImported([CONFIG, MODELS, GENERATION, MASKS, PIPELINES, CONTINUOUS], _hook)
 peft_watch = WhenImported(["peft"], _hook_peft)

@@ -20,6 +20,9 @@ a method. `startup.HOOKS` is the table; `startup.uninstall` takes all of them ba
    Can go when `generate` gives them to every `custom_generate` callable.
 8. `Pipeline.check_model_type`: a pipeline that knows a class knows the `LongCtx` class of it, and logs no error about
    an unsupported model. Can go when transformers looks for subclasses.
+9. `ContinuousMixin.init_continuous_batching`: `generate_batch` is refused where a model keeps a cache of its own; what
+   transformers says names an attention implementation, which does not help. Can go when transformers asks a model
+   whether its cache can be paged.
 
 There are four more, elsewhere: the descriptor `startup.Key` on `PreTrainedConfig`, which keeps and checks the key (can
 go with number 1); the attribute `look_up_last` of `GenerationConfig`, None, so that `generate` takes an argument of
@@ -138,6 +141,18 @@ def keyed_model_type(stock: Any, self: Any, supported_models: Any) -> None:
         return
     # only the class of the model and the task are asked for
     stock(SimpleNamespace(model=type(known_as.__name__, (), {})(), task=self.task), supported_models)
+
+
+def keyed_continuous(stock: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Hook 9: refuse what needs a paged cache."""
+    holder = next((f"a model with {method!r}" for method in _attention_methods(self)), None)
+    if holder or is_shared(self):
+        raise ValueError(
+            f"generate_batch (continuous batching): {holder or 'a model with a shared prefix'} keeps a cache of its "
+            f"own, and continuous batching needs transformers' paged one. Use model.generate with a padded batch, or "
+            f"{'undo the method first: hf_longctx.undo(model)' if holder else 'leave the block of the prefix first'}."
+        )
+    return stock(self, *args, **kwargs)
 
 
 def _attention_methods(model: Any) -> list[AttentionMethod]:
