@@ -14,7 +14,7 @@ from ..cache.recurrent import broke_off, check_whole
 from ..upstream.caches import cache_in
 from .base_attention import PLAIN
 from .caches import adopt_all
-from .order import positions_of_another_length
+from .order import check_rows, positions_of_another_length
 from .state import STATE, DecoderState, check_implementation
 
 
@@ -48,6 +48,8 @@ def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     if n_new is not None and state.pos is not None and state.pos.shape[-1] not in (1, n_new):
         raise ValueError(positions_of_another_length(state.pos, n_new))
     open_cache(decoder_module, args, kwargs)
+    if n_new is not None and isinstance(tokens, Tensor):
+        check_rows(len(tokens), state.opened)
     learns = partial(_learns, decoder_module, tokens, state.opened)
     kinds: dict[type[UnrotatedLayer], list[UnrotatedLayer]] = {}
     for layer in dict.fromkeys(state.opened):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from ..cache.base import UnrotatedLayer
 from ..cache.beside import beside
@@ -25,7 +24,7 @@ def adopt(state: DecoderState, cache: Any, module: nn.Module, index: int) -> Unr
             cache.layers.append(cache.layer_class_to_replicate())
     if not has_layer(cache, index):
         return None
-    layer: Any = cache.layers[index] if isinstance(cache, Cache) else cache
+    layer: Any = cache.layers[index] if hasattr(cache, "layers") else cache
     owner = owner_of(layer)
     if owner is not None:
         if owner != method:

@@ -50,6 +50,16 @@ def check_tokens(hidden: Tensor) -> None:
         )
 
 
+def check_rows(rows: int, layers: list[UnrotatedLayer]) -> None:
+    """ValueError for a cache of another number of rows than the batch."""
+    held = {len(layer.keys) for layer in layers if layer.is_initialized and layer.keys is not None} - {rows}
+    if held:
+        raise ValueError(
+            f"a batch of {rows} rows, and a cache that has read {held.pop()}: expected as many. Give the rows that the "
+            f"cache has read, choose among its own by cache.batch_select_indices(...), or start with a new cache."
+        )
+
+
 def positions_of_another_length(pos: Tensor, length: int) -> str:
     """What is wrong with position ids that are not as many as the tokens."""
     return f"position_ids of shape {tuple(pos.shape)}: {length} tokens are read. Pass one position for each of them."

@@ -44,7 +44,7 @@ def broke_off(cache: Any) -> None:
 
 def check_whole(cache: Any) -> None:
     """RuntimeError for a cache that a forward has left half-read."""
-    if vars(cache).get(BROKEN):
+    if getattr(cache, BROKEN, False):
         raise RuntimeError(
             "a forward pass through this cache broke off half-way: some layers have read on and others have not. Start "
             "with a new cache."

@@ -79,8 +79,11 @@ class Reader:
     def __init__(
         self, model: PreTrainedModel, chunk: int, bounded: bool, recent: int, compile: bool, progress: Progress | None
     ) -> None:
-        if chunk < 1 or recent < 1:
-            raise ValueError(f"chunk={chunk}, recent={recent}: both must be at least 1 token.")
+        for name, tokens in (("chunk", chunk), ("recent", recent)):
+            if type(tokens) is not int or tokens < 1:
+                raise ValueError(f"{name}={tokens!r}: expected a whole number of tokens, at least 1.")
+        if progress is not None and not callable(progress):
+            raise ValueError(f"progress={progress!r}: expected a function of the position reached, or None.")
         self.model, self.chunk, self._progress = model, chunk, progress
         self._base: Any = unwrap(model)
         self._patches = applied(model)

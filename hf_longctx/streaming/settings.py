@@ -34,6 +34,9 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 
 def generation_config(model: Any, given: Any, settings: dict[str, Any], recent: int | None) -> Any:
     """The `GenerationConfig` of a stream that keeps its last `recent` ids; ValueError for settings it cannot have."""
+    most = settings.get("max_new_tokens", getattr(given or model.generation_config, "max_new_tokens", None))
+    if most is not None and (type(most) is not int or most < 1):
+        raise ValueError(f"max_new_tokens={most!r}: expected a whole number, at least 1, or None for no limit.")
     config, unknown = model._prepare_generation_config(given, **settings)
     if unknown:
         raise ValueError(
@@ -50,8 +53,6 @@ def generation_config(model: Any, given: Any, settings: dict[str, Any], recent: 
     check_cache_kind(
         getattr(config, "cache_implementation", None), model.generation_config.cache_implementation, "a stream"
     )
-    if config.max_new_tokens is not None and config.max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={config.max_new_tokens}: expected at least 1, or None for no limit.")
     if config.pad_token_id is None:  # nothing is padded; transformers would say that it chose one
         config.pad_token_id = 0
     model._prepare_special_tokens(config, device=model.device)

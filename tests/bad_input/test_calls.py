@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import (
     DynamicCache,
+    EncoderDecoderCache,
     StaticCache,
 )
 
@@ -52,6 +53,38 @@ def test_a_cache_is_only_good_for_the_model_that_wrote_it(family: str, method: A
     close(logits_of(model, more, past_key_values=ours), expected, "the cache is still good for its method")
     hf_longctx.undo(model)
     close(logits_of(model, more, past_key_values=rotated), stock, "the stock cache is still good for the stock model")
+
+
+@pytest.mark.parametrize("kind", ["tuple", "empty tuple", "encoder-decoder", "text", "static"])
+def test_what_is_no_dynamic_cache_is_refused_by_its_name(kind: str, method: Any) -> None:
+    model = tiny()
+    kinds = {
+        "tuple": ((torch.zeros(2, 2, 3, 8), torch.zeros(2, 2, 3, 8)),) * 2,
+        "empty tuple": ((),),
+        "encoder-decoder": EncoderDecoderCache(DynamicCache(), DynamicCache()),
+        "text": "static",
+        "static": StaticCache(config=model.config, max_cache_len=50),
+    }
+    method.apply(model)
+    expected = logits_of(model, IDS)
+    with pytest.raises(ValueError, match=rf"^\w+: {method.name} keeps its own cache .* Leave the cache .* out"):
+        logits_of(model, IDS, past_key_values=kinds[kind])
+    same(logits_of(model, IDS), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_batch_of_other_rows_than_the_cache_is_refused_and_the_cache_stays_good(
+    family: str, rows: int, method: Any
+) -> None:
+    model, more = tiny(family), text(2, 3, seed=9)
+    method.apply(model)
+    cache = DynamicCache(config=model.config)
+    logits_of(model, IDS, past_key_values=cache)
+    with pytest.raises(ValueError, match=rf"a batch of {rows} rows, and a cache that has read 2: .* new cache"):
+        logits_of(model, text(rows, 3), past_key_values=cache)
+    expected = logits_of(model, torch.cat([IDS, more], 1))[:, -3:]
+    close(logits_of(model, more, past_key_values=cache), expected)
 
 
 def test_a_cache_passed_by_position_is_read(method: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,9 @@ def test_end_of_sequence_comes_out_and_is_the_last() -> None:
         ({"num_beams": 2}, "num_beams=2: a stream cannot rewind: it keeps one sequence"),
         ({"stop_strings": ["x"]}, "stop_strings"),
         ({"min_new_tokens": 3}, "min_new_tokens=3"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: expected a whole number, at least 1"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens=1.5: expected a whole number"),
+        ({"max_new_tokens": "3"}, "max_new_tokens='3': expected a whole number"),
         ({"max_new_token": 3}, "max_new_token: no such generation setting"),
     ],
 )
@@ -253,6 +256,22 @@ def test_settings_that_a_stream_cannot_have_are_named(settings: dict[str, Any], 
     model = tiny()
     with METHODS["lm_infinite"].on(model), pytest.raises(ValueError, match=message):
         stream(model, [3, 4]).generate(**settings)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "8", None, True])
+@pytest.mark.parametrize("name", ["chunk", "recent"])
+def test_sizes_that_are_none_are_refused(name: str, wrong: Any) -> None:
+    model = tiny()
+    words = re.escape(f"{name}={wrong!r}: expected a whole number of tokens")
+    with METHODS["lm_infinite"].on(model), pytest.raises(ValueError, match=words):
+        stream(model, [3, 4], **{name: wrong})
+
+
+def test_a_progress_that_cannot_be_called_is_refused_before_anything_is_read() -> None:
+    model, taken = tiny(), iter([3, 4])
+    with METHODS["lm_infinite"].on(model), pytest.raises(ValueError, match="progress=3: expected a function"):
+        stream(model, taken, progress=3)  # type: ignore[arg-type]
+    assert list(taken) == [3, 4]
 
 
 def test_gradients_are_as_they_were_for_who_takes_the_tokens() -> None:
