@@ -130,6 +130,12 @@ class Patch:
     def set_class(self, module: nn.Module, cls: type) -> None:
         """Turn `module` into `cls`, reversibly, and let accelerate's hooks on it call the new forward."""
         stock = type(module)
+        if has_forward_of_its_own(module):
+            raise ValueError(
+                f"{stock.__name__}: the forward of this module was replaced on the object itself, so {self.method!r} "
+                f"would have no effect on it. Take that change back first (del module.forward), or make it in the "
+                f"module's class."
+            )
         self.changes.append(_Class(module, stock))
         module.__class__ = cls
         _rebind_forward(module, stock)
@@ -237,6 +243,13 @@ def undo(model: nn.Module) -> None:
     """Undo every patch on a model, newest first. A model without patches is left alone."""
     for patch in reversed(applied(model)):
         patch.undo()
+
+
+def has_forward_of_its_own(module: nn.Module) -> bool:
+    """Does the object call another forward than its class's? Those that accelerate keeps in it do not count."""
+    own = vars(module)
+    kept = own.get("_old_forward", own.get("forward"))
+    return kept is not None and getattr(kept, "__func__", None) is not type(module).forward
 
 
 def _rebind_forward(module: nn.Module, was: type) -> None:

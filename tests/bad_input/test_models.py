@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -23,7 +24,8 @@ from transformers import (
 )
 
 import hf_longctx
-from hf_longctx import LMInfinite, PositionFree, RopeScaling, StreamingLLM
+from hf_longctx import LMInfinite, PositionFree, RopeScaling, StreamingLLM, shared_prefix
+from hf_longctx.anatomy import find_decoder, full_attention_layers
 from hf_longctx.registry import parse
 from tests.bad_input.conftest import IDS, METHOD
 from tests.contract.registry import close, fingerprint, same
@@ -319,3 +321,29 @@ def test_a_patch_is_named_by_its_method() -> None:
     patch = METHOD.apply(model)
     assert "LMInfinite(n_global=2, n_local=6" in repr(patch)
     assert len(repr(patch)) < 300
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_whose_forward_was_replaced_on_the_object_is_refused(family: str, layer: int, method: Any) -> None:
+    model = tiny(family)
+    modules = full_attention_layers(find_decoder(model))
+    module = modules[min(layer, len(modules) - 1)]  # of Gemma3 one layer is of full attention
+    stock = type(module).forward
+    module.forward = types.MethodType(lambda self, *args, **kwargs: stock(self, *args, **kwargs), module)
+    before, expected = fingerprint(model), logits_of(model, IDS)
+    words = rf"^{type(module).__name__}: the forward of this module was replaced .*{type(method).__name__}.*del module"
+    with pytest.raises(ValueError, match=words):
+        method.apply(model)
+    with pytest.raises(ValueError, match="was replaced on the object itself, so shared_prefix"):
+        shared_prefix(model, IDS[0]).__enter__()
+    assert fingerprint(model) == before
+    same(logits_of(model, IDS), expected)
+    del module.forward
+    with method.on(model):  # what is put around the method's own forward works
+        with_method, inner, seen = logits_of(model, IDS), module.forward, []
+        module.forward = lambda *args, **kwargs: seen.append(1) or inner(*args, **kwargs)
+        same(logits_of(model, IDS), with_method)
+        assert seen
+        del module.forward
+    same(logits_of(model, IDS), expected)
