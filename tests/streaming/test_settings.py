@@ -67,7 +67,7 @@ NO_TOKENS = {
     "num_assistant_tokens_schedule", "assistant_confidence_threshold", "max_matching_ngram_size",
     "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight",
     "speculation_type", "compile_config", "disable_compile", "continuous_batching_config", "prefill_chunk_size",
-    "_from_model_config", "transformers_version", "max_length", "look_up_last",
+    "_from_model_config", "_commit_hash", "transformers_version", "max_length", "look_up_last",
 }  # fmt: skip
 
 
