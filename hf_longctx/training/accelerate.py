@@ -14,12 +14,14 @@ from ..parallel.model.forward import STATE
 from ..parallel.model.switch import SequenceParallel
 from ..patch import unwrap
 from .failures import name_failures
+from .streams import read_by_each
 
 
 class SequenceParallelConfig(ParallelismConfig):
     """Processes in groups that share a batch, for `TrainingArguments(parallelism_config=)` and `Accelerator`.
 
-    Accelerate's data loader then hands all processes of a group the same batch, and FSDP2 shards over all processes.
+    Accelerate's data loader then hands all processes of a group the same batch, also of an `IterableDataset`, which
+    each process reads itself, and FSDP2 shards over all processes.
     Its own context parallelism, which drops masks and refuses windows, stays off: the switch does the work. With a
     plain `Accelerator`, apply `config.switch` to the model before `accelerator.prepare`; trainers with
     `SequenceParallelMixin` do so.
@@ -69,6 +71,8 @@ class SequenceParallelConfig(ParallelismConfig):
                 f"{accelerator.num_processes}. Make it in the processes that train, after they were launched."
             )
         _refuse_stock_models(accelerator)
+        if self.cp_size > 1:
+            read_by_each(accelerator)
         name_failures(accelerator.process_index, accelerator.num_processes)
 
 

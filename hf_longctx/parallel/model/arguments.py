@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ...upstream.caches import cache_in
 from .answers import Share
+from .chance import Walked
 from .documents import IGNORED, PADDING, next_labels
-from .dropping import Walked
 from .interface import NAME
 
 # arguments that are read here, and not handed on as they are
@@ -69,10 +69,19 @@ def labels_of(given: dict[str, Any], share: Share, marks_BT: Tensor) -> dict[str
     items = given.get("num_items_in_batch")
     if items is None:
         items = ((shifted_BT != IGNORED) & (marks_BT != PADDING)).sum()
-    # a batch without targets has the loss 0 and no gradient, not nan
-    items = items.clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
+    items = divisor_of(items)
     labels = share.take(shifted_BT) if share.rows else torch.full((1, 1), IGNORED, device=share.device)
     return {"labels": labels, "shift_labels": labels, "num_items_in_batch": items}
+
+
+def divisor_of(items: Tensor | float) -> Tensor | float:
+    """What a sum over targets is divided by: a batch without any has the loss 0 and no gradient, not nan.
+
+    Trainer divides their number by the processes that share a batch, so it may be below 1.
+    """
+    if isinstance(items, Tensor):
+        return items.where(items > 0, torch.ones_like(items))
+    return items if items > 0 else 1
 
 
 def part_of(x: Any, share: Share) -> Any:

@@ -19,10 +19,10 @@ from ..ranks import Ranks
 from .agreement import Facts, read_together, say_refused
 from .answers import Share
 from .arguments import READ, answer_as_asked, check_arguments, labels_of, named, part_of
+from .chance import Walked, drawing_apart, noise_of_rows
 from .choosing import Geometry, choose
 from .division import Division
 from .documents import Documents, marks_of, positions_of
-from .dropping import Walked, dropping_apart
 from .flexible import Flexible
 from .groups import Groups
 from .interface import LAYOUT
@@ -86,24 +86,28 @@ def forward_of(model: nn.Module) -> types.MethodType:
 
 def shared_forward(model: nn.Module, state: State, given: dict[str, Any]) -> Any:
     """Share the batch in `given` among the ranks of a group, run the model's own forward, and answer for all of it."""
-    walked = Walked.through(model)
-    share, division, positions_BT, marks_BT = _share(model, walked, state, given)
-    more = {name: part_of(x, share) for name, x in given.items() if name not in READ}
-    inputs = {name: share.take(given[name]) for name in ("input_ids", "inputs_embeds") if given.get(name) is not None}
-    if given.get("labels") is not None or given.get("shift_labels") is not None:
-        more.update(labels_of(given, share, marks_BT))
-    ranks = _ranks(state, division, share.device)
-    with dropping_apart(model, walked, state.groups):
-        out = state.inner(
-            **inputs,
-            position_ids=share.take(positions_BT),
-            use_cache=False,
-            return_dict=True,
-            **{LAYOUT: ranks},
-            **more,
-        )
+    share, ranks, walked, arguments = _prepared(model, state, given)
+    width, rows = share.shape[1], max(share.rows, 1)
+    with drawing_apart(model, state.groups), noise_of_rows(walked, width, rows):
+        out = state.inner(use_cache=False, return_dict=True, **{LAYOUT: ranks}, **arguments)
     one_less = given.get("labels") is not None and given.get("shift_labels") is None
     return answer_as_asked(_answer(out, share, state.gather_logits, one_less), model, given)
+
+
+# torch.compile goes around what reads a batch on the host: only the model's own forward is worth a graph
+@torch.compiler.disable
+def _prepared(model: nn.Module, state: State, given: dict[str, Any]) -> tuple[Share, Ranks, Walked, dict[str, Any]]:
+    """This rank's share, the ranks, what is known of the modules, and the arguments of the model's own forward."""
+    walked = Walked.through(model)
+    share, division, positions_BT, marks_BT = _share(model, walked, state, given)
+    arguments = {name: part_of(x, share) for name, x in given.items() if name not in READ}
+    arguments["position_ids"] = share.take(positions_BT)
+    for name in ("input_ids", "inputs_embeds"):
+        if given.get(name) is not None:
+            arguments[name] = share.take(given[name])
+    if given.get("labels") is not None or given.get("shift_labels") is not None:
+        arguments.update(labels_of(given, share, marks_BT))
+    return share, _ranks(state, division, share.device), walked, arguments
 
 
 def _share(
@@ -152,6 +156,7 @@ def _ranks(state: State, division: Division, device: torch.device) -> Ranks:
     return Ranks(division.own, kind, group, groups.inner, outside, device)
 
 
+@torch.compiler.disable
 def _answer(out: Any, share: Share, gather_logits: bool, one_less: bool) -> Any:
     """A model's output for the whole batch: its loss, and all that it says token by token; logits only if asked for.
 

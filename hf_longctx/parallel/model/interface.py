@@ -26,6 +26,8 @@ NOT_DONE = {
 }
 
 
+# torch.compile goes around it: the layout of ranks is another one in each batch, and a graph would be made for each
+@torch.compiler.disable
 def attention(
     module: nn.Module,
     query: Tensor,

@@ -29,6 +29,8 @@ class _KeepingCheckpoint:
     stock: Callable[..., Any]
     decoder: nn.Module
 
+    # torch.compile goes around it: what is kept is known by dispatch modes, which see no graph's inside
+    @torch.compiler.disable
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
         keeper: Keeper | None = vars(self.decoder).get(STATE)
         more = {} if keeper is None else {"context_fn": keeper.contexts}

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from ...parallel.model.arguments import answer_as_asked, named
+from ...parallel.model.arguments import answer_as_asked, divisor_of, named
 from ...parallel.model.documents import IGNORED
 from ...patch import Patch, unwrap
 from .output import TokenLossOutput
@@ -156,7 +156,7 @@ def _loss(
     found_BT = logits.log_probs(shifted, ignore_index)
     vars(self)[STATE].log_probs = found_BT[..., :-1] if shift_labels is None else found_BT
     items = (shifted != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
-    return -found_BT.sum() / (items.to(found_BT.device).clamp(min=1) if isinstance(items, Tensor) else max(items, 1))
+    return -found_BT.sum() / divisor_of(items.to(found_BT.device) if isinstance(items, Tensor) else items)
 
 
 def _check_labels(name: str, labels: Any, tokens: torch.Size) -> None:

@@ -42,6 +42,8 @@ class Tiled:
         return (slice(at, min(at + self.tile, tokens)) for at in range(0, tokens, self.tile))
 
 
+# torch.compile goes around it: the backward pass reads what another node keeps, which no graph of dynamo has
+@torch.compiler.disable
 def in_tiles(tiled: Tiled, x_N: Tensor) -> Tensor:
     """`tiled.run` of all tokens, (N, ...)."""
     parameters = tiled.parameters()
