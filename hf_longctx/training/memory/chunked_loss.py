@@ -98,6 +98,7 @@ def _forward_of(model: Any) -> types.MethodType:
 def _answer(model: Any, state: LossState, given: dict[str, Any]) -> Any:
     if given.get("labels") is None or state.logits or any(given.get(name) for name in OTHERWISE):
         return state.inner(**given)
+    _check_head(model, state)
     state.pending, state.log_probs = True, None
     try:
         out = state.inner(**{**given, "return_dict": True})
@@ -112,6 +113,17 @@ def _answer(model: Any, state: LossState, given: dict[str, Any]) -> Any:
     fields = {name: out.get(name) for name in ("loss", "aux_loss", "hidden_states", "attentions")}
     answer = TokenLossOutput(**fields, log_probs=log_probs)
     return answer_as_asked(answer, model, given)
+
+
+def _check_head(model: Any, state: LossState) -> None:
+    """ValueError for a head that has come since: one that PEFT adapts or saves, or of another vocabulary."""
+    head = model.get_output_embeddings()
+    if vars(head).get(STATE) is not state:
+        raise ValueError(
+            f"chunked_loss: the head of {type(model).__name__} ({type(head).__name__}) is not the one that it had when "
+            f"TrainingMemory was applied. Undo the patch, and apply TrainingMemory after what changes the head: PEFT "
+            f"with the head in target_modules or modules_to_save, or resize_token_embeddings."
+        )
 
 
 def _head_forward(self: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:

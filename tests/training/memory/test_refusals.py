@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaForSequenceClassification
 
 from hf_longctx import SequenceParallel, TrainingMemory
@@ -50,6 +51,27 @@ def test_other_models() -> None:
     model.loss_function = torch.nn.functional.cross_entropy
     with pytest.raises(ValueError, match="its loss function is cross_entropy"):
         TrainingMemory().apply(model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "lm_head"])),
+        lambda model: get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])),
+        lambda model: model.resize_token_embeddings(120, mean_resizing=False) and model,
+    ],
+    ids=["adapted", "saved", "resized"],
+)
+def test_a_head_that_came_later(change: Callable[[Any], Any]) -> None:
+    model = make("llama")
+    patch = TrainingMemory(tile=None).apply(model)
+    changed = change(model)
+    with pytest.raises(ValueError, match="is not the one that it had when TrainingMemory was applied"):
+        step(changed, DENSE)
+    patch.undo()
+    right = step(changed, DENSE)
+    TrainingMemory(tile=None).apply(changed)
+    assert step(changed, DENSE)[0] == pytest.approx(right[0], rel=1e-5)
 
 
 def test_experts_are_named() -> None:
