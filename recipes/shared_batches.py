@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from hf_longctx import SequenceParallel, SequenceParallelConfig
 from hf_longctx.storage.files import write_whole
 from hf_longctx.training.processes import is_first
+from recipes.config import check_training, read_yaml
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "MASTER_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 
@@ -43,21 +43,16 @@ def command(description: str | None, run: Callable[..., dict[str, Any]], recipe:
     if args.smoke:
         importlib.import_module(f"{recipe}.smoke").main()
         return
-    report = run(read(args.config), resume=args.resume)
+    report = run(read_yaml(args.config), resume=args.resume)
     if is_first():
         print(json.dumps(report, indent=2))
 
 
-def read(file: Path) -> dict[str, Any]:
-    """A config."""
-    found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return found
-
-
-def arguments(config: dict[str, Any], folder: Path, **fixed: Any) -> dict[str, Any]:
+def arguments(of: type, config: dict[str, Any], folder: Path, **fixed: Any) -> dict[str, Any]:
     """Arguments of TrainingArguments and what derives from it, for processes that share each batch.
 
     Args:
+        of: That class.
         config: A recipe's, with `degree`, `kind` and `training`.
         folder: Of checkpoints.
         **fixed: What the recipe sets itself, and `training` must not.
@@ -70,6 +65,7 @@ def arguments(config: dict[str, Any], folder: Path, **fixed: Any) -> dict[str, A
     fixed["parallelism_config"] = SequenceParallelConfig(SequenceParallel(degree=degree, kind=config["kind"]))
     if clash := sorted(fixed.keys() & config["training"].keys()):
         raise ValueError(f"training: {', '.join(clash)}: the recipe sets these itself. Leave them out of the config.")
+    check_training(config["training"], of)
     return config["training"] | ({"bf16": False} if cpu else {}) | fixed
 
 
@@ -99,7 +95,7 @@ def smoke(
         if state.is_main_process:
             prepare(folder)
         state.wait_for_everyone()
-        report = run(read(folder / "config.yaml"))
+        report = run(read_yaml(folder / "config.yaml"))
         if state.is_main_process:
             check(report, folder)
         state.wait_for_everyone()

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from recipes.config import check_keys, read_variant
+from recipes.config import check_alike, check_keys, read_variant, read_yaml
 from recipes.resuming import fingerprints
 
 HERE = Path(__file__).parent
@@ -49,8 +47,9 @@ def left_out(config: dict[str, Any]) -> dict[str, Any]:
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
     """The settings as they are; ValueError for what cannot work."""
-    known = set(yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))) - {"variants"}
+    known = {name: value for name, value in read_yaml(DEFAULT).items() if name != "variants"}
     check_keys(config, known)
+    check_alike(config, known)
     mix = config["mix"]
     if set(mix) - set(KINDS) or any(share < 0 for share in mix.values()) or abs(sum(mix.values()) - 1) > 1e-6:
         raise ValueError(f"mix: {mix}: expected shares of {', '.join(KINDS)} that add up to 1.")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
@@ -27,6 +26,7 @@ from hf_longctx.clip.finetune import check_fresh
 from hf_longctx.clip.stretch import MARK, text_length
 from hf_longctx.evaluation.results import write_results
 from recipes.cards import say_one_card
+from recipes.config import read_yaml
 from recipes.long_clip import card
 
 
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
             config = prepare(Path(folder))
             check(run(config), Path(config["out"]))
         return
-    report = run(yaml.safe_load(args.config.read_text(encoding="utf-8")), resume=args.resume)
+    report = run(read_yaml(args.config), resume=args.resume)
     print(json.dumps(report, indent=2))
 
 

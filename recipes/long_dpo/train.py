@@ -20,24 +20,26 @@ from hf_longctx.rope.parameters import readable_length
 from hf_longctx.training.processes import is_first
 from recipes.by_trl import TRL
 from recipes.cards import SHARED, one_card
-from recipes.config import check_keys
+from recipes.config import check_keys, check_types
 from recipes.long_dpo.pairs import IDS, read_pairs, tokens_of
 from recipes.long_dpo.trainer import dpo_trainer, needed
 from recipes.resuming import check_fresh
 from recipes.shared_batches import arguments, command, keep, keep_model
 
-KNOWN = {"model", "pairs", "longest", "held_out", "degree", "kind", "out", "training"}
+TYPES = {"model": str, "pairs": str, "longest": int, "held_out": int, "kind": str, "out": str, "training": dict}
 COMPARED = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
 logger = logging.getLogger("hf_longctx")
 
 
 def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     """The recipe: what `report.json` in the folder `out` has too. Every process calls it."""
-    check_keys(config, KNOWN)
+    check_keys(config, {*TYPES, "degree"})
+    check_types(config, TYPES)
     out = Path(config["out"])
     check_fresh(out, resume)
     pairs = read_pairs(config["pairs"])
-    args = one_card(needed().config(**arguments(config, out / "run", max_length=None)), SHARED)
+    made = needed().config
+    args = one_card(made(**arguments(made, config, out / "run", max_length=None)), SHARED)
     set_seed(args.seed)
     # Trainer moves them
     model, tokenizer = load(config["model"], dtype=torch.float32, device="cpu")

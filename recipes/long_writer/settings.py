@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_longctx.near import did_you_mean
-from recipes.config import read_variant
+from recipes.config import check_alike, read_variant, read_yaml
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
@@ -34,9 +32,10 @@ def read_config(path: Path, variant: str | None = None, **given: Any) -> dict[st
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
     """The settings as they are; ValueError for what cannot work."""
-    known = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
+    known = read_yaml(DEFAULT)
     del known["variants"]
     _check_names(config, known, "")
+    check_alike(config, known)
     tasks, grpo, sft = config["tasks"], config["grpo"], config["sft"]
     if tasks["tokens"][0] > tasks["tokens"][1]:
         raise ValueError(f"tasks: tokens: {tasks['tokens']}: expected the shorter and the longer length of a range.")

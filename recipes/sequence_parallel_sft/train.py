@@ -17,17 +17,18 @@ from transformers import TrainingArguments, set_seed
 from hf_longctx import SequenceParallelTrainer
 from hf_longctx.hub import load
 from recipes.cards import SHARED, one_card
-from recipes.config import check_keys
+from recipes.config import check_keys, check_types
 from recipes.resuming import check_fresh
 from recipes.sequence_parallel_sft.packs import PackCollator, packed, read_documents
 from recipes.shared_batches import arguments, command, keep, keep_model
 
-KNOWN = {"model", "documents", "pack", "held_out", "degree", "kind", "out", "training"}
+TYPES = {"model": str, "documents": str, "pack": int, "held_out": int, "kind": str, "out": str, "training": dict}
 
 
 def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
     """The recipe: what `report.json` in the folder `out` has too. Every process calls it."""
-    check_keys(config, KNOWN)
+    check_keys(config, {*TYPES, "degree"})
+    check_types(config, TYPES)
     out = Path(config["out"])
     check_fresh(out, resume)
     args = training_arguments(config, out / "run")
@@ -64,7 +65,9 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
 
 def training_arguments(config: dict[str, Any], folder: Path) -> TrainingArguments:
     """Those of the config, for processes that share each pack; one process takes one GPU."""
-    return one_card(TrainingArguments(**arguments(config, folder, remove_unused_columns=False)), SHARED)
+    return one_card(
+        TrainingArguments(**arguments(TrainingArguments, config, folder, remove_unused_columns=False)), SHARED
+    )
 
 
 if __name__ == "__main__":
