@@ -186,7 +186,7 @@ def test_what_the_recipe_refuses(config: dict[str, Any]) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file nowhere\.jsonl\. python -m recipes\.long_dpo\.pairs"):
         train.run(config | {"pairs": "nowhere.jsonl"})
     with pytest.raises(ValueError, match="training: max_length: the recipe sets these itself"):
-        train.arguments(config | {"training": {"max_length": 1024}}, Path("out"), max_length=None)
+        train.arguments(object, config | {"training": {"max_length": 1024}}, Path("out"), max_length=None)
     pytest.importorskip("trl")
     with pytest.raises(ValueError, match="held_out: 10 of 10 pairs"):
         train.run(config | {"held_out": 10})
@@ -207,9 +207,10 @@ def test_without_trl(absent: str, config: dict[str, Any], monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["config", "config_32k"])
 def test_the_configs_are_for_a_card_too(name: str) -> None:
     found = yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert found.keys() == train.KNOWN
+    assert found.keys() == {*train.TYPES, "degree"}
     pytest.importorskip("trl")
-    args = train.needed()[0](**train.arguments(found, Path("out"), max_length=None))
+    made = train.needed().config
+    args = made(**train.arguments(made, found, Path("out"), max_length=None))
     assert args.max_length is None
     assert args.learning_rate <= 1e-5
 
