@@ -6,6 +6,7 @@ import os
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Trainer
 
@@ -54,6 +55,16 @@ class SequenceParallelMixin(PreflightMixin):
             # accelerate takes a model that was evaluated for one that DDP wraps already (patches/accelerate/0030)
             self.model._is_accelerate_prepared = False
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """As in Trainer, whose older releases divide by the processes of a group in whole numbers."""
+        degree = self.get_cp_size()
+        if (
+            self.args.average_tokens_across_devices or degree == 1
+        ):  # all counts of a group are gathered: it comes out even
+            return super()._get_num_items_in_batch(batch_samples, device)
+        items = super()._get_num_items_in_batch(batch_samples * degree, device)
+        return items if items is None else items / degree
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None

@@ -273,3 +273,20 @@ def test_degrees_and_meshes(four: Pool) -> None:
         assert "kind='ulysses': 3 query heads cannot be shared by 4 ranks" in found["heads"]
         assert "degree=2: the mesh has 4 ranks" in found["mesh"]
         assert "kind='hybrid': the mesh has 1 dimension, expected two" in found["hybrid"]
+
+
+def with_pictures() -> str:
+    model = make("llama")
+    with SequenceParallel(degree=2).on(model):
+        try:
+            model(**batch([[20]]), pixel_values=torch.ones(1, 3, 28, 28))
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+def test_pictures_beside_a_text(two: Pool) -> None:
+    for message in two.run(with_pictures):
+        assert message.startswith(
+            "pixel_values of the shape (1, 3, 28, 28): under SequenceParallel a model is given texts"
+        )

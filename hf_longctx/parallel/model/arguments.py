@@ -39,6 +39,14 @@ def check_arguments(model: nn.Module, walked: Walked, given: dict[str, Any], tok
                 f"{argument} of the shape {tuple(labels.shape)}: expected {tuple(tokens.shape[:2])}, one for each "
                 f"token of the whole batch."
             )
+    for argument, x in given.items():
+        if argument in READ or not isinstance(x, Tensor) or not x.is_floating_point():
+            continue
+        if x.dim() > 2 and x.shape[:2] != tokens.shape[:2]:
+            raise ValueError(
+                f"{argument} of the shape {tuple(x.shape)}: under SequenceParallel a model is given texts alone. "
+                f"Train on pictures and sound under DDP or FSDP2 alone."
+            )
     if cache_in(given) is not None or given.get("use_cache"):
         raise ValueError(
             f"{name} under SequenceParallel has no cache: leave out past_key_values and use_cache=True. To generate, "
