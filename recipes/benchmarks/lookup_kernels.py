@@ -81,7 +81,7 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     ready, ready_unpacked = kernels.prepared(q, pages, shapes), kernels.prepared(q, pages, unpacked)
     best = kernels.maxima(ready, *at)
     found = kernels.survivors(ready, best, *at, shortlist)
-    table = kernels.last(q, found, pages, shapes, TOP, shortlist)
+    table = kernels.last(q, *found, pages, shapes, TOP, shortlist)
     D = q.shape[-1]
     k_pos = torch.arange(k.shape[2], device=q.device)[None]
     angles = torch.rand(1, near, D // 2, device=q.device).repeat(1, 1, 2)
@@ -102,8 +102,8 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
         "queries prepared": lambda: kernels.prepared(q, pages, shapes),
         "(a) codes' scores, a maximum a block": lambda: kernels.maxima(ready, *at),
         "(a) with codes that are unpacked": lambda: kernels.maxima(ready_unpacked, *beside),
-        "(b) tokens with the best codes, and some more": lambda: kernels.survivors(ready, best, *at, shortlist),
-        "(c) the best of them by real keys": lambda: kernels.last(q, found, pages, shapes, TOP, shortlist),
+        "(b) the best tokens by their codes": lambda: kernels.survivors(ready, best, *at, shortlist),
+        "(c) their real keys, and the last of them": lambda: kernels.last(q, *found, pages, shapes, TOP, shortlist),
         ATTENTION: lambda: attend(table),
         "window and first ones alone": lambda: triton_decode.decode(last[0], [window, first], *last[1:]),
         CHOOSE: choose,

@@ -13,11 +13,11 @@ from tests.generation.launches import listed, own, split
 stock, _ = split(None)
 window = {"n_global": 2, "n_local": 16}
 # once a forward: the ring's token and the window's angles; with look-ups, where the first tokens end.
-# a layer: the token is written, attention, its parts are merged; with look-ups, seven of a choice and the found ones
+# a layer: the token is written, attention, its parts are merged; with look-ups, eight of a choice and the found ones
 lookup = CodeLookup(**window, top_k=3, shortlist=6)
 counted = CodeLookup(**window, top_k=3, shortlist=6, gate="count")  # how many tokens were searched, besides
 for method, forward, layer, batches in (
-    (LMInfinite(**window), 2, 3, (1,)), (lookup, 3, 11, (1, 2)), (counted, 9, 11, (1,)),
+    (LMInfinite(**window), 2, 3, (1,)), (lookup, 3, 12, (1, 2)), (counted, 9, 12, (1,)),
 ):
     for batch in batches:
         once, each = split(method, batch)

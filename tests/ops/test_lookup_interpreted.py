@@ -109,13 +109,13 @@ for what, scores in kinds.items():
         state, floor = torch.zeros(2, STATE.value).int(), torch.zeros(2)
         note[(2,)](state, scores, n, number, N=4096)
         least, block = torch.zeros(2).long(), torch.full((2, most), -1).int()
-        count, found, held = torch.ones(3, 2).int()
+        count, found = torch.ones(2, 2).int()
         numbers = torch.full((2,), 64 * number - min(number, 1))
         for _ in range(2):  # twice from what has been noted once
-            _bins[(3, 2)](scores, numbers, numbers, state, least, floor, count, found, held, 1, 1, n, most, KEPT=k,
+            _bins[(3, 2)](scores, numbers, numbers, state, least, floor, count, found, 1, 1, n, most, KEPT=k,
                           CHUNK=64, GROUPS=0, ASKED=False)
             _listed[(3, 2)](scores, numbers, numbers, state, least, block, count, 1, 1, n, most, ASKED=False)
-        assert (found == 0).all() and (held == 0).all()
+        assert (found == 0).all()
         for row in range(2):
             order = sorted((-s, at) for at, s in enumerate(scores[row, :number].tolist()) if s > none)
             got = block[row, : count[row]].tolist()
@@ -183,32 +183,6 @@ for S, after in ((65, 60), (1026, 1021)):
     assert table == right + [-1] * (5 - len(right)), (S, table)
 never = pages._replace(ready_B=torch.full((1,), torch.iinfo(torch.long).max))  # no codes yet
 assert (T.choose(*last, never, after_B=torch.tensor([99]), **given) == -1).all()
-"""
-)
-
-SHORTLISTED = (
-    SMALL
-    + """
-for H, G, L, per, shortlist, ties in ((2, 1, 1, "group", 300, False), (2, 2, 1, "head", 300, True),
-                                      (4, 2, 3, "group", 20, True), (2, 1, 2, "head", 1, False)):
-    lookup = Lookup.of(H, G, 32, 700, L)
-    shapes = T.Shapes(lookup.q, lookup.pages, per)
-    rows, room = 2 * shapes.T * L, 700
-    slot = torch.stack([torch.randperm(700) for _ in range(rows)]).int()
-    score = torch.randint(-3, 3, (rows, room)).float() if ties else torch.randn(rows, room)
-    count = torch.tensor([room, 320, 299, 0])[torch.arange(rows) % 4].int()
-    exact = torch.einsum("bghld,bgsd->bghls", lookup.q.unflatten(1, (G, -1)), lookup.k)
-    exact = (exact.flatten(1, 2) if per == "head" else exact.amax(2)).flatten(0, 2)
-    for crowd, few in ((3072, 64), (310, 64), (0, 64), (3072, 0)):  # ranked, some, none; in many rows none
-        T.FEW_ROWS, held = few, torch.zeros(rows).int()
-        kept, real = T.shortlisted(lookup.q, T.Found(count, score, slot, held), lookup.pages, shapes, shortlist, crowd)
-        for row in range(rows):
-            number = int(count[row])
-            order = sorted(zip((-score[row, :number]).tolist(), slot[row, :number].tolist()))[:shortlist]
-            got = kept[row, : min(number, shortlist)].tolist()
-            assert sorted(got) == sorted(at for _, at in order), "the best ones, of equal ones the lower slot"
-            torch.testing.assert_close(real[row, : len(got)], exact[row, got], rtol=1e-5, atol=1e-5)
-T.FEW_ROWS = 64
 """
 )
 
@@ -385,7 +359,7 @@ assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
     ("code", "interpret"),
     [
         (MAXIMA + OPERAND + BINS + FOUND, "1"),
-        (CHOOSING + MOVED + EDGES + SHORTLISTED + ASKED + KEYS, "1"),
+        (CHOOSING + MOVED + EDGES + ASKED + KEYS, "1"),
         (CHECKED, "1"),
         (COMPILED, "0"),
     ],

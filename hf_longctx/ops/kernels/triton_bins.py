@@ -35,7 +35,7 @@ def _number(numbers, asked, row, T, L, ASKED: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T", "L", "room", "most"])
-def _bins(scores, numbers, asked, state, least, floor, count, found, held, T, L, room, most, KEPT: tl.constexpr,
+def _bins(scores, numbers, asked, state, least, floor, count, found, T, L, room, most, KEPT: tl.constexpr,
           CHUNK: tl.constexpr, GROUPS: tl.constexpr, ASKED: tl.constexpr):  # fmt: skip
     """Count some blocks of a row; the program that comes last finds the bin, key and score that they must reach."""
     row, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
@@ -71,7 +71,6 @@ def _bins(scores, numbers, asked, state, least, floor, count, found, held, T, L,
         tl.store(least + row, key)
         tl.store(floor + row, reached)
         tl.store(found + row, 0)
-        tl.store(held + row, 0)
 
 
 @triton.jit(do_not_specialize=["T", "L", "room", "most"])

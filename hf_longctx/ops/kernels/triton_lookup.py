@@ -1,7 +1,7 @@
 """Looking tokens up for some queries at a time, in Triton, over pages found by address.
 
 Queries are prepared, every block of slots leaves its best score by the codes, the blocks with the best tokens are
-found and scored again, the real keys of the best of their tokens are scored, and the best of these are the table. Sizes
+selected and scored again, the best tokens' real keys are scored, and the best of these are the table. Sizes
 follow from the number of pages that there may be, and what there is from counters on the device, so that a CUDA graph
 records them once; the host is never waited for.
 """
@@ -21,7 +21,7 @@ from .. import pages as sizes
 from ..codes import QUERY_BITS, step_share, turned
 from ..pages import Pages
 from .placed import on_device_of
-from .triton_best import _survivors
+from .triton_best import _select, _survivors
 from .triton_bins import PART, _bins, _listed
 from .triton_codes import TILES, _maxima, _prepare
 from .triton_range import STATE
@@ -29,8 +29,6 @@ from .triton_shortlist import TOKENS, _last, _shortlist
 
 BLOCK = 64  # slots
 PROGRAMS = 8192  # of `triton_bits`, about: several for each place on a card
-CROWD = 3072  # tokens that are ranked sooner than a bound among them is found
-FEW_ROWS = 64  # whose programs all run at once
 AT_ONCE = 2**24  # numbers that are made at once: best scores of blocks, and tokens that may reach the bounds
 
 
@@ -156,34 +154,23 @@ def maxima(
     return best, state
 
 
-class Found(NamedTuple):
-    """Tokens of each row, a table of a query, in any order: at least the best of its shortlist, by their codes.
-
-    Attributes:
-        number: How many there are, (rows).
-        score: By their codes, (rows, room).
-        slot: Where they are, (rows, room).
-        held: Zeros, (rows).
-    """
-
-    number: Tensor
-    score: Tensor
-    slot: Tensor
-    held: Tensor
-
-
 def survivors(
     ready: tuple[Tensor, ...], scored: tuple[Tensor, Tensor], q_pos_BL: Tensor, pages: Pages, shapes: Shapes,
     near: int, after_B: Tensor, shortlist: int,
-) -> Found:  # fmt: skip
-    """The tokens that may be among the best `shortlist` of each table by their codes, from what `maxima` gave."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The best `shortlist` tokens of each table by their codes, from what `maxima` gave.
+
+    Returns how many there are, (rows), and their slots (rows, shortlist), in any order; a row is a table of a query.
+    """
     best, state = scored
     rows, device, blocks = shapes.B * shapes.T * shapes.L, best.device, shapes.blocks
     most = min(shortlist + max(BLOCK, shortlist // 8), blocks)
     block, slot = (torch.empty(rows, n, device=device, dtype=torch.int32) for n in (most, most * BLOCK))
     score = torch.empty(rows, most * BLOCK, device=device, dtype=torch.float32)
-    count, found, held = torch.empty(3, rows, device=device, dtype=torch.int32)
+    count, found, number = torch.empty(3, rows, device=device, dtype=torch.int32)
     floor, least = (torch.empty(rows, device=device, dtype=dtype) for dtype in (torch.float32, torch.int64))
+    kept_slot = torch.empty(rows, shortlist, device=device, dtype=torch.int32)
+    kept_score = torch.empty(rows, shortlist, device=device, dtype=torch.float32)
     asked, some = shapes.asked
     sizes_of = shapes.T, shapes.L, blocks, most
     parts: Any = (triton.cdiv(blocks, PART.value), rows)
@@ -191,7 +178,7 @@ def survivors(
     rest = block, count, floor, found, score, slot, near, shapes.pages, shapes.G
     with on_device_of(best):
         _bins[parts](
-            best, pages.filled_B, asked, state, least, floor, count, found, held, *sizes_of, KEPT=shortlist,
+            best, pages.filled_B, asked, state, least, floor, count, found, *sizes_of, KEPT=shortlist,
             **_chunks(min(8192, triton.next_power_of_2(blocks)), shortlist), ASKED=some, num_warps=8,
         )  # fmt: skip
         _listed[parts](best, pages.filled_B, asked, state, least, block, count, *sizes_of, ASKED=some)
@@ -207,46 +194,34 @@ def survivors(
                 *at, *rest, shapes.L, most, PAGE=sizes.PAGE, **shapes.codes, NC=columns,
                 HEADS=shapes.heads, num_warps=1,
             )  # fmt: skip
-    return Found(found, score, slot, held)
+        _select[(rows,)](
+            score, slot, found, kept_slot, kept_score, number, floor, found, 1, most * BLOCK, shortlist,
+            KEPT=shortlist, **_chunks(2048, shortlist), NAMED=True, num_warps=8,
+        )  # fmt: skip
+    return number, kept_slot
 
 
 def _chunks(size: int, shortlist: int) -> dict[str, int]:
-    """How many scores are read at once to find a bound, and in how many groups it is looked for in the best of each."""
+    """How many scores `_select` reads at once, and in how many groups it looks for the best of each."""
     groups = triton.next_power_of_2(shortlist)
     return {"CHUNK": size, "GROUPS": groups if groups <= size else 0}
 
 
-def shortlisted(
-    q_BHLD: Tensor, found: Found, pages: Pages, shapes: Shapes, shortlist: int, crowd: int = CROWD
-) -> tuple[Tensor, Tensor]:
-    """The slots of the best `shortlist` of each row by their codes and their scores by their real keys.
-
-    Both (rows, shortlist); undefined from the row's count on. Of more than `crowd` tokens, or in many rows, a bound is
-    found; else they are ranked.
-    """
-    rows, device = len(found.number), q_BHLD.device
-    kept = torch.empty(rows, shortlist, device=device, dtype=torch.int32)
-    real = torch.empty(rows, shortlist, device=device, dtype=torch.float32)
-    few = rows <= FEW_ROWS
-    grid: Any = (triton.cdiv(shortlist + shortlist // 2, TOKENS.value) if few else 4, rows)
-    columns = 8 if shapes.heads else max(8, shapes.codes["RP"])
-    with on_device_of(q_BHLD):
-        _shortlist[grid](
-            q_BHLD, pages.k, *found, kept, real, q_BHLD, *q_BHLD.stride()[:3], shapes.pages, shapes.G, shapes.L,
-            shortlist, found.slot.shape[1], crowd if few else 0, KEPT=shortlist, **_chunks(2048, shortlist),
-            PAGE=sizes.PAGE, D=shapes.D, DP=max(16, triton.next_power_of_2(shapes.D)), R=shapes.codes["R"],
-            NC=columns, HEADS=shapes.heads, num_warps=8,
-        )  # fmt: skip
-    return kept, real
-
-
-def last(q_BHLD: Tensor, found: Found, pages: Pages, shapes: Shapes, k: int, shortlist: int) -> Tensor:
+def last(q_BHLD: Tensor, found: Tensor, slot: Tensor, pages: Pages, shapes: Shapes, k: int, shortlist: int) -> Tensor:
     """Of the best `shortlist` by their codes the best `k` by their real keys, (B, T, L, k)."""
-    kept, real = shortlisted(q_BHLD, found, pages, shapes, shortlist)
-    table = torch.empty(shapes.B, shapes.T, shapes.L, k, device=q_BHLD.device, dtype=torch.int64)
-    each: Any = (triton.cdiv(shortlist, TOKENS.value), len(kept))
+    rows, device = len(found), q_BHLD.device
+    real = torch.empty(rows, shortlist, device=device, dtype=torch.float32)
+    table = torch.empty(shapes.B, shapes.T, shapes.L, k, device=device, dtype=torch.int64)
+    R = shapes.codes["R"]
+    columns = 8 if shapes.heads else max(8, shapes.codes["RP"])
+    each: Any = (triton.cdiv(shortlist, TOKENS.value), rows)
     with on_device_of(q_BHLD):
-        _last[each](found.number, real, kept, table, k, shortlist, LEFT=triton.next_power_of_2(k), num_warps=8)
+        _shortlist[each](
+            q_BHLD, pages.k, found, slot, real, q_BHLD, *q_BHLD.stride()[:3], shapes.pages, shapes.G, shapes.L,
+            shortlist, PAGE=sizes.PAGE, D=shapes.D, DP=max(16, triton.next_power_of_2(shapes.D)), R=R, NC=columns,
+            HEADS=shapes.heads,
+        )  # fmt: skip
+        _last[each](found, real, slot, table, k, shortlist, LEFT=triton.next_power_of_2(k), num_warps=8)
     return table
 
 
@@ -285,5 +260,5 @@ def choose(
         ready = prepared(some, pages, shapes, part)
         best = maxima(ready, pos, pages, shapes, near, after_B)
         found = survivors(ready, best, pos, pages, shapes, near, after_B, shortlist)
-        tables.append(last(some if part is None else part.out_BHLD, found, pages, shapes, k, shortlist))
+        tables.append(last(some if part is None else part.out_BHLD, *found, pages, shapes, k, shortlist))
     return tables[0] if len(tables) == 1 else torch.cat(tables, 2)

@@ -1,8 +1,7 @@
 """From the best tokens by their codes to the best by their real keys, in Triton.
 
-A token's rank is the number of tokens that are better, counted over all of them by programs that need not wait for each
-other: there is no sort. The best by their codes, the shortlist, are scored with their keys, which are read where they
-lie, and ranked anew.
+The shortlist is scored with its keys, which are read where they lie. A token's rank is then the number of tokens that
+are better, counted over all of them by programs that need not wait for each other: there is no sort.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -12,12 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_best import _keys, _least
-
 TOKENS = tl.constexpr(32)  # of a program
 BESIDE = tl.constexpr(128)  # tokens that are compared with at once: what costs time is to wait for them
-SHARED = tl.constexpr(8)  # programs of a row that find a bound each
-LOWEST = tl.constexpr(-(2**62))
 
 
 @triton.jit
@@ -33,62 +28,37 @@ def _rank(score_N, slot_N, live_N, score, slot, number):
     return tl.where(live_N, tl.sum(worse, 1), 2147483647)
 
 
-@triton.jit(do_not_specialize=["pages", "G", "L", "shortlist", "room", "crowd"])
-def _shortlist(q, k, found, score, slot, held, kept_slot, real, like, q_b, q_h, q_l, pages, G, L, shortlist, room,
-               crowd, CHUNK: tl.constexpr, GROUPS: tl.constexpr, KEPT: tl.constexpr, PAGE: tl.constexpr,
+@triton.jit(do_not_specialize=["pages", "G", "L", "shortlist"])
+def _shortlist(q, k, found, slot, real, like, q_b, q_h, q_l, pages, G, L, shortlist, PAGE: tl.constexpr,
                D: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, NC: tl.constexpr,
                HEADS: tl.constexpr):  # fmt: skip
-    """Some of the tokens that `_survivors` found: those among the best `shortlist`, scored with their real keys.
-
-    Each goes where its rank says. Of more than `crowd` tokens ranks would take longer than the bound, which each of a
-    few programs finds then; these tokens go where there is room, which the zeros of `held` count.
-    """
+    """Some tokens of a row's shortlist, scored with their real keys."""
     row = tl.program_id(1).to(tl.int64)
     first, number = tl.program_id(0) * TOKENS, tl.load(found + row)
-    crowded = number > crowd
-    programs = tl.where(crowded, tl.minimum(tl.num_programs(0), SHARED), tl.num_programs(0))
-    if (first >= number) | (first >= programs * TOKENS):
+    if first >= number:
         return
-    score += row * room
-    slot += row * room
-    kept_slot += row * shortlist
-    real += row * shortlist
-    least = tl.full((), LOWEST, tl.int64)
-    if crowded:
-        least = _least(score, slot, number, shortlist, KEPT, CHUNK, True, GROUPS)
     T = G * R if HEADS else G
     b, table, l = row // (T * L), row // L % T, row % L
     g = table // R if HEADS else table
-    column, dim = tl.arange(0, NC), tl.arange(0, DP)
-    live_q = column < (1 if HEADS else R)
+    column, dim, token = tl.arange(0, NC), tl.arange(0, DP), first + tl.arange(0, TOKENS)
+    live_q, live = column < (1 if HEADS else R), token < number
     head = table if HEADS else g * R + column
     from_q = q + b * q_b + (head + column * 0)[:, None] * q_h + l * q_l + dim[None]
     q_CD = tl.load(from_q, live_q[:, None] & (dim < D)[None], 0.0)
-    for start in range(first, number, programs * TOKENS):
-        token = start + tl.arange(0, TOKENS)
-        live = token < number
-        score_N, slot_N = tl.load(score + token, live, float("-inf")), tl.load(slot + token, live, 0)
-        if crowded:
-            taken = (live & (_keys(score_N, slot_N) >= least)).to(tl.int32)
-            to = tl.atomic_add(held + row, tl.sum(taken, 0), sem="relaxed") + tl.cumsum(taken, 0) - 1
-            to = tl.where(taken > 0, to, 2147483647)
-        else:
-            to = _rank(score_N, slot_N, live, score, slot, number)
-        take = live & (to < shortlist)
-        page = tl.load(k + b * pages + slot_N // PAGE, take, 0)
-        at = page.to(tl.pointer_type(like.dtype.element_ty)) + (g * PAGE + slot_N % PAGE) * D
-        key_ND = tl.load(at[:, None] + dim[None], take[:, None] & (dim < D)[None], 0.0)
-        scores = tl.dot(key_ND, tl.trans(q_CD), input_precision="ieee")
-        best = tl.max(tl.where(live_q[None], scores, float("-inf")), 1)
-        tl.store(real + to, best, take)
-        tl.store(kept_slot + to, slot_N, take)
+    slot_N = tl.load(slot + row * shortlist + token, live, 0)
+    page = tl.load(k + b * pages + slot_N // PAGE, live, 0)
+    at = page.to(tl.pointer_type(like.dtype.element_ty)) + (g * PAGE + slot_N % PAGE) * D
+    key_ND = tl.load(at[:, None] + dim[None], live[:, None] & (dim < D)[None], 0.0)
+    scores = tl.dot(key_ND, tl.trans(q_CD), input_precision="ieee")
+    best = tl.max(tl.where(live_q[None], scores, float("-inf")), 1)
+    tl.store(real + row * shortlist + token, best, live)
 
 
 @triton.jit(do_not_specialize=["k", "shortlist"])
 def _last(found, real, slot, table, k, shortlist, LEFT: tl.constexpr):
-    """The best k of a row by their real keys, in order; -1 where there are fewer. Of `found` `shortlist` are left."""
+    """The best k of a row by their real keys, in order; -1 where there are fewer."""
     row = tl.program_id(1).to(tl.int64)
-    number = tl.minimum(tl.load(found + row), shortlist)
+    number = tl.load(found + row)
     if tl.program_id(0) == 0:
         left = tl.arange(0, LEFT)
         tl.store(table + row * k + left, tl.full((LEFT,), -1, tl.int64), (left >= number) & (left < k))
