@@ -6,11 +6,11 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.children import python_path
+
 # arguments -> exit code and what is said
 COMMANDS = {
     "--help": (0, "Usage"),
@@ -37,7 +37,7 @@ finally:
 
 def run(arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """A command in a new process, and its CPU seconds, user and system."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "COLUMNS": "120"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-c", CODE, *arguments.split()]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)

@@ -28,6 +28,7 @@ from hf_longctx.hub import save
 from hf_longctx.storage.secrets import anonymous
 from hf_longctx.upstream import Shim, caches, versions
 from hf_longctx.upstream.ledger import Defect
+from tests.children import python_path
 from tests.tiny import tiny, tokenizer
 
 TOKEN = "hf_" + "a" * 34
@@ -128,7 +129,7 @@ def test_a_broken_config_is_told(tmp_path: Path) -> None:
 
 def test_offline_and_without_a_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"HF_TOKEN": TOKEN, "PYTHONPATH": str(Path.cwd()), "COLUMNS": "80"}
+    environment |= {"HF_TOKEN": TOKEN, "PYTHONPATH": python_path(), "COLUMNS": "80"}
     environment |= {"HF_ENDPOINT": "https://user:secret@models.client.example"}
     command = [sys.executable, "-m", "hf_longctx.cli.main", "doctor", "nobody/nothing"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)

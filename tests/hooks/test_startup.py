@@ -23,6 +23,7 @@ from hf_longctx import LMInfinite
 from hf_longctx.hooks import startup
 from hf_longctx.hooks import transformers as hooks
 from hf_longctx.hooks.when_imported import WhenImported
+from tests.children import python_path
 from tests.tiny import logits_of, text, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ IDS = text(2, 24)
 
 def run(code: str, *args: object) -> str:
     """What a new process prints, which knows this checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *map(str, args)]
     done = subprocess.run(command, env=environment, cwd=args[0] if args else ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -18,11 +18,11 @@ from transformers import GenerationConfig, dynamic_module_utils
 from hf_longctx import XL3M, LMInfinite, ShareBeginning, registry, share_beginning
 from hf_longctx.hub import push_generate, write_generate
 from hf_longctx.upstream.installing import INSTALL
+from tests.children import python_path
 from tests.generation.xl3m.test_xl3m import Heard, of_bytes
 from tests.test_one_file import PROCEDURE, put  # noqa: F401  (a fixture)
 from tests.tiny import PAD, text, tiny, tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 WINDOW = 96
 SMALL = XL3M(segment=16, overlap=4, key_context=40)
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False}
@@ -191,7 +191,7 @@ except ValueError as error:
     print()  # after transformers' question
     print("trust_remote_code=True" in str(error))
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "home")}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )

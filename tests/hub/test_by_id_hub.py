@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from hf_longctx.upstream.installing import INSTALL
+from tests.children import python_path
 from tests.hub.server import Hub
 
-ROOT = Path(__file__).resolve().parents[2]
 PUSHED = """
 import torch
 from hf_longctx import XL3M, ShareBeginning, share_beginning
@@ -55,7 +55,7 @@ def test_pushed_and_taken_by_its_id_with_the_package_and_without(tmp_path: Path)
         hub.users["good"] = "tester"
 
         def run(code: str, token: str | None, home: str) -> str:
-            environment = {**hub.environment(token, home=tmp_path / home), "PYTHONPATH": str(ROOT)}
+            environment = {**hub.environment(token, home=tmp_path / home), "PYTHONPATH": python_path()}
             done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             return done.stdout.strip()

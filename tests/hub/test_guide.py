@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.children import python_path
+
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "hub.md").read_text(encoding="utf-8"), re.DOTALL)
 BEFORE = """
@@ -36,7 +38,7 @@ def test_lines_of_the_guide_run_as_pasted(tmp_path: Path) -> None:
     push, classes, by_id = [block for block in BLOCKS if "OpenAI" not in block]
     classes = classes.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "stock")
     code = "\n".join([BEFORE, push, classes, "classes_model = model", by_id, AFTER])
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -34,6 +34,7 @@ from hf_longctx.generation.xl3m import XL3M
 from hf_longctx.hub import load, save
 from hf_longctx.hub.serve import _keeps_at_sign, described, methods_in, serve
 from hf_longctx.method import write_key
+from tests.children import python_path
 from tests.tiny import VOCAB, tiny, tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -47,8 +48,13 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": python_path(),
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hf_longctx.upstream.installing import INSTALL
+from tests.children import python_path
 from tests.hub.server import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 def run(hub: Hub, folder: Path, code: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
     """A new process with a cache of its own, in a folder with the report that README's lines read."""
     (folder / "report.txt").write_text(REPORT)
-    environment = {**hub.environment(token, home=folder / "home"), "PYTHONPATH": str(ROOT)}
+    environment = {**hub.environment(token, home=folder / "home"), "PYTHONPATH": python_path()}
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True)
     assert token is None or done.returncode == 0, done.stderr
     return done

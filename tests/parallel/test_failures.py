@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from hf_longctx.parallel.model.agreement import RefusedElsewhereError
 from hf_longctx.parallel.model.backend import check_backend
 from hf_longctx.training import checkpoints, failures
+from tests.children import python_path
 
 from .pool import Pool
 
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 )
 def test_a_rank_fails(how: str, expected: str, device: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(ROOT / "tests/parallel/failing.py"), how, str(tmp_path), device],
         capture_output=True,

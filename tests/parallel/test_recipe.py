@@ -19,6 +19,7 @@ from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.sequence_parallel_sft import packs, smoke, train
+from tests.children import python_path
 
 ROOT = Path(__file__).parents[2]
 ON_TWO = ("launch", "--config_file", "recipes/accelerate/sequence_parallel_2.yaml")
@@ -29,7 +30,7 @@ EXACT = 1e-4  # some tens of steps, each of which rounds
 def launched(*words: str, log: Path, on_cards: bool = False, recipe: str = RECIPE) -> subprocess.Popen[bytes]:
     """`accelerate launch` at the top of the checkout, as a group of processes of its own."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *ON_TWO, "-m", recipe, *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     environment |= {} if on_cards else {"CUDA_VISIBLE_DEVICES": ""}
     with log.open("wb") as file:
         return subprocess.Popen(

@@ -28,6 +28,7 @@ from recipes.long_writer import smoke as writer_smoke
 from recipes.long_writer import train_dpo, train_grpo, train_sft
 from recipes.sequence_parallel_sft import smoke as sft_smoke
 from recipes.sequence_parallel_sft import train as sft
+from tests.children import python_path
 from tests.two_gpus import two_gpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +120,7 @@ def test_a_process_trains_as_with_one_gpu(tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         sft_smoke.prepare(folder)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)} | ({cards.VISIBLE: "3,5"} if name == "two" else {})
+        environment = {**os.environ, "PYTHONPATH": python_path()} | ({cards.VISIBLE: "3,5"} if name == "two" else {})
         command = [sys.executable, *words, "--config", str(folder / "config.yaml")]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hf_longctx import XL3M
+from tests.children import python_path
 from tests.generation.xl3m.test_prompt import chatting
 from tests.tiny import tiny
 
@@ -59,7 +60,7 @@ def test_the_guide_shows_what_the_model_answers(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/segments.md").read_text(encoding="utf-8"), re.DOTALL)
     shown = [line.removeprefix("# ") for line in code.splitlines() if line.startswith("# The ")]
     short = code.replace("40_000", "2_000").replace("10_000", "1_000")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     done = subprocess.run([sys.executable, "-c", short], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed = done.stdout.splitlines()
