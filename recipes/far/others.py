@@ -2,6 +2,7 @@
 
 python -m recipes.far.others --card 77       # Llama 1.24B, all bf16; accelerate's line takes two GPUs, TRL's needs trl
 python -m recipes.far.others --lines "stock Trainer"
+python -m recipes.far.others --lines "stock Trainer" --near 44k     # goes on where an earlier search was stopped
 python -m recipes.far.others --smoke         # tiny, on a CPU, by stock Trainer alone
 
 Peaks of two short steps, which grow linearly with tokens, say where a longer one should stop to fit. Where that is much
@@ -12,6 +13,7 @@ or shorter by a thirtieth, until one fits and the next does not: both are in the
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -28,7 +30,7 @@ from hf_longctx.training.processes import is_first
 from hf_longctx.upstream.checkpointing import enable_checkpointing
 from hf_longctx.upstream.installing import Package, check_packages
 from recipes import by_trl
-from recipes.benchmarks.reading import RESULTS, K
+from recipes.benchmarks.reading import RESULTS, K, lengths
 from recipes.benchmarks.saving import Saved
 from recipes.benchmarks.sequence_parallel.rival import Rival
 from recipes.benchmarks.sequence_parallel.world import World
@@ -49,7 +51,11 @@ Found = dict[str, Any]
 
 
 def reach(
-    attempt: Callable[[int], Found], card: float, short: tuple[int, int] = SHORT, unit: int = UNIT
+    attempt: Callable[[int], Found],
+    card: float,
+    short: tuple[int, int] = SHORT,
+    unit: int = UNIT,
+    near: int | None = None,
 ) -> list[Found]:
     """What each try found, in the order they were made; `tokens` is their length, and those with `seconds` did fit.
 
@@ -58,12 +64,16 @@ def reach(
         card: GiB of a GPU.
         short: Lengths of the steps that say how memory grows.
         unit: Lengths are multiples of it.
+        near: About where the end is, from an earlier search that was stopped: tried first of the long ones.
     """
     found = [_tried(attempt, tokens) for tokens in short]
     if not all("seconds" in one for one in found) or not found[0]["peak_bytes"]:  # without a GPU nothing is counted
         return found
     less, more = found  # the two longest that fit, until one does not
-    while len(found) < TRIES:
+    if near is not None:
+        tokens = max(near // unit * unit, unit)
+        found.append(_tried(attempt, tokens))
+    while near is None and len(found) < TRIES:
         aim, most = _limit(less, more, card), FAR * more["tokens"]
         tokens = max(min(aim, most) // unit * unit, unit)
         found.append(_tried(attempt, tokens))
@@ -138,11 +148,17 @@ def by_accelerate(name: str, tokens: int) -> Found:
 
 
 def measured(
-    lines: Sequence[str], model: str, card: float, short: tuple[int, int] = SHORT, unit: int = UNIT
+    lines: Sequence[str],
+    model: str,
+    card: float,
+    short: tuple[int, int] = SHORT,
+    unit: int = UNIT,
+    near: int | None = None,
 ) -> Iterator[Found]:
     """A row for each line: tokens of the longest step that fits."""
     for line in lines:
-        tries = reach(lambda tokens, line=line: launch(line, model, card, tokens), card, short, unit)  # type: ignore[misc]
+        attempt: Callable[[int], Found] = functools.partial(launch, line, model, card)
+        tries = reach(attempt, card, short, unit, near)
         fits = [one for one in tries if "seconds" in one]
         fails = [one for one in tries if "seconds" not in one]
         cards = f"{CARDS[line]} card{'s' * (CARDS[line] > 1)}"
@@ -171,6 +187,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--lines", nargs="+", choices=tuple(CARDS), default=list(CARDS))
     found.add_argument("--card", type=float, default=77.0, help="GiB that torch may have of a card (77: an H100's)")
+    found.add_argument(
+        "--near", type=lengths, help="about where the end of one line is, as an earlier search has seen: 440k"
+    )
     found.add_argument("--smoke", action="store_true", help="a tiny model, on a CPU, by stock Trainer alone")
     found.add_argument("--line", help=argparse.SUPPRESS)
     found.add_argument("--of", help=argparse.SUPPRESS)
@@ -206,12 +225,18 @@ def main(arguments: list[str] | None = None) -> None:
     check_packages(by_trl.needed_by(TRLS_OWN, args))
     name, lines = ("tiny", [STOCK]) if args.smoke else ("1.24B", args.lines)
     short, unit = ((256, 512), 256) if args.smoke else (SHORT, UNIT)
+    near = None if args.near is None else args.near[0]
+    if near is not None and (len(args.near) > 1 or len(lines) > 1 or near <= short[1]):
+        raise SystemExit(
+            f"--near {','.join(map(str, args.near))} with {len(lines)} lines: expected one length of more than "
+            f"{short[1]:,} tokens, and one of --lines, whose end it is near."
+        )
     out = args.out or RESULTS
     file = out if out.suffix == ".json" else out / "far_others.json"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # of one card or two, as each row says: lines of different calls stand in one file
     saved = Saved(file, f"Llama {name}, random weights", device, args.commit, heading="its longest step")
-    saved.add(measured(lines, name, args.card, short, unit))
+    saved.add(measured(lines, name, args.card, short, unit, near))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from recipes.far.others import FAR, SHORT, STEP, UNIT, reach
+from recipes.far.beside import STOCK
+from recipes.far.others import ACCELERATE, FAR, SHORT, STEP, UNIT, main, reach
 from recipes.far.steps import GIB
 
 CARD = 77.0
@@ -42,6 +43,27 @@ def test_the_longest_step_is_bracketed(peak: Callable[[float], float]) -> None:
     for n, tokens in enumerate(card.tried[len(SHORT) :], len(SHORT)):
         longest = max(one["tokens"] for one in found[:n] if "seconds" in one)
         assert tokens <= FAR * longest, "a step so long may take a whole hold and tell nothing"
+
+
+@pytest.mark.parametrize("off", [0.9, 0.99, 1.0, 1.02, 1.1])
+def test_a_search_goes_on_near_the_end(off: float) -> None:
+    peak = GROWTH["more and more"]
+    end = max(tokens for tokens in range(0, 2**20, UNIT) if peak(tokens) <= CARD * GIB)
+    card = Card(peak)
+    found = reach(card, CARD, near=int(off * end))
+    fits = max(one["tokens"] for one in found if "seconds" in one)
+    fails = min(one["tokens"] for one in found if "out_of_memory" in one)
+    assert fits <= end < fails <= fits * (1 + 1 / STEP) + UNIT
+    assert card.tried[2] == int(off * end) // UNIT * UNIT
+    assert len(card.tried) <= 3 + STEP * abs(off - 1) + 3
+
+
+@pytest.mark.parametrize("words", [["--near", "8k"], ["--near", "64k,128k"]])
+def test_a_length_to_begin_with_that_says_nothing_is_refused(words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="expected one length of more than 16,384"):
+        main([*words, "--lines", STOCK])
+    with pytest.raises(SystemExit, match="one of --lines"):
+        main(["--near", "64k", "--lines", STOCK, ACCELERATE])
 
 
 def test_a_step_that_fails_ends_the_search_and_says_why() -> None:
