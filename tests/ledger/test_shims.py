@@ -172,3 +172,37 @@ def test_a_thread_that_loads_a_model_may_load_another_inside() -> None:
     done.start()
     done.join(60)
     assert not done.is_alive()
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
+def test_prompt_learning_writes_what_full_forwards_do(kind: str) -> None:
+    import peft
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    def written(model: Any, task: str, name: str, **given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        settings = {"encoder_hidden_size": 32} if kind == "PromptEncoderConfig" else {}
+        model = peft.get_peft_model(model, getattr(peft, kind)(task_type=task, num_virtual_tokens=4, **settings)).eval()
+        stock = model.base_model_prepare_inputs_for_generation
+        got = model.generate(**given, max_new_tokens=6, do_sample=False)
+        assert model.base_model_prepare_inputs_for_generation == stock
+        own = given if name in given else {**given, name: torch.zeros(len(got), 1, dtype=torch.long)}
+        for _ in range(6):
+            last = model(**own).logits[:, -1:].argmax(-1)
+            own = {**own, name: torch.cat([own[name], last], 1)}
+            if name == "input_ids":
+                own["attention_mask"] = torch.cat([own["attention_mask"], torch.ones_like(last)], 1)
+        return got, own[name]
+
+    text, mask = ids(2, 10), torch.ones(2, 10, dtype=torch.long)
+    # PEFT tells prefix tuning no positions, so that rows with padding are others there in any release
+    mask[1, :3] = int(kind == "PrefixTuningConfig")
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "initializer_factor": 3.0}
+    encoding = T5Config(vocab_size=VOCAB, decoder_start_token_id=0, eos_token_id=None, **sizes)
+    torch.manual_seed(0)
+    with torch.no_grad(), applied("0042", checked=False):
+        for model, task, name in (
+            (tiny(eos_token_id=None), "CAUSAL_LM", "input_ids"),
+            (T5ForConditionalGeneration(encoding), "SEQ_2_SEQ_LM", "decoder_input_ids"),
+        ):
+            got, right = written(model, task, name, input_ids=text, attention_mask=mask)
+            assert torch.equal(got, right), task

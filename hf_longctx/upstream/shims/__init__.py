@@ -28,4 +28,8 @@ SHIMS: dict[str, tuple[Place, ...]] = {
     "0011": (Place(MPT, "MptAttention", "forward", "alibi.as_long_as_the_text"),),
     "0016": (Place(MODELS, "PreTrainedModel", "from_pretrained", "loading.one_at_a_time"),),
     "0017": (Place(GENERATION, "GenerationMixin", "_assisted_decoding", "assisted.from_an_empty_cache"),),
+    "0042": tuple(
+        Place("peft.peft_model", owner, "prepare_inputs_for_generation", "virtual_tokens.with_its_cache")
+        for owner in ("PeftModelForCausalLM", "PeftModelForSeq2SeqLM")
+    ),
 }
