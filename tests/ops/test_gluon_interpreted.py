@@ -31,6 +31,21 @@ for H, G, D, n, shortlist, per in (
     some = T.choose(lookup.q, lookup.q_pos, lookup.pages, **given, by_bits=True, asked_T=asked.int())
     assert torch.equal(some, table.masked_fill(asked[:, None, None] == 0, -1))
 
+# the check on first use, also with a kernel that is right of the first row alone
+from unittest import mock
+from hf_longctx.ops.kernels import bits, triton_bits
+with mock.patch.object(torch.cuda, "get_device_capability", lambda _: (9, 0)):
+    for dim, group, per in ((64, 3, "group"), (96, 2, "head"), (160, 5, "group")):
+        assert bits._check(torch.device("cpu"), dim, group, per) is None
+    plain = T.maxima
+    def wrong(*given):
+        best, state = plain(*given)
+        if given[3].by_bits:
+            best[1] = best[0]
+        return best, state
+    with mock.patch.object(T, "maxima", wrong):
+        assert "not those" in bits._check(torch.device("cpu"), 64, 3, "group")
+
 # keys that are all alike: the lower slots
 one = torch.ones(1, 1, 2000, 32)
 pages, held = paged(one, one, torch.arange(2000)[None], 32)

@@ -141,6 +141,12 @@ triton_gather, triton_pages.gather = triton_pages.gather, wrong
 assert "found again" in pages._check(torch.device("cpu"), torch.float32, 32, 32)
 triton_pages.gather, triton_pages.keep = triton_gather, lambda *given: None
 assert "found again" in pages._check(torch.device("cpu"), torch.float32, 32, 32)
+def first_row_alone(pages, *given):
+    second = pages.filled_B.tolist()[1]
+    right(pages, *given)
+    pages.filled_B[1] = second
+triton_pages.keep = first_row_alone
+assert "found again" in pages._check(torch.device("cpu"), torch.float32, 32, 32)
 triton_pages.keep = None
 assert "TypeError" in pages._check(torch.device("cpu"), torch.float32, 32, 32)
 """

@@ -26,16 +26,17 @@ def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str) -> str | None:
 
 @torch.no_grad()
 def _check(device: torch.device, dim: int, group: int, per: str) -> str | None:
-    """Why not on this device; None if scores and the best tokens are those of Triton's own kernels."""
+    """Why not on this device; None if scores and the best tokens are those of Triton's own kernels, of two rows."""
     if not FROM <= torch.cuda.get_device_capability(device) < BELOW:
         return "the tensor cores of this GPU do not multiply bits"
-    random, G, S = randoms(device, torch.float32), 2, 500
-    q, k = random(1, G * group, 1, dim), random(1, G, S, dim)
-    pos = torch.arange(S, device=device)[None].clone()
+    random, B, G, S = randoms(device, torch.float32), 2, 2, 500
+    q, k = random(B, G * group, 1, dim), random(B, G, S, dim)
+    pos = torch.arange(S, device=device).repeat(B, 1)
     pos[:, 100:300:3] = -1
     pages, held = paged(k, k, pos, 64)
-    at = torch.full((1, 1), S - 1, device=device), pages
-    near, after = 130, torch.full((1,), 20, device=device)
+    pages = pages._replace(filled_B=torch.tensor([S, S - 60], device=device))
+    at = (pages.filled_B - 1)[:, None], pages
+    near, after = 130, torch.tensor([20, 40], device=device)
     try:
         from .triton_lookup import Shapes, maxima, prepared, survivors
 
@@ -44,7 +45,7 @@ def _check(device: torch.device, dim: int, group: int, per: str) -> str | None:
             shapes = Shapes(q, pages, per, by_bits)
             ready = prepared(q, pages, shapes)
             scored = maxima(ready, *at, shapes, near, after)
-            best.append(scored[0][..., : -(-S // 64)])
+            best.append(torch.cat([scored[0][b, ..., : -(-n // 64)] for b, n in enumerate((S, S - 60))], -1))
             kept.append(survivors(ready, scored, *at, shapes, near, after, KEPT)[1].sort().values)
         # Triton's are taken as they are here, and checked with keys that stand out by `lookup`
         if torch.allclose(best[0], best[1], rtol=1e-5, atol=1e-5) and torch.equal(kept[0], kept[1]):

@@ -24,37 +24,44 @@ def unsupported_reason(device: torch.device, k_GSD: Tensor, v_GSV: Tensor) -> st
 
 @torch.no_grad()
 def _check(device: torch.device, dtype: torch.dtype, dim: int, v_dim: int) -> str | None:
-    """What is wrong with the kernels on this device; None if a token is kept and found again, bit for bit."""
-    random, G, S = randoms(device, dtype), 2, 5
-    k, v = random(1, G, S + 1, dim), random(1, G, S + 1, v_dim)
-    pos = torch.arange(S + 1, device=device)[None]
-    pages, held = paged(k[:, :, :S], v[:, :, :S], pos[:, :S], S)
-    columns = torch.zeros(sizes.PAGE, dtype=torch.long, device=device)
-    at = torch.full_like(pages.k, columns.data_ptr())
-    arrived, second = (
-        torch.zeros(1, dtype=torch.int32, device=device),
-        torch.ones(1, 1, dtype=torch.long, device=device),
-    )
-    window = torch.zeros_like(k[:, :, :3]), torch.zeros_like(v[:, :, :3]), second
-    centre, reason = Centre(pages.mean_BGD[0], pages.width_BGC[0]), None
+    """What is wrong with the kernels on this device; None if a token is kept and found again, bit for bit.
+
+    Two rows, the second shorter: what is right of the first alone would keep the tokens of others in the wrong place.
+    """
+    random, B, G, S = randoms(device, dtype), 2, 2, 5
+    k, v = random(B, G, S + 1, dim), random(B, G, S + 1, v_dim)
+    filled, pos = (S, S - 2), torch.arange(S, device=device).repeat(B, 1)
+    pages, held = paged(k[:, :, :S], v[:, :, :S], pos, S)
+    filled_B1 = torch.tensor(filled, device=device)[:, None]
+    pages = pages._replace(filled_B=filled_B1[:, 0].clone())
+    columns = [torch.zeros(sizes.PAGE, dtype=torch.long, device=device) for _ in range(B)]
+    at = torch.tensor([[row.data_ptr()] for row in columns], device=device)
+    arrived, places = torch.zeros(B, dtype=torch.int32, device=device), (1, 2)
+    window = torch.zeros_like(k[:, :, :3]), torch.zeros_like(v[:, :, :3]), torch.tensor([[1], [2]], device=device)
+    reason = None
     try:
         from .triton_pages import gather, keep
 
-        keep(pages, at, k[:, :, S:], v[:, :, S:], pos[:, S:], pos[:, S:], arrived, window)
-        table = torch.tensor([[[[S, -1, 2]], [[0, S, 1]]]], device=device)
+        keep(pages, at, k[:, :, S:], v[:, :, S:], filled_B1, filled_B1, arrived, window)
+        table = torch.tensor([[[[n, -1, 2]], [[0, n, 1]]] for n in filled], device=device)
         found = gather(pages.k, table, G, dim, dtype), gather(pages.v, table, G, v_dim, dtype)
     except Exception as error:  # Triton, its compiler and the driver raise whatever they like
         reason = f"their check raised {type(error).__name__}: {error}"
     else:
-        wanted = k[0, :, S], v[0, :, S], *(x[:, 0] for x in encode(k[0, :, S:], centre)), pos[:, S]
-        pairs = [(page[:, S], one) for page, one in zip(held, wanted, strict=True)] + [(columns[S], pos[0, S])]
-        pairs += [(here[:, :, 1], x[:, :, S]) for here, x in zip(window, (k, v), strict=False)]
-        pairs += [(pages.filled_B, pos[0, S:] + 1), (arrived, torch.zeros_like(arrived))]
+        pairs = [(pages.filled_B, filled_B1[:, 0] + 1), (arrived, torch.zeros_like(arrived))]
         every = torch.arange(G, device=device)[:, None]
-        pairs += [
-            (x[0, :, 0], kept[0][every, table[0, :, 0]].masked_fill(table[0, :, 0, :, None] < 0, 0))
-            for x, kept in zip(found, (k, v), strict=True)
-        ]
+        for b, n in enumerate(filled):
+            centre = Centre(pages.mean_BGD[b], pages.width_BGC[b])
+            wanted = k[b, :, S], v[b, :, S], *(x[:, 0] for x in encode(k[b, :, S:], centre)), filled_B1[b]
+            own = held[b * len(wanted) : (b + 1) * len(wanted)]
+            pairs += [(page[:, n], one) for page, one in zip(own, wanted, strict=True)]
+            pairs += [(columns[b][n], filled_B1[b, 0])]
+            pairs += [(here[b, :, places[b]], x[b, :, S]) for here, x in zip(window, (k, v), strict=False)]
+            slots = table[b, :, 0]
+            for got, x in zip(found, (k, v), strict=True):
+                x = x[b].clone()
+                x[:, n] = x[:, S]
+                pairs += [(got[b, :, 0], x[every, slots].masked_fill(slots[..., None] < 0, 0))]
         if not all(torch.equal(*pair) for pair in pairs):
             reason = "what they keep is not found again as it was"
     del held  # what the addresses are of was needed until here
