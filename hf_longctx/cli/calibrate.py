@@ -27,11 +27,11 @@ def calibrate(
     """
     from ..evaluation.report.rows import number
     from ..parallel.model.calibration import calibrate as measured
-    from ..storage.files import check_folder
+    from ..storage.files import check_file
     from ..training.processes import is_first, joined
     from ..upstream.checkpointing import enable_checkpointing
 
-    check_folder(out.parent)
+    check_file(out, "--out")
     with joined():
         stock = load_without_tokenizer(model, dtype, device).train()
         enable_checkpointing(stock, {"use_reentrant": False})

@@ -37,8 +37,17 @@ def train_check(
     from ..training.processes import is_first, joined
     from ..training.ways import STOCK
 
+    if stock is not None and stock not in STOCK:
+        raise ValueError(f"--stock {stock!r}: expected {', '.join(map(repr, STOCK))}.")
+    if stock is not None and (degree, kind, cut) != (None, "auto", "balance"):
+        raise ValueError(f"--stock {stock!r} runs stock code, which has no --degree, --kind or --cut. Leave those out.")
     given = read_batch(batch)
     with joined() as processes:
+        if degree is not None and processes % degree:
+            raise ValueError(
+                f"--degree {degree}: {processes} process(es) run this. Start it with `torchrun --nproc_per_node "
+                f"{degree} --no-python hf-longctx train-check ...`, or give a degree that divides {processes}."
+            )
         if stock is None:
             share = int(cut) if cut.isdigit() else cut
             way: str | SequenceParallel = SequenceParallel(
@@ -48,7 +57,7 @@ def train_check(
             way = stock
         first = is_first()
         if first:
-            said = repr(way) if stock is None else f"{stock!r} ({STOCK.get(stock, 'unknown')})"
+            said = repr(way) if stock is None else f"{stock!r} ({STOCK[stock]})"
             said += " against one document after the other"
             notes().print(said, style="dim", highlight=False, markup=False, soft_wrap=True)
         failed = False

@@ -18,6 +18,7 @@ from ..settings import KEY
 from .adapter import DOWNLOAD, adapter_settings, load_adapted
 from .gguf import cache_home, convert
 from .outgoing import GENERATE, MODEL
+from .tiers import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +91,7 @@ def load_model(
             dtype = torch.float32
 
     location = locate(model).location
+    _check_config(location)
     try:
         with _located(location):
             adapter = adapter_settings(location, kwargs)
@@ -140,6 +142,7 @@ def _tokenizer(model: str | os.PathLike[str], location: str, kwargs: dict[str, A
 
     if problem := _unreachable(location, kwargs):
         raise OSError(not_found(location, problem))
+    _check_config(location)
     shared = {key: value for key, value in kwargs.items() if key in _SHARED_KWARGS}
     try:
         with _located(location):
@@ -157,6 +160,14 @@ def _tokenizer(model: str | os.PathLike[str], location: str, kwargs: dict[str, A
             f"tokenizer.save_pretrained(folder)."
         ) from error
     return tokenizer
+
+
+def _check_config(location: str) -> None:
+    """ValueError for a folder whose config is no JSON object: transformers ends in a TypeError, or says no remedy."""
+    try:
+        read_json(Path(location), "config.json")
+    except ValueError as error:
+        raise ValueError(f"{location!r}: its config cannot be read: {error}") from error
 
 
 @contextmanager
@@ -205,9 +216,19 @@ def find(model: str | os.PathLike[str]) -> Checkpoint:
         return Checkpoint(str(path), path.name)
     if path.exists():
         raise ValueError(f"{name!r} is a file, but not a .gguf one. Give a .gguf file, or the folder of a checkpoint.")
-    if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name:
+    if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name or not _is_hub_id(name):
         raise FileNotFoundError(f"{name!r}: there is no such folder. Give {forms}.")
     return Checkpoint(name, name)
+
+
+def _is_hub_id(name: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -293,6 +293,12 @@ def _check_fields(name: str, raw: dict[str, Any], config: PreTrainedConfig) -> N
     spelled = getattr(text, "attribute_map", {})
     needed = NEEDED if text is config else COMPOSITE
     missing = [field for field in needed if field not in entry and spelled.get(field, field) not in entry]
+    foreign = [field for field in missing if not hasattr(text, field)]
+    if foreign:  # not forgotten: models of this kind have no such thing
+        raise ValueError(
+            f"{name!r}: {type(text).__name__} has no {', '.join(foreign)}. Expected a causal language model with "
+            f"attention and RoPE, such as Llama, Qwen or Gemma."
+        )
     if missing:
         raise ValueError(
             f"{name!r}: its config lacks {', '.join(missing)} (it has: {json.dumps(sorted(entry))}). Expected the "

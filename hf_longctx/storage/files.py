@@ -128,6 +128,18 @@ def check_folder(folder: str | os.PathLike[str], name: str = "out") -> None:
     _remove(_make(Path(folder), name))
 
 
+def check_file(file: str | os.PathLike[str], name: str = "out") -> None:
+    """Check that a file can be written at the end of a long run: it is no folder, and its folder can be written.
+
+    Raises:
+        ValueError: It is a folder, or its folder is a file.
+        OSError: The folder cannot be written, with the reason.
+    """
+    if Path(file).is_dir():
+        raise ValueError(f"{name}={str(file)!r} is a folder; expected the name of a file to write.")
+    check_folder(Path(file).parent, name)
+
+
 @contextlib.contextmanager
 def claimed(
     path: str | os.PathLike[str], name: str = "out", *, file: bool = False, wait: float = 0.0

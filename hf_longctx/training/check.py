@@ -85,12 +85,17 @@ def train_check(model: Any, batch: dict[str, Any], way: str | SequenceParallel) 
 
 
 def _check_batch(model: nn.Module, batch: dict[str, Any]) -> None:
-    ids, vocabulary = batch["input_ids"], model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
-        raise ValueError(
-            f"input_ids from {int(ids.min())} to {int(ids.max())}: expected 0 to {vocabulary - 1}, the vocabulary of "
-            f"{type(model).__name__}. Make the batch with the tokenizer of this model."
-        )
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    labels = batch["labels"]
+    for name, ids, besides in (
+        ("input_ids", batch["input_ids"], ""),
+        ("labels", labels[labels != IGNORED], f" (or {IGNORED}, no target)"),
+    ):
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+            raise ValueError(
+                f"{name} from {int(ids.min())} to {int(ids.max())}: expected 0 to {vocabulary - 1}{besides}, the "
+                f"vocabulary of {type(model).__name__}. Make the batch with the tokenizer of this model."
+            )
     if not bool((batch["labels"] != IGNORED).any()):
         raise ValueError(
             "labels: no token of the batch is a target, so there is no loss to compare. Give one with labels."

@@ -17,7 +17,7 @@ from hf_longctx.console.units import parse_lengths
 from hf_longctx.evaluation.perplexity import LengthScore
 from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.hub import load
-from hf_longctx.storage.files import check_folder
+from hf_longctx.storage.files import check_file
 from hf_longctx.upstream.caches import given_cache
 
 K = 1024
@@ -69,7 +69,7 @@ def finish(
     out = args.out or RESULTS
     file = out if out.suffix == ".json" else out / f"{name}.json"
     partial = file.with_name(f"{file.name}.partial")
-    check_folder(file.parent)
+    check_file(file)
     done: list[dict[str, Any]] = []
     for found in rows:
         print(found["what"], found["value"], found["bar"], found["holds"], found["beside"], flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hf_longctx.evaluation.results import result_file, write_results
-from hf_longctx.storage.files import check_folder, claimed
+from hf_longctx.storage.files import check_file, claimed
 
 from .reading import command_without_paths
 
@@ -46,7 +46,7 @@ class Saved:
         arrange: Callable[[Rows], list[dict[str, Any]]] | None = None,
         heading: str | None = None,
     ) -> None:
-        check_folder(path.parent)
+        check_file(path)
         self.path, self.arrange = path, arrange or (lambda rows: list(rows.values()))
         self.data = result_file([], model=label, device=device, command=command_without_paths(HIDDEN))
         if device == "cuda" and cards > 1:

@@ -19,7 +19,7 @@ from hf_longctx.editing import EditSession
 from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
-from hf_longctx.storage.files import check_folder
+from hf_longctx.storage.files import check_file
 from hf_longctx.upstream.caches import given_cache
 
 from .versions import from_git, from_two
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     if len(args.files) > 2:
         parser.error("expected one file that git tracks, or two files")
     if args.out:
-        check_folder(args.out.parent, "--out")
+        check_file(args.out, "--out")
     files = args.files or PAIR
     versions = from_git(files[0], args.most) if len(files) == 1 else from_two(*(f.read_text("utf-8") for f in files))
     device = "cuda" if torch.cuda.is_available() and not args.smoke else "cpu"

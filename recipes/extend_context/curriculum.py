@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from hf_longctx.evaluation.results import environment, write_results
 from hf_longctx.hub.resolve import load_tokenizer
-from hf_longctx.storage.files import check_folder
+from hf_longctx.storage.files import check_file
 from hf_longctx.training.curriculum import BatchSamplerMixin, BucketSampler, Decomposed, decompose
 from hf_longctx.training.memory import TrainingMemory, TrainingMemoryMixin
 from recipes.cards import one_card
@@ -97,7 +97,7 @@ def losses(model: Any, data: Decomposed, most: int) -> dict[str, float]:
 
 def run(config: dict[str, Any], size: dict[str, Any], minutes: float | None, folder: Path, out: Path) -> dict[str, Any]:
     """Both trainings, and what they are worth; `out` has what is known after each."""
-    check_folder(out.parent, "--out")
+    check_file(out, "--out")
     tokenizer = load_tokenizer(config["model"])
     corpus = prepare(config, tokenizer)
     shortest, longest = size["sizes"]

@@ -23,7 +23,7 @@ from hf_longctx.planning.train import need
 from hf_longctx.planning.train.fits import MARGIN
 from hf_longctx.planning.train.seconds import step_seconds
 from hf_longctx.planning.train.sizes import sizes_of
-from hf_longctx.storage.files import check_folder
+from hf_longctx.storage.files import check_file
 
 from ..benchmarks.reading import RESULTS
 from ..benchmarks.saving import Saved
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = [str(n) for n in range(len(settings))] if asked.only is None else asked.only.split(",")
     if not all(n.isdecimal() and int(n) < len(settings) for n in chosen):
         parser.error(f"--only {asked.only}: expected numbers from 0 to {len(settings) - 1}, separated by commas")
-    check_folder(asked.out.parent, "--out")
+    check_file(asked.out, "--out")
     label = ", ".join(dict.fromkeys(one.model for one in settings))
     if asked.again:
         again(asked.out, settings)

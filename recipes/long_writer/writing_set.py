@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hf_longctx.evaluation.benchmarks.longwriter import length_score
 from hf_longctx.evaluation.writing import repeated_ngrams
-from hf_longctx.storage.files import check_folder, write_json_lines
+from hf_longctx.storage.files import check_file, write_json_lines
 from recipes.long_writer.sentences import document_of
 from recipes.long_writer.writing_rows import LEAST, MOST, Row, held_back_rows, training_rows
 from recipes.texts import read_folders, set_apart, shares_in_training
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [name.strip() for name in given.held_back.split(",") if name.strip()]
     counts = {key: getattr(given, key) for key in ("samples", "beginnings", "lengths", "least", "most", "seed")}
     try:
-        check_folder(given.out.parent, "--out")
+        check_file(given.out, "--out")
         training, held = make(given.documents, names, **counts)
         for rows, path in ((training, given.out), (held, given.out.with_suffix(".held_back.jsonl"))):
             write_json_lines(path, rows)

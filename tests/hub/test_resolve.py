@@ -30,6 +30,20 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
 
 
+@pytest.mark.parametrize(("content", "why"), [("{bad", "is no JSON"), ("[1]", "holds list, expected an object")])
+def test_a_config_that_is_none(content: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    for read in (load, resolve.load_model, resolve.load_tokenizer):
+        with pytest.raises(ValueError, match=rf"^'{tmp_path}': its config cannot be read: config\.json {why}.*Save"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["missing/", "my model", "a/b.git", "x" * 97])
+def test_a_name_that_is_neither_a_folder_nor_a_hub_id(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no such folder. Give a folder, a Hub id \('owner/name'\)"):
+        locate(name)
+
+
 def test_gguf_file_loads_in_float32_on_a_cpu(tmp_path: Path) -> None:
     model, tokenizer = load(write_gguf(tmp_path / "tiny.gguf"), device="cpu")
     assert model.dtype == torch.float32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -123,6 +124,48 @@ def test_batches_that_nothing_can_be_learnt_from() -> None:
     unknown = given | {"input_ids": given["input_ids"].clone().fill_(97)}
     with pytest.raises(ValueError, match="input_ids from 97 to 97: expected 0 to 96, the vocabulary of LlamaForCausal"):
         list(train_check(make("llama"), unknown, switch))
+    unknown = given | {"labels": given["labels"].clone().fill_(97)}
+    with pytest.raises(ValueError, match=r"labels from 97 to 97: expected 0 to 96 \(or -100, no target\), the vocab"):
+        list(train_check(make("llama"), unknown, switch))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"input_ids": "hello"}, r"input_ids is str \('hello'\), expected rows of token ids"),
+        ({"input_ids": None}, r"input_ids is NoneType \(None\), expected rows of token ids"),
+        ({"input_ids": [[1.5, 2.0]]}, "input_ids holds float32, expected whole numbers"),
+        ({"input_ids": [[True, False]]}, "input_ids holds bool, expected whole numbers"),
+        ({"input_ids": [[]]}, "input_ids holds no token, expected whole numbers"),
+        ({"input_ids": [[[1, 2]]]}, r"input_ids of the shape \(1, 1, 2\), expected \(rows, tokens\)"),
+        ({"input_ids": [[10**30]]}, "input_ids: expected numbers in rows of the same length"),
+        ({"input_ids": [[1, 2, 3]], "labels": [[1, 2]]}, r"labels of the shape \(1, 2\), expected \(1, 3\)"),
+        ({"input_ids": [[1, 2]], "labels": [[0.5, 2.0]]}, "labels holds float32, expected whole numbers"),
+    ],
+)
+def test_batches_of_another_form(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "batch.json").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match=message):
+        read_batch(tmp_path / "batch.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--degree", "2"], "--degree 2: 1 process(es) run this. Start it with `torchrun --nproc_per_node 2"),
+        (["--stock", "other"], "--stock 'other': expected 'as given', 'no cache', 'mask', 'context parallel'"),
+        (["--stock", "mask", "--degree", "1"], "--stock 'mask' runs stock code, which has no --degree"),
+        (["--stock", "mask", "--cut", "all"], "--stock 'mask' runs stock code, which has no --degree"),
+    ],
+)
+def test_options_are_looked_at_before_the_model(options: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "batch.json").write_text('{"input_ids": [1, 2, 3]}')
+    found = CliRunner().invoke(app, ["train-check", "no-such-model", str(tmp_path / "batch.json"), *options])
+    assert found.exit_code == 2, found.output
+    said = " ".join(found.output.split())
+    assert message in said
+    assert said.count("Error:") == 1
+    assert "one document after the other" not in said
 
 
 def test_files(tmp_path: Path) -> None:
@@ -138,8 +181,14 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "none.json").write_text("{}")
     with pytest.raises(ValueError, match="has no input_ids"):
         read_batch(tmp_path / "none.json")
-    for name in ("broken.json", "broken.pt", "empty.json", "empty.pt"):
-        (tmp_path / name).write_text("{bad" * name.startswith("broken"))
+    for name, text in {
+        "broken.json": "{bad",
+        "broken.pt": "{bad",
+        "junk.pt": "junk",
+        "empty.json": "",
+        "empty.pt": "",
+    }.items():
+        (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=rf"{name} cannot be read \(.+\): expected a \.json file or a \.pt file"):
             read_batch(tmp_path / name)
     with pytest.raises(ValueError, match=r"nowhere\.pt: there is no such file. Give a \.json file or a \.pt file"):

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, Gemma2Config, GPT2Config, LlamaConfig, T5Config
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    BertConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    T5Config,
+)
 from typer.testing import CliRunner, Result
 
 import hf_longctx
@@ -305,11 +314,15 @@ def test_wrong_options_are_one_line(folder: Path, options: list[str], words: str
         ('{"model_type": "llama"}', "lacks hidden_size, num_hidden_layers, num_attention_heads, vocab_size"),
         (json.dumps({**SMOLLM2.to_dict(), "num_attention_heads": "nine"}), "cannot be read"),
         (json.dumps({**SMOLLM2.to_dict(), "hidden_size": -576}), "from this config"),
+        (
+            json.dumps(MambaConfig().to_dict()),
+            "MambaConfig has no num_attention_heads. Expected a causal",
+        ),
         (json.dumps(GPT2Config(n_layer=2).to_dict()), "causal language model with RoPE"),
         (json.dumps(BertConfig().to_dict()), "causal language model with RoPE"),
         (json.dumps(T5Config().to_dict()), "causal language model with RoPE"),
     ],
-    ids=["broken", "list", "empty", "unknown", "fields", "type", "negative", "gpt2", "bert", "t5"],
+    ids=["broken", "list", "empty", "unknown", "fields", "type", "negative", "mamba", "gpt2", "bert", "t5"],
 )
 def test_wrong_configs_are_one_line(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "config.json").write_text(content)

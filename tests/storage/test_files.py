@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from hf_longctx.storage import files as outputs
-from hf_longctx.storage.files import advice, append_line, check_folder, claimed, whole_lines, write_whole
+from hf_longctx.storage.files import advice, append_line, check_file, check_folder, claimed, whole_lines, write_whole
 
 HOLD = (
     "import sys, time; from hf_longctx.storage.files import claimed\n"
@@ -146,8 +146,18 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
         check_folder(tmp_path / "file")
     with pytest.raises(OSError, match="a file in the way"):
         check_folder(tmp_path / "file" / "sub")
+    with pytest.raises(OSError, match="a file in the way"):
+        check_file(tmp_path / "file" / "sub" / "costs.json")
     assert (tmp_path / "file").read_text() == "mine"
     assert "another folder" in advice(OSError(errno.EIO, "x"))
+
+
+def test_a_folder_where_a_file_is_to_be_written_is_told_before(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"--out='.*folder' is a folder; expected the name of a file to write"):
+        check_file(tmp_path / "folder", "--out")
+    check_file(tmp_path / "new" / "costs.json")
+    assert [one.name for one in tmp_path.rglob("*")] == ["folder"]
 
 
 def test_a_half_line_of_ours_is_left_out_and_one_of_others_refused(tmp_path: Path) -> None:

@@ -107,6 +107,11 @@ def plan_train(
         raise ValueError(f"memory=None: {machine.name} has no fixed memory. Say how much there is, such as 16GiB.")
     room = Room(device, None if host_memory is None else parse_bytes(host_memory, "host_memory"))
     run = TrainingRun(tokens=parse_tokens(tokens, "tokens"), gpus=gpus, **settings)
+    if run.ranks > run.tokens:  # here, not in TrainingRun: the search for the longest text tries fewer tokens
+        raise ValueError(
+            f"gpus={gpus}: {run.ranks} GPUs cannot share {run.tokens} token(s), expected at least one token for each. "
+            f"Take fewer GPUs or more tokens."
+        )
     if run.ranks == 1 and run.kind == "auto":
         run = run.but(kind="stock")
     config, source = read_config(model)

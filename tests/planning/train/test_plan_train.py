@@ -196,6 +196,15 @@ def test_wrong_input(arguments: tuple[str, ...], said: str) -> None:
     assert said in result.stderr
 
 
+def test_more_cards_than_tokens() -> None:
+    with pytest.raises(ValueError, match=r"gpus=64: 64 GPUs cannot share 10 token\(s\), expected at least one token"):
+        plan("10", 64)
+    with pytest.raises(ValueError, match="GPUs cannot share"):
+        plan("64k", 100_000_000)
+    # the search for the longest text, which looks at fewer tokens than there are cards, goes on where nothing fits
+    assert plan("64k", 8, memory="2GiB").asked.longest_tokens == 0
+
+
 def test_groups_of_a_degree_that_does_not_divide() -> None:
     with pytest.raises(ValueError, match="cannot be split into groups of 3"):
         TrainingRun(tokens=1, gpus=4, degree=3)
