@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,17 @@ def subject(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Tensor]]:
     return model, tokenizer, {name: tokenizer(text, return_tensors="pt").input_ids[0] for name, text in texts.items()}
 
 
+def results_of(args: argparse.Namespace) -> Path:
+    """Where a command writes: `--out`, or results/; a trial, `--smoke` or `--tiny`, into a new folder that it names."""
+    if args.out is not None:
+        return Path(args.out)
+    if not (getattr(args, "smoke", False) or getattr(args, "tiny", False)):
+        return RESULTS
+    folder = Path(tempfile.mkdtemp(prefix="trial-"))
+    print(f"This is a trial: its figures are in {folder}, not among the results.", flush=True)
+    return folder
+
+
 def finish(
     model: Any,
     rows: Iterable[dict[str, Any]],
@@ -66,7 +78,7 @@ def finish(
     Until then they are in NAME.json.partial beside it: an interrupted run leaves those, and an earlier run's file.
     """
     label = label or f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(model.dtype).removeprefix('torch.')}"
-    out = args.out or RESULTS
+    out = results_of(args)
     file = out if out.suffix == ".json" else out / f"{name}.json"
     partial = file.with_name(f"{file.name}.partial")
     check_file(file)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from hf_longctx import TrainingMemory
 from hf_longctx.evaluation.rows import row
 from hf_longctx.training.processes import is_first, joined
-from recipes.benchmarks.reading import RESULTS, K, lengths
+from recipes.benchmarks.reading import K, lengths, results_of
 from recipes.benchmarks.saving import Saved
 
 from .steps import Rungs, no_more_than, trained
@@ -63,7 +63,7 @@ def main() -> None:
             name = "_".join(
                 ["far_longest", *(["fp32"] if args.fp32 else []), *([f"{ranks}_cards"] if ranks > 1 else [])]
             )
-            out = args.out or RESULTS
+            out = results_of(args)
             file = out if out.suffix == ".json" else out / f"{name}.json"
             Saved(file, f"{size}, random weights", device, args.commit, cards=ranks).add(rows)
         else:

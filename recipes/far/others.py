@@ -30,7 +30,7 @@ from hf_longctx.training.processes import is_first
 from hf_longctx.upstream.checkpointing import enable_checkpointing
 from hf_longctx.upstream.installing import Package, check_packages
 from recipes import by_trl
-from recipes.benchmarks.reading import RESULTS, K, lengths
+from recipes.benchmarks.reading import K, lengths, results_of
 from recipes.benchmarks.saving import Saved
 from recipes.benchmarks.sequence_parallel.rival import Rival
 from recipes.benchmarks.sequence_parallel.world import World
@@ -231,7 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"--near {','.join(map(str, args.near))} with {len(lines)} lines: expected one length of more than "
             f"{short[1]:,} tokens, and one of --lines, whose end it is near."
         )
-    out = args.out or RESULTS
+    out = results_of(args)
     file = out if out.suffix == ".json" else out / "far_others.json"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # of one card or two, as each row says: lines of different calls stand in one file

@@ -33,7 +33,7 @@ from hf_longctx.upstream.installing import Package, check_packages
 
 from ..haystacks import Haystacks
 from ..reader import Lesson, teach_
-from ..reading import RESULTS, lengths
+from ..reading import lengths, results_of
 from ..saving import Saved
 from .costs import COSTS
 from .kept import KeptReaders
@@ -96,7 +96,7 @@ def main(words: list[str] | None = None) -> None:
     check_packages(needed(args.parts))
     if args.keep is not None:
         check_folder(args.keep, "--keep")
-    out = args.out or (Path(tempfile.mkdtemp()) if args.tiny else RESULTS)
+    out = results_of(args)
     label = "random weights, tiny, fp32" if args.tiny else "SmolLM2-135M-Instruct (Q4_1, dequantised), bfloat16"
     if not args.tiny and args.model != parser.get_default("model"):
         label = f"{Path(args.model).name}, bfloat16"

@@ -11,13 +11,12 @@ results/sequence_parallel_PART.json row by row; rows of an earlier run on the sa
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import torch
 
 from ..geometries import SIZES
-from ..reading import RESULTS, lengths
+from ..reading import lengths, results_of
 from ..saving import Saved
 from . import host, kept, packed, steps, train, ulysses
 from .launching import Launcher
@@ -51,7 +50,7 @@ def main(words: list[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() and not args.tiny else "cpu"
     if device == "cpu" and not args.tiny:
         parser.error("no GPU: two are needed. --tiny runs tiny models on the CPU.")
-    out = args.out or (Path(tempfile.mkdtemp()) if args.tiny else RESULTS)
+    out = results_of(args)
     if "steps" in args.parts and not (args.tiny or args.documents):
         parser.error(
             "part steps trains on texts: fetch them (python -m recipes.benchmarks.documents DIR), --documents DIR"
