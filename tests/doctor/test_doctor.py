@@ -58,7 +58,7 @@ def test_this_machine_is_fine() -> None:
     assert [one for one in found if one.wrong] == []
     assert hf_longctx.__version__ in texts["hf_longctx"]
     assert texts["self-check"].startswith("passed")
-    assert texts["hooks"] == "8 of 8 in place"
+    assert texts["hooks"] == "9 of 9 in place"
     assert "chosen for" in texts["kernel blocked"] + texts["kernel reference"]
     assert str(len(list(Path("patches").glob("*/*/patch.toml")))) in texts["upstream"].split()
 
@@ -190,14 +190,14 @@ def test_a_wrap_of_other_code_over_a_hook_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(GenerationMixin, "_prefill", wrap)
     texts = said(hooks())
     assert texts["hook"] == f"GenerationMixin._prefill: under a wrap of {__name__}"
-    assert texts["hooks"] == "8 of 8 in place"
+    assert texts["hooks"] == "9 of 9 in place"
 
 
 def test_a_hook_that_other_code_has_replaced_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GenerationMixin, "_prefill", lambda self: None)
     texts = said(hooks())
     assert texts["hook"] == f"WRONG GenerationMixin._prefill: replaced by {__name__}"
-    assert texts["hooks"] == "WRONG 7 of 8 in place"
+    assert texts["hooks"] == "WRONG 8 of 9 in place"
 
 
 def test_hooks_that_were_taken_back() -> None:
@@ -208,7 +208,7 @@ def test_hooks_that_were_taken_back() -> None:
     finally:
         hf_longctx.install()
         PreTrainedConfig.hf_longctx = key
-    assert texts["hooks"] == "WRONG 0 of 8 in place"
+    assert texts["hooks"] == "WRONG 0 of 9 in place"
     assert "PreTrainedModel.post_init: not installed" in texts["hook"]
 
 
