@@ -50,7 +50,7 @@ class Watch:
         groups = len(k_GSD)
         far_LS = (pos_L[:, None] >= pos_S + self.near) & (pos_S >= self.first)
         table_TLK = choose(
-            q_BHLD, inputs.q_pos_BL, store, k=SIGNS, near=self.near, first=inputs.first(self.first),
+            q_BHLD, inputs.q_pos_BL, store, k=SIGNS, near=self.near, after_B=inputs.after(self.first),
             by="signs", per="group", shortlist=SIGNS,
         )[0]  # fmt: skip
         window_HL = log_sum_exp(
