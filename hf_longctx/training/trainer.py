@@ -59,9 +59,8 @@ class SequenceParallelMixin(PreflightMixin):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """As in Trainer, whose older releases divide by the processes of a group in whole numbers."""
         degree = self.get_cp_size()
-        if (
-            self.args.average_tokens_across_devices or degree == 1
-        ):  # all counts of a group are gathered: it comes out even
+        # where all counts of a group are gathered it comes out even
+        if self.args.average_tokens_across_devices or degree == 1:
             return super()._get_num_items_in_batch(batch_samples, device)
         items = super()._get_num_items_in_batch(batch_samples * degree, device)
         return items if items is None else items / degree

@@ -11,7 +11,6 @@ there, and nothing is found in the card's cache. The choice is compared with tor
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,8 +175,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU. With TRITON_INTERPRET=1 and --tiny it runs on any machine.")
-    if args.tiny and args.out is None:
-        args.out = Path(tempfile.mkdtemp())
     device, sizes = ("cpu", TINY) if args.tiny else ("cuda", LENGTHS)
     label = f"random tensors, {'tiny, fp32' if args.tiny else f'{HEADS} heads, {GROUPS} of keys, of {DIM}, bfloat16'}"
     where, found = SimpleNamespace(device=device), measured(sizes, args.tiny)

@@ -14,7 +14,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,8 +209,6 @@ def main() -> None:
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", type=Path, help="the result file or folder; results/ here by default")
     args = parser.parse_args()
-    if args.tiny and args.out is None:
-        args.out = Path(tempfile.mkdtemp())
     device = torch.device("cuda" if torch.cuda.is_available() and not args.tiny else "cpu")
     label = f"a random Llama of 135M geometry{', tiny' * args.tiny}, {'bfloat16' if device.type == 'cuda' else 'fp32'}"
     finish(SimpleNamespace(device=device), rows((args.old, args.new), args.tiny), args, "paired_decode", label=label)

@@ -14,7 +14,6 @@ import gc
 import json
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from hf_longctx.evaluation.rows import row
 
 from . import wide_attention, wide_cached, wide_writing
 from .hydragen import Attempt
-from .reading import finish
+from .reading import finish, results_of
 from .wide_models import FULL, GEOMETRIES, TINY, Geometry, Sizes, build
 
 BY_DEFAULT = ("gpt_oss", "gemma2", "deepseek_v2")
@@ -98,8 +97,7 @@ def main() -> None:
         for found in measure(GEOMETRIES[args.child], TINY if args.tiny else FULL, device, args.parts):
             print(ROW + json.dumps(found), flush=True)
         return
-    if args.tiny and args.out is None:
-        args.out = Path(tempfile.mkdtemp())
+    args.out = results_of(args)  # one folder for all parts
     every: list[dict[str, Any]] = []
 
     def kept(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -70,11 +70,9 @@ def reach(
     if not all("seconds" in one for one in found) or not found[0]["peak_bytes"]:  # without a GPU nothing is counted
         return found
     less, more = found  # the two longest that fit, until one does not
-    if near is not None:
-        tokens = max(near // unit * unit, unit)
-        found.append(_tried(attempt, tokens))
-    while near is None and len(found) < TRIES:
-        aim, most = _limit(less, more, card), FAR * more["tokens"]
+    while len(found) < TRIES:
+        aim = _limit(less, more, card) if near is None else near
+        most = FAR * more["tokens"] if near is None else near
         tokens = max(min(aim, most) // unit * unit, unit)
         found.append(_tried(attempt, tokens))
         if aim <= most or "seconds" not in found[-1]:

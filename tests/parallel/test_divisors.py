@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import Trainer
 
-from hf_longctx import SequenceParallel, SequenceParallelConfig, SequenceParallelTrainer, TrainingMemory
+from hf_longctx import SequenceParallel, TrainingMemory
 
 from .models import batch, make
 from .pool import Pool
-from .test_trainer import EXACT, Packs, arguments, collate, launched
+from .test_trainer import EXACT, Packs, logged, logged_on_a_rank
 
 DIVISORS = [0.25, 3, torch.tensor(0.5), torch.tensor(7), torch.tensor([0.5])]
 
@@ -52,20 +52,8 @@ class OneTarget(Packs):
         return given | {"labels": given["labels"].where(torch.arange(len(given["labels"])) == last, -100)}
 
 
-def steps(cls: Any, folder: str, **more: Any) -> list[float]:
-    args = arguments(folder, average_tokens_across_devices=False, **more)
-    trainer = cls(model=make("llama"), args=args, train_dataset=OneTarget(), data_collator=collate)
-    trainer.train()
-    return [x for log in trainer.state.log_history if "grad_norm" in log for x in (log["loss"], log["grad_norm"])]
-
-
-def steps_on_a_rank() -> list[float]:
-    with launched() as folder:
-        config = SequenceParallelConfig(SequenceParallel(degree=2, cut="all"))
-        return steps(SequenceParallelTrainer, folder, parallelism_config=config)
-
-
 def test_a_step_of_one_target_that_counts_its_own_tokens(two: Pool, tmp_path: Path) -> None:
-    right = steps(Trainer, str(tmp_path))
-    for found in two.run(steps_on_a_rank):
+    names, more = ("loss", "grad_norm"), {"average_tokens_across_devices": False, "data": OneTarget}
+    right = logged(Trainer, str(tmp_path), *names, **more)
+    for found in two.run(logged_on_a_rank, names, more):
         assert found == pytest.approx(right, rel=1e-4)

@@ -183,12 +183,26 @@ def test_training_goes_on_in_the_middle_of_an_epoch(two: Pool) -> None:
         assert parts == pytest.approx(whole, rel=1e-6)
 
 
+def logged(
+    cls: Any, folder: str, *names: str, data: Any = Packs, checkpoint: str | None = None, **more: Any
+) -> list[float]:
+    """What a trainer logs by these names in each step."""
+    trainer = cls(model=make("llama"), args=arguments(folder, **more), train_dataset=data(), data_collator=collate)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return [log[name] for log in trainer.state.log_history if "grad_norm" in log for name in names]
+
+
+def logged_on_a_rank(names: tuple[str, ...], more: dict[str, Any]) -> list[float]:
+    """The same by two ranks that share every document."""
+    with launched() as folder:
+        config = SequenceParallelConfig(SequenceParallel(degree=2, cut="all"))
+        return logged(SequenceParallelTrainer, folder, *names, parallelism_config=config, **more)
+
+
 def four_steps(cls: Any, folder: str, checkpoint: str | None, **more: Any) -> list[float]:
     """Losses of four steps, or of the last two from a checkpoint; the model is saved after two."""
-    args = arguments(folder, **{"save_strategy": "steps", "save_steps": 2, "max_steps": 4, **more})
-    trainer = cls(model=make("llama"), args=args, train_dataset=Packs(), data_collator=collate)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    return [log["loss"] for log in trainer.state.log_history if "grad_norm" in log]
+    saved = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, **more}
+    return logged(cls, folder, "loss", checkpoint=checkpoint, **saved)
 
 
 def four_steps_shared(folder: str, checkpoint: str | None) -> list[float]:
@@ -215,22 +229,9 @@ def test_two_ranks_and_four_go_on_from_a_checkpoint_of_one_process(two: Pool, fo
             assert found == pytest.approx(right, rel=EXACT)
 
 
-def losses_in_bf16(cls: Any, folder: str, **more: Any) -> list[float]:
-    args = arguments(folder, bf16=True, **more)
-    trainer = cls(model=make("llama"), args=args, train_dataset=Packs(), data_collator=collate)
-    trainer.train()
-    return [log["loss"] for log in trainer.state.log_history if "grad_norm" in log]
-
-
-def in_bf16() -> list[float]:
-    with launched() as folder:
-        config = SequenceParallelConfig(SequenceParallel(degree=2, cut="all"))
-        return losses_in_bf16(SequenceParallelTrainer, folder, parallelism_config=config)
-
-
 def test_mixed_precision(two: Pool, tmp_path: Path) -> None:
-    right = losses_in_bf16(Trainer, str(tmp_path))
-    for losses in two.run(in_bf16):
+    right = logged(Trainer, str(tmp_path), "loss", bf16=True)
+    for losses in two.run(logged_on_a_rank, ("loss",), {"bf16": True}):
         assert losses == pytest.approx(right, rel=2e-2)  # bf16 keeps 8 bits
 
 
