@@ -121,6 +121,10 @@ def test_every_row_of_a_cost_has_a_value_or_says_why(part: str, texts: Haystacks
         assert 1 < row["value"] <= 4.1  # no piece of so short a text is complete
     else:
         told = {what: one for what, one in rows.items() if one["value"] is None}
+        if part == "decoding":
+            tokens = next(iter(rows.values()))["detail"]["a token"]
+            assert {"LM-Infinite", "codes", "all keys"} <= tokens.keys()
+            assert all(one["until its call returns, ms"] > 0 for one in tokens.values())
         assert all(one["value"] > 0 for what, one in rows.items() if what not in told)
         # a tiny random model may have no head that retrieves, and another process may hold up the smaller of two models
         reasons = {"attention of one token": NOISE, "gate='heads'": "no head looks up the next token"}

@@ -17,7 +17,7 @@ from recipes.bars import missed
 
 from ..timing import synchronize
 from .run import Run
-from .timed import EAGER, SEED, Recordings, behind, longest_kernels, reading_of, stock_ms, token_ms
+from .timed import EAGER, SEED, Recordings, behind, parts_of_a_token, reading_of, stock_ms, token_ms
 
 Rows = Iterator[dict[str, Any]]
 BEAMS = 4
@@ -27,7 +27,7 @@ HEADS = "codes, heads that retrieve"
 def decoding(run: Run) -> Rows:
     """A token after a text that is far longer than the window, over LM-Infinite's and over the stock model's."""
     scale = run.sizes.scale
-    found, replayed, longest = {}, {}, {}
+    found, replayed, parts = {}, {}, {}
     methods = {"LM-Infinite": run.window, "codes": run.lookup, "all keys": run.keys}
     none_retrieves = None
     try:
@@ -37,13 +37,13 @@ def decoding(run: Run) -> Rows:
     for name, method in methods.items():
         with behind(run, method, scale.far) as reader:
             found[name], replayed[name] = token_ms(run, reader)
-            longest[name] = longest_kernels(run, reader)
+            parts[name] = parts_of_a_token(run, reader)
             del reader
         run.free()
     stock = stock_ms(run)
     kind = "static cache, torch.compile" if run.model.device.type == "cuda" else "eager"
     beside = {f"{name}, ms": ms for name, ms in found.items()} | {f"stock, {kind}, {scale.stock:,} tokens, ms": stock}
-    detail = {"from a CUDA graph": replayed, "window": run.window.n_local, "longest kernels of a token": longest}
+    detail = {"from a CUDA graph": replayed, "window": run.window.n_local, "a token": parts}
     why = "codes and chosen keys take longer to read" if replayed["codes"] else EAGER
     after = f"decoding after {scale.far:,} tokens"
     for what, value, bar in (

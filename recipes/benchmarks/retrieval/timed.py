@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from time import perf_counter
 from typing import Any
 from unittest import mock
@@ -56,12 +57,32 @@ def step_of(model: Any, cache: Any, at: int) -> tuple[Callable[[], None], bool]:
 
 
 @torch.no_grad()
-def longest_kernels(run: Run, reader: Any) -> dict[str, str]:
-    """The kernels that take most of a token behind those of `token_ms`; none on a CPU."""
-    if run.model.device.type != "cuda":
-        return {}
-    at = reader.position + run.sizes.scale.steps[0]
-    return kernels(step_of(run.model, reader.cache, at)[0]).longest(NAMED)
+def parts_of_a_token(run: Run, reader: Any, count: int = 10) -> dict[str, Any]:
+    """What a token behind those of `token_ms` is made of; on a CPU the time until its call returns alone.
+
+    Milliseconds of one that is waited for, until its call returns, of each of several that nothing waits for between,
+    and while kernels run; and the longest kernels. What a token takes beyond the last but one is the launching of it.
+    """
+    device = run.model.device.type
+    work = step_of(run.model, reader.cache, reader.position + run.sizes.scale.steps[0])[0]
+
+    def clocked(calls: int) -> tuple[float, float]:
+        synchronize(device)
+        start = perf_counter()
+        for _ in range(calls):
+            work()
+        returned = perf_counter() - start
+        synchronize(device)
+        return 1e3 * returned, 1e3 * (perf_counter() - start)
+
+    work()
+    alone = [clocked(1) for _ in range(count)]
+    found: dict[str, Any] = {"until its call returns, ms": median(one[0] for one in alone)}
+    if device == "cuda":
+        found = {"ms": median(one[1] for one in alone), **found, "ms, of several": clocked(count)[1] / count}
+        seen = kernels(work, warm_up=0)
+        found |= {"kernels, ms": seen.us / 1e3, "longest kernels": seen.longest(NAMED)}
+    return found
 
 
 @torch.no_grad()
