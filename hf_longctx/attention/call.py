@@ -81,7 +81,7 @@ class LayerCall:
             layer.joined = self.decoder.joined
             layer.open()
             self.decoder.opened.append(layer)
-            layer.push(self.step.q_pos_BL, self.step.padded)
+            layer.push(self.step.q_pos_BL, self.step.padded, self.step.once)
 
     def _keys(self, module: nn.Module, key: Tensor) -> Lent:
         """Where the keys stand that a layer attends to: its own, or those of the last layer of its kind with any."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -22,15 +22,18 @@ def check_looks_up(model: Any, asked: str = "look_up=False") -> None:
         )
 
 
-def without_look_ups(model: Any) -> AbstractContextManager[None]:
-    """Inside the block queries see what their method shows them without looking anything up; the cache keeps all."""
-    return looking_up_from(model, sys.maxsize)
+def without_look_ups(model: Any, patches: Iterable[Any] | None = None) -> AbstractContextManager[None]:
+    """Inside the block queries see what their method shows them without looking anything up; the cache keeps all.
+
+    `patches` are those of the model now, where they are known: to look for them takes as long as a layer or two.
+    """
+    return looking_up_from(model, sys.maxsize, patches)
 
 
 @contextmanager
-def looking_up_from(model: Any, column: int | None) -> Iterator[None]:
+def looking_up_from(model: Any, column: int | None, patches: Iterable[Any] | None = None) -> Iterator[None]:
     """Inside the block tokens look up from this column of their text on, padding counted. None: as outside of it."""
-    states = [] if column is None else _states(model)
+    states = [] if column is None else _states(model, patches)
     before = [state.look_up_from for state in states]
     for state in states:
         state.look_up_from = column
@@ -66,6 +69,6 @@ def first_to_look_up(model: Any, generation_config: Any, ids_BL: Any, model_kwar
     return max(int(columns) - last, 0)
 
 
-def _states(model: Any) -> list[DecoderState]:
-    found = (vars(patch.model).get(STATE) for patch in applied(model))
+def _states(model: Any, patches: Iterable[Any] | None = None) -> list[DecoderState]:
+    found = (vars(patch.model).get(STATE) for patch in (applied(model) if patches is None else patches))
     return [state for state in found if state is not None and state.method.looks_up]

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from ..method import LongContextMethod
-from .slots import BatchRows, KeyValues
+from .once import Once, each
+from .slots import Apply, BatchRows, KeyValues
 
 
 class UnrotatedLayer(BatchRows, CacheLayerMixin):
@@ -38,6 +39,7 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
     everything: Any = None  # a `Store` of every token read, where a subclass keeps one to look tokens up in
     adopted = False  # made for a model's cache, in which another may take its place as long as it is empty
     joined = False  # does `update` return the sinks too, before all else? For attention that changes what it gets
+    once: Apply = staticmethod(each)  # in a forward, what its layers of one kind share
     _open = False
 
     def __init__(self, owner: LongContextMethod) -> None:
@@ -67,6 +69,9 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
 
         `learns()` says whether there will be gradients, which need the keys of every step as they were.
         """
+        once = Once()
+        for layer in layers:
+            layer.once = once
 
     def open(self) -> None:
         """Allow the next `update`. A stock model does not call this, and is stopped by an error."""
@@ -75,9 +80,15 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
     def close(self) -> None:
         """End a forward, also one that failed."""
         self._open, self._new_pos, self.readable_pos = False, None, None
+        self.__dict__.pop("once", None)
 
-    def push(self, pos_BL: Tensor, padded: bool) -> None:
-        """Take the positions of the tokens that the next `update` brings, -1 for padding."""
+    def push(self, pos_BL: Tensor, padded: bool, once: Apply | None = None) -> None:
+        """Take the positions of the tokens that the next `update` brings, -1 for padding.
+
+        `once` is for a layer that was made after the forward began.
+        """
+        if once is not None and self.once is each:
+            self.once = once
         self._new_pos = pos_BL
         self.padded = self.padded or padded
 

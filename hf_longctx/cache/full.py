@@ -11,7 +11,7 @@ class FullLayer(UnrotatedLayer):
 
     def keep(self, new: KeyValues) -> KeyValues:
         """Store `new` after the others; all may be seen."""
-        readable = self.slots.then(new)
+        readable = self.slots.then(new, self.once)
         self.store(readable)
         return readable
 

@@ -14,7 +14,7 @@ from ..method import LongContextMethod
 from .base import UnrotatedLayer
 from .ring import Ring
 from .rolling import roll
-from .slots import KeyValues
+from .slots import Apply, KeyValues
 
 FAR = torch.iinfo(torch.long).max
 
@@ -49,15 +49,16 @@ class SinkWindowLayer(UnrotatedLayer):
     @classmethod
     def before_forward(cls, layers: Sequence[SinkWindowLayer], n_new: int | None, learns: Callable[[], bool]) -> None:
         """Write single tokens into rings, where nothing is learned from them; whole chunks in order."""
+        super().before_forward(layers, n_new, learns)
         if n_new == 1 and not learns():
             roll(layers)
         else:
             for layer in layers:
                 layer.to_order()
 
-    def push(self, pos_BL: Tensor, padded: bool) -> None:
+    def push(self, pos_BL: Tensor, padded: bool, once: Apply | None = None) -> None:
         """Take the positions of the tokens that the next `update` brings, -1 for padding."""
-        super().push(pos_BL, padded)
+        super().push(pos_BL, padded, once)
         if self.ring is not None and pos_BL.shape[1] == 1:
             self.ring.begin(pos_BL.to(self.ring.pos_BN.device))
 
@@ -74,7 +75,7 @@ class SinkWindowLayer(UnrotatedLayer):
             return self._readable(self.ring)
         self.to_order()
         new = self._with_columns(new)
-        readable = self.slots.then(new)
+        readable = self.slots.then(new, self.once)
         if self.sinks is None or self.padded or not self.has_all_sinks:
             candidates = new if self.sinks is None else self.sinks.then(new)
             self.sinks = candidates.first(self.n_first, self.padded).own()
@@ -85,8 +86,7 @@ class SinkWindowLayer(UnrotatedLayer):
         """New tokens that say where in the text they are read."""
         if new.column is not None:
             return new
-        columns = torch.arange(self.seen, self.seen + len(new), device=new.pos.device)
-        return replace(new, column=columns.expand_as(new.pos))
+        return replace(new, column=self.once(_columns, new.pos, self.seen))
 
     def _readable(self, ring: Ring) -> KeyValues:
         """What a token sees in the ring, which it is in."""
@@ -100,14 +100,12 @@ class SinkWindowLayer(UnrotatedLayer):
 
     def _keep_last(self, slots: KeyValues) -> None:
         """Keep the last `n_last` of `slots`, in order, and remember the highest position that was dropped."""
-        kept = slots.last(self.n_last, self.padded)
+        kept = slots.last(self.n_last, self.padded, self.once)
         if len(kept) < len(slots):
-            first_kept = torch.where(kept.pos < 0, FAR, kept.pos).amin(1, keepdim=True) if len(kept) else FAR
-            dropped_B = torch.where(slots.pos < first_kept, slots.pos, -1).amax(1)
-            self.evicted_B = dropped_B if self.evicted_B is None else torch.maximum(self.evicted_B, dropped_B)
+            self.evicted_B = self.once(_highest_dropped, slots.pos, kept.pos, self.evicted_B)
             if self.masked and self.sinks is not None and len(self.sinks):
                 self._skip(slots, kept, self.sinks)
-        self.store(kept.own())
+        self.store(kept)
 
     def _skip(self, slots: KeyValues, kept: KeyValues, sinks: KeyValues) -> None:
         """Remember the dropped hidden tokens that would be sinks if a mask showed them again."""
@@ -132,7 +130,8 @@ class SinkWindowLayer(UnrotatedLayer):
         """Go back from a ring to slots in order."""
         if self.ring is None:
             return
-        ordered, self.evicted_B = self.editable_view(), self.ring.evicted_B.clone()
+        ordered = self.slots.gather(self.once(Ring.in_order, self.ring), self.once)
+        self.evicted_B = self.once(torch.clone, self.ring.evicted_B)
         self.ring = None
         self._keep_last(ordered)
 
@@ -231,3 +230,15 @@ class SinkWindowLayer(UnrotatedLayer):
         if self.sinks is not None:  # the tokens that come after a sink that is hidden are gone
             missing |= (self.sinks.pos < -1).any(1).to(first_B.device)
         return missing & (evicted >= 0)
+
+
+def _columns(pos_BL: Tensor, start: int) -> Tensor:
+    """Where in the text tokens of these positions are read, (B, L)."""
+    return torch.arange(start, start + pos_BL.shape[1], device=pos_BL.device).expand_as(pos_BL)
+
+
+def _highest_dropped(pos_BS: Tensor, kept_BN: Tensor, before_B: Tensor | None) -> Tensor:
+    """The highest position that is dropped where some are kept, or was before, (B,); -1: none."""
+    first_kept = torch.where(kept_BN < 0, FAR, kept_BN).amin(1, keepdim=True) if kept_BN.shape[1] else FAR
+    dropped_B = torch.where(pos_BS < first_kept, pos_BS, -1).amax(1)
+    return dropped_B if before_B is None else torch.maximum(before_B, dropped_B)

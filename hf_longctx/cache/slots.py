@@ -5,9 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .once import each
+
+Apply = Callable[..., Any]  # `each`, or a `Once`
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,13 @@ class KeyValues:
     def __len__(self) -> int:
         return self.pos.shape[1]
 
-    def then(self, newer: KeyValues) -> KeyValues:
+    def then(self, newer: KeyValues, once: Apply = each) -> KeyValues:
         """These slots, and then those of `newer`."""
         column = None
         if self.column is not None and newer.column is not None:
-            column = torch.cat([self.column, newer.column], 1)
+            column = _joined(self.column, newer.column, once)
         k, v = torch.cat([self.k, newer.k], 2), torch.cat([self.v, newer.v], 2)
-        return KeyValues(k, v, torch.cat([self.pos, newer.pos], 1), column)
+        return KeyValues(k, v, _joined(self.pos, newer.pos, once), column)
 
     def first(self, n: int, padded: bool) -> KeyValues:
         """The first n real slots of every row (fewer if there are fewer, with empty slots after them)."""
@@ -41,11 +46,17 @@ class KeyValues:
             return self._columns(slice(0, n))
         return self.gather(torch.argsort((self.pos < 0).byte(), dim=1, stable=True)[:, :n])
 
-    def last(self, n: int, padded: bool) -> KeyValues:
-        """The last n slots of every row whose tokens are seen, or may be seen again (if fewer, with others before)."""
-        if not padded:
-            return self._columns(slice(max(len(self) - n, 0), len(self)))
-        return self.gather(torch.argsort(self.alive().byte(), dim=1, stable=True)[:, max(len(self) - n, 0) :])
+    def last(self, n: int, padded: bool, once: Apply = each) -> KeyValues:
+        """The last n slots of every row whose tokens are seen, or may be seen again (if fewer, with others before).
+
+        They are copies, so that a slice does not keep the tensor alive that it was cut from.
+        """
+        start = max(len(self) - n, 0)
+        if padded:
+            return self.gather(once(_alive_from, self.pos, start), once)
+        k, v = (_copy(x[:, :, start:]) for x in (self.k, self.v))
+        column = None if self.column is None else once(_copy_from, self.column, start)
+        return KeyValues(k, v, once(_copy_from, self.pos, start), column)
 
     def latest(self) -> Tensor:
         """The greatest position of every row, (B,); below 0: it has none that is seen."""
@@ -56,22 +67,19 @@ class KeyValues:
 
         A hidden token whose position, or one before it, a row has read again since is not shown again.
         """
-        far = torch.iinfo(torch.long).max
-        seen = torch.where(self.pos < 0, far, self.pos)
-        lowest_after = seen.flip(1).cummin(1).values.flip(1) if len(self) else seen
-        return (self.pos >= 0) | ((self.pos < -1) & (lowest_after > -2 - self.pos))
+        return _alive(self.pos)
 
     def _columns(self, columns: slice) -> KeyValues:
         column = None if self.column is None else self.column[:, columns]
         return KeyValues(self.k[:, :, columns], self.v[:, :, columns], self.pos[:, columns], column)
 
-    def gather(self, index_BN: Tensor) -> KeyValues:
+    def gather(self, index_BN: Tensor, once: Apply = each) -> KeyValues:
         """The slots of these numbers, each row's own."""
         wide = index_BN[:, None, :, None]
         k = self.k.gather(2, wide.expand(-1, self.k.shape[1], -1, self.k.shape[3]))
         v = self.v.gather(2, wide.expand(-1, self.v.shape[1], -1, self.v.shape[3]))
-        column = None if self.column is None else self.column.gather(1, index_BN)
-        return KeyValues(k, v, self.pos.gather(1, index_BN), column)
+        column = None if self.column is None else once(torch.gather, self.column, 1, index_BN)
+        return KeyValues(k, v, once(torch.gather, self.pos, 1, index_BN), column)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> KeyValues:
         """`f` of every tensor."""
@@ -83,7 +91,39 @@ class KeyValues:
 
     def own(self) -> KeyValues:
         """Copies, so that a slice does not keep the tensor alive that it was cut from."""
-        return self.map(lambda t: t.clone(memory_format=torch.contiguous_format))
+        return self.map(_copy)
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _copy_from(x_BS: Tensor, start: int) -> Tensor:
+    return _copy(x_BS[:, start:])
+
+
+def _joined(older_BS: Tensor, newer_BL: Tensor, once: Apply) -> Tensor:
+    """Positions, or columns, and then newer ones."""
+    # layers have an empty tensor each before their first tokens, and then the same ones
+    joined: Tensor = once(_cat, older_BS, newer_BL) if older_BS.shape[1] else once(_copy, newer_BL)
+    return joined
+
+
+def _cat(older_BS: Tensor, newer_BL: Tensor) -> Tensor:
+    return torch.cat([older_BS, newer_BL], 1)
+
+
+def _alive(pos_BS: Tensor) -> Tensor:
+    """See `KeyValues.alive`."""
+    far = torch.iinfo(torch.long).max
+    seen = torch.where(pos_BS < 0, far, pos_BS)
+    lowest_after = seen.flip(1).cummin(1).values.flip(1) if pos_BS.shape[1] else seen
+    return (pos_BS >= 0) | ((pos_BS < -1) & (lowest_after > -2 - pos_BS))
+
+
+def _alive_from(pos_BS: Tensor, start: int) -> Tensor:
+    """The slots from `start` on, once those that are alive come last, in order."""
+    return torch.argsort(_alive(pos_BS).byte(), dim=1, stable=True)[:, start:]
 
 
 def show(pos_BS: Tensor, column_BS: Tensor | None, mask_BT: Tensor) -> Tensor:

@@ -156,7 +156,8 @@ class Reader:
         self._flush()
         vocabulary = self._base.get_input_embeddings().weight.shape[0]
         for piece in pieces(ids, self.chunk, vocabulary, self._source_error):
-            with nullcontext() if look_up else without_look_ups(self.model):
+            self._check_patches()  # `ids` may have changed them
+            with nullcontext() if look_up else without_look_ups(self.model, self._patches):
                 self._forward(torch.tensor([piece], device=self.model.device), self._forward_many)
             self._recent.extend(piece)
             if self._progress is not None:

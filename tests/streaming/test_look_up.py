@@ -79,6 +79,23 @@ def test_look_ups_are_on_again_after_an_error(method: Any) -> None:
         same(logits_of(model, DOCUMENT[None]), before)
 
 
+@each
+def test_a_method_that_comes_back_while_ids_are_made_looks_nothing_up_either(method: Any) -> None:
+    model, (wanted, *_) = tiny(), asked(method)
+    patch = method.apply(model)
+    reader = stream(model, chunk=30, bounded=False)
+
+    def source() -> Any:
+        for at, token in enumerate(DOCUMENT.tolist()):
+            if at == 60:
+                patch.undo()
+                method.apply(model)
+            yield token
+
+    reader.read(source(), look_up=False)
+    close(reader.logits, wanted)
+
+
 @pytest.mark.parametrize("method", [WINDOW, StreamingLLM(n_sink=2, window=8), None], ids=repr)
 def test_methods_that_look_nothing_up_say_so_before_anything_is_read(method: Any) -> None:
     model = tiny()
