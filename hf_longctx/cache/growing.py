@@ -156,7 +156,7 @@ def reserve(room: Iterable[tuple[Growing, int]]) -> None:
     So those that are alike are made at once, as parts of one memory, which is free again when all of them are.
     """
     alike: dict[Any, list[Growing]] = {}
-    for growing, slots in room:
+    for growing, slots in dict(room).items():  # layers share some
         for _ in range(growing.lacking(slots)):
             first = growing.pieces[0]
             if growing.on_host:  # pinned memory has a segment for each

@@ -17,7 +17,7 @@ from .host_room import check_first, make_room
 from .sink_window import SinkWindowLayer
 from .slots import KeyValues
 from .store import Store
-from .store_row import StoreRow
+from .store_row import Places, StoreRow, made_places
 
 
 class RetrievingLayer(SinkWindowLayer):
@@ -59,9 +59,10 @@ class RetrievingLayer(SinkWindowLayer):
         self.everything = self._store(len(key_states))
 
     def _store(self, rows: int) -> Store:
-        """An empty one."""
-        how: dict[str, Any] = {"paged": self.device.type in addresses.DEVICES, "on_host": bool(self.on_host)}
-        return Store([StoreRow(self.centred_by, **how) for _ in range(rows)])
+        """An empty one. Layers that are filled in one forward share where their tokens stand."""
+        paged, on_host = self.device.type in addresses.DEVICES, bool(self.on_host)
+        places = [self.once(_places, row, paged, self.device) for row in range(rows)]
+        return Store([StoreRow(self.centred_by, paged=paged, on_host=on_host, places=one) for one in places])
 
     @classmethod
     def before_forward(cls, layers: Sequence[Any], n_new: int | None, learns: Callable[[], bool]) -> None:
@@ -96,8 +97,10 @@ class RetrievingLayer(SinkWindowLayer):
             self.everything.step(new, self.ring, self.slots)
             return self._readable(self.ring)
         new = self._with_columns(new)
-        self.everything.append(new, self.padded)
-        return super().keep(new)
+        count = self.everything.write(new, self.padded, self.once)
+        readable = super().keep(new)
+        count()  # after all that may fail
+        return readable
 
     def hold(self, text: KeyValues) -> None:
         """Keep the tokens of `text`, and nothing else."""
@@ -136,3 +139,8 @@ class RetrievingLayer(SinkWindowLayer):
     def nbytes(self) -> int:
         """Bytes of keys, values, codes, positions and columns stored."""
         return super().nbytes() + (0 if self.everything is None else self.everything.nbytes())
+
+
+def _places(row: int, paged: bool, device: torch.device) -> Places:
+    """Those of a row that layers on one device share."""
+    return made_places(paged)

@@ -51,8 +51,9 @@ class Ring:
         self.moved_B1 = torch.zeros_like(self.next_B1)
         self.whole = False  # read all columns, empty ones too: their number then never changes
         self.recorded = False  # a CUDA graph of a step reads it: all columns
+        self.written = False  # has any layer the keys of the token that has begun?
         self._waiting_moves = waiting_moves
-        self._begun = False
+        self._begun = self._grew = False
         self._first: Any = None
 
     @property
@@ -76,8 +77,9 @@ class Ring:
         """Put a token's positions into the columns that its keys will go to, and move on. Once for all layers."""
         if self._begun:
             return
-        self._begun = True
-        self.filled = min(self.filled + 1, self.size)
+        self._begun, self.written = True, False
+        self._grew = self.filled < self.size
+        self.filled += self._grew
         if kernels.begins(self.pos_BN):
             from ..ops.kernels.triton_ring import begin
 
@@ -96,6 +98,7 @@ class Ring:
 
     def write(self, k_BGND: Tensor, v_BGND: Tensor, new_k_BG1D: Tensor, new_v_BG1D: Tensor) -> None:
         """Put the token's keys and values into their columns of these buffers."""
+        self.written = True
         if kernels.writes(new_k_BG1D, new_v_BG1D, k_BGND, v_BGND):
             from ..ops.kernels.triton_ring import write
 
@@ -109,7 +112,10 @@ class Ring:
                 buffer.scatter_(2, self.at_B1[:, :, None, None].expand_as(new), new)
 
     def end(self) -> None:
-        """The token has been through all layers, or broke off on its way."""
+        """The token has been through all layers, or broke off on its way: before the first, it may come again."""
+        if self._begun and not self.written and not (self.pos_BN.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self.take_back()
+            self.filled -= self._grew
         self._begun = False
 
     def count(self) -> None:

@@ -75,11 +75,11 @@ class SinkWindowLayer(UnrotatedLayer):
             return self._readable(self.ring)
         self.to_order()
         new = self._with_columns(new)
-        readable = self.slots.then(new, self.once)
-        if self.sinks is None or self.padded or not self.has_all_sinks:
-            candidates = new if self.sinks is None else self.sinks.then(new)
-            self.sinks = candidates.first(self.n_first, self.padded).own()
-        self._keep_last(readable)
+        readable, sinks = self.slots.then(new, self.once), self.sinks
+        if sinks is None or self.padded or not self.has_all_sinks:
+            candidates = new if sinks is None else sinks.then(new)
+            sinks = candidates.first(self.n_first, self.padded).own()
+        self._keep_last(readable, sinks, self.evicted_B)
         return readable
 
     def _with_columns(self, new: KeyValues) -> KeyValues:
@@ -98,27 +98,18 @@ class SinkWindowLayer(UnrotatedLayer):
         """Are all the first tokens there?"""
         return self.sinks is not None and len(self.sinks) >= self.n_first
 
-    def _keep_last(self, slots: KeyValues) -> None:
-        """Keep the last `n_last` of `slots`, in order, and remember the highest position that was dropped."""
-        kept = slots.last(self.n_last, self.padded, self.once)
-        if len(kept) < len(slots):
-            self.evicted_B = self.once(_highest_dropped, slots.pos, kept.pos, self.evicted_B)
-            if self.masked and self.sinks is not None and len(self.sinks):
-                self._skip(slots, kept, self.sinks)
-        self.store(kept)
+    def _keep_last(self, slots: KeyValues, sinks: KeyValues | None, evicted_B: Tensor | None) -> None:
+        """Keep the last `n_last` of `slots`, in order, and the sinks; remember the highest position that was dropped.
 
-    def _skip(self, slots: KeyValues, kept: KeyValues, sinks: KeyValues) -> None:
-        """Remember the dropped hidden tokens that would be sinks if a mask showed them again."""
-        assert slots.column is not None
-        first: Any = FAR
-        if len(kept):
-            assert kept.column is not None
-            first = torch.where(kept.pos == -1, FAR, kept.column).amin(1, keepdim=True)
-        before = (slots.pos < -1) & (-2 - slots.pos < sinks.pos.amax(1, keepdim=True)) & (slots.column < first)
-        count = int(before.sum(1).max())
-        if count:
-            new = torch.where(before, slots.column, -1).topk(min(count, len(slots)), dim=1).values
-            self.skipped_BN = new if self.skipped_BN is None else torch.cat([self.skipped_BN, new], 1)
+        All is made before any of it is kept: a layer that finds no memory for it is as it was.
+        """
+        kept, skipped_BN = slots.last(self.n_last, self.padded, self.once), self.skipped_BN
+        if len(kept) < len(slots):
+            evicted_B = self.once(_highest_dropped, slots.pos, kept.pos, evicted_B)
+            if self.masked and sinks is not None and len(sinks):
+                skipped_BN = _skipped(slots, kept, sinks, skipped_BN)
+        self.store(kept)
+        self.sinks, self.evicted_B, self.skipped_BN = sinks, evicted_B, skipped_BN
 
     def to_ring(self, ring: Ring) -> None:
         """Continue in the columns of `ring`, whose positions are those of the slots (see `roll`)."""
@@ -131,9 +122,8 @@ class SinkWindowLayer(UnrotatedLayer):
         if self.ring is None:
             return
         ordered = self.slots.gather(self.once(Ring.in_order, self.ring), self.once)
-        self.evicted_B = self.once(torch.clone, self.ring.evicted_B)
+        self._keep_last(ordered, self.sinks, self.once(torch.clone, self.ring.evicted_B))
         self.ring = None
-        self._keep_last(ordered)
 
     def editable_view(self) -> KeyValues:
         """The last tokens as they are kept, in order."""
@@ -142,10 +132,9 @@ class SinkWindowLayer(UnrotatedLayer):
 
     def hold(self, text: KeyValues) -> None:
         """Keep the sinks and the last tokens of `text`, and nothing else."""
-        self.seen, self.ring, self.evicted_B = len(text), None, None
         text = replace(text, column=text.pos)
-        self.sinks = text.first(self.n_first, False).own()
-        self._keep_last(text)
+        self._keep_last(text, text.first(self.n_first, False).own(), None)
+        self.seen, self.ring = len(text), None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Choose the batch's rows again, for beam search; in a ring, in place."""
@@ -242,3 +231,18 @@ def _highest_dropped(pos_BS: Tensor, kept_BN: Tensor, before_B: Tensor | None) -
     first_kept = torch.where(kept_BN < 0, FAR, kept_BN).amin(1, keepdim=True) if kept_BN.shape[1] else FAR
     dropped_B = torch.where(pos_BS < first_kept, pos_BS, -1).amax(1)
     return dropped_B if before_B is None else torch.maximum(before_B, dropped_B)
+
+
+def _skipped(slots: KeyValues, kept: KeyValues, sinks: KeyValues, earlier_BN: Tensor | None) -> Tensor | None:
+    """The columns of dropped hidden tokens that would be sinks if a mask showed them again, and earlier ones."""
+    assert slots.column is not None
+    first: Any = FAR
+    if len(kept):
+        assert kept.column is not None
+        first = torch.where(kept.pos == -1, FAR, kept.column).amin(1, keepdim=True)
+    before = (slots.pos < -1) & (-2 - slots.pos < sinks.pos.amax(1, keepdim=True)) & (slots.column < first)
+    count = int(before.sum(1).max())
+    if not count:
+        return earlier_BN
+    new = torch.where(before, slots.column, -1).topk(min(count, len(slots)), dim=1).values
+    return new if earlier_BN is None else torch.cat([earlier_BN, new], 1)

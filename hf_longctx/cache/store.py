@@ -4,7 +4,7 @@
 # query head, K slots of a table
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from ..ops.pages import Pages
 from . import addresses
 from .addresses import Addresses, can_stand
 from .growing import Growing, reserve
+from .once import each
 from .ring import Ring
-from .slots import KeyValues
+from .slots import Apply, KeyValues
 from .store_row import StoreRow
 
 
@@ -69,14 +70,21 @@ class Store:
 
     def append(self, new: KeyValues, padded: bool) -> None:
         """Keep new tokens, without padding. `new.column` says where in the text they were read."""
+        self.write(new, padded)()
+
+    def write(self, new: KeyValues, padded: bool, once: Apply = each) -> Callable[[], None]:
+        """Write new tokens, which count once the function that is returned is called."""
         assert new.column is not None
         self._moved, self._spare = True, 0
-        for b, row in enumerate(self.rows):
-            k, v, pos, column = new.k[b], new.v[b], new.pos[b], new.column[b]
-            if padded:
-                real = pos >= 0
-                k, v, pos, column = k[:, real], v[:, real], pos[real], column[real]
-            row.append(k, v, pos, column)
+        written = [
+            row.write(new, b, once(_real, new.pos, b) if padded else None, once) for b, row in enumerate(self.rows)
+        ]
+
+        def count() -> None:
+            for row in written:
+                row()
+
+        return count
 
     @property
     def steps(self) -> bool:
@@ -99,6 +107,7 @@ class Store:
         """Keep one token of every row that `ring` moves, and put it into the ring's columns of `slots`."""
         assert self.addresses is not None
         assert not self._moved
+        ring.written = True
         held, dtype = (new.k, new.v, slots.k, slots.v), self.addresses.pages.dtype
         window = None
         if all(x.dtype == dtype for x in held) and kernels.writes(*held):  # in the launch that keeps it
@@ -207,3 +216,8 @@ class Store:
         """Without addresses, which are those of this process and of these tensors."""
         self._settle()
         return {**vars(self), "addresses": None, "_moved": True, "_spare": 0}
+
+
+def _real(pos_BL: Tensor, row: int) -> Tensor:
+    """The numbers of a row's tokens that are no padding."""
+    return (pos_BL[row] >= 0).nonzero()[:, 0]

@@ -3,15 +3,36 @@
 # G key/value heads, L new tokens, S slots, T tokens of the text, D head dim
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..ops.codes import Centre
 from ..ops.kernels.coding import coded
 from .growing import Growing
-from .slots import KeyValues, show
+from .slots import Apply, KeyValues, show
 
 AT_ONCE = 8192  # keys that are coded at once
+Places = tuple[Growing, Growing]  # positions and columns of the text, by slot
+# what codes are centred by, the position of the last key of these, and how many keys are coded
+Codes = tuple[Centre | None, Tensor | None, int]
+
+
+def made_places(paged: bool) -> Places:
+    """Empty ones."""
+    return Growing(paged=paged), Growing(paged=paged)
+
+
+def _claim(places: Growing) -> dict[str, Any]:
+    """What the first layer that writes to shared places in a forward says there of its tokens."""
+    return {}
+
+
+def _write_places(places: Growing, start: int, new_BL: Tensor, row: int, real: Tensor | None) -> None:
+    places.write(start, new_BL[row : row + 1] if real is None else new_BL[row : row + 1].index_select(1, real))
 
 
 class StoreRow:
@@ -22,14 +43,17 @@ class StoreRow:
             there are no codes. 0: there are none at all.
         paged: All of it lies in whole pages, whose addresses kernels are given.
         on_host: Keys and values are in host memory, in whole pages too.
+        places: Its positions and columns, if other layers have read the same; None: they are its own.
     """
 
-    def __init__(self, centred_by: int, *, paged: bool = False, on_host: bool = False) -> None:
+    def __init__(
+        self, centred_by: int, *, paged: bool = False, on_host: bool = False, places: Places | None = None
+    ) -> None:
         self.centred_by, self.paged, self.on_host = centred_by, paged, on_host
         self.filled = 0
         self.hides = False  # may some slots hold tokens that are not seen?
         self.k, self.v = (Growing(paged=paged, on_host=on_host) for _ in range(2))
-        self.pos, self.column = (Growing(paged=paged) for _ in range(2))
+        self.pos, self.column = made_places(paged) if places is None else places
         self._forget_codes()
 
     def _forget_codes(self) -> None:
@@ -44,18 +68,30 @@ class StoreRow:
         made = cls(centred_by)
         made.k, made.v, made.pos = (Growing(x) for x in (keys.k[row], keys.v[row], keys.pos[row][None]))
         made.hides = True
-        made._encode(len(keys))
-        made.filled = len(keys)
+        made._count(len(keys), made._encoded(len(keys)))
         return made
 
-    def append(self, k_GLD: Tensor, v_GLD: Tensor, pos_L: Tensor, column_L: Tensor) -> None:
-        """Keep L more tokens. They count once all is kept of them: what fails half-way is written over."""
-        end = self.filled + len(pos_L)
-        new = (self.k, k_GLD), (self.v, v_GLD), (self.pos, pos_L[None]), (self.column, column_L[None])
-        for held, part in new:
-            held.write(self.filled, part)
-        self._encode(end, k_GLD)
+    def write(self, new: KeyValues, row: int, real: Tensor | None, once: Apply) -> Callable[[], None]:
+        """Write the tokens of a row of `new`, those of the numbers `real` alone, where it is given.
+
+        They count once the function that is returned is called: what fails before is written over. Places that layers
+        share are written by the first one that gets the same tensors.
+        """
+        k_GLD, v_GLD = (x[row] if real is None else x[row].index_select(1, real) for x in (new.k, new.v))
+        end = self.filled + k_GLD.shape[1]
+        claim, ours = once(_claim, self.pos), (self.filled, id(new.pos), row, None if real is None else id(real))
+        claim.setdefault("first", ours)
+        if claim["first"] != ours:  # a layer that reads other tokens: from here on it goes by itself
+            self.pos, self.column = (places.twin(self.filled) for places in (self.pos, self.column))
+        for places, part in ((self.pos, new.pos), (self.column, new.column)):
+            once(_write_places, places, self.filled, part, row, real)
+        self.k.write(self.filled, k_GLD)
+        self.v.write(self.filled, v_GLD)
+        return partial(self._count, end, self._encoded(end, k_GLD))
+
+    def _count(self, end: int, codes: Codes) -> None:
         self.filled = end
+        self.centre, self.ready, self.coded = codes
 
     def room(self, more: int) -> list[tuple[Growing, int]]:
         """What must have room for `more` tokens so that keeping them allocates nothing, and how many slots it needs."""
@@ -67,14 +103,14 @@ class StoreRow:
         """Pieces that were made so far: while this stays, so do all addresses."""
         return sum(getattr(self, name).made for name in self._held())
 
-    def _encode(self, end: int, newest: Tensor | None = None) -> None:
+    def _encoded(self, end: int, newest: Tensor | None = None) -> Codes:
         """Code the keys before slot `end` that have no code yet; `newest` are the last of them."""
         if not self.centred_by or end < self.centred_by or end == self.coded:
-            return
+            return self.centre, self.ready, self.coded
         with torch.no_grad():
             centre, ready = (self.centre, self.ready) if self.centre is not None else self._centred(end)
             if centre is None:
-                return
+                return self.centre, self.ready, self.coded
             for start in range(self.coded, end, AT_ONCE):
                 stop = min(start + AT_ONCE, end)
                 if newest is None or start < end - newest.shape[1]:
@@ -89,7 +125,7 @@ class StoreRow:
                 words, size = coded(keys, centre)
                 self.words.write(start, words)
                 self.size.write(start, size)
-        self.centre, self.ready, self.coded = centre, ready, end
+        return centre, ready, end
 
     def _centred(self, end: int) -> tuple[Centre | None, Tensor | None]:
         """By the first keys that are shown, and the position of the last of them; None: there are too few."""
@@ -111,7 +147,7 @@ class StoreRow:
         self.pos, self.hides = Growing(paged=self.paged), True
         self.pos.write(0, after)
         self._forget_codes()
-        self._encode(self.filled)
+        self._count(self.filled, self._encoded(self.filled))
 
     def shows(self, mask_T: Tensor) -> bool:
         """Whether a mask shows exactly the tokens that are shown now."""
