@@ -66,7 +66,10 @@ def shares_prefix(cache: Any) -> bool:
 
 
 def nbytes(cache: Any) -> int:
-    """Bytes of all that a cache keeps: keys, values, positions, states, and whatever else its layers hold."""
+    """Bytes of all that a cache keeps: keys, values, positions, states, and whatever else its layers hold.
+
+    Positions that layers share count in each of them, as they may part.
+    """
     return sum(
         layer.nbytes() if hasattr(layer, "nbytes") else sum(tensor.nbytes for tensor in _tensors(vars(layer)))
         for layer in cache.layers

@@ -3,7 +3,7 @@
 # G key/value heads, L new tokens, S slots, T tokens of the text, D head dim
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,14 @@ Codes = tuple[Centre | None, Tensor | None, int]
 def made_places(paged: bool) -> Places:
     """Empty ones."""
     return Growing(paged=paged), Growing(paged=paged)
+
+
+def _pieces(start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """Slots that are coded at once: none of them in two pieces of this size, so that codes are written in place."""
+    while start < end:
+        stop = min(start + AT_ONCE, end, (start // size + 1) * size)
+        yield start, stop
+        start = stop
 
 
 def _claim(places: Growing) -> dict[str, Any]:
@@ -111,8 +119,7 @@ class StoreRow:
             centre, ready = (self.centre, self.ready) if self.centre is not None else self._centred(end)
             if centre is None:
                 return self.centre, self.ready, self.coded
-            for start in range(self.coded, end, AT_ONCE):
-                stop = min(start + AT_ONCE, end)
+            for start, stop in _pieces(self.coded, end, self.words.size):
                 if newest is None or start < end - newest.shape[1]:
                     keys = self.k.cut(start, stop)
                 else:  # what is at hand need not come from the host

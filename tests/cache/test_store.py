@@ -144,7 +144,7 @@ def test_what_fails_half_way_leaves_everything_as_before(monkeypatch: pytest.Mon
             except MemoryError:
                 pass
             else:
-                assert n == 9, "keys, values, positions, columns, and words and sizes twice"
+                assert n == 11, "keys, values, positions, columns, and words and sizes of three pieces"
                 return
         store.append(columns(text, 5, N), False)
         equal(store.rows[0], filled(text, [N]).rows[0])
