@@ -29,8 +29,7 @@ def claim(decoder_module: nn.Module, state: DecoderState) -> None:
         )
     state.thread = threading.get_ident()
     if state.reading is not None:  # Ctrl-C, after which no hook is called
-        broke_off(state.reading)
-        state.reading = None
+        _over(state, raised=True)
 
 
 def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -94,7 +93,11 @@ def after_forward(decoder_module: nn.Module, args: Any, output: Any) -> None:
     state: DecoderState = vars(decoder_module)[STATE]
     if not torch.compiler.is_compiling() and state.thread not in (None, threading.get_ident()):
         return  # this thread's forward was refused; the other one continues
-    if output is None and state.reading is not None and state.following is None:  # it raised
+    _over(state, raised=output is None and state.following is None)
+
+
+def _over(state: DecoderState, raised: bool) -> None:
+    if raised and state.reading is not None:
         broke_off(state.reading)
     state.steps, state.running, state.pos, state.reading = [], False, None, None
     for lent in state.lent.values():
