@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 
 from ..anatomy import TABLE, layer_type
 from ..cache.base import UnrotatedLayer
-from ..cache.once import Once
+from ..cache.once import Apply, made_once
 from ..cache.slots import KeyValues
 from ..cache.store import Store
 from ..ops.bias import Bias
@@ -164,7 +164,7 @@ class Step:
     consecutive: bool  # see `Positions`
     ends: int  # the number of columns of the text with this forward's, padding included
     memo: dict[Any, Any] = field(default_factory=dict)
-    once: Once = field(default_factory=Once)  # of cache layers that are made in this forward
+    once: Apply = field(default_factory=made_once)  # of cache layers that are made in this forward
 
 
 @dataclass

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from ..method import LongContextMethod
-from .once import Once, each
-from .slots import Apply, BatchRows, KeyValues
+from .once import Apply, each, made_once
+from .slots import BatchRows, KeyValues
 
 
 class UnrotatedLayer(BatchRows, CacheLayerMixin):
@@ -69,7 +69,7 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
 
         `learns()` says whether there will be gradients, which need the keys of every step as they were.
         """
-        once = Once()
+        once = made_once()
         for layer in layers:
             layer.once = once
 
@@ -80,7 +80,7 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
     def close(self) -> None:
         """End a forward, also one that failed."""
         self._open, self._new_pos, self.readable_pos = False, None, None
-        self.__dict__.pop("once", None)
+        self.once = each
 
     def push(self, pos_BL: Tensor, padded: bool, once: Apply | None = None) -> None:
         """Take the positions of the tokens that the next `update` brings, -1 for padding.

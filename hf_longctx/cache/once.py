@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Apply = Callable[..., Any]  # `each`, or a `Once`
+
 
 def each(f: Callable[..., Any], *args: Any) -> Any:
     """`f` of its arguments: where nothing is shared."""
@@ -26,9 +28,12 @@ class Once:
 
     def __call__(self, f: Callable[..., Any], *args: Any) -> Any:
         """`f` is to be the same object each time, and its arguments tensors and what can be a key."""
-        if torch.compiler.is_compiling():  # a graph has no objects to tell apart
-            return f(*args)
         key = f, *(id(arg) if isinstance(arg, Tensor) else arg for arg in args)
         if key not in self._made:
             self._made[key] = f(*args), args  # with them, whose ids no other objects then have
         return self._made[key][0]
+
+
+def made_once() -> Apply:
+    """A new `Once`; `each` where torch compiles, which has no objects to tell apart."""
+    return each if torch.compiler.is_compiling() else Once()

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..method import LongContextMethod
 from .base import UnrotatedLayer
+from .once import Apply
 from .ring import Ring
 from .rolling import roll
-from .slots import Apply, KeyValues
+from .slots import KeyValues
 
 FAR = torch.iinfo(torch.long).max
 

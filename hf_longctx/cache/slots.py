@@ -5,14 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .once import each
-
-Apply = Callable[..., Any]  # `each`, or a `Once`
+from .once import Apply, each
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from ..ops.pages import Pages
 from . import addresses
 from .addresses import Addresses, can_stand
 from .growing import Growing, reserve
-from .once import each
+from .once import Apply, each
 from .ring import Ring
-from .slots import Apply, KeyValues
+from .slots import KeyValues
 from .store_row import StoreRow
 
 

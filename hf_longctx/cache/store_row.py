@@ -13,7 +13,8 @@ from torch import Tensor
 from ..ops.codes import Centre
 from ..ops.kernels.coding import coded
 from .growing import Growing
-from .slots import Apply, KeyValues, show
+from .once import Apply
+from .slots import KeyValues, show
 
 AT_ONCE = 8192  # keys that are coded at once
 Places = tuple[Growing, Growing]  # positions and columns of the text, by slot
