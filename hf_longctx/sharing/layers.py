@@ -234,13 +234,17 @@ class SharedCache(Cache):
         if new == 1 and own > 1 and not torch.is_grad_enabled():  # gradients need the keys as they were, no buffers
             step = self._single(mask_BP, batch, device, pos_BL)
         else:
-            for layer in self.layers:
-                layer.to_order()
+            self.to_order()
             pos, self.padded = self._ranks(mask_BP, batch, own, device)
             q_pos = pos[:, -new:]
             step = SharedStep(q_pos, pos, self.padded, _stand_in(q_pos))
         self.current.step = step
         return step
+
+    def to_order(self) -> None:
+        """Go back from buffers to tensors without empty columns, in every layer."""
+        for layer in self.layers:
+            layer.to_order()
 
     def check_whole(self) -> None:
         """RuntimeError if some layers have read on and others have not."""

@@ -52,7 +52,8 @@ def shared_prefix(model: Any, document_ids: Tensor, *, chunk: int | None = None)
         decoder = patch.model
         check_vocabulary(ids, "document_ids", decoder)
         cache: Any = DynamicCache()
-        yield Prefix(model, patch, fingerprint, (_read(decoder, cache, ids, 0, chunk),))
+        _read(decoder, cache, ids, chunk)
+        yield Prefix(model, patch, fingerprint, (_level(decoder, cache, ids, 0),))
 
 
 @contextmanager
@@ -188,7 +189,10 @@ class Prefix:
         check_chunk(chunk)
         new = prefix_ids(ids, "ids")
         check_vocabulary(new, "ids", self._patch.model)
-        level = _read(self._patch.model, self.cache(), new, self.length, chunk)
+        decoder, cache = self._patch.model, self.cache()
+        _read(decoder, cache, new, chunk)
+        cache.to_order()  # a last chunk of one token leaves buffers with empty columns
+        level = _level(decoder, cache, new, self.length)
         return Prefix(self.model, self._patch, self._fingerprint, (*self.levels, level))
 
     @torch.no_grad()
@@ -247,13 +251,17 @@ def _sharing(model: Any) -> Iterator[tuple[Patch, Fingerprint]]:
 
 
 @torch.no_grad()
-def _read(decoder: Any, cache: Any, ids_P: Tensor, start: int, chunk: int | None) -> Level:
-    """Read `ids_P` into `cache`; their keys and values become a level."""
+def _read(decoder: Any, cache: Any, ids_P: Tensor, chunk: int | None) -> None:
+    """Read `ids_P` into `cache`."""
     device = _place(decoder.get_input_embeddings())
     for part in ids_P.split(chunk or len(ids_P)):
         seen = cache.get_seq_length()
         position = torch.arange(seen, seen + len(part), device=device)[None]
         decoder(input_ids=part.to(device)[None], position_ids=position, **given_cache(decoder, cache), use_cache=True)
+
+
+def _level(decoder: Any, cache: Any, ids_P: Tensor, start: int) -> Level:
+    """The keys and values of a cache that has read `ids_P`, whose layers are in order."""
     layers: Any = attention_layers(decoder)
     keys, values = zip(*(_kept(cache.layers[m.layer_idx], window_of(m)) for m in layers), strict=True)
     return Level(ids_P.cpu(), start, keys, values)
@@ -261,9 +269,13 @@ def _read(decoder: Any, cache: Any, ids_P: Tensor, start: int, chunk: int | None
 
 def _kept(layer: Any, window: int | None) -> tuple[Tensor, Tensor]:
     """The keys and values that later tokens attend to, and one more, for the prefix without its last token."""
-    if window is None or layer.keys.shape[2] <= window:
-        return layer.keys, layer.values
-    return layer.keys[:, :, -window:].clone(), layer.values[:, :, -window:].clone()
+    cut = slice(None) if window is None else slice(-window, None)
+    return _alone(layer.keys[:, :, cut]), _alone(layer.values[:, :, cut])
+
+
+def _alone(kept: Tensor) -> Tensor:
+    """The same tensor, without memory around it."""
+    return kept if kept.untyped_storage().nbytes() == kept.nbytes else kept.clone()
 
 
 def _place(module: Any) -> torch.device:

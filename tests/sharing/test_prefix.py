@@ -121,11 +121,15 @@ def test_turns_of_a_conversation(family: str) -> None:
         same(second[i, said.shape[1] :], model.generate(row, **GREEDY)[0, row.shape[1] :], f"row {i}")
 
 
+@pytest.mark.parametrize("chunk", [None, 1, 4, 5, 10])  # of 11 tokens: 1, 5 and 10 leave a single one for the end
 @pytest.mark.parametrize("family", FAMILIES)
-def test_levels_equal_one(family: str) -> None:
+def test_levels_equal_one(family: str, chunk: int | None) -> None:
     model = tiny(family)
-    with shared_prefix(model, DOCUMENT[:4]) as system:
-        document = system.extend(DOCUMENT[4:15], chunk=4)
+    with shared_prefix(model, DOCUMENT[:4], chunk=chunk) as system:
+        document = system.extend(DOCUMENT[4:15], chunk=chunk)
+        for kept in (*document.levels[-1].keys, *document.levels[-1].values):
+            assert kept.shape[2] in (8, 11)  # gemma3's window, or all
+            assert kept.untyped_storage().nbytes() == kept.nbytes
         deepest = document.extend(DOCUMENT[15:])
         for level in range(2):
             assert deepest.levels[level] is (system, document)[level].levels[-1]  # the very tensors
