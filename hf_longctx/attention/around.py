@@ -57,6 +57,7 @@ def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         kind.before_forward(layers, n_new, learns)
     if not torch.compiler.is_compiling():
         state.reading = cache_in(kwargs, args)
+        state.had = len(getattr(state.reading, "layers", ()))
 
 
 def shortens(state: DecoderState, kwargs: dict[str, Any]) -> bool:
@@ -98,7 +99,7 @@ def after_forward(decoder_module: nn.Module, args: Any, output: Any) -> None:
 
 def _over(state: DecoderState, raised: bool) -> None:
     if raised and state.reading is not None:
-        broke_off(state.reading)
+        broke_off(state.reading, state.had)
     state.steps, state.running, state.pos, state.reading = [], False, None, None
     for lent in state.lent.values():
         lent.end()

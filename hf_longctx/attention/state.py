@@ -77,6 +77,7 @@ class DecoderState:
     lent: dict[str, Lent] = field(default_factory=dict, repr=False)  # where the keys that other layers read stand
     opened: list[UnrotatedLayer] = field(default_factory=list, repr=False)  # the cache layers of the running forward
     reading: Cache | None = field(default=None, repr=False)  # their cache, from when the first layer may write it
+    had: int = 0  # how many layers it had then: some caches get theirs one by one
     constants: Constants = field(default_factory=Constants, repr=False)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,6 @@ from transformers import DynamicCache
 
 from ..patch import unwrap
 from ..upstream.caches import given_cache
-from .stock import unrotated_layers
 
 KINDS = ("recurrent_states", "conv_states")
 BROKEN = "_hf_longctx_broken"  # in the __dict__ of a cache
@@ -33,13 +32,16 @@ def has_states(cache: Any) -> bool:
     return any(hasattr(layer, kind) for layer in getattr(cache, "layers", ()) for kind in KINDS)
 
 
-def broke_off(cache: Any) -> None:
+def broke_off(cache: Any, had: int) -> None:
     """Note that a forward through this cache raised: it cannot be continued where it is half-read.
 
-    States show nothing, so any state counts as one that has read on.
+    Layers of all kinds count: a stock window may have read on before the first layer of un-rotated keys. States show
+    nothing, so any state counts as one that has read on; so does a layer beyond the `had` ones that the cache had when
+    the forward began, since others may be missing.
     """
-    lengths = {layer.seen for layer in unrotated_layers(cache)}
-    vars(cache)[BROKEN] = len(lengths) > 1 or bool(states(cache))
+    lengths = {int(layer.get_seq_length()) for layer in cache.layers if hasattr(layer, "get_seq_length")}
+    more = len(cache.layers) > had and lengths != {0}
+    vars(cache)[BROKEN] = len(lengths) > 1 or more or bool(states(cache))
 
 
 def check_whole(cache: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
-from hf_longctx import LMInfinite, stream
+from hf_longctx import LMInfinite, PositionFree, StreamingLLM, stream
 from hf_longctx.cache.recurrent import states
 from hf_longctx.editing.session import EditSession
 from hf_longctx.evaluation.answer import answer
@@ -136,6 +137,40 @@ def test_a_cache_of_ones_own_is_refused_after_half_a_forward(name: str, error: t
         new = DynamicCache(config=model.config)
         logits_of(model, ids, past_key_values=new)
         close(logits_of(model, more, past_key_values=new)[:, -1], logits_of(model, torch.cat([ids, more], 1))[:, -1])
+
+
+@pytest.mark.parametrize(
+    "method", [LMInfinite(n_local=6), StreamingLLM(window=6), PositionFree()], ids=lambda m: m.name
+)
+@pytest.mark.parametrize("length", [1, 5])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_so_is_one_of_which_only_stock_windows_have_read_on(error: Any, length: int, method: Any) -> None:
+    model, ids, more = tiny("gemma3"), text(2, 20), text(2, length, seed=1)
+    with method.on(model):
+        cache = DynamicCache(config=model.config)
+        logits_of(model, ids, past_key_values=cache)
+        with breaking_off(model.model.layers[0], error):  # before any layer: nothing has read on
+            logits_of(model, more, past_key_values=cache)
+        whole = copy.deepcopy(cache)
+        close(logits_of(model, more, past_key_values=whole)[:, -1], logits_of(model, torch.cat([ids, more], 1))[:, -1])
+        with breaking_off(model.model.layers[1], error):
+            logits_of(model, more, past_key_values=cache)
+        with pytest.raises(RuntimeError, match="broke off half-way"):
+            logits_of(model, more, past_key_values=cache)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_so_is_one_that_lacks_layers_which_a_first_forward_did_not_come_to(error: Any, family: str) -> None:
+    model, ids = tiny(family), text(1, 20)
+    with LMInfinite(n_local=64).on(model):
+        cache = DynamicCache()  # gets its layers one by one
+        with breaking_off(model.model.layers[0], error):
+            logits_of(model, ids, past_key_values=cache)
+        with breaking_off(model.model.layers[1], error):
+            logits_of(model, ids, past_key_values=cache)
+        with pytest.raises(RuntimeError, match="broke off half-way"):
+            logits_of(model, ids, past_key_values=cache)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
