@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..ops.codes import channels
 from ..ops.pages import NEVER, Pages
+from ..ops.sealed import is_sealed
 
 if TYPE_CHECKING:
     from .store_row import StoreRow
@@ -86,8 +87,13 @@ class Addresses:
         return made
 
     def fits(self, rows: Sequence[StoreRow]) -> bool:
-        """Are there entries enough?"""
-        return len(rows) == self.table.shape[1] and self.entries(rows) <= self.table.shape[2]
+        """Are there entries enough, that can be written to?"""
+        return not self.sealed and len(rows) == self.table.shape[1] and self.entries(rows) <= self.table.shape[2]
+
+    @property
+    def sealed(self) -> bool:
+        """Were they made in inference mode, and can they not be written to outside?"""
+        return is_sealed(self.table)
 
     def update(self, rows: Sequence[StoreRow]) -> None:
         """Write where everything lies now, in place."""

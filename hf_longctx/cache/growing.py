@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from ..ops.pages import PAGE
+from ..ops.sealed import is_sealed
 from .copies import shallow_copy
 
 PIECE = PAGE  # slots of a complete piece
@@ -71,7 +72,7 @@ class Growing:
             self.made += 1
             self.pieces[number:] = [part if held is None else torch.cat([held[:, :at], part], 1)]
             return
-        if held is None or room < end:
+        if held is None or room < end or is_sealed(held):
             larger = self._empty(part, min(self.size, max(LEAST, 2 * room, end)))
             if held is not None:
                 larger[:, :at] = held[:, :at]
@@ -87,6 +88,8 @@ class Growing:
         """The slots from `start` to before `stop`, to be written, where one whole piece has room for all of them."""
         number, at = divmod(start, self.size)
         if not self.paged or number >= len(self.pieces) or at + stop - start > self.size:
+            return None
+        if is_sealed(self.pieces[number]):
             return None
         return self.pieces[number].narrow(1, at, stop - start)
 

@@ -116,7 +116,7 @@ class RetrievingLayer(SinkWindowLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Choose the batch's rows again, for beam search."""
-        in_place = self.ring is not None  # else by `map_rows`
+        in_place = self.in_place  # else by `map_rows`
         super().reorder_cache(beam_idx)
         if in_place and self.everything is not None:
             self.everything.select(beam_idx.tolist())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops.kernels import ring as kernels
+from ..ops.sealed import is_sealed
 
 
 class Ring:
@@ -58,8 +59,13 @@ class Ring:
 
     @property
     def must_grow(self) -> bool:
-        """Is it full, with fewer columns than are enough?"""
-        return self.filled == self.size and (self.most is None or self.size < self.most)
+        """Must another one take its place: is it full, with fewer columns than are enough, or sealed?"""
+        return self.sealed or (self.filled == self.size and (self.most is None or self.size < self.most))
+
+    @property
+    def sealed(self) -> bool:
+        """Was it made in inference mode, and can it not be written to outside?"""
+        return is_sealed(self.pos_BN)
 
     @property
     def readable(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..method import LongContextMethod
+from ..ops.sealed import is_sealed
 from .base import UnrotatedLayer
 from .once import Apply
 from .ring import Ring
@@ -117,6 +118,9 @@ class SinkWindowLayer(UnrotatedLayer):
         kept = self.slots
         self.store(KeyValues(ring.buffer(kept.k), ring.buffer(kept.v), ring.pos_BN, ring.column_BN))
         self.ring = ring
+        if self.sinks is not None and is_sealed(self.sinks.k):  # rows are chosen in place
+            self.sinks = self.sinks.own()
+            self.skipped_BN = None if self.skipped_BN is None else self.skipped_BN.clone()
 
     def to_order(self) -> None:
         """Go back from a ring to slots in order."""
@@ -137,9 +141,14 @@ class SinkWindowLayer(UnrotatedLayer):
         self._keep_last(text, text.first(self.n_first, False).own(), None)
         self.seen, self.ring = len(text), None
 
+    @property
+    def in_place(self) -> bool:
+        """Are rows chosen in place, as in a ring that can be written to?"""
+        return self.ring is not None and not self.ring.sealed
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Choose the batch's rows again, for beam search; in a ring, in place."""
-        if self.ring is None:
+        if self.ring is None or not self.in_place:
             super().reorder_cache(beam_idx)
             return
         sinks = self.sinks

@@ -146,7 +146,7 @@ class Store:
         """
         if torch.compiler.is_compiling():
             return None
-        if self._moved:
+        if self._moved or (self.addresses is not None and self.addresses.sealed):
             if not (any(row.k.pieces for row in self._rows) and all(map(can_stand, self._rows)) and self._can_page()):
                 self._settle()
                 self.addresses = None

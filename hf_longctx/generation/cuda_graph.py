@@ -28,6 +28,7 @@ from ..cache.host_room import make_room
 from ..cache.ring import Ring
 from ..cache.stock import has_fixed_buffers
 from ..ops.checked import layer_tolerance, relative_error
+from ..ops.sealed import is_sealed
 from ..upstream.caches import CACHE_NAMES, cache_in, given_cache
 
 logger = logging.getLogger("hf_longctx")
@@ -48,9 +49,10 @@ class RecordedStep:
     read: Any = None  # tensors that methods keep for all forwards, held as long as the graph reads them
 
     def fits(self, buffers: Sequence[Any], ids_B1: Tensor) -> bool:
-        """Was it recorded for these very buffers?"""
+        """Was it recorded for these very buffers, and can it be given its inputs?"""
         held = self.buffers
-        same = len(held) == len(buffers) and all(ref() is now for ref, now in zip(held, buffers, strict=True))
+        same = not is_sealed(self.ids_B1)
+        same &= len(held) == len(buffers) and all(ref() is now for ref, now in zip(held, buffers, strict=True))
         return same and self.ids_B1.shape == ids_B1.shape and self.ids_B1.device == ids_B1.device
 
 

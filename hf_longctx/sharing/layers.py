@@ -156,7 +156,7 @@ class SharedLayer(BatchRows, DynamicLayer):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Choose the batch's rows again, for beam search; in buffers, in place."""
-        if self.ring is None:
+        if self.ring is None or self.ring.sealed:
             super().reorder_cache(beam_idx)
         else:
             self.ring.reorder(self, (self.keys, self.values), beam_idx)

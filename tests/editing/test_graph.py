@@ -74,6 +74,16 @@ def test_random_edits_of_caches_of_many_lengths() -> None:
             torch.testing.assert_close(ours.values, plain.values, atol=1e-5, rtol=1e-5)
 
 
+def test_a_graph_of_inference_mode_is_made_again_outside_of_it() -> None:
+    model = tiny()
+    with torch.inference_mode():
+        for ours, plain in both(model, IDS, EDITS["insert"], 5):
+            torch.testing.assert_close(ours.keys, plain.keys, atol=1e-5, rtol=1e-5)
+    for ours, plain in both(model, IDS, EDITS["replace"], 5):
+        torch.testing.assert_close(ours.keys, plain.keys, atol=1e-5, rtol=1e-5)
+    assert is_checked(find_decoder(model)), "it was not given up"
+
+
 def test_what_is_kept_is_kept_to_the_last_bit() -> None:
     model = tiny("llama")
     before = read(model, IDS)

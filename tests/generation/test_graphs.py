@@ -94,6 +94,24 @@ def test_a_stream_replays_and_records_anew_for_every_answer(machine: Any) -> Non
         torch.testing.assert_close(ours.logits, plain.logits, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("before", range(4))  # tokens outside of inference mode: a ring, then a recording, then replays
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_graph_is_recorded_again_where_it_could_not_be_given_its_inputs(
+    method: Any, before: int, machine: Any
+) -> None:
+    model, ids = tiny(), text(1, 20)[0]
+    with method.on(model):
+        machine(model)
+        found = []
+        for mode in (torch.inference_mode, torch.no_grad):
+            tokens = hf_longctx.stream(model, ids).generate(do_sample=False)
+            said = [next(tokens) for _ in range(before + 1)]
+            with mode():
+                said += [next(tokens) for _ in range(5)]
+            found.append([*said, *(next(tokens) for _ in range(5))])
+    assert found[0] == found[1]
+
+
 def test_a_model_that_cannot_be_recorded_goes_on_as_it_is(machine: Any, caplog: pytest.LogCaptureFixture) -> None:
     model, ids = tiny(), text(2, 20)
     with METHODS["lm_infinite"].on(model):

@@ -14,6 +14,7 @@ from transformers import Cache
 from ...attention.rerotate import angles_of
 from ...ops.available import TRITON
 from ...ops.checked import layer_tolerance, relative_error
+from ...ops.sealed import is_sealed
 from ..parts import ModelParts
 from ..placed import RowEdit, why_not_placed
 from .recorded import SIZES, EditGraph
@@ -117,7 +118,7 @@ def _replayed(parts: ModelParts, cache: Cache, row: RowEdit) -> Works | None:
     need = max(len(row.ids), layers[0].keys.shape[2]) + 1
     state = _state_of(everything, layers[0].keys)
     try:
-        if graph is None or graph.columns < need or graph.state != state:
+        if graph is None or graph.columns < need or graph.state != state or is_sealed(graph.buffers):
             _graphs.pop(decoder, None)
             graph = None  # its buffers go before new ones are made
             graph = _graphs[decoder] = EditGraph(modules, layers[0].keys, -(-need // ROUND) * ROUND, state)
