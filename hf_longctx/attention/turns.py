@@ -22,6 +22,27 @@ from .state import DecoderState
 logger = logging.getLogger("hf_longctx")
 
 
+def check_new_tokens(cache: Any, input_ids: Tensor, embeds: Tensor | None, columns: int | None) -> None:
+    """ValueError where `generate` is given a text of which the cache has read everything, or more.
+
+    transformers then reads all of it again, or whatever its slice by a negative number leaves.
+
+    Args:
+        cache: The one that it continues, or None.
+        input_ids: (B, T) of the whole text, or of its new tokens.
+        embeds: (B, T, X) of the whole text, in place of its ids.
+        columns: Of the attention mask of the whole text; another number than T says that the ids are new ones.
+    """
+    seen = cache.get_seq_length() if isinstance(cache, Cache) else 0
+    length = input_ids.shape[1] if embeds is None else embeds.shape[1]
+    if seen and seen >= length and (embeds is not None or columns == length):
+        raise ValueError(
+            f"the cache has read {seen} tokens, and generate was given a text of {length}: it reads the tokens after "
+            f"those in the cache, and there are none. Give all tokens so far and at least one more, or start with a "
+            f"new cache."
+        )
+
+
 def read_again_if_needed(
     state: DecoderState, decoder: Any, cache: Any, input_ids: Tensor, mask_BT: Tensor | None
 ) -> None:

@@ -199,4 +199,7 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         """Refuse to take tokens back out."""
         if tokens_to_remove:
-            raise RuntimeError(f"{self.owner!r}: its cache cannot be cropped; assisted decoding needs that.")
+            raise RuntimeError(
+                f"{self.owner!r}: its cache cannot be cropped. Read the text again with a new one. Assisted decoding "
+                f"crops it: generate without an assistant, or undo the method of the assistant model."
+            )

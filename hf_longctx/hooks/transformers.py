@@ -44,7 +44,7 @@ from ..anatomy import find_decoder
 from ..attention.caches import adopt_all
 from ..attention.method import AttentionMethod
 from ..attention.state import STATE
-from ..attention.turns import read_again_if_needed
+from ..attention.turns import check_new_tokens, read_again_if_needed
 from ..attention.without import first_to_look_up, looking_up_from
 from ..cache.stock import shares_prefix
 from ..generation.cuda_graph import can_replay, forget, graph_forward
@@ -92,6 +92,8 @@ def keyed_prefill(
     if _attention_methods(self):
         decoder = find_decoder(self)
         cache, mask = cache_in(model_kwargs), model_kwargs.get("attention_mask")
+        columns = getattr(generation_config, "_mask_length", -1) if mask is None else mask.shape[1]
+        check_new_tokens(cache, input_ids, model_kwargs.get("inputs_embeds"), columns)
         read_again_if_needed(vars(decoder)[STATE], decoder, cache, input_ids, mask)
     with looking_up_from(self, first):
         return stock(self, input_ids, generation_config, model_kwargs, *args, **kwargs)

@@ -15,6 +15,7 @@ from transformers import (
 
 import hf_longctx
 from hf_longctx import LMInfinite
+from hf_longctx.upstream.caches import generate_cache, given_cache
 from tests.bad_input.conftest import IDS, METHOD
 from tests.contract.registry import close, same
 from tests.tiny import FAMILIES, left_padded, logits_of, text, tiny
@@ -120,6 +121,31 @@ def test_assisted_decoding_is_refused(method: Any) -> None:
     for kwargs in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": tiny()}):
         with pytest.raises(ValueError, match="assisted decoding"):
             model.generate(IDS[:1], max_new_tokens=4, **kwargs)
+    with pytest.raises(RuntimeError, match="undo the method of the assistant model"):
+        tiny(seed=1).generate(IDS[:1], max_new_tokens=12, do_sample=False, assistant_model=model)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["all read", "padded"])
+@pytest.mark.parametrize("how", ["ids", "embeddings", "chunks"])
+@pytest.mark.parametrize("fewer", [0, 1, 9, 20])
+def test_a_text_of_which_the_cache_has_read_everything_is_refused_and_the_cache_stays_good(
+    fewer: int, how: str, padded: bool, method: Any
+) -> None:
+    """transformers slices by what is left, a number that is 0 or negative then, and reads other tokens or all again."""
+    model = tiny()
+    method.apply(model)
+    ids, mask = left_padded([text(1, n, seed=n)[0] for n in ((13, 24) if padded else (24, 24))])
+    cache, pos = DynamicCache(config=model.config), (mask.cumsum(1) - 1).clamp(min=0)
+    logits_of(model, ids, attention_mask=mask, position_ids=pos, **given_cache(model, cache))
+    seen, settings = mask[:, fewer:], {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    settings |= {"prefill_chunk_size": 5} if how == "chunks" else {}
+    given = {"inputs_embeds": model.get_input_embeddings()(ids[:, fewer:])} if how == "embeddings" else {}
+    words = rf"the cache has read 24 tokens, and generate was given a text of {24 - fewer}: .* start with a new cache"
+    with pytest.raises(ValueError, match=words):
+        model.generate(ids[:, fewer:], attention_mask=seen, **given, **generate_cache(cache), **settings)
+    longer, mask = torch.cat([ids, text(2, 2)], 1), torch.cat([mask, mask.new_ones(2, 2)], 1)
+    got = model.generate(longer, attention_mask=mask, **generate_cache(cache), **settings)
+    same(got, model.generate(longer, attention_mask=mask, **settings))
 
 
 # -- prompts and masks -------------------------------------------------------------------------------------------------
