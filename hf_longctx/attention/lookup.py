@@ -224,7 +224,7 @@ class _Search(NamedTuple):
         if everything and self.ranges.first < self.ranges.end:
             return self._by_all_keys(shortlist, k)
         _, slots_TLN = self.best(shortlist, coded=True)
-        keys_TLND = self.take(slots_TLN[None])[0]
+        keys_TLND = self.take(slots_TLN[None])[0].to(self.q_GRLD.dtype)
         q_TRLD = self.q_GRLD if self.per == "group" else self.q_GRLD.flatten(0, 1)[:, None]
         scores_TLN = torch.einsum("trld,tlnd->trln", q_TRLD, keys_TLND).amax(1).masked_fill_(slots_TLN < 0, NONE)
         best = scores_TLN.topk(min(k, scores_TLN.shape[-1]), dim=-1)
@@ -262,7 +262,8 @@ class _Search(NamedTuple):
             assert row.centre is not None
             scores = score(self.q_GRLD, row.words.cut(start, stop), row.size.cut(start, stop), row.centre)
         else:
-            scores = torch.einsum("grld,gsd->grls", self.q_GRLD, row.k.cut(start, stop))
+            # kept under autocast, they may be of another dtype
+            scores = torch.einsum("grld,gsd->grls", self.q_GRLD, row.k.cut(start, stop).to(self.q_GRLD.dtype))
         scores = scores.amax(1) if self.per == "group" else scores.flatten(0, 1)
         first = max(self.ranges.whole, start)
         if first < stop:

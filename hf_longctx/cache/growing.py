@@ -27,6 +27,8 @@ class Growing:
     The last piece has room for more, so that a token is written without copying the others. Where gradients flow it is
     made again instead, as torch forbids writing into what a graph has read.
 
+    It keeps the dtype of what was written first: under autocast that may be another one than outside of it.
+
     Args:
         whole: A tensor to begin with, in one piece, which is read only.
         paged: Pieces have all their slots from the start, and so keep their addresses.
@@ -57,12 +59,13 @@ class Growing:
         """Pieces that it lacks for so many slots in all, once something has been written."""
         return max(-(-slots // self.size) - len(self.pieces), 0) if self.pieces else 0
 
-    def _empty(self, like: Tensor, room: int) -> Tensor:
+    def _empty(self, like: Tensor, room: int, dtype: torch.dtype | None = None) -> Tensor:
         self.made += 1
+        dtype = dtype or like.dtype
         shape = like.shape[0], self.size if self.paged else room, *like.shape[2:]
         if not self.on_host:
-            return torch.empty(shape, dtype=like.dtype, device=like.device)
-        return torch.empty(shape, dtype=like.dtype, device="cpu", pin_memory=torch.cuda.is_available())
+            return torch.empty(shape, dtype=dtype, device=like.device)
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=torch.cuda.is_available())
 
     def _write(self, number: int, at: int, part: Tensor) -> None:
         held = self.pieces[number] if number < len(self.pieces) else None
@@ -73,7 +76,7 @@ class Growing:
             self.pieces[number:] = [part if held is None else torch.cat([held[:, :at], part], 1)]
             return
         if held is None or room < end or is_sealed(held):
-            larger = self._empty(part, min(self.size, max(LEAST, 2 * room, end)))
+            larger = self._empty(part, min(self.size, max(LEAST, 2 * room, end)), self.pieces[0].dtype)
             if held is not None:
                 larger[:, :at] = held[:, :at]
             self.pieces[number:] = [larger]
@@ -103,7 +106,10 @@ class Growing:
     def cut(self, start: int, stop: int) -> Tensor:
         """The same in one tensor, (G, stop - start, ...)."""
         parts = list(self.parts(start, stop))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        if len(parts) == 1:
+            return parts[0]
+        with torch.autocast(parts[0].device.type, enabled=False):  # which concatenates no other half than its own
+            return torch.cat(parts, 1)
 
     def take(self, slots: Tensor) -> Tensor:
         """What `slots`, (T, ...) of numbers that are filled, hold: (T, ..., ...). T is a multiple of G heads."""
@@ -120,7 +126,7 @@ class Growing:
         number, within, heads = at // self.size, at % self.size, heads.expand_as(at)
         for n, piece in enumerate(pieces):
             here = (number == n).nonzero(as_tuple=True)
-            found[here] = piece[heads[here], within[here]]
+            found[here] = piece[heads[here], within[here]].to(found.dtype)
         return found.to(slots.device)
 
     def twin(self, filled: int) -> Growing:

@@ -55,7 +55,12 @@ def encode(k_GSD: Tensor, centre: Centre) -> tuple[Tensor, Tensor]:
 
 
 def score(q_GRLD: Tensor, words_GSW: Tensor, size_GS: Tensor, centre: Centre) -> Tensor:
-    """What q k is by the codes, (G, R, L, S) in fp32."""
+    """What q k is by the codes, (G, R, L, S) in fp32, also under autocast."""
+    with torch.autocast(q_GRLD.device.type, enabled=False):
+        return _score(q_GRLD, words_GSW, size_GS, centre)
+
+
+def _score(q_GRLD: Tensor, words_GSW: Tensor, size_GS: Tensor, centre: Centre) -> Tensor:
     q_GND, (R, L) = q_GRLD.float().flatten(1, 2), q_GRLD.shape[1:3]
     whole_GNC, step_GN1 = in_steps(turned(q_GND), centre.width_GC)
     by_mean_GN1 = q_GND @ centre.mean_GD[..., None]
