@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from hf_longctx import XL3M, LMInfinite, RopeScaling, StreamingLLM
 from hf_longctx.hub import check, write_card
 from hf_longctx.hub.card import is_ours_or_blank
+from hf_longctx.hub.card.languages import LANGUAGES
 from hf_longctx.hub.card.licenses import LICENSES
 from hf_longctx.hub.card.limits import limits_of
 from hf_longctx.hub.draft import drafted, save_for_hub
@@ -145,7 +146,12 @@ def test_limits_are_those_of_the_methods_own_pages(stock: Path, tmp_path: Path) 
     [
         ({"license": "apache2"}, "the Hub has no such licence. Did you mean 'apache-2.0'"),
         ({"license": "my own"}, "give 'other', and put its text into the folder as LICENSE"),
-        ({"language": ["English"]}, "language='English': expected a code of ISO 639"),
+        ({"language": ["English"]}, "language='English': the Hub has no such language. Expected a code of ISO 639"),
+        ({"language": ["en", "xx"]}, "language='xx': the Hub has no such language"),
+        ({"language": ["EN"]}, "Did you mean 'en'?"),
+        ({"language": ["pt_BR"]}, "Did you mean 'pt-br'?"),
+        ({"language": ["en, de"]}, "several languages are given one by one"),
+        ({"language": [""]}, "language='': the Hub has no such language"),
         ({"base_model": "/models/base"}, "expected the Hub id of a model"),
         ({"results": ["none.json"]}, "there is no such file of results"),
     ],
@@ -154,6 +160,24 @@ def test_what_the_hub_does_not_know_is_refused(given: dict[str, Any], says: str,
     with pytest.raises(ValueError, match=re.escape(says)):
         write_card(stock, **given)
     assert not (stock / "README.md").exists()
+
+
+def test_languages_that_the_hub_knows_are_taken(stock: Path) -> None:
+    assert len(LANGUAGES) == 184  # as many as ISO 639-1 has, with the withdrawn sh
+    assert write_card(stock, language=["en", "yue", "zh-hant", "code", "multilingual", "no"])
+    assert not validate_yaml.errors((stock / "README.md").read_text())
+
+
+def test_a_language_of_an_earlier_card_that_the_hub_refuses_is_left_out(stock: Path) -> None:
+    mine = "---\nlanguage:\n- zh-CN\n- xx\n- no\n- de\n---\n# Mine\n"
+    (stock / "README.md").write_text(mine)
+    written = write_card(stock, overwrite=True)
+    assert written
+    assert written.facts.language == ("no", "de")  # YAML reads no as false
+    (stock / "README.md").write_text("---\nlanguage: no\n---\n# Mine\n")
+    written = write_card(stock, overwrite=True)
+    assert written
+    assert written.facts.language == ("no",)
 
 
 def test_every_licence_of_the_hub_is_known() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..tiers import read_json
+from .languages import check_language, is_language
 from .licenses import LICENSES, check_license
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
-_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 _SECONDS = 5.0  # to wait for the Hub
 _KEPT = ("license", "license_name", "license_link", "language")
 
@@ -60,23 +60,28 @@ def facts_of(
     if license is not None:
         check_license(license)
     for code in language:
-        if not _LANGUAGE.fullmatch(code):
-            raise ValueError(f"language={code!r}: expected a code of ISO 639, such as 'en', 'code' or 'multilingual'.")
+        check_language(code)
     before = _metadata(card or "")
     base = base_model or before.get("base_model") or _base_of_adapter(folder)
     base = base if isinstance(base, str) and _HUB_ID.fullmatch(base) else None
-    known = {key: before[key] for key in _KEPT if before.get(key)}
+    known = {key: before[key] for key in _KEPT if before.get(key) not in (None, "", [])}
     if base is not None and not (license or known.get("license")):
         known = {**_of_base(base), **known}
-    told: Any = list(language) or known.get("language") or ()
+    told = tuple(language) or _languages(known.get("language"))
     inherited = known.get("license")
     named = {} if license else {key: known[key] for key in ("license_name", "license_link") if key in known}
     return CardFacts(
         base,
         license or (inherited if inherited in LICENSES else None),
-        language=(told,) if isinstance(told, str) else tuple(map(str, told)),
+        language=told,
         **named,
     )
+
+
+def _languages(told: Any) -> tuple[str, ...]:
+    """Those of a card's metadata that the Hub takes, one or a list; YAML reads the code of Norwegian as false."""
+    many = told if isinstance(told, list | tuple) else [told]
+    return tuple(code for code in ("no" if one is False else one for one in many) if is_language(code))
 
 
 def _of_base(base: str) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def _of_base(base: str) -> dict[str, Any]:
         except Exception:  # no such model, no network, no right to read it: the card then says nothing of it
             return {}
         found = data.to_dict() if data is not None else {}
-    return {key: found[key] for key in _KEPT if found.get(key)}
+    return {key: found[key] for key in _KEPT if found.get(key) not in (None, "", [])}
 
 
 def _metadata(card: str) -> dict[str, Any]:
