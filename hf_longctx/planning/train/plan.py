@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...console.units import parse_bytes, parse_tokens, show_bytes, show_seconds
 from ..hardware import Machine, find_machine
 from ..shape import build, read_config
-from .changes import FitSearch, TrainOption
+from .changes import MOST_GPUS, FitSearch, TrainOption
 from .exchange import kind_of, lacks_heads
 from .fits import Room
 from .precisions import PRECISIONS
@@ -72,6 +72,9 @@ class TrainPlan:
         return plain
 
 
+LARGEST_HOST = 72  # GPUs that one NVLink switch joins, of a GB200 NVL72; most hosts have 8
+
+
 def plan_train(
     model: str | os.PathLike[str] | PreTrainedConfig,
     tokens: int | str,
@@ -90,7 +93,7 @@ def plan_train(
     Args:
         model: A folder, a config.json, a Hub id, a .gguf file, `"smollm2-135m-instruct"` or a config.
         tokens: Of the batch that the GPUs share: 200000, "128k" (131,072) or "1M" (1,000,000).
-        gpus: How many GPUs of one host share it.
+        gpus: How many GPUs of one host share it, at most 72 (`LARGEST_HOST`).
         memory: Of each GPU: bytes, "80GB" or "74GiB". None: all that `gpu` has.
         host_memory: Of the host. None: not looked at.
         gpu: "h100", "h200", "a100", "l4", "rtx4090" or "cpu".
@@ -111,6 +114,12 @@ def plan_train(
         raise ValueError(
             f"gpus={gpus}: {run.ranks} GPUs cannot share {run.tokens} token(s), expected at least one token for each. "
             f"Take fewer GPUs or more tokens."
+        )
+    in_one = run.gpus // run.hosts
+    if in_one > LARGEST_HOST:
+        raise ValueError(
+            f"gpus={gpus}: one host was planned, and no host has more than {LARGEST_HOST} GPUs. What ranks of several "
+            f"hosts send each other is not predicted: plan the GPUs of one host."
         )
     if run.ranks == 1 and run.kind == "auto":
         run = run.but(kind="stock")
@@ -135,6 +144,8 @@ def plan_train(
     if chosen is not None and chosen not in options:
         options.append(chosen)
     notes = [f"Counted: {PRECISIONS[run.precision].summary}."]
+    if in_one > MOST_GPUS:
+        notes.append(f"{in_one} GPUs are taken to be in one host. Between hosts a step takes longer than predicted.")
     if machine != find_machine("h100"):
         notes.append("Seconds are calibrated on an H100 only: take them as an order of magnitude.")
     if any(option.need.pinned for option in options):

@@ -201,7 +201,18 @@ def test_more_cards_than_tokens() -> None:
         plan("10", 64)
     with pytest.raises(ValueError, match="GPUs cannot share"):
         plan("64k", 100_000_000)
-    # the search for the longest text, which looks at fewer tokens than there are cards, goes on where nothing fits
+
+
+def test_more_cards_than_a_host_has() -> None:
+    with pytest.raises(ValueError, match=r"gpus=1000: one host was planned, and no host has more than 72 GPUs"):
+        plan("64k", 1_000)
+    assert run("smollm2-135m-instruct", "--tokens", "1M", "--gpus", "73").exit_code == 2
+    assert plan("64k", 1_000, hosts=125).asked.run.gpus == 1_000
+    assert any("taken to be in one host" in note for note in plan("64k", 16).notes)
+    assert not any("in one host" in note for note in plan("64k", 8).notes)
+
+
+def test_the_search_for_the_longest_text_looks_at_fewer_tokens_than_cards() -> None:
     assert plan("64k", 8, memory="2GiB").asked.longest_tokens == 0
 
 
