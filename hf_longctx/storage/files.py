@@ -24,6 +24,7 @@ logger = logging.getLogger("hf_longctx")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_TRIES = 20  # to make a folder that another process removes
 _held: dict[str, int] = {}  # places that this process has claimed, and the thread
 
 
@@ -136,7 +137,7 @@ def check_file(file: str | os.PathLike[str], name: str = "out") -> None:
         OSError: The folder cannot be written, with the reason.
     """
     if Path(file).is_dir():
-        raise ValueError(f"{name}={str(file)!r} is a folder; expected the name of a file to write.")
+        raise ValueError(f"{_named(Path(file), name)} is a folder; expected the name of a file to write.")
     check_folder(Path(file).parent, name)
 
 
@@ -261,17 +262,31 @@ def _unlocked(place: Path, key: str, why: str) -> int | None:
 
 def _make(folder: Path, name: str) -> list[Path]:
     """Make a folder and try to write into it; returns the folders that were created, the innermost first."""
-    if folder.exists() and not folder.is_dir():
+    if _is_no_folder(folder):
         raise ValueError(f"{_named(folder, name)} is a file; expected the name of a folder to write into.")
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(4096))
-    except OSError as error:
-        _remove(missing)
-        raise _cannot(folder, name, error) from error
+    for tries in reversed(range(_TRIES)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(4096))
+            break
+        except OSError as error:
+            # another process may have made the same folder, and removed it while it was still empty
+            if isinstance(error, (FileNotFoundError, FileExistsError)) and tries:
+                time.sleep(0.001)
+                continue
+            _remove(missing)
+            raise _cannot(folder, name, error) from error
     return missing
+
+
+def _is_no_folder(path: Path) -> bool:
+    """Is something else there? Asked once: another process may make or remove a folder between two questions."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _remove(made: list[Path]) -> None:
@@ -281,6 +296,8 @@ def _remove(made: list[Path]) -> None:
 
 
 def _named(place: Path, name: str) -> str:
+    if not name:  # argparse names the option itself
+        return repr(str(place))
     return f"{name} {place}" if name.startswith("-") else f"{name}={str(place)!r}"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +21,7 @@ from hf_longctx.ops.kernels import KERNELS, Call, choose
 from hf_longctx.ops.masks import Causal, Mask, Window
 from hf_longctx.ops.positions import Positions
 from hf_longctx.ops.widths import widened
+from recipes.outs import RESULT_OPTION
 
 from .reading import K, finish
 from .timing import milliseconds
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, help="one of them; all by default")
     parser.add_argument("--no-sweep", action="store_true", help="leave the tiles of the Triton window as they are")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file or folder; results/ here by default")
+    parser.add_argument("--out", **RESULT_OPTION)
     args = parser.parse_args()
     rows = measured([args.shape] if args.shape else list(SHAPES), not args.no_sweep)
     label = "random tensors, bfloat16, 64k tokens"

@@ -24,7 +24,7 @@ from hf_longctx.upstream.caches import given_cache
 from .decoding import DEVICE, compiled_ms, eager_ms, tokens_ms
 from .geometries import random_llama
 from .plan import LLAMA_8B
-from .reading import TRAINED, K, arguments, finish, subject
+from .reading import TRAINED, K, arguments, check_parts, finish, subject
 from .timing import milliseconds, peak_gib
 
 PARTS = ("decode", "prefill", "kernel", "memory", "batch", "large")
@@ -235,6 +235,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("parts", nargs="+", choices=PARTS)
     args = parser.parse_args()
+    check_parts(parser, args)
     if not args.documents and {"memory", "batch"} & set(args.parts):
         parser.error("it reads texts: python -m recipes.benchmarks.documents DIR, then --documents DIR")
     model, tokenizer, documents = subject(args)

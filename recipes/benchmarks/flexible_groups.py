@@ -14,7 +14,6 @@ import itertools
 import random
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from statistics import mean, median
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +26,7 @@ from hf_longctx.parallel.flexible import GroupCosts, plan_step
 from hf_longctx.parallel.flexible.costs import rough_costs
 from hf_longctx.parallel.flexible.shapes import shapes_of
 from hf_longctx.parallel.flexible.solver import solver_version
+from recipes.outs import RESULT_OPTION
 
 from .reading import K, finish
 
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="on the processes that torchrun has started")
     parser.add_argument("--tiny", action="store_true", help="with --measure, a tiny model on any device: a rehearsal")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file or folder; results/ here by default")
+    parser.add_argument("--out", **RESULT_OPTION)
     args = parser.parse_args()
     if args.measure:
         from .flexible_measured import measure

@@ -30,7 +30,7 @@ from hf_longctx.text.corpora import load_text
 from hf_longctx.upstream.caches import given_cache
 
 from . import hydragen_attention
-from .reading import K, arguments, finish, subject
+from .reading import K, arguments, check_parts, finish, subject
 
 PARTS = ("exact", "attention", "decode", "continuous")
 QUESTION = 16  # tokens
@@ -299,6 +299,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, for any machine: shows that it runs")
     parser.add_argument("--budget", type=float, default=180, help="seconds, after which no new row is begun")
     args = parser.parse_args()
+    check_parts(parser, args)
     attempt = Attempt(args.budget)
     small = args.smoke
     model, tokenizer, _ = subject(args)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from hf_longctx.ops.found_tokens import FoundTokens
 from hf_longctx.ops.paged import paged
 from hf_longctx.ops.pages import PAGE, Pages
 from recipes.bars import missed
+from recipes.outs import RESULT_OPTION
 
 from .reading import finish
 from .timing import by_clock, milliseconds
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a short text on any device, interpreted: a rehearsal")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file or folder; results/ here by default")
+    parser.add_argument("--out", **RESULT_OPTION)
     args = parser.parse_args(argv)
     if not args.tiny and not torch.cuda.is_available():
         parser.error("there is no GPU. With TRITON_INTERPRET=1 and --tiny it runs on any machine.")

@@ -13,7 +13,6 @@ import argparse
 import random
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +24,7 @@ from hf_longctx.ops.kernels import KERNELS, Call, choose
 from hf_longctx.ops.masks import DOCUMENT, Causal, Mask, Packed, Window
 from hf_longctx.ops.positions import Positions
 from hf_longctx.ops.segments import segments
+from recipes.outs import RESULT_OPTION
 
 from .reading import K, finish
 from .timing import milliseconds
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, help="one of them; all by default")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file or folder; results/ here by default")
+    parser.add_argument("--out", **RESULT_OPTION)
     args = parser.parse_args()
     rows = measured([args.shape] if args.shape else list(SHAPES))
     finish(SimpleNamespace(device="cuda"), rows, args, "packed_attention", label="random tensors, bfloat16, 64k tokens")

@@ -21,6 +21,8 @@ from statistics import median, quantiles
 from types import SimpleNamespace
 from typing import Any
 
+from recipes.outs import RESULT_OPTION
+
 BATCHES = (1, 8)
 ROUNDS, PAIRS = 3, 7  # pairs of processes, and pairs of samples of each
 WARM, TIMED, READ = 40, 250, 9000
@@ -207,7 +209,7 @@ def main() -> None:
     parser.add_argument("new", type=Path, help="folder that has the new one")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU, to see that it runs")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file or folder; results/ here by default")
+    parser.add_argument("--out", **RESULT_OPTION)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() and not args.tiny else "cpu")
     label = f"a random Llama of 135M geometry{', tiny' * args.tiny}, {'bfloat16' if device.type == 'cuda' else 'fp32'}"

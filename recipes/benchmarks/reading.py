@@ -20,6 +20,7 @@ from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.hub import load
 from hf_longctx.storage.files import check_file
 from hf_longctx.upstream.caches import given_cache
+from recipes.outs import RESULT, RESULT_OPTION, result_path
 
 K = 1024
 TRAINED = 8 * K  # of SmolLM2
@@ -32,8 +33,17 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--documents", type=Path, help="folder of .txt files (recipes.benchmarks.documents)")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file or folder; results/ here by default")
+    parser.add_argument("--out", **RESULT_OPTION)
     return parser
+
+
+def check_parts(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with an error where several parts would write one result file, each over that of the part before."""
+    if args.out is not None and args.out.suffix == RESULT and len(args.parts) > 1:
+        parser.error(
+            f"--out {args.out} is one file, and each of the {len(args.parts)} parts writes its own: give a folder, or "
+            f"one part"
+        )
 
 
 def lengths(text: str) -> list[int]:
@@ -78,8 +88,7 @@ def finish(
     Until then they are in NAME.json.partial beside it: an interrupted run leaves those, and an earlier run's file.
     """
     label = label or f"SmolLM2-135M-Instruct (Q4_1, dequantised), {str(model.dtype).removeprefix('torch.')}"
-    out = results_of(args)
-    file = out if out.suffix == ".json" else out / f"{name}.json"
+    file = result_path(results_of(args), name)
     partial = file.with_name(f"{file.name}.partial")
     check_file(file)
     done: list[dict[str, Any]] = []

@@ -19,13 +19,13 @@ import traceback
 from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from hf_longctx.evaluation.rows import row
+from recipes.outs import new_folder
 
 from . import wide_attention, wide_cached, wide_writing
 from .hydragen import Attempt
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=GEOMETRIES, default=BY_DEFAULT)
     parser.add_argument("--tiny", action="store_true", help="two layers and a few tokens, to see that it runs")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the folder of the result files; results/ here by default")
+    parser.add_argument("--out", type=new_folder, help="the folder of the result files; results/ here by default")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what of each model to measure")
     parser.add_argument("--child", choices=GEOMETRIES, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -20,7 +20,7 @@ from hf_longctx.evaluation.rows import row
 from hf_longctx.generation.xl3m import XL3M
 from hf_longctx.generation.xl3m.prompt import Parts
 
-from .reading import K, arguments, finish, lengths
+from .reading import K, arguments, check_parts, finish, lengths
 from .xl3m_bench import LENGTHS, LONGEST, NEW_TOKENS, TASKS, Bench, Peak, clock, synchronize, words
 from .xl3m_compare import TASKS as COMPARED
 from .xl3m_compare import compare, kept, own
@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="run the decoder layers compiled while scoring")
     parser.add_argument("--seconds", type=float, default=200.0, help="no part begins a cell later than this")
     args = parser.parse_args()
+    check_parts(parser, args)
     bench = Bench(args)
     if args.compile:
         bench.compile()

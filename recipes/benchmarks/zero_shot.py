@@ -184,7 +184,7 @@ def main() -> None:
         case "figure":
             from hf_longctx.evaluation.report import plots
 
-            plots.save(figure(FIGURE), args.out or FIGURE, metadata={"Source": stamp(FIGURE)})
+            plots.save(figure(FIGURE), (args.out or FIGURE.parent) / FIGURE.name, metadata={"Source": stamp(FIGURE)})
         case "best":
             source = json.loads((RESULTS / "zero_shot_passkey.json").read_text(encoding="utf-8"))
             kept = {key: source[key] for key in ("commit", "hardware", "versions", "model", "date")}

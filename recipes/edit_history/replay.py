@@ -19,8 +19,8 @@ from hf_longctx.editing import EditSession
 from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
-from hf_longctx.storage.files import check_file
 from hf_longctx.upstream.caches import given_cache
+from recipes.outs import new_file
 
 from .versions import from_git, from_two
 
@@ -125,12 +125,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--most", type=int, default=50, help="versions of a file in git")
     parser.add_argument("--refresh", type=int, help="read everything anew at every so manieth change")
     parser.add_argument("--smoke", action="store_true", help="a tiny random model, and a check against expected.json")
-    parser.add_argument("--out", type=Path, help="a result file")
+    parser.add_argument("--out", type=new_file, help="a result file")
     args = parser.parse_args(arguments)
     if len(args.files) > 2:
         parser.error("expected one file that git tracks, or two files")
-    if args.out:
-        check_file(args.out, "--out")
     files = args.files or PAIR
     versions = from_git(files[0], args.most) if len(files) == 1 else from_two(*(f.read_text("utf-8") for f in files))
     device = "cuda" if torch.cuda.is_available() and not args.smoke else "cpu"

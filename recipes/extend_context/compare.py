@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hf_longctx.evaluation.results import result_file, write_results
+from recipes.outs import new_file
 
 DRAWS = 10_000
 COMMAND = "python -m recipes.extend_context.train"  # of reports that do not say theirs
@@ -86,7 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("ours", type=Path, help="report.json of a run")
     parser.add_argument("reference", nargs="?", type=Path, help="that of another, such as --variant control")
     parser.add_argument("--ablation", type=Path, help="with --out: report.json of --variant no_retrieval")
-    parser.add_argument("--out", type=Path, help="a result file with what must be reached; REFERENCE is the control")
+    parser.add_argument(
+        "--out", type=new_file, help="a result file with what must be reached; REFERENCE is the control"
+    )
     args = parser.parse_args(arguments)
     if args.reference is None and args.out is None:
         parser.error("give another report.json to compare with, or --out FILE.json for what must be reached")

@@ -29,6 +29,7 @@ from recipes.clock import Clock, ClockMixin, minutes
 from recipes.extend_context.corpus import prepare
 from recipes.extend_context.settings import DEFAULT, read_config
 from recipes.extend_context.smoke import prepare as prepare_smoke
+from recipes.outs import new_file
 
 # the model, the smallest and the largest piece, and the tokens of a step
 FULL: dict[str, Any] = {"hidden": 384, "layers": 8, "sizes": (256, 8192), "step": 131_072, "steps": 1_000}
@@ -136,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="whose tokenizer is taken, in place of the one in config.yaml")
     parser.add_argument("--documents", help="a folder of .txt files, in place of the one in config.yaml")
     parser.add_argument("--minutes", type=minutes, default=4.0)
-    parser.add_argument("--out", type=Path, default=Path("curriculum.json"))
+    parser.add_argument("--out", type=new_file, default="curriculum.json")
     parser.add_argument("--smoke", action="store_true", help="a tiny model, on a CPU")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as own:

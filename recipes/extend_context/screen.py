@@ -47,6 +47,7 @@ from recipes.extend_context.settings import DEFAULT, WHOLE, checked, read_config
 from recipes.extend_context.stock import Stock
 from recipes.extend_context.train import trained
 from recipes.extend_context.windows import Windows
+from recipes.outs import new_file
 from recipes.resuming import fingerprints
 
 BASE = "base"
@@ -174,7 +175,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="a folder, a Hub id or a .gguf file, in place of the config's")
     parser.add_argument("--documents", help="a folder of .txt files, in place of the config's")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, default=Path("extend-context-screen.json"), help="the result file")
+    parser.add_argument("--out", type=new_file, default="extend-context-screen.json", help="the result file")
     return parser.parse_args(arguments)
 
 

@@ -42,6 +42,7 @@ from recipes.extend_context.settings import DEFAULT, checked, differing, read_co
 from recipes.extend_context.stock import Stock
 from recipes.extend_context.trainer import ExtendTrainer
 from recipes.extend_context.windows import Windows
+from recipes.outs import new_folder
 from recipes.resuming import check_fresh, keep_settings
 
 packages = NEEDS  # of this command
@@ -204,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="a folder, a Hub id or a .gguf file, in place of the config's")
     parser.add_argument("--documents", help="a folder of .txt files, in place of the config's")
     parser.add_argument("--tokens", type=int, help="to train on, in place of the config's: those of a run to compare")
-    parser.add_argument("--out", help="a folder, in place of the config's")
+    parser.add_argument("--out", type=new_folder, help="a folder, in place of the config's")
     parser.add_argument(
         "--minutes", type=minutes, help="of the whole run; the training ends in time for the evaluation"
     )
@@ -218,7 +219,8 @@ def main(arguments: list[str] | None = None) -> None:
         smoke()
         return
     config = read_config(args.config, args.variant)
-    given = {key: getattr(args, key) for key in ("model", "documents", "tokens", "out")}
+    given = {key: getattr(args, key) for key in ("model", "documents", "tokens")}
+    given["out"] = None if args.out is None else str(args.out)
     config = checked(config | {key: value for key, value in given.items() if value is not None})
     report = run(config, minutes=args.minutes, resume=args.resume, command=command_without_paths())
     shown = ("steps", "tokens", "seconds", "ratios")

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +27,7 @@ from recipes import by_trl
 from recipes.bars import missed
 from recipes.benchmarks.reading import K, finish, lengths
 from recipes.cards import one_card
+from recipes.outs import RESULT_OPTION
 
 from .launching import answer, last_line
 from .settings import MODELS
@@ -187,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--line", help=argparse.SUPPRESS)
     found.add_argument("--of", help=argparse.SUPPRESS)
     found.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    found.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
+    found.add_argument("--out", **RESULT_OPTION)
     return found
 
 

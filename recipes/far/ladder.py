@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ from hf_longctx.planning.shape import build
 from hf_longctx.planning.train import TrainingRun, need
 from hf_longctx.planning.train.sizes import sizes_of
 from recipes.benchmarks.reading import K, finish, lengths
+from recipes.outs import RESULT_OPTION
 
 from .predicted import SHARE
 from .steps import GIB, Rungs, config_of, no_more_than, trained
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny model and 1k tokens")
     parser.add_argument("--card", type=float, help="GiB that torch may have of a card: 77 on a larger one is an H100")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
+    parser.add_argument("--out", **RESULT_OPTION)
     args = parser.parse_args()
     size, all_tokens, steps = ("tiny Llama", [K], 1) if args.smoke else ("Llama 1.24B", args.tokens, args.steps)
     no_more_than(args.card)

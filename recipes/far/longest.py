@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from hf_longctx.evaluation.rows import row
 from hf_longctx.training.processes import is_first, joined
 from recipes.benchmarks.reading import K, lengths, results_of
 from recipes.benchmarks.saving import Saved
+from recipes.outs import RESULT_OPTION, result_path
 
 from .steps import Rungs, no_more_than, trained
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny model, 1k and 2k tokens")
     parser.add_argument("--card", type=float, help="GiB that torch may have of a card: 77 on a larger one is an H100")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
+    parser.add_argument("--out", **RESULT_OPTION)
     args = parser.parse_args()
     size, tokens = ("tiny Llama", [K, 2 * K]) if args.smoke else ("Llama 1.24B", args.lengths)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,8 +63,7 @@ def main() -> None:
             name = "_".join(
                 ["far_longest", *(["fp32"] if args.fp32 else []), *([f"{ranks}_cards"] if ranks > 1 else [])]
             )
-            out = results_of(args)
-            file = out if out.suffix == ".json" else out / f"{name}.json"
+            file = result_path(results_of(args), name)
             Saved(file, f"{size}, random weights", device, args.commit, cards=ranks).add(rows)
         else:
             list(rows)

@@ -19,7 +19,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from recipes.benchmarks.reading import K, lengths, results_of
 from recipes.benchmarks.saving import Saved
 from recipes.benchmarks.sequence_parallel.rival import Rival
 from recipes.benchmarks.sequence_parallel.world import World
+from recipes.outs import RESULT_OPTION, result_path
 
 from .beside import STOCK, TRLS_OWN, measure
 from .launching import answer, last_line
@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--of", help=argparse.SUPPRESS)
     found.add_argument("--tokens", type=int, help=argparse.SUPPRESS)
     found.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    found.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
+    found.add_argument("--out", **RESULT_OPTION)
     return found
 
 
@@ -229,8 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"--near {','.join(map(str, args.near))} with {len(lines)} lines: expected one length of more than "
             f"{short[1]:,} tokens, and one of --lines, whose end it is near."
         )
-    out = results_of(args)
-    file = out if out.suffix == ".json" else out / "far_others.json"
+    file = result_path(results_of(args), "far_others")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # of one card or two, as each row says: lines of different calls stand in one file
     saved = Saved(file, f"Llama {name}, random weights", device, args.commit, heading="its longest step")

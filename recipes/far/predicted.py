@@ -23,7 +23,7 @@ from hf_longctx.planning.train import need
 from hf_longctx.planning.train.fits import MARGIN
 from hf_longctx.planning.train.seconds import step_seconds
 from hf_longctx.planning.train.sizes import sizes_of
-from hf_longctx.storage.files import check_file
+from recipes.outs import RESULT_OPTION, result_path
 
 from ..benchmarks.reading import results_of
 from ..benchmarks.saving import Saved
@@ -92,15 +92,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models, on a CPU")
     parser.add_argument("--again", action="store_true", help="run nothing: predict again what the file has measured")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file; one of recipes/benchmarks/results by default")
+    parser.add_argument("--out", **RESULT_OPTION)
     asked = parser.parse_args(arguments)
     settings = TINY_SETTINGS if asked.tiny else SETTINGS
     cards = 1 if asked.tiny else torch.cuda.device_count()
     chosen = [str(n) for n in range(len(settings))] if asked.only is None else asked.only.split(",")
     if not all(n.isdecimal() and int(n) < len(settings) for n in chosen):
         parser.error(f"--only {asked.only}: expected numbers from 0 to {len(settings) - 1}, separated by commas")
-    asked.out = asked.out or results_of(asked) / "far_predicted.json"
-    check_file(asked.out, "--out")
+    asked.out = result_path(results_of(asked), "far_predicted")
     label = ", ".join(dict.fromkeys(one.model for one in settings))
     if asked.again:
         again(asked.out, settings)

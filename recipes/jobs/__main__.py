@@ -21,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from hf_longctx.storage.files import check_folder
 from recipes.cards import visible
 from recipes.config import check_keys
 from recipes.tables import print_table
@@ -66,8 +67,8 @@ def main(words: list[str] | None = None) -> int:
         if asked.what == "list":
             return listed(jobs(asked.file).values())
         return run(asked, list(words or sys.argv[1:]))
-    except (ValueError, ImportError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"Error: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 2
 
 
@@ -97,6 +98,7 @@ def run(asked: argparse.Namespace, words: list[str]) -> int:
         raise ValueError(f"{', '.join(large)}: more GPUs than the {len(cards)} that there are here.{more}")
     if asked.dry_run:
         return planned(ours, cards, asked.seconds)
+    check_folder(out, "--out")
     if asked.detach:
         return detached(words, out)
     (out / TOLD).unlink(missing_ok=True)  # of an earlier run

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from hf_longctx.evaluation.report.plots import LINES, require_matplotlib, save
+from recipes.outs import new_folder
 
 from . import scene_captions as captions
 from .miniature import BASE
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--result", type=Path, default=RESULT)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/figures")
+    parser.add_argument("--out", type=new_folder, default=ROOT / "docs/figures")
     args = parser.parse_args(arguments)
     save(scenes_figure(), args.out / "long_clip_scenes.png")
     if args.result.is_file():

@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from hf_longctx.clip import FrozenRows, contrastive_loss, long_clip_loss, stretc
 from hf_longctx.clip.embed import image_embeddings, text_embeddings
 from hf_longctx.evaluation.rows import row
 from recipes.benchmarks.reading import finish
+from recipes.outs import RESULT_OPTION
 
 from . import scene_captions as captions
 from . import tasks
@@ -307,7 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--extra-steps", type=int, help="most steps at 248 tokens; native takes 4 times as many")
     parser.add_argument("--smoke", action="store_true", help="a tiny model and a few steps")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the result file or folder; recipes/benchmarks/results by default")
+    parser.add_argument("--out", **RESULT_OPTION)
     args = parser.parse_args(arguments)
     if args.minutes is not None and not args.minutes * 60 > _ASIDE:
         parser.error(f"--minutes {args.minutes}: expected more than {_ASIDE / 60:.1f}, or no limit")

@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.evaluation.rows import row
+from recipes.outs import new_file
 
 
 def values(report: dict[str, Any]) -> dict[str, float]:
@@ -38,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reports", nargs=2, type=Path, metavar="REPORT", help="report.json of the two trainings")
     parser.add_argument("--within", type=float, default=1e-5, help="the largest relative difference that is right")
-    parser.add_argument("--out", type=Path, help="a result file, such as recipes/benchmarks/results/long_dpo.json")
+    parser.add_argument("--out", type=new_file, help="a result file, such as recipes/benchmarks/results/long_dpo.json")
     parser.add_argument("--model", default="", help="its name, for the result file")
     args = parser.parse_args(words)
     try:

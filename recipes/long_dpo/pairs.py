@@ -18,6 +18,7 @@ from typing import Any
 from hf_longctx.console import parse_tokens
 from hf_longctx.evaluation.records import Record, records
 from hf_longctx.evaluation.tasks.long_output import FAULTS, NEVER_ENDS, dpo_row, long_tasks, problems, write_rows
+from recipes.outs import new_file
 
 SIDES = ("prompt", "chosen", "rejected")
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")  # the same as tokens: the columns that TRL makes
@@ -102,7 +103,7 @@ def _text(side: Any) -> str:
 def main(words: list[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a .jsonl")
+    parser.add_argument("--out", type=new_file, required=True, help="a .jsonl")
     parser.add_argument("--tokens", default="4k", help="of an answer: 60 to 32k")
     parser.add_argument("--number", type=int, default=200, help="of pairs")
     parser.add_argument("--tasks", default=",".join(long_tasks()), help="by name, separated by commas")

@@ -21,6 +21,7 @@ from hf_longctx.evaluation.records import records
 from hf_longctx.storage import claimed, weights_digest
 from hf_longctx.storage.files import write_json_lines
 from hf_longctx.text import lines_of, load_text
+from recipes.outs import new_file
 
 from .agent_write_model import LocalModel
 from .agent_write_plan import asked_words
@@ -92,7 +93,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--instructions", type=Path, required=True, help="a text file, one on each line, or a .jsonl")
     parser.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible one, up to /v1")
     parser.add_argument("--model", help="a folder or Hub id; with --endpoint, the name of the served model")
-    parser.add_argument("--out", type=Path, required=True, help="a .jsonl of chats; replies are kept beside it")
+    parser.add_argument("--out", type=new_file, required=True, help="a .jsonl of chats; replies are kept beside it")
     parser.add_argument("--temperature", type=float, default=1.0)
     add_options(parser)
     args = parser.parse_args(words)

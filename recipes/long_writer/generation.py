@@ -79,15 +79,14 @@ def steps_of(config: dict[str, Any], way: str, steps: int) -> list[dict[str, Any
 
 def main() -> None:
     """The command."""
-    found = parser(__doc__)
+    found = parser(__doc__, file="generation.json")
     found.add_argument("--ways", nargs="+", choices=GENERATION, default=list(GENERATION))
     found.add_argument("--steps", type=int, default=3, help="of each way, of which the first is not counted")
     found.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     args = found.parse_args()
     if args.steps < 2:
         found.error(f"--steps {args.steps}: expected at least 2, since the first one is not counted.")
-    file = Path(args.out or "generation.json")
-    args.out = str(file.parent)
+    file, args.out = args.out, args.out.parent
     config = settings(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     Saved(file, Path(config["model"]).name, device, args.commit, heading="seconds").add(

@@ -26,6 +26,7 @@ from recipes.long_writer.asking import add_options, check_options, check_own, fi
 from recipes.long_writer.endpoint import Endpoint
 from recipes.long_writer.kept_replies import KeptReplies
 from recipes.long_writer.replies import LeftOut, Reply, Unreachable, Unusable, until_usable
+from recipes.outs import new_file
 
 ROOM = 4096  # tokens of a reply: a reasoning judge thinks before it marks
 
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=Path, help="the benchmark's file, for a predictions.jsonl")
     parser.add_argument("--endpoint", metavar="URL", required=True, help="an OpenAI-compatible one, up to /v1")
     parser.add_argument("--model", help="the name of the served judge; not needed where only one is served")
-    parser.add_argument("--out", type=Path, required=True, help="a .jsonl of marks; replies are kept beside it")
+    parser.add_argument("--out", type=new_file, required=True, help="a .jsonl of marks; replies are kept beside it")
     add_options(parser)
     given = parser.parse_args(arguments)
     kept = file_of_replies(given.out)

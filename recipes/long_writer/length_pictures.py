@@ -14,6 +14,7 @@ from typing import Any
 
 from hf_longctx.evaluation.report.lengths import Written, length_figure
 from hf_longctx.evaluation.report.plots import save
+from recipes.outs import new_folder
 
 ABOUT = {"plain": "plain text", "counted": "text in counted parts"}
 Forms = dict[str, dict[str, list[Written]]]  # by form and model
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command, see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="report.json of chain.py, or files of score.py")
-    parser.add_argument("--out", type=Path, required=True, help="a folder for the pictures")
+    parser.add_argument("--out", type=new_folder, required=True, help="a folder for the pictures")
     given = parser.parse_args(arguments)
     try:
         forms, hardware = read_lengths(given.files)

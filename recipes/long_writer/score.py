@@ -21,7 +21,7 @@ from hf_longctx.evaluation.tasks.long_output import problems, verify
 from hf_longctx.evaluation.tasks.long_output.measured import ROOM
 from hf_longctx.evaluation.writing import repeated_ngrams, writing_score
 from hf_longctx.hub import load
-from hf_longctx.storage.files import check_file, write_json_lines
+from hf_longctx.storage.files import write_json_lines
 from hf_longctx.text.tokens import CHAT_TEMPLATES
 from hf_longctx.upstream.installing import check_packages
 from recipes.long_writer.batching import cost
@@ -291,14 +291,13 @@ def _by_form(rows: Iterator[dict[str, Any]]) -> list[tuple[str, list[dict[str, A
 
 def main() -> None:
     """The command; see the module's docstring."""
-    found = parser(__doc__)
+    found = parser(__doc__, file="scores.json")
     found.add_argument("--writing", help="a file of rows that are held back, in place of the config's")
     args = found.parse_args()
-    file, args.out = Path(args.out or "scores.json"), None
+    file, args.out = args.out, None
     config = settings(args)
     config["score"]["writing"] = args.writing or config["score"]["writing"]
     check_packages(NEEDS)
-    check_file(file, "--out")
     until = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     model, tokenizer = load(config["model"], dtype=config["save_dtype"] if torch.cuda.is_available() else "auto")
     scores: dict[str, Any] = {}

@@ -178,7 +178,7 @@ def best(folders: list[Path]) -> Path:
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """The arguments of the command."""
-    found = parser(__doc__)
+    found = parser(__doc__, file="writer-screen.json")
     found.add_argument("--variants", nargs="+", default=[BASE], help="of the config, some joined by +; base is none")
     found.add_argument("--stage", choices=sorted(STAGES), default="sft", help="which training; the others are not done")
     found.add_argument("--writing", help="a file of rows that are held back, in place of the config's")
@@ -187,7 +187,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     found.add_argument("--models", type=Path, default=Path("writer-screen"), help="the folder of what is trained")
     found.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     found.add_argument("--best", nargs="+", type=Path, metavar="FOLDER", help="folders of --models")
-    found.set_defaults(out="writer-screen.json", minutes=4.0)
+    found.set_defaults(minutes=4.0)
     return found.parse_args(arguments)
 
 
@@ -198,9 +198,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(best(args.best))
         return
     transformers_logging.set_verbosity_error()  # of texts that are longer than the model's window
-    configs, file = dict[str, dict[str, Any]](), Path(args.out)
+    configs, file = dict[str, dict[str, Any]](), args.out
     for name in (BEFORE, *args.variants):
-        args.variant, args.out = None if name in (BASE, BEFORE) else name, str(args.models / name)
+        args.variant, args.out = None if name in (BASE, BEFORE) else name, args.models / name
         configs[name] = settings(args)
         configs[name]["score"]["writing"] = args.writing or configs[name]["score"]["writing"]
     begun = configs.pop(BEFORE)

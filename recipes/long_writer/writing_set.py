@@ -16,9 +16,10 @@ from pathlib import Path
 
 from hf_longctx.evaluation.benchmarks.longwriter import length_score
 from hf_longctx.evaluation.writing import repeated_ngrams
-from hf_longctx.storage.files import check_file, write_json_lines
+from hf_longctx.storage.files import write_json_lines
 from recipes.long_writer.sentences import document_of
 from recipes.long_writer.writing_rows import LEAST, MOST, Row, held_back_rows, training_rows
+from recipes.outs import new_file
 from recipes.texts import read_folders, set_apart, shares_in_training
 
 HELD_BACK = "moby_dick,anarchist_faq,cpp_annotations,jargon"  # as recipes/extend_context holds back
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folders = "folders of .txt files (recipes.benchmarks.documents); one or several"
     parser.add_argument("--documents", required=True, nargs="+", metavar="DIR", help=folders)
-    parser.add_argument("--out", type=Path, required=True, help="the JSONL file for training")
+    parser.add_argument("--out", type=new_file, required=True, help="the JSONL file for training")
     parser.add_argument("--held-back", default=HELD_BACK, help="documents held back whole, separated by commas")
     parser.add_argument("--samples", type=int, default=12_000, help="rows for training")
     parser.add_argument("--beginnings", type=int, default=50, help="held-back beginnings")
@@ -92,7 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [name.strip() for name in given.held_back.split(",") if name.strip()]
     counts = {key: getattr(given, key) for key in ("samples", "beginnings", "lengths", "least", "most", "seed")}
     try:
-        check_file(given.out, "--out")
         training, held = make(given.documents, names, **counts)
         for rows, path in ((training, given.out), (held, given.out.with_suffix(".held_back.jsonl"))):
             write_json_lines(path, rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def fails_after(function: Callable[..., Any], times: int) -> Callable[..., Any]:
 
 
 def test_a_reader_is_not_tuned_for_a_part_that_cannot_be_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--tiny", "--out", str(tmp_path / "out"), "--readers", "tuned", "--keep", str(tmp_path / "readers")]
     named = modules(retrieval.needed(list(PARTS)))
@@ -173,8 +174,9 @@ def test_a_reader_is_not_tuned_for_a_part_that_cannot_be_measured(
                 retrieval.main([*words, "--parts", "inside", "ruler"])
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(retrieval, "load", never)
-    with pytest.raises(ValueError, match=r"--keep .*file is a file"):
+    with pytest.raises(SystemExit, match="2"):
         retrieval.main([*words[:-1], str(tmp_path / "file")])
+    assert re.search(r"--keep.*file' is a file; expected", capsys.readouterr().err)
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 

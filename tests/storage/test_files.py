@@ -154,7 +154,7 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_where_a_file_is_to_be_written_is_told_before(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match=r"--out='.*folder' is a folder; expected the name of a file to write"):
+    with pytest.raises(ValueError, match=r"--out .*folder is a folder; expected the name of a file to write"):
         check_file(tmp_path / "folder", "--out")
     check_file(tmp_path / "new" / "costs.json")
     assert [one.name for one in tmp_path.rglob("*")] == ["folder"]

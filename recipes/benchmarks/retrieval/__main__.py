@@ -27,9 +27,9 @@ from typing import Any
 import torch
 
 from hf_longctx.hub import load
-from hf_longctx.storage.files import check_folder
 from hf_longctx.text.corpora import load_text
 from hf_longctx.upstream.installing import Package, check_packages
+from recipes.outs import new_folder
 
 from ..haystacks import Haystacks
 from ..reader import Lesson, teach_
@@ -70,12 +70,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="folder, Hub id or .gguf file")
     parser.add_argument("--documents", type=Path, help="folder of .txt files: see recipes.benchmarks.documents")
     parser.add_argument(
-        "--keep", type=Path, help="a folder in which tuned readers stay for calls later and beside this one"
+        "--keep", type=new_folder, help="a folder in which tuned readers stay for calls later and beside this one"
     )
     parser.add_argument("--older", type=Path, help="a source tree of before to compare with: see the part older")
     parser.add_argument("--tiny", action="store_true", help="a tiny model of random weights, on the CPU")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the folder of the result file; results/ here by default")
+    parser.add_argument("--out", type=new_folder, help="the folder of the result file; results/ here by default")
     return parser
 
 
@@ -94,8 +94,6 @@ def main(words: list[str] | None = None) -> None:
         parser.error(f"--older {args.older}: there is no hf_longctx in it. Give the root of a checkout.")
     # a reader is tuned for minutes before the first part
     check_packages(needed(args.parts))
-    if args.keep is not None:
-        check_folder(args.keep, "--keep")
     out = results_of(args)
     label = "random weights, tiny, fp32" if args.tiny else "SmolLM2-135M-Instruct (Q4_1, dequantised), bfloat16"
     if not args.tiny and args.model != parser.get_default("model"):

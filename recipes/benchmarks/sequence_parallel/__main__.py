@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from recipes.outs import new_folder
+
 from ..geometries import SIZES
 from ..reading import lengths, results_of
 from ..saving import Saved
@@ -45,7 +47,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--documents", type=Path, help="of part steps: see recipes.benchmarks.documents")
     parser.add_argument("--tiny", action="store_true", help="tiny models and texts on the CPU")
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
-    parser.add_argument("--out", type=Path, help="the folder of the result files; results/ here by default")
+    parser.add_argument("--out", type=new_folder, help="the folder of the result files; results/ here by default")
     args = parser.parse_args(words)
     device = "cuda" if torch.cuda.is_available() and not args.tiny else "cpu"
     if device == "cpu" and not args.tiny:

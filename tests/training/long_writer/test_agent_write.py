@@ -260,7 +260,9 @@ def test_what_is_refused(stub: Stub, asked: Path, tmp_path: Path, capsys: pytest
     empty.write_text('{"prompt": "x", "length": 0}\n')
     assert "line 1: expected a 'prompt'" in said("--instructions", str(empty), *out, *place)
     assert "nowhere.txt" in said("--instructions", str(tmp_path / "nowhere.txt"), *out, *place)
-    assert said(*given, *place, "--out", str(asked / "o.jsonl")).startswith(f"--out {asked} is a file")
+    with pytest.raises(SystemExit, match="2"):
+        agent_write.main([*given, *place, "--out", str(asked / "o.jsonl")])
+    assert f"--out: {str(asked)!r} is a file" in capsys.readouterr().err
     assert not (tmp_path / "o.jsonl.replies.jsonl").exists()
     assert not stub.requests
     assert command(stub, asked) == 0
