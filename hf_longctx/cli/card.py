@@ -27,10 +27,11 @@ def card(
     """Write the card of a saved model: how it is loaded, what was measured, and its limits."""
     from ..hub.card import write_card
     from ..hub.check import check
-    from ..hub.upload import check_names
+    from ..hub.upload import check_names, check_owner
 
     if repo_id is not None:
         check_names(repo_id)
+        check_owner(repo_id, "so that the commands in the card would not find it on the Hub")
     report = check(folder)
     if report.problems:
         raise ValueError(report.problems[0])

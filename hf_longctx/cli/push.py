@@ -48,11 +48,13 @@ def push(
     chosen = chosen_of(method, settings)
     from ..hub.draft import drafted
     from ..hub.push import send
-    from ..hub.upload import check_access, check_names, named, planned
+    from ..hub.upload import check_access, check_names, check_owner, named, planned
 
     check_names(repo_id, revision, tag, message)
     access = _token_in(token_file)
-    if not dry_run:
+    if dry_run:
+        check_owner(repo_id, "and --dry-run does not ask the Hub for the user of the token")
+    else:
         repo_id = named(repo_id, check_access(access))  # before the model is prepared
     made_of: dict[str, Any] = {"method": chosen, "plugin": plugin, "base_model": base_model, "results": results or ()}
     with options.steps_told(), drafted(model, repo_id, **made_of) as draft:

@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["UploadError", "Uploaded", "check_access", "check_names", "planned", "refuse_unfit", "token_from", "upload"]
+__all__ = [
+    "UploadError",
+    "Uploaded",
+    "check_access",
+    "check_names",
+    "check_owner",
+    "planned",
+    "refuse_unfit",
+    "token_from",
+    "upload",
+]
 
 # what transformers loads from the root of a repository in place of, or on top of, the new model's own files
 _LOADED_INSTEAD = re.compile(rf"{WEIGHTS}({INDEX})?|adapter_config\.json|{re.escape(shim.FILE)}")
@@ -130,6 +140,12 @@ def check_access(token: str | None = None) -> str:
 def named(repo_id: str, user: str) -> str:
     """`owner/name` of a name alone, which is put under the user of the token."""
     return repo_id if "/" in repo_id else f"{user}/{repo_id}"
+
+
+def check_owner(repo_id: str, why: str) -> None:
+    """ValueError for a name alone, where nobody asks the Hub under whose user it would be put."""
+    if "/" not in repo_id:
+        raise ValueError(f"{repo_id!r} has no owner, {why}. Give OWNER/NAME, such as 'you/{repo_id}'.")
 
 
 def check_names(repo_id: str, revision: str | None = None, tag: str | None = None, message: str | None = None) -> None:

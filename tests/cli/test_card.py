@@ -44,6 +44,8 @@ def test_a_card_of_a_folder(made: Path) -> None:
         (["--license", "Apache 2"], "Did you mean 'apache-2.0'?"),
         (["--results", "nothing.json"], "'nothing.json': there is no such file of results."),
         (["--repo-id", "a/b/c"], "cannot be a repository"),
+        (["--repo-id", "long"], "'long' has no owner, so that the commands in the card"),
+        (["--language", "xx"], "language='xx': the Hub has no such language"),
     ],
 )
 def test_wrong_values(arguments: list[str], says: str, made: Path) -> None:

@@ -108,6 +108,8 @@ def test_a_dry_run_sends_nothing(hub: Hub, terminal: Terminal, models: Path) -> 
     assert "modeling_hf_longctx.py" not in told
     assert "Tier: plugin." in told
     assert "Nothing was sent" in told
+    assert "'dry' has no owner, and --dry-run" in terminal.refused("push", models / "dual", "dry", "--dry-run")
+    assert len(hub.log) == before
 
 
 def test_a_repository_is_updated_only_when_asked_and_its_card_stays(hub: Hub, terminal: Terminal, models: Path) -> None:
