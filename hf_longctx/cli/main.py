@@ -75,6 +75,9 @@ class _Commands(TyperGroup):
                 "HF_TOKEN, or run `hf auth login` once. A token that was shown should be replaced."
             )
             raise typer.Exit(2)
+        if empty := options.place_without_a_name(args):
+            complain(f"{empty} is empty: expected a path. (A shell's variable that is not set gives nothing.)")
+            raise typer.Exit(2)
         return list(super().parse_args(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:

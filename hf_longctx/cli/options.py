@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,6 +164,19 @@ def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
     except ValueError:
         kind = "whole numbers" if whole else "numbers"
         raise ValueError(f"--{option} {text}: expected {kind} separated by commas.") from None
+
+
+# every option of a command that takes a path; a test compares them
+PLACES = {"--include", "--out", "--prefix-cache", "--questions", "--results", "--scores", "--to", "--token-file"}
+
+
+def place_without_a_name(words: Sequence[str]) -> str | None:
+    """The option of a command line whose path is empty, which pathlib takes for the current folder."""
+    for before, word in zip(("", *words), words, strict=False):
+        name, equals, value = word.partition("=")
+        if (before in PLACES and not word) or (name in PLACES and equals and not value):
+            return before if not word else name
+    return None
 
 
 @contextmanager

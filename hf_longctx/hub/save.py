@@ -55,8 +55,9 @@ def save_with(
     from safetensors import SafetensorError
 
     check_target(folder, overwrite=overwrite)
-    target = Path(folder).expanduser()
-    occupied = target.is_dir() and any(target.iterdir())
+    target = _place(folder)
+    # nothing can be renamed to where another file system is mounted, such as the volume of a container
+    occupied = target.is_dir() and (any(target.iterdir()) or os.path.ismount(target))
     draft: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,13 +74,18 @@ def save_with(
         todo = advice(error) if isinstance(error, OSError) else "Make room or choose another folder"
         raise OSError(
             *([] if number is None else [number]),
-            f"the checkpoint could not be written to {str(target)!r} ({error}); it needs about "
+            f"the checkpoint could not be written to {os.fspath(folder)!r} ({error}); it needs about "
             f"{nbytes / 2**20:,.0f} MiB. {todo}",
         ) from error
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
-    return target
+    return Path(folder).expanduser()
+
+
+def _place(folder: str | os.PathLike[str]) -> Path:
+    """Where a folder is that may be a link, as to a larger disk: a folder cannot be renamed to a link."""
+    return Path(os.path.realpath(Path(folder).expanduser()))
 
 
 def _move(draft: Path, target: Path) -> None:
@@ -96,12 +102,12 @@ def _move(draft: Path, target: Path) -> None:
 
 def check_target(folder: str | os.PathLike[str], *, overwrite: bool) -> None:
     """ValueError if `save` would refuse to write into `folder`, OSError if nothing can be written there."""
-    target = Path(folder).expanduser()
+    target = _place(folder)
     if target.exists() and not target.is_dir():
-        raise ValueError(f"{str(target)!r} is a file; expected the name of a folder to write the model into.")
+        raise ValueError(f"{os.fspath(folder)!r} is a file; expected the name of a folder to write the model into.")
     if not overwrite and target.is_dir() and any(target.iterdir()):
         raise ValueError(
-            f"{str(target)!r} is not empty. Choose another folder, or overwrite it (--force, overwrite=True)."
+            f"{os.fspath(folder)!r} is not empty. Choose another folder, or overwrite it (--force, overwrite=True)."
         )
     # where it will be created: for a moment, other code might take the folder itself for a checkpoint
     check_folder(target if target.is_dir() else target.parent)

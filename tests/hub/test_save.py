@@ -63,3 +63,25 @@ def test_where_nothing_can_be_written_is_known_before(tmp_path: Path) -> None:
         check_target(tmp_path / "file" / "sub" / "sub", overwrite=False)
     check_target(tmp_path / "a" / "b", overwrite=False)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_may_be_a_link_or_where_another_disk_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither can be replaced by a folder with another name, as a new one is made."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    assert save(tiny(seed=0), tokenizer(), tmp_path / "link") == tmp_path / "link"
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "to_come").symlink_to(tmp_path / "new")
+    save(tiny(seed=0), tokenizer(), tmp_path / "to_come")
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    number = volume.stat().st_ino
+    with monkeypatch.context() as mounted:
+        mounted.setattr("os.path.ismount", lambda path: Path(path) == volume)
+        save(tiny(seed=0), tokenizer(), volume)
+    assert volume.stat().st_ino == number
+    assert contents(tmp_path / "disk") == contents(tmp_path / "new") == contents(volume)
+    assert "config.json" in contents(volume)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link", "new", "to_come", "volume"]
