@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 # the names that save_pretrained gives weights: one file, or parts with an index
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+# what from_pretrained puts on top of a model, whatever its base is, where it lies beside it
+_ADAPTER = re.compile(rf"{re.escape(ADAPTER)}|adapter_model\.(safetensors|bin)")
 
 
 def save(
@@ -36,7 +39,8 @@ def save(
     of a folder that holds something are replaced when all new ones are on disk.
 
     Raises:
-        ValueError: `folder` is a file, or holds something and `overwrite` is not set.
+        ValueError: `folder` is a file, or holds something and `overwrite` is not set; or an adapter would be saved over
+            a model.
         OSError: The folder cannot be written, or the disk is full.
     """
 
@@ -89,14 +93,24 @@ def _place(folder: str | os.PathLike[str]) -> Path:
 
 
 def _move(draft: Path, target: Path) -> None:
-    """Replace files by those of a draft, and remove weights and code that would be loaded beside them."""
+    """Replace files by those of a draft, and remove weights and code that would be loaded beside them.
+
+    Raises:
+        ValueError: An adapter would lie beside a model that it is not of. Nothing was replaced.
+    """
     new = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
+    names = {str(name) for name in new}
+    if ADAPTER in names and CONFIG not in names and (target / CONFIG).exists():
+        raise ValueError(
+            f"{str(target)!r} holds a model, beside which an adapter would not be seen. Choose another folder."
+        )
     for name in new:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(draft / name, target / name)
     if any(_WEIGHTS.fullmatch(name.name) for name in new):
         for file in target.iterdir():
-            if (_WEIGHTS.fullmatch(file.name) or file.name == FILE) and Path(file.name) not in new:
+            instead = _WEIGHTS.fullmatch(file.name) or _ADAPTER.fullmatch(file.name) or file.name == FILE
+            if instead and file.name not in names:
                 file.unlink()
 
 

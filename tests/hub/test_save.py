@@ -85,3 +85,24 @@ def test_a_folder_may_be_a_link_or_where_another_disk_is_mounted(
     assert contents(tmp_path / "disk") == contents(tmp_path / "new") == contents(volume)
     assert "config.json" in contents(volume)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link", "new", "to_come", "volume"]
+
+
+def test_an_adapter_that_was_there_is_not_put_on_top_of_another_model(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def adapted() -> Any:
+        return get_peft_model(tiny(seed=0), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+
+    out, model = tmp_path / "out", tiny(seed=1)
+    save(adapted(), tokenizer(), out)
+    before = contents(out)
+    assert "adapter_config.json" in before
+    assert "config.json" not in before
+    save(model, tokenizer(), out, overwrite=True)
+    ids = torch.arange(3, 20)[None]
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(out)(ids).logits, model(ids).logits)
+    assert not [*out.glob("adapter*")]
+    there = contents(out)
+    with pytest.raises(ValueError, match="out' holds a model, beside which an adapter would not be seen"):
+        save(adapted(), tokenizer(), out, overwrite=True)
+    assert contents(out) == there
