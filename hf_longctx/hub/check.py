@@ -181,9 +181,11 @@ def _of_generation(folder: Path) -> Iterator[str]:
 def notes_of(folder: Path) -> Iterator[str]:
     """What readers of a saved model should know, although nothing is wrong with it."""
     card = folder / "README.md"
+    ours = entry_of(folder) is not None
     if not card.is_file():
-        yield "no README.md: a reader is not told that hf_longctx is needed. `hf-longctx card` writes one."
-    elif entry_of(folder) is not None and "hf_longctx" not in card.read_text(encoding="utf-8", errors="replace"):
+        lacks = "that hf_longctx gives the extended model" if ours else "how it is loaded, and the Hub not what it is"
+        yield f"no README.md: a reader is not told {lacks}. `hf-longctx card` writes one."
+    elif ours and "hf_longctx" not in card.read_text(encoding="utf-8", errors="replace"):
         yield "README.md does not mention hf_longctx: a reader is not told what gives the extended model."
     elif not card.read_text(encoding="utf-8", errors="replace").startswith("---"):
         yield "README.md does not begin with YAML (library_name, base_model, tags), by which the Hub finds models."

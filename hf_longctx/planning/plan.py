@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from ..hub.configs import extend_config
 from ..method import LongContextMethod
 from ..near import did_you_mean
 from .hardware import Machine, find_machine
-from .options import Option, as_read, assess, candidates
+from .options import LONGEST, Option, as_read, assess, candidates
 from .predict import Job, fits
 from .shape import Shape, build, measure, read_config
 
@@ -172,7 +174,10 @@ def _remedies(options: list[Option], meta: Any, stock: Shape, job: Job, chunk: i
             continue
         assert option.prediction is not None
         least = show_bytes(option.prediction.peak_bytes)
-        most = f"at most {option.longest_tokens:,} tokens fit" if option.longest_tokens else "no text fits"
+        if option.longest_tokens is None:
+            most = f"more than {LONGEST:,} tokens fit"
+        else:
+            most = f"at most {option.longest_tokens:,} tokens fit" if option.longest_tokens else "no text fits"
         changes = [] if option.fits else _changes(option, meta, stock, job, chunk)
         or_else = f", or with {'; or with '.join(changes)}" if changes else ""
         found.append(f"{option.name}: {most}; this one with {least} of memory{or_else}.")
@@ -187,8 +192,9 @@ def _changes(option: Option, meta: Any, stock: Shape, job: Job, chunk: int | Non
     assert shape is not None
     if job.dtype_bytes > 2 and fits(shape, dataclasses.replace(job, dtype_bytes=2), chunk):
         changes.append("--dtype bfloat16")
-    batches = range(job.batch - 1, 0, -1)
-    batch = next((batch for batch in batches if fits(shape, dataclasses.replace(job, batch=batch), chunk)), None)
+    # the largest that fits: every smaller one does as well
+    rows = range(1, min(job.batch, sys.maxsize))
+    batch = bisect_left(rows, True, key=lambda batch: not fits(shape, dataclasses.replace(job, batch=batch), chunk))
     changes += [f"--batch {batch}"] if batch else []
     if chunk is not None:
         smaller = (2**n for n in range(min(chunk, job.tokens).bit_length() - 1, 7, -1))

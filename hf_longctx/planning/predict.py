@@ -9,6 +9,7 @@ from .hardware import H100_HOST, Calibration, Machine
 from .shape import Layer, Shape
 
 CHUNKS = tuple(2**n for n in range(17, 6, -1))  # 131072 down to 128
+SAMPLED = 4096  # chunks of a long reading whose seconds are calculated
 WORTH = 1.1  # a chunk may be so much slower than the fastest if it is smaller
 
 
@@ -191,18 +192,31 @@ def _masked(shape: Shape, layer: Layer, before: int, chunk: int) -> bool:
 
 # -- time --------------------------------------------------------------------------------------------------------------
 def read_seconds(shape: Shape, job: Job, chunk: int) -> float:
-    """All chunks, one after the other: each takes what the device or what the host needs, whichever is more."""
-    chunk, total, before = min(chunk, job.tokens), 0.0, 0
+    """All chunks, one after the other: each takes what the device or what the host needs, whichever is more.
+
+    Of more than `SAMPLED`, some are looked at, evenly spaced: between two, the time grows evenly from chunk to chunk.
+    """
+    chunk = min(chunk, job.tokens)
     patched = any(layer.patched for layer, _ in shape.layers)
     launch = shape.n_layers * (job.calibration.method_launch_s if patched else job.calibration.read_launch_s)
-    while before < job.tokens:
-        size = min(chunk, job.tokens - before)
+
+    def seconds(before: int, size: int) -> float:
         work = layers_seconds(shape, job, size)
         work += sum(n * attention_seconds(shape, layer, job, before, size) for layer, n in shape.layers)
         blocks = sum(n * -(-size // account.LOOKUP_BLOCK) for layer, n in shape.layers if layer.top_k)
-        total += max(work, launch + blocks * job.calibration.lookup_block_s)
-        before += size
-    return total
+        return max(work, launch + blocks * job.calibration.lookup_block_s)
+
+    whole, rest = divmod(job.tokens, chunk)
+    every = range(whole) if whole <= SAMPLED else [i * (whole - 1) // SAMPLED for i in range(SAMPLED + 1)]
+    found = [seconds(number * chunk, chunk) for number in every]
+    total = sum(found)
+    if whole > SAMPLED:
+        total = (found[0] + found[-1]) / 2
+        total += sum(
+            (later - number) * (one + other) / 2
+            for number, later, one, other in zip(every, every[1:], found, found[1:], strict=False)
+        )
+    return total + (seconds(whole * chunk, rest) if rest else 0.0)
 
 
 def layers_seconds(shape: Shape, job: Job, tokens: int) -> float:
