@@ -6,7 +6,9 @@ package imported it serves the stock model, silently. Here the hooks are in plac
 
 from __future__ import annotations
 
+import errno
 import inspect
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -49,8 +51,9 @@ def serve(model: str | None, say: Callable[[str], object] = print, **given: Any)
         **given: Arguments of `transformers serve` (see `options`), by the names that it has for them.
 
     Raises:
-        ValueError: The model is an adapter, its method does not fit it, or does not work with one of the arguments.
-        OSError: The model cannot be read.
+        ValueError: The model is an adapter or writes no text, its method does not fit it, or does not work with one of
+            the arguments.
+        OSError: The model cannot be read, or something else listens at the address.
         ImportError: A package of the extra `serve` is missing.
     """
     from transformers.utils.import_utils import is_serve_available
@@ -58,16 +61,50 @@ def serve(model: str | None, say: Callable[[str], object] = print, **given: Any)
     server = _server()
     if not is_serve_available():
         raise ImportError(f"The server needs fastapi, uvicorn and openai: {install_extra('serve')}.")
-    _make_cache()
-    location = None if model is None else _servable(model)
-    values = options().bind(force_model=location, **given)
+    values = options().bind(force_model=None, **given)
     values.apply_defaults()
     arguments = values.arguments
+    check_address(arguments["host"], arguments["port"])  # before a model is loaded
+    _make_cache()
+    location = None if model is None else _servable(model)
+    arguments["force_model"] = location
     address = f"http://{arguments['host']}:{arguments['port']}/v1"
     if location is None:
         say(f"Serving at {address} the models that requests name, each with the methods in its config")
     with _managed(arguments, lambda loaded: say(f"Serving at {address} {described(loaded)}, model={location!r}")):
         server(**arguments)
+
+
+def check_address(host: str, port: int) -> None:
+    """Find out whether a server can listen there.
+
+    Raises:
+        ValueError: There is no such port.
+        OSError: There is no such host, or something else listens there.
+    """
+    if not 1 <= port <= 65535:
+        raise ValueError(f"--port {port}: expected a number from 1 to 65535.")
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as asyncio does
+                if family == socket.AF_INET6:
+                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                tried.bind(address)
+    except socket.gaierror as error:
+        raise OSError(
+            f"--host {host}: there is no such address here ({error.strerror}). Give a name or an IP."
+        ) from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(
+                error.errno, f"--port {port}: something else listens at {host}:{port}. Choose another port, or end that"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise OSError(
+                error.errno, f"--port {port}: you may not listen at {host}:{port}. Choose a port above 1023"
+            ) from error
+        # what is left, as of a machine without IPv6, is the server's to judge
 
 
 def described(model: Any) -> str:
@@ -188,7 +225,13 @@ def _manager(stock: Any, asked: list[str], ready: Callable[[Any], object]) -> An
 
         def _load_model(self, *args: Any, **kwargs: Any) -> Any:
             with _one_load:
-                return super()._load_model(*args, **kwargs)
+                model = super()._load_model(*args, **kwargs)
+            if not model.can_generate():
+                raise ValueError(
+                    f"{model.name_or_path!r} is a {type(model).__name__}, which writes no text: its config names no "
+                    f"language model (architectures). Give a causal language model."
+                )
+            return model
 
         def _check(self, name: str) -> None:
             """Before the tokenizer is loaded, whose error about a wrong key does not name the key."""

@@ -345,3 +345,24 @@ def test_help_lists_the_options_of_transformers() -> None:
     assert "smollm2-135m-instruct" in done.output
     for option in ("--port", "--attn-implementation", "--model-timeout", "--continuous-batching"):
         assert option in done.output
+
+
+@pytest.mark.usefixtures("no_server")
+def test_where_nothing_can_be_served_is_known_before_a_model_is_loaded(folder: Path) -> None:
+    for port in (0, -1, 65536, 99_999_999):
+        with pytest.raises(ValueError, match=f"--port {port}: expected a number from 1 to 65535"):
+            serve(str(folder), port=port, device="cpu")
+    with pytest.raises(OSError, match=r"--host no.such.host.invalid: there is no such address here"):
+        serve(str(folder), host="no.such.host.invalid", device="cpu")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=rf"--port {port}: something else listens at 127.0.0.1:{port}"):
+            serve(str(folder), host="127.0.0.1", port=port, device="cpu")
+
+
+@pytest.mark.usefixtures("no_server")
+def test_a_model_that_writes_no_text_is_refused_at_the_start(tmp_path: Path) -> None:
+    tiny().model.save_pretrained(tmp_path / "base")
+    words().save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"is a LlamaModel, which writes no text"):
+        serve(str(tmp_path / "base"), device="cpu")
