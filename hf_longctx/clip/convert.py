@@ -23,6 +23,7 @@ from .table import KEEP, is_interpolated
 
 logger = logging.getLogger(__name__)
 
+LEAST_ID = 3  # of the random texts that a conversion is compared on
 _HF_TABLE = "text_model.embeddings.position_embedding.weight"
 _HF_TRAINED = ("text_model.embeddings.position_embedding_res", "text_model.embeddings.position_embedding_res.weight")
 _LOST = (
@@ -231,8 +232,13 @@ def _compare(model: Any, weights: Mapping[str, Tensor], keep: int, heads: geomet
     length = text.max_position_embeddings
     # the reference pools at the largest id, as do configs with end token 2
     end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+    if end <= LEAST_ID:
+        raise ValueError(
+            f"the config's end token is {end}, and Long-CLIP pools at the largest id of a text, its end token. "
+            f"Give a model with CLIP's tokenizer."
+        )
     chance = torch.Generator().manual_seed(0)  # the global one is the caller's
-    ids = torch.randint(3, max(4, end), (2, length), generator=chance)
+    ids = torch.randint(LEAST_ID, end, (2, length), generator=chance)
     ids[0, -1] = ids[1, length // 2] = end
     ids[1, length // 2 + 1 :] = 0  # as OpenAI pads
     pixels = torch.randn(2, 3, vision.image_size, vision.image_size, generator=chance)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 KEEP, RATIO = 20, 4  # the paper's: 77 rows become 248
+MOST = 1_000_000  # positions of a table; those of the paper are 248
 # The largest deviation from a line, as a share of the distance between neighbours: trained rows are far above it.
 _STRAIGHT = 0.05
 
@@ -30,7 +31,12 @@ def stretched_length(length: int, keep: int = KEEP, ratio: int = RATIO) -> int:
             f"keep={keep}: expected 0 to {length - 1}, as the table has {length} rows and one at least must be "
             f"stretched. The paper's is {KEEP} of 77."
         )
-    return keep + ratio * (length - keep)
+    stretched = keep + ratio * (length - keep)
+    if stretched > MOST:
+        raise ValueError(
+            f"ratio={ratio}: a table of {stretched:,} positions; expected at most {MOST:,}. The paper's is {RATIO}."
+        )
+    return stretched
 
 
 def stretch_table(table: Tensor, keep: int = KEEP, ratio: int = RATIO) -> Tensor:

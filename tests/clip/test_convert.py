@@ -240,7 +240,13 @@ def test_other_wrong_input_is_named(model: CLIPModel, tmp_path: Path) -> None:
     (tmp_path / "none" / "config.json").write_text("{}")
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, tmp_path / "alone.safetensors")
     projected(max_position_embeddings=248).save_pretrained(tmp_path / "tower")
-    for name, config in (("broken", "{"), ("other", json.dumps(clip().config.to_dict() | {"projection_dim": 8}))):
+    ends = clip().config.to_dict()
+    ends["text_config"] = {**ends["text_config"], "max_position_embeddings": 248, "eos_token_id": 1}
+    for name, config in (
+        ("broken", "{"),
+        ("ends", json.dumps(ends)),
+        ("other", json.dumps(clip().config.to_dict() | {"projection_dim": 8})),
+    ):
         (saved(model, tmp_path / name, 248) / "config.json").write_text(config)
     cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         (tmp_path / "cut.safetensors", {}, ValueError, "cut short, damaged"),
@@ -251,6 +257,7 @@ def test_other_wrong_input_is_named(model: CLIPModel, tmp_path: Path) -> None:
         ("weights/nowhere.pt", {}, FileNotFoundError, "there is no such file"),  # looks like a Hub id, and is none
         ("nowhere", {}, FileNotFoundError, "there is no such file or folder"),
         (tmp_path / "tower", {}, ValueError, "weights of a text tower alone. Convert the whole model"),
+        (tmp_path / "ends", {}, ValueError, "the config's end token is 1, and Long-CLIP pools at the largest id"),
         (tmp_path / "broken", {}, ValueError, "broken/config.json is no JSON"),
         (tmp_path / "other", {}, ValueError, "weights and config do not belong together .*from one checkpoint"),
         (file, {"keep": 248}, ValueError, "keep=248"),

@@ -57,6 +57,7 @@ def test_interpolation_is_recognised_and_training_is_not(ratio: int, dtype: torc
         (-1, 4, "keep=-1"),
         (20, 0, "ratio=0: expected 2 or more"),
         (20, 1, "ratio=1: expected 2 or more"),
+        (20, 99_999_999, "ratio=99999999: a table of 5,699,999,963 positions; expected at most 1,000,000"),
         (20, 2.5, "ratio=2.5: expected a whole number"),
         (True, 4, "keep=True: expected a whole number"),
     ],
