@@ -118,16 +118,28 @@ def check_types(config: Mapping[str, Any], types: Mapping[str, type]) -> None:
             raise ValueError(f"{name}: {value!r}: expected {SAID[kind]}. config.yaml says what it is.")
 
 
-def check_training(training: Mapping[str, Any], arguments: type) -> None:
+def check_section(config: Mapping[str, Any], section: str, known: Collection[str]) -> None:
+    """ValueError unless the settings in a section are exactly the `known` ones."""
+    for name in config[section]:
+        if name not in known:
+            raise ValueError(
+                f"{section}: {name}: not a setting of this recipe. {did_you_mean(str(name), list(known))}There are: "
+                f"{', '.join(known)}."
+            )
+    if missing := [name for name in known if name not in config[section]]:
+        raise ValueError(f"the config lacks {section}: {', '.join(missing)}. config.yaml says what each is.")
+
+
+def check_training(training: Mapping[str, Any], arguments: type, section: str = "training") -> None:
     """ValueError for what is not a field of TrainingArguments or its like, or a word where that is a number."""
     fields = {field.name: field for field in dataclasses.fields(arguments) if field.init}
     for name, value in training.items():
         if name not in fields:
             hint = did_you_mean(str(name), list(fields))
-            raise ValueError(f"training: {name}: {arguments.__name__} has no such field. {hint}".rstrip())
+            raise ValueError(f"{section}: {name}: {arguments.__name__} has no such field. {hint}".rstrip())
         if isinstance(value, str) and type(fields[name].default) in (int, float):
             raise ValueError(
-                f"training: {name}: {value!r} is text, expected a number. YAML reads 1e-5 as a word, and 1.0e-5 as a "
+                f"{section}: {name}: {value!r} is text, expected a number. YAML reads 1e-5 as a word, and 1.0e-5 as a "
                 f"number."
             )
 

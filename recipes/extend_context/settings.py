@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recipes.config import check_alike, check_keys, read_variant, read_yaml
+from transformers import TrainingArguments
+
+from hf_longctx.training.memory import TrainingMemory
+from recipes.config import check_alike, check_keys, check_section, read_variant, read_yaml
+from recipes.config import check_training as check_fields
 from recipes.resuming import fingerprints
 
 HERE = Path(__file__).parent
@@ -50,6 +54,9 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     known = {name: value for name, value in read_yaml(DEFAULT).items() if name != "variants"}
     check_keys(config, known)
     check_alike(config, known)
+    check_section(config, "evaluation", known["evaluation"])
+    check_fields(config["memory"], TrainingMemory, "memory")
+    check_fields(config["training"], TrainingArguments)
     mix = config["mix"]
     if set(mix) - set(KINDS) or any(share < 0 for share in mix.values()) or abs(sum(mix.values()) - 1) > 1e-6:
         raise ValueError(f"mix: {mix}: expected shares of {', '.join(KINDS)} that add up to 1.")

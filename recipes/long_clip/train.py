@@ -26,7 +26,7 @@ from hf_longctx.clip.finetune import check_fresh
 from hf_longctx.clip.stretch import MARK, text_length
 from hf_longctx.evaluation.results import write_results
 from recipes.cards import say_one_card
-from recipes.config import read_yaml
+from recipes.config import check_training, read_yaml
 from recipes.long_clip import card
 
 
@@ -37,6 +37,7 @@ def run(config: dict[str, Any], *, resume: bool = False) -> dict[str, Any]:
         raise ValueError(f"{', '.join(unknown)}: not settings of this recipe, which are {', '.join(sorted(known))}.")
     if missing := sorted({"model", "pairs", "out"} - set(config)):
         raise ValueError(f"the config lacks {', '.join(missing)}. README.md says what each is.")
+    check_training(config.get("training", {}), FineTuning)
     settings = FineTuning(**config.get("training", {}))
     accelerator = Accelerator()
     if accelerator.num_processes == 1 and accelerator.device.type == "cuda" and torch.cuda.device_count() > 1:
