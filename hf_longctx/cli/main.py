@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -78,6 +79,11 @@ class _Commands(TyperGroup):
         if empty := options.place_without_a_name(args):
             complain(f"{empty} is empty: expected a path. (A shell's variable that is not set gives nothing.)")
             raise typer.Exit(2)
+        try:
+            os.getcwd()
+        except FileNotFoundError:  # torch's libraries would end the process, and paths say no more than "no such file"
+            complain("the current folder was deleted. Change into one that exists (cd), and run again.")
+            raise typer.Exit(2) from None
         return list(super().parse_args(ctx, args))
 
     def invoke(self, ctx: Any) -> Any:

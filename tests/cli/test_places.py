@@ -48,3 +48,13 @@ def test_an_empty_path_is_refused_and_nothing_is_written(
         assert found.exit_code == 2
         assert "--out is empty: expected a path." in found.output
     assert not any(tmp_path.iterdir())
+
+
+def test_a_current_folder_that_was_deleted_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deleted() -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("os.getcwd", deleted)
+    found = CliRunner().invoke(app, ["save", "MODEL", "--out", "x"])
+    assert found.exit_code == 2
+    assert "the current folder was deleted" in found.output
