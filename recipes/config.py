@@ -118,16 +118,16 @@ def check_types(config: Mapping[str, Any], types: Mapping[str, type]) -> None:
             raise ValueError(f"{name}: {value!r}: expected {SAID[kind]}. config.yaml says what it is.")
 
 
-def check_section(config: Mapping[str, Any], section: str, known: Collection[str]) -> None:
-    """ValueError unless the settings in a section are exactly the `known` ones."""
-    for name in config[section]:
+def check_section(config: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """ValueError unless the settings at a place of a config, such as "evaluation: ", are exactly the `known` ones."""
+    for name in config:
         if name not in known:
             raise ValueError(
-                f"{section}: {name}: not a setting of this recipe. {did_you_mean(str(name), list(known))}There are: "
+                f"{where}{name}: not a setting of this recipe. {did_you_mean(str(name), list(known))}There are: "
                 f"{', '.join(known)}."
             )
-    if missing := [name for name in known if name not in config[section]]:
-        raise ValueError(f"the config lacks {section}: {', '.join(missing)}. config.yaml says what each is.")
+    if missing := [name for name in known if name not in config]:
+        raise ValueError(f"the config lacks {where}{', '.join(missing)}. config.yaml says what each is.")
 
 
 def check_training(training: Mapping[str, Any], arguments: type, section: str = "training") -> None:

@@ -83,9 +83,8 @@ class Ring:
         """Put a token's positions into the columns that its keys will go to, and move on. Once for all layers."""
         if self._begun:
             return
-        self._begun, self.written = True, False
-        self._grew = self.filled < self.size
-        self.filled += self._grew
+        self._begun, self.written, self._grew = True, False, self.filled < self.size
+        self.count()
         if kernels.begins(self.pos_BN):
             from ..ops.kernels.triton_ring import begin
 
@@ -125,7 +124,7 @@ class Ring:
         self._begun = False
 
     def count(self) -> None:
-        """Note on the host that a graph has written a token."""
+        """Note on the host that one more column is filled, if there is one: by a graph, where that has written it."""
         self.filled = min(self.filled + 1, self.size)
 
     @property

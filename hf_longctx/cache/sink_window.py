@@ -126,14 +126,13 @@ class SinkWindowLayer(UnrotatedLayer):
         """Go back from a ring to slots in order."""
         if self.ring is None:
             return
-        ordered = self.slots.gather(self.once(Ring.in_order, self.ring), self.once)
-        self._keep_last(ordered, self.sinks, self.once(torch.clone, self.ring.evicted_B))
+        self._keep_last(self.editable_view(), self.sinks, self.once(torch.clone, self.ring.evicted_B))
         self.ring = None
 
     def editable_view(self) -> KeyValues:
         """The last tokens as they are kept, in order."""
         kept = self.slots
-        return kept if self.ring is None else kept.gather(self.ring.in_order())
+        return kept if self.ring is None else kept.gather(self.once(Ring.in_order, self.ring), self.once)
 
     def hold(self, text: KeyValues) -> None:
         """Keep the sinks and the last tokens of `text`, and nothing else."""

@@ -35,9 +35,9 @@ def _pieces(start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _claim(places: Growing) -> dict[str, Any]:
-    """What the first layer that writes to shared places in a forward says there of its tokens."""
-    return {}
+def _tokens(places: Growing) -> list[Any]:
+    """For what tells the tokens that layers write to shared places in a forward, the first layer's first."""
+    return []
 
 
 def _write_places(places: Growing, start: int, new_BL: Tensor, row: int, real: Tensor | None) -> None:
@@ -88,9 +88,9 @@ class StoreRow:
         """
         k_GLD, v_GLD = (x[row] if real is None else x[row].index_select(1, real) for x in (new.k, new.v))
         end = self.filled + k_GLD.shape[1]
-        claim, ours = once(_claim, self.pos), (self.filled, id(new.pos), row, None if real is None else id(real))
-        claim.setdefault("first", ours)
-        if claim["first"] != ours:  # a layer that reads other tokens: from here on it goes by itself
+        tokens = once(_tokens, self.pos)
+        tokens.append((self.filled, id(new.pos), row, id(real)))
+        if tokens[-1] != tokens[0]:  # a layer that reads other ones: from here on it goes by itself
             self.pos, self.column = (places.twin(self.filled) for places in (self.pos, self.column))
         for places, part in ((self.pos, new.pos), (self.column, new.column)):
             once(_write_places, places, self.filled, part, row, real)

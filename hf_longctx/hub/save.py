@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..storage.files import advice, check_folder
 from .shim import FILE, finish
+from .tiers import is_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
 
 # the names that save_pretrained gives weights: one file, or parts with an index
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
 # what from_pretrained puts on top of a model, whatever its base is, where it lies beside it
-_ADAPTER = re.compile(rf"{re.escape(ADAPTER)}|adapter_model\.(safetensors|bin)")
+_ADAPTER = re.compile(r"adapter_config\.json|adapter_model\.(safetensors|bin)")
 
 
 def save(
@@ -99,8 +99,7 @@ def _move(draft: Path, target: Path) -> None:
         ValueError: An adapter would lie beside a model that it is not of. Nothing was replaced.
     """
     new = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
-    names = {str(name) for name in new}
-    if ADAPTER in names and CONFIG not in names and (target / CONFIG).exists():
+    if is_adapter(draft) and (target / "config.json").exists():
         raise ValueError(
             f"{str(target)!r} holds a model, beside which an adapter would not be seen. Choose another folder."
         )
@@ -110,7 +109,7 @@ def _move(draft: Path, target: Path) -> None:
     if any(_WEIGHTS.fullmatch(name.name) for name in new):
         for file in target.iterdir():
             instead = _WEIGHTS.fullmatch(file.name) or _ADAPTER.fullmatch(file.name) or file.name == FILE
-            if instead and file.name not in names:
+            if instead and Path(file.name) not in new:
                 file.unlink()
 
 

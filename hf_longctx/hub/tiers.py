@@ -64,6 +64,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any] | None:
     return found
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model of its own."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
 def entry_of(folder: Path) -> Any:
     """The entry of hf_longctx in a folder's config.json, or in its adapter_config.json; None without one."""
     config = read_json(folder, "config.json")

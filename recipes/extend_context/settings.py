@@ -54,7 +54,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     known = {name: value for name, value in read_yaml(DEFAULT).items() if name != "variants"}
     check_keys(config, known)
     check_alike(config, known)
-    check_section(config, "evaluation", known["evaluation"])
+    check_section(config["evaluation"], known["evaluation"], "evaluation: ")
     check_fields(config["memory"], TrainingMemory, "memory")
     check_fields(config["training"], TrainingArguments)
     mix = config["mix"]

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_longctx.near import did_you_mean
-from recipes.config import check_alike, read_variant, read_yaml
+from recipes.config import check_alike, check_section, read_variant, read_yaml
 
 HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
@@ -34,7 +33,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     """The settings as they are; ValueError for what cannot work."""
     known = read_yaml(DEFAULT)
     del known["variants"]
-    _check_names(config, known, "")
+    _check_sections(config, known, "")
     check_alike(config, known)
     tasks, grpo, sft = config["tasks"], config["grpo"], config["sft"]
     if tasks["tokens"][0] > tasks["tokens"][1]:
@@ -61,18 +60,11 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _check_names(config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
-    """ValueError for a setting that is not known or not there."""
-    for name in config:
-        if name not in known:
-            raise ValueError(
-                f"{where}{name}: not a setting of this recipe. {did_you_mean(name, known)}There are: "
-                f"{', '.join(known)}."
-            )
-    if missing := [name for name in known if name not in config]:
-        raise ValueError(f"the config lacks {where}{', '.join(missing)}. config.yaml says what each is.")
+def _check_sections(config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    """ValueError for a setting that is not known or not there, in a section too."""
+    check_section(config, known, where)
     for name, one in known.items():
         if isinstance(one, Mapping) and name not in OPEN:
             if not isinstance(config[name], Mapping):
                 raise ValueError(f"{where}{name}: {config[name]}: expected {', '.join(one)}.")
-            _check_names(config[name], one, f"{where}{name}: ")
+            _check_sections(config[name], one, f"{where}{name}: ")

@@ -64,7 +64,7 @@ def facts_of(
     before = _metadata(card or "")
     base = base_model or before.get("base_model") or _base_of_adapter(folder)
     base = base if isinstance(base, str) and _HUB_ID.fullmatch(base) else None
-    known = {key: before[key] for key in _KEPT if before.get(key) not in (None, "", [])}
+    known = _kept(before)
     if base is not None and not (license or known.get("license")):
         known = {**_of_base(base), **known}
     told = tuple(language) or _languages(known.get("language"))
@@ -76,6 +76,11 @@ def facts_of(
         language=told,
         **named,
     )
+
+
+def _kept(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What a card's metadata says of license and language; false, which is Norwegian in YAML, included."""
+    return {key: metadata[key] for key in _KEPT if metadata.get(key) not in (None, "", [])}
 
 
 def _languages(told: Any) -> tuple[str, ...]:
@@ -97,7 +102,7 @@ def _of_base(base: str) -> dict[str, Any]:
         except Exception:  # no such model, no network, no right to read it: the card then says nothing of it
             return {}
         found = data.to_dict() if data is not None else {}
-    return {key: found[key] for key in _KEPT if found.get(key) not in (None, "", [])}
+    return _kept(found)
 
 
 def _metadata(card: str) -> dict[str, Any]:

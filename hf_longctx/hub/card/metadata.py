@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..tiers import read_json
+from ..tiers import is_adapter, read_json
 from .facts import CardFacts
 
 if TYPE_CHECKING:
@@ -55,11 +55,6 @@ def header(
         about |= {"model_name": name, "eval_results": list(results)}
     tags = ["hf_longctx", "long-context", *methods] if ours else ["long-context"]
     return f"---\n{ModelCardData(tags=tags, **about).to_yaml()}\n---"
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no model of its own."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def _relation(folder: Path, adapter: bool) -> str:

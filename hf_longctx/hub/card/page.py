@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..tiers import entry_of, has_tokenizer, procedures_of, tier_of
+from ..tiers import entry_of, has_tokenizer, is_adapter, procedures_of, tier_of
 from .evidence import Evidence
 from .facts import CardFacts
 from .fits import carried_by
@@ -16,7 +16,7 @@ from .index import eval_results
 from .limits import limits_of
 from .loading import loading
 from .measured import FOLDER, measured
-from .metadata import header, is_adapter, pipeline_tag
+from .metadata import header, pipeline_tag
 from .pictures import Picture
 
 _TOLD = re.compile(r"<!-- (about|limits) -->\n(.*?)\n<!-- /\1 -->", re.DOTALL)

@@ -20,6 +20,8 @@ from .sizes import sizes_of
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+LARGEST_HOST = 72  # GPUs that one NVLink switch joins, of a GB200 NVL72; most hosts have 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
@@ -70,9 +72,6 @@ class TrainPlan:
             for one in self.options
         ]
         return plain
-
-
-LARGEST_HOST = 72  # GPUs that one NVLink switch joins, of a GB200 NVL72; most hosts have 8
 
 
 def plan_train(
