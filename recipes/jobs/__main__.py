@@ -1,4 +1,4 @@
-"""Measures on cards, several commands at once: one on each card, or one on several.
+"""Measures on cards, several commands at once: one on each card, one on several, or several on one.
 
 python -m recipes.jobs list                                   # the commands, cards and seconds of every job
 python -m recipes.jobs run lookup_kernels extend_screen --out measured --seconds 560
@@ -26,16 +26,17 @@ from recipes.cards import visible
 from recipes.config import check_keys
 from recipes.tables import print_table
 
-from .needs import check, check_documents
+from .job import Job
+from .needs import check, check_documents, check_files
 from .plan import plan, used
 from .processes import ROOT, Processes
-from .schedule import STATE, Job, Schedule
+from .schedule import STATE, Schedule
 from .watching import TOLD, check_names, nothing, shown, stop, wait
 
 FILE = Path(__file__).parent / "jobs.yaml"
 MODEL, DOCUMENTS = "smollm2-135m-instruct", "data/documents"
 KEYS = {"command", "cards", "seconds", "writes"}
-OPTIONAL = {"most", "after"}
+OPTIONAL = {"most", "after", "reads", "share"}
 
 
 def jobs(
@@ -48,11 +49,13 @@ def jobs(
         places = {"model": model, "documents": documents, "out": str(out / name), "run": str(out)}
         command = one["command"].format(**{place: shlex.quote(text) for place, text in places.items()})
         writes = tuple(str(ROOT / file) for file in one["writes"])
-        after = tuple(one.get("after", ()))
-        found[name] = Job(name, command, one["cards"], one["seconds"], writes, one.get("most"), after)
+        needs = tuple(one.get("after", ())), tuple(one.get("reads", {}).items())
+        share = one.get("share", 1.0)
+        found[name] = Job(name, command, one["cards"], one["seconds"], writes, one.get("most"), *needs, share)
     for name, job in found.items():
-        if unknown := [other for other in job.after if other not in found or other == name]:
-            raise ValueError(f"{name}: after: {', '.join(unknown)}: expected other jobs of {file.name}.")
+        for key, others in (("after", job.after), ("reads", [other for other, _ in job.reads])):
+            if unknown := [other for other in others if other not in found or other == name]:
+                raise ValueError(f"{name}: {key}: {', '.join(unknown)}: expected other jobs of {file.name}.")
     return found
 
 
@@ -75,7 +78,7 @@ def main(words: list[str] | None = None) -> int:
 def listed(known: Iterable[Job]) -> int:
     """Print each job's cards, seconds and command."""
     for job in known:
-        cards = f"{job.cards} card{'s' * (job.cards > 1)}"
+        cards = f"{job.cards} card{'s' * (job.cards > 1)}" if job.share == 1 else f"{job.share:g} card"
         print(f"{job.name:<22} {cards:<8} {job.seconds:>4.0f} s  {job.command.splitlines()[-1]}")
     return 0
 
@@ -93,6 +96,7 @@ def run(asked: argparse.Namespace, words: list[str]) -> int:
         cards = visible()[: asked.cards]
         check(ours)
         check_documents(ours, documents)
+        check_files(ours, out)
     if large := [job.name for job in ours if job.cards > len(cards)]:
         more = " --cards N plans for a machine of N." if asked.dry_run else ""
         raise ValueError(f"{', '.join(large)}: more GPUs than the {len(cards)} that there are here.{more}")

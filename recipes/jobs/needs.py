@@ -6,12 +6,12 @@ import importlib
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hf_longctx.upstream.installing import Package, check_packages
 
-from .schedule import Job
+from .job import Job
 
 # `-m recipes.NAME WORDS`, however it is launched, up to the end of the line or another command
 COMMAND = re.compile(r"-m (recipes\.[\w.]+)([^\n;&|>]*)")
@@ -37,6 +37,17 @@ def check_documents(jobs: Iterable[Job], folder: Path) -> None:
             f"{', '.join(reading)}: there are no texts in {folder}. python -m recipes.benchmarks.documents DIR fetches "
             f"them; give --documents DIR."
         )
+
+
+def check_files(jobs: Sequence[Job], out: Path) -> None:
+    """ValueError that names every job that reads a file which is not in `out` and which no job here writes."""
+    names = {job.name for job in jobs}
+    for job in jobs:
+        for other, file in job.reads:
+            if other not in names and not (out / other / file).exists():
+                raise ValueError(
+                    f"{job.name}: {out / other / file} is not there. Run {other} as well, with the same --out."
+                )
 
 
 def needed(job: Job) -> Iterator[Package]:

@@ -13,15 +13,24 @@ from pathlib import Path
 
 from recipes.cards import VISIBLE
 
-from .schedule import Job
+from .job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
+LIMITS = Path(__file__).parent / "share"  # whose sitecustomize.py limits the memory of a process
 GRACE = 15.0  # seconds between asking a job to end and ending it
 
 
 def interruptible() -> None:
     """Let an interrupt end this process, also where a shell began it in the background, by which it is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def limited(job: Job) -> dict[str, str]:
+    """The environment by which no process of a job holds more of a card's memory than its share."""
+    if job.share == 1:
+        return {}
+    paths = [str(LIMITS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"HF_LONGCTX_SHARE": str(job.share), "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class Processes:
@@ -54,7 +63,7 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 cwd=ROOT,
-                env=os.environ | {VISIBLE: ",".join(cards), "PYTHONUNBUFFERED": "1"},
+                env=os.environ | {VISIBLE: ",".join(cards), "PYTHONUNBUFFERED": "1"} | limited(job),
                 start_new_session=True,  # so that all of its processes can be ended
                 preexec_fn=interruptible,
             )
@@ -84,3 +93,7 @@ class Processes:
         for file in written:
             shutil.copy2(file, self.out / file.name)
         return tuple(file.name for file in written)
+
+    def there(self, name: str, file: str) -> bool:
+        """Has a job written a file into its folder?"""
+        return (self.out / name / file).exists()

@@ -1,4 +1,4 @@
-"""Which jobs run when: one on each card, or one on several, until they are done or the time is over."""
+"""Which jobs run when: one on each card, one on several, or several on one, until the time is over."""
 
 from __future__ import annotations
 
@@ -12,42 +12,11 @@ from typing import Protocol
 from hf_longctx.storage.files import write_whole
 
 from . import asking
+from .free import Free
+from .job import Job
 
 OVER = {"ended", "stopped", "overtime", "cancelled", "dropped", "not begun"}
 STATE = "state.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One command.
-
-    Args:
-        name: Of its log, and of its folder for files that are not results.
-        command: As a shell takes it.
-        cards: How many it takes, all to itself.
-        seconds: It is expected to take.
-        writes: Files that it writes, or adds to: copied into the folder of the run.
-        most: Seconds after which it is stopped where others wait for cards; None: half as much again as is expected,
-            and a minute.
-        after: Jobs that it needs something of: it is not begun before those of them that are in its run are over.
-    """
-
-    name: str
-    command: str
-    cards: int
-    seconds: float
-    writes: tuple[str, ...] = ()
-    most: float | None = None
-    after: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.most is not None and self.most < self.seconds:
-            raise ValueError(f"{self.name}: most: {self.most:g}: expected at least its seconds, {self.seconds:g}.")
-
-    @property
-    def limit(self) -> float:
-        """Seconds after which it is stopped where others wait for cards."""
-        return 1.5 * self.seconds + 60 if self.most is None else self.most
 
 
 @dataclass
@@ -89,6 +58,9 @@ class Machine(Protocol):
     def collect(self, job: Job) -> tuple[str, ...]:
         """Keep what a job that is over has written; the names of the files."""
 
+    def there(self, name: str, file: str) -> bool:
+        """Has a job of the run, or of an earlier one, written a file?"""
+
 
 class Schedule:
     """Runs jobs on a machine's cards, in the order given, each as soon as cards are free.
@@ -115,7 +87,7 @@ class Schedule:
     ) -> None:
         self.jobs = {job.name: job for job in jobs}
         self.states = {job.name: State(expected=job.seconds, most=job.limit) for job in jobs}
-        self.machine, self.free, self.out, self.sleep = machine, list(cards), out, sleep
+        self.machine, self.free, self.out, self.sleep = machine, Free(cards), out, sleep
         self.start = machine.now()
         self.end = self.start + seconds
         self.running: dict[str, float] = {}  # when each was begun
@@ -156,16 +128,25 @@ class Schedule:
         return [name for name, state in self.states.items() if state.status == "waiting"]
 
     def fill(self) -> None:
-        """Begin each job that waits if it can end in time, and cards are free."""
+        """Begin each job that waits if it can end in time, what it needs is there, and cards are free."""
         for name in self.waiting():
-            job, now = self.jobs[name], self.machine.now()
-            if now + job.seconds > self.end:
-                self.states[name].status = "not begun"
-            elif job.cards <= len(self.free) and all(self.states[other].status in OVER for other in self.before(job)):
-                cards, self.free = self.free[: job.cards], self.free[job.cards :]
+            job, now, state = self.jobs[name], self.machine.now(), self.states[name]
+            if now + job.seconds > self.end or self.in_vain(job):
+                state.status = "not begun"
+            elif self.ready(job) and (cards := self.free.take(job)) is not None:
                 self.machine.begin(job, cards)
-                self.running[name], state = now, self.states[name]
-                state.status, state.begun, state.cards = "running", now - self.start, tuple(cards)
+                self.running[name] = now
+                state.status, state.begun, state.cards = "running", now - self.start, cards
+
+    def ready(self, job: Job) -> bool:
+        """Is there what it needs of other jobs?"""
+        over = all(self.states[other].status in OVER for other in self.before(job))
+        return over and all(self.machine.there(other, file) for other, file in job.reads)
+
+    def in_vain(self, job: Job) -> bool:
+        """Does it wait for a file that nobody writes any more?"""
+        ends = (other for other, file in job.reads if not self.machine.there(other, file))
+        return any(other not in self.states or self.states[other].status in OVER for other in ends)
 
     def before(self, job: Job) -> list[str]:
         """The jobs of this run that must be over before it begins."""
@@ -176,7 +157,7 @@ class Schedule:
         now = self.machine.now()
         beyond = {name: now - begun - self.jobs[name].limit for name, begun in self.running.items()}
         late = {name: seconds for name, seconds in beyond.items() if seconds > 0}
-        wait_for_cards = any(set(self.before(self.jobs[name])).isdisjoint(self.running) for name in self.waiting())
+        wait_for_cards = any(self.ready(self.jobs[name]) for name in self.waiting())
         return max(late, key=late.__getitem__) if late and wait_for_cards else None
 
     def obey(self) -> None:
@@ -197,7 +178,7 @@ class Schedule:
         state.seconds = self.machine.now() - self.running.pop(name)
         state.copied = self.machine.collect(self.jobs[name])
         state.status, state.rc = status, code
-        self.free = sorted([*self.free, *state.cards])
+        self.free.give_back(self.jobs[name], state.cards)
 
     def save(self) -> None:
         """Write `state.json`, whole."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 import re
 import shlex
 import signal
@@ -20,8 +21,9 @@ from recipes.extend_context import screen
 from recipes.extend_context.settings import DEFAULT, checked, read_config
 from recipes.jobs import __main__ as command
 from recipes.jobs import asking
+from recipes.jobs.job import Job
 from recipes.jobs.processes import Processes
-from recipes.jobs.schedule import Job, Schedule, State
+from recipes.jobs.schedule import Schedule, State
 from recipes.jobs.watching import FAILED, RUNS_ON
 from recipes.long_writer import settings as writing_settings
 
@@ -39,6 +41,7 @@ class Played:
     def __init__(self, takes: dict[str, float], codes: dict[str, int] | None = None) -> None:
         self.takes, self.codes, self.clock = takes, codes or {}, 0.0
         self.begun: dict[str, float] = {}
+        self.written: dict[tuple[str, str], float] = {}  # when files are there
 
     def now(self) -> float:
         return self.clock
@@ -57,6 +60,9 @@ class Played:
 
     def collect(self, job: Job) -> tuple[str, ...]:
         return tuple(Path(file).name for file in job.writes)
+
+    def there(self, name: str, file: str) -> bool:
+        return self.clock >= self.written.get((name, file), math.inf)
 
 
 def played(jobs: list[Job], takes: dict[str, float], *, cards: int = 1, seconds: float = 1640.0) -> dict[str, State]:
