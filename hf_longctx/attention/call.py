@@ -48,7 +48,8 @@ class LayerCall:
     ) -> tuple[Tensor, None]:
         """The layer's attention, (B, L, H, D), over un-rotated queries and keys (B, H or G, L or S, D)."""
         query, scale = checked(module, query, scaling, dropout, more)
-        lent = self._keys(module, key)
+        kind = layer_type(module)  # asked once a layer: attributes of a config are slow to look up
+        lent = self._keys(module, kind, key)
         sinks, n = lent.sinks, lent.ahead
         if sinks is not None and sinks.k.device != key.device:  # another layer's, on another device
             sinks = sinks.map(lambda t: t.to(key.device))
@@ -57,6 +58,7 @@ class LayerCall:
             key, value = key[:, :, n:], value[:, :, n:]
         inputs = AttentionInputs(
             module=module,
+            kind=kind,
             decoder=self.decoder,
             step=self.step,
             found=self.found,
@@ -83,9 +85,9 @@ class LayerCall:
             self.decoder.opened.append(layer)
             layer.push(self.step.q_pos_BL, self.step.padded, self.step.once)
 
-    def _keys(self, module: nn.Module, key: Tensor) -> Lent:
+    def _keys(self, module: nn.Module, kind: str, key: Tensor) -> Lent:
         """Where the keys stand that a layer attends to: its own, or those of the last layer of its kind with any."""
-        lent, kind = self.decoder.lent, layer_type(module)
+        lent = self.decoder.lent
         if self.found.lends:
             layer, own = self.layer, self.step
             if layer is None:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import layer_type
 from ..cache.slots import KeyValues
 from ..cache.store import Store
 from ..ops.attend import attend
@@ -33,6 +32,7 @@ class AttentionInputs:
 
     Attributes:
         module: The attention layer.
+        kind: What its config calls it: `full_attention`, for one.
         decoder: What it shares with the decoder's other layers.
         step: The forward.
         found: What the layer does.
@@ -50,6 +50,7 @@ class AttentionInputs:
     """
 
     module: nn.Module
+    kind: str
     decoder: DecoderState
     step: Step
     found: Found
@@ -113,7 +114,7 @@ class AttentionInputs:
 
     def memo(self, what: Any, make: Callable[[], Any]) -> Any:
         """`make()`, once for all layers of this kind in this forward."""
-        key = (what, layer_type(self.module), self.found.layout, self.layout, self.q_BHLD.device)
+        key = (what, self.kind, self.found.layout, self.layout, self.q_BHLD.device)
         if key not in self.step.memo:
             self.step.memo[key] = make()
         return self.step.memo[key]
@@ -229,5 +230,5 @@ class AttentionInputs:
             moved, still = read(there), read(torch.zeros_like(there[:, :1]))
             return Rotation(moved.cos * still.cos, moved.sin * still.cos, layout)
 
-        key = what, layer_type(self.module), layout, like.dtype, like.device
+        key = what, self.kind, layout, like.dtype, like.device
         return self.decoder.constants.get(self.decoder.rotary, key, make)

@@ -29,6 +29,7 @@ from ..generation.cuda_graph import can_replay, forget, graph_forward
 from ..patch import applied, unwrap
 from ..text.ids import SourceError, pieces
 from ..upstream.caches import given_cache
+from .chunks import default_chunk
 from .rebase import Rebase
 from .settings import generation_config as _generation_config
 
@@ -42,7 +43,7 @@ def stream(
     model: PreTrainedModel,
     ids: Iterable[Any] = (),
     *,
-    chunk: int = 16384,
+    chunk: int | None = None,
     bounded: bool = True,
     recent: int = 1024,
     compile: bool = True,
@@ -57,7 +58,8 @@ def stream(
         ids: Token ids of one text: an iterable of whole numbers, or of lists or 1-D tensors of them, or one 1-D tensor,
             memory-mapped or not. They are taken as they are needed, at most `chunk` of them are held at any time, and
             they may stay on the host.
-        chunk: Tokens of one forward pass. Memory and speed depend on it, the result does not.
+        chunk: Tokens of one forward pass. Memory and speed depend on it, the result does not. None: 16,384; on a GPU up
+            to 65,536 with a model that is small, and a method that serves all of its layers (see `default_chunk`).
         bounded: Refuse a model whose cache would grow with the text. False: take any model.
         recent: How many of the last ids are kept, for `repetition_penalty` and other settings that look back.
         compile: On a GPU, replay written tokens from a CUDA graph. False: run each forward as it is.
@@ -77,14 +79,20 @@ class Reader:
     """One endless text: all that was read and written so far, in the model's own cache. Made by `stream`."""
 
     def __init__(
-        self, model: PreTrainedModel, chunk: int, bounded: bool, recent: int, compile: bool, progress: Progress | None
+        self,
+        model: PreTrainedModel,
+        chunk: int | None,
+        bounded: bool,
+        recent: int,
+        compile: bool,
+        progress: Progress | None,
     ) -> None:
         for name, tokens in (("chunk", chunk), ("recent", recent)):
-            if type(tokens) is not int or tokens < 1:
+            if (name, tokens) != ("chunk", None) and (type(tokens) is not int or tokens < 1):
                 raise ValueError(f"{name}={tokens!r}: expected a whole number of tokens, at least 1.")
         if progress is not None and not callable(progress):
             raise ValueError(f"progress={progress!r}: expected a function of the position reached, or None.")
-        self.model, self.chunk, self._progress = model, chunk, progress
+        self.model, self._progress = model, progress
         self._base: Any = unwrap(model)
         self._patches = applied(model)
         self.cache = DynamicCache(config=self._base.config)
@@ -93,6 +101,7 @@ class Reader:
             adopt_all(state, self.cache)
         if bounded:
             self._refuse_growing()
+        self.chunk = chunk = default_chunk(self._base, self.cache) if chunk is None else chunk
         self._rebase = Rebase(self._base, self.cache)
         self._position = self._start = 0
         self._moved_back = 0  # by how much less the positions are that the model is given
@@ -272,13 +281,14 @@ class Reader:
     def _check_model(self) -> None:
         if self.model.training:
             raise ValueError("the model is in train mode, where dropout would change what is read. Call model.eval().")
-        now, before = [p.method for p in applied(self.model)], [p.method for p in self._patches]
+        patches = applied(self.model)
+        now, before = [p.method for p in patches], [p.method for p in self._patches]
         if now != before:
             raise RuntimeError(
                 f"the model carried {before or 'no method'} when this reader began, and carries {now or 'none'} now. "
                 f"Apply what it began with again, or start a new reader."
             )
-        self._patches = applied(self.model)
+        self._patches = patches
 
     def _check_patches(self) -> None:
         if not all(patch.active for patch in self._patches):  # undone; perhaps applied again

@@ -258,8 +258,11 @@ def test_settings_that_a_stream_cannot_have_are_named(settings: dict[str, Any], 
         stream(model, [3, 4]).generate(**settings)
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 1.5, "8", None, True])
-@pytest.mark.parametrize("name", ["chunk", "recent"])
+NO_SIZES = [(name, wrong) for name in ("chunk", "recent") for wrong in (0, -1, 1.5, "8", True)]
+
+
+# for `chunk` None is the default: tests/streaming/test_chunks.py
+@pytest.mark.parametrize(("name", "wrong"), [*NO_SIZES, ("recent", None)])
 def test_sizes_that_are_none_are_refused(name: str, wrong: Any) -> None:
     model = tiny()
     words = re.escape(f"{name}={wrong!r}: expected a whole number of tokens")
