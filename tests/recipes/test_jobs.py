@@ -369,9 +369,11 @@ def test_variants_of_writing_go_together() -> None:
             found = re.findall(r"\bvariants=(?:\"([^\"]+)\"|(\S+))", job.command)
             assert found
             names += " ".join(quoted or bare for quoted, bare in found).replace(";", "").split()
+        if "recipes.long_writer." in job.command:
+            names += re.findall(r"\bvariant=([^\s;]+)", job.command)
         lines = (line for line in job.command.splitlines() if "recipes.long_writer." in line)
         names += (name for line in lines for name in re.findall(r"--variant ([^\s$]+)", line))
-    assert {"base", "grpo_scored", "fewer_problems+rate_2e-4", "shown_32k"} <= set(names)
+    assert {"base", "grpo_scored", "fewer_problems+rate_2e-4", "shown_32k", "grpo_scored+reinforced_5e-5"} <= set(names)
     for name in set(names) - {screen.BASE}:
         writing_settings.read_config(writing_settings.DEFAULT, name)
 
