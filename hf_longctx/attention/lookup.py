@@ -74,7 +74,7 @@ def choose(
         settings: dict[str, Any] = {"k": k, "near": near, "after_B": after_B, "per": per}
         if by == "keys":
             return triton_keys.choose(q_BHLD, q_pos_BL, pages, **settings)
-        by_bits = L == 1 and bits.unsupported_reason(q_BHLD, pages, per) is None
+        by_bits = bits.unsupported_reason(q_BHLD, pages, per) is None
         return triton_lookup.choose(
             q_BHLD, q_pos_BL, pages, shortlist=shortlist, **settings, by_bits=by_bits, moved=moved, asked_T=asked_T
         )

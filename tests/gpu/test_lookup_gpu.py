@@ -181,19 +181,19 @@ def test_kernels_choose_as_torch_does(S: int, H: int, G: int, D: int, L: int, pe
 @pytest.mark.parametrize("S", [500, 8193, 70_000])  # the last is counted by two programs
 @pytest.mark.parametrize("per", ["group", "head"])
 @pytest.mark.parametrize(("group", "D"), [(4, 128), (3, 64), (1, 96), (8, 256), (2, 80), (12, 160), (32, 64)])
-def test_products_of_bits_choose_what_unpacked_codes_do(group: int, D: int, per: str, S: int) -> None:
-    from hf_longctx.ops.kernels.triton_lookup import Shapes, maxima, prepared
+@pytest.mark.parametrize("L", [1, 19])
+def test_products_of_bits_choose_what_unpacked_codes_do(L: int, group: int, D: int, per: str, S: int) -> None:
     from hf_longctx.ops.kernels.triton_lookup import choose as by_kernels
+    from hf_longctx.ops.kernels.triton_lookup import shortlisted
 
-    lookup = Lookup.of(2 * group, 2, D, S, near=100, dtype=torch.bfloat16, device="cuda", more=1)
-    assert bits._check(lookup.q.device, D, group, per) is None
+    lookup = Lookup.of(2 * group, 2, D, S, L, near=100, dtype=torch.bfloat16, device="cuda", more=1)
+    assert bits._check(lookup.q.device, D, group, per, L == 1) is None
     both, best = [], []
     for by_bits in (False, True):
         given: dict[str, Any] = {"k": 8, "per": per, "shortlist": 300, "by_bits": by_bits, **lookup.settings}
         both.append(by_kernels(lookup.q, lookup.q_pos, lookup.pages, **given).sort(-1).values)
-        shapes = Shapes(lookup.q, lookup.pages, per, by_bits)
-        ready = prepared(lookup.q, lookup.pages, shapes)
-        scores, _ = maxima(ready, lookup.q_pos, lookup.pages, shapes, **lookup.settings)
+        del given["k"]
+        scores = shortlisted(lookup.q, lookup.q_pos, lookup.pages, **given)[0]
         best.append(scores[0, ..., : -(-S // 64)])  # the row that is filled to its end
     assert torch.equal(best[0], best[1]), "scores are equal to the bit"
     assert torch.equal(both[0], both[1])

@@ -18,10 +18,11 @@ interpreted("triton_bits", Path(FOLDER))
 from hf_longctx.ops.kernels import triton_lookup as T
 from tests.ops.lookups import Lookup, agree
 sizes.PAGE = 1024  # small pages: the interpreter takes its time for every program
-for H, G, D, n, shortlist, per in (
-    (3, 3, 64, 200, 8, "group"), (8, 1, 256, 90, 8, "group"), (2, 1, 96, 90, 20, "head"),
+for H, G, D, n, shortlist, per, L in (
+    (3, 3, 64, 200, 8, "group", 1), (8, 1, 256, 90, 8, "group", 1), (2, 1, 96, 90, 20, "head", 1),
+    (6, 2, 64, 200, 8, "group", 5), (10, 2, 160, 90, 8, "group", 2), (6, 2, 96, 90, 20, "head", 3),
 ):
-    lookup = Lookup.of(H, G, D, n, more=1)
+    lookup = Lookup.of(H, G, D, n, L, more=1)
     given = {"k": 4, "per": per, "shortlist": shortlist, **lookup.settings}
     plain = T.choose(lookup.q, lookup.q_pos, lookup.pages, **given)
     table = T.choose(lookup.q, lookup.q_pos, lookup.pages, **given, by_bits=True)
@@ -36,7 +37,8 @@ from unittest import mock
 from hf_longctx.ops.kernels import bits, triton_bits
 with mock.patch.object(torch.cuda, "get_device_capability", lambda _: (9, 0)):
     for dim, group, per in ((64, 3, "group"), (96, 2, "head"), (160, 5, "group")):
-        assert bits._check(torch.device("cpu"), dim, group, per) is None
+        for one in (True, False):
+            assert bits._check(torch.device("cpu"), dim, group, per, one) is None
     plain = T.maxima
     def wrong(*given):
         best, state = plain(*given)
@@ -44,7 +46,14 @@ with mock.patch.object(torch.cuda, "get_device_capability", lambda _: (9, 0)):
             best[1] = best[0]
         return best, state
     with mock.patch.object(T, "maxima", wrong):
-        assert "not those" in bits._check(torch.device("cpu"), 64, 3, "group")
+        assert "not those" in bits._check(torch.device("cpu"), 64, 3, "group", True)
+    # and of the first query of several
+    also = T.survivors
+    def first(*given):
+        number, slot = also(*given)
+        return number, slot.unflatten(0, (-1, 3))[:, :1].expand(-1, 3, -1).flatten(0, 1) if given[4].by_bits else slot
+    with mock.patch.object(T, "survivors", first):
+        assert "not those" in bits._check(torch.device("cpu"), 64, 3, "group", False)
 
 # keys that are all alike: the lower slots
 one = torch.ones(1, 1, 2000, 32)

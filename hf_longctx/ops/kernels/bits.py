@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,33 +21,41 @@ def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str) -> str | None:
     """Why `triton_bits` cannot score codes for such queries; None if it can."""
     if not q_BHLD.is_cuda:
         return "tensors are not on a CUDA device"
-    kind = q_BHLD.device, q_BHLD.shape[-1], q_BHLD.shape[1] // pages.mean_BGD.shape[1], per
+    _, H, L, D = q_BHLD.shape
+    kind = q_BHLD.device, D, H // pages.mean_BGD.shape[1], per, L == 1
     return checked_once(unsupported_reason, kind, lambda: _check(*kind))
 
 
 @torch.no_grad()
-def _check(device: torch.device, dim: int, group: int, per: str) -> str | None:
-    """Why not on this device; None if scores and the best tokens are those of Triton's own kernels, of two rows."""
+def _check(device: torch.device, dim: int, group: int, per: str, one: bool) -> str | None:
+    """Why not on this device; None if scores and the best tokens are those of Triton's own kernels, of two rows.
+
+    Of one query each, or of several: those go by another kernel to their scores.
+    """
     if not FROM <= torch.cuda.get_device_capability(device) < BELOW:
         return "the tensor cores of this GPU do not multiply bits"
-    random, B, G, S = randoms(device, torch.float32), 2, 2, 500
-    q, k = random(B, G * group, 1, dim), random(B, G, S, dim)
+    random, B, G, S, L = randoms(device, torch.float32), 2, 2, 500, 1 if one else 3
+    q, k = random(B, G * group, L, dim), random(B, G, S, dim)
     pos = torch.arange(S, device=device).repeat(B, 1)
     pos[:, 100:300:3] = -1
     pages, held = paged(k, k, pos, 64)
     pages = pages._replace(filled_B=torch.tensor([S, S - 60], device=device))
-    at = (pages.filled_B - 1)[:, None], pages
-    near, after = 130, torch.tensor([20, 40], device=device)
+    # each query sees some tokens more than the one before it
+    here = pages.filled_B[:, None] - 1 - 30 * torch.arange(L - 1, -1, -1, device=device)
+    given: dict[str, Any] = {
+        "near": 130,
+        "after_B": torch.tensor([20, 40], device=device),
+        "per": per,
+        "shortlist": KEPT,
+    }
     try:
-        from .triton_lookup import Shapes, maxima, prepared, survivors
+        from .triton_lookup import shortlisted
 
         best, kept = [], []
         for by_bits in (True, False):
-            shapes = Shapes(q, pages, per, by_bits)
-            ready = prepared(q, pages, shapes)
-            scored = maxima(ready, *at, shapes, near, after)
-            best.append(torch.cat([scored[0][b, ..., : -(-n // 64)] for b, n in enumerate((S, S - 60))], -1))
-            kept.append(survivors(ready, scored, *at, shapes, near, after, KEPT)[1].sort().values)
+            scores, (_, slots), _ = shortlisted(q, here, pages, **given, by_bits=by_bits)
+            best.append(torch.cat([scores[b, ..., : -(-n // 64)] for b, n in enumerate((S, S - 60))], -1))
+            kept.append(slots.sort().values)
         # Triton's are taken as they are here, and checked with keys that stand out by `lookup`
         if torch.allclose(best[0], best[1], rtol=1e-5, atol=1e-5) and torch.equal(kept[0], kept[1]):
             return None

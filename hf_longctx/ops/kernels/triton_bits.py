@@ -1,6 +1,7 @@
 """Scores by one-bit codes on cards whose tensor cores multiply bits (sm_80 to sm_90), in Gluon: Triton with layouts.
 
-What `triton_codes._maxima` computes for one query of a row, with codes as they lie in memory. A query's channel is a
+What `triton_codes._maxima` computes, for one query of a row, and `triton_best._survivors`, for any number, with codes
+as they lie in memory. A query's channel is a
 whole number of six bits (`triton_codes._prepare`), and a product of bits counts for every bit of it in how many
 channels both it and a code's bit are 1: RaBitQ's way for vectors (Gao and Long 2024, section 3.3), with four heads
 and two bits of them in the columns of one `mma`. Nothing is unpacked: 64 codes of 128 channels are about 200
@@ -90,9 +91,9 @@ def _query(planes, half, base, factor, at, W: gl.constexpr, WP: gl.constexpr, R:
 
 
 @gluon.jit
-def _seen(q_pos, ready, after, b, near):
+def _seen(q_pos, ready, after, b, query, near):
     """The first position that a row's query looks up, and how many there are from it on. No text has 2^31 tokens."""
-    earliest, here = gl.maximum(gl.load(after + b), -1), gl.load(q_pos + b)
+    earliest, here = gl.maximum(gl.load(after + b), -1), gl.load(q_pos + query)
     latest = gl.where(here >= gl.load(ready + b), here - near, -1)
     return (earliest + 1).to(gl.int32), gl.maximum(latest - earliest, 0).to(gl.uint32)
 
@@ -157,7 +158,7 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
     at = b * G + g
     row, column = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))
     held, halves, bases, factors = _query(planes, half, base, factor, at, W, WP, R, NQ, LAYOUT)
-    low, span = _seen(q_pos, ready, after, b, near)
+    low, span = _seen(q_pos, ready, after, b, b, near)
     words_at, size_at, pos_at = _page(words, size, pos, b, g, pages, first, PAGE, W)
     room = gl.minimum(end - first, TILES * 64).to(gl.int32)
     pair = gl.arange(0, 64, ROWS)
@@ -193,28 +194,30 @@ def _sum(one, other):
     return one + other
 
 
-@gluon.jit(do_not_specialize=["near", "pages", "G", "most"])
+@gluon.jit(do_not_specialize=["near", "pages", "G", "L", "most"])
 def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base, factor, block, count, floor, found,
-               score, slot, near, pages, G, most, PAGE: gl.constexpr, W: gl.constexpr, WP: gl.constexpr,
+               score, slot, near, pages, G, L, most, PAGE: gl.constexpr, W: gl.constexpr, WP: gl.constexpr,
                R: gl.constexpr, NQ: gl.constexpr, HEADS: gl.constexpr):  # fmt: skip
     """The tokens of two of these blocks that reach the bound, added to the row's."""
     HALVES: gl.constexpr = (W + 3) // 4
     SETS: gl.constexpr = (R + 3) // 4
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [1, 1], [1, 0])
     ROWS: gl.constexpr = gl.BlockedLayout([2], [32], [1], [0])
-    row_of, start = gl.program_id(1).to(gl.int64), gl.program_id(0) * 2
+    table_of, start = gl.program_id(1), gl.program_id(0) * 2
+    row_of = table_of.to(gl.int64)
     number = gl.load(count + row_of)
     if start >= number:
         return
     T = G * R if HEADS else G
-    b, table = row_of // T, row_of % T
+    # by numbers of 32 bits: others take ten times the instructions to divide
+    b, table, l = (table_of // (T * L)).to(gl.int64), table_of // L % T, table_of % L
     g = table // R if HEADS else table
-    at = b * G + g
+    at = (b * G + g) * L + l
     row, column = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT)), gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))
     pair = gl.arange(0, 64, ROWS)
     held, halves, bases, factors = _query(planes, half, base, factor, at, W, WP, R, NQ, LAYOUT)
     end, bound = gl.load(filled + b), gl.load(floor + row_of)
-    low, span = _seen(q_pos, ready, after, b, near)
+    low, span = _seen(q_pos, ready, after, b, b * L + l, near)
     firsts, codes, mores, sizes, places = (), (), (), (), ()
     for j in gl.static_range(2):  # both are read before anything waits for it
         first = gl.load(block + row_of * most + gl.minimum(start + j, number - 1)).to(gl.int64) * 64

@@ -129,39 +129,18 @@ def scored(bytes_NB, i: tl.constexpr, held, half, base, factor, size_N, W: tl.co
     return acc * factor[None] * size_N[:, None] + base[None]
 
 
-@triton.jit(do_not_specialize=["near", "pages", "G", "L", "T"])
-def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, factor, best, state, asked, near,
-            pages, G, L, T, blocks, PAGE: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr,
-            RP: tl.constexpr, NQ: tl.constexpr, K: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr,
-            HEADS: tl.constexpr, ONE: tl.constexpr, ASKED: tl.constexpr):  # fmt: skip
-    """Some blocks of one row's group of heads: the best score of each."""
-    g, first = tl.program_id(0) % G, tl.program_id(0) // G * (TILES * 64)
-    b, piece, pieces = tl.program_id(1).to(tl.int64), tl.program_id(2), tl.num_programs(2)
-    end = tl.load(filled + b)
-    if ASKED:
-        end *= tl.load(asked + g)
-    if first >= end:
-        return
-    at = (b * G + g) * pieces + piece
-    column, row = tl.arange(0, NQ), tl.arange(0, ROWS)
-    r, l = column % RP, piece * (NQ // RP) + column // RP
-    live = (r < R) & (l < L)
-    held = operands(operand + at * (NQ * 32 * WP), column, NQ * K, K, WP)
-    part = tl.arange(0, WP)
-    half_N = tl.sum(tl.load(half + (at * WP + part)[:, None] * NQ + column[None]), 0)
-    base_N, factor_N = tl.load(base + at * NQ + column), tl.load(factor + at * NQ + column)
-    earliest, start = tl.maximum(tl.load(after + b), -1), tl.load(ready + b)
-    here_N = tl.load(q_pos + b * L + l, live, -1)
-    latest_N = tl.where(here_N >= start, here_N - near, -1)
-    latest = tl.max(latest_N, 0)  # that of the only query
-    page = b * pages + first // PAGE
-    inside = tl.multiple_of(first % PAGE, 64)
-    words_at = tl.multiple_of(tl.load(words + page).to(tl.pointer_type(tl.int8)), 16) + (g * PAGE + inside) * (4 * W)
-    size_at = tl.multiple_of(tl.load(size + page).to(tl.pointer_type(tl.float16)), 16) + g * PAGE + inside
-    pos_at = tl.multiple_of(tl.load(pos + page).to(tl.pointer_type(tl.int64)), 16) + inside
-    room = tl.minimum(end - first, TILES * 64).to(tl.int32)
+@triton.jit
+def _tiles(words_at, size_at, pos_at, room, first, held, half_N, base_N, factor_N, earliest, latest_N, best, row_T,
+           wanted_T, blocks, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, NQ: tl.constexpr,
+           K: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
+           WHOLE: tl.constexpr):  # fmt: skip
+    """The best score of each of some blocks, for each table, and the highest and lowest of these.
+
+    With WHOLE all queries see all of the slots, and no score need be compared with where it stands.
+    """
+    row = tl.arange(0, ROWS)
     TABLES: tl.constexpr = NQ if HEADS else NQ // RP
-    high_N, low_N = tl.full((TABLES,), float("-inf"), tl.float32), tl.full((TABLES,), float("inf"), tl.float32)
+    high_T, low_T = tl.full((TABLES,), float("-inf"), tl.float32), tl.full((TABLES,), float("inf"), tl.float32)
     # operands are brought to where the tensor cores read them once for some tiles, not for each of them
     for begin in range(0, tl.cdiv(room, 64), AT_ONCE):
         for more in tl.static_range(AT_ONCE):
@@ -171,32 +150,70 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, 
             for i in tl.static_range(64 // ROWS):
                 slot = tile * 64 + i * ROWS + row
                 size_R = tl.load(size_at + slot).to(tl.float32)
-                pos_R = tl.load(pos_at + slot, slot < room, -1)
-                seen = pos_R > earliest
-                if ONE:
-                    seen = seen & (pos_R <= latest)
-                size_R = tl.where(seen, size_R, -1.0)  # sizes are 0 or more
                 scores = scored(bytes_NB, i, held, half_N, base_N, factor_N, size_R, W, WP, K, BYTES)
-                seen = (size_R >= 0.0)[:, None]
-                if not ONE:
-                    seen = seen & (pos_R[:, None] <= latest_N[None])
-                scores = tl.where(seen, scores, float("-inf"))
+                if not WHOLE:
+                    pos_R = tl.load(pos_at + slot, slot < room, -1).to(tl.int32)
+                    seen = (pos_R > earliest)[:, None] & (pos_R[:, None] <= latest_N[None])
+                    scores = tl.where(seen, scores, float("-inf"))
                 if i == 0:  # noqa: SIM108  # there is nothing yet to compare with
                     top_RN = scores
                 else:
                     top_RN = tl.maximum(top_RN, scores)
-            top_N = tl.max(top_RN, 0)
-            if HEADS:
-                to, wanted = (b * T + g * R + r) * L + l, live
-            else:
-                top_N = tl.max(tl.reshape(top_N, (NQ // RP, RP)), 1)
-                query = piece * (NQ // RP) + tl.arange(0, NQ // RP)
-                to, wanted = (b * T + g) * L + query, query < L
-            tl.store(best + to * blocks + first // 64 + tile, top_N, wanted)
-            high_N = tl.maximum(high_N, top_N)
-            low_N = tl.minimum(low_N, tl.where(top_N > float("-inf"), top_N, float("inf")))
+            top_T = tl.max(top_RN, 0)
+            if not HEADS:
+                top_T = tl.max(tl.reshape(top_T, (NQ // RP, RP)), 1)
+            tl.store(best + row_T * blocks + first // 64 + tile, top_T, wanted_T)
+            high_T = tl.maximum(high_T, top_T)
+            low_T = tl.minimum(low_T, tl.where(top_T > float("-inf"), top_T, float("inf")))
+    return high_T, low_T
+
+
+@triton.jit(do_not_specialize=["near", "pages", "G", "L", "T"])
+def _maxima(q_pos, words, size, pos, filled, ready, after, operand, half, base, factor, best, state, asked, near,
+            pages, G, L, T, blocks, PAGE: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, R: tl.constexpr,
+            RP: tl.constexpr, NQ: tl.constexpr, K: tl.constexpr, BYTES: tl.constexpr, ROWS: tl.constexpr,
+            HEADS: tl.constexpr, ASKED: tl.constexpr):  # fmt: skip
+    """Some blocks of one row's group of heads: the best score of each."""
+    g, first = tl.program_id(0) % G, tl.program_id(0) // G * (TILES * 64)
+    b, piece, pieces = tl.program_id(1).to(tl.int64), tl.program_id(2), tl.num_programs(2)
+    end = tl.load(filled + b)
+    if ASKED:
+        end *= tl.load(asked + g)
+    if first >= end:
+        return
+    at = (b * G + g) * pieces + piece
+    column = tl.arange(0, NQ)
+    r, l = column % RP, piece * (NQ // RP) + column // RP
+    live = (r < R) & (l < L)
     if HEADS:
-        widen(state, (b * T + g * R + r) * L + l, high_N, low_N, live)
+        row_T, wanted_T = (b * T + g * R + r) * L + l, live
     else:
         query = piece * (NQ // RP) + tl.arange(0, NQ // RP)
-        widen(state, (b * T + g) * L + query, high_N, low_N, query < L)
+        row_T, wanted_T = (b * T + g) * L + query, query < L
+    page = b * pages + first // PAGE
+    inside = tl.multiple_of(first % PAGE, 64)
+    words_at = tl.multiple_of(tl.load(words + page).to(tl.pointer_type(tl.int8)), 16) + (g * PAGE + inside) * (4 * W)
+    size_at = tl.multiple_of(tl.load(size + page).to(tl.pointer_type(tl.float16)), 16) + g * PAGE + inside
+    pos_at = tl.multiple_of(tl.load(pos + page).to(tl.pointer_type(tl.int64)), 16) + inside
+    room = tl.minimum(end - first, TILES * 64).to(tl.int32)
+    # no text has 2^31 tokens
+    earliest, start = tl.maximum(tl.load(after + b), -1).to(tl.int32), tl.load(ready + b)
+    here_N = tl.load(q_pos + b * L + l, live, -1)
+    latest_N = tl.where(here_N >= start, tl.maximum(here_N - near, -1), -1).to(tl.int32)
+    every = tl.arange(0, TILES * 64)
+    pos_S = tl.load(pos_at + every, every < room, -1).to(tl.int32)
+    least = tl.min(tl.where(live, latest_N, 2147483647), 0)
+    whole = (tl.min(pos_S, 0) > earliest) & (tl.max(pos_S, 0) <= least)
+    held = operands(operand + at * (NQ * 32 * WP), column, NQ * K, K, WP)
+    part = tl.arange(0, WP)
+    half_N = tl.sum(tl.load(half + (at * WP + part)[:, None] * NQ + column[None]), 0)
+    base_N, factor_N = tl.load(base + at * NQ + column), tl.load(factor + at * NQ + column)
+    if whole:  # nearly always
+        high_T, low_T = _tiles(words_at, size_at, pos_at, room, first, held, half_N, base_N, factor_N, earliest,
+                               latest_N, best, row_T, wanted_T, blocks, W, WP, R, RP, NQ, K, BYTES, ROWS, HEADS,
+                               True)  # fmt: skip
+    else:
+        high_T, low_T = _tiles(words_at, size_at, pos_at, room, first, held, half_N, base_N, factor_N, earliest,
+                               latest_N, best, row_T, wanted_T, blocks, W, WP, R, RP, NQ, K, BYTES, ROWS, HEADS,
+                               False)  # fmt: skip
+    widen(state, row_T, high_T, low_T, wanted_T)

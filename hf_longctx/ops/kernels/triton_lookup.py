@@ -39,7 +39,7 @@ class Shapes:
         q_BHLD: The queries.
         pages: Where they look.
         per: "group" or "head".
-        by_bits: Codes are multiplied bit by bit, see `triton_bits`; for one query of a row.
+        by_bits: Codes are multiplied bit by bit, see `triton_bits`: by `survivors`, and for one query by `maxima`.
         asked_T: 1 for the tables that anyone reads, int32, and 0 for those that are to be empty; None: all are read.
     """
 
@@ -55,6 +55,8 @@ class Shapes:
         R, W = self.H // self.G, self.C // 32
         RP, WP = triton.next_power_of_2(R), triton.next_power_of_2(W)
         columns = max(8, RP * min(triton.next_power_of_2(self.L), max(1, 32 // RP)))
+        if by_bits:  # the heads of one query
+            RP = columns = max(8, RP)
         self.pieces = triton.cdiv(self.L, columns // RP)
         rows = BLOCK // max(1, 32 // (4 * W)) if WP == W else BLOCK  # 32 bytes stand in a row
         self.codes = {
@@ -149,7 +151,7 @@ def maxima(
             return best, state
         _maxima[shapes.blocks // TILES.value * G, B, shapes.pieces](
             *at, best, state, asked, near, shapes.pages, G, L, T, shapes.blocks, PAGE=sizes.PAGE,
-            **shapes.codes, HEADS=shapes.heads, ONE=L == 1, ASKED=some, num_warps=1, num_stages=2,
+            **shapes.codes, HEADS=shapes.heads, ASKED=some, num_warps=1, num_stages=2,
         )  # fmt: skip
     return best, state
 
@@ -186,7 +188,7 @@ def survivors(
             from . import triton_bits
 
             triton_bits._survivors[triton.cdiv(most, 2), rows](
-                *at, *rest, most, PAGE=sizes.PAGE, **shapes.bits, HEADS=shapes.heads, num_warps=1
+                *at, *rest, shapes.L, most, PAGE=sizes.PAGE, **shapes.bits, HEADS=shapes.heads, num_warps=1
             )
         else:
             columns = 8 if shapes.heads else max(8, shapes.codes["RP"])
@@ -225,6 +227,24 @@ def last(q_BHLD: Tensor, found: Tensor, slot: Tensor, pages: Pages, shapes: Shap
     return table
 
 
+def shortlisted(
+    q_BHLD: Tensor, q_pos_BL: Tensor, pages: Pages, *, near: int, after_B: Tensor, per: str, shortlist: int,
+    by_bits: bool = False, moved: Moved | None = None, asked_T: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor], Shapes]:  # fmt: skip
+    """For some queries, as in `choose`, the best score of each block, the best `shortlist` tokens, and the shapes.
+
+    Several queries are scored by operands of all of them at once, each of which serves many blocks. The blocks that are
+    left are of each query its own, and a code takes a third of the instructions where it is not unpacked for them.
+    """
+    shapes = Shapes(q_BHLD, pages, per, by_bits and q_BHLD.shape[2] == 1, asked_T)
+    ready = prepared(q_BHLD, pages, shapes, moved)
+    best = maxima(ready, q_pos_BL, pages, shapes, near, after_B)
+    if by_bits and not shapes.by_bits:
+        shapes = Shapes(q_BHLD, pages, per, True, asked_T)
+        ready = prepared(q_BHLD if moved is None else moved.out_BHLD, pages, shapes)
+    return best[0], survivors(ready, best, q_pos_BL, pages, shapes, near, after_B, shortlist), shapes
+
+
 @torch.no_grad()
 def choose(
     q_BHLD: Tensor, q_pos_BL: Tensor, pages: Pages, *, k: int, near: int, after_B: Tensor, per: str, shortlist: int,
@@ -243,7 +263,7 @@ def choose(
         after_B: Nor are those up to this position of a row, int64.
         per: "head": a table for each query head. "group": one for the heads of a group.
         shortlist: How many of the best by their codes are scored with their real keys.
-        by_bits: Multiply codes bit by bit, see `bits`; for one query of a row.
+        by_bits: Multiply codes bit by bit where that is faster, see `bits`.
         moved: Queries are yet to be moved so; None: they are already.
         asked_T: As in `Shapes`. Codes of a group of heads that nobody asks are not read.
     """
@@ -255,10 +275,10 @@ def choose(
     tables = []
     for at in in_turn(L, B * whole.T * room):
         some, pos = q[:, :, at], q_pos[:, at].contiguous()
-        shapes = Shapes(some, pages, per, by_bits, asked_T)
         part = None if moved is None else moved._replace(out_BHLD=moved.out_BHLD[:, :, at])
-        ready = prepared(some, pages, shapes, part)
-        best = maxima(ready, pos, pages, shapes, near, after_B)
-        found = survivors(ready, best, pos, pages, shapes, near, after_B, shortlist)
+        _, found, shapes = shortlisted(
+            some, pos, pages, near=near, after_B=after_B, per=per, shortlist=shortlist, by_bits=by_bits, moved=part,
+            asked_T=asked_T,
+        )  # fmt: skip
         tables.append(last(some if part is None else part.out_BHLD, *found, pages, shapes, k, shortlist))
     return tables[0] if len(tables) == 1 else torch.cat(tables, 2)
