@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from .base import UnrotatedLayer
+
+_MADE: dict[tuple[Any, Any], Any] = {}  # by both classes. No functools.cache: torch.compile traces what that wraps
 
 
 def beside(ours: UnrotatedLayer, stock: Any) -> UnrotatedLayer:
@@ -22,9 +23,14 @@ def beside(ours: UnrotatedLayer, stock: Any) -> UnrotatedLayer:
     return both
 
 
-@functools.cache
 def _both(keys: Any, states: Any) -> Any:
     """A layer of both kinds: what is done to the rows of its keys is done to those of its states."""
+    if (keys, states) not in _MADE:
+        _MADE[keys, states] = _make(keys, states)
+    return _MADE[keys, states]
+
+
+def _make(keys: Any, states: Any) -> Any:
 
     def lazy_initialization(self: Any, *args: Any, **kwargs: Any) -> None:
         (keys if args else states).lazy_initialization(self, *args, **kwargs)
