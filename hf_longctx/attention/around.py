@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from ..cache.base import UnrotatedLayer
 from ..cache.recurrent import broke_off, check_whole
-from ..upstream.caches import cache_in
+from ..cache.waiting import put_back
+from ..upstream.caches import cache_in, cache_out
 from .base_attention import PLAIN
 from .caches import adopt_all
 from .order import check_rows, positions_of_another_length
 from .state import STATE, DecoderState, check_implementation
+from .waiting import keeps_states, own_arguments, rows_of
 
 
 def claim(decoder_module: nn.Module, state: DecoderState) -> None:
@@ -32,11 +34,14 @@ def claim(decoder_module: nn.Module, state: DecoderState) -> None:
         _over(state, raised=True)
 
 
-def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    """Checks everything that can be wrong before the first layer runs, so that a cache is never left half-updated."""
+def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Checks everything that can be wrong before the first layer runs, so that a cache is never left half-updated.
+
+    Returns the arguments that the decoder must be given otherwise than it was.
+    """
     state: DecoderState = vars(decoder_module)[STATE]
     given = kwargs.get("position_ids")
-    state.steps, state.lent, state.running = [], {}, True
+    state.steps, state.lent, state.running, state.rows = [], {}, True, None
     state.pos = given if isinstance(given, Tensor) else None
     check_implementation(state.layers[0])
     if kwargs.get("output_attentions") or getattr(decoder_module.config, "output_attentions", False):
@@ -49,6 +54,11 @@ def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     open_cache(decoder_module, args, kwargs)
     if n_new is not None and isinstance(tokens, Tensor):
         check_rows(len(tokens), state.opened)
+    changes: dict[str, Any] = {}
+    if isinstance(tokens, Tensor) and tokens.ndim > 1 and keeps_states(state, decoder_module.config):
+        mask, name = kwargs.get("attention_mask"), type(decoder_module).__name__
+        state.rows = rows_of(state, name, cache_in(kwargs, args), mask, tokens)
+        changes = own_arguments(state, decoder_module, kwargs, tokens)
     learns = partial(_learns, decoder_module, tokens, state.opened)
     kinds: dict[type[UnrotatedLayer], list[UnrotatedLayer]] = {}
     for layer in dict.fromkeys(state.opened):
@@ -58,6 +68,7 @@ def begin(decoder_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     if not torch.compiler.is_compiling():
         state.reading = cache_in(kwargs, args)
         state.had = len(getattr(state.reading, "layers", ()))
+    return changes
 
 
 def shortens(state: DecoderState, kwargs: dict[str, Any]) -> bool:
@@ -94,13 +105,20 @@ def after_forward(decoder_module: nn.Module, args: Any, output: Any) -> None:
     state: DecoderState = vars(decoder_module)[STATE]
     if not torch.compiler.is_compiling() and state.thread not in (None, threading.get_ident()):
         return  # this thread's forward was refused; the other one continues
+    if output is not None and state.rows is not None:
+        put_back(state.rows, _cache_of(output) if state.reading is None else state.reading, state.opened)
     _over(state, raised=output is None and state.following is None)
+
+
+def _cache_of(output: Any) -> Any:
+    """The cache in what a decoder returned, which it may have made itself."""
+    return cache_in({}, output) if isinstance(output, tuple) else cache_out(output)
 
 
 def _over(state: DecoderState, raised: bool) -> None:
     if raised and state.reading is not None:
         broke_off(state.reading, state.had)
-    state.steps, state.running, state.pos, state.reading = [], False, None, None
+    state.steps, state.running, state.pos, state.reading, state.rows = [], False, None, None, None
     for lent in state.lent.values():
         lent.end()
     for layer in state.opened:

@@ -125,5 +125,7 @@ def before_forward(decoder_module: Any, args: Any, kwargs: dict[str, Any]) -> tu
     claim(decoder_module, state)
     if not (state.followed or state.following or torch.compiler.is_compiling()):
         follow(decoder_module, state)
-    begin(decoder_module, args, kwargs)
-    return (args, {**kwargs, "logits_to_keep": 0}) if shortens(state, kwargs) else None
+    changes = begin(decoder_module, args, kwargs)
+    if shortens(state, kwargs):
+        changes["logits_to_keep"] = 0
+    return (args, {**kwargs, **changes}) if changes else None

@@ -201,6 +201,13 @@ def _step(
                 f"{decoder.method.name} for others that attention_mask now hides. Read its text again with a new cache "
                 f"(generate does so by itself, given the ids of the whole text and a mask as long)."
             )
+        if layer is not None and layer.seen and decoder.pos is None:
+            raise ValueError(
+                f"position_ids were not given, and those that the model counted itself do not go on from its cache, "
+                f"which has read {layer.seen} tokens. Pass those of the new tokens: "
+                f"torch.arange({layer.seen}, {ends})[None], or of padded rows "
+                f"attention_mask.cumsum(1)[:, {layer.seen}:] - 1."
+            )
         raise ValueError(wrong)
     # only the GPU's window kernels want to know
     step.consecutive = pos.is_cuda and is_regular(pos if kept is None else torch.cat([kept, pos], 1))

@@ -18,6 +18,7 @@ from ..cache.base import UnrotatedLayer
 from ..cache.once import Apply, made_once
 from ..cache.slots import KeyValues
 from ..cache.store import Store
+from ..cache.waiting import Rows
 from ..ops.bias import Bias
 from ..ops.layout import RotaryLayout
 from ..ops.rotation import Rotation
@@ -78,6 +79,9 @@ class DecoderState:
     opened: list[UnrotatedLayer] = field(default_factory=list, repr=False)  # the cache layers of the running forward
     reading: Cache | None = field(default=None, repr=False)  # their cache, from when the first layer may write it
     had: int = 0  # how many layers it had then: some caches get theirs one by one
+    recurs: bool | None = None  # has the decoder layers that keep a state? None: not asked yet
+    told: bool | None = None  # does such a one take positions?
+    rows: Rows | None = None  # what the running forward means for the states of each row
     constants: Constants = field(default_factory=Constants, repr=False)
 
     def __post_init__(self) -> None:

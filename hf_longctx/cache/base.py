@@ -55,6 +55,8 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
         self.pos: Tensor | None = None
         self.column: Tensor | None = None  # of the text, for each slot; None: slot i is column i
         self.seen = 0  # tokens read, padding included: what transformers calls the sequence length
+        # how many tokens of each row the states beside it have read (see attention/waiting.py); None: all that were
+        self.read_B: Tensor | None = None
         self.padded = False
         self.masked = False  # may some of the tokens kept be hidden, which a later mask, or none, shows again?
         self.is_initialized = False
@@ -165,6 +167,7 @@ class UnrotatedLayer(BatchRows, CacheLayerMixin):
             self.store(self.slots.map(f))
             self.sinks = None if self.sinks is None else self.sinks.map(f)
             self.evicted_B = None if self.evicted_B is None else f(self.evicted_B)
+            self.read_B = None if self.read_B is None else f(self.read_B)
 
     def _held(self) -> list[KeyValues]:
         return [s for s in (self.slots if self.is_initialized else None, self.sinks) if s is not None]

@@ -23,8 +23,19 @@ FEW = 4  # tokens of a piece that is read to find something out
 
 def states(cache: Any, kinds: tuple[str, ...] = KINDS) -> list[Tensor]:
     """The recurrent and convolution states of a cache, without those that are not made yet."""
-    found = (getattr(layer, kind, None) or {} for layer in getattr(cache, "layers", ()) for kind in kinds)
-    return [state for some in found if isinstance(some, dict) for state in some.values() if isinstance(state, Tensor)]
+    return list(states_by_place(cache, kinds).values())
+
+
+def states_by_place(cache: Any, kinds: tuple[str, ...] = KINDS) -> dict[tuple[int, str, Any], Tensor]:
+    """The same, (B, ...) each, by the number of their layer in the cache, their kind, and their key in that layer."""
+    return {
+        (i, kind, key): state
+        for i, layer in enumerate(getattr(cache, "layers", ()))
+        for kind in kinds
+        if isinstance(held := getattr(layer, kind, None), dict)
+        for key, state in held.items()
+        if isinstance(state, Tensor)
+    }
 
 
 def has_states(cache: Any) -> bool:

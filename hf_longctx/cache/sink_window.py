@@ -153,6 +153,8 @@ class SinkWindowLayer(UnrotatedLayer):
         sinks = self.sinks
         held = (self.keys, self.values, *(() if sinks is None else (sinks.k, sinks.v, sinks.pos, sinks.column)))
         self.ring.reorder(self, (tensor for tensor in (*held, self.skipped_BN) if tensor is not None), beam_idx)
+        if self.read_B is not None:  # of all layers, so not in place
+            self.read_B = self.read_B.index_select(0, beam_idx.to(self.read_B.device))
 
     def map_rows(self, f: Callable[[Tensor], Tensor]) -> None:
         """Replace every tensor that has a row for each of the batch by `f` of it."""
