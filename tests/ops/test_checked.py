@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,3 +85,62 @@ def test_the_check_of_a_kernel_passes_the_reference_and_no_other_window(dtype: A
     device = torch.device("cpu")
     assert check_kernel(Reference(), device, dtype, 16) is None
     assert "its output is off by" in str(check_kernel(OneKeyMore(), device, dtype, 16))
+
+
+class Wrong(Reference):
+    """Right of a row alone: `of` is what it makes of the call and q, k and v."""
+
+    def __init__(self, of: Any, pads: bool = True) -> None:
+        self.of, self.pads = of, pads  # type: ignore[misc]  # a class says it of itself
+
+    def forward(self, call: Any, *qkv: Any) -> Any:
+        return super().forward(*self.of(call, *qkv))
+
+    def gradients(self, call: Any, grad: Any, *rest: Any) -> Any:
+        call, *qkv = self.of(call, *rest[:3])
+        return super().gradients(call, grad, *qkv, *rest[3:])
+
+
+def first(x: Any) -> Any:
+    return x[:1].expand_as(x)
+
+
+def positions_of_the_first(call: Any, *qkv: Any) -> Any:
+    pos = call.positions
+    return replace(call, positions=replace(pos, q_pos_BL=first(pos.q_pos_BL), k_pos_BS=first(pos.k_pos_BS))), *qkv
+
+
+def padding_as_text(call: Any, *qkv: Any) -> Any:
+    pos = call.positions
+    own = [torch.arange(-x.shape[1], 0)[None] + x[:, -1:] + 100 for x in (pos.q_pos_BL, pos.k_pos_BS)]
+    return replace(call, positions=replace(pos, q_pos_BL=own[0], k_pos_BS=own[1])), *qkv
+
+
+FIRST_ROW = {
+    "queries": lambda call, q, k, v: (call, first(q), k, v),
+    "keys": lambda call, q, k, v: (call, q, first(k), v),
+    "values": lambda call, q, k, v: (call, q, k, first(v)),
+}
+PADDING = {"positions of the first row": positions_of_the_first, "padding as text": padding_as_text}
+
+
+@pytest.mark.parametrize("what", [*FIRST_ROW, *PADDING])
+def test_the_check_of_a_kernel_sees_what_is_right_of_the_first_row_alone(what: str) -> None:
+    kind, of = (torch.device("cpu"), torch.float32, 16), {**FIRST_ROW, **PADDING}[what]
+    assert check_kernel(Wrong(lambda *given: given), *kind) is None
+    assert "its output is off by" in str(check_kernel(Wrong(of), *kind))
+    # one that takes no padding is not asked for any, and documents come in one row
+    assert (check_kernel(Wrong(of, pads=False), *kind) is None) == (what in PADDING)
+    if what in FIRST_ROW:
+        assert check_kernel(Wrong(of), *kind, packed=True) is None
+
+
+def test_the_check_of_a_kernel_sees_keys_found_where_there_are_none() -> None:
+    class Infinite(Reference):
+        """As flash attention says it: +inf for a row without keys."""
+
+        def forward(self, call: Any, *qkv: Any) -> Any:
+            out, lse = super().forward(call, *qkv)
+            return out, lse.masked_fill(lse == -math.inf, math.inf)
+
+    assert "its log-sum-exp is off by" in str(check_kernel(Infinite(), torch.device("cpu"), torch.float32, 16))

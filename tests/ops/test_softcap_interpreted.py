@@ -58,6 +58,35 @@ for dim, v_dim in ((16, 16), (48, 80), (192, 128), (256, 256)):
         near(both[1], true[1], 2e-6)
 """
 
+# the check on first use, also with kernels that are right of the first row alone
+CHECKED = """
+from unittest import mock
+from hf_longctx.ops.kernels import KERNELS, triton_few, triton_window
+from hf_longctx.ops.kernels.check import check_kernel
+
+kind = torch.device("cpu"), torch.float32
+for dim, capped in ((48, True), (192, True)):
+    assert check_kernel(KERNELS["triton_window"], *kind, dim, capped) is None
+for dim, capped in ((48, False), (48, True), (192, True)):
+    assert check_kernel(KERNELS["triton_few"], *kind, dim, capped) is None
+
+def first(x):
+    return x[:1].expand_as(x)
+
+plain = triton_window.window_attention
+for wrong in (lambda q, k, *rest: plain(q, first(k), *rest), lambda q, k, v, *rest: plain(q, k, first(v), *rest)):
+    with mock.patch.object(triton_window, "window_attention", wrong):
+        assert "its output is off by" in str(check_kernel(KERNELS["triton_window"], *kind, 48, True))
+added = triton_few.add_few_
+for wrong in (
+    lambda q, k, *rest: added(q, first(k), *rest),
+    lambda q, k, v, out, lse, q_pos, k_pos, *rest: added(q, k, v, out, lse, q_pos, first(k_pos), *rest),
+    lambda q, k, v, out, lse, q_pos, k_pos, *rest: added(q, k, v, out, lse, first(q_pos), k_pos, *rest),
+):
+    with mock.patch.object(triton_few, "add_few_", wrong):
+        assert "its output is off by" in str(check_kernel(KERNELS["triton_few"], *kind, 48))
+"""
+
 DECODE = """
 from hf_longctx.ops.attend import attend
 from hf_longctx.ops.kernels import FUSED
@@ -126,7 +155,13 @@ for dtype, (tile, warps, stages, _) in (("*bf16", T.HALF), ("*fp32", T.FULL)):
         assert kernel.metadata.shared < 227 * 1024, (dtype, dim, kernel.metadata.shared)
 """
 
-CODES = {"window": (WINDOW, "1"), "few": (FEW, "1"), "decode": (DECODE, "1"), "tanh": (TANH, "1")}
+CODES = {
+    "window": (WINDOW, "1"),
+    "few": (FEW, "1"),
+    "checked": (CHECKED, "1"),
+    "decode": (DECODE, "1"),
+    "tanh": (TANH, "1"),
+}
 
 
 @pytest.mark.parametrize("name", CODES)

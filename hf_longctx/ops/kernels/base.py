@@ -55,6 +55,7 @@ class Kernel:
         packed: The classes of masks that it takes inside of `Packed`, where positions come with their segments.
         biases: The classes of biases that it takes; `Bias` for all of them.
         softcaps: It can cap scores.
+        pads: It takes padded batches. The rows of packed documents have none.
         unequal_dims: Values may have another head dim than keys; for others `attend` makes them equal.
         device: The only type of device that it runs on, if there is one.
         dtypes: Those that it takes; None: all.
@@ -71,6 +72,7 @@ class Kernel:
     packed: ClassVar[tuple[type[Mask], ...]] = ()
     biases: ClassVar[tuple[type[Bias], ...]] = ()
     softcaps: ClassVar[bool] = False
+    pads: ClassVar[bool] = True
     unequal_dims: ClassVar[bool] = False
     device: ClassVar[str | None] = None
     dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
@@ -99,6 +101,8 @@ class Kernel:
                 return f"head dim {q_BHLD.shape[-1]} is over {most}" + f" or no multiple of {step}" * (step > 1)
         if self.triton and (not TRITON or torch.compiler.is_compiling()):
             return NO_TRITON
+        if call.positions.padded and not self.pads and not isinstance(call.mask, Packed):
+            return "the batch is padded"
         return self.limits(call, q_BHLD, k_BGSD)
 
     def _packed_reason(self, call: Call, q_BHLD: Tensor) -> str | None:

@@ -26,23 +26,38 @@ def check_kernel(
 ) -> str | None:
     """None if the kernel agrees on a small windowed GQA problem of unequal lengths, else what went wrong.
 
-    Packed: in two documents.
+    Of two rows: what is right of the first alone would be wrong for the others of a batch. Then, if the kernel takes
+    padding, with a second row that is shorter than its queries. Packed: of one row with two documents.
     """
-    random = randoms(device, dtype)
-    q, k, v = random(1, 4, 37, dim), random(1, 2, 64, dim), random(1, 2, 64, dim)
-    pos = torch.arange(64, device=device)[None]
+    for padded in (False, True)[: 2 if kernel.pads and not packed else 1]:
+        reason = _check(kernel, device, dtype, dim, capped, packed, padded)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _check(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, dim: int, capped: bool, packed: bool, padded: bool
+) -> str | None:
+    """See `check_kernel`."""
+    random, B = randoms(device, dtype), 1 if packed else 2
+    q, k, v = random(B, 4, 37, dim), random(B, 2, 64, dim), random(B, 2, 64, dim)
     mask: Mask = Window(16)
-    positions = Positions(pos[:, -37:], pos, consecutive=True, padded=False)
     if packed:
-        mask, row, rows = Packed(mask), torch.arange(64), segments([(17, 44), (20, 20)], device)
+        mask, row, runs = Packed(mask), torch.arange(64), segments([(17, 44), (20, 20)], device)
         code = torch.where(row < 44, row, row - 44 + DOCUMENT).to(device)[None]
-        positions = Positions(code[:, -37:], code, consecutive=True, padded=False, segments=rows)
+        positions = Positions(code[:, -37:], code, consecutive=True, padded=False, segments=runs)
+    else:  # the second row has 24 tokens, or begins at another position
+        begins = torch.tensor([[0], [-40 if padded else 5]], device=device)
+        pos = (torch.arange(64, device=device) + begins).clamp(min=-1)
+        positions = Positions(pos[:, -37:], pos, consecutive=True, padded=padded)
     call = Call(positions, mask, dim**-0.5, softcap=1.0 if capped else None)
-    grad = random(1, 37, 4, dim)
+    grad = random(B, 37, 4, dim)
 
     def results(kernel: Kernel) -> Iterator[Tensor]:
         out, lse = kernel.forward(call, q, k, v)
-        yield from (out, lse, *kernel.backward(call, grad, q, k, v, out, lse))
+        yield from (out, lse.masked_fill(lse == float("-inf"), 0))  # of padding, which should have no other
+        yield from kernel.backward(call, grad, q, k, v, out, lse)
 
     names = "output", "log-sum-exp", "dq", "dk", "dv"
     truth = dict(zip(names, results(Reference()), strict=True))

@@ -29,6 +29,7 @@ class Cudnn(Kernel):
     device = "cuda"
     dtypes = HALF
     head_dims = (128, 8)
+    pads = False
 
     def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """See `Kernel`."""
@@ -37,8 +38,6 @@ class Cudnn(Kernel):
         if isinstance(call.mask, Packed):
             single = any(min(size) < 2 for size in runs.sizes(call))
             return "a run of rows has a single query or key, which flash attention does better" if single else None
-        if call.positions.padded:
-            return "the batch is padded"
         if isinstance(call.mask, Causal) and not call.positions.same_rows:
             return "its causal mask is aligned at the start, so queries and keys must be the same tokens"
         if q_BHLD.shape[2] < 2:

@@ -28,6 +28,7 @@ class TritonWindow(CudaFlash):
     masks = (Causal, Window)
     packed = (Window,)
     softcaps = True
+    pads = False
     unequal_dims = True
     head_dims = (256, 8)
     triton = True
@@ -36,8 +37,6 @@ class TritonWindow(CudaFlash):
     def limits(self, call: Call, q_BHLD: Tensor, k_BGSD: Tensor) -> str | None:
         """See `Kernel`."""
         packed = isinstance(call.mask, Packed)
-        if call.positions.padded and not packed:
-            return "the batch is padded"
         sizes = runs.sizes(call) if packed else {(q_BHLD.shape[2], k_BGSD.shape[2])}
         if any(queries < 16 or queries > keys for queries, keys in sizes):
             return "too few queries to fill its tiles"
