@@ -197,7 +197,7 @@ def _sum(one, other):
 @gluon.jit(do_not_specialize=["near", "pages", "G", "L", "most"])
 def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base, factor, block, count, floor, found,
                score, slot, near, pages, G, L, most, PAGE: gl.constexpr, W: gl.constexpr, WP: gl.constexpr,
-               R: gl.constexpr, NQ: gl.constexpr, HEADS: gl.constexpr):  # fmt: skip
+               R: gl.constexpr, NQ: gl.constexpr, HEADS: gl.constexpr, ONE: gl.constexpr):  # fmt: skip
     """The tokens of two of these blocks that reach the bound, added to the row's."""
     HALVES: gl.constexpr = (W + 3) // 4
     SETS: gl.constexpr = (R + 3) // 4
@@ -209,6 +209,8 @@ def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base
     if start >= number:
         return
     T = G * R if HEADS else G
+    if ONE:
+        L = 1
     # by numbers of 32 bits: others take ten times the instructions to divide
     b, table, l = (table_of // (T * L)).to(gl.int64), table_of // L % T, table_of % L
     g = table // R if HEADS else table

@@ -188,8 +188,9 @@ def survivors(
             from . import triton_bits
 
             triton_bits._survivors[triton.cdiv(most, 2), rows](
-                *at, *rest, shapes.L, most, PAGE=sizes.PAGE, **shapes.bits, HEADS=shapes.heads, num_warps=1
-            )
+                *at, *rest, shapes.L, most, PAGE=sizes.PAGE, **shapes.bits, HEADS=shapes.heads, ONE=shapes.L == 1,
+                num_warps=1,
+            )  # fmt: skip
         else:
             columns = 8 if shapes.heads else max(8, shapes.codes["RP"])
             _survivors[most, rows](
