@@ -1,0 +1,3 @@
+from recipes.interrupted import tell_in_one_line
+
+tell_in_one_line()
