@@ -103,7 +103,10 @@ def finish(
 
 
 def command_without_paths(hidden: Iterable[str] = ()) -> str:
-    """The command without the paths of texts, model and results on one machine, and without `hidden` options."""
+    """The command without the paths of texts, model and results on one machine, and without `hidden` options.
+
+    Of absolute paths that other options have, the names stay.
+    """
     hidden = ("--model", "--commit", "--out", *hidden)
     launched = "TORCHELASTIC_RUN_ID" in os.environ
     started = ["torchrun", "--nproc_per_node", os.environ["WORLD_SIZE"]] if launched else ["python"]
@@ -112,9 +115,15 @@ def command_without_paths(hidden: Iterable[str] = ()) -> str:
     for word in sys.argv[1:]:
         name = word.partition("=")[0]
         if not skip and name not in hidden:
-            parts.append("DOCS" if parts[-1] == "--documents" else word)
+            parts.append("DOCS" if parts[-1] == "--documents" else _named(word))
         skip = not skip and word in hidden
     return shlex.join(parts)
+
+
+def _named(word: str) -> str:
+    """A word of a command, of an absolute path its name alone."""
+    option, given, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{given}{Path(value).name}" if Path(value).is_absolute() else word
 
 
 def module_of(file: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from hf_longctx.evaluation.report.rows import conditions
 from hf_longctx.evaluation.rows import row
+from recipes.benchmarks.reading import command_without_paths
 from recipes.benchmarks.saving import Saved
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,3 +67,12 @@ def test_rows_are_arranged_with_those_that_follow_from_them(tmp_path: Path) -> N
         Saved(path, "tiny", "cpu", "a", arrange=arrange).add(iter([row(name, value, "")]))
     found = json.loads(path.read_text(encoding="utf-8"))["rows"]
     assert [(one["what"], one["value"]) for one in found] == [("sum", 7), ("b", 2), ("a", 5)]
+
+
+def test_commands_name_no_place_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever option has it. Numbers, names and relative paths stay as they are."""
+    words = ["--model", "/runs/7/model", "--documents", "/texts", "--variants", "base", "a+b", "--out=/runs/7/x.json"]
+    words += ["--chats", "/runs/7/writing.jsonl", "--models=/runs/7/models", "--writing", "held/back.jsonl"]
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "recipes/long_writer/screen.py"), *words, "--averaged", "0.3"])
+    said = "python -m recipes.long_writer.screen --documents DOCS --variants base a+b --chats writing.jsonl"
+    assert command_without_paths() == f"{said} --models=models --writing held/back.jsonl --averaged 0.3"
