@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -35,6 +38,23 @@ class State:
     begun: float | None = None  # seconds after the run began
     cards: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Inside the block an interruption waits for its end."""
+    came = list[int]()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = {sign: signal.signal(sign, lambda number, _: came.append(number)) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for sign, handler in own.items():
+            signal.signal(sign, signal.SIG_DFL if handler is None else handler)
+    for number in came[:1]:
+        os.kill(os.getpid(), number)
 
 
 class Machine(Protocol):
@@ -134,9 +154,10 @@ class Schedule:
             if now + job.seconds > self.end or self.in_vain(job):
                 state.status = "not begun"
             elif self.ready(job) and (cards := self.free.take(job)) is not None:
-                self.machine.begin(job, cards)
-                self.running[name] = now
-                state.status, state.begun, state.cards = "running", now - self.start, cards
+                with held_back():  # who is interrupted here has to know of the job, to end it
+                    self.machine.begin(job, cards)
+                    self.running[name] = now
+                    state.status, state.begun, state.cards = "running", now - self.start, cards
 
     def ready(self, job: Job) -> bool:
         """Is there what it needs of other jobs?"""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import itertools
 import json
 import math
+import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +30,7 @@ from recipes.jobs.processes import Processes
 from recipes.jobs.schedule import Schedule, State
 from recipes.jobs.watching import FAILED, RUNS_ON
 from recipes.long_writer import settings as writing_settings
+from tests.children import python_path
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = 0.02
@@ -343,6 +348,58 @@ def test_every_command_exists_with_its_options(job: Job) -> None:
                 assert not option.startswith("--") or f'"{option}"' in source, option
     for file in job.writes:
         assert Path(file).parent.is_dir()
+
+
+def test_a_job_waits_for_those_in_whose_folders_it_reads() -> None:
+    """Beside them, on another card, it would begin before there is anything."""
+    known, found = command.jobs(out=Path("/run")), dict[str, set[str]]()
+    for name, job in known.items():
+        read = re.findall(r"/run/([\w?]+)/", job.command)
+        found[name] = {other for one in read for other in fnmatch.filter(known, one)} - {name}
+        assert found[name] <= {*job.after, *(other for other, _ in job.reads)}, name
+    assert found["writer_s_l_alone"] == found["writer_generation"] == {"writer_whole"}
+    assert {"writer_screen_1", "writer_screen_3", "writer_whole"} <= found["writer_screen_dpo"]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_while_a_job_begins_ends_it(sign: int) -> None:
+    """It would hold its card for ever."""
+
+    class Interrupted(Played):
+        def begin(self, job: Job, cards: Sequence[str]) -> None:
+            os.kill(os.getpid(), sign)
+            super().begin(job, cards)
+
+    own = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command has it
+    run = Schedule([Job("a", "", 1, 5), Job("b", "", 1, 5)], Interrupted({"a": 5, "b": 5}), ["0"], 100.0)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+    finally:
+        signal.signal(signal.SIGTERM, own)
+    assert {name: state.status for name, state in run.states.items()} == {"a": "stopped", "b": "waiting"}
+    assert run.free.parts == {"0": 1.0}
+
+
+def test_an_interrupted_run_says_so_in_one_line(tmp_path: Path) -> None:
+    """And ends its jobs. Whatever a command of recipes/ does, it is told so; Python ends it by the signal."""
+    jobs = tmp_path / "jobs.yaml"
+    own = "{cards: 1, seconds: 60, writes: [], command: 'kill -INT $PPID; sleep 60'}"
+    jobs.write_text(f"kills: {own}", encoding="utf-8")
+    words = ["run", "kills", "--file", str(jobs), "--out", str(tmp_path / "out"), "--seconds", "600"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "recipes.jobs", *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "0", "PYTHONPATH": python_path()},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        timeout=120,
+    )
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stderr.splitlines()[-1] == "interrupted; what was written by then stays."
+    assert "Traceback" not in ended.stderr
+    state = json.loads((tmp_path / "out/state.json").read_text(encoding="utf-8"))["jobs"]["kills"]
+    assert (state["status"], state["rc"]) == ("stopped", -signal.SIGINT)
 
 
 def test_variants_of_jobs_go_together(tmp_path: Path) -> None:
