@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.hub import load
 from hf_longctx.upstream.installing import Package, check_packages
+from recipes.benchmarks.reading import command_without_paths
 from recipes.long_writer import card, train_dpo, train_grpo, train_sft
 from recipes.long_writer.budget import Budget, NotFinishedError
 from recipes.long_writer.command import parser, settings
@@ -35,6 +36,7 @@ from recipes.long_writer.score import NEEDS, NoTimeError, Scores
 
 STAGES = {"sft": train_sft.train, "dpo": train_dpo.train, "grpo": train_grpo.train}
 TRAINED = 2.0  # times the time of an untrained model for the scores of a trained one
+LONGER = 2.0  # times the time that the scores of a model have, at which one that was begun is ended
 BEGIN = {"dpo": "sft", "grpo": "sft"}  # which model they begin with, if it is trained
 
 
@@ -64,13 +66,15 @@ def run(
     parts = dict(stages)
     waiting = [1.0, 1.0, *[TRAINED] * len(stages)]  # what the scores of each model weigh
 
-    def until() -> float | None:
+    def until() -> dict[str, float]:
         """When the next scores have to be done: what the trainings to come leave is for the scores."""
         if minutes is None or budget.ends is None:
-            return None
+            return {}
         now = time.monotonic()
         left = max(budget.ends - now - 60 * minutes * sum(parts.values()), 0)
-        return now + left * waiting[0] / sum(waiting)
+        own = left * waiting[0] / sum(waiting)
+        # one that was begun may take some of what is for the others
+        return {"until": now + own, "last": now + min(LONGER * own, left)}
 
     report: dict[str, Any] = {"base": Path(config["model"]).name, "config": config, "stages": {}, "lines": {}}
     found: list[dict[str, Any]] = []
@@ -83,7 +87,7 @@ def run(
     def score(name: str, model: str, banned: bool = False) -> None:
         line: dict[str, Any] = {}
         report["lines"][name] = line
-        more: dict[str, Any] = {"until": until(), "stop": budget.stop, "half": budget.half, "banned": banned}
+        more: dict[str, Any] = {**until(), "stop": budget.stop, "half": budget.half, "banned": banned}
         # what an answer is like whose end is banned is of no use
         texts = None if banned else out / f"texts/{name}.jsonl"
         more |= {"into": line, "kept": keep, "texts": texts}
@@ -103,7 +107,7 @@ def run(
         train = partial(STAGES[name], config, model=start, seconds=seconds, stop=budget.stop)
         try:
             report["stages"][name] = progress.stage(name, start, train)
-        except NotFinishedError:
+        except SystemExit:  # the time of this call is over, or Ctrl-C: what it took counts
             keep()
             raise
         keep()
@@ -123,7 +127,7 @@ def run(
 def written(report: dict[str, Any], found: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     """The report with commit, hardware and versions, in `out`."""
     more = {key: value for key, value in report.items() if key in ("base", "config", "stages", "lines")}
-    file = result_file(found, model=str(report["config"]["model"]), **more)
+    file = result_file(found, model=str(report["config"]["model"]), command=command_without_paths(), **more)
     for stage in report["stages"].values():
         file["versions"] |= stage["versions"]
     write_results(out / "report.json", file)

@@ -51,6 +51,18 @@ class Sampling:
     banned: tuple[int, ...] = ()
 
 
+class LateError(TimeoutError):
+    """The time was over before every answer was written.
+
+    Args:
+        written: Of each prompt the answer, or None.
+    """
+
+    def __init__(self, written: list[Written | None]) -> None:
+        super().__init__(f"{written.count(None)} of {len(written)} answers were not written in time.")
+        self.written = written
+
+
 def write(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -73,13 +85,15 @@ def write(
         until: `time.monotonic()` after which nothing is written.
 
     Raises:
-        TimeoutError: They are not written by then.
+        LateError: They are not written by then. It has those of the batches that are.
     """
     found: list[Written | None] = [None] * len(prompts)
     for batch in together([len(prompt) for prompt in prompts], limits, tokens_at_once):
         with attending_grouped(model):
             own = ([prompts[i] for i in batch], [limits[i] for i in batch])
             some = _batch(model, *own, ends, sampling or Sampling(), until)
+        if some is None:
+            raise LateError(found)
         for i, one in zip(batch, some, strict=True):
             found[i] = one
     return [one for one in found if one is not None]
@@ -93,7 +107,8 @@ def _batch(
     ends: Collection[int],
     sampling: Sampling,
     until: float | None,
-) -> list[Written]:
+) -> list[Written] | None:
+    """The answers of a batch; None: they are not written in time."""
     device, rows, width = model.device, len(prompts), max(map(len, prompts))
     all_columns = columns([width], limits)
     ids_BW = torch.zeros(rows, width, dtype=torch.long)
@@ -117,7 +132,7 @@ def _batch(
         full = width + number == room
         if full or number % WATCH == 0:
             if until is not None and time.monotonic() > until:
-                raise TimeoutError(f"{len(done_B)} answers were not written in time.")
+                return None
             left_N = (~done_B).nonzero()[:, 0]
             if not len(left_N):
                 break

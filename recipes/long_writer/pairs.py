@@ -5,17 +5,21 @@ Tokens, not texts: a chat template would end an answer that did not end by itsel
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_longctx.evaluation.tasks.long_output import NEVER_ENDS, dpo_row
 from hf_longctx.evaluation.writing import has_loops
 from recipes.long_writer.data import WORDS, Fitting, asked, made, parts, prompt_ids
-from recipes.long_writer.decode import Sampling, Written, write
+from recipes.long_writer.decode import LateError, Sampling, Written, write
 from recipes.long_writer.length_pairs import Sampled, length_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger("hf_longctx")
 Pair = dict[str, list[int]]  # of TRL's columns
 
 
@@ -38,6 +42,7 @@ def by_length(
     found: Fitting,
     *,
     until: float | None = None,
+    enough: float | None = None,
 ) -> dict[str, int]:
     """Of answers that the model samples, the best by S_l and a worse one, with figures of how many there were.
 
@@ -47,6 +52,8 @@ def by_length(
         config: The recipe's.
         found: Pairs are added to it.
         until: As `write` takes it.
+        enough: `time.monotonic()` after which no more are sampled: prompts whose answers are not all there are left
+            out, and said in the log.
     """
     own, ends = config["dpo"], end_ids(model, tokenizer)
     rows = [row for _, row in asked(config["chats"]) if room(config, row[WORDS]) <= own["longest"]][: own["prompts"]]
@@ -54,18 +61,26 @@ def by_length(
     often = own["samples"]
     limits = [room(config, row[WORDS]) for row in rows]
     sampling = Sampling(config["score"]["temperature"], config["score"]["top_p"], config["seed"])
-    written = write(
-        model,
-        [prompt for prompt in prompts for _ in range(often)],
-        [limit for limit in limits for _ in range(often)],
-        ends,
-        sampling,
-        tokens_at_once=config["score"]["tokens_at_once"],
-        until=until,
-    )
-    without = loops = 0
+    try:
+        written: Sequence[Written | None] = write(
+            model,
+            [prompt for prompt in prompts for _ in range(often)],
+            [limit for limit in limits for _ in range(often)],
+            ends,
+            sampling,
+            tokens_at_once=config["score"]["tokens_at_once"],
+            until=min((one for one in (until, enough) if one is not None), default=None),
+        )
+    except LateError as late:
+        if until is not None and time.monotonic() >= until:
+            raise
+        written = late.written
+    without = loops = left = 0
     for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        some = written[number * often : (number + 1) * often]
+        some = [one for one in written[number * often : (number + 1) * often] if one is not None]
+        if len(some) < often:
+            left += 1
+            continue
         texts = [text_of(tokenizer, one) for one in some]
         sample = Sampled(row["messages"][:-1], row[WORDS], texts, [one.ended for one in some])
         pairs, none = length_pairs([sample], seed=config["seed"] + number, loops=own["rejected"] == "loops")
@@ -74,7 +89,11 @@ def by_length(
             chosen, rejected = pair["answers"]
             loops += has_loops(texts[rejected])
             _add(found, f"prompt {number}", prompt, some[chosen].ids, some[rejected].ids)
-    return {"prompts": len(rows), "prompts without a worse answer": without, "rejected answers that loop": loops}
+    found_by = {"prompts": len(rows), "prompts without a worse answer": without, "rejected answers that loop": loops}
+    if left:
+        logger.warning("%d of %d prompts have no pair: there was no time to sample their answers.", left, len(rows))
+        found_by["prompts without time"] = left
+    return found_by
 
 
 def room(config: dict[str, Any], words: int) -> int:

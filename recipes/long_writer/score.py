@@ -64,6 +64,10 @@ class NoTimeError(Exception):
     """What a call has time for is measured; the rest is for another one."""
 
 
+class _TooLongError(Exception):
+    """A size took longer than it may."""
+
+
 class Scores:
     """Measures a model, one size at a time, the shortest first.
 
@@ -71,6 +75,8 @@ class Scores:
         model: Gives the model, in eval mode, on its device, and its tokenizer; called when something is to be measured.
         config: The recipe's.
         until: `time.monotonic()` at which it has to be done; what would take longer is listed as not measured.
+        last: At which a size that was begun is ended, and listed as not measured: the first one is begun without a
+            measure of how long it takes.
         stop: At which no size is written any longer; what would take longer is for another call.
         half: Before which a size is begun however long it may take: another call is no longer. One that is not measured
             then is listed as not measured.
@@ -87,6 +93,7 @@ class Scores:
         config: dict[str, Any],
         *,
         until: float | None = None,
+        last: float | None = None,
         stop: float | None = None,
         half: float | None = None,
         banned: bool = False,
@@ -96,7 +103,7 @@ class Scores:
         texts: Path | None = None,
     ) -> None:
         self._give, self.config, self.until, self.stop, self._ban = model, config, until, stop, banned
-        self.half = half
+        self.half, self.last = half, last
         self.per_token = 0.0  # seconds, of the slowest size so far
         self.found: dict[str, Any] = {} if into is None else into
         self.found |= {"tasks": [], "writing": [], "not measured": [], "no room": []}
@@ -147,7 +154,11 @@ class Scores:
                 if not self._in_time(todo):
                     self.found["not measured"].append(name)
                     continue
-            found = self._run(name, partial(self._size, what, size, todo))
+            try:
+                found = self._run(name, partial(self._size, what, size, todo))
+            except _TooLongError:
+                self.found["not measured"].append(name)
+                continue
             self.found[what] += found["cells"]
             self.found["no room"] += found["no room"]
             self.examples += found.get("examples", [])
@@ -171,6 +182,11 @@ class Scores:
             raise NoTimeError
         return True
 
+    @property
+    def _ends(self) -> float | None:
+        """At which nothing is written any more."""
+        return min((one for one in (self.last, self.stop) if one is not None), default=None)
+
     def _early(self) -> bool:
         return self.half is not None and time.monotonic() < self.half
 
@@ -183,6 +199,8 @@ class Scores:
         try:
             cells, shown = self.tasks(size, todo) if what == "tasks" else self.writing(size, todo)
         except TimeoutError as error:
+            if self._ends != self.stop:
+                raise _TooLongError from error
             if early and self.sizes is not None:
                 self.sizes.run(f"{what} {size}{TRIED}", dict)
             raise NoTimeError from error
@@ -274,7 +292,7 @@ class Scores:
             self.ends,
             sampling,
             tokens_at_once=self.config["score"]["tokens_at_once"],
-            until=self.stop,
+            until=self._ends,
         )
         found: dict[str, list[tuple[Any, Written]]] = {}
         for one, answer in zip(todo.prompts, written, strict=True):
@@ -307,9 +325,10 @@ def main() -> None:
         write_results(file, {"model": str(config["model"]), "scores": scores, **environment()})
 
     texts = file.with_suffix(".texts.jsonl")
-    Scores(lambda: (model, tokenizer), config, until=until, into=scores, kept=keep, texts=texts).all()
+    Scores(lambda: (model, tokenizer), config, until=until, last=until, into=scores, kept=keep, texts=texts).all()
     keep()
-    print(f"{file}: {len(scores['tasks'])} cells of tasks, {len(scores['writing'])} of writing")
+    left = f"; not measured: {', '.join(scores['not measured'])}" if scores["not measured"] else ""
+    print(f"{file}: {len(scores['tasks'])} cells of tasks, {len(scores['writing'])} of writing{left}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import StaticCache
 
+from hf_longctx.upstream.caches import given_cache
+
 CHUNK = 512  # columns of prompts that are read at once
 
 
@@ -47,7 +49,7 @@ class Step:
                 input_ids=ids_BW[:, part],
                 position_ids=position_BW[:, part],
                 attention_mask=bias(seen_B1LS, model.dtype),
-                past_key_values=self.cache,
+                **given_cache(model, self.cache),
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -98,7 +100,7 @@ class Step:
             input_ids=self.token_B1,
             position_ids=self.position_B1,
             attention_mask=self.bias_BS[:, None, None],
-            past_key_values=self.cache,
+            **given_cache(self.model, self.cache),
             use_cache=True,
         )
         self.logits_BV.copy_(out.logits[:, -1])

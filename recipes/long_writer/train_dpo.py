@@ -31,6 +31,8 @@ from recipes.long_writer.stage import arguments, keep, run
 from recipes.long_writer.trainers import TRAINS
 from recipes.resuming import check_fresh
 
+SAMPLES = 0.5  # of the seconds, at most: the part in which answers are sampled
+
 
 def made_pairs(
     config: dict[str, Any],
@@ -41,6 +43,7 @@ def made_pairs(
     *,
     resume: bool,
     stop: float | None = None,
+    enough: float | None = None,
 ) -> dict[str, Any]:
     """Fill `pairs`, and say what was sampled. They are kept in files: a GPU would not sample the same ones again."""
     told, rows = out / "sampled.json", out / "pairs.jsonl"
@@ -52,7 +55,8 @@ def made_pairs(
     sampled: dict[str, Any] = {}
     if config["dpo"]["prompts"]:
         try:
-            sampled = by_length(load_model(start, dtype=config["save_dtype"]), tokenizer, config, pairs, until=stop)
+            model = load_model(start, dtype=config["save_dtype"])
+            sampled = by_length(model, tokenizer, config, pairs, until=stop, enough=enough)
         except TimeoutError:
             raise NotFinishedError("the answers that dpo samples", Path(config["out"])) from None
     write_json_lines(rows, pairs.rows)
@@ -75,8 +79,9 @@ def train(
     check_fresh(out, resume)
     start = model or config["model"]
     tokenizer = load_tokenizer(start)
-    pairs = Fitting(config["context"])
-    found = made_pairs(config, start, tokenizer, pairs, out, resume=resume, stop=stop) | pairs.report("pairs")
+    pairs, enough = Fitting(config["context"]), None if seconds is None else begun + SAMPLES * seconds
+    found = made_pairs(config, start, tokenizer, pairs, out, resume=resume, stop=stop, enough=enough)
+    found |= pairs.report("pairs")
 
     def make(clock: Clock) -> Any:
         args = arguments_of(

@@ -21,7 +21,7 @@ from transformers import (
 
 from recipes.long_writer import batching, decode
 from recipes.long_writer.batching import BLOCK, columns, together
-from recipes.long_writer.decode import Sampling, choose, write
+from recipes.long_writer.decode import LateError, Sampling, choose, write
 from recipes.long_writer.grouped import attending_grouped
 from recipes.long_writer.step import Step
 
@@ -107,6 +107,31 @@ def test_a_graph_is_not_replayed_for_other_tensors(model: Any) -> None:
 def test_what_is_not_written_in_time_is_an_error(model: Any) -> None:
     with pytest.raises(TimeoutError, match="3 answers were not written in time"):
         write(model, PROMPTS, LIMITS, {END}, tokens_at_once=10**6, until=time.monotonic() - 1)
+
+
+def test_batches_that_were_written_in_time_are_kept(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the batch in which the time is over: the answers are those of a call that has all of it."""
+    whole = write(model, PROMPTS, LIMITS, {END}, tokens_at_once=300)
+    batches = together([len(prompt) for prompt in PROMPTS], LIMITS, 300)
+    assert len(batches) == 3
+    stock, begun = decode._batch, list[Any]()
+
+    def timed(*args: Any) -> Any:
+        begun.append(args)
+        return stock(*args[:-1], time.monotonic() + (-1 if len(begun) > done else 1000))
+
+    monkeypatch.setattr(decode, "_batch", timed)
+    for done in range(3):
+        begun.clear()
+        with pytest.raises(LateError, match=f"{3 - done} of 3 answers were not written in time") as late:
+            write(model, PROMPTS, LIMITS, {END}, tokens_at_once=300, until=0.0)
+        kept = [i for batch in batches[:done] for i in batch]
+        assert late.value.written == [one if i in kept else None for i, one in enumerate(whole)]
+
+
+def test_no_name_of_the_cache_is_given_that_warns(model: Any, recwarn: pytest.WarningsRecorder) -> None:
+    write(model, PROMPTS, LIMITS, {END}, tokens_at_once=10**6)
+    assert not [one for one in recwarn if "past_key_values" in str(one.message)]
 
 
 def test_batches_cost_least() -> None:

@@ -18,11 +18,11 @@ from hf_longctx.evaluation.tasks.long_output import reward as reward_of
 from hf_longctx.hub import load
 from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.storage.files import write_json_lines
-from recipes.long_writer import card
+from recipes.long_writer import card, score
 from recipes.long_writer import pairs as pairs_module
 from recipes.long_writer.compare import paired
 from recipes.long_writer.data import Fitting
-from recipes.long_writer.decode import Written
+from recipes.long_writer.decode import LateError, Written
 from recipes.long_writer.examples import examples
 from recipes.long_writer.figures import gained, risen, rows
 from recipes.long_writer.length_pairs import Sampled, length_pairs
@@ -306,6 +306,58 @@ def test_the_time_of_a_size_is_predicted_by_what_is_read(
     per_token = 1010.0 / costs[longest]
     late = Scores(lambda: given, config, until=time.monotonic() + 1000).all()
     assert late["not measured"] == [longest]
+
+
+def test_a_size_that_takes_longer_than_it_may_is_ended(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first size is begun without a measure of its time. What was ended is measured when there is more."""
+    given, whole, until = load(config["model"]), dict[str, Any](), list[float | None]()
+    stock = score.write
+    Scores(lambda: given, config, into=whole).all()
+
+    def late(*args: Any, **how: Any) -> Any:
+        until.append(how["until"])
+        return stock(*args, **how | {"until": time.monotonic() - 1 if len(until) == 1 else None})
+
+    monkeypatch.setattr(score, "write", late)
+    progress, last = Progress(config | {"out": str(tmp_path)}, [], resume=False), time.monotonic() + 1000
+    found = Scores(lambda: given, config, last=last, stop=last + 1, sizes=progress.sizes("untrained")).all()
+    (name,) = found["not measured"]
+    assert until[0] == last
+    assert found["writing"] + found["tasks"], "the others are measured"
+    again = Scores(lambda: given, config, sizes=progress.sizes("untrained")).all()
+    assert again == whole
+    assert len(until) == 1 + len({one["asked"] for one in whole["writing"]}) + len(whole["tasks"]), f"{name} alone"
+    until.clear()
+    with pytest.raises(NoTimeError):  # the call is over before
+        Scores(lambda: given, config, last=last + 1, stop=last).all()
+    assert until == [last]
+
+
+def test_pairs_are_of_the_prompts_that_there_was_time_for(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tokenizer = load(config["model"])
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a river " * 10, "a river")]
+    written: list[Written | None] = [Written([*one, tokenizer.eos_token_id], True, []) for one in ids] * 3
+    own = config | {"dpo": config["dpo"] | {"prompts": 3, "samples": 2, "longest": 100}}
+    whole, some, now = Fitting(10**6), Fitting(10**6), time.monotonic()
+    monkeypatch.setattr(pairs_module, "write", lambda *_, **__: written)
+    by_length(model, tokenizer, own, whole, enough=now)
+    assert len(whole.rows) == 3
+
+    def late(*_: Any, until: float, **__: Any) -> Any:
+        assert until == now
+        raise LateError([*written[:3], None, *written[4:]])  # of the second prompt
+
+    monkeypatch.setattr(pairs_module, "write", late)
+    said = by_length(model, tokenizer, own, some, enough=now, until=now + 1000)
+    assert (said["prompts"], said["prompts without time"]) == (3, 1)
+    assert "1 of 3 prompts have no pair: there was no time to sample their answers" in caplog.text
+    assert some.rows == [whole.rows[0], whole.rows[2]]
+    with pytest.raises(LateError):  # a call that is over goes on in the next one, with all of them
+        by_length(model, tokenizer, own, Fitting(10**6), until=now, enough=now + 1)
 
 
 def test_rows_say_what_holds_its_bar_and_the_card_has_them() -> None:
