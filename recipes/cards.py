@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from functools import cache
@@ -21,6 +22,15 @@ def visible() -> list[str]:
     import torch  # seconds, which a command that is told its GPUs does not need
 
     return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def free() -> None:
+    """Give back the memory of models that are gone: trainers hold theirs in circles, which Python keeps for a while."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def one_card(args: Any, more: str = ALONE) -> Any:

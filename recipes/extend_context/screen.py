@@ -34,7 +34,7 @@ from hf_longctx.hub.resolve import load_tokenizer, locate
 from hf_longctx.upstream.installing import check_packages
 from recipes.averaging import average_
 from recipes.benchmarks.saving import Saved
-from recipes.cards import visible
+from recipes.cards import free, visible
 from recipes.config import merged, variants_of
 from recipes.extend_context import card
 from recipes.extend_context.cards import over_cards
@@ -97,6 +97,7 @@ def measured(configs: dict[str, dict[str, Any]], seconds: float, shares: list[fl
             failed.append(f"{name} (what was trained is kept in {config['out']})" if kept else name)
         else:
             shutil.rmtree(config["out"])
+        free()
     if failed:
         raise SystemExit(f"these variants failed: {', '.join(failed)}.")
 

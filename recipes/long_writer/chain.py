@@ -9,11 +9,11 @@ See README.md beside this file.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.hub import load
 from hf_longctx.upstream.installing import Package, check_packages
 from recipes.benchmarks.reading import command_without_paths
+from recipes.cards import free
 from recipes.long_writer import card, train_dpo, train_grpo, train_sft
 from recipes.long_writer.budget import Budget, NotFinishedError
 from recipes.long_writer.command import parser, settings
@@ -52,6 +53,7 @@ def run(
 
     Raises:
         NotFinishedError: The minutes of this `call` are over. What was done is kept, to go on with.
+        Exception: That of a stage which failed. Stages behind it that begin with another model come before.
     """
     out = Path(config["out"])
     shares = {name: config["chain"][name] for name in STAGES}
@@ -78,6 +80,7 @@ def run(
 
     report: dict[str, Any] = {"base": Path(config["model"]).name, "config": config, "stages": {}, "lines": {}}
     found: list[dict[str, Any]] = []
+    failures: list[Exception] = []
 
     def keep() -> None:
         """Write what is known by now: a run that is killed keeps what it has measured."""
@@ -110,8 +113,18 @@ def run(
         except SystemExit:  # the time of this call is over, or Ctrl-C: what it took counts
             keep()
             raise
+        except Exception as error:
+            keep()
+            del parts[name]
+            del waiting[0]
+            if not any(BEGIN.get(other) != name for other in parts):
+                raise
+            traceback.print_exc()
+            failures.append(let_go(error))
+            continue
+        finally:
+            free()
         keep()
-        free()
         del parts[name]
         score(name, str(out / name / "model"))
         found += rows(report["lines"], name)
@@ -121,7 +134,18 @@ def run(
         report |= written(report, found, out)
         card.write(report, name, out)
     budget.keep()
+    if failures:
+        raise failures[0]
     return report
+
+
+def let_go(error: Exception) -> Exception:
+    """An error without the models that were at work when it came."""
+    one: BaseException | None = error
+    while one is not None:
+        traceback.clear_frames(one.__traceback__)
+        one = one.__context__
+    return error
 
 
 def written(report: dict[str, Any], found: list[dict[str, Any]], out: Path) -> dict[str, Any]:
@@ -144,13 +168,6 @@ def scored(model: str, config: dict[str, Any], **how: Any) -> dict[str, Any]:
         return Scores(give, config, **how).all()
     finally:
         free()
-
-
-def free() -> None:
-    """Give back the memory of a model that is gone."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def needed(stages: Iterable[str]) -> list[Package]:

@@ -8,7 +8,6 @@ are compiled in it, and graphs recorded. One way that fails costs no other its r
 
 from __future__ import annotations
 
-import gc
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ import torch
 
 from hf_longctx.evaluation.rows import row
 from recipes.benchmarks.saving import Saved
+from recipes.cards import free
 from recipes.long_writer import train_grpo
 from recipes.long_writer.command import parser, settings
 from recipes.long_writer.settings import GENERATION
@@ -44,6 +44,7 @@ def measured(config: dict[str, Any], ways: Sequence[str], steps: int) -> Iterato
     size = f"{asked} prompts with {answers} answers of at most {most:,} tokens"
     for way in ways:
         what = f"a step of reinforcement, {size}: answers sampled by {way}"
+        free()  # what the way before has left, also if it failed
         try:
             logs = steps_of(config, way, steps)
         except Exception as error:
@@ -70,9 +71,6 @@ def steps_of(config: dict[str, Any], way: str, steps: int) -> list[dict[str, Any
         report = train_grpo.train(config | {"out": str(out), "grpo": config["grpo"] | changed | {"training": training}})
     finally:
         shutil.rmtree(out, ignore_errors=True)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
     logs: list[dict[str, Any]] = report["logs"]
     return logs
 

@@ -32,7 +32,8 @@ from hf_longctx.hub import load
 from hf_longctx.upstream.installing import check_packages
 from recipes.averaging import average_
 from recipes.benchmarks.saving import Saved
-from recipes.long_writer.chain import STAGES, free
+from recipes.cards import free
+from recipes.long_writer.chain import STAGES
 from recipes.long_writer.command import parser, settings
 from recipes.long_writer.compare import gains, values
 from recipes.long_writer.data import WORDS, asked

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hf_longctx.evaluation.results import write_results
+from recipes.benchmarks.reading import command_without_paths
 from recipes.long_writer import card, chain
 from recipes.long_writer.budget import Budget
 from recipes.long_writer.command import parser, settings
@@ -136,3 +139,63 @@ def test_without_trl_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     trainers.cache_clear()
     with pytest.raises(ImportError, match=r"this recipe trains by TRL .* Install it: pip install '.\[trl\]'"):
         trainers()
+
+
+@pytest.mark.parametrize(
+    ("fails", "trained"), [("sft", []), ("dpo", ["sft", "grpo"]), ("grpo", ["sft", "dpo"])], ids=lambda one: str(one)
+)
+def test_a_stage_that_fails_costs_none_that_begins_with_another_model(
+    fails: str, trained: list[str], config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, models = list[str](), list[Any]()
+
+    class Model:
+        """Held by the frame in which it fails, and in a circle, as a trainer holds its own."""
+
+        def __init__(self) -> None:
+            self.own = self
+            models.append(weakref.ref(self))
+
+    def train(name: str) -> Any:
+        def forward(model: Model) -> None:
+            if name == fails:
+                raise ValueError(f"{type(model)}")
+
+        def run(*_: Any, **__: Any) -> dict[str, Any]:
+            assert all(model() is None for model in models), "what failed is in memory"
+            model = Model()
+            try:
+                forward(model)
+            except ValueError as error:
+                raise torch.OutOfMemoryError(f"no memory for {name}") from error
+            done.append(name)
+            return {"versions": {}}
+
+        return run
+
+    monkeypatch.setattr(chain, "STAGES", {name: train(name) for name in chain.STAGES})
+    monkeypatch.setattr(chain, "scored", lambda *_, **__: scores([0.0], [1.0], [0.5], 1.0))
+    monkeypatch.setattr(card, "write", lambda *_: None)
+    with pytest.raises(torch.OutOfMemoryError, match=f"no memory for {fails}"):
+        chain.run(config | {"out": str(tmp_path)})
+    assert done == trained
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert list(report["stages"]) == trained
+    assert list(report["lines"]) == [chain.UNTRAINED, chain.BANNED, *trained]
+    assert report["command"] == command_without_paths()
+
+
+def test_the_seconds_of_a_training_that_is_interrupted_count(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+
+    def train(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(time, "monotonic", lambda: now + 500)
+        raise SystemExit("interrupted after 3 steps")
+
+    monkeypatch.setattr(chain, "STAGES", dict.fromkeys(chain.STAGES, train))
+    monkeypatch.setattr(chain, "scored", lambda *_, **__: scores([0.0], [1.0], [0.5], 1.0))
+    with pytest.raises(SystemExit, match="interrupted"):
+        chain.run(config | {"out": str(tmp_path)}, minutes=60)
+    assert json.loads((tmp_path / "seconds.json").read_text(encoding="utf-8")) >= 499

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 pytest.importorskip("trl")
 
-from recipes.long_writer import train_grpo
+from recipes.long_writer import generation, train_grpo
 from recipes.long_writer.generation import measured
 
 from .made import elsewhere
@@ -34,3 +35,28 @@ def test_each_way_has_a_row_and_one_that_fails_says_why(
     assert rows[1]["value"] == rows[1]["detail"]["seconds"][1] > 0
     assert rows[1]["beside"]["tokens of the longest answer"] <= 8
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_a_way_leaves_is_gone_when_the_next_begins(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that failed, perhaps for want of memory: the next would have less of it."""
+    models = list[Any]()
+
+    class Model:
+        def __init__(self) -> None:
+            self.own = self  # as a trainer and its model
+            models.append(weakref.ref(self))
+
+    def train(config: dict[str, Any], **_: Any) -> dict[str, Any]:
+        assert all(model() is None for model in models)
+        model = Model()
+        if config["grpo"]["generation"] == "static":
+            raise RuntimeError(f"{type(model)}")
+        return {"logs": [{"step_time": 1.0, "completions/max_length": 8}] * 2}
+
+    monkeypatch.setattr(train_grpo, "train", train)
+    monkeypatch.setattr(generation.logger, "exception", lambda *_: None)  # pytest keeps what is logged, and its frames
+    rows = list(measured(elsewhere(config, tmp_path), ["static", "plain", "graphs"], 2))
+    assert [one["value"] for one in rows] == [None, 1.0, 1.0]
+    assert len(models) == 3
