@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,3 +56,19 @@ def test_gradients_flow_through_a_compiled_forward(row: str) -> None:
     plain = gradients(model)
     for mine, other in zip(gradients(torch.compile(model, backend="aot_eager")), plain, strict=True):
         close(mine, other)
+
+
+@each_method
+def test_sizes_that_are_dynamic_are_compiled_and_read_a_cache_and_a_copy_of_it(method: Any) -> None:
+    """So are those of a second model with another window, which the compiler takes for dynamic by itself."""
+    model = tiny()
+    method.apply(model)
+    eager = logits_of(model, IDS, use_cache=False)
+    compiled, cache = torch.compile(model, dynamic=True, backend="eager"), DynamicCache()
+    close(logits_of(compiled, IDS[:, :12], past_key_values=cache), eager[:, :12], "an empty cache")
+    for layer in cache.layers:
+        if hasattr(layer, "owner"):
+            layer.owner = copy.deepcopy(layer.owner)  # as in a cache that was saved and loaded
+    other = copy.deepcopy(cache)
+    for name, held in (("a cache", cache), ("a copy of it", other)):
+        close(logits_of(compiled, IDS[:, 12:13], past_key_values=held), eager[:, 12:13], name)
