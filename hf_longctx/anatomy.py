@@ -7,8 +7,10 @@ work on, if the self-check of `attention/selfcheck.py` agrees.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .upstream.signatures import names_in, parameters
@@ -162,6 +164,15 @@ def _rotary_inside(decoder: nn.Module) -> nn.Module | None:
         if own is not None:
             return own
     return None
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """Any tensor of a module's weights, which says where it computes.
+
+    A quantisation may keep them as buffers (GPTQ, AWQ) or in objects of its own (torch.ao on CPUs): then there is no
+    parameter, or no tensor at all.
+    """
+    return next(chain(module.parameters(), module.buffers()), torch.empty(0))
 
 
 def has_table(module: nn.Module) -> bool:

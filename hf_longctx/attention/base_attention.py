@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..anatomy import weight_of
 from ..ops.kernels import KERNELS, Call
 from ..ops.masks import Causal
 from ..ops.positions import Positions
@@ -46,7 +47,7 @@ def check_name(inner: str) -> None:
 
 def check_device(inner: str, module: nn.Module, head_dim: int) -> None:
     """ValueError where the kernel for this name cannot run at all on a module's device, or is not installed."""
-    name, weight = KERNEL_OF[inner], next(module.parameters())
+    name, weight = KERNEL_OF[inner], weight_of(module)
     if name in ("auto", "reference") or weight.device.type == "meta":  # its first forward says
         return
     # fp32 weights may yet run under autocast

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anatomy import layer_type
+from ..anatomy import layer_type, weight_of
 from ..upstream.versions import SAY_VERSION, untested, warn_of_untested
 from .around import begin, claim, shortens
 from .call import LayerCall
@@ -44,7 +44,7 @@ def can_follow(state: DecoderState) -> bool:
 def _can_run(module: nn.Module) -> bool:
     """Is a layer neither being loaded nor between two distributions of its weights over devices?"""
     hooked = any(hasattr(m, "_hf_hook") for m in module.modules())  # accelerate brings the weights
-    return hooked or next(module.parameters()).device.type != "meta"
+    return hooked or weight_of(module).device.type != "meta"
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def follow(decoder: Any, state: DecoderState) -> None:
     kinds: dict[Any, int] = {}
     for i, module in enumerate(state.layers):
         known = known_of(module)
-        if known or next(module.parameters()).device.type != "meta":  # offloaded ones are seen in their first forward
+        if known or weight_of(module).device.type != "meta":  # offloaded ones are seen in their first forward
             kinds.setdefault((type(module), layer_type(module), *known.values()), i)
     last = state.layers[max(kinds.values(), default=0)]
     cache, start = None, 0  # a model makes its first cache itself

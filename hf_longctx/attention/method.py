@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import attention_layers, full_attention_layers, has_table, takes_embeddings
+from ..anatomy import attention_layers, full_attention_layers, has_table, takes_embeddings, weight_of
 from ..cache.base import UnrotatedLayer
 from ..method import Footprint, LongContextMethod
 from ..ops.available import TRITON
@@ -112,7 +112,7 @@ class AttentionMethod(LongContextMethod):
         base = base_of(current) or current
         check_name(base)
         check_device(base, layers[0], head_dim_of(layers[0]))
-        if not TRITON and next(layers[0].parameters()).is_cuda:
+        if not TRITON and weight_of(layers[0]).is_cuda:
             logger.warning("Triton is not installed: attention over un-rotated keys is several times slower without.")
         rotary = rotary_embedding(decoder)
         if has_table(rotary):
@@ -138,7 +138,7 @@ class AttentionMethod(LongContextMethod):
         dtype = next((p.dtype for p in decoder.parameters() if p.is_floating_point()), torch.float32)
         tried = False
         for module in state.layers:
-            device = next(module.parameters()).device
+            device = weight_of(module).device
             if device.type == "meta" and any(hasattr(m, "_hf_hook") for m in module.modules()):
                 continue  # offloaded
             # bitsandbytes changes the layout of 4-bit weights on the CPU in their first forward, and saves those wrong

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..anatomy import weight_of
 from ..attention.rerotate import angles_of
 from ..attention.selfcheck import probe
 from ..attention.subclass import stock_class
@@ -68,6 +69,6 @@ def _reason(module: Any, decoder: Any, implementation: str) -> str | None:
 
 def _where(module: Any, decoder: Any) -> tuple[torch.device, torch.dtype]:
     """Device and dtype of a layer's inputs: its own weights may be offloaded, or quantised."""
-    device = next(module.parameters()).device
+    device = weight_of(module).device
     dtype = next((p.dtype for p in decoder.parameters() if p.is_floating_point()), torch.float32)
     return torch.device("cpu") if device.type == "meta" else device, dtype

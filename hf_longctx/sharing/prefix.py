@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ..anatomy import attention_layers, find_decoder
+from ..anatomy import attention_layers, find_decoder, weight_of
 from ..cache.copies import shallow_copy
 from ..editing.edit import EditReport
 from ..editing.editable import check_vocabulary
@@ -280,7 +280,7 @@ def _alone(kept: Tensor) -> Tensor:
 
 def _place(module: Any) -> torch.device:
     """The device on which a module computes."""
-    weight: torch.device = next(module.parameters()).device
+    weight: torch.device = weight_of(module).device
     if weight.type != "meta":
         return weight
     hooks = (getattr(m, "_hf_hook", None) for m in module.modules())  # offloaded, by accelerate
