@@ -22,7 +22,16 @@ from ..upstream.caches import CACHE_NAMES, cache_in, given_cache, without_cache
 from ..upstream.versions import SAY_VERSION
 from .caches import Adopting, adopt
 from .call import LayerCall
-from .order import check_tokens, is_regular, missing, positions_of_another_length, rises, show_cached
+from .order import (
+    below_zero,
+    check_tokens,
+    is_regular,
+    missing,
+    positions_of_another_length,
+    rises,
+    show_cached,
+    whole_positions,
+)
 from .selfcheck import check_layer
 from .state import STATE, DecoderState, Step, check_implementation, kind_of_call, known_of, source_of
 from .subclass import stock_class, subclass
@@ -116,13 +125,13 @@ def _begin(
     pos = pos[0] if pos.ndim == 3 else pos
     if pos.shape[-1] != L:
         raise ValueError(positions_of_another_length(pos, L))
-    pos = pos.to(hidden.device).expand(B, L)
+    pos = whole_positions(pos.to(hidden.device), decoder.method.name).expand(B, L)
     _check_embeddings(decoder, module, found, embeddings, pos)
     mask = kwargs.get("attention_mask")
     if mask is None:  # none, or only ones
         for layer in opened:
             layer.show_all()
-        return _step(decoder, embeddings, hidden, pos, pos, False, opened)
+        return _step(decoder, embeddings, hidden, pos, None, opened)
     if mask.dtype == torch.bool and tuple(mask.shape[-3:-1]) == (1, 1) and L <= mask.shape[-1] < seen + L:
         raise ValueError(
             f"attention_mask: {type(module).__name__} was handed one of {mask.shape[-1]} tokens where {seen + L} were "
@@ -138,7 +147,7 @@ def _begin(
     if seen:
         show_cached(opened, real[:, :seen])
     real = real[:, seen:].to(hidden.device)
-    return _step(decoder, embeddings, hidden, pos, torch.where(real, pos, -1), True, opened)
+    return _step(decoder, embeddings, hidden, pos, real, opened)
 
 
 def _check_embeddings(decoder: DecoderState, module: Any, found: Found, embeddings: Any, pos_BL: Tensor) -> None:
@@ -166,19 +175,22 @@ def _step(
     embeddings: Any,
     hidden: Tensor,
     pos_BL: Tensor,
-    q_pos_BL: Tensor,
-    padded: bool,
+    real_BL: Tensor | None,
     opened: list[UnrotatedLayer],
 ) -> Step:
-    pos, like = q_pos_BL, hidden if embeddings is None else decoder.parts(embeddings)[0]
+    padded = real_BL is not None
+    pos = pos_BL if real_BL is None else torch.where(real_BL, pos_BL, -1)
+    like = hidden if embeddings is None else decoder.parts(embeddings)[0]
     ends = pos.shape[1] + (opened[0].seen if opened else 0)
-    step = Step(source_of(embeddings), like, pos_BL, q_pos_BL, padded, False, ends)
+    step = Step(source_of(embeddings), like, pos_BL, pos, padded, False, ends)
     compiling = torch.compiler.is_compiling()
     if pos.is_cuda and pos.shape[1] == 1 and not compiling:
         return step  # looking at values costs a sync, too much for every token
     layer = opened[0] if opened else None
     kept = None if layer is None or layer.pos is None else layer.pos.to(pos.device)
-    rising = rises(pos, kept)
+    shown = pos_BL if real_BL is None else torch.where(real_BL, pos_BL, 0)
+    low = (shown < 0).any()
+    rising = rises(pos, kept) & ~low
     if layer is not None and layer.padded:
         rising = rising & ~missing(layer, pos).any()
     wrong = (
@@ -194,6 +206,8 @@ def _step(
         torch._assert_async(rising, wrong)  # values cannot be looked at while a graph is traced
         return step
     if not bool(rising):
+        if bool(low):
+            raise ValueError(below_zero(shown, decoder.method.name))
         if layer is not None and bool(rises(pos, kept)):
             raise ValueError(
                 f"row {int(missing(layer, pos).long().argmax())} continues at a position before some that it has read, "

@@ -63,3 +63,28 @@ def check_rows(rows: int, layers: list[UnrotatedLayer]) -> None:
 def positions_of_another_length(pos: Tensor, length: int) -> str:
     """What is wrong with position ids that are not as many as the tokens."""
     return f"position_ids of shape {tuple(pos.shape)}: {length} tokens are read. Pass one position for each of them."
+
+
+def whole_positions(pos: Tensor, name: str) -> Tensor:
+    """Position ids of any type as 64-bit integers; ValueError for fractions, which no mask can count by."""
+    if pos.dtype == torch.long:
+        return pos
+    whole = pos.long()
+    wrong = (
+        f"position_ids of {pos.dtype} that are no whole numbers: {name} decides by them which tokens are in a window. "
+        f"Pass one whole number for each token. To read positions closer together, apply RopeScaling(type='linear', "
+        f"factor=...) as well."
+    )
+    if pos.is_floating_point() and torch.compiler.is_compiling():
+        torch._assert_async((whole == pos).all(), wrong)
+    elif pos.is_floating_point() and not bool((whole == pos).all()):
+        raise ValueError(wrong)
+    return whole
+
+
+def below_zero(pos: Tensor, name: str) -> str:
+    """What is wrong with positions below 0, by which hidden tokens are told."""
+    return (
+        f"position_ids of {int(pos.min())} for a token that is read: {name} takes positions of 0 and more. Raise all of "
+        f"a row's positions alike, which changes no distance, and hide padding by attention_mask."
+    )
