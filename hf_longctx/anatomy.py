@@ -57,6 +57,15 @@ def find_decoder(model: Any) -> nn.Module:
     return decoder
 
 
+def refuse_encoder_decoder(model: Any, what: str) -> None:
+    """ValueError for a model whose `input_ids` an encoder reads, and not the decoder that writes after them."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(model).__name__}: {what} is for causal language models, not for encoder-decoders. Give one such as "
+            f"Llama, Qwen or Gemma."
+        )
+
+
 def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
     """The layers of a decoder, those without attention too, whatever their list is called (`layers`, `h`, `blocks`)."""
     found: list[nn.Module] = []

@@ -85,6 +85,6 @@ def whole_positions(pos: Tensor, name: str) -> Tensor:
 def below_zero(pos: Tensor, name: str) -> str:
     """What is wrong with positions below 0, by which hidden tokens are told."""
     return (
-        f"position_ids of {int(pos.min())} for a token that is read: {name} takes positions of 0 and more. Raise all of "
-        f"a row's positions alike, which changes no distance, and hide padding by attention_mask."
+        f"position_ids of {int(pos.min())} for a token that is read: {name} takes positions of 0 and more. Raise all "
+        f"positions of a row alike, which changes no distance, and hide padding by attention_mask."
     )

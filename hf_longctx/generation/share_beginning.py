@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 
+from ..anatomy import refuse_encoder_decoder
 from ..sharing.prefix import shared_prefix
 from ..upstream.caches import cache_in, check_cache_kind, generate_cache, without_cache
 from .procedure import Procedure
@@ -59,6 +60,7 @@ class ShareBeginning(Procedure):
             ValueError: Rows begin with different tokens, or with padding, so there is nothing to share; the call brings
                 a cache or embeddings; another decoding method; or the model is one that `shared_prefix` refuses.
         """
+        refuse_encoder_decoder(model, "share_beginning")
         mode = generation_config.get_generation_mode(assistant_model)
         if mode not in DECODING:
             raise ValueError(f"share_beginning does greedy decoding, sampling and beams, not {mode}. Leave it out.")

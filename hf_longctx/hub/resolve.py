@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +112,24 @@ def load_model(
             f"{str(model)!r} is no causal language model ({first_line(error)}). Give one with RoPE, such as Llama, "
             f"Qwen or Gemma."
         ) from error
+    _refuse_half(str(model), getattr(loaded.config, "architectures", None) or (), type(loaded).__name__)
     if "device_map" not in kwargs:
         loaded = loaded.to(device)
     evaluating: PreTrainedModel = loaded.eval()
     return evaluating
+
+
+def _refuse_half(model: str, saved: Sequence[str], loaded: str | None) -> None:
+    """ValueError for the decoder of an encoder-decoder, which transformers loads alone: it writes without the text."""
+    from transformers.models.auto import modeling_auto as auto
+
+    whole = auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
+    if loaded is not None and loaded not in saved and any({*saved} & {*names.values()} for names in whole):
+        raise ValueError(
+            f"{model!r} is no causal language model but an encoder-decoder ({', '.join(saved)}), of which {loaded} "
+            f"would be the decoder alone, without what its encoder reads. Give one with RoPE, such as Llama, Qwen or "
+            f"Gemma."
+        )
 
 
 def load_tokenizer(model: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -164,10 +178,14 @@ def _tokenizer(model: str | os.PathLike[str], location: str, kwargs: dict[str, A
 
 def _check_config(location: str) -> None:
     """ValueError for a folder whose config is no JSON object: transformers ends in a TypeError, or says no remedy."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
     try:
-        read_json(Path(location), "config.json")
+        config = read_json(Path(location), "config.json")
     except ValueError as error:
         raise ValueError(f"{location!r}: its config cannot be read: {error}") from error
+    if config:  # before weights are loaded, which would be told as missing
+        _refuse_half(location, config.get("architectures") or (), CLASSES.get(str(config.get("model_type"))))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ..anatomy import refuse_encoder_decoder
 from ..attention.caches import adopt_all
 from ..attention.state import STATE
 from ..attention.without import check_looks_up, without_look_ups
@@ -94,6 +95,7 @@ class Reader:
             raise ValueError(f"progress={progress!r}: expected a function of the position reached, or None.")
         self.model, self._progress = model, progress
         self._base: Any = unwrap(model)
+        refuse_encoder_decoder(self._base, "stream")
         self._patches = applied(model)
         self.cache = DynamicCache(config=self._base.config)
         state = next((vars(m)[STATE] for m in self._base.modules() if STATE in vars(m)), None)

@@ -84,7 +84,7 @@ def test_positions_below_0_of_tokens_that_are_read_are_refused(method: Any, mask
 def test_fractions_are_refused(method: Any) -> None:
     model = tiny()
     method.apply(model)
-    with pytest.raises(ValueError, match="no whole numbers.*RopeScaling"):
+    with pytest.raises(ValueError, match=r"no whole numbers.*RopeScaling"):
         logits_of(model, IDS, position_ids=torch.arange(40)[None] / 2)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...anatomy import refuse_encoder_decoder
 from .prompt import Parts
 from .reading import read
 from .search import Search
@@ -21,8 +22,7 @@ class Frame:
 
     def __init__(self, model: Any, settings: Segmenting, new_tokens: int) -> None:
         self.model, self.settings, self.new_tokens = model, settings, new_tokens
-        if getattr(model.config, "is_encoder_decoder", False):
-            raise ValueError(f"{type(model).__name__}: XL3M is for causal language models, not for encoder-decoders.")
+        refuse_encoder_decoder(model, "XL3M")
         window = settings.window or getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if window is None:
             raise ValueError(
