@@ -1,11 +1,10 @@
 """Scores by one-bit codes on cards whose tensor cores multiply bits (sm_80 to sm_90), in Gluon: Triton with layouts.
 
 What `triton_codes._maxima` computes, for one query of a row, and `triton_best._survivors`, for any number, with codes
-as they lie in memory. A query's channel is a
-whole number of six bits (`triton_codes._prepare`), and a product of bits counts for every bit of it in how many
-channels both it and a code's bit are 1: RaBitQ's way for vectors (Gao and Long 2024, section 3.3), with four heads
-and two bits of them in the columns of one `mma`. Nothing is unpacked: 64 codes of 128 channels are about 200
-instructions of a warp, where `triton_codes` has 340 whose logic ones take two cycles each.
+as they lie in memory. A query's channel is a whole number of six bits (`triton_codes._prepare`), and a product of bits
+counts for every bit of it in how many channels both it and a code's bit are 1: RaBitQ's way for vectors (Gao and Long
+2024, section 3.3), with four heads and two bits of them in the columns of one `mma`. Nothing is unpacked: 64 codes of
+128 channels are about 200 instructions of a warp, where `triton_codes` has 340 whose logic ones take two cycles each.
 """
 
 # mypy: disable-error-code="no-untyped-def"
