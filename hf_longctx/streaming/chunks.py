@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import Cache, PreTrainedModel
 
-from ..cache.base import UnrotatedLayer
+from ..cache.stock import unrotated_layers
 
 LEAST, MOST = 16_384, 65_536  # tokens
 # operations of a forward pass that take a GPU longer than the host takes to launch its kernels, by some margin: with
@@ -22,7 +22,7 @@ def default_chunk(model: PreTrainedModel, cache: Cache) -> int:
         model: Which reads.
         cache: That it reads into, before the first forward.
     """
-    served = bool(cache.layers) and all(isinstance(layer, UnrotatedLayer) for layer in cache.layers)
+    served = bool(cache.layers) and len(unrotated_layers(cache)) == len(cache.layers)
     if model.device.type != "cuda" or not served:
         return LEAST
     tokens = LEAST

@@ -219,6 +219,7 @@ def test_gradients_of_rows_that_wait_are_those_of_rows_alone(name: str) -> None:
 
 
 def test_a_compiled_model_reads_padded_rows_and_stops_where_one_waits() -> None:
+    torch._dynamo.reset()  # where others have compiled as often as torch allows, nothing is, and no row need stop
     model = served("falcon_h1", WIDE)
     rows, cache = prompts(), DynamicCache(config=model.config)
     ids, mask = left_padded(rows)

@@ -336,13 +336,16 @@ def test_a_run_that_is_interrupted_while_a_job_begins_ends_it(sign: int) -> None
             os.kill(os.getpid(), sign)
             super().begin(job, cards)
 
-    own = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command has it
+    # as the command has them; a shell lets what it begins in the background ignore the first
+    signs = signal.SIGINT, signal.SIGTERM
+    own = [signal.signal(each, signal.default_int_handler) for each in signs]
     run = Schedule([Job("a", "", 1, 5), Job("b", "", 1, 5)], Interrupted({"a": 5, "b": 5}), ["0"], 100.0)
     try:
         with pytest.raises(KeyboardInterrupt):
             run.run()
     finally:
-        signal.signal(signal.SIGTERM, own)
+        for each, before in zip(signs, own, strict=True):
+            signal.signal(each, before)
     assert {name: state.status for name, state in run.states.items()} == {"a": "stopped", "b": "waiting"}
     assert run.free.parts == {"0": 1.0}
 
