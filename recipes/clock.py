@@ -23,6 +23,11 @@ else:
 LOWEST = 0.1  # of the learning rate, at the end
 
 
+def sooner(*ends: float | None) -> float | None:
+    """The first of some times; None is without end."""
+    return min((end for end in ends if end is not None), default=None)
+
+
 class Clock(TrainerCallback):
     """Says which part of the training is done: of the steps or, if that is more, of the time.
 

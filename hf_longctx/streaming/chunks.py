@@ -25,7 +25,7 @@ def default_chunk(model: PreTrainedModel, cache: Cache) -> int:
     served = bool(cache.layers) and len(unrotated_layers(cache)) == len(cache.layers)
     if model.device.type != "cuda" or not served:
         return LEAST
-    tokens = LEAST
-    while tokens < MOST and 2 * model.num_parameters() * 2 * tokens <= WORK:
+    tokens, most = LEAST, min(WORK / (2 * model.num_parameters()), MOST)
+    while 2 * tokens <= most:
         tokens *= 2
     return tokens

@@ -10,7 +10,6 @@ Each model runs in a process of its own; a part of it that fails is a row that s
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 
 from hf_longctx.evaluation.rows import row
+from recipes.cards import free
 from recipes.outs import new_folder
 
 from . import wide_attention, wide_cached, wide_writing
@@ -59,9 +59,7 @@ def _part(name: str, rows: Iterator[dict[str, Any]], device: str) -> Iterator[di
         yield row(f"{name} runs to its end", 0, "", bar="== 1", why=why)
     print(f"{name} took {time.perf_counter() - start:.0f} s", flush=True)
     del rows
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
+    free()
 
 
 def _in_a_process(name: str, parts: list[str], tiny: bool) -> Iterator[dict[str, Any]]:

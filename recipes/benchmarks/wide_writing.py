@@ -22,6 +22,7 @@ from hf_longctx import LMInfinite
 from hf_longctx.cache.stock import nbytes
 from hf_longctx.evaluation.rows import row
 from hf_longctx.upstream.caches import generate_cache, given_cache
+from recipes.cards import free
 
 from .wide_graph import Writer, recorded, steady_cache
 from .wide_models import FULL, Geometry, Sizes
@@ -164,8 +165,7 @@ def _allocated(device: str) -> int:
 
 def _reset(device: str) -> None:
     if device == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
+        free()
         torch.cuda.reset_peak_memory_stats()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_longctx import SequenceParallel, TrainingMemory
 from hf_longctx.training.memory.checkpointing import STATE
 from hf_longctx.upstream.checkpointing import enable_checkpointing
+from recipes import cards
 
 from ..benchmarks.geometries import SIZES
 
@@ -126,10 +126,9 @@ def trained(size: str, rungs: Rungs, tokens: int, fp32: bool = False) -> Iterato
 
 
 def free() -> None:
-    """Give back what an earlier model had."""
-    gc.collect()
+    """Give back what an earlier model had, of host memory too."""
+    cards.free()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
         torch._C._host_emptyCache()
         torch.cuda.reset_accumulated_host_memory_stats()
         torch.cuda.reset_peak_host_memory_stats()

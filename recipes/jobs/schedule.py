@@ -161,17 +161,13 @@ class Schedule:
 
     def ready(self, job: Job) -> bool:
         """Is there what it needs of other jobs?"""
-        over = all(self.states[other].status in OVER for other in self.before(job))
+        over = all(self.states[other].status in OVER for other in job.after if other in self.states)
         return over and all(self.machine.there(other, file) for other, file in job.reads)
 
     def in_vain(self, job: Job) -> bool:
         """Does it wait for a file that nobody writes any more?"""
         ends = (other for other, file in job.reads if not self.machine.there(other, file))
         return any(other not in self.states or self.states[other].status in OVER for other in ends)
-
-    def before(self, job: Job) -> list[str]:
-        """The jobs of this run that must be over before it begins."""
-        return [name for name in job.after if name in self.states]
 
     def latest(self) -> str | None:
         """Of the jobs beyond their limits the one that is furthest, if another one waits: after `fill`, for cards."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_longctx.evaluation.tasks.long_output import NEVER_ENDS, dpo_row
 from hf_longctx.evaluation.writing import has_loops
+from recipes.clock import sooner
 from recipes.long_writer.data import WORDS, Fitting, asked, made, parts, prompt_ids
 from recipes.long_writer.decode import LateError, Sampling, Written, write
 from recipes.long_writer.length_pairs import Sampled, length_pairs
@@ -69,7 +70,7 @@ def by_length(
             ends,
             sampling,
             tokens_at_once=config["score"]["tokens_at_once"],
-            until=min((one for one in (until, enough) if one is not None), default=None),
+            until=sooner(until, enough),
         )
     except LateError as late:
         if until is not None and time.monotonic() >= until:

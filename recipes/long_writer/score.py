@@ -24,6 +24,7 @@ from hf_longctx.hub import load
 from hf_longctx.storage.files import write_json_lines
 from hf_longctx.text.tokens import CHAT_TEMPLATES
 from hf_longctx.upstream.installing import check_packages
+from recipes.clock import sooner
 from recipes.long_writer.batching import cost
 from recipes.long_writer.command import parser, settings
 from recipes.long_writer.data import WORDS, asked, parts, prompts_ids, texts_ids
@@ -185,7 +186,7 @@ class Scores:
     @property
     def _ends(self) -> float | None:
         """At which nothing is written any more."""
-        return min((one for one in (self.last, self.stop) if one is not None), default=None)
+        return sooner(self.last, self.stop)
 
     def _early(self) -> bool:
         return self.half is not None and time.monotonic() < self.half

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,9 +9,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import torch
-
 from hf_longctx import CodeLookup, LMInfinite
+from recipes.cards import free
 
 from ..haystacks import Haystacks
 from ..reading import K
@@ -113,9 +111,7 @@ class Run:
 
     def free(self) -> None:
         """Give back the memory of caches that are gone."""
-        gc.collect()
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free()
 
     @property
     def length(self) -> str:

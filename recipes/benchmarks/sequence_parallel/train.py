@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-import torch
-
 from hf_longctx.evaluation.rows import row
 from recipes.bars import missed
+from recipes.cards import free
 
 from ..reading import K
 from .launching import Launcher
@@ -48,9 +46,7 @@ def work(world: World, geometry: str, lines: list[str], packs: dict[str, list[in
                 break  # longer ones would fail too
             yield sample
         del loop
-        gc.collect()
-        if world.gpu:
-            torch.cuda.empty_cache()
+        free()
 
 
 def measured(launcher: Launcher, geometry: str, lines: list[str], packs: dict[str, list[int]]) -> dict[str, Any]:
