@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .haystacks import PIECE, Haystacks
 from .hydragen import cast_
-from .retrieval.facts import KINDS, Encode, hide, names, question
+from .retrieval.facts import KINDS, Encode, Question, hide, names, question
 
 SINGLE = KINDS[:2]
 SCORED = 512  # tokens of each row whose text counts too
@@ -31,23 +31,23 @@ class Lesson:
 
     Args:
         seed: Of the texts, facts and places.
-        steps: At most; the learning rate falls to a twentieth over them.
-        seconds: At most.
-        enough: The answers' loss, averaged over the last steps, at which it ends.
-        over: How many last steps are averaged.
+        steps: At most.
+        seconds: At most. Over the steps or these, whichever end sooner, the rate falls to a twentieth: a reader
+            that is taught until its loss is low, at a high rate, answers one in ten questions in other words wrongly.
+        over: How many last steps the answers' loss is averaged over.
         tokens: Of a step.
-        lengths: Of its rows; one is drawn for each step.
+        lengths: Of its rows; one is drawn for each step. The longest are twice as long as the distance at which found
+            tokens are read.
         rate: The learning rate.
         text: The share of the text's own loss beside the answers', so that the model stays one of text.
     """
 
     seed: int = 0
-    steps: int = 1500
-    seconds: float = 200.0
-    enough: float = 0.005
-    over: int = 25
+    steps: int = 900
+    seconds: float = 220.0
+    over: int = 50
     tokens: int = 16384
-    lengths: tuple[int, ...] = (1024, 2048, 4096)
+    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
     rate: float = 3e-4
     text: float = 0.3
 
@@ -66,7 +66,8 @@ def teach_(model: Any, encode: Encode, texts: Haystacks, lesson: Lesson) -> dict
         while step < lesson.steps and time.monotonic() - start < lesson.seconds:
             length = rng.choice(lesson.lengths)
             ids_BL, labels_BL = (x.to(model.device) for x in batch(encode, texts, rng, length, lesson.tokens))
-            rate = lesson.rate * min(1.0, (step + 1) / 20) * max(0.05, 1 - step / lesson.steps)
+            over = max(step / lesson.steps, (time.monotonic() - start) / lesson.seconds)
+            rate = lesson.rate * min(1.0, (step + 1) / 20) * max(0.05, 1 - over)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with torch.autocast(model.device.type, torch.bfloat16, enabled=gpu):
@@ -79,8 +80,6 @@ def teach_(model: Any, encode: Encode, texts: Haystacks, lesson: Lesson) -> dict
             step, done = step + 1, done + ids_BL.numel()
             if step % 100 == 0:
                 print(f"reader: step {step}, answers' loss {sum(recent) / len(recent):.4f}", flush=True)
-            if len(recent) == lesson.over and sum(recent) / len(recent) < lesson.enough:
-                break
     finally:
         cast_(model, dtype)
         model.eval()
@@ -108,13 +107,19 @@ def batch(encode: Encode, texts: Haystacks, rng: random.Random, length: int, tok
 
 def row(encode: Encode, texts: Haystacks, rng: random.Random, length: int) -> tuple[Tensor, Tensor]:
     """A text with facts, then the questions about them with their answers."""
-    kinds = rng.choices(SINGLE, k=rng.randint(2, 6)) + [kind for kind in KINDS[2:] if rng.random() < 0.35]
+    kinds = rng.choices(SINGLE, k=rng.randint(2, 6)) + [kind for kind in KINDS[2:] if rng.random() < 0.5]
     own = names(rng, len(kinds), taught=True)
-    questions = [question(kind, name, rng, taught=True) for kind, name in zip(kinds, own, strict=True)]
+    made = [question(kind, name, rng, taught=True) for kind, name in zip(kinds, own, strict=True)]
+    questions: list[Question] = []
     ids: list[int] = []
     labels: list[int] = []
-    for one in rng.sample(questions, len(questions)):
+    taken = 0
+    for one in rng.sample(made, len(made)):
         asked, answer = encode(f"\n{one.asked}"), [i for part in one.answers for i in encode(f" {part}")]
+        taken += len(asked) + len(answer) + sum(len(encode(f"\n{line}\n")) for line in one.lines)
+        if questions and taken > length // 2:  # the rest is text
+            break
+        questions.append(one)
         ids += asked + answer
         labels += [-100] * len(asked) + answer
     room = length - len(ids)

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from hf_longctx import CodeLookup
 from recipes.benchmarks.haystacks import PIECE, Haystacks
 from recipes.benchmarks.reader import Lesson, row, teach_
 from recipes.benchmarks.retrieval import __main__ as command
-from recipes.benchmarks.retrieval import asking, facts, gates
+from recipes.benchmarks.retrieval import asking, facts, gates, wordings
 from recipes.benchmarks.retrieval.asking import Document, answers, document
 from recipes.benchmarks.retrieval.blocks import BLOCK, Watch, block_table
 from recipes.benchmarks.retrieval.facts import KINDS, Question, hide, question
@@ -36,10 +37,41 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Haystacks:
 
 
 def test_a_reader_is_asked_in_words_that_it_was_not_taught() -> None:
-    taught, asked = (set(" ".join(words).split()) for words in (facts.TAUGHT_WORDS, facts.ASKED_WORDS))
+    taught, asked = (set(" ".join(words).split()) for words in (wordings.TAUGHT_WORDS, wordings.ASKED_WORDS))
     assert not taught & asked
-    hidden = {line for line, _ in facts.TAUGHT + facts.TAUGHT_VALUES} | {line for line, *_ in facts.TAUGHT_CHAINS}
-    assert not hidden & {facts.NUMBER[0], facts.PASS_KEY[0], facts.ASKED_VALUES[0], facts.ASKED_CHAIN[0]}
+    single = wordings.TAUGHT + wordings.TAUGHT_VALUES
+    known = {part for one in single + wordings.TAUGHT_CHAINS for part in one}
+    assert not known & {
+        *wordings.NUMBER, *wordings.PASS_KEY, *wordings.ASKED_VALUES, *wordings.ASKED_CHAIN,
+    }  # fmt: skip
+
+
+def test_no_two_of_the_wordings_that_are_taught_are_alike() -> None:
+    for every in (wordings.TAUGHT, wordings.TAUGHT_VALUES, wordings.TAUGHT_CHAINS):
+        assert len(set(every)) == len(every)
+        assert len({line for line, *_ in every}) == len(every)
+        assert all("{a}" not in "".join(one) for one in every if every is not wordings.TAUGHT_CHAINS)
+
+
+def test_the_learning_rate_of_a_lesson_falls_to_its_end_by_steps_or_by_seconds(
+    texts: Haystacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+
+    def kept(optimizer: torch.optim.Optimizer, *given: Any) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", kept)
+    lesson = Lesson(steps=20, tokens=1024, lengths=(1024,), rate=0.001)
+    teach_(tiny(**SMALL), encode, texts, lesson)
+    assert len(rates) == 20
+    assert rates[-1] == pytest.approx(0.00005)
+    rates.clear()
+    seconds = iter(range(1000))
+    with patch("recipes.benchmarks.reader.time.monotonic", lambda: float(next(seconds))):
+        teach_(tiny(**SMALL), encode, texts, replace(lesson, steps=1000, seconds=50.0))
+    assert 10 < len(rates) < 40
+    assert rates[-1] < 0.1 * lesson.rate
 
 
 @pytest.mark.parametrize("taught", [True, False], ids=["taught", "asked"])
@@ -180,8 +212,6 @@ def test_a_lesson_lowers_the_loss_of_answers_and_leaves_the_kind_of_the_weights(
     assert model.dtype == torch.bfloat16
     assert not model.training
     assert model.model.rotary_emb.inv_freq.equal(frequencies)
-    enough = teach_(model, encode, texts, Lesson(**{**vars(lesson), "steps": 12, "enough": 100.0}))
-    assert enough["steps"] == 2
     assert teach_(model, encode, texts, Lesson(**{**vars(lesson), "seconds": 0.0}))["steps"] == 0
 
 

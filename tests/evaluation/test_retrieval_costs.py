@@ -264,4 +264,17 @@ def test_bars_are_rendered_without_what_stands_beside_them(tmp_path: Path) -> No
     assert "- n: w" in text
     assert "| z |" not in text
     assert text.endswith("<!-- bars:none -->\n*Not measured yet.*\n<!-- /bars -->\n")
+
+
+def test_a_block_has_the_rows_alone_whose_names_have_its_words(tmp_path: Path) -> None:
+    same: dict[str, Any] = {"command": "c", "commit": "0", "hardware": "h", "versions": {}, "model": "m"}
+    held = {"what": "64k, gate=None", "value": 0.5, "unit": "", "bar": None, "holds": None, "why": None}
+    rows = [{**held, "beside": {"text": 1.2}}, {**held, "what": "decoding, gate=None", "beside": {}}]
+    (tmp_path / "one.json").write_text(json.dumps({**same, "date": "2026-01-02T03:04:05+00:00", "rows": rows}))
+    text = render("<!-- only:one 64k, gate= -->\nold\n<!-- /only -->\n", tmp_path)
+    assert text.startswith("<!-- only:one 64k, gate= -->\n")
+    assert "| 64k, gate=None | 0.5 | 1.2 |" in text
+    assert "decoding" not in text
+    assert "old" not in text
+    assert render(text, tmp_path) == text
     assert render(text, tmp_path) == text

@@ -16,63 +16,23 @@ from torch import Tensor
 
 from hf_longctx.evaluation.words import a_number, letters
 
+from .wordings import (
+    ASKED_CHAIN,
+    ASKED_VALUES,
+    ASKED_WORDS,
+    NUMBER,
+    PASS_KEY,
+    TAUGHT,
+    TAUGHT_CHAINS,
+    TAUGHT_VALUES,
+    TAUGHT_WORDS,
+)  # fmt: skip
+
 KINDS = ("number", "pass key", "values", "chain")
 VALUES, LINKS = 3, 3  # of a key, and variables of a chain
 CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FIRST = 300  # tokens of a text without facts: codes are centred by the first 256
 Encode = Callable[[str], list[int]]
-
-# (what is hidden, what is asked), of single values
-TAUGHT = (
-    ("The access code of {k} is {v}.", "What is the access code of {k}? The access code of {k} is"),
-    ("{k} was stored under number {v}.", "Under which number was {k} stored? {k} was stored under number"),
-    ("{k} lives at house {v}.", "At which house does {k} live? {k} lives at house"),
-    ("Record of {k}: {v}.", "Give the record of {k}. The record of {k} is"),
-    ("Remember that {k} equals {v}.", "What does {k} equal? In the text above, {k} equals"),
-    ("The serial of {k} reads {v}.", "Question: what is the serial of {k}? Answer: the serial of {k} reads"),
-    ("They paid {v} crowns for {k}.", "How many crowns were paid for {k}? The crowns paid for {k} were"),
-    ("{k} got the ticket {v}.", "Which ticket did {k} get? According to the text, {k} got the ticket"),
-    ("For {k} the secret figure is: {v}.", "Tell me the secret figure for {k}. The secret figure for {k} is:"),
-    ("Someone wrote: {k} -> {v}.", "Complete: {k} ->"),
-)
-NUMBER = (
-    "One of the special magic numbers for {k} is: {v}.",
-    "What is the special magic number for {k} mentioned in the provided text? "
-    "The special magic number for {k} mentioned in the provided text is:",
-)
-PASS_KEY = (
-    "The pass key of {k} is {v}. Remember it. {v} is the pass key of {k}.",
-    "What is the pass key of {k}? The pass key of {k} is",
-)
-TAUGHT_VALUES = (
-    ("{k} was seen in year {v}.", "In which {n} years was {k} seen? {k} was seen in"),
-    ("A page about {k}: {v}.", "List the {n} pages about {k}. The pages about {k} are"),
-)
-ASKED_VALUES = (
-    "One of the special magic numbers for {k} is: {v}.",
-    "What are all the special magic numbers for {k} mentioned in the provided text? "
-    "The {n} special magic numbers for {k} mentioned in the provided text are:",
-)
-# (first link, further link, what is asked), of chains
-TAUGHT_CHAINS = (
-    ("Set {a} to {v}.", "Copy {a} into {b}.", "Which names hold {v}? {n} names hold {v}, they are:"),
-    ("{a} := {v};", "{b} := {a};", "Which names in the passage hold {v}? {n} names hold {v}, they are:"),
-    ("Let {a} be {v}.", "Let {b} be the same as {a}.", "Name all that are {v}. {n} names are {v}, they are:"),
-)
-ASKED_CHAIN = (
-    "VAR {a} = {v}",
-    "VAR {b} = VAR {a}",
-    "Question: Find all variables that are assigned the value {v} in the text above. Answer: According to the chain(s) "
-    "of variable assignment in the text above, {n} variables are assigned the value {v}, they are:",
-)
-TAUGHT_WORDS = (
-    "amber brave calm dusty eager faint gentle hollow ivory jolly keen lunar mellow noble olive proud quiet rusty",
-    "anchor basket candle dagger engine falcon garden hammer island jacket kettle lantern mirror needle orchard pillow",
-)
-ASKED_WORDS = (
-    "ancient bitter clever damp early fuzzy grand heavy icy jagged kind lazy modern narrow orange plain royal steep",
-    "apron bridge carpet dragon easel forest goblet harbour inkwell jungle kingdom ladder meadow notebook oyster piano",
-)
 
 
 @dataclass(frozen=True)
