@@ -104,8 +104,7 @@ def run(
     for name, banned in ((UNTRAINED, False), (BANNED, True)):
         score(name, config["model"], banned)
     for name, part in stages.items():
-        before = BEGIN[name] if BEGIN.get(name) in stages else UNTRAINED
-        start = config["model"] if before == UNTRAINED else str(out / before / "model")
+        before, start = begins_with(config, name, stages)
         seconds = None if minutes is None else 60 * minutes * part
         train = partial(STAGES[name], config, model=start, seconds=seconds, stop=budget.stop)
         try:
@@ -137,6 +136,12 @@ def run(
     if failures:
         raise failures[0]
     return report
+
+
+def begins_with(config: dict[str, Any], name: str, stages: Iterable[str]) -> tuple[str, str]:
+    """What a stage of a chain of some stages begins with: its name, and where that model is."""
+    before = BEGIN[name] if BEGIN.get(name) in stages else UNTRAINED
+    return before, config["model"] if before == UNTRAINED else str(Path(config["out"]) / before / "model")
 
 
 def let_go(error: Exception) -> Exception:

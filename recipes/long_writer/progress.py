@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,12 @@ from recipes.long_writer.stage import decides
 from recipes.resuming import check_fresh, check_same, fingerprints
 
 Report = dict[str, Any]
+SCORES = "scores"  # the folder
+
+
+def begun(out: Path) -> bool:
+    """Is there a chain in a folder to go on with, its scores or one of its stages?"""
+    return (out / SCORES).is_dir() or any(out.glob("*/settings.json"))
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,9 @@ class Sizes:
 
 
 class Progress:
-    """Keeps the scores of each model and size in `scores.jsonl` in a chain's folder, and knows its finished stages.
+    """Keeps the scores of each model, size by size, in the folder `scores` of a chain's, and knows its finished stages.
+
+    Each model has a file of its own, so that several processes can score models of one chain at the same time.
 
     Args:
         config: The recipe's settings.
@@ -52,19 +61,25 @@ class Progress:
 
     def __init__(self, config: Mapping[str, Any], stages: list[str], *, resume: bool) -> None:
         self.config, self.out, self.resume = config, Path(config["out"]), resume
-        file = self.out / "scores.jsonl"
         for name in stages:
             check_fresh(self.out / name, resume)
-        if resume and not file.exists():
+        if resume and not begun(self.out):
             raise ValueError(f"--resume: {self.out} holds no chain to go on with. Leave it out to begin one.")
-        if not resume:
-            file.unlink(missing_ok=True)
-        told = {key: value for key, value in config.items() if key != "out"}
-        self._scores = CellStore(file, told, other="another folder, without --resume")
+        folder = self.out / SCORES
+        for file in folder.glob("*.jsonl"):
+            if resume:
+                self._store(file)  # other settings are told now
+            else:
+                file.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _store(self, file: Path) -> CellStore:
+        told = {key: value for key, value in self.config.items() if key != "out"}
+        return CellStore(file, told, other="another folder, without --resume")
 
     def sizes(self, name: str) -> Sizes:
         """The scores of a model, size by size."""
-        return Sizes(self._scores, name)
+        return Sizes(self._store(self.out / SCORES / f"{re.sub(r'[^a-zA-Z0-9_.-]+', '-', name)}.jsonl"), name)
 
     def stage(self, name: str, start: str, train: Callable[..., Report]) -> Report:
         """The report of a stage: that of a finished one, or of `train`, which is told whether to `resume`."""
@@ -74,7 +89,7 @@ class Progress:
             check_same(out, fingerprints(decides(self.config, name, start)), besides=("data",))
             print(f"{name} is complete in {out}: skipped", flush=True)
             return dict(json.loads((out / "report.json").read_text(encoding="utf-8")))
-        begun = self.resume and any((out / "run").glob("checkpoint-*"))
-        if begun:
+        before = self.resume and any((out / "run").glob("checkpoint-*"))
+        if before:
             print(f"{name} goes on from its last checkpoint in {out}", flush=True)
-        return train(resume=begun)
+        return train(resume=before)

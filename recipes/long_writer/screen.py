@@ -37,7 +37,7 @@ from recipes.long_writer.chain import STAGES
 from recipes.long_writer.command import parser, settings
 from recipes.long_writer.compare import gains, values
 from recipes.long_writer.data import WORDS, asked
-from recipes.long_writer.progress import Progress, Sizes
+from recipes.long_writer.progress import Progress, Sizes, begun
 from recipes.long_writer.score import LOSS_ROWS, NEEDS, Scores
 from recipes.long_writer.trainers import TRAINS
 
@@ -115,7 +115,7 @@ def of_one(
 
 def progress_of(config: dict[str, Any], stages: list[str]) -> Progress:
     """What is done of a variant."""
-    return Progress(config, stages, resume=(Path(config["out"]) / "scores.jsonl").exists())
+    return Progress(config, stages, resume=begun(Path(config["out"])))
 
 
 def scored(config: dict[str, Any], sizes: Sizes, model: str | None = None, share: float = 0.0) -> dict[str, Any]:

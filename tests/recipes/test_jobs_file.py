@@ -43,8 +43,8 @@ def test_a_job_waits_for_those_in_whose_folders_it_reads() -> None:
         read = re.findall(r"/run/([\w?]+)/", job.command)
         found[name] = {other for one in read for other in fnmatch.filter(known, one)} - {name}
         assert found[name] <= {*job.after, *(other for other, _ in job.reads)}, name
-    assert found["writer_s_l_alone"] == found["writer_generation"] == {"writer_whole"}
-    assert {"writer_screen_1", "writer_screen_3", "writer_whole"} <= found["writer_screen_dpo"]
+    assert found["writer_s_l_alone"] == found["writer_generation"] == {"writer_sft"}
+    assert {"writer_screen_1", "writer_screen_3", "writer_sft"} <= found["writer_screen_dpo"]
 
 
 def test_variants_of_jobs_go_together(tmp_path: Path) -> None:
@@ -75,7 +75,8 @@ def test_variants_of_writing_go_together() -> None:
             names += re.findall(r"\bvariant=([^\s;]+)", job.command)
         lines = (line for line in job.command.splitlines() if "recipes.long_writer." in line)
         names += (name for line in lines for name in re.findall(r"--variant ([^\s$]+)", line))
-    assert {"base", "grpo_scored", "fewer_problems+rate_2e-4", "shown_32k", "grpo_scored+reinforced_5e-5"} <= set(names)
+    assert {"base", "grpo_scored", "fewer_problems+rate_2e-4", "shown_32k", "s_l_alone"} <= set(names)
+    assert "whole+rate_3e-4+dpo_loops+grpo_scored" in names
     for name in set(names) - {screen.BASE}:
         writing_settings.read_config(writing_settings.DEFAULT, name)
 
