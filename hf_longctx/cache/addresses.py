@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops.codes import channels
-from ..ops.pages import NEVER, Pages
+from ..ops.pages import ALIGNED, NEVER, Pages
 from ..ops.sealed import is_sealed
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def can_stand(row: StoreRow) -> bool:
         growing.paged
         and piece.shape[1] == growing.size
         and not piece.requires_grad
+        and piece.data_ptr() % ALIGNED == 0
         and (piece.device == growing.device or piece.is_pinned())
         for growing in held
         for piece in growing.pieces

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 PAGE = 8192  # slots of a page
+ALIGNED = 16  # bytes that every page's address is a multiple of: kernels read rows 16 bytes at a time, in whole lines
 NEVER = torch.iinfo(torch.long).max  # see `Pages.ready_B`
 
 
 class Pages(NamedTuple):
-    """The pages of every row. Slot s of a row lies in its page s // PAGE, at s % PAGE.
+    """The pages of every row. Slot s of a row lies in its page s // PAGE, at s % PAGE. Addresses are multiples of 16.
 
     Attributes:
         k: Addresses (B, N) int64 of pages (G, PAGE, D); 0: there is none. On the device, or in pinned host memory.

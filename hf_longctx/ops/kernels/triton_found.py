@@ -36,10 +36,10 @@ def _found(q, table, k, v, part, part_lse, lowered, at, windows, scale, margin, 
     there = slot >= 0
     entry = b * pages + tl.where(there, slot, 0) // PAGE
     inside = (g * PAGE + slot % PAGE)[:, None]
-    from_k = tl.load(k + entry, there, 0).to(tl.pointer_type(like.dtype.element_ty))[:, None]
-    from_v = tl.load(v + entry, there, 0).to(tl.pointer_type(like.dtype.element_ty))[:, None]
-    keys = tl.load(from_k + inside * D + dim[None], there[:, None] & (dim < D)[None], 0.0)
-    values = tl.load(from_v + inside * V + v_dim[None], there[:, None] & (v_dim < V)[None], 0.0)
+    k_page = tl.multiple_of(tl.load(k + entry, there, 0).to(tl.pointer_type(like.dtype.element_ty)), 16)
+    v_page = tl.multiple_of(tl.load(v + entry, there, 0).to(tl.pointer_type(like.dtype.element_ty)), 16)
+    keys = tl.load(k_page[:, None] + inside * D + dim[None], there[:, None] & (dim < D)[None], 0.0)
+    values = tl.load(v_page[:, None] + inside * V + v_dim[None], there[:, None] & (v_dim < V)[None], 0.0)
     q_RD = tl.load(q + b * q_b + head[:, None] * q_h + dim[None], live[:, None] & (dim < D)[None], 0.0)
     scores = tl.dot(q_RD, tl.trans(keys), input_precision="ieee")
     scores = scores * scale if CAP == 0.0 else capped(scores, scale, CAP, False, q_RD.dtype == tl.float32)

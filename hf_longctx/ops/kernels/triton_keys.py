@@ -45,8 +45,9 @@ def _key_maxima(q, q_pos, k, pos, filled, after, best, q_b, q_h, q_l, near, page
     earliest, latest_N = tl.maximum(tl.load(after + b), -1), tl.load(q_pos + b * L + l, live, -1) - near
     page = b * pages + first // PAGE
     inside = tl.multiple_of(first % PAGE, 64)
-    key_at = tl.load(k + page).to(tl.pointer_type(q.dtype.element_ty)) + (g * PAGE + inside) * D
-    pos_at = tl.load(pos + page).to(tl.pointer_type(tl.int64)) + inside
+    k_page = tl.multiple_of(tl.load(k + page).to(tl.pointer_type(q.dtype.element_ty)), 16)
+    key_at = k_page + (g * PAGE + inside) * D
+    pos_at = tl.multiple_of(tl.load(pos + page).to(tl.pointer_type(tl.int64)), 16) + inside
     for tile in range(tl.minimum(TILES, tl.cdiv(end - first, 64)).to(tl.int32)):
         slot = tile * 64 + token
         pos_S = tl.load(pos_at + slot, first + slot < end, -1)
@@ -81,10 +82,12 @@ def _key_tokens(q, q_pos, k, pos, filled, after, block, count, found, score, slo
     from_q = q + b * q_b + (head + column * 0)[:, None] * q_h + l * q_l + dim[None]
     q_CD = tl.load(from_q, live[:, None] & (dim < D)[None], 0.0)
     first, end = tl.load(block + row * most + tl.program_id(0)) * 64, tl.load(filled + b)
-    page, each = b * pages + first // PAGE, first % PAGE + token
+    page, each = b * pages + first // PAGE, tl.multiple_of(first % PAGE, 64) + token
     there = first + token < end
-    key_at = tl.load(k + page).to(tl.pointer_type(q.dtype.element_ty)) + (g * PAGE + each) * D
-    pos_S = tl.load(tl.load(pos + page).to(tl.pointer_type(tl.int64)) + each, there, -1)
+    k_page = tl.multiple_of(tl.load(k + page).to(tl.pointer_type(q.dtype.element_ty)), 16)
+    key_at = k_page + (g * PAGE + each) * D
+    pos_at = tl.multiple_of(tl.load(pos + page).to(tl.pointer_type(tl.int64)), 16)
+    pos_S = tl.load(pos_at + each, there, -1)
     key_SD = tl.load(key_at[:, None] + dim[None], there[:, None] & (dim < D)[None], 0.0)
     scores = tl.dot(key_SD, tl.trans(q_CD), input_precision="ieee")
     take = (pos_S > tl.maximum(tl.load(after + b), -1)) & (pos_S <= tl.load(q_pos + b * L + l) - near)
@@ -135,7 +138,10 @@ def _choose(
     each: Any = (most, rows)
     ranked: Any = (triton.cdiv(2 * k, 64), rows)
     with on_device_of(q):
-        _key_maxima[every](q, *given, best, *q.stride()[:3], near, entries, G, L, T, blocks, RP=RP, NQ=NQ, **shape)
+        _key_maxima[every](
+            q, *given, best, *q.stride()[:3], near, entries, G, L, T, blocks, RP=RP, NQ=NQ, **shape,
+            num_stages=2,  # more would take twice the shared memory, and leave room for half as many programs
+        )  # fmt: skip
         _select[(rows,)](
             best, block, pages.filled_B, block, block_score, count, floor, found, T * L, blocks, most, KEPT=k,
             CHUNK=min(4096, triton.next_power_of_2(blocks)), NAMED=False, num_warps=8,

@@ -61,8 +61,9 @@ def _keep(k, v, pos, column, k_at, v_at, words_at, size_at, pos_at, column_at, w
         number = tl.load(filled + row)
         entry, slot = row * entries + number // PAGE, number % PAGE
         dim, v_dim = tl.arange(0, DP), tl.arange(0, VP)
-        to_k = tl.load(k_at + entry).to(tl.pointer_type(k.dtype.element_ty)) + (head * PAGE + slot) * D
-        to_v = tl.load(v_at + entry).to(tl.pointer_type(v.dtype.element_ty)) + (head * PAGE + slot) * V
+        to_k = tl.multiple_of(tl.load(k_at + entry).to(tl.pointer_type(k.dtype.element_ty)), 16)
+        to_v = tl.multiple_of(tl.load(v_at + entry).to(tl.pointer_type(v.dtype.element_ty)), 16)
+        to_k, to_v = to_k + (head * PAGE + slot) * D, to_v + (head * PAGE + slot) * V
         k += row * k_b + head * k_g
         tl.store(to_k + dim, tl.load(k + dim, dim < D), dim < D)
         tl.store(to_v + v_dim, tl.load(v + row * v_b + head * v_g + v_dim, v_dim < V), v_dim < V)
@@ -140,7 +141,7 @@ def _gather(table, at, out, entries, tables, group, each, D: tl.constexpr, DP: t
     live = slot >= 0
     page = tl.load(at + row * entries + slot // PAGE, live, 0).to(tl.pointer_type(out.dtype.element_ty))
     place, mask = (head * PAGE + slot % PAGE) * D, live[:, None] & (dim < D)[None]
-    x = tl.load(page[:, None] + place[:, None] + dim[None], mask, 0.0)
+    x = tl.load(tl.multiple_of(page, 16)[:, None] + place[:, None] + dim[None], mask, 0.0)
     tl.store(out + (both * each + number)[:, None] * D + dim[None], x, (number < each)[:, None] & (dim < D)[None])
 
 

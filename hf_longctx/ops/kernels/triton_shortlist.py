@@ -46,8 +46,9 @@ def _shortlist(q, k, found, slot, real, like, q_b, q_h, q_l, pages, G, L, shortl
     from_q = q + b * q_b + (head + column * 0)[:, None] * q_h + l * q_l + dim[None]
     q_CD = tl.load(from_q, live_q[:, None] & (dim < D)[None], 0.0)
     slot_N = tl.load(slot + row * shortlist + token, live, 0)
-    page = tl.load(k + b * pages + slot_N // PAGE, live, 0)
-    at = page.to(tl.pointer_type(like.dtype.element_ty)) + (g * PAGE + slot_N % PAGE) * D
+    # 16 bytes to each thread: with 2 to each, rows in host memory would cross PCIe in requests of half a line
+    page = tl.load(k + b * pages + slot_N // PAGE, live, 0).to(tl.pointer_type(like.dtype.element_ty))
+    at = tl.multiple_of(page, 16) + (g * PAGE + slot_N % PAGE) * D
     key_ND = tl.load(at[:, None] + dim[None], live[:, None] & (dim < D)[None], 0.0)
     scores = tl.dot(key_ND, tl.trans(q_CD), input_precision="ieee")
     best = tl.max(tl.where(live_q[None], scores, float("-inf")), 1)
