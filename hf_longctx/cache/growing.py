@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from ..ops.pages import PAGE
+from ..ops.pinned import POOL
 from ..ops.sealed import is_sealed
 from .copies import shallow_copy
 
@@ -47,7 +48,9 @@ class Growing:
         """Put `new`, (G, n, ...), into the slots from `start` on, of which those before are filled."""
         self.device = new.device
         if not self.pieces:
-            self.pieces.append(self._empty(new, min(self.size, LEAST)).zero_())
+            self.pieces.append(self._empty(new, min(self.size, LEAST)))
+            # what is looked up by a number below 0; on the host a whole page would take the time of reading into it
+            (self.pieces[0][:, :1] if self.on_host else self.pieces[0]).zero_()
         done, count = 0, new.shape[1]
         while done < count:
             number, at = divmod(start + done, self.size)
@@ -65,7 +68,7 @@ class Growing:
         shape = like.shape[0], self.size if self.paged else room, *like.shape[2:]
         if not self.on_host:
             return torch.empty(shape, dtype=dtype, device=like.device)
-        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=torch.cuda.is_available())
+        return POOL.empty(shape, dtype, self.device)
 
     def _write(self, number: int, at: int, part: Tensor) -> None:
         held = self.pieces[number] if number < len(self.pieces) else None
@@ -168,7 +171,7 @@ def reserve(room: Iterable[tuple[Growing, int]]) -> None:
     for growing, slots in dict(room).items():  # layers share some
         for _ in range(growing.lacking(slots)):
             first = growing.pieces[0]
-            if growing.on_host:  # pinned memory has a segment for each
+            if growing.on_host:  # each by itself, as threads make them
                 growing.pieces.append(growing._empty(first, growing.size))
             else:
                 kind = first.shape[0], growing.size, *first.shape[2:], first.dtype, first.device

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .pinned import POOL
+
 # of a process that trains, beside what is pinned: Python, torch, CUDA's libraries and the model as it was loaded
 PROCESS_BYTES = 4 * 2**30
 CGROUP = Path("/sys/fs/cgroup")
@@ -34,7 +36,8 @@ def free_host_bytes(cgroup: Path = CGROUP, meminfo: Path = MEMINFO) -> int | Non
 
 
 def give_back_pinned() -> None:
-    """Let torch return the pinned memory of tensors that are gone, which it keeps to use it again."""
+    """Return the pinned memory of tensors that are gone, which torch and `pinned` keep to use it again."""
+    POOL.give_back()
     if torch.cuda.is_available():
         known: Any = torch.accelerator, torch._C  # since 2.10 or so, and before
         names = "empty_host_cache", "_host_emptyCache"
