@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..cache.base import UnrotatedLayer
 from ..cache.recurrent import broke_off, check_whole
+from ..cache.to_host import join_all
 from ..cache.waiting import put_back
 from ..upstream.caches import cache_in, cache_out
 from .base_attention import PLAIN
@@ -116,6 +117,8 @@ def _cache_of(output: Any) -> Any:
 
 
 def _over(state: DecoderState, raised: bool) -> None:
+    if not torch.compiler.is_compiling():
+        join_all()
     if raised and state.reading is not None:
         broke_off(state.reading, state.had)
     state.steps, state.running, state.pos, state.reading, state.rows = [], False, None, None, None

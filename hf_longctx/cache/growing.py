@@ -15,6 +15,7 @@ from torch.utils.dlpack import from_dlpack, to_dlpack
 from ..ops.pages import PAGE
 from ..ops.pinned import POOL
 from ..ops.sealed import is_sealed
+from . import to_host
 from .copies import shallow_copy
 
 PIECE = PAGE  # slots of a complete piece
@@ -75,20 +76,22 @@ class Growing:
         end, room = at + part.shape[1], 0 if held is None else held.shape[1]
         if torch.is_grad_enabled() and (part.requires_grad or (held is not None and held.requires_grad)):
             part = part.cpu() if self.on_host else part
+            if held is not None:
+                self.wait()  # the host copies it
             self.made += 1
             self.pieces[number:] = [part if held is None else torch.cat([held[:, :at], part], 1)]
             return
         if held is None or room < end or is_sealed(held):
             larger = self._empty(part, min(self.size, max(LEAST, 2 * room, end)), self.pieces[0].dtype)
             if held is not None:
+                self.wait()  # the host copies it
                 larger[:, :at] = held[:, :at]
             self.pieces[number:] = [larger]
             held = larger
-        if part.device == held.device:
-            (held if end - at == held.shape[1] else held.narrow(1, at, end - at)).copy_(part)
+        if self.on_host and part.is_cuda:
+            to_host.copy(held, at, end, part)
             return
-        for head, new in zip(held, part, strict=True):  # whole runs of memory, which are copied without the host
-            head[at:end].copy_(new, non_blocking=True)
+        (held if end - at == held.shape[1] else held.narrow(1, at, end - at)).copy_(part)
 
     def within(self, start: int, stop: int) -> Tensor | None:
         """The slots from `start` to before `stop`, to be written, where one whole piece has room for all of them."""
@@ -101,6 +104,7 @@ class Growing:
 
     def parts(self, start: int, stop: int) -> Iterator[Tensor]:
         """The filled slots from `start` to before `stop`, piece by piece, (G, n, ...) each; one at least."""
+        self.join()
         for n in range(start // self.size, max(-(-stop // self.size), start // self.size + 1)):
             # as a whole, which the device fetches by itself, in order with what it has written
             piece = self.pieces[n].to(self.device, non_blocking=True)
@@ -116,6 +120,7 @@ class Growing:
 
     def take(self, slots: Tensor) -> Tensor:
         """What `slots`, (T, ...) of numbers that are filled, hold: (T, ..., ...). T is a multiple of G heads."""
+        self.join()
         first = self.pieces[0]
         # of host memory, few slots are gathered where they are; for many, all of it visits the device
         there = self.on_host and slots.numel() < len(first) * self.size * len(self.pieces)
@@ -144,9 +149,15 @@ class Growing:
                 twin.pieces[-1][:, : max(rest, 1)] = piece[:, : max(rest, 1)]
         return twin
 
+    def join(self) -> None:
+        """Let the device wait until what was written is in host memory, for those who read it by the device."""
+        if self.on_host and not torch.compiler.is_compiling():
+            to_host.join(self.device)
+
     def wait(self) -> None:
         """Until what was written is there, for those who read host memory without the device."""
         if self.on_host and self.device is not None and self.device.type == "cuda":
+            self.join()
             torch.cuda.current_stream(self.device).synchronize()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Growing:

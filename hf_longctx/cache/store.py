@@ -13,7 +13,7 @@ from torch import Tensor
 from ..ops.available import TRITON
 from ..ops.kernels import ring as kernels
 from ..ops.pages import Pages
-from . import addresses
+from . import addresses, to_host
 from .addresses import Addresses, can_stand
 from .growing import Growing, reserve
 from .once import Apply, each
@@ -156,6 +156,9 @@ class Store:
             else:
                 self.addresses.update(self._rows)
             self._moved = False
+        if self.addresses is not None and to_host.begun():
+            for growing, _ in self.on_host()[:1]:
+                growing.join()  # kernels read them by address
         return None if self.addresses is None else self.addresses.pages
 
     def _can_page(self) -> bool:

@@ -117,7 +117,7 @@ class StoreRow:
         if not self.centred_by or end < self.centred_by or end == self.coded:
             return self.centre, self.ready, self.coded
         with torch.no_grad():
-            centre, ready = (self.centre, self.ready) if self.centre is not None else self._centred(end)
+            centre, ready = (self.centre, self.ready) if self.centre is not None else self._centred(end, newest)
             if centre is None:
                 return self.centre, self.ready, self.coded
             for start, stop in _pieces(self.coded, end, self.words.size):
@@ -135,15 +135,21 @@ class StoreRow:
                 self.size.write(start, size)
         return centre, ready, end
 
-    def _centred(self, end: int) -> tuple[Centre | None, Tensor | None]:
-        """By the first keys that are shown, and the position of the last of them; None: there are too few."""
+    def _centred(self, end: int, newest: Tensor | None) -> tuple[Centre | None, Tensor | None]:
+        """By the first keys that are shown, and the position of the last of them; None: there are too few.
+
+        `newest` are the last keys before slot `end`. All of them at hand need not come from the host, which would wait.
+        """
         pos_S = self.pos.cut(0, end)[0]
         first = (pos_S >= 0).nonzero()[:, 0] if self.hides else torch.arange(self.centred_by, device=pos_S.device)
         first = first[: self.centred_by]
         if len(first) < self.centred_by:
             return None, None
-        heads = len(self.k.pieces[0])
-        return Centre.of(self.k.take(first.expand(heads, -1))), pos_S[first[-1]]
+        if newest is not None and newest.shape[1] == end:
+            keys = newest.index_select(1, first).to(self.k.pieces[0].dtype)
+        else:
+            keys = self.k.take(first.expand(len(self.k.pieces[0]), -1))
+        return Centre.of(keys), pos_S[first[-1]]
 
     def show(self, mask_T: Tensor) -> None:
         """Hide and show tokens as an attention mask says. Codes are then centred as those of the row alone."""
