@@ -50,7 +50,7 @@ class Growing:
         self.device = new.device
         if not self.pieces:
             self.pieces.append(self._empty(new, min(self.size, LEAST)))
-            # what is looked up by a number below 0; on the host a whole page would take the time of reading into it
+            # what numbers below 0 look up: its first slot. Of host memory no more, which the host would clear
             (self.pieces[0][:, :1] if self.on_host else self.pieces[0]).zero_()
         done, count = 0, new.shape[1]
         while done < count:

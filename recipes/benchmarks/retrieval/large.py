@@ -15,6 +15,7 @@ from recipes.bars import missed
 
 from ..geometries import random_llama
 from ..timing import synchronize
+from . import host_time
 from .run import Run
 from .timed import SEED, token_ms
 
@@ -32,6 +33,7 @@ class Measured:
         replays: Do these come from a CUDA graph?
         held: Bytes on the device after reading, above the weights.
         peaks: The most of them while so many tokens were read.
+        where: Where the time went: chunks by the clock, and of keys on the host what was pinned, copied and read.
     """
 
     first: float
@@ -39,6 +41,7 @@ class Measured:
     replays: bool
     held: int
     peaks: dict[int, int] = field(default_factory=dict)
+    where: dict[str, Any] = field(default_factory=dict)
 
 
 def large(run: Run) -> Rows:
@@ -106,15 +109,22 @@ def _measured(run: Run, method: Any) -> Measured:
         torch.cuda.reset_peak_memory_stats()
 
     def progress(n: int) -> None:
+        clock(n)
         if not peaks and n >= scale.flat:
             peaks[scale.flat] = _peak(device) - weights
 
-    with method.on(run.model):
+    with method.on(run.model), host_time.pinning() as pinned:
+        clock = host_time.Clock()
         start = perf_counter()
         reader = stream(
             run.model, ids_L[: -scale.asked], chunk=run.sizes.chunk, bounded=False, progress=progress, **look_up
         )
+        where: dict[str, Any] = {"launched by, s": perf_counter() - start}
+        synchronize(device)
+        where |= {"text read after, s": perf_counter() - start}
         reader.read(ids_L[-scale.asked :])
+        synchronize(device)
+        where |= {"with look-ups after, s": perf_counter() - start, "chunks": clock.told()}
         next(reader.generate(max_new_tokens=1, do_sample=False))
         synchronize(device)
         first = perf_counter() - start
@@ -122,7 +132,11 @@ def _measured(run: Run, method: Any) -> Measured:
         held = _allocated(device) - weights
         reader.take_back()
         token, replays = token_ms(run, reader)
-    return Measured(first, token, replays, held, peaks)
+        where |= {"a token": host_time.of_a_token(run, reader, method)} if method.looks_up else {}
+        if getattr(method, "on_host", False):
+            where |= {"a chunk": host_time.of_a_chunk(run, reader)}
+    where |= {"pinned": pinned} if getattr(method, "on_host", False) else {}
+    return Measured(first, token, replays, held, peaks, where)
 
 
 def _allocated(device: str) -> int:
