@@ -38,7 +38,7 @@ class Footprint:
         looked_up: Keys that a query looks up among all others, for which every pair is scored.
         on_host: The keys are in host memory, and visit the device while the layer runs.
         twice: Of all keys kept, those that are kept once more, to be attended to. None: attention gets all of them.
-        coded: Every key is kept as a code of one bit a channel too, by which it is looked up.
+        coded: Every key is kept as a binary code too, by which it is looked up.
         shortlist: Of keys that are looked up by codes, those that are read themselves.
     """
 

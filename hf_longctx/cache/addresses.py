@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..ops.codes import channels
+from ..ops.codes import code_channels
 from ..ops.pages import ALIGNED, NEVER, Pages
 from ..ops.sealed import is_sealed
 
@@ -60,7 +60,7 @@ class Addresses:
         self.moved_B: Tensor | None = None  # how far the last step has moved every row
         self.arrived_B = torch.zeros(B, dtype=torch.int32, device=device)  # see `triton_pages.keep`
         k_at, v_at, words_at, size_at, pos_at = self.table[:5]
-        codes = channels(D) if some.centred_by else 0
+        codes = code_channels(D) if some.centred_by else 0
         self.pages = Pages(
             k=k_at,
             v=v_at,

@@ -1,4 +1,4 @@
-"""`Store`: every token of a text by rank, to look tokens up in: keys, values, positions and one-bit codes."""
+"""`Store`: every token of a text by rank, to look tokens up in: keys, values, positions and binary codes."""
 
 # B batch, G key/value heads, L new tokens or queries, D head dim, T tables: one for each of the G heads, or for each
 # query head, K slots of a table

@@ -1,14 +1,20 @@
-"""Keys as codes of one bit a channel, and scores from them: a fixed turn, a mean, a width per channel, a size per key.
+"""Keys as codes of one bit a channel, or two: a fixed turn, a mean, a width per channel, a size per key.
 
 A key k of a head becomes the signs of r = turn(k - mean) / width and the mean of |r|, its size. The score of a query is
 then q mean + size * w signs, where w is turn(q) * width in whole steps, numbers of six bits. It differs from q k by at
 most |w| |r - size signs| + |turn(q) * width - w| |r|. The idea and the first bound are RaBitQ's (Gao and Long 2024,
 https://arxiv.org/abs/2405.12497), whose queries have four bits. Every step of coding is done element by element in one
 order, so a key's code does not depend on the keys that are coded with it.
+
+A code is worse the fewer channels it has. Of heads of up to `FEW` channels each has a second bit: whether |r| is at
+least its mean, as a sign with half the weight. A channel then has one of four values, -1.5, -0.5, 0.5 and 1.5 times the
+size, near those by which normal numbers are told best (Max 1960). A code of T channels is so one of 2 T, of a query
+(w, w / 2).
+Of SmolLM2's best 5 keys of 48,000 such codes have 75 % among their best 48, and codes of one bit 42 %.
 """
 
-# G key/value heads, R query heads of a group, L queries, S keys, D head dim, C channels: D up to a multiple of 32,
-# W = C / 32 words
+# G key/value heads, R query heads of a group, L queries, S keys, D head dim, T channels of the turn: D up to a multiple
+# of 32, C channels of a code: T, or 2 T, W = C / 32 words
 from __future__ import annotations
 
 import functools
@@ -21,6 +27,7 @@ from torch.nn.functional import pad
 BITS = 32  # of a word
 QUERY_BITS = 6  # of a query's channel, so that it is a sum of products of bits
 SPREAD = 3.0  # of a query's channels at most, in standard deviations of a turned vector's
+FEW = 64  # channels of the turn up to which each has two bits
 LEAST = 1e-3  # of the heads' mean width: a channel that hardly varied at first may vary later
 
 
@@ -37,7 +44,8 @@ class Centre(NamedTuple):
         mean = keys.mean(1)
         width = turned(keys - mean[:, None]).square().mean(1).sqrt()
         least = LEAST * width.mean(-1, keepdim=True)
-        return cls(mean, torch.where(least > 0, torch.maximum(width, least), 1.0))  # equal keys have no width
+        width = torch.where(least > 0, torch.maximum(width, least), 1.0)  # equal keys have no width
+        return cls(mean, torch.cat([width * 0.5**level for level in range(levels(k_GND.shape[-1]))], -1))
 
 
 def encode(k_GSD: Tensor, centre: Centre) -> tuple[Tensor, Tensor]:
@@ -45,12 +53,20 @@ def encode(k_GSD: Tensor, centre: Centre) -> tuple[Tensor, Tensor]:
 
     All may have rows of a batch before G, each with a centre of its own.
     """
-    r_GSC = turned(k_GSD.float() - centre.mean_GD[..., None, :]) / centre.width_GC[..., None, :]
-    bits = (r_GSC >= 0).unflatten(-1, (-1, BITS)).long()
-    words = (bits << torch.arange(BITS, device=bits.device)).sum(-1)
-    words = torch.where(words >= 2**31, words - 2**32, words)
+    T = channels(k_GSD.shape[-1])
+    r_GST = turned(k_GSD.float() - centre.mean_GD[..., None, :]) / centre.width_GC[..., None, :T]
+    bits, absolute = r_GST >= 0, r_GST.abs()
+    total_GS = _sum(absolute)
     # not divided: on a GPU torch would multiply by the reciprocal, and on a CPU not
-    size_GS = _sum(r_GSC.abs()) * (1.0 / r_GSC.shape[-1])
+    size_GS = total_GS * (1.0 / T)
+    if centre.width_GC.shape[-1] > T:
+        large = absolute >= size_GS[..., None]
+        bits = torch.cat([bits, bits == large], -1)
+        # the size by which the four values are nearest to r
+        along_GS = total_GS * 0.5 + _sum(torch.where(large, absolute, 0.0))
+        size_GS = along_GS / (0.25 * T + 2.0 * large.sum(-1))
+    words = (bits.unflatten(-1, (-1, BITS)).long() << torch.arange(BITS, device=bits.device)).sum(-1)
+    words = torch.where(words >= 2**31, words - 2**32, words)
     return words.int(), size_GS.clamp(max=torch.finfo(torch.float16).max).half()
 
 
@@ -74,45 +90,56 @@ def _score(q_GRLD: Tensor, words_GSW: Tensor, size_GS: Tensor, centre: Centre) -
     return both.unflatten(1, (R, L))
 
 
-def in_steps(turned_GNC: Tensor, width_GC: Tensor) -> tuple[Tensor, Tensor]:
+def in_steps(turned_GNT: Tensor, width_GC: Tensor) -> tuple[Tensor, Tensor]:
     """Turned queries times the widths as whole numbers (G, N, C) of `QUERY_BITS`, and the size of a step, (G, N, 1)."""
-    most = 2.0 ** (QUERY_BITS - 1)
-    norm = turned_GNC.square().sum(-1, keepdim=True).sqrt() * width_GC.amax(-1)[:, None, None]
-    step = norm * step_share(width_GC.shape[-1])
+    most, T = 2.0 ** (QUERY_BITS - 1), turned_GNT.shape[-1]
+    norm = turned_GNT.square().sum(-1, keepdim=True).sqrt() * width_GC.amax(-1)[:, None, None]
+    step = norm * step_share(T)
     step = torch.where(step > 0, step, 1.0)
-    return (turned_GNC * width_GC[:, None] / step).round().clamp(-most, most - 1), step
+    each_GNC = torch.cat([turned_GNT] * (width_GC.shape[-1] // T), -1)
+    return (each_GNC * width_GC[:, None] / step).round().clamp(-most, most - 1), step
 
 
-def step_share(C: int) -> float:
+def step_share(T: int) -> float:
     """The size of a step over the norm of the turned query times the largest width."""
-    return SPREAD / (2.0 ** (QUERY_BITS - 1) - 1) * _mixed(C) ** -0.5
+    return SPREAD / (2.0 ** (QUERY_BITS - 1) - 1) * _mixed(T) ** -0.5
 
 
 def channels(dim: int) -> int:
-    """Of the code of a key of `dim` numbers."""
+    """Of the turn of a key of `dim` numbers."""
     return -(-dim // BITS) * BITS
 
 
+def levels(dim: int) -> int:
+    """Bits of each of these channels."""
+    return 2 if channels(dim) <= FEW else 1
+
+
+def code_channels(dim: int) -> int:
+    """Bits of the code of a key of `dim` numbers."""
+    return channels(dim) * levels(dim)
+
+
 def turned(x: Tensor) -> Tensor:
-    """(..., C): vectors (..., D) by a fixed orthogonal map: signs, Hadamard, another order, signs, Hadamard."""
-    C = channels(x.shape[-1])
-    x = pad(x, (0, C - x.shape[-1]))
-    first, order, second = turns(C, x.device)
+    """(..., T): vectors (..., D) by a fixed orthogonal map: signs, Hadamard, another order, signs, Hadamard."""
+    T = channels(x.shape[-1])
+    x = pad(x, (0, T - x.shape[-1]))
+    first, order, second = turns(T, x.device)
     return _hadamard(_hadamard(x * first)[..., order] * second)
 
 
 @functools.lru_cache(maxsize=32)
-def turns(C: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The signs, order and other signs of `turned`. Seeded by C alone: all models and versions have the same."""
-    seeded = torch.Generator("cpu").manual_seed(C)
-    first, second = (2.0 * torch.randint(2, (C,), generator=seeded, device="cpu") - 1 for _ in range(2))
-    order = torch.randperm(C, generator=seeded, device="cpu")
+def turns(T: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The signs, order and other signs of `turned`. Seeded by T alone: all models and versions have the same."""
+    seeded = torch.Generator("cpu").manual_seed(T)
+    first, second = (2.0 * torch.randint(2, (T,), generator=seeded, device="cpu") - 1 for _ in range(2))
+    order = torch.randperm(T, generator=seeded, device="cpu")
     return first.to(device), order.to(device), second.to(device)
 
 
-def _mixed(C: int) -> int:
+def _mixed(T: int) -> int:
     """How many channels are mixed with each other: the largest power of two that divides their number."""
-    return C & -C
+    return T & -T
 
 
 def _hadamard(x: Tensor) -> Tensor:

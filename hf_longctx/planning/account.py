@@ -6,6 +6,8 @@ Conventions: `tokens` are those of one row; a matmul of n parameters costs 2 n F
 
 from __future__ import annotations
 
+from ..ops.codes import code_channels
+
 POSITION_BYTES = 8  # int64
 GATHERED = 2**26  # numbers of chosen keys that are gathered at once (ops/kernels/selected.py: GATHERED)
 PAGE = 8192  # tokens that a store to look up in makes room for at once on a GPU (ops/pages.py: PAGE)
@@ -80,8 +82,8 @@ def method_rotation_bytes(queries: int, keys: int, kv_heads: int, head_dim: int,
 
 
 def code_bytes(kv_heads: int, head_dim: int) -> int:
-    """A token's codes of one bit a channel in one layer: words of 32 bits, and a size of 16."""
-    return kv_heads * (4 * -(-head_dim // 32) + 2)
+    """A token's codes of one bit a channel, or two, in one layer: words of 32 bits, and a size of 16."""
+    return kv_heads * (code_channels(head_dim) // 8 + 2)
 
 
 def search_bytes(tokens: int, code_bytes: int, shortlist: int, kv_heads: int, head_dim: int, dtype_bytes: int) -> int:

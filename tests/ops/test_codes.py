@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longctx.ops.codes import Centre, encode, in_steps, score, turned
+from hf_longctx.ops.codes import BITS, Centre, channels, encode, in_steps, levels, score, turned
 from tests.reference.lookup import code_scores, turn
 
 
@@ -16,6 +16,11 @@ def keys_of(D: int, S: int = 200, seed: int = 0) -> Tensor:
     random = torch.Generator().manual_seed(seed)
     wide = torch.randn(2, 1, D, generator=random).exp()
     return torch.randn(2, S, D, generator=random) * wide + 3 * torch.randn(2, 1, D, generator=random)
+
+
+def bits_of(words: Tensor) -> Tensor:
+    """Each bit of a code, in the order of its channels."""
+    return ((words[..., None] >> torch.arange(BITS)) & 1).flatten(-2) == 1
 
 
 @pytest.mark.parametrize("D", [4, 64, 80, 96, 128])
@@ -37,16 +42,19 @@ def test_scores_are_those_of_the_reference_and_within_their_bound(D: int) -> Non
             wanted = code_scores(padded, k[g].double(), 50)[:5]
             # an fp16 size that is rounded the other way is off by 2^-11
             torch.testing.assert_close(got[g, r].double(), wanted, rtol=2e-3, atol=2e-3 * float(wanted.abs().max()))
-    rest_GSC = turned(k - centre.mean_GD[:, None]) / centre.width_GC[:, None]
-    C = rest_GSC.shape[-1]
-    apart_GS = (rest_GSC.square().sum(-1) - C * rest_GSC.abs().mean(-1).square()).clamp(min=0).sqrt()
-    exact_GNC = (turned(q) * centre.width_GC[:, None, None]).flatten(1, 2)
+    T = channels(D)
+    rest_GST = turned(k - centre.mean_GD[:, None]) / centre.width_GC[:, None, :T]
+    words, size = encode(k, centre)
+    coded_GSC = torch.where(bits_of(words), 1.0, -1.0) * size.float()[..., None]
+    values_GST = coded_GSC[..., :T] + (0.5 * coded_GSC[..., T:] if levels(D) == 2 else 0)
+    apart_GS = (rest_GST - values_GST).norm(dim=-1)
+    exact_GNC = (turned(q).repeat(1, 1, 1, levels(D)) * centre.width_GC[:, None, None]).flatten(1, 2)
     whole_GNC, step_GN1 = in_steps(turned(q).flatten(1, 2), centre.width_GC)
     assert whole_GNC.abs().max() <= 32
     assert torch.equal(whole_GNC, whole_GNC.round())
     rounded_GNC = whole_GNC * step_GN1
-    bound = rounded_GNC.norm(dim=-1)[..., None] * apart_GS[:, None]
-    bound += (exact_GNC - rounded_GNC).norm(dim=-1)[..., None] * rest_GSC.norm(dim=-1)[:, None]
+    bound = exact_GNC[..., :T].norm(dim=-1)[..., None] * apart_GS[:, None]
+    bound += (exact_GNC - rounded_GNC).norm(dim=-1)[..., None] * coded_GSC.norm(dim=-1)[:, None]
     bound = bound.unflatten(1, q.shape[1:3])
     off = (got - torch.einsum("grld,gsd->grls", q, k)).abs()
     assert (off <= bound * 1.001 + 2e-3 * got.abs().amax()).all()
@@ -74,6 +82,37 @@ def test_a_key_has_the_same_code_alone_and_among_others(dtype: torch.dtype) -> N
         parts = [encode(part, centre) for part in k.split(n, 1)]
         assert torch.equal(torch.cat([part[0] for part in parts], 1), words)
         assert torch.equal(torch.cat([part[1] for part in parts], 1), size)
+
+
+@pytest.mark.parametrize("D", [16, 40, 64])
+def test_a_second_bit_says_which_numbers_are_large(D: int) -> None:
+    k = keys_of(D)
+    centre = Centre.of(k)
+    words, size = encode(k, centre)
+    T = channels(D)
+    assert words.shape[-1] == 2 * T // BITS
+    assert torch.equal(centre.width_GC[:, T:], centre.width_GC[:, :T] / 2)
+    rest = turned(k - centre.mean_GD[:, None]) / centre.width_GC[:, None, :T]
+    first, second = bits_of(words).split(T, -1)
+    large = rest.abs() >= rest.abs().mean(-1, keepdim=True)
+    near = (rest.abs() - rest.abs().mean(-1, keepdim=True)).abs() < 1e-5
+    assert torch.equal(first, rest >= 0)
+    assert ((first == second) == large)[~near].all()
+    values = torch.where(first, 1.0, -1.0) + 0.5 * torch.where(second, 1.0, -1.0)
+    off = (rest - size.float()[..., None] * values).norm(dim=-1)
+    for other in (0.97, 1.03):  # of all sizes it is the one by which they are nearest
+        assert (off <= (rest - other * size.float()[..., None] * values).norm(dim=-1) * 1.0001).all()
+    signs = torch.where(first, 1.0, -1.0)
+    alone = (rest - rest.abs().mean(-1, keepdim=True) * signs).norm(dim=-1)
+    assert off.mean() < 0.65 * alone.mean(), "a second bit takes more than a third of what the first one leaves"
+
+
+def test_keys_without_a_difference_have_codes() -> None:
+    """The mean key itself is nothing but large numbers of size 0."""
+    k = torch.zeros(1, 5, 64)
+    words, size = encode(k, Centre(torch.zeros(1, 64), torch.ones(1, 128)))
+    assert (size == 0).all()
+    assert words.shape == (1, 5, 4)
 
 
 def test_equal_keys_and_channels_that_hardly_vary_at_first_stay_finite() -> None:

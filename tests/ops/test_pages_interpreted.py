@@ -82,12 +82,12 @@ up = triton.next_power_of_2
 table = ("k_at", "v_at", "words_at", "size_at", "pos_at", "column_at")
 longs = {name: "*i64" for name in (*table, "pos", "column", "filled", "order", "ring_at")} | {"arrived": "*i32"}
 floats = {name: "*fp32" for name in ("mean", "width", "first", "second")} | {"factor": "fp32"}
-for D, C, kinds in ((64, 64, ("*bf16",)), (96, 96, ("*fp16",)), (128, 128, ("*bf16", "*fp32")), (256, 256, ("*fp32",)),
-                    (64, 0, ("*bf16",))):
+for D, T, C, kinds in ((64, 64, 128, ("*bf16",)), (96, 96, 96, ("*fp16",)), (128, 128, 128, ("*bf16", "*fp32")),
+                       (256, 256, 256, ("*fp32",)), (64, 0, 0, ("*bf16",))):
     for kind in kinds:
-        codes = ("given" if C & (C - 1) else "made") if C else "none"
+        codes = ("given" if T & (T - 1) else "made") if C else "none"
         new = {"words_new": "*i32", "size_new": "*fp16"} if codes == "given" else {"words_new": kind, "size_new": kind}
-        sizes = {"D": D, "DP": up(D), "V": D, "VP": up(D), "C": C, "STEPS": C.bit_length() - 1}
+        sizes = {"D": D, "DP": up(D), "V": D, "VP": up(D), "C": C, "T": T, "STEPS": max(T.bit_length() - 1, 0)}
         sizes |= {"WP": up(max(C // 32, 1)), "PAGE": 8192, "CODES": codes}
         held = {name: kind for name in ("k", "v", "ring_k", "ring_v")} | new
         for ring in (False, True):

@@ -1,7 +1,8 @@
-"""Look-up by one-bit codes, and of blocks, as they are defined: loops over tables, queries and tokens, in float64.
+"""Look-up by codes, and of blocks, as they are defined: loops over tables, queries and tokens, in float64.
 
 A key's code: turn it, less the mean key, by a fixed orthogonal matrix; divide each channel by its width; keep signs and
-the mean of the absolute values. Mean and widths are those of the first tokens of the text.
+the mean of the absolute values. Of up to 64 channels keep besides which are at least this mean: they count one and a
+half times a size, by least squares, the others half of it. Mean and widths are those of the first tokens.
 """
 
 # R query heads of a group, L length, D head dim, C channels: D up to a multiple of 32
@@ -41,13 +42,23 @@ def code_scores(q_LD: Tensor, k_LD: Tensor, n_first: int) -> Tensor:
     width = ((k_LD[:n_first] - mean) @ T.T).square().mean(0).sqrt()
     width = width.clamp(min=LEAST * float(width.mean())) if float(width.mean()) > 0 else torch.ones_like(width)
     rest = (k_LD - mean) @ T.T / width
-    size = rest.abs().mean(1, keepdim=True).half().double()
+    absolute = rest.abs()
     signs = torch.where(rest >= 0, 1.0, -1.0).double()
     C = len(width)
     run = max(2**i for i in range(20) if C % 2**i == 0)  # channels that the turn mixes
     step = 3 * q_LD.norm(dim=1, keepdim=True) * width.max() / run**0.5 / 31
-    whole = (q_LD @ T.T * width / step.where(step > 0, 1.0)).round().clamp(-32, 31)  # six bits
-    return whole * step @ (signs * size).T + (q_LD @ mean)[:, None]
+
+    def whole(part: float) -> Tensor:
+        return (q_LD @ T.T * width * part / step.where(step > 0, 1.0)).round().clamp(-32, 31) * step  # six bits
+
+    if C > 64:
+        size = absolute.mean(1, keepdim=True).half().double()
+        return whole(1) @ (signs * size).T + (q_LD @ mean)[:, None]
+    large = absolute >= absolute.mean(1, keepdim=True)
+    value = torch.where(large, 1.5, 0.5).double()
+    size = ((absolute * value).sum(1, keepdim=True) / value.square().sum(1, keepdim=True)).half().double()
+    more = torch.where(large, signs, -signs)
+    return whole(1) @ (signs * size).T + whole(0.5) @ (more * size).T + (q_LD @ mean)[:, None]
 
 
 def best(scores: list[tuple[float, int]], n: int) -> list[int]:

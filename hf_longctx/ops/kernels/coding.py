@@ -1,6 +1,6 @@
 """Codes of keys on a GPU: by a kernel where it gives torch's bits, which is looked at on its first use."""
 
-# G key/value heads, S keys, D head dim, C channels of a code
+# G key/value heads, S keys, D head dim, T channels of the turn
 from __future__ import annotations
 
 import logging
@@ -34,9 +34,9 @@ def coded(k_GSD: Tensor, centre: Centre, into: tuple[Tensor, Tensor] | None = No
 @torch.no_grad()
 def _check(device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
     """Why the kernel cannot code such keys on this device; None if its codes are torch's, bit for bit."""
-    C = channels(dim)
-    if C & (C - 1) or C > 2048:
-        return f"{C} channels are no power of two"
+    T = channels(dim)
+    if T & (T - 1) or T > 2048:
+        return f"{T} channels are no power of two"
     k = 3.0 * randoms(device, dtype)(2, 700, dim)
     centre = Centre.of(k[:, :100])
     try:

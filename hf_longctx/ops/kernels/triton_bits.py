@@ -1,4 +1,4 @@
-"""Scores by one-bit codes on cards whose tensor cores multiply bits (sm_80 to sm_90), in Gluon: Triton with layouts.
+"""Scores by binary codes on cards whose tensor cores multiply bits (sm_80 to sm_90), in Gluon: Triton with layouts.
 
 What `triton_codes._maxima` computes, for one query of a row, and `triton_best._survivors`, for any number, with codes
 as they lie in memory. A query's channel is a whole number of six bits (`triton_codes._prepare`), and a product of bits

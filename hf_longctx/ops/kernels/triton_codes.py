@@ -1,4 +1,4 @@
-"""Scores by one-bit codes in Triton, for few queries: every block of slots leaves the best score of each table.
+"""Scores by binary codes in Triton, for few queries: every block of slots leaves the best score of each table.
 
 A flat scan is bound by unpacking bits. Estimated from instructions, for codes of 128 channels and four heads of a
 group: a query in 4 bits and POPC (RaBitQ's way for vectors) takes 64 POPC of a code, of which a multiprocessor of an

@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 
 from .. import pages as sizes
-from ..codes import QUERY_BITS, step_share, turned
+from ..codes import QUERY_BITS, channels, levels, step_share, turned
 from ..pages import Pages
 from .placed import on_device_of
 from .triton_best import _select, _survivors
@@ -91,8 +91,8 @@ def in_turn(queries: int, room: int) -> Iterator[slice]:
 
 @functools.lru_cache(maxsize=32)
 def _turn(dim: int, device: torch.device) -> Tensor:
-    """The fixed turn of keys as a matrix, (D, C) fp32."""
-    return turned(torch.eye(dim, device=device))
+    """The fixed turn of keys as a matrix, once for each bit of a channel, (D, C) fp32."""
+    return turned(torch.eye(dim, device=device)).repeat(1, levels(dim))
 
 
 def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes, moved: Moved | None = None) -> tuple[Tensor, ...]:
@@ -116,7 +116,7 @@ def prepared(q_BHLD: Tensor, pages: Pages, shapes: Shapes, moved: Moved | None =
             cos, sin, out, *q_BHLD.stride()[:3], *out.stride()[:3], shapes.G, shapes.L, state.numel(), D=shapes.D,
             R2=0 if moved is None else len(cos) // 2,
             DIMS=min(max(16, triton.next_power_of_2(shapes.D)), 64), C=shapes.C, **kept,
-            QUERY=QUERY_BITS, STEP=step_share(shapes.C), BY_BITS=shapes.by_bits,
+            QUERY=QUERY_BITS, STEP=step_share(channels(shapes.D)), BY_BITS=shapes.by_bits,
         )  # fmt: skip
     return operand, half, base, factor, state
 

@@ -1,7 +1,8 @@
 """The pages of a store, in Triton: one token kept by counters on the device, tokens gathered by address."""
 
 # mypy: disable-error-code="no-untyped-def"
-# B rows, N pages of a row at most, G key/value heads, T tables, L queries, K slots, D head dim, C channels of a code
+# B rows, N pages of a row at most, G key/value heads, L queries, K slots, D head dim, T channels of the turn, or tables
+# of a row, C channels of a code
 from __future__ import annotations
 
 from typing import Any
@@ -12,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import pages as sizes
-from ..codes import Centre, encode, turns
+from ..codes import Centre, channels, encode, turns
 from ..pages import Pages
 from .placed import on_device_of
 from .triton_ring import put
@@ -36,20 +37,21 @@ def _hadamard(x, C: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _mean(x, C: tl.constexpr, STEPS: tl.constexpr):
+def _sum(x, T: tl.constexpr, STEPS: tl.constexpr):
     """Halves added to each other, as in `codes.encode`."""
     for step in tl.static_range(STEPS):
-        low, high = _pairs(x, C // 2**step, C // 2 ** (step + 1))
+        low, high = _pairs(x, T // 2**step, T // 2 ** (step + 1))
         x = low + high
-    return tl.sum(tl.reshape(x, (1,)), 0) * (1.0 / C)  # a division would be an approximate one
+    return tl.sum(tl.reshape(x, (1,)), 0)
 
 
 @triton.jit
 def _keep(k, v, pos, column, k_at, v_at, words_at, size_at, pos_at, column_at, words_new, size_new, filled, mean, width,
           first, order, second, arrived, ring_k, ring_v, ring_at, factor, entries, k_b, k_g, v_b, v_g, pos_b, column_b,
           rk_b, rk_g, rk_n, rv_b, rv_g, rv_n,
-          D: tl.constexpr, DP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, C: tl.constexpr, STEPS: tl.constexpr,
-          WP: tl.constexpr, PAGE: tl.constexpr, CODES: tl.constexpr, RING: tl.constexpr):  # fmt: skip
+          D: tl.constexpr, DP: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, C: tl.constexpr, T: tl.constexpr,
+          STEPS: tl.constexpr, WP: tl.constexpr, PAGE: tl.constexpr, CODES: tl.constexpr,
+          RING: tl.constexpr):  # fmt: skip
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     heads = tl.num_programs(1)
     if RING:  # a row that waits too
@@ -72,15 +74,24 @@ def _keep(k, v, pos, column, k_at, v_at, words_at, size_at, pos_at, column_at, w
             to_words = tl.load(words_at + entry).to(tl.pointer_type(tl.int32)) + (head * PAGE + slot) * (C // 32)
             to_size = tl.load(size_at + entry).to(tl.pointer_type(tl.float16)) + head * PAGE + slot
         if CODES == "made":
-            channel = tl.arange(0, C)
+            channel, word = tl.arange(0, T), tl.arange(0, T // 32)
             x = tl.load(k + channel, channel < D, 0.0).to(tl.float32)
             x -= tl.load(mean + both * D + channel, channel < D, 0.0)
-            x = _hadamard(x * tl.load(first + channel), C, STEPS) * factor
+            x = _hadamard(x * tl.load(first + channel), T, STEPS) * factor
             x = tl.gather(x, tl.load(order + channel).to(tl.int32), 0) * tl.load(second + channel)
-            x = tl.math.div_rn(_hadamard(x, C, STEPS) * factor, tl.load(width + both * C + channel))
-            bits = tl.reshape((x >= 0).to(tl.int32) << (channel % 32), (C // 32, 32))
+            x = tl.math.div_rn(_hadamard(x, T, STEPS) * factor, tl.load(width + both * C + channel))
+            bits = tl.reshape((x >= 0).to(tl.int32) << (channel % 32), (T // 32, 32))
             tl.store(to_words + word, tl.sum(bits, 1))
-            tl.store(to_size, tl.minimum(_mean(tl.abs(x), C, STEPS), 65504.0).to(tl.float16))
+            absolute = tl.abs(x)
+            total = _sum(absolute, T, STEPS)
+            made = total * (1.0 / T)  # a division would be an approximate one
+            if C > T:
+                large = absolute >= made
+                bits = tl.reshape(((x >= 0) == large).to(tl.int32) << (channel % 32), (T // 32, 32))
+                tl.store(to_words + T // 32 + word, tl.sum(bits, 1))
+                along = total * 0.5 + _sum(tl.where(large, absolute, 0.0), T, STEPS)
+                made = tl.math.div_rn(along, 0.25 * T + 2.0 * tl.sum(large.to(tl.int32), 0).to(tl.float32))
+            tl.store(to_size, tl.minimum(made, 65504.0).to(tl.float16))
         elif CODES == "given":
             words = tl.load(words_new + both * (C // 32) + word, word < C // 32)
             tl.store(to_words + word, words, word < C // 32)
@@ -114,19 +125,21 @@ def keep(
     B, G, _, D = k_BG1D.shape
     V, C = v_BG1D.shape[-1], pages.width_BGC.shape[-1]
     k, v = (x.to(pages.dtype).contiguous() for x in (k_BG1D, v_BG1D))
-    first, order, second = turns(C, k.device) if C else (k, k, k)
+    T = channels(D) if C else 0
+    first, order, second = turns(T, k.device) if C else (k, k, k)
     codes, words, size = "made" if C else "none", k, k
-    if C & (C - 1):  # torch codes them, in many more kernels
+    if T & (T - 1):  # torch codes them, in many more kernels
         codes, (words, size) = "given", encode(k, Centre(pages.mean_BGD, pages.width_BGC))
     pos, column = pos_B1.expand(B, 1), column_B1.expand(B, 1)
     ring_k, ring_v, ring_at = (k, v, pos) if window is None else window
-    dims = {"DP": triton.next_power_of_2(D), "VP": triton.next_power_of_2(V), "C": C, "STEPS": C.bit_length() - 1}
+    dims = {"DP": triton.next_power_of_2(D), "VP": triton.next_power_of_2(V), "C": C, "T": T}
+    dims["STEPS"] = max(T.bit_length() - 1, 0)
     dims["WP"] = triton.next_power_of_2(max(C // 32, 1))
     with on_device_of(k):
         _keep[(B, G)](
             k, v, pos, column, pages.k, pages.v, pages.words, pages.size, pages.pos, column_BN, words, size,
             pages.filled_B, pages.mean_BGD, pages.width_BGC, first, order, second, arrived_B, ring_k, ring_v, ring_at,
-            max(C, 1) ** -0.5, pages.k.shape[1], k.stride(0), k.stride(1), v.stride(0), v.stride(1), pos.stride(0),
+            max(T, 1) ** -0.5, pages.k.shape[1], k.stride(0), k.stride(1), v.stride(0), v.stride(1), pos.stride(0),
             column.stride(0), *ring_k.stride()[:3], *ring_v.stride()[:3],
             D=D, V=V, **dims, PAGE=sizes.PAGE, CODES=codes, RING=window is not None, num_warps=1,
         )  # fmt: skip
