@@ -7,13 +7,15 @@ four pages), are the tensors made again, and a graph that has read them is recor
 # B rows, N pages of a row at most, G key/value heads, D head dim, C channels of a code
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..ops.codes import code_channels
+from ..ops.codes import Centre, code_channels
+from ..ops.host import send
 from ..ops.pages import ALIGNED, NEVER, Pages
 from ..ops.sealed import is_sealed
 
@@ -41,6 +43,12 @@ def can_stand(row: StoreRow) -> bool:
     )
 
 
+def places(rows: Sequence[StoreRow]) -> list[Any]:
+    """What is equal as long as nothing of these rows has come to lie elsewhere; it keeps no memory alive."""
+    held = (getattr(row, name) for row in rows for name in NAMES)
+    return [(weakref.ref(growing), growing.made) for growing in held]
+
+
 class Addresses:
     """Those of the rows of a store, how many slots of each are filled, and what their codes are centred by.
 
@@ -59,6 +67,8 @@ class Addresses:
         self.recorded = False  # does a CUDA graph go by these?
         self.moved_B: Tensor | None = None  # how far the last step has moved every row
         self.arrived_B = torch.zeros(B, dtype=torch.int32, device=device)  # see `triton_pages.keep`
+        self.places: list[Any] = []  # that the table tells
+        self._centres: list[Centre | None] = [None] * B
         k_at, v_at, words_at, size_at, pos_at = self.table[:5]
         codes = code_channels(D) if some.centred_by else 0
         self.pages = Pages(
@@ -97,21 +107,27 @@ class Addresses:
         return is_sealed(self.table)
 
     def update(self, rows: Sequence[StoreRow]) -> None:
-        """Write where everything lies now, in place."""
-        whole = torch.zeros(self.table.shape, dtype=torch.long)
-        for n, name in enumerate(NAMES):
-            for b, row in enumerate(rows):
-                pointers = [piece.data_ptr() for piece in getattr(row, name).pieces]
-                whole[n, b, : len(pointers)] = torch.tensor(pointers, dtype=torch.long)
-        self.table.copy_(whole)
+        """Write what has changed in place: where everything lies, how much is filled, what codes are centred by.
+
+        The host waits for nothing: a forward that looks tokens up does this in every layer.
+        """
+        now = places(rows)
+        if now != self.places:
+            entries = self.table.shape[2]
+            each = ([piece.data_ptr() for piece in getattr(row, name).pieces] for name in NAMES for row in rows)
+            send([at + [0] * (entries - len(at)) for at in each], self.table)
+            self.places = now
         if not self.counted:
-            self.pages.filled_B.copy_(torch.tensor([row.filled for row in rows]))
+            send([row.filled for row in rows], self.pages.filled_B)
         for b, row in enumerate(rows):
+            if row.centre is self._centres[b]:
+                continue
             if row.centre is None or row.ready is None:
                 self.pages.ready_B[b] = NEVER
             else:
                 self.pages.mean_BGD[b], self.pages.width_BGC[b] = row.centre
                 self.pages.ready_B[b] = row.ready
+            self._centres[b] = row.centre
 
     def step(
         self,

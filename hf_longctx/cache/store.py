@@ -14,7 +14,7 @@ from ..ops.available import TRITON
 from ..ops.kernels import ring as kernels
 from ..ops.pages import Pages
 from . import addresses, to_host
-from .addresses import Addresses, can_stand
+from .addresses import Addresses, can_stand, places
 from .growing import Growing, reserve
 from .once import Apply, each
 from .ring import Ring
@@ -147,7 +147,7 @@ class Store:
         if torch.compiler.is_compiling():
             return None
         if self._moved or (self.addresses is not None and self.addresses.sealed):
-            if not (any(row.k.pieces for row in self._rows) and all(map(can_stand, self._rows)) and self._can_page()):
+            if not self._stands():
                 self._settle()
                 self.addresses = None
                 return None
@@ -160,6 +160,12 @@ class Store:
             for growing, _ in self.on_host()[:1]:
                 growing.join()  # kernels read them by address
         return None if self.addresses is None else self.addresses.pages
+
+    def _stands(self) -> bool:
+        """Do all tokens lie where kernels find them? A look at each page takes the host long, so one is enough."""
+        if self.addresses is not None and self.addresses.places == places(self._rows):
+            return True
+        return any(row.k.pieces for row in self._rows) and all(map(can_stand, self._rows)) and self._can_page()
 
     def _can_page(self) -> bool:
         """Do the kernels that keep and gather tokens work here?"""

@@ -1,4 +1,4 @@
-"""Memory of the host: what pinned tensors take there, and how much there is."""
+"""Memory of the host: what pinned tensors take there, how much there is, and numbers that a GPU fetches from it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .pinned import POOL
 
@@ -45,6 +46,16 @@ def give_back_pinned() -> None:
             if give_back is not None:
                 give_back()
                 return
+
+
+def send(numbers: Any, into: Tensor) -> None:
+    """Write numbers of the host into a tensor of as many.
+
+    A GPU fetches them in order with its other work, and the host goes on: from memory that is not pinned it would wait
+    until all that it has launched is done.
+    """
+    host = torch.tensor(numbers, dtype=into.dtype, device="cpu").view(into.shape)
+    into.copy_(host.pin_memory() if into.device.type == "cuda" else host, non_blocking=True)
 
 
 def _read(file: Path) -> str:
