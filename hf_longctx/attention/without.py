@@ -12,9 +12,9 @@ from ..settings import LOOK_UP_LAST
 from .state import STATE, DecoderState
 
 
-def check_looks_up(model: Any, asked: str = "look_up=False") -> None:
-    """ValueError unless a method on `model` looks tokens up; `asked` is what was given."""
-    if not _states(model):
+def check_looks_up(model: Any, asked: str = "look_up=False", patches: Iterable[Any] | None = None) -> None:
+    """ValueError unless a method on `model` looks tokens up; `asked` is what was given, `patches` as below."""
+    if not _states(model, patches):
         methods = ", ".join(repr(patch.method) for patch in applied(model)) or "no method"
         raise ValueError(
             f"{asked}: the model carries {methods}, which looks nothing up anyway. Leave it out, or apply "

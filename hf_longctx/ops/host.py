@@ -49,13 +49,23 @@ def give_back_pinned() -> None:
 
 
 def send(numbers: Any, into: Tensor) -> None:
-    """Write numbers of the host into a tensor of as many.
+    """Write numbers of the host into a tensor of as many, as `sent` does."""
+    host = torch.tensor(numbers, dtype=into.dtype, device="cpu").view(into.shape)
+    into.copy_(_fetched(host, into.device), non_blocking=True)
 
-    A GPU fetches them in order with its other work, and the host goes on: from memory that is not pinned it would wait
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on a device.
+
+    A GPU fetches it in order with its other work, and the host goes on: from memory that is not pinned it would wait
     until all that it has launched is done.
     """
-    host = torch.tensor(numbers, dtype=into.dtype, device="cpu").view(into.shape)
-    into.copy_(host.pin_memory() if into.device.type == "cuda" else host, non_blocking=True)
+    return _fetched(x, device).to(device, non_blocking=device.type == "cuda")
+
+
+def _fetched(x: Tensor, device: torch.device) -> Tensor:
+    """`x` in memory that a device fetches from by itself."""
+    return x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
 
 
 def _read(file: Path) -> str:

@@ -27,8 +27,9 @@ from ..cache.copies import deep_copy
 from ..cache.recurrent import lost_between_pieces, states, takes_positions
 from ..cache.stock import is_bounded, nbytes
 from ..generation.cuda_graph import can_replay, forget, graph_forward
+from ..ops.host import sent
 from ..patch import applied, unwrap
-from ..text.ids import SourceError, pieces
+from ..text.ids import SourceError, blocks
 from ..upstream.caches import given_cache
 from .chunks import default_chunk
 from .rebase import Rebase
@@ -163,14 +164,16 @@ class Reader:
         """
         self._check_model()
         if not look_up:
-            check_looks_up(self.model)
+            check_looks_up(self.model, patches=self._patches)
         self._flush()
         vocabulary = self._base.get_input_embeddings().weight.shape[0]
-        for piece in pieces(ids, self.chunk, vocabulary, self._source_error):
+        for block_L in blocks(ids, self.chunk, vocabulary, self._source_error):
             self._check_patches()  # `ids` may have changed them
+            recent = block_L[-(self._recent.maxlen or 1) :].tolist()
             with nullcontext() if look_up else without_look_ups(self.model, self._patches):
-                self._forward(torch.tensor([piece], device=self.model.device), self._forward_many)
-            self._recent.extend(piece)
+                # the host need not wait for the chunk before: it makes room and launches meanwhile
+                self._forward(sent(block_L, self.model.device)[None], self._forward_many)
+            self._recent.extend(recent)
             if self._progress is not None:
                 self._progress(self.position)
 
