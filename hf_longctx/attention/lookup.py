@@ -134,12 +134,12 @@ def _searched_by_kernels(q_BHLD: Tensor, store: Store, by: str, per: str, shortl
 
 
 def _worth(queries: int, store: Store, by: str, shortlist: int) -> bool:
-    """Are kernels faster than torch for so many queries? They can do any number, some tens at a time.
+    """Are kernels faster than torch for so many queries? They can do any number, some tens or hundreds at a time.
 
     By codes torch took up to 1.1 ms for 256 queries and each 8,192 slots (SmolLM2-135M on an H200, retrieval.json: 4.2
     s more than by keys, 122 pieces, 30 layers), for each shortlist is selected anew. A kernel scores a million slots in
     0.1 ms (lookup_kernels.json), but its launches take the host about as long however few slots there are, and come
-    again for every 5 to 60 queries. So of two pieces or less torch does more than a few queries faster, and so it does
+    again for every 20 to 240 queries. So of two pieces or less torch does more than a few queries faster, and so it does
     of what it scores all at once (`everything`). How many queries there are changes little: both ways go through them
     in turn. Keys in host memory, which the kernels would fetch for every few queries again, visit the device once.
     """
