@@ -139,9 +139,9 @@ def _worth(queries: int, store: Store, by: str, shortlist: int) -> bool:
     By codes torch took up to 1.1 ms for 256 queries and each 8,192 slots (SmolLM2-135M on an H200, retrieval.json: 4.2
     s more than by keys, 122 pieces, 30 layers), for each shortlist is selected anew. A kernel scores a million slots in
     0.1 ms (lookup_kernels.json), but its launches take the host about as long however few slots there are, and come
-    again for every 20 to 240 queries. So of two pieces or less torch does more than a few queries faster, and so it does
-    of what it scores all at once (`everything`). How many queries there are changes little: both ways go through them
-    in turn. Keys in host memory, which the kernels would fetch for every few queries again, visit the device once.
+    again for every 20 to 240 queries. So of two pieces or less torch does more than a few queries faster, and so it
+    does of what it scores all at once (`everything`). How many queries there are changes little: both ways go through
+    them in turn. Keys in host memory, which the kernels would fetch for every few queries again, visit the device once.
     """
     if queries <= FEW:
         return True

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import DeviceType
 
+WAIT = 50  # µs between two kernels, from which on a GPU is taken to wait: launches that follow each other take a few
+
 
 def milliseconds(work: Callable[[], Any], *, runs: int = 10, warm_up: int = 3) -> float:
     """Median time of `work` by device events, after a warm-up that takes compilation and allocation out of it."""
@@ -53,21 +55,40 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+class Gap(NamedTuple):
+    """Microseconds in which no kernel runs, and the names of those before and behind."""
+
+    us: float
+    before: str
+    behind: str
+
+
 class Kernels(NamedTuple):
     """What a profiler has seen of the kernels of one call.
 
     Attributes:
         us: Microseconds during which any of them runs.
         by_name: Microseconds and launches of each, the longest ones first.
+        gaps: Between kernels of all calls together, the longest ones first.
+        runs: Calls.
     """
 
     us: float
     by_name: dict[str, tuple[float, float]]
+    gaps: Sequence[Gap] = ()
+    runs: int = 1
 
     def longest(self, count: int) -> dict[str, str]:
         """The kernels that take most, in words."""
         some = list(self.by_name.items())[:count]
         return {name[:80]: f"{us:.1f} µs, {launches:g} launches" for name, (us, launches) in some}
+
+    def waits(self, count: int = 5) -> dict[str, Any]:
+        """Of a call the time in which the GPU waits for the host for more than `WAIT`, how often, and where most."""
+        long = [gap for gap in self.gaps if gap.us > WAIT]
+        longest = [f"{gap.us:.0f} µs between {gap.before[:80]} and {gap.behind[:80]}" for gap in long[:count]]
+        spent = sum(gap.us for gap in long) / self.runs / 1e3
+        return {"no kernel runs, ms": spent, "times": len(long) / self.runs, "longest": longest}
 
 
 def kernels_us(work: Callable[[], Any], *, runs: int = 20, warm_up: int = 3) -> float:
@@ -100,7 +121,18 @@ def summed(times: Sequence[tuple[str, float, float]], runs: int) -> Kernels:
         took, count = by_name.get(name, (0.0, 0.0))
         by_name[name] = took + (end - start) / runs, count + 1 / runs
     longest = sorted(by_name.items(), key=lambda item: -item[1][0])
-    return Kernels(covered((start, end) for _, start, end in times) / runs, dict(longest))
+    return Kernels(covered((start, end) for _, start, end in times) / runs, dict(longest), gaps(times), runs)
+
+
+def gaps(times: Iterable[tuple[str, float, float]]) -> list[Gap]:
+    """Where none of these kernels runs, between the first and the last of them, the longest gaps first."""
+    found, before, until = [], "", float("inf")
+    for name, start, end in sorted(times, key=lambda one: one[1:]):
+        if start > until:
+            found.append(Gap(start - until, before, name))
+        if end >= until or not before:
+            before, until = name, end
+    return sorted(found, key=lambda gap: -gap.us)
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

@@ -29,8 +29,8 @@ from .triton_shortlist import TOKENS, _last, _shortlist
 
 BLOCK = 64  # slots
 PROGRAMS = 8192  # of `triton_bits`, about: several for each place on a card
-# numbers that are made at once, as many as `attention.lookup` makes: best scores of blocks, and tokens that may reach the
-# bounds. Of a million tokens 256 queries of three tables come in two parts, each of which launches ten kernels
+# numbers that are made at once, as many as `attention.lookup` makes: best scores of blocks, and tokens that may reach
+# the bounds. Of a million tokens 256 queries of three tables come in two parts, each of which launches ten kernels
 AT_ONCE = 2**26
 
 

@@ -13,11 +13,12 @@ from unittest import mock
 import torch
 
 from hf_longctx import stream
-from hf_longctx.generation.cuda_graph import can_replay, graph_forward
+from hf_longctx.generation.cuda_graph import can_replay, forget, graph_forward
 from hf_longctx.upstream.caches import given_cache
 
 from ..decoding import compiled_ms, eager_ms, tokens_ms
-from ..timing import kernels, synchronize
+from ..graph_nodes import recorded_nodes, replays
+from ..timing import Kernels, kernels, synchronize
 from .run import Run
 
 SEED = 4000  # of texts whose words do not matter
@@ -62,11 +63,12 @@ def step_of(model: Any, cache: Any, at: int) -> tuple[Callable[[], None], bool]:
 def parts_of_a_token(run: Run, reader: Any, count: int = 10) -> dict[str, Any]:
     """What a token behind those of `token_ms` is made of; on a CPU the time until its call returns alone.
 
-    Milliseconds of one that is waited for, until its call returns, of each of several that nothing waits for between,
-    and while kernels run; and the longest kernels. What a token takes beyond the last but one is the launching of it.
+    Milliseconds of one that is waited for, until its call returns, of that in the launch of its graph, of each of
+    several that nothing waits for between, and while kernels run; the longest kernels, where the GPU waits between
+    them, and the nodes of the graph. What a token takes beyond the time of several is the launching of it.
     """
     device = run.model.device.type
-    work = step_of(run.model, reader.cache, reader.position + run.sizes.scale.steps[0])[0]
+    work, replayed = step_of(run.model, reader.cache, reader.position + run.sizes.scale.steps[0])
 
     def clocked(calls: int) -> tuple[float, float]:
         synchronize(device)
@@ -77,19 +79,37 @@ def parts_of_a_token(run: Run, reader: Any, count: int = 10) -> dict[str, Any]:
         synchronize(device)
         return 1e3 * returned, 1e3 * (perf_counter() - start)
 
+    def again() -> None:
+        forget(reader.cache)
+        for _ in range(3):  # the second one records, and the third replays
+            work()
+
     work()
-    alone = [clocked(1) for _ in range(count)]
+    with replays() as launched:
+        alone = [clocked(1) for _ in range(count)]
     found: dict[str, Any] = {"until its call returns, ms": median(one[0] for one in alone)}
     if device == "cuda":
-        found = {"ms": median(one[1] for one in alone), **found, "ms, of several": clocked(count)[1] / count}
-        seen = kernels(work, warm_up=0)
-        found |= {"kernels, ms": seen.us / 1e3, "longest kernels": seen.longest(NAMED)}
+        found = {"ms": median(one[1] for one in alone), **found}
+        if launched:
+            found["of these the graph's launch, ms"] = 1e3 * median(launched)
+        found["ms, of several"] = clocked(count)[1] / count
+        found |= _seen(kernels(work, warm_up=0))
+        told = recorded_nodes(again) if replayed else None
+        found |= {} if told is None else {"nodes of the graph": told}
     return found
+
+
+def _seen(kernels: Kernels) -> dict[str, Any]:
+    longest = kernels.longest(NAMED)
+    return {"kernels, ms": kernels.us / 1e3, "longest kernels": longest, "the GPU waits": kernels.waits()}
 
 
 @torch.no_grad()
 def reading_of(run: Run, reader: Any, tokens: int, look_up: bool) -> dict[str, Any]:
-    """Of some more tokens that are read at once: milliseconds, how long kernels run in them, and which take most."""
+    """Of some more tokens that are read at once: milliseconds, until the call returns, and what kernels take of them.
+
+    Which take most, and where the GPU waits for the host, with the profiler on.
+    """
     ids_L, device = run.texts.make(tokens, SEED + 2), run.model.device.type
 
     def read() -> None:
@@ -99,12 +119,10 @@ def reading_of(run: Run, reader: Any, tokens: int, look_up: bool) -> dict[str, A
     synchronize(device)
     start = perf_counter()
     read()
+    returned = perf_counter() - start
     synchronize(device)
-    found: dict[str, Any] = {"tokens": tokens, "ms": 1e3 * (perf_counter() - start)}
-    if device == "cuda":
-        seen = kernels(read, runs=1, warm_up=0)
-        found |= {"kernels, ms": seen.us / 1e3, "longest kernels": seen.longest(NAMED)}
-    return found
+    found = {"tokens": tokens, "ms": 1e3 * (perf_counter() - start), "until its call returns, ms": 1e3 * returned}
+    return found | _seen(kernels(read, runs=1, warm_up=0)) if device == "cuda" else found
 
 
 def stock_ms(run: Run) -> float:
