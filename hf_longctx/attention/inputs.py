@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..cache.slots import KeyValues
 from ..cache.store import Store
-from ..ops.attend import attend
+from ..ops.attend import attend, attended
 from ..ops.branch import Branch
 from ..ops.kernels.turns import turns
 from ..ops.masks import Mask
@@ -111,6 +111,11 @@ class AttentionInputs:
         """The softmax over the union of branches of these queries, as the model has it, (B, L, H, D)."""
         softmax = partial(attend, scale=self.scale, softcap=self.softcap, sink_H=self.sink_H)
         return softmax(branches, kernel=kernel, strict=False)
+
+    def attended(self, branch: Branch) -> Branch:
+        """A branch of these queries whose log-sum-exp is asked for before all are attended to; see `ops.attended`."""
+        settings: dict[str, Any] = {"scale": self.scale, "kernel": self.decoder.kernel, "strict": False}
+        return attended(branch, **settings, softcap=self.softcap)
 
     def memo(self, what: Any, make: Callable[[], Any]) -> Any:
         """`make()`, once for all layers of this kind in this forward."""

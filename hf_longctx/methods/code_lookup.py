@@ -50,7 +50,7 @@ class CodeLookup(AttentionMethod):
     its window.
 
     Costs: all keys, values and codes are kept (a code is 1/28 of the keys and values of a head of 128 in bf16, 1/14 of
-    64), and time per token grows with the text; reading with `gate="score"` attends to the window twice.
+    64), and time per token grows with the text; training with `gate="score"` attends to the window twice.
 
     Differs from RaBitQ: keys, not vectors of a data base, with a width for each channel, centred by the first keys of
     the text, and a second bit of half the weight in small heads. Differs from LM-Infinite's top-k: few keys for a group
@@ -211,6 +211,7 @@ class CodeLookup(AttentionMethod):
         q, table = self._found(inputs, store)
         found = GatheredTokens.of(inputs, store, q, table)
         if self.gate == "score":
+            window = inputs.attended(window)
             found = gated(found, window, self.gate_margin)
         if inputs.decoder.watching is not None:
             inputs.decoder.watching(inputs.module, found.table_BTLK)

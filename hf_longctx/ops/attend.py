@@ -7,6 +7,7 @@ through the fastest kernel that can do it and merges the parts by log-sum-exp, f
 # B batch, H query heads, G key/value heads, L queries, S keys, D head dim
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .available import DERIVES_WHILE_TRACING
 from .branch import Branch
 from .kernels import FUSED, choose
 from .kernels.base import Call
-from .softmax import Part, softmax_of
+from .softmax import Done, Part, softmax_of
 from .widths import widened
 
 
@@ -83,12 +84,27 @@ def attend(
     return softmax_of(parts, sink_H)[..., :dim]
 
 
+def attended(branch: Branch, *, scale: float, kernel: str, strict: bool, softcap: float | None = None) -> Branch:
+    """The branch with its output and log-sum-exp: who asks for `log_sum_exp` first has it computed once.
+
+    As it is where gradients may flow, which are those of the whole softmax, and where it has no keys. The arguments are
+    those of `attend`, which it must be given to with the same ones.
+    """
+    empty = not branch.k_BGSD.shape[2] or not branch.q_BHLD.shape[2]
+    unequal = branch.k_BGSD.shape[-1] != branch.v_BGSD.shape[-1]
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or empty or unequal or branch.lowered_BL is not None:
+        return branch
+    return replace(branch, done=_part(branch, scale, kernel, strict, softcap).forward())
+
+
 @torch.no_grad()
 def log_sum_exp(branch: Branch, *, scale: float, kernel: str, strict: bool, softcap: float | None = None) -> Tensor:
     """(B, H, L): the log of the sum of exponentials of each query's scores in one branch; -inf where there are none.
 
     The arguments are those of `attend`.
     """
+    if branch.done is not None:
+        return branch.done[1]
     if not branch.k_BGSD.shape[2] or not branch.q_BHLD.shape[2]:
         return branch.q_BHLD.new_full(branch.q_BHLD.shape[:3], float("-inf"))
     part = _part(branch, scale, kernel, strict, softcap)
@@ -99,6 +115,9 @@ def log_sum_exp(branch: Branch, *, scale: float, kernel: str, strict: bool, soft
 
 def _part(branch: Branch, scale: float, kernel: str, strict: bool, softcap: float | None) -> Part:
     """A branch as its kernel takes it: rotated, in one dtype."""
+    if branch.done is not None:
+        call = Call(branch.positions, branch.mask, scale, branch.bias, softcap)
+        return Part(Done(*branch.done), call, branch.q_BHLD, branch.k_BGSD, branch.v_BGSD)
     q = branch.q_BHLD if branch.q_rope is None else branch.q_rope(branch.q_BHLD)
     k = branch.k_BGSD if branch.k_rope is None else branch.k_rope(branch.k_BGSD)
     k, v = k.to(q.dtype), branch.v_BGSD.to(q.dtype)  # a cache written under autocast holds fp32 keys

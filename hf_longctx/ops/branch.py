@@ -27,6 +27,8 @@ class Branch:
         k_rope: The same for keys.
         bias: Added to the scaled scores.
         lowered_BL: What is taken from all scores of a query in this branch, after any cap. None: nothing.
+        done: Its output (B, L, H, D) and log-sum-exp (B, H, L), where `attend` need not compute them, and may write
+            over them. See `attended`.
     """
 
     q_BHLD: Tensor
@@ -38,3 +40,4 @@ class Branch:
     k_rope: Rotation | None = None
     bias: Bias | None = None
     lowered_BL: Tensor | None = None
+    done: tuple[Tensor, Tensor] | None = None
