@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from hf_longctx import stream
 from hf_longctx.generation.cuda_graph import can_replay, forget, graph_forward
@@ -27,11 +28,12 @@ EAGER = "it decodes without a CUDA graph"
 
 
 @contextmanager
-def behind(run: Run, method: Any, length: int) -> Iterator[Any]:
-    """A reader under a method that has read so many tokens, without look-ups."""
+def behind(run: Run, method: Any, length: int, ids_L: Tensor | None = None) -> Iterator[Any]:
+    """A reader under a method that has read so many tokens, without look-ups: of the texts, or those that are given."""
     with method.on(run.model):
         look_up = not method.looks_up
-        ids_L = run.texts.make(length, SEED) % run.model.config.vocab_size
+        if ids_L is None:
+            ids_L = run.texts.make(length, SEED) % run.model.config.vocab_size
         # as many tokens a forward pass as anybody gets who does not say
         chunk = None if run.model.device.type == "cuda" else run.sizes.chunk
         yield stream(run.model, ids_L, chunk=chunk, bounded=False, look_up=look_up)
