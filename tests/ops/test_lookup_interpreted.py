@@ -131,8 +131,8 @@ for what, scores in kinds.items():
         count, found = torch.ones(2, 2).int()
         numbers = torch.full((2,), 64 * number - min(number, 1))
         for _ in range(2):  # twice from what has been noted once
-            _bins[(3, 2)](scores, numbers, numbers, state, least, floor, count, found, 1, 1, n, most, KEPT=k,
-                          CHUNK=64, GROUPS=0, ASKED=False)
+            _bins[(3, 2)](scores, numbers, numbers, state, torch.full_like(state, 7), least, floor, count, found, 1, 1,
+                          n, most, KEPT=k, CHUNK=64, ASKED=False)
             _listed[(3, 2)](scores, numbers, numbers, state, least, block, count, 1, 1, n, most, ASKED=False)
         assert (found == 0).all()
         for row in range(2):

@@ -1,9 +1,10 @@
 """The tokens with the best scores by their codes, in Triton: from the best of each block, exactly, in two steps.
 
 The k blocks with the best maxima hold the k best tokens, ties by the lower slot. `triton_bins` finds these blocks and a
-bound that they reach, `_survivors` scores them again and keeps the tokens that reach it, and `_select` keeps k of
-these. One program of it counts a row in 31 bins of equal width between two bounds and continues in one of the bins,
-until not many more than k are above. The order in which programs find tokens has no influence: no two have one key.
+bound that they reach, `_survivors` scores them again and keeps the tokens that reach it, and `triton_tokens` keeps k of
+these. The order in which programs find tokens has no influence: no two have one key. An exact bound is found by one
+program, which counts keys in 31 bins of equal width between two bounds and continues in one of the bins, until not
+many more than k are above; `_select` finds it so for any row.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .triton_codes import laid_out, operands, scored
-from .triton_range import ordered
+from .triton_range import STATE, begun, binned, note, ordered
 
 
 @triton.jit
@@ -40,40 +41,65 @@ def _part(scores, names, start, number, CHUNK: tl.constexpr, NAMED: tl.constexpr
 
 
 @triton.jit
-def _least(scores, names, number, most, KEPT: tl.constexpr, CHUNK: tl.constexpr, NAMED: tl.constexpr,
-           GROUPS: tl.constexpr):  # fmt: skip
-    """The key from which on there are the best `KEPT` of a row and a few more, at most `most`.
+def _fitting(least, last):
+    """By how much keys are shifted so that those from `least` to `last` are in 31 bins: by the least that does."""
+    power = ((last - least).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127  # of two, perhaps rounded up
+    shift = tl.maximum(power - 4, 0)
+    return tl.where(((last - least) >> shift) < 31, shift, shift + 1)
 
-    GROUPS is a power of two from KEPT to CHUNK, or 0.
+
+@triton.jit
+def _counted(key, inside, least, shift):
+    """How many of these keys are in each of 31 bins; the last, of 32, has what is not inside."""
+    return tl.histogram(tl.where(inside, (key - least) >> shift, 31).to(tl.int32), 32)
+
+
+@triton.jit
+def _narrowed(counts, least, last, above, shift, below, KEPT: tl.constexpr):
+    """The bin in which the bound is: its ends, how many are from it on, and how many are above it.
+
+    Where its keys have one score, names from 0 on and below `below` are all that there can be in it.
     """
     bins = tl.arange(0, 32)
+    counts = tl.where(bins < 31, counts, 0)
+    at_least = above + tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
+    into = tl.max(tl.where(at_least >= KEPT, bins * (bins < 31).to(tl.int32), 0), 0)
+    reach = tl.sum(tl.where(bins == into, at_least, 0), 0)
+    above = reach - tl.sum(tl.where(bins == into, counts, 0), 0)
+    least += into.to(tl.int64) << shift
+    last = tl.minimum(last, least + (tl.full((), 1, tl.int64) << shift) - 1)
+    alike = (least >> 31) == (last >> 31)
+    return tl.where(alike, tl.maximum(least, ((least >> 31) << 31) + 2147483648 - below), least), last, reach, above
+
+
+@triton.jit
+def _least(scores, names, number, most, below, low, high, bin, above, KEPT: tl.constexpr, CHUNK: tl.constexpr,
+           NAMED: tl.constexpr, BINNED: tl.constexpr, GROUPS: tl.constexpr = 0):  # fmt: skip
+    """The key from which on there are the best `KEPT` of a row and a few more, at most `most`.
+
+    Names are below `below`. With BINNED it is in this bin from `low` to `high`, above which are so many. GROUPS is a
+    power of two from KEPT to CHUNK, or 0.
+    """
     low_N, high_N = tl.full((CHUNK,), 2**62, tl.int64), tl.full((CHUNK,), -(2**62), tl.int64)
     some_N = tl.zeros((CHUNK,), tl.int32)
     for start in range(0, number, CHUNK):
-        _, _, key, some = _part(scores, names, start, number, CHUNK, NAMED)
+        _, score, key, some = _part(scores, names, start, number, CHUNK, NAMED)
+        if BINNED:
+            some = some & (binned(score, low, high) == bin)
         low_N = tl.minimum(low_N, tl.where(some, key, 2**62))
         high_N = tl.maximum(high_N, tl.where(some, key, -(2**62)))
         some_N += some.to(tl.int32)
-    least, last, reach, above, shift = tl.min(low_N, 0), tl.max(high_N, 0), tl.sum(some_N, 0), 0, 62
+    least, last, reach = tl.min(low_N, 0), tl.max(high_N, 0), above + tl.sum(some_N, 0)
     if GROUPS > 0:  # noqa: SIM102  # this is known when it is compiled
         if reach > most:
             # of so many groups, KEPT or more, each has one that is no less than the least of the groups' best
             least = tl.maximum(least, tl.min(tl.max(tl.reshape(high_N, (GROUPS, CHUNK // GROUPS)), 1), 0))
     while reach > most:
-        while (shift > 0) & (((last - least) >> tl.maximum(shift - 1, 0)) < 31):
-            shift -= 1
-        counts = tl.zeros((32,), tl.int32)
+        counts, shift = tl.zeros((32,), tl.int32), _fitting(least, last)
         for start in range(0, number, CHUNK):
             _, _, key, some = _part(scores, names, start, number, CHUNK, NAMED)
-            inside = some & (key >= least) & (key <= last)
-            counts += tl.histogram(tl.where(inside, (key - least) >> shift, 31).to(tl.int32), 32)
-        counts = tl.where(bins < 31, counts, 0)
-        at_least = above + tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
-        into = tl.max(tl.where(at_least >= KEPT, bins * (bins < 31).to(tl.int32), 0), 0)
-        reach = tl.sum(tl.where(bins == into, at_least, 0), 0)
-        above = reach - tl.sum(tl.where(bins == into, counts, 0), 0)
-        least += into.to(tl.int64) << shift
-        last = tl.minimum(last, least + (tl.full((), 1, tl.int64) << shift) - 1)
+            counts += _counted(key, some & (key >= least) & (key <= last), least, shift)
+        least, last, reach, above = _narrowed(counts, least, last, above, shift, below, KEPT)
     return least
 
 
@@ -87,8 +113,8 @@ def _select(scores, names, numbers, kept, kept_score, count, floor, found, per_n
     # of blocks, or of what `_survivors` has found
     number = tl.load(numbers + row // per_number)
     number = (number if NAMED else tl.cdiv(number, 64)).to(tl.int32)
-    least = _least(scores, names, number, most, KEPT, CHUNK, NAMED, GROUPS)
-    held = 0
+    held = number * 0
+    least = _least(scores, names, number, most, 2**31, 0.0, 0.0, 0, held, KEPT, CHUNK, NAMED, False, GROUPS)
     for start in range(0, number, CHUNK):
         name, score, key, some = _part(scores, names, start, number, CHUNK, NAMED)
         take = some & (key >= least)
@@ -104,10 +130,10 @@ def _select(scores, names, numbers, kept, kept_score, count, floor, found, per_n
 
 @triton.jit(do_not_specialize=["near", "pages", "G", "L", "most"])
 def _survivors(q_pos, words, size, pos, filled, ready, after, operand, half, base, factor, block, count, floor, found,
-               score, slot, near, pages, G, L, most, PAGE: tl.constexpr, W: tl.constexpr, WP: tl.constexpr,
+               score, slot, tally, near, pages, G, L, most, PAGE: tl.constexpr, W: tl.constexpr, WP: tl.constexpr,
                R: tl.constexpr, RP: tl.constexpr, NQ: tl.constexpr, NC: tl.constexpr, K: tl.constexpr,
                BYTES: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr):  # fmt: skip
-    """The tokens of one of these blocks that reach the bound, added to the row's."""
+    """The tokens of one of these blocks that reach the bound, added to the row's, and counted in its bins."""
     row = tl.program_id(1).to(tl.int64)
     if tl.program_id(0) >= tl.load(count + row):
         return
@@ -132,6 +158,7 @@ def _survivors(q_pos, words, size, pos, filled, ready, after, operand, half, bas
     words_at = tl.multiple_of(tl.load(words + page), 16).to(tl.pointer_type(tl.int8)) + (g * PAGE + inside) * (4 * W)
     size_at = tl.load(size + page).to(tl.pointer_type(tl.float16)) + g * PAGE + inside
     pos_at = tl.load(pos + page).to(tl.pointer_type(tl.int64)) + inside
+    low, high = begun(tally + row * STATE)
     bytes_NB = laid_out(words_at, W, ROWS, BYTES)
     for i in tl.static_range(64 // ROWS):
         each = i * ROWS + tl.arange(0, ROWS)
@@ -142,3 +169,4 @@ def _survivors(q_pos, words, size, pos, filled, ready, after, operand, half, bas
         to = row * (most * 64) + tl.atomic_add(found + row, tl.sum(taken, 0)) + tl.cumsum(taken, 0) - 1
         tl.store(score + to, scores, take)
         tl.store(slot + to, first + each, take)
+        note(tally + row * STATE, scores, low, high, take)

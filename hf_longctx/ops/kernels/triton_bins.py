@@ -2,7 +2,8 @@
 
 `triton_range` notes the range while blocks are scored. `_bins` counts them, and the program that is last sets the
 bound: the bin from which on there are k blocks. Where very many scores are alike, more than there is room for would be
-above it: then this program alone finds the exact bound (`triton_best._least`). `_listed` names the blocks above it.
+above it: then this program alone finds the exact bound, in this bin (`triton_best._least`). `_listed` names the blocks
+above it. The tokens of these are counted in bins too, which `_bins` makes empty.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -12,17 +13,10 @@ import triton
 import triton.language as tl
 
 from .triton_best import _keys, _least, _score
-from .triton_range import BINS, STATE, _range
+from .triton_range import BINS, BOUND, CAME, COUNTS, STATE, begin, binned, ends, reached
 
 PART = tl.constexpr(1024)  # blocks of a program
 LOWEST = tl.constexpr(-(2**62))
-
-
-@triton.jit
-def _bin(score, low, high):
-    """The bin of a score."""
-    scale = BINS / tl.maximum(high - low, 1e-30)
-    return tl.minimum(tl.maximum((score - low) * scale, 0.0), BINS - 1.0).to(tl.int32)
 
 
 @triton.jit
@@ -35,8 +29,8 @@ def _number(numbers, asked, row, T, L, ASKED: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T", "L", "room", "most"])
-def _bins(scores, numbers, asked, state, least, floor, count, found, T, L, room, most, KEPT: tl.constexpr,
-          CHUNK: tl.constexpr, GROUPS: tl.constexpr, ASKED: tl.constexpr):  # fmt: skip
+def _bins(scores, numbers, asked, state, tally, least, floor, count, found, T, L, room, most, KEPT: tl.constexpr,
+          CHUNK: tl.constexpr, ASKED: tl.constexpr):  # fmt: skip
     """Count some blocks of a row; the program that comes last finds the bin, key and score that they must reach."""
     row, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
     number = _number(numbers, asked, row, T, L, ASKED)
@@ -47,30 +41,29 @@ def _bins(scores, numbers, asked, state, least, floor, count, found, T, L, room,
     state += row * STATE
     at = part * PART + tl.arange(0, PART)
     score = tl.load(scores + at, at < number, float("-inf"))
-    low, high = _range(state)
-    tl.atomic_add(state + 4 + _bin(score, low, high), 1, score > float("-inf"), sem="relaxed")
+    low, high = ends(state)
+    tl.atomic_add(state + COUNTS + binned(score, low, high), 1, score > float("-inf"), sem="relaxed")
     tl.debug_barrier()  # what all threads have counted comes before what one of them says now
-    if tl.atomic_add(state + 2, 1) == parts - 1:
+    if tl.atomic_add(state + CAME, 1) == parts - 1:
         bins = tl.arange(0, BINS)
-        at_least = tl.cumsum(tl.load(state + 4 + bins, volatile=True), 0, reverse=True)
-        enough = at_least >= KEPT
-        into = tl.max(tl.where(enough, bins, 0), 0)
-        reach = tl.sum(tl.where(bins == into, at_least, 0), 0)
-        key, reached = tl.full((), LOWEST, tl.int64), float("-inf")
+        into, reach, inside = reached(tl.load(state + COUNTS + bins, volatile=True), KEPT)
+        key, least_score = tl.full((), LOWEST, tl.int64), float("-inf")
         if reach > most:
+            key = _least(scores, scores, number, most, number, low, high, into, reach - inside, KEPT, CHUNK, False,
+                         True)  # fmt: skip
             into *= 0
-            key = _least(scores, scores, number, most, KEPT, CHUNK, False, GROUPS)
-            reached = _score(key)
+            least_score = _score(key)
         elif reach >= KEPT:
             width = (high - low) / BINS
-            reached = low + (into - 0.5) * width - 1e-5 * tl.maximum(tl.abs(low), tl.abs(high)) - 1e-30
-        tl.store(state + 3, into)
-        tl.store(state + 2, 0)
-        tl.store(state + 4 + bins, tl.zeros((BINS,), tl.int32))
+            least_score = low + (into - 0.5) * width - 1e-5 * tl.maximum(tl.abs(low), tl.abs(high)) - 1e-30
+        tl.store(state + BOUND, into)
+        tl.store(state + CAME, 0)
+        tl.store(state + COUNTS + bins, tl.zeros((BINS,), tl.int32))
         tl.store(count + row, 0)
         tl.store(least + row, key)
-        tl.store(floor + row, reached)
+        tl.store(floor + row, least_score)
         tl.store(found + row, 0)
+        begin(tally + row * STATE, tl.maximum(low, least_score), high)
 
 
 @triton.jit(do_not_specialize=["T", "L", "room", "most"])
@@ -82,8 +75,8 @@ def _listed(scores, numbers, asked, state, least, block, count, T, L, room, most
         return
     at = part * PART + tl.arange(0, PART)
     score = tl.load(scores + row * room + at, at < number, float("-inf"))
-    low, high = _range(state + row * STATE)
-    take = (score > float("-inf")) & (_bin(score, low, high) >= tl.load(state + row * STATE + 3))
+    low, high = ends(state + row * STATE)
+    take = (score > float("-inf")) & (binned(score, low, high) >= tl.load(state + row * STATE + BOUND))
     taken = (take & (_keys(score, at) >= tl.load(least + row))).to(tl.int32)
     to = tl.atomic_add(count + row, tl.sum(taken, 0), sem="relaxed") + tl.cumsum(taken, 0) - 1
     tl.store(block + row * most + to, at, taken > 0)

@@ -18,7 +18,8 @@ from triton.experimental.gluon import language as gl
 from ..codes import QUERY_BITS
 from . import triton_range
 
-widen = gluon.jit(triton_range.widen.fn)
+widen, begun, note = (gluon.jit(f.fn) for f in (triton_range.widen, triton_range.begun, triton_range.note))
+STATE = triton_range.STATE
 PAIRS = QUERY_BITS // 2
 MMA = "mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc"
 
@@ -195,9 +196,9 @@ def _sum(one, other):
 
 @gluon.jit(do_not_specialize=["near", "pages", "G", "L", "most"])
 def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base, factor, block, count, floor, found,
-               score, slot, near, pages, G, L, most, PAGE: gl.constexpr, W: gl.constexpr, WP: gl.constexpr,
+               score, slot, tally, near, pages, G, L, most, PAGE: gl.constexpr, W: gl.constexpr, WP: gl.constexpr,
                R: gl.constexpr, NQ: gl.constexpr, HEADS: gl.constexpr, ONE: gl.constexpr):  # fmt: skip
-    """The tokens of two of these blocks that reach the bound, added to the row's."""
+    """The tokens of two of these blocks that reach the bound, added to the row's, and counted in its bins."""
     HALVES: gl.constexpr = (W + 3) // 4
     SETS: gl.constexpr = (R + 3) // 4
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 1], [8, 4], [1, 1], [1, 0])
@@ -219,6 +220,8 @@ def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base
     held, halves, bases, factors = _query(planes, half, base, factor, at, W, WP, R, NQ, LAYOUT)
     end, bound = gl.load(filled + b), gl.load(floor + row_of)
     low, span = _seen(q_pos, ready, after, b, b * L + l, near)
+    tally += row_of * STATE
+    least, highest = begun(tally)
     firsts, codes, mores, sizes, places = (), (), (), (), ()
     for j in gl.static_range(2):  # both are read before anything waits for it
         first = gl.load(block + row_of * most + gl.minimum(start + j, number - 1)).to(gl.int64) * 64
@@ -246,4 +249,5 @@ def _survivors(q_pos, words, size, pos, filled, ready, after, planes, half, base
         before = gl.atomic_add(found + row_of, gl.sum(taken, 0), sem="relaxed")
         to = row_of * (most * 64) + before + gl.associative_scan(taken, 0, _sum) - 1
         gl.store(score + to, best_R, take)
+        note(tally, best_R, least, highest, take)
         gl.store(slot + to, (firsts[j] + pair).to(gl.int32), take)

@@ -21,11 +21,12 @@ from .. import pages as sizes
 from ..codes import QUERY_BITS, channels, levels, step_share, turned
 from ..pages import Pages
 from .placed import on_device_of
-from .triton_best import _select, _survivors
+from .triton_best import _survivors
 from .triton_bins import PART, _bins, _listed
 from .triton_codes import TILES, _maxima, _prepare
 from .triton_range import STATE
 from .triton_shortlist import TOKENS, _last, _shortlist
+from .triton_tokens import CHUNK, FEW, _tokens
 
 BLOCK = 64  # slots
 PROGRAMS = 8192  # of `triton_bits`, about: several for each place on a card
@@ -174,16 +175,18 @@ def survivors(
     count, found, number = torch.empty(3, rows, device=device, dtype=torch.int32)
     floor, least = (torch.empty(rows, device=device, dtype=dtype) for dtype in (torch.float32, torch.int64))
     kept_slot = torch.empty(rows, shortlist, device=device, dtype=torch.int32)
-    kept_score = torch.empty(rows, shortlist, device=device, dtype=torch.float32)
+    tally = torch.empty(rows, STATE.value, device=device, dtype=torch.int32)
+    few = torch.empty(rows, FEW.value, device=device, dtype=torch.int64)
     asked, some = shapes.asked
     sizes_of = shapes.T, shapes.L, blocks, most
     parts: Any = (triton.cdiv(blocks, PART.value), rows)
     at = *_places(q_pos_BL, pages, after_B), *ready[:-1]
-    rest = block, count, floor, found, score, slot, near, shapes.pages, shapes.G
+    rest = block, count, floor, found, score, slot, tally, near, shapes.pages, shapes.G
+    chunk = min(CHUNK, triton.next_power_of_2(most * BLOCK))
     with on_device_of(best):
         _bins[parts](
-            best, pages.filled_B, asked, state, least, floor, count, found, *sizes_of, KEPT=shortlist,
-            **_chunks(min(8192, triton.next_power_of_2(blocks)), shortlist), ASKED=some, num_warps=8,
+            best, pages.filled_B, asked, state, tally, least, floor, count, found, *sizes_of, KEPT=shortlist,
+            CHUNK=min(8192, triton.next_power_of_2(blocks)), ASKED=some, num_warps=8,
         )  # fmt: skip
         _listed[parts](best, pages.filled_B, asked, state, least, block, count, *sizes_of, ASKED=some)
         if shapes.by_bits:
@@ -199,17 +202,11 @@ def survivors(
                 *at, *rest, shapes.L, most, PAGE=sizes.PAGE, **shapes.codes, NC=columns,
                 HEADS=shapes.heads, num_warps=1,
             )  # fmt: skip
-        _select[(rows,)](
-            score, slot, found, kept_slot, kept_score, number, floor, found, 1, most * BLOCK, shortlist,
-            KEPT=shortlist, **_chunks(2048, shortlist), NAMED=True, num_warps=8,
+        _tokens[triton.cdiv(most * BLOCK, chunk), rows](
+            score, slot, found, tally, kept_slot, number, few, most * BLOCK,
+            blocks * BLOCK, KEPT=shortlist, CHUNK=chunk, num_warps=8,
         )  # fmt: skip
     return number, kept_slot
-
-
-def _chunks(size: int, shortlist: int) -> dict[str, int]:
-    """How many scores `_select` reads at once, and in how many groups it looks for the best of each."""
-    groups = triton.next_power_of_2(shortlist)
-    return {"CHUNK": size, "GROUPS": groups if groups <= size else 0}
 
 
 def last(q_BHLD: Tensor, found: Tensor, slot: Tensor, pages: Pages, shapes: Shapes, k: int, shortlist: int) -> Tensor:
