@@ -54,14 +54,15 @@ HELD = gl.constexpr(8 * PAIRS)  # rows of a query's operand
 
 
 @gluon.jit
-def _operand(planes, at, NQ: gl.constexpr, SETS: gl.constexpr, HALVES: gl.constexpr, LAYOUT: gl.constexpr):
+def _operand(planes, at, W: gl.constexpr, NQ: gl.constexpr, SETS: gl.constexpr, HALVES: gl.constexpr,
+             LAYOUT: gl.constexpr):  # fmt: skip
     """A query's words as products of bits read them: of each four heads those of each half of the channels."""
     row = gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))[:, None]
     word = gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))[None]
     held = ()
     for i in gl.static_range(SETS * HALVES):
         there = planes + (at * (NQ // 4 * HALVES) + i) * (HELD * 4) + row * 4 + word
-        held = held + (gl.load(there, row < HELD, 0),)  # type: ignore[assignment]  # noqa: RUF005
+        held = held + (gl.load(there, (row < HELD) & (i % HALVES * 4 + word < W), 0),)  # type: ignore[assignment]  # noqa: RUF005
     return held
 
 
@@ -85,7 +86,7 @@ def _query(planes, half, base, factor, at, W: gl.constexpr, WP: gl.constexpr, R:
     """A query's operand, and what its counts are made scores with."""
     SETS: gl.constexpr = (R + 3) // 4
     HALVES: gl.constexpr = (W + 3) // 4
-    held = _operand(planes, at, NQ, SETS, HALVES, LAYOUT)
+    held = _operand(planes, at, W, NQ, SETS, HALVES, LAYOUT)
     halves, bases, factors = _of_heads(half, base, factor, at, WP, NQ, SETS, LAYOUT)
     return held, halves, bases, factors
 
@@ -108,20 +109,20 @@ def _page(words, size, pos, b, g, pages, first, PAGE: gl.constexpr, W: gl.conste
 
 
 @gluon.jit
-def _sizes(size_at, pos_at, inside, there, low, span, LAYOUT: gl.constexpr):
+def _sizes(size_R, pos_R, there, low, span, LAYOUT: gl.constexpr):
     """The sizes of 64 slots' codes, as scores lie; nan, which is never the largest, where one is not looked up."""
-    pos_R = gl.load(pos_at + inside).to(gl.int32)
-    seen = there & ((pos_R - low).to(gl.uint32, bitcast=True) < span)
-    size_R = gl.where(seen, gl.load(size_at + inside).to(gl.float32), float("nan"))
+    seen = there & ((pos_R.to(gl.int32) - low).to(gl.uint32, bitcast=True) < span)
+    size_R = gl.where(seen, size_R.to(gl.float32), float("nan"))
     return gl.convert_layout(size_R, gl.SliceLayout(1, LAYOUT))
 
 
 @gluon.jit
 def _codes(words_at, first, row, column, W: gl.constexpr, HALVES: gl.constexpr):
     """The words of 64 slots' codes, and the second halves of codes of more than four words."""
-    each = (first + row)[:, None] * W + column[None]
-    codes = gl.load(words_at + each, (column < W)[None], 0)
-    more = gl.load(words_at + 4 + each, (column + 4 < W)[None], 0) if HALVES == 2 else codes
+    words_at += first * W
+    # a column without a word of its own reads another one, which counts for nothing: the query's word there is 0
+    codes = gl.load((words_at + gl.minimum(column, W - 1))[None] + row[:, None] * W)
+    more = gl.load((words_at + gl.minimum(column + 4, W - 1))[None] + row[:, None] * W) if HALVES == 2 else codes
     return codes, more
 
 
@@ -163,11 +164,14 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
     room = gl.minimum(end - first, TILES * 64).to(gl.int32)
     pair = gl.arange(0, 64, ROWS)
     high_score, low_score = gl.to_tensor(float("-inf")), gl.to_tensor(float("inf"))
-    for tile in range(0, gl.cdiv(room, 64)):
-        # what lies behind the last slot is read, as a page is whole, and not seen
-        codes, more = _codes(words_at, tile * 64, row, column, W, HALVES)
-        slot = tile * 64 + pair
-        size_R = _sizes(size_at, pos_at, slot, slot < room, low, span, LAYOUT)
+    # what lies behind the last slot is read, as a page is whole, and not seen
+    codes, more = _codes(words_at, 0, row, column, W, HALVES)
+    size, place, tiles = gl.load(size_at + pair), gl.load(pos_at + pair), gl.cdiv(room, 64)
+    for tile in range(0, tiles):
+        ahead = gl.minimum(tile + 1, tiles - 1) * 64  # is read while this one is scored
+        next_codes, next_more = _codes(words_at, ahead, row, column, W, HALVES)
+        next_size, next_place = gl.load((size_at + ahead) + pair), gl.load((pos_at + ahead) + pair)
+        size_R = _sizes(size, place, tile * 64 + pair < room, low, span, LAYOUT)
         top = gl.full([4], float("-inf"), gl.float32, gl.SliceLayout(0, LAYOUT))
         least = gl.full([4], float("inf"), gl.float32, gl.SliceLayout(0, LAYOUT))
         for i in gl.static_range(SETS):
@@ -185,6 +189,7 @@ def _maxima(q_pos, words, size, pos, filled, ready, after, planes, half, base, f
         high_score = gl.maximum(high_score, most)
         fewest = gl.min(least, 0) if HEADS else gl.where(most > float("-inf"), most, float("inf"))
         low_score = gl.minimum(low_score, fewest)
+        codes, more, size, place = next_codes, next_more, next_size, next_place
     for i in gl.static_range(R if HEADS else 1):  # one range serves all heads
         widen(state, b * T + (g * R + i if HEADS else g), high_score, low_score, True)
 
