@@ -144,7 +144,7 @@ def _choose(
         )  # fmt: skip
         _select[(rows,)](
             best, block, pages.filled_B, block, block_score, count, floor, found, T * L, blocks, most, KEPT=k,
-            CHUNK=min(4096, triton.next_power_of_2(blocks)), NAMED=False, num_warps=8,
+            **_chunks(min(4096, triton.next_power_of_2(blocks)), k), NAMED=False, num_warps=8,
         )  # fmt: skip
         _key_tokens[each](
             q, *given, block, count, found, score, slot, *q.stride()[:3], near, entries, G, L, most,
@@ -152,7 +152,13 @@ def _choose(
         )  # fmt: skip
         _select[(rows,)](
             score, slot, found, kept_slot, kept_score, number, floor, found, 1, most * BLOCK, 2 * k, KEPT=k,
-            CHUNK=2048, NAMED=True, num_warps=8,
+            **_chunks(2048, k), NAMED=True, num_warps=8,
         )  # fmt: skip
         _last[ranked](number, kept_score, kept_slot, table, k, 2 * k, LEFT=triton.next_power_of_2(k))
     return table
+
+
+def _chunks(size: int, k: int) -> dict[str, int]:
+    """How many scores `_select` reads at once, and in how many groups it looks for the best of each."""
+    groups = triton.next_power_of_2(k)
+    return {"CHUNK": size, "GROUPS": groups if groups <= size else 0}

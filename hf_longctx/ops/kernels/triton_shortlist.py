@@ -12,14 +12,15 @@ import triton
 import triton.language as tl
 
 TOKENS = tl.constexpr(32)  # of a program
-BESIDE = tl.constexpr(128)  # tokens that are compared with at once: what costs time is to wait for them
+BESIDE = tl.constexpr(128)  # tokens that are compared with at once
 
 
 @triton.jit
 def _rank(score_N, slot_N, live_N, score, slot, number):
     """How many tokens are better than each of these; of equal ones that with the lower slot is."""
     worse, other = tl.zeros((TOKENS, BESIDE), tl.int32), tl.arange(0, BESIDE)
-    for start in range(0, number, BESIDE):
+    # what costs time is to wait for them: those of the next rounds are on their way
+    for start in tl.range(0, number, BESIDE, num_stages=4):
         there = start + other < number
         beside = tl.load(score + start + other, there, float("-inf"))
         at = tl.load(slot + start + other, there, 2147483647)
