@@ -94,7 +94,7 @@ class Addresses:
         """With room to grow by a quarter."""
         used = cls.entries(rows)
         made = cls(rows, used + max(SPARE, used // 4))
-        made.update(rows)
+        made.update(rows, places(rows))
         return made
 
     def fits(self, rows: Sequence[StoreRow]) -> bool:
@@ -106,12 +106,12 @@ class Addresses:
         """Were they made in inference mode, and can they not be written to outside?"""
         return is_sealed(self.table)
 
-    def update(self, rows: Sequence[StoreRow]) -> None:
+    def update(self, rows: Sequence[StoreRow], now: list[Any]) -> None:
         """Write what has changed in place: where everything lies, how much is filled, what codes are centred by.
 
-        The host waits for nothing: a forward that looks tokens up does this in every layer.
+        `now` are the `places` of these rows. The host waits for nothing: a forward that looks tokens up does this in
+        every layer.
         """
-        now = places(rows)
         if now != self.places:
             entries = self.table.shape[2]
             each = ([piece.data_ptr() for piece in getattr(row, name).pieces] for name in NAMES for row in rows)

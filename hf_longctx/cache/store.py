@@ -147,23 +147,24 @@ class Store:
         if torch.compiler.is_compiling():
             return None
         if self._moved or (self.addresses is not None and self.addresses.sealed):
-            if not self._stands():
+            now = places(self._rows)
+            if not self._stands(now):
                 self._settle()
                 self.addresses = None
                 return None
             if self.addresses is None or not self.addresses.fits(self._rows):
                 self.addresses = Addresses.of(self.rows)
             else:
-                self.addresses.update(self._rows)
+                self.addresses.update(self._rows, now)
             self._moved = False
         if self.addresses is not None and to_host.begun():
             for growing, _ in self.on_host()[:1]:
                 growing.join()  # kernels read them by address
         return None if self.addresses is None else self.addresses.pages
 
-    def _stands(self) -> bool:
+    def _stands(self, now: list[Any]) -> bool:
         """Do all tokens lie where kernels find them? A look at each page takes the host long, so one is enough."""
-        if self.addresses is not None and self.addresses.places == places(self._rows):
+        if self.addresses is not None and self.addresses.places == now:
             return True
         return any(row.k.pieces for row in self._rows) and all(map(can_stand, self._rows)) and self._can_page()
 

@@ -30,30 +30,22 @@ from hf_longctx.evaluation.rows import row
 from hf_longctx.hub import load
 from hf_longctx.methods import code_lookup
 from hf_longctx.ops.codes import Centre, channels, encode, levels, score
-from hf_longctx.text.corpora import load_text
 
 from .haystacks import Haystacks
-from .reading import arguments, finish
-from .retrieval.facts import KINDS, hide, names, question
+from .reading import arguments, finish, rehearsal
+from .retrieval.facts import KINDS, encoder, hide, questions
 
 BEST, SHARES = 5, (1000, 250)  # keys of a query, and one in so many keys is in a shortlist
-QUESTIONS, FIRST, WINDOW, CENTRE = 12, 16, 1024, 256
+QUESTIONS, FIRST, WINDOW = 12, 16, 1024
 
 
 @torch.no_grad()
 def asked(model: Any, tokenizer: Any, texts: Haystacks, tokens: int, window: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Of every layer the queries of the questions, (G, R, L, D), and all keys, (G, S, D)."""
-
-    def encoded(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    rng = random.Random(0)
-    kinds = [KINDS[n % 2] for n in range(QUESTIONS)]
-    questions = [
-        question(kind, name, rng, False) for kind, name in zip(kinds, names(rng, QUESTIONS, False), strict=True)
-    ]
-    text_L = hide(texts.make(tokens, 11), questions, encoded, rng, before=2 * window)
-    words = [encoded(f"\n{one.asked}") for one in questions]
+    rng, encode_text = random.Random(0), encoder(tokenizer)
+    facts = questions([KINDS[n % 2] for n in range(QUESTIONS)], rng, taught=False)
+    text_L = hide(texts.make(tokens, 11), facts, encode_text, rng, before=2 * window)
+    words = [encode_text(f"\n{one.asked}") for one in facts]
     ends = torch.tensor([len(one) for one in words]).cumsum(0) - 1
     kept: list[tuple[Tensor, Tensor]] = []
     gated = code_lookup.gated
@@ -74,7 +66,7 @@ def asked(model: Any, tokenizer: Any, texts: Haystacks, tokens: int, window: int
 def found(q_GRLD: Tensor, k_GSD: Tensor, sizes: Sequence[int]) -> dict[tuple[int, int], float]:
     """Of the best keys the share that is among so many best by codes of so many bits, by (bits, how many)."""
     best_GLK = torch.einsum("grld,gsd->grls", q_GRLD, k_GSD).amax(1).topk(BEST, -1).indices
-    whole, shares = Centre.of(k_GSD[:, :CENTRE]), {}
+    whole, shares = Centre.of(k_GSD[:, : code_lookup.MOST]), {}
     for bits in range(1, levels(k_GSD.shape[-1]) + 1):
         centre = Centre(whole.mean_GD, whole.width_GC[:, : bits * channels(k_GSD.shape[-1])])
         scores_GLS = score(q_GRLD, *encode(k_GSD, centre), centre).amax(1)
@@ -84,16 +76,12 @@ def found(q_GRLD: Tensor, k_GSD: Tensor, sizes: Sequence[int]) -> dict[tuple[int
     return shares
 
 
-def measured(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
+def measured(args: argparse.Namespace, device: str, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """A row for each size of a shortlist."""
     with tempfile.TemporaryDirectory() as folder:
         if args.tiny:
-            from recipes.extend_context.smoke import write_model
-
-            (Path(folder) / "text.txt").write_text(load_text("python-docs")[:100_000], encoding="utf-8")
-            write_model(Path(folder) / "model", [load_text("python-docs")[:20_000]])
-            args.model, args.documents, args.tokens = str(Path(folder) / "model"), Path(folder), 2048
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+            args.model, args.documents = rehearsal(Path(folder))
+            args.tokens = 2048
         model, tokenizer = load(args.model, dtype=dtype, device=device)
         texts, shares = Haystacks(tokenizer, args.documents), defaultdict[tuple[int, int], list[float]](list)
         window = 128 if args.tiny else WINDOW
@@ -119,7 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--documents is needed: python -m recipes.benchmarks.documents DIR fetches some.")
     device = "cuda" if torch.cuda.is_available() and not args.tiny else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    finish(SimpleNamespace(device=device, dtype=dtype), measured(args, device), args, "code_bits", heading="share")
+    found_on = SimpleNamespace(device=device, dtype=dtype)
+    finish(found_on, measured(args, device, dtype), args, "code_bits", heading="share")
 
 
 if __name__ == "__main__":

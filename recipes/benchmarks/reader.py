@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .haystacks import PIECE, Haystacks
 from .hydragen import cast_
-from .retrieval.facts import KINDS, Encode, Question, hide, names, question
+from .retrieval.facts import KINDS, Encode, Question, hide, questions
 
 SINGLE = KINDS[:2]
 SCORED = 512  # tokens of each row whose text counts too
@@ -108,22 +108,21 @@ def batch(encode: Encode, texts: Haystacks, rng: random.Random, length: int, tok
 def row(encode: Encode, texts: Haystacks, rng: random.Random, length: int) -> tuple[Tensor, Tensor]:
     """A text with facts, then the questions about them with their answers."""
     kinds = rng.choices(SINGLE, k=rng.randint(2, 6)) + [kind for kind in KINDS[2:] if rng.random() < 0.5]
-    own = names(rng, len(kinds), taught=True)
-    made = [question(kind, name, rng, taught=True) for kind, name in zip(kinds, own, strict=True)]
-    questions: list[Question] = []
+    asking: list[Question] = []
     ids: list[int] = []
     labels: list[int] = []
     taken = 0
+    made = questions(kinds, rng, taught=True)
     for one in rng.sample(made, len(made)):
         asked, answer = encode(f"\n{one.asked}"), [i for part in one.answers for i in encode(f" {part}")]
         taken += len(asked) + len(answer) + sum(len(encode(f"\n{line}\n")) for line in one.lines)
-        if questions and taken > length // 2:  # the rest is text
+        if asking and taken > length // 2:  # the rest is text
             break
-        questions.append(one)
+        asking.append(one)
         ids += asked + answer
         labels += [-100] * len(asked) + answer
     room = length - len(ids)
     start = rng.randrange(PIECE)
     hay_L = texts.make(start + room, rng.getrandbits(40))[start:]
-    text = hide(hay_L, questions, encode, rng)
+    text = hide(hay_L, asking, encode, rng)
     return torch.cat([text, torch.tensor(ids)]), torch.tensor([-100] * room + labels)

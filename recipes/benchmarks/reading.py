@@ -19,6 +19,7 @@ from hf_longctx.evaluation.perplexity import LengthScore
 from hf_longctx.evaluation.results import result_file, write_results
 from hf_longctx.hub import load
 from hf_longctx.storage.files import check_file
+from hf_longctx.text.corpora import load_text
 from hf_longctx.upstream.caches import given_cache
 from recipes.outs import RESULT, RESULT_OPTION, result_path
 
@@ -35,6 +36,16 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--commit", help="recorded as the commit, where the checkout has no git")
     parser.add_argument("--out", **RESULT_OPTION)
     return parser
+
+
+def rehearsal(folder: Path) -> tuple[str, Path]:
+    """A tiny model and a text in a folder: where they are, for a rehearsal."""
+    from recipes.extend_context.smoke import write_model
+
+    text = load_text("python-docs")
+    (folder / "text.txt").write_text(text[:100_000], encoding="utf-8")
+    write_model(folder / "model", [text[:20_000]])
+    return str(folder / "model"), folder
 
 
 def check_parts(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

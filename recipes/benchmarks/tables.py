@@ -44,8 +44,11 @@ def render(text: str, results: Path = ROOT / "recipes/benchmarks/results") -> st
         if not path.is_file():
             return f"{start}*Not measured yet.*\n{end}"
         result = json.loads(path.read_text(encoding="utf-8"))
-        shown = {"table": lambda: result, "bars": lambda: barred(result), "only": lambda: named(result, words or "")}
-        return f"{start}{table(shown[kind]())}{end}"
+        if kind == "bars":
+            result = barred(result)
+        elif kind == "only":
+            result = named(result, words or "")
+        return f"{start}{table(result)}{end}"
 
     return _BLOCK.sub(block, text)
 

@@ -103,15 +103,17 @@ def kernels(work: Callable[[], Any], *, runs: int = 20, warm_up: int = 3) -> Ker
     """The same, and which kernels they are."""
     for _ in range(warm_up):
         work()
+    return summed(on_device(work, runs), runs)
+
+
+def on_device(work: Callable[[], Any], runs: int = 1) -> list[tuple[str, float, float]]:
+    """What the profiler sees a GPU do in so many calls: names, when each began and ended, in microseconds."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
         for _ in range(runs):
             work()
         torch.cuda.synchronize()
     events = [event for event in seen.events() or () if event.device_type == DeviceType.CUDA]
-    times = [
-        (event.name, event.time_range.start, event.time_range.end) for event in events if not event.is_user_annotation
-    ]
-    return summed(times, runs)
+    return [(e.name, e.time_range.start, e.time_range.end) for e in events if not e.is_user_annotation]
 
 
 def summed(times: Sequence[tuple[str, float, float]], runs: int) -> Kernels:

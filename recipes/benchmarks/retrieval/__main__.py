@@ -27,15 +27,15 @@ from typing import Any
 import torch
 
 from hf_longctx.hub import load
-from hf_longctx.text.corpora import load_text
 from hf_longctx.upstream.installing import Package, check_packages
 from recipes.outs import new_folder
 
 from ..haystacks import Haystacks
 from ..reader import Lesson, teach_
-from ..reading import lengths, results_of
+from ..reading import lengths, rehearsal, results_of
 from ..saving import Saved
 from .costs import COSTS
+from .facts import encoder
 from .kept import KeptReaders
 from .parts import PARTS, text_perplexity
 from .run import LONG, TINY, Run, Sizes
@@ -106,11 +106,7 @@ def measured(args: Any, device: str) -> Iterator[dict[str, Any]]:
     start, failed = time.monotonic(), list[str]()
     with tempfile.TemporaryDirectory() as folder:
         if args.tiny:
-            from recipes.extend_context.smoke import write_model
-
-            (Path(folder) / "text.txt").write_text(load_text("python-docs")[:100_000], encoding="utf-8")
-            write_model(Path(folder) / "model", [load_text("python-docs")[:20_000]])
-            args.model, args.documents = str(Path(folder) / "model"), Path(folder)
+            args.model, args.documents = rehearsal(Path(folder))
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         readers = ["stock"] if "stock" in args.readers else []
         readers += [f"tuned, seed {seed}" for seed in args.seeds if "tuned" in args.readers]
@@ -149,10 +145,7 @@ def made(
     """A reader by its name: "stock", or "tuned, seed N", which is taught now unless a folder keeps it."""
     kind, _, seed = name.partition(", seed ")
     taught_with, measured_on = Haystacks(tokenizer, documents).halves()
-
-    def encode(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
+    encode = encoder(tokenizer)
     reader = f"{kind} reader" + (f", seed {seed}" if seed else "")
     run = Run(model, encode, measured_on, sizes, reader, tokenizer=tokenizer, documents=documents)
     model.requires_grad_(kind == "tuned")

@@ -22,7 +22,7 @@ from hf_longctx.ops.kernels.lookup import FEW
 from hf_longctx.upstream.caches import given_cache
 
 from ..haystacks import PIECE, Haystacks
-from .facts import Encode, Question, hide, names, question
+from .facts import Encode, Question, hide, questions
 
 SINGLE = ("number", "pass key")
 
@@ -82,8 +82,7 @@ def document(
     """
     rng = random.Random(seed)
     every = [kind for kind, n in kinds.items() for _ in range(n)]
-    own = names(rng, len(every), taught=False)
-    asked = [question(kind, name, rng, taught=False) for kind, name in zip(every, own, strict=True)]
+    asked = questions(every, rng, taught=False)
     # the lines take the place of the text's last tokens, so that what follows is moved up to them
     taken = sum(len(encode(f"\n{line}\n")) for one in asked for line in one.lines)
     # it ends where a piece does, so that it does go on with the text

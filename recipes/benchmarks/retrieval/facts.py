@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from .wordings import (
     TAUGHT_CHAINS,
     TAUGHT_VALUES,
     TAUGHT_WORDS,
-)  # fmt: skip
+)
 
 KINDS = ("number", "pass key", "values", "chain")
 VALUES, LINKS = 3, 3  # of a key, and variables of a chain
@@ -66,6 +67,17 @@ def question(kind: str, name: str, rng: random.Random, taught: bool) -> Question
     fact, asked = several if kind == "values" else single
     lines = tuple(fact.format(k=name, v=value) for value in values)
     return Question(kind, lines, asked.format(k=name, n=len(values)), tuple(values))
+
+
+def questions(kinds: Sequence[str], rng: random.Random, taught: bool) -> list[Question]:
+    """A question of each kind, about different names."""
+    own = names(rng, len(kinds), taught)
+    return [question(kind, name, rng, taught) for kind, name in zip(kinds, own, strict=True)]
+
+
+def encoder(tokenizer: Any) -> Encode:
+    """Text to token ids without special ones."""
+    return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def hide(

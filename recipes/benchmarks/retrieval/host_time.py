@@ -9,13 +9,12 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 
 from hf_longctx.attention.without import without_look_ups
 from hf_longctx.ops.pinned import POOL, Pinning
 from hf_longctx.upstream.caches import given_cache
 
-from ..timing import covered
+from ..timing import covered, on_device
 from .run import Run
 from .timed import SEED, step_of
 
@@ -115,11 +114,7 @@ def seen_on_device(work: Callable[[], Any]) -> Spans:
     if not torch.cuda.is_available():
         work()
         return []
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-        work()
-        torch.cuda.synchronize()
-    events = [event for event in seen.events() or () if event.device_type == DeviceType.CUDA]
-    return [(e.name, e.time_range.start, e.time_range.end) for e in events if not e.is_user_annotation]
+    return on_device(work)
 
 
 def copies(spans: Spans, size: int) -> dict[str, Any]:
