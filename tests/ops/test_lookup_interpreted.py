@@ -245,6 +245,8 @@ CHECKED = (
     + """
 from hf_longctx.ops.kernels import lookup as L, triton_keys as K
 
+randoms = L.randoms
+
 def check(by, dtype=torch.float32, dim=32, group=2, per="group", one=True):
     return L._check(torch.device("cpu"), dtype, dim, group, per, by, one)
 
@@ -252,6 +254,12 @@ kernels = {"signs": (T, T.choose), "keys": (K, K.choose)}
 for by, (where, choose) in kernels.items():
     for given in ((torch.float32, 96, 1, "group", True), (torch.float16, 64, 3, "head", False)):
         assert check(by, *given) is None, (by, given)
+    for seed in range(6):  # whatever a device draws, and however few channels a head has
+        torch.manual_seed(seed)
+        L.randoms = lambda device, dtype: lambda *shape: torch.randn(*shape).to(dtype)
+        for given in ((torch.float32, 8, 2, "head", False), (torch.float32, 16, 2, "group", True)):
+            assert check(by, *given) is None, (by, seed, given)
+    L.randoms = randoms
     alone = lambda x: x[:1].expand_as(x).contiguous()
     for what, change in {
         "the first row's position": lambda pos, pages, after: (alone(pos), pages, after),

@@ -49,6 +49,7 @@ def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: 
     q, k, filled_B = random(B, G * group, L, dim), 0.3 * random(B, G, S, dim), torch.tensor([S, S - 60], device=device)
     # what one query finds, no other does
     q *= torch.arange(dim, device=device) % L == torch.arange(L, device=device)[:, None]
+    q *= (dim / q.float().square().sum(-1, keepdim=True)).sqrt().to(dtype)  # of few channels, some would be short
     q.unflatten(1, (G, group))[:, :, 1:] *= 0.1  # so that the first head decides for a group
     q_BGLD, slots = q[:, ::group], torch.arange(S, device=device)
     planted = torch.arange(100, 470, 370 // (L * K), device=device)[: L * K]
@@ -62,6 +63,7 @@ def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: 
     pages = pages._replace(filled_B=filled_B)
     here = (filled_B[:, None] - 1).expand(B, L)
     settings: dict[str, Any] = {"k": K, "near": 160, "after_B": after, "per": per}
+    shortlist = K if dim // L >= 16 else 8 * K  # codes of a few channels are those of many keys by chance
 
     # these are the queries once they are turned by a quarter of a circle
     low, high = q[..., : dim // 2], q[..., dim // 2 : dim // 2 * 2]
@@ -77,8 +79,8 @@ def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: 
             return [found(triton_keys.choose(q, here, pages, **settings))]
         moved = triton_lookup.Moved(zeros, zeros + 1, out)
         tables = [
-            triton_lookup.choose(q, here, pages, shortlist=K, **settings),
-            triton_lookup.choose(before, here, pages, shortlist=K, **settings, moved=moved),
+            triton_lookup.choose(q, here, pages, shortlist=shortlist, **settings),
+            triton_lookup.choose(before, here, pages, shortlist=shortlist, **settings, moved=moved),
         ]
         return [*map(found, tables), out.double()]
 
