@@ -80,7 +80,9 @@ class PinnedBlock:
                 self._memory.madvise(getattr(mmap, advice))
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._first = -whole.data_ptr() % HUGE
-        mine = whole[self._first : self._first + size]
+        del whole
+        # a tensor whose storage begins there: torch asks of that, not of the tensor, whether it is pinned
+        mine = torch.frombuffer(self._view(size), dtype=torch.uint8)
         self.address = mine.data_ptr()
         mine[:: mmap.PAGESIZE].zero_()
         self.touching = perf_counter() - start
@@ -89,9 +91,12 @@ class PinnedBlock:
             register(mine, device)
             self.registering = perf_counter() - start
 
+    def _view(self, size: int) -> memoryview:
+        return memoryview(self._memory)[self._first : self._first + size]
+
     def tensor(self, shape: Sequence[int], dtype: torch.dtype, back: deque[PinnedBlock]) -> Tensor:
         """An empty one in this memory, which goes `back` once nothing refers to the tensor's storage."""
-        view = memoryview(self._memory)[self._first : self._first + math.prod(shape) * dtype.itemsize]
+        view = self._view(math.prod(shape) * dtype.itemsize)
         weakref.finalize(view, back.append, self).atexit = False  # at any time, so it takes no lock
         return torch.frombuffer(view, dtype=dtype).view(*shape)
 
