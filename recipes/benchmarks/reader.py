@@ -23,6 +23,7 @@ from .retrieval.facts import KINDS, Encode, Question, hide, questions
 
 SINGLE = KINDS[:2]
 SCORED = 512  # tokens of each row whose text counts too
+EACH = 100  # tokens of a row for each of its questions, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +44,12 @@ class Lesson:
     """
 
     seed: int = 0
-    steps: int = 900
-    seconds: float = 220.0
+    steps: int = 1500
+    seconds: float = 420.0
     over: int = 50
     tokens: int = 16384
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
-    rate: float = 3e-4
+    rate: float = 6e-4
     text: float = 0.3
 
 
@@ -106,8 +107,13 @@ def batch(encode: Encode, texts: Haystacks, rng: random.Random, length: int, tok
 
 
 def row(encode: Encode, texts: Haystacks, rng: random.Random, length: int) -> tuple[Tensor, Tensor]:
-    """A text with facts, then the questions about them with their answers."""
-    kinds = rng.choices(SINGLE, k=rng.randint(2, 6)) + [kind for kind in KINDS[2:] if rng.random() < 0.5]
+    """A text with facts, then the questions about them with their answers.
+
+    There are as many as the row has room for, or fewer: with six in each row a reader of 900 steps answered .79 of the
+    numbers inside its window, in words that it was not taught, and with more .95.
+    """
+    number = rng.randint(2, max(length // EACH, 6))
+    kinds = rng.choices(SINGLE, k=number) + rng.choices(KINDS[2:], k=rng.randint(0, max(number // 6, 1)))
     asking: list[Question] = []
     ids: list[int] = []
     labels: list[int] = []

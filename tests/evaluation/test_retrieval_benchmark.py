@@ -46,6 +46,20 @@ def test_a_reader_is_asked_in_words_that_it_was_not_taught() -> None:
     }  # fmt: skip
 
 
+def test_names_that_are_asked_about_share_no_word() -> None:
+    for seed in range(20):
+        words = " ".join(facts.names(random.Random(seed), 48, taught=False)).split()
+        assert len(words) == len(set(words)) == 96
+
+
+def test_a_long_row_of_a_lesson_has_many_questions(texts: Haystacks) -> None:
+    rows = [row(encode, texts, random.Random(seed), 8192) for seed in range(4)]
+    runs = [int(((labels[1:] >= 0) & (labels[:-1] < 0)).sum()) for _, labels in rows]
+    assert min(runs) >= 2
+    assert max(runs) > 8
+    assert all(int((labels >= 0).nonzero().min()) >= 4096 for _, labels in rows), "half of a row is text, at least"
+
+
 def test_no_two_of_the_wordings_that_are_taught_are_alike() -> None:
     for every in (wordings.TAUGHT, wordings.TAUGHT_VALUES, wordings.TAUGHT_CHAINS):
         assert len(set(every)) == len(every)

@@ -1,6 +1,6 @@
 """Facts to hide in a text and the questions about them: numbers, pass keys, several values of a key, chains.
 
-A reader is taught with one half of the wordings and words, and asked with the other.
+A reader is taught with some wordings and words, and asked with others.
 """
 
 # L tokens of a text
@@ -47,9 +47,11 @@ class Question:
 
 
 def names(rng: random.Random, n: int, taught: bool) -> list[str]:
-    """`n` different names, an adjective and a noun each."""
+    """`n` different names, an adjective and a noun each. Those that are asked about share no word, as in RULER."""
     first, second = (words.split() for words in (TAUGHT_WORDS if taught else ASKED_WORDS))
-    pairs = rng.sample(range(len(first) * len(second)), n)
+    if not taught:
+        return [f"{a} {b}" for a, b in zip(rng.sample(first, n), rng.sample(second, n), strict=True)]
+    pairs = rng.sample(range(len(first) * len(second)), n)  # these may share one, which is harder
     return [f"{first[i // len(second)]} {second[i % len(second)]}" for i in pairs]
 
 

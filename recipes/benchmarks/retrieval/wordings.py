@@ -83,6 +83,12 @@ TAUGHT_WORDS = (
     "quarry ribbon saddle temple umbrella valley window yard bottle camera desert emperor feather glacier hunter iron",
 )
 ASKED_WORDS = (
-    "ancient bitter clever damp early fuzzy grand heavy icy jagged kind lazy modern narrow orange plain royal steep",
-    "apron bridge carpet dragon easel forest goblet harbour inkwell jungle kingdom ladder meadow notebook oyster piano",
+    "ancient bitter clever damp early fuzzy grand heavy icy jagged kind lazy modern narrow orange plain royal steep "
+    "ample brisk coarse dense elegant fragile gloomy honest idle joyful knotted lively mighty neat odd pale quick "
+    "rapid sturdy thin urban vague wide young zealous agile blunt curly dizzy eternal fierce greedy hasty innocent "
+    "jumpy keyless lavish minor nervous obscure polite round smooth tender",
+    "apron bridge carpet dragon easel forest goblet harbour inkwell jungle kingdom ladder meadow notebook oyster piano "
+    "airport barrel castle diamond elbow fountain glove helmet igloo jewel kitten lemon magnet napkin owl parcel quilt "
+    "rocket sailor tractor uniform violin wagon zebra acorn button cactus donkey envelope flute guitar hammock insect "
+    "jar kayak lobster museum nest ocean pepper rabbit shovel thimble",
 )

@@ -90,9 +90,10 @@ def _right(run: Run, reader: Any, questions: Sequence[Question]) -> list[float]:
 def _lines(
     run: Run, facts: int, length: int, seed: int, hidden: str
 ) -> tuple[list[Question], list[tuple[int, list[int]]]]:
-    """Questions about facts with other names than those hidden already, and at which steps each line is written."""
+    """Questions about facts whose names share no word with what is hidden, and at which steps each line is written."""
     rng = random.Random(f"written {seed}")
-    own = [name for name in names(rng, 3 * facts + 12, taught=False) if name not in hidden][:facts]
+    every = names(rng, 3 * facts + 12, taught=False)
+    own = [name for name in every if not set(name.split()) & set(hidden.split())][:facts]
     kinds = [("number", "pass key")[i % 2] for i in range(facts)]
     questions = [question(kind, name, rng, taught=False) for kind, name in zip(kinds, own, strict=True)]
     lines = [run.encode(f"\n{line}\n") for one in questions for line in one.lines]
