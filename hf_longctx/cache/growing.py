@@ -102,6 +102,17 @@ class Growing:
             return None
         return self.pieces[number].narrow(1, at, stop - start)
 
+    def pages(self, start: int, stop: int) -> list[Tensor] | None:
+        """The pages of these slots, to be written, those that lack included; None where some cannot be written."""
+        if not self.paged or not self.pieces:
+            return None
+        first, last = start // self.size, (stop - 1) // self.size
+        while len(self.pieces) <= last:
+            self.pieces.append(self._empty(self.pieces[0], self.size))
+        found = self.pieces[first : last + 1]
+        whole = all(page.shape[1] == self.size and not (page.requires_grad or is_sealed(page)) for page in found)
+        return found if whole else None
+
     def parts(self, start: int, stop: int) -> Iterator[Tensor]:
         """The filled slots from `start` to before `stop`, piece by piece, (G, n, ...) each; one at least."""
         self.join()

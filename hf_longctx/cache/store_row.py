@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..ops.codes import Centre
-from ..ops.kernels.coding import coded
+from ..ops.kernels.coding import able, coded, stored
 from .growing import Growing
 from .once import Apply
 from .slots import KeyValues, show
@@ -94,9 +94,34 @@ class StoreRow:
             self.pos, self.column = (places.twin(self.filled) for places in (self.pos, self.column))
         for places, part in ((self.pos, new.pos), (self.column, new.column)):
             once(_write_places, places, self.filled, part, row, real)
-        self.k.write(self.filled, k_GLD)
-        self.v.write(self.filled, v_GLD)
+        kept = self._stored(end, k_GLD, v_GLD, kept=True)
+        if not kept:
+            self.k.write(self.filled, k_GLD)
+            self.v.write(self.filled, v_GLD)
+        if kept or self._stored(end, k_GLD, v_GLD, kept=False):
+            return partial(self._count, end, (self.centre, self.ready, end if self.centred_by else self.coded))
         return partial(self._count, end, self._encoded(end, k_GLD))
+
+    def _stored(self, end: int, k_GLD: Tensor, v_GLD: Tensor, kept: bool) -> bool:
+        """Put new tokens into pages in one launch, or only their codes, if that can be; else nothing has happened.
+
+        Piece by piece it takes three launches for each, which in a chunk of some pages are most of what reading costs
+        the host.
+        """
+        if not able(k_GLD) or (torch.is_grad_enabled() and (k_GLD.requires_grad or v_GLD.requires_grad)):
+            return False
+        if (self.centred_by and (self.centre is None or self.coded != self.filled)) or kept == self.on_host:
+            return False
+        names = [*(("k", "v") if kept else ()), *(("words", "size") if self.centred_by else ())]
+        found = [getattr(self, name).pages(self.filled, end) for name in names]
+        pages = [some for some in found if some is not None]
+        if not found or len(pages) < len(found):
+            return False
+        if not kept:  # whose addresses are not looked at
+            pages = [pages[0], pages[0], *pages]
+            k_GLD = k_GLD.to(self.k.pieces[0].dtype)
+        start = self.filled % self.words.size if self.centred_by else self.filled % self.k.size
+        return stored(k_GLD, v_GLD, pages, start, self.centre, kept)
 
     def _count(self, end: int, codes: Codes) -> None:
         self.filled = end

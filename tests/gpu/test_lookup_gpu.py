@@ -53,6 +53,8 @@ def test_kernels_of_pages_and_codes_pass_their_own_checks(D: int, dtype: torch.d
     device = torch.device("cuda", torch.cuda.current_device())
     assert pages._check(device, dtype, D, D) is None
     assert coding._check(device, dtype, D) == ("96 channels are no power of two" if D == 96 else None)
+    assert coding._check_stored(device, dtype, D, D, True) == ("96 channels are no power of two" if D == 96 else None)
+    assert coding._check_stored(device, dtype, D, 64, False) is None
 
 
 def test_choices_are_those_of_the_cpu() -> None:

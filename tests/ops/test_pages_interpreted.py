@@ -129,6 +129,90 @@ assert torch.equal(coding.coded(k, Centre.of(k))[0], encode(k, Centre.of(k))[0])
 """
 
 
+CHUNKS = (
+    STORES
+    + """
+from hf_longctx.cache import store_row
+from hf_longctx.ops.kernels import coding, triton_coding
+torch.manual_seed(0)
+triton_coding.ELEMENTS, coding.DEVICES, launches, own = 512, ("cpu",), [], triton_coding.store
+coding.coded.__globals__["checked_once"] = lambda owner, key, check: None if owner is coding.stored else "not here"
+def counted(k, *given):
+    launches.append(k.shape[1])
+    return own(k, *given)
+triton_coding.store = counted
+bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+for B, G, D, V, waits, first, dtype in ((1, 2, 64, 64, False, 6, fp32), (2, 1, 128, 64, True, 6, fp32),
+                                        (2, 3, 20, 12, True, 6, bf16), (2, 2, 48, 32, True, 0, fp16)):
+    S = 61
+    pos = torch.arange(S).expand(B, -1).clone()
+    if waits:
+        pos[:, 10:] = torch.where(torch.rand(B, S - 10) < 0.7, pos[:, 10:], -1)
+    x = text(B, G, S, D, V, pos)
+    x = KeyValues(x.k.to(dtype), x.v.to(dtype), x.pos, x.column)
+    (ours, plain), start = stores(B, first), 0
+    for count in (13, 20, 1, 2, 8, 17):  # some end inside a page, some fill one, one spans three
+        launches.clear()
+        store_row.stored = coding.stored
+        ours.append(part(x, slice(start, start + count)), True)
+        rows = [int((x.pos[b, start : start + count] >= 0).sum()) for b in range(B)]  # padding is not kept
+        assert launches == ([] if start == 0 else [n for n in rows if n]), (launches, start)
+        store_row.stored = lambda *given: False
+        plain.append(part(x, slice(start, start + count)), True)
+        start += count
+    equal(ours, plain)
+    twins, (row, other) = [], (ours.rows[0].twin(), plain.rows[0].twin())
+    more = part(text(1, G, 9, D, V, torch.arange(9)[None] + S), slice(0, 9))
+    more = KeyValues(more.k.to(dtype), more.v.to(dtype), more.pos, more.column)
+    for one, by in ((row, coding.stored), (other, lambda *given: False)):
+        store_row.stored = by
+        twins.append(Store([one]))
+        twins[-1].append(more, False)
+    equal(*twins)
+    equal(ours, plain)  # which the twins' pages are not
+store_row.stored = coding.stored
+(ours, _), x = stores(1), text(1, 1, 40, 64, 64, torch.arange(40)[None])
+ours.append(part(x, slice(0, 10)), False)
+launches.clear()
+grown = KeyValues(x.k[:, :, 10:20].clone().requires_grad_(), x.v[:, :, 10:20], x.pos[:, 10:20], x.column[:, 10:20])
+ours.append(grown, False)  # a graph needs them as they are
+other = part(x, slice(20, 30))
+ours.append(KeyValues(other.k.half(), other.v.half(), other.pos, other.column), False)  # another dtype than its pages
+assert not launches and ours.rows[0].filled == 30
+"""
+)
+
+
+def test_a_chunk_is_kept_in_one_launch_as_torch_keeps_it() -> None:
+    run(CHUNKS, "1")
+
+
+STORED = """
+import torch
+from hf_longctx.ops.kernels import coding, triton_coding
+bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+for D, V, dtype, coded in ((64, 64, bf16, True), (128, 128, fp16, True), (20, 12, fp32, True), (96, 64, fp32, False)):
+    assert coding._check_stored(torch.device("cpu"), dtype, D, V, coded) is None
+assert "no power of two" in coding._check_stored(torch.device("cpu"), torch.float32, 96, 96, True)
+own = triton_coding.store
+def off_by_one(k, v, at, start, *rest):
+    own(k, v, at, start + 1, *rest)
+def first_head(k, v, *rest):
+    own(k[:1].expand_as(k), v, *rest)
+def no_codes(k, v, at, start, page, centre):
+    own(k, v, at, start, page, None)
+for wrong in (off_by_one, first_head, no_codes, lambda *given: None):
+    triton_coding.store = wrong
+    assert "do not hold" in coding._check_stored(torch.device("cpu"), torch.float32, 64, 64, True)
+triton_coding.store = None
+assert "TypeError" in coding._check_stored(torch.device("cpu"), torch.float32, 64, 64, True)
+"""
+
+
+def test_the_kernel_that_keeps_chunks_is_checked_on_its_first_use() -> None:
+    run(STORED, "1")
+
+
 CHECKS = """
 import torch
 from hf_longctx.ops import pages as sizes

@@ -28,14 +28,10 @@ def _sum(x, N: tl.constexpr, T: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _code(k, mean, width, first, order, second, words, size, factor, keys, k_g, k_s, words_g, size_g, D: tl.constexpr,
-          T: tl.constexpr, STEPS: tl.constexpr, N: tl.constexpr, LEVELS: tl.constexpr):  # fmt: skip
-    """The codes of N keys of a head."""
-    head, channel = tl.program_id(1).to(tl.int64), tl.arange(0, T)
-    slot = tl.program_id(0) * N + tl.arange(0, N)
-    live = slot < keys
-    from_k = k + head * k_g + slot.to(tl.int64)[:, None] * k_s + channel[None]
-    x = tl.load(from_k, live[:, None] & (channel < D)[None], 0.0).to(tl.float32)
+def _codes_of(x, mean, width, first, order, second, head, factor, D: tl.constexpr, T: tl.constexpr,
+              STEPS: tl.constexpr, N: tl.constexpr, LEVELS: tl.constexpr):  # fmt: skip
+    """Of N keys (N, T) of a head in fp32: words of signs, words of what is large (or signs again), sizes."""
+    channel = tl.arange(0, T)
     x -= tl.load(mean + head * D + channel, channel < D, 0.0)[None]
     x = tl.reshape(x * tl.load(first + channel)[None], (N * T,))
     x = tl.reshape(_hadamard(x, N * T, STEPS) * factor, (N, T))
@@ -46,18 +42,72 @@ def _code(k, mean, width, first, order, second, words, size, factor, keys, k_g, 
     absolute = tl.abs(x)
     total = _sum(tl.reshape(absolute, (N * T,)), N, T, STEPS)
     sizes = total * (1.0 / T)  # a division would be an approximate one
-    word = tl.arange(0, N * T // 32)
-    slot_of, word_of = tl.program_id(0) * N + word // (T // 32), word % (T // 32)
-    to = words + head * words_g + slot_of.to(tl.int64) * (LEVELS * T // 32) + word_of
     bits = tl.reshape((x >= 0).to(tl.int32) << (channel % 32)[None], (N * T // 32, 32))
-    tl.store(to, tl.sum(bits, 1), slot_of < keys)
+    signs = tl.sum(bits, 1)
+    larger = signs
     if LEVELS == 2:
         large = absolute >= sizes[:, None]
         bits = tl.reshape(((x >= 0) == large).to(tl.int32) << (channel % 32)[None], (N * T // 32, 32))
-        tl.store(to + T // 32, tl.sum(bits, 1), slot_of < keys)
+        larger = tl.sum(bits, 1)
         along = total * 0.5 + _sum(tl.reshape(tl.where(large, absolute, 0.0), (N * T,)), N, T, STEPS)
         sizes = tl.math.div_rn(along, 0.25 * T + 2.0 * tl.sum(large.to(tl.int32), 1).to(tl.float32))
-    tl.store(size + head * size_g + slot, tl.minimum(sizes, 65504.0).to(tl.float16), live)
+    return signs, larger, tl.minimum(sizes, 65504.0).to(tl.float16)
+
+
+@triton.jit
+def _code(k, mean, width, first, order, second, words, size, factor, keys, k_g, k_s, words_g, size_g, D: tl.constexpr,
+          T: tl.constexpr, STEPS: tl.constexpr, N: tl.constexpr, LEVELS: tl.constexpr):  # fmt: skip
+    """The codes of N keys of a head."""
+    head, channel = tl.program_id(1).to(tl.int64), tl.arange(0, T)
+    slot = tl.program_id(0) * N + tl.arange(0, N)
+    live = slot < keys
+    from_k = k + head * k_g + slot.to(tl.int64)[:, None] * k_s + channel[None]
+    x = tl.load(from_k, live[:, None] & (channel < D)[None], 0.0).to(tl.float32)
+    signs, larger, sizes = _codes_of(x, mean, width, first, order, second, head, factor, D, T, STEPS, N, LEVELS)
+    word = tl.arange(0, N * T // 32)
+    slot_of, word_of = tl.program_id(0) * N + word // (T // 32), word % (T // 32)
+    to = words + head * words_g + slot_of.to(tl.int64) * (LEVELS * T // 32) + word_of
+    tl.store(to, signs, slot_of < keys)
+    if LEVELS == 2:
+        tl.store(to + T // 32, larger, slot_of < keys)
+    tl.store(size + head * size_g + slot, sizes, live)
+
+
+@triton.jit(do_not_specialize=["keys", "start", "entries"])
+def _store(k, v, at, mean, width, first, order, second, factor, keys, start, entries, k_g, k_s, v_g, v_s,
+           D: tl.constexpr, T: tl.constexpr, V: tl.constexpr, VP: tl.constexpr, STEPS: tl.constexpr, N: tl.constexpr,
+           LEVELS: tl.constexpr, PAGE: tl.constexpr, KEPT: tl.constexpr):  # fmt: skip
+    """N keys of a head, their values and their codes, put into pages; only the codes unless KEPT.
+
+    `at` has the addresses of their pages: of keys, of values, of words and of sizes, `entries` each.
+    """
+    head, channel = tl.program_id(1).to(tl.int64), tl.arange(0, T)
+    number = tl.program_id(0) * N + tl.arange(0, N)
+    live, slot = number < keys, start + number
+    entry, row = slot // PAGE, head * PAGE + slot % PAGE
+    mask = live[:, None] & (channel < D)[None]
+    key_NT = tl.load(k + head * k_g + number.to(tl.int64)[:, None] * k_s + channel[None], mask, 0.0)
+    if KEPT:
+        dim = tl.arange(0, VP)
+        to = tl.load(at + entry, live, 0).to(tl.pointer_type(k.dtype.element_ty))
+        tl.store(tl.multiple_of(to, 16)[:, None] + row[:, None] * D + channel[None], key_NT, mask)
+        mask = live[:, None] & (dim < V)[None]
+        value_NV = tl.load(v + head * v_g + number.to(tl.int64)[:, None] * v_s + dim[None], mask, 0.0)
+        to = tl.load(at + entries + entry, live, 0).to(tl.pointer_type(v.dtype.element_ty))
+        tl.store(tl.multiple_of(to, 16)[:, None] + row[:, None] * V + dim[None], value_NV, mask)
+    if LEVELS:
+        x = key_NT.to(tl.float32)
+        signs, larger, sizes = _codes_of(x, mean, width, first, order, second, head, factor, D, T, STEPS, N, LEVELS)
+        word = tl.arange(0, N * T // 32)
+        number_of, word_of = tl.program_id(0) * N + word // (T // 32), word % (T // 32)
+        live_of, slot_of = number_of < keys, start + number_of
+        to = tl.load(at + 2 * entries + slot_of // PAGE, live_of, 0).to(tl.pointer_type(tl.int32))
+        to = to + (head * PAGE + slot_of % PAGE) * (LEVELS * T // 32) + word_of
+        tl.store(to, signs, live_of)
+        if LEVELS == 2:
+            tl.store(to + T // 32, larger, live_of)
+        to = tl.load(at + 3 * entries + entry, live, 0).to(tl.pointer_type(tl.float16))
+        tl.store(to + row, sizes, live)
 
 
 def encode(k_GSD: Tensor, centre: Centre, into: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -78,3 +128,32 @@ def encode(k_GSD: Tensor, centre: Centre, into: tuple[Tensor, Tensor] | None = N
             size.stride(0), D=D, T=T, STEPS=T.bit_length() - 1, N=N, LEVELS=C // T,
         )  # fmt: skip
     return words, size
+
+
+def store(
+    k_GSD: Tensor, v_GSD: Tensor, at_4N: Tensor, start: int, page: int, centre: Centre | None, kept: bool = True
+) -> None:
+    """Write keys, values and codes of one row into its pages.
+
+    Args:
+        k_GSD: Keys, of the dtype of their pages.
+        v_GSD: Values, likewise.
+        at_4N: Addresses of pages (G, page, ...): of keys, of values, of words and of sizes.
+        start: The slot of the first key, counted from the first of these pages on.
+        page: Slots of a page.
+        centre: What codes are relative to; its channels, for which T is a power of two. None: there are no codes.
+        kept: Are keys and values written, or their codes alone?
+    """
+    G, S, D = k_GSD.shape
+    C, V = 0 if centre is None else centre.width_GC.shape[-1], v_GSD.shape[-1]
+    T = channels(D) if C else triton.next_power_of_2(D)
+    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k_GSD, v_GSD))
+    mean, width = (k, k) if centre is None else (x.contiguous() for x in centre)
+    turn = turns(T, k.device) if C else (k, k, k)
+    N = max(ELEMENTS // T, 1)
+    with on_device_of(k):
+        _store[(triton.cdiv(S, N), G)](
+            k, v, at_4N, mean, width, *turn, T**-0.5, S, start, at_4N.shape[1], *k.stride()[:2], *v.stride()[:2],
+            D=D, T=T, V=V, VP=triton.next_power_of_2(V), STEPS=T.bit_length() - 1, N=N, LEVELS=C // T, PAGE=page,
+            KEPT=kept,
+        )  # fmt: skip
