@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..cache.store import Store
 from ..cache.store_row import StoreRow
+from ..cache.visiting import keys_on_device
 from ..ops.codes import score
 from ..ops.kernels.lookup import FEW, unsupported_reason
 from ..ops.pages import PAGE, Pages
@@ -75,9 +76,14 @@ def choose(
         if by == "keys":
             return triton_keys.choose(q_BHLD, q_pos_BL, pages, **settings)
         by_bits = bits.unsupported_reason(q_BHLD, pages, per) is None
-        return triton_lookup.choose(
+        visiting = None  # copies, which are held until kernels that read them are on their way
+        if L > FEW:  # not where a CUDA graph is recorded
+            pages, visiting = keys_on_device(pages, store.rows, L * shortlist * (1 if per == "group" else H // G))
+        table = triton_lookup.choose(
             q_BHLD, q_pos_BL, pages, shortlist=shortlist, **settings, by_bits=by_bits, moved=moved, asked_T=asked_T
         )
+        del visiting
+        return table
     assert moved is None
     width = max(1, min(k, _longest(store)))
     shape = (B, G if per == "group" else H, L, width)
@@ -141,7 +147,8 @@ def _worth(queries: int, store: Store, by: str, shortlist: int) -> bool:
     0.1 ms (lookup_kernels.json), but its launches take the host about as long however few slots there are, and come
     again for every 20 to 240 queries. So of two pieces or less torch does more than a few queries faster, and so it
     does of what it scores all at once (`everything`). How many queries there are changes little: both ways go through
-    them in turn. Keys in host memory, which the kernels would fetch for every few queries again, visit the device once.
+    them in turn. Keys in host memory, which the kernels would fetch for every few queries again, visit the device once:
+    page by page in torch, and all at once where a shortlist is scored (`visiting`).
     """
     if queries <= FEW:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from time import perf_counter
 from typing import Any
@@ -12,8 +13,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_longctx import CodeLookup
+from hf_longctx.attention import lookup
 from hf_longctx.cache import KeyValues, Store
 from hf_longctx.cache.store_row import StoreRow
+from hf_longctx.cache.visiting import keys_on_device
 from hf_longctx.ops import pinned
 from hf_longctx.ops.host import give_back_pinned
 from hf_longctx.ops.pinned import POOL, Pool
@@ -117,3 +120,10 @@ def test_a_text_read_in_chunks_is_that_of_pages_that_torch_pins(monkeypatch: Any
         assert POOL.seen.made > before
         monkeypatch.setattr(pinned, "can_register", lambda device: device != card)
         assert torch.equal(ours, read())
+    visits: list[Any] = []
+    monkeypatch.setattr(lookup, "keys_on_device", lambda *given: visits.append(given) or keys_on_device(*given))
+    with dataclasses.replace(method, on_host=False).on(model):
+        assert torch.equal(ours, read()), "many queries find in keys that visit the device what they find in keys on it"
+    with method.on(model):
+        assert torch.equal(ours, read())
+    assert [keys_on_device(*given)[1] is not None for given in visits[-2:]] == [True, True]

@@ -15,6 +15,7 @@ MANY = (
 from hf_longctx.attention import lookup
 from hf_longctx.cache import KeyValues, Store, addresses, growing
 from hf_longctx.cache.store_row import StoreRow
+from hf_longctx.ops.kernels import triton_lookup
 from hf_longctx.ops.kernels import triton_keys as K
 from tests.reference.lookup import best, code_scores
 
@@ -80,6 +81,32 @@ for B, H, G, per, by, L, S in (
     assert all(same) if by == "keys" else sum(same) >= 0.95 * len(same), (by, per, L, same)
     assert all(true) if by == "keys" else sum(true) >= 0.9 * len(true), (by, per, L, true)
     assert any(some for row in right for table in row for some in table)
+
+# keys in host memory visit the device as a whole where many single ones would be fetched, and are found as those on it
+from hf_longctx.cache import visiting
+q, k_BGSD, v = (torch.randn(2, H, n, 32) for H, n in ((2, 17), (1, 1100), (1, 1100)))
+pos = torch.arange(1100).expand(2, -1)
+hosted = [Store([StoreRow(CENTRED, paged=True, on_host=on_host)]) for on_host in (True, False)]
+for store in hosted:
+    for at in (slice(0, 150), slice(150, 1100)):
+        store.append(KeyValues(k_BGSD[:1, :, at], v[:1, :, at], pos[:1, at], pos[:1, at]), False)
+    store.select([0, 0])  # rows that share a page
+    last = KeyValues(*(x[..., -1:, :] for x in (k_BGSD, v)), pos[:, :1] + 1100, pos[:, :1] + 1100)
+    store.append(last, False)
+for reads, visits in ((220, False), (221, True)):  # of 1,101 slots
+    assert (visiting.keys_on_device(hosted[0].pages(), hosted[0].rows, reads)[1] is not None) == visits
+visiting.AT_MOST = 999
+assert visiting.keys_on_device(hosted[0].pages(), hosted[0].rows, 221)[1] is None
+visiting.AT_MOST = 2**31
+calls, own = [], triton_lookup.choose
+triton_lookup.choose = lambda q, pos, pages, **more: (calls.append(pages.k), own(q, pos, pages, **more))[1]
+given = {"k": 4, "near": 40, "after_B": torch.full((2,), 3), "by": "signs", "per": "group", "shortlist": 24}
+lookup.LONG, lookup.ALL = 100, 4
+tables = [lookup.choose(q, pos[:, -17:] + 1, store, **given) for store in hosted]
+assert torch.equal(*tables) and (tables[0] >= 0).any()
+assert (calls[0] != hosted[0].pages().k).any() and torch.equal(calls[1], hosted[1].pages().k)
+assert calls[0][0, 0] == calls[0][1, 0] and calls[0][0, 1] != calls[0][1, 1], "a shared page is copied once"
+triton_lookup.choose = own
 
 # few slots are torch's, with more queries than a few; and what it scores all at once
 for queries, long, by, every, kernels in (

@@ -37,6 +37,7 @@ class Driver:
                 raise RuntimeError("out of memory")
             assert memory.data_ptr() not in self.registered
             assert (memory.data_ptr() % pinned.HUGE, memory.dtype, device) == (0, torch.uint8, CARD)
+            assert memory.untyped_storage().data_ptr() == memory.data_ptr(), "torch asks of that whether it is pinned"
             assert threading.current_thread() is not threading.main_thread(), "CUDA keeps the last error of a thread"
             self.registered[memory.data_ptr()] = memory.nbytes
             self.calls.append("register")
