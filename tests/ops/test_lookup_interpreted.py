@@ -305,7 +305,7 @@ for H, G, D, V, T, K, margin, softcap, lowered in (
     first, window = pos < 4, pos >= S - near
     parts = [Keys(k[:, :, part[0]], v[:, :, part[0]], pos[:, part[0]], None, None, 0, S) for part in (window, first)]
     found = FoundTokens(moved, table, pages, margin, lowered)
-    out, lse = decode(q, parts[0], parts[1:], found, pos[:, -1], 0, scale, softcap, sink)
+    out, lse = decode(q, parts[0], parts[1:], lambda: found, pos[:, -1], 0, scale, softcap, sink)
     each = H // G
     here, there = (soft_capped(torch.einsum("bhd,bhsd->bhs", x.double(), k.double().repeat_interleave(each, 1)) * scale,
                                softcap) for x in (q, moved))
@@ -381,9 +381,9 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     window = Keys(keys, keys, pos, (turn, turn), (turn.expand(1, S, D), turn.expand(1, S, D)), 0, 8192)
     first = Keys(keys[:, :, :16], keys[:, :, :16], pos[:, :16], None, (turn, turn), 8192, 2**63 - 1)
     found = FoundTokens(q[:, :, 0], table[:, :, 0], at, 0.0)
-    triton_found.decode(q[:, :, 0], window, [first], found, q_pos[:, 0], D, D**-0.5)
+    triton_found.decode(q[:, :, 0], window, [first], lambda: found, q_pos[:, 0], D, D**-0.5)
     alone = found._replace(lowered_BH=torch.zeros(1, H).expand(B, H), margin=None)
-    triton_found.decode(q[:, :, 0], window, [first], alone, q_pos[:, 0], D, D**-0.5)
+    triton_found.decode(q[:, :, 0], window, [first], lambda: alone, q_pos[:, 0], D, D**-0.5)
 assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
 """
 
