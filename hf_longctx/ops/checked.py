@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+Check = TypeVar("Check", bound=Callable[..., Any])
 
 # half precision keeps 8 (bf16) or 11 (fp16) bits; sums of a few hundred terms lose about one more
 KERNEL_TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-5, torch.float64: 1e-9}
@@ -50,6 +52,21 @@ def checked_once(owner: Any, key: Hashable, check: Callable[[], T]) -> T:
         results[key] = check()
     found: T = results[key]
     return found
+
+
+def by_itself(check: Check) -> Check:
+    """A check, whose first argument is the device, that finds the same whatever runs around it.
+
+    A model's first forward may be under autocast, which takes sums and products of a check in half precision, and does
+    not concatenate another half than its own. And a check has no gradients.
+    """
+
+    @functools.wraps(check)
+    def run(device: torch.device, *rest: Any) -> Any:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return check(device, *rest)
+
+    return cast(Check, run)
 
 
 def randoms(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .available import TRITON
-from .checked import checked_once, disagreement, randoms
+from .checked import by_itself, checked_once, disagreement, randoms
 from .kernels import Call, choose
 from .kernels.base import NO_TRITON
 from .kernels.decode import DTYPES
@@ -240,7 +240,7 @@ def fused(query: PrefixQuery, own: SuffixKeys, prefix: Sequence[PrefixKeys], par
     return found[0].transpose(0, 1)
 
 
-@torch.no_grad()
+@by_itself
 def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int) -> str | None:
     """What is wrong with `fused` for such heads on this device; None if it gives what `merged` gives."""
     random = randoms(device, dtype)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from hf_longctx.ops.checked import KERNEL_TOLERANCE, checked_once, disagreement, relative_error
+from hf_longctx.ops.checked import KERNEL_TOLERANCE, by_itself, checked_once, disagreement, relative_error
+from hf_longctx.ops.kernels.blocked import Blocked
 from hf_longctx.ops.kernels.check import check_kernel
 from hf_longctx.ops.kernels.reference import Reference
 
@@ -85,6 +86,25 @@ def test_the_check_of_a_kernel_passes_the_reference_and_no_other_window(dtype: A
     device = torch.device("cpu")
     assert check_kernel(Reference(), device, dtype, 16) is None
     assert "its output is off by" in str(check_kernel(OneKeyMore(), device, dtype, 16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_check_of_a_kernel_under_autocast_finds_what_it_finds_outside(dtype: Any) -> None:
+    given = Blocked(), torch.device("cpu"), dtype, 32
+    assert check_kernel(*given) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert check_kernel(*given) is None
+        assert torch.is_autocast_enabled("cpu")
+
+
+def test_a_check_by_itself_has_neither_autocast_nor_gradients() -> None:
+    @by_itself
+    def check(device: torch.device, dtype: torch.dtype) -> Any:
+        x = torch.ones(2, 2, dtype=dtype, device=device, requires_grad=True)
+        return (x @ x).dtype, (x @ x).requires_grad, torch.cat([x, x]).dtype
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert check(torch.device("cpu"), torch.float16) == (torch.float16, False, torch.float16)
 
 
 class Wrong(Reference):

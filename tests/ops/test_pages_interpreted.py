@@ -199,8 +199,8 @@ def off_by_one(k, v, at, start, *rest):
     own(k, v, at, start + 1, *rest)
 def first_head(k, v, *rest):
     own(k[:1].expand_as(k), v, *rest)
-def no_codes(k, v, at, start, page, centre):
-    own(k, v, at, start, page, None)
+def no_codes(k, v, at, start, page, centre, *rest):
+    own(k, v, at, start, page, None, *rest)
 for wrong in (off_by_one, first_head, no_codes, lambda *given: None):
     triton_coding.store = wrong
     assert "do not hold" in coding._check_stored(torch.device("cpu"), torch.float32, 64, 64, True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checked import checked_once, randoms
+from ..checked import by_itself, checked_once, randoms
 from ..paged import paged
 from ..pages import Pages
 
@@ -26,7 +26,7 @@ def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str) -> str | None:
     return checked_once(unsupported_reason, kind, lambda: _check(*kind))
 
 
-@torch.no_grad()
+@by_itself
 def _check(device: torch.device, dim: int, group: int, per: str, one: bool) -> str | None:
     """Why not on this device; None if scores and the best tokens are those of Triton's own kernels, of two rows.
 

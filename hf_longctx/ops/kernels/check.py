@@ -30,7 +30,8 @@ def check_kernel(
     padding, with a second row that is shorter than its queries. Packed: of one row with two documents.
     """
     for padded in (False, True)[: 2 if kernel.pads and not packed else 1]:
-        reason = _check(kernel, device, dtype, dim, capped, packed, padded)
+        with torch.autocast(device.type, enabled=False):  # see `by_itself`
+            reason = _check(kernel, device, dtype, dim, capped, packed, padded)
         if reason is not None:
             return reason
     return None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..available import TRITON
-from ..checked import checked_once, randoms
+from ..checked import by_itself, checked_once, randoms
 from ..codes import Centre, channels, encode
 from ..host import sent
 from ..pages import ALIGNED
@@ -64,17 +64,19 @@ def stored(
     at = [[page.data_ptr() for page in some] for some in pages]
     if kept and any(address % ALIGNED for some in at for address in some):
         return False
-    kind = k_GSD.device, k_GSD.dtype, k_GSD.shape[-1], v_GSD.shape[-1], centre is not None
+    kind = k_GSD.device, k_GSD.dtype, k_GSD.shape[-1], v_GSD.shape[-1], centre is not None, kept
     if checked_once(stored, kind, lambda: _check_stored(*kind)) is not None:
         return False
     from .triton_coding import store
 
-    store(k_GSD, v_GSD, sent(torch.tensor(at), k_GSD.device), start, pages[-1][0].shape[1], centre, kept)
+    store(k_GSD, v_GSD, sent(torch.tensor(at, device="cpu"), k_GSD.device), start, pages[-1][0].shape[1], centre, kept)
     return True
 
 
-@torch.no_grad()
-def _check_stored(device: torch.device, dtype: torch.dtype, dim: int, v_dim: int, coded: bool) -> str | None:
+@by_itself
+def _check_stored(
+    device: torch.device, dtype: torch.dtype, dim: int, v_dim: int, coded: bool, kept: bool = True
+) -> str | None:
     """Why the kernel cannot put such keys into pages; None if pages then hold what torch puts there, bit for bit."""
     T, page, start, count = channels(dim), 64, 5, 150
     if coded and (T & (T - 1) or T > 2048):
@@ -88,10 +90,11 @@ def _check_stored(device: torch.device, dtype: torch.dtype, dim: int, v_dim: int
         from .triton_coding import store
 
         at = torch.tensor([[each.data_ptr() for each in some] for some in pages], device=device)
-        store(k, v, at, start, page, centre)
+        store(k, v, at, start, page, centre, kept)
+        held = new if kept else [torch.zeros_like(k), torch.zeros_like(v), *new[2:]]
         wrong = [
             not torch.equal(torch.cat(some, 1), torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + (start, 37)))
-            for x, some in zip(new, pages, strict=True)
+            for x, some in zip(held, pages, strict=True)
         ]
         reason = "pages do not hold what torch puts there" if any(wrong) else None
     except Exception as error:  # Triton, its compiler and the driver raise whatever they like
@@ -101,7 +104,7 @@ def _check_stored(device: torch.device, dtype: torch.dtype, dim: int, v_dim: int
     return reason
 
 
-@torch.no_grad()
+@by_itself
 def _check(device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
     """Why the kernel cannot code such keys on this device; None if its codes are torch's, bit for bit."""
     T = channels(dim)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..available import TRITON
 from ..branch import Branch
-from ..checked import checked_once, disagreement, randoms
+from ..checked import by_itself, checked_once, disagreement, randoms
 from ..layout import rotates_halves
 from ..masks import BeyondWindow, ByDistance, Causal, Full, Window
 from ..rotation import Rotation
@@ -89,7 +89,7 @@ def key_sets(branches: list[Branch]) -> tuple[list[Any], int]:
     return sets, ropes[0].cos.shape[-1] if ropes else 0
 
 
-@torch.no_grad()
+@by_itself
 def _check(
     device: torch.device, dtype: torch.dtype, head_dims: tuple[int, int], rotary_dim: int, group: int, capped: bool
 ) -> str | None:

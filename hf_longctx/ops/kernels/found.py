@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..branch import Branch
-from ..checked import checked_once, disagreement, randoms
+from ..checked import by_itself, checked_once, disagreement, randoms
 from ..found_tokens import FoundTokens
 from ..paged import paged
 from ..pages import Pages
@@ -51,7 +51,7 @@ def attend(
     return decode(*given, rotary_dim, scale, softcap, sink_H)[0][:, None]
 
 
-@torch.no_grad()
+@by_itself
 def _check(
     device: torch.device, dtype: torch.dtype, head_dims: tuple[int, int], group: int, capped: bool, lowered: bool
 ) -> str | None:

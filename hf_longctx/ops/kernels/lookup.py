@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..available import TRITON
-from ..checked import checked_once, disagreement, randoms
+from ..checked import by_itself, checked_once, disagreement, randoms
 from ..paged import paged
 from ..pages import Pages
 from .base import NO_TRITON
@@ -36,7 +36,7 @@ def unsupported_reason(q_BHLD: Tensor, pages: Pages, per: str, by: str = "signs"
     return checked_once(unsupported_reason, kind, lambda: _check(*kind))
 
 
-@torch.no_grad()
+@by_itself
 def _check(device: torch.device, dtype: torch.dtype, dim: int, group: int, per: str, by: str, one: bool) -> str | None:
     """What is wrong with the kernels for such heads on this device; None if they find keys that stand out.
 

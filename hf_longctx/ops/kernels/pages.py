@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import pages as sizes
-from ..checked import checked_once, randoms
+from ..checked import by_itself, checked_once, randoms
 from ..codes import Centre, encode
 from ..paged import paged
 
@@ -22,7 +22,7 @@ def unsupported_reason(device: torch.device, k_GSD: Tensor, v_GSV: Tensor) -> st
     return checked_once(unsupported_reason, kind, lambda: _check(*kind))
 
 
-@torch.no_grad()
+@by_itself
 def _check(device: torch.device, dtype: torch.dtype, dim: int, v_dim: int) -> str | None:
     """What is wrong with the kernels on this device; None if a token is kept and found again, bit for bit.
 

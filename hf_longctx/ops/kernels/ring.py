@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..available import TRITON
-from ..checked import checked_once, randoms
+from ..checked import by_itself, checked_once, randoms
 
 logger = logging.getLogger("hf_longctx")
 DEVICES = ("cuda",)
@@ -35,7 +35,7 @@ def _able(x: Tensor) -> bool:
     return TRITON and x.device.type in DEVICES and not torch.compiler.is_compiling() and 0 not in x.shape
 
 
-@torch.no_grad()
+@by_itself
 def _check_begin(device: torch.device) -> str | None:
     """What is wrong with the bookkeeping on this device; None if a token and one that waits are noted as they should.
 
@@ -64,7 +64,7 @@ def _check_begin(device: torch.device) -> str | None:
     return _told("for the bookkeeping of a window", reason)
 
 
-@torch.no_grad()
+@by_itself
 def _check_write(
     device: torch.device, k: torch.dtype, v: torch.dtype, to_k: torch.dtype, to_v: torch.dtype, dim: int, v_dim: int
 ) -> str | None:

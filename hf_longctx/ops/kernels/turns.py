@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..available import TRITON
-from ..checked import checked_once, randoms
+from ..checked import by_itself, checked_once, randoms
 
 logger = logging.getLogger("hf_longctx")
 DEVICES = ("cuda",)
@@ -38,7 +38,7 @@ def _by_torch(cos_NR: Tensor, sin_NR: Tensor, q_pos_B1: Tensor, k_pos_BS: Tensor
     return cos_NR[distance_BS], sin_NR[distance_BS]
 
 
-@torch.no_grad()
+@by_itself
 def _check(device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
     """What is wrong with the kernel on this device; None if it takes the rows that torch takes, bit for bit."""
     table = randoms(device, dtype)(2, 50, dim)
