@@ -24,6 +24,8 @@ FETCHED = 5
 def keys_on_device(pages: Pages, rows: Sequence[StoreRow], reads: int) -> tuple[Pages, Tensor | None]:
     """The same pages with copies of the keys, and what must be held while kernels read them; None: they stay.
 
+    They do where few of them are read, or where the device has no room for all: kernels read host memory too.
+
     Args:
         pages: Of `rows`.
         rows: Of a store.
@@ -36,11 +38,14 @@ def keys_on_device(pages: Pages, rows: Sequence[StoreRow], reads: int) -> tuple[
     first = next(iter(held.values()))
     if len(held) * first.nbytes > AT_MOST or unlike[0].k.device is None:
         return pages, None
-    copies_PGSD = torch.empty(len(held), *first.shape, dtype=first.dtype, device=unlike[0].k.device)
+    try:
+        copies_PGSD = torch.empty(len(held), *first.shape, dtype=first.dtype, device=unlike[0].k.device)
+    except torch.OutOfMemoryError:
+        return pages, None
     for copy, piece in zip(copies_PGSD, held.values(), strict=True):
         copy.copy_(piece, non_blocking=True)
     begin = copies_PGSD.data_ptr()
     at = {name: begin + number * first.nbytes for number, name in enumerate(held)}
     table = [[at.get(id(piece), 0) for piece in row.k.pieces] for row in rows]
     table = [entries + [0] * (pages.k.shape[1] - len(entries)) for entries in table]
-    return pages._replace(k=sent(torch.tensor(table), pages.k.device)), copies_PGSD
+    return pages._replace(k=sent(torch.tensor(table, device="cpu"), pages.k.device)), copies_PGSD
