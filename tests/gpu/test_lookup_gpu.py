@@ -52,9 +52,13 @@ def test_codes_are_equal_on_cpu_and_gpu(D: int, dtype: torch.dtype) -> None:
 def test_kernels_of_pages_and_codes_pass_their_own_checks(D: int, dtype: torch.dtype) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     assert pages._check(device, dtype, D, D) is None
-    assert coding._check(device, dtype, D) == ("96 channels are no power of two" if D == 96 else None)
-    assert coding._check_stored(device, dtype, D, D, True) == ("96 channels are no power of two" if D == 96 else None)
+    reason = "96 channels are no power of two" if D == 96 else None
+    assert coding._check(device, dtype, D) == reason
+    for kept in (True, False):
+        assert coding._check_stored(device, dtype, D, D, True, kept) == reason
     assert coding._check_stored(device, dtype, D, 64, False) is None
+    with torch.autocast("cuda", torch.bfloat16):
+        assert coding._check_stored(device, dtype, D, D, D != 96) is None
 
 
 def test_choices_are_those_of_the_cpu() -> None:
