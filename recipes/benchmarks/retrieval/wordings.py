@@ -88,7 +88,7 @@ ASKED_WORDS = (
     "rapid sturdy thin urban vague wide young zealous agile blunt curly dizzy eternal fierce greedy hasty innocent "
     "jumpy keyless lavish minor nervous obscure polite round smooth tender",
     "apron bridge carpet dragon easel forest goblet harbour inkwell jungle kingdom ladder meadow notebook oyster piano "
-    "airport barrel castle diamond elbow fountain glove helmet igloo jewel kitten lemon magnet napkin owl parcel quilt "
+    "airport barrel castle diamond elbow fountain glove helmet igloo jewel kitten lemon magnet napkin owl pebble quilt "
     "rocket sailor tractor uniform violin wagon zebra acorn button cactus donkey envelope flute guitar hammock insect "
     "jar kayak lobster museum nest ocean pepper rabbit shovel thimble",
 )
