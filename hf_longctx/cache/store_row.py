@@ -120,8 +120,7 @@ class StoreRow:
         if not kept:  # whose addresses are not looked at
             pages = [pages[0], pages[0], *pages]
             k_GLD = k_GLD.to(self.k.pieces[0].dtype)
-        start = self.filled % self.words.size if self.centred_by else self.filled % self.k.size
-        return stored(k_GLD, v_GLD, pages, start, self.centre, kept)
+        return stored(k_GLD, v_GLD, pages, self.filled % self.k.size, self.centre, kept)
 
     def _count(self, end: int, codes: Codes) -> None:
         self.filled = end

@@ -36,10 +36,10 @@ def keys_on_device(pages: Pages, rows: Sequence[StoreRow], reads: int) -> tuple[
         return pages, None
     held = {id(piece): piece for row in unlike for piece in row.k.pieces[: -(-row.filled // row.k.size)]}
     first = next(iter(held.values()))
-    if len(held) * first.nbytes > AT_MOST or unlike[0].k.device is None:
+    if len(held) * first.nbytes > AT_MOST:
         return pages, None
     try:
-        copies_PGSD = torch.empty(len(held), *first.shape, dtype=first.dtype, device=unlike[0].k.device)
+        copies_PGSD = torch.empty(len(held), *first.shape, dtype=first.dtype, device=pages.k.device)
     except torch.OutOfMemoryError:
         return pages, None
     for copy, piece in zip(copies_PGSD, held.values(), strict=True):

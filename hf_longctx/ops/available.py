@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Collection
 
 import torch
 from packaging.version import Version
+from torch import Tensor
 
 from ..upstream.installing import install_extra
 
@@ -33,3 +35,8 @@ def _derives_while_tracing() -> bool:
 TRITON = importlib.util.find_spec("triton") is not None  # comes with CUDA builds of torch
 DERIVES_WHILE_TRACING = _derives_while_tracing()  # does torch.compile keep the gradients of attention right?
 FLASH_ATTN_LACKS = _flash_attn_lacks()  # None: it is installed
+
+
+def by_triton(x: Tensor, devices: Collection[str]) -> bool:
+    """Can a Triton kernel be given such a tensor, as far as is known without a check? Of these kinds of devices."""
+    return TRITON and x.device.type in devices and not torch.compiler.is_compiling() and 0 not in x.shape

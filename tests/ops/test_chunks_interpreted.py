@@ -5,22 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.ops.interpreted import needs_triton, run
-from tests.ops.test_pages_interpreted import STORES
+from tests.ops.test_pages_interpreted import LAUNCHES
 
 pytestmark = needs_triton
 
 GIVEN = (
-    STORES
+    LAUNCHES
     + """
-from hf_longctx.cache import store_row
-from hf_longctx.ops.kernels import coding, triton_coding
-torch.manual_seed(0)
-triton_coding.ELEMENTS, coding.DEVICES, launches, own = 512, ("cpu",), [], triton_coding.store
-coding.coded.__globals__["checked_once"] = lambda owner, key, check: None if owner is coding.stored else "not here"
-def counted(k, *given):
-    launches.append((k.shape[1], given[-1]))
-    return own(k, *given)
-triton_coding.store = counted
 S, B = 61, 2
 for G, D, V, first, dtype in ((2, 64, 64, 6, torch.float32), (3, 20, 12, 6, torch.float16)):
     pos = torch.arange(S).expand(B, -1)

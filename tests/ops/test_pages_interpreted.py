@@ -129,7 +129,7 @@ assert torch.equal(coding.coded(k, Centre.of(k))[0], encode(k, Centre.of(k))[0])
 """
 
 
-CHUNKS = (
+LAUNCHES = (
     STORES
     + """
 from hf_longctx.cache import store_row
@@ -138,9 +138,14 @@ torch.manual_seed(0)
 triton_coding.ELEMENTS, coding.DEVICES, launches, own = 512, ("cpu",), [], triton_coding.store
 coding.coded.__globals__["checked_once"] = lambda owner, key, check: None if owner is coding.stored else "not here"
 def counted(k, *given):
-    launches.append(k.shape[1])
+    launches.append((k.shape[1], given[-1]))
     return own(k, *given)
 triton_coding.store = counted
+"""
+)
+CHUNKS = (
+    LAUNCHES
+    + """
 bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
 for B, G, D, V, waits, first, dtype in ((1, 2, 64, 64, False, 6, fp32), (2, 1, 128, 64, True, 6, fp32),
                                         (2, 3, 20, 12, True, 6, bf16), (2, 2, 48, 32, True, 0, fp16)):
@@ -156,7 +161,7 @@ for B, G, D, V, waits, first, dtype in ((1, 2, 64, 64, False, 6, fp32), (2, 1, 1
         store_row.stored = coding.stored
         ours.append(part(x, slice(start, start + count)), True)
         rows = [int((x.pos[b, start : start + count] >= 0).sum()) for b in range(B)]  # padding is not kept
-        assert launches == ([] if start == 0 else [n for n in rows if n]), (launches, start)
+        assert launches == ([] if start == 0 else [(n, True) for n in rows if n]), (launches, start)
         store_row.stored = lambda *given: False
         plain.append(part(x, slice(start, start + count)), True)
         start += count

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..available import TRITON
+from ..available import by_triton
 from ..checked import by_itself, checked_once, randoms
 from ..codes import Centre, channels, encode
 from ..host import sent
@@ -17,12 +17,11 @@ from ..pages import ALIGNED
 
 logger = logging.getLogger("hf_longctx")
 DEVICES = ("cuda",)
-NOT_PAGED = "the Triton kernel that puts keys into pages is not used, and reading takes longer: %s"
 
 
 def able(k_GSD: Tensor) -> bool:
     """Are there kernels for such keys, as far as is known without a check?"""
-    return TRITON and k_GSD.device.type in DEVICES and not torch.compiler.is_compiling() and 0 not in k_GSD.shape
+    return by_triton(k_GSD, DEVICES)
 
 
 def coded(k_GSD: Tensor, centre: Centre, into: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -73,14 +72,20 @@ def stored(
     return True
 
 
+def _not_turned(dim: int) -> str | None:
+    """Why kernels cannot turn keys of so many channels; None if they can."""
+    T = channels(dim)
+    return f"{T} channels are no power of two" if T & (T - 1) or T > 2048 else None
+
+
 @by_itself
 def _check_stored(
     device: torch.device, dtype: torch.dtype, dim: int, v_dim: int, coded: bool, kept: bool = True
 ) -> str | None:
     """Why the kernel cannot put such keys into pages; None if pages then hold what torch puts there, bit for bit."""
-    T, page, start, count = channels(dim), 64, 5, 150
-    if coded and (T & (T - 1) or T > 2048):
-        return f"{T} channels are no power of two"
+    if coded and (reason := _not_turned(dim)) is not None:
+        return reason
+    page, start, count = 64, 5, 150
     random = randoms(device, dtype)
     k, v = 3.0 * random(2, count, dim), random(2, count, v_dim)
     centre = Centre.of(k[:, :50]) if coded else None
@@ -100,16 +105,15 @@ def _check_stored(
     except Exception as error:  # Triton, its compiler and the driver raise whatever they like
         reason = f"its check raised {type(error).__name__}: {error}"
     if reason is not None:
-        logger.warning(NOT_PAGED, reason)
+        logger.warning("the Triton kernel that puts keys into pages is not used, and reading takes longer: %s", reason)
     return reason
 
 
 @by_itself
 def _check(device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
     """Why the kernel cannot code such keys on this device; None if its codes are torch's, bit for bit."""
-    T = channels(dim)
-    if T & (T - 1) or T > 2048:
-        return f"{T} channels are no power of two"
+    if (reason := _not_turned(dim)) is not None:
+        return reason
     k = 3.0 * randoms(device, dtype)(2, 700, dim)
     centre = Centre.of(k[:, :100])
     try:

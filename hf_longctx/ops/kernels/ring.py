@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..available import TRITON
+from ..available import by_triton
 from ..checked import by_itself, checked_once, randoms
 
 logger = logging.getLogger("hf_longctx")
@@ -18,21 +18,18 @@ DEVICES = ("cuda",)
 
 def begins(pos_BN: Tensor) -> bool:
     """Can `triton_ring.begin` note a token among these positions?"""
-    return _able(pos_BN) and checked_once(begins, pos_BN.device, lambda: _check_begin(pos_BN.device)) is None
+    device = pos_BN.device
+    return by_triton(pos_BN, DEVICES) and checked_once(begins, device, lambda: _check_begin(device)) is None
 
 
 def writes(k_BG1D: Tensor, v_BG1D: Tensor, to_k_BGND: Tensor, to_v_BGND: Tensor) -> bool:
     """Can `triton_ring.write` put these keys and values there?"""
     held = k_BG1D, v_BG1D, to_k_BGND, to_v_BGND
     graph = torch.is_grad_enabled() and any(x.requires_grad for x in held)
-    if not _able(to_k_BGND) or graph or any(x.stride(-1) != 1 for x in held[2:]):
+    if not by_triton(to_k_BGND, DEVICES) or graph or any(x.stride(-1) != 1 for x in held[2:]):
         return False
     kind: Any = (to_k_BGND.device, *(x.dtype for x in held), k_BG1D.shape[-1], v_BG1D.shape[-1])
     return checked_once(writes, kind, lambda: _check_write(*kind)) is None
-
-
-def _able(x: Tensor) -> bool:
-    return TRITON and x.device.type in DEVICES and not torch.compiler.is_compiling() and 0 not in x.shape
 
 
 @by_itself

@@ -8,7 +8,7 @@ import logging
 import torch
 from torch import Tensor
 
-from ..available import TRITON
+from ..available import by_triton
 from ..checked import by_itself, checked_once, randoms
 
 logger = logging.getLogger("hf_longctx")
@@ -25,8 +25,7 @@ def turns(cos_NR: Tensor, sin_NR: Tensor, q_pos_B1: Tensor, k_pos_BS: Tensor) ->
         k_pos_BS: Positions of the keys.
     """
     kind = cos_NR.device, cos_NR.dtype, cos_NR.shape[-1]
-    able = TRITON and cos_NR.device.type in DEVICES and not torch.compiler.is_compiling() and 0 not in k_pos_BS.shape
-    if able and checked_once(turns, kind, lambda: _check(*kind)) is None:
+    if by_triton(k_pos_BS, DEVICES) and checked_once(turns, kind, lambda: _check(*kind)) is None:
         from .triton_turns import turns as by_kernel
 
         return by_kernel(cos_NR, sin_NR, q_pos_B1, k_pos_BS)
