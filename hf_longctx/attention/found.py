@@ -106,11 +106,8 @@ def attend_at_once(
     less = lowered()
     if unsupported_reason(others, pages, inputs.softcap, less is not None) is not None:
         return None
-
-    def found() -> FoundTokens:
-        q, table = find(store)
-        return FoundTokens(q[:, :, 0], table[:, :, 0], pages, margin, less)
-
+    q, table = find(store)
+    found = FoundTokens(q[:, :, 0], table[:, :, 0], pages, margin, less)
     return attend(others, found, inputs.scale, inputs.softcap, inputs.sink_H)
 
 

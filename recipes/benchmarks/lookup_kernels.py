@@ -94,9 +94,8 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
     def choose() -> Tensor:
         return kernels.choose(q, q_pos, pages, **settings)
 
-    def attend(find: Callable[[], Tensor]) -> Any:
-        tokens = lambda: FoundTokens(last[0], find()[:, :, 0], pages, 0.0)  # noqa: E731
-        return decode(last[0], window, [first], tokens, *last[1:])
+    def attend(table: Tensor) -> Any:
+        return decode(last[0], window, [first], FoundTokens(last[0], table[:, :, 0], pages, 0.0), *last[1:])
 
     return {
         "queries prepared": lambda: kernels.prepared(q, pages, shapes),
@@ -104,10 +103,10 @@ def parts(layer: Problem, tiny: bool) -> dict[str, Callable[[], Any]]:
         "(a) with codes that are unpacked": lambda: kernels.maxima(ready_unpacked, *beside),
         "(b) the best tokens by their codes": lambda: kernels.survivors(ready, best, *at, shortlist),
         "(c) their real keys, and the last of them": lambda: kernels.last(q, *found, pages, shapes, TOP, shortlist),
-        ATTENTION: lambda: attend(lambda: table),
+        ATTENTION: lambda: attend(table),
         "window and first ones alone": lambda: triton_decode.decode(last[0], [window, first], *last[1:]),
         CHOOSE: choose,
-        LAYER: lambda: attend(choose),
+        LAYER: lambda: attend(choose()),
         SDPA: lambda: scaled_dot_product_attention(q, k, v, enable_gqa=True),
     }
 

@@ -56,9 +56,9 @@ for H, G, D, L, B, per, dtype, k, shortlist, pages in (
     window = Keys(keys, keys, pos, (turn, turn), (turn.expand(1, S, D), turn.expand(1, S, D)), 0, 8192)
     first = Keys(keys[:, :, :16], keys[:, :, :16], pos[:, :16], None, (turn, turn), 8192, 2**63 - 1)
     found = FoundTokens(q[:, :, 0], table[:, :, 0], at, 0.0)
-    triton_found.decode(q[:, :, 0], window, [first], lambda: found, q_pos[:, 0], D, D**-0.5)
+    triton_found.decode(q[:, :, 0], window, [first], found, q_pos[:, 0], D, D**-0.5)
     alone = found._replace(lowered_BH=torch.zeros(1, H).expand(B, H), margin=None)
-    triton_found.decode(q[:, :, 0], window, [first], lambda: alone, q_pos[:, 0], D, D**-0.5)
+    triton_found.decode(q[:, :, 0], window, [first], alone, q_pos[:, 0], D, D**-0.5)
 assert len({kernel.hash for kernel in kernels}) > 40, len(kernels)
 """
 

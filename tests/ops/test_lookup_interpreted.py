@@ -305,7 +305,7 @@ for H, G, D, V, T, K, margin, softcap, lowered in (
     first, window = pos < 4, pos >= S - near
     parts = [Keys(k[:, :, part[0]], v[:, :, part[0]], pos[:, part[0]], None, None, 0, S) for part in (window, first)]
     found = FoundTokens(moved, table, pages, margin, lowered)
-    out, lse = decode(q, parts[0], parts[1:], lambda: found, pos[:, -1], 0, scale, softcap, sink)
+    out, lse = decode(q, parts[0], parts[1:], found, pos[:, -1], 0, scale, softcap, sink)
     each = H // G
     here, there = (soft_capped(torch.einsum("bhd,bhsd->bhs", x.double(), k.double().repeat_interleave(each, 1)) * scale,
                                softcap) for x in (q, moved))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -36,18 +35,14 @@ def unsupported_reason(
 
 
 def attend(
-    branches: list[Branch],
-    find: Callable[[], FoundTokens],
-    scale: float,
-    softcap: float | None = None,
-    sink_H: Tensor | None = None,
+    branches: list[Branch], found: FoundTokens, scale: float, softcap: float | None = None, sink_H: Tensor | None = None
 ) -> Tensor:
-    """(B, 1, H, V): the softmax over the window, which comes first, other branches, and what `find` finds."""
+    """(B, 1, H, V): the softmax over the window, which comes first, other branches, and the found tokens."""
     from .triton_found import decode
 
     first, (sets, rotary_dim) = branches[0], key_sets(branches)
     q_pos_B = first.positions.q_pos_BL[:, 0]
-    given = first.q_BHLD[:, :, 0], sets[0], sets[1:], find, q_pos_B
+    given = first.q_BHLD[:, :, 0], sets[0], sets[1:], found, q_pos_B
     return decode(*given, rotary_dim, scale, softcap, sink_H)[0][:, None]
 
 
@@ -79,7 +74,7 @@ def _check(
     truth = {"output": scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1) @ v[:, 0].double()}
     sets = [Keys(k[:, :, x], v[:, :, x], pos[:, x], None, None, 0, 300) for x in (slice(200, None), slice(4))]
     found = FoundTokens(q, table, pages, None if lowered else 0.0, less_1H)
-    got = lambda: [decode(q, sets[0], sets[1:], lambda: found, pos[:, -1], 0, dim**-0.5, softcap)[0]]  # noqa: E731
+    got = lambda: [decode(q, sets[0], sets[1:], found, pos[:, -1], 0, dim**-0.5, softcap)[0]]  # noqa: E731
     reason = disagreement(got, truth, dtype)
     del held  # what the addresses are of was needed until here
     if reason is not None:

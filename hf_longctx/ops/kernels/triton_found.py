@@ -8,7 +8,6 @@ of the window, which the window's parts have left.
 # B batch, H query heads, G key/value heads, D head dim, V that of values, T tables, R = H / T, K slots, P parts
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from .. import pages as sizes
 from ..found_tokens import FoundTokens
-from .beside import beside
 from .placed import on_device_of
 from .triton_cap import capped
 from .triton_decode import FULL, HALF, LOG2_E, Keys, cut, launch, merge
@@ -72,13 +70,10 @@ def _found(q, table, k, v, part, part_lse, lowered, at, windows, scale, margin, 
 
 
 def decode(
-    q_BHD: Tensor, window: Keys, others: list[Keys], find: Callable[[], FoundTokens], q_pos_B: Tensor, rotary_dim: int,
+    q_BHD: Tensor, window: Keys, others: list[Keys], found: FoundTokens, q_pos_B: Tensor, rotary_dim: int,
     scale: float, softcap: float | None = None, sink_H: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`triton_decode.decode` over the window, other keys, and found tokens, whose gate is the window's log-sum-exp.
-
-    In a CUDA graph they are found while the window is attended to.
-    """
+    """`triton_decode.decode` over the window, other keys, and found tokens, whose gate is the window's log-sum-exp."""
     B, H, D = q_BHD.shape
     G, V = window.k_BGSD.shape[1], window.v_BGSD.shape[-1]
     settings = FULL if q_BHD.dtype == torch.float32 else HALF
@@ -89,13 +84,10 @@ def decode(
     # the window's parts are its own, as the gate goes by them, and one more set shares their launch
     given = q_pos_B, rotary_dim, scale, softcap, part, lse
     parts = windows + sum(parts for _, parts in cuts[1:2])
-    with beside(q_BHD.device) as join:
-        launch(q_BHD, [window, *others[:1]], *given, 0, cuts[0][0], parts, settings, windows if others else 0)
-        for keys, (tiles, more) in zip(others[1:], cuts[2:], strict=True):
-            launch(q_BHD, [keys], *given, parts, tiles, more, settings)
-            parts += more
-    found = find()
-    join()
+    launch(q_BHD, [window, *others[:1]], *given, 0, cuts[0][0], parts, settings, windows if others else 0)
+    for keys, (tiles, more) in zip(others[1:], cuts[2:], strict=True):
+        launch(q_BHD, [keys], *given, parts, tiles, more, settings)
+        parts += more
     table, pages = found.table_BTK, found.pages
     T, K = table.shape[1:]
     q = found.q_BHD if found.q_BHD.stride(-1) == 1 else found.q_BHD.contiguous()
