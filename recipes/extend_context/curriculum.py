@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
-from hf_longctx.evaluation.results import environment, write_results
+from hf_longctx.evaluation.results import environment, result_file, write_results
+from hf_longctx.evaluation.rows import row
 from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.storage.files import check_file
 from hf_longctx.training.curriculum import BatchSamplerMixin, BucketSampler, Decomposed, decompose
 from hf_longctx.training.memory import TrainingMemory, TrainingMemoryMixin
+from recipes.bars import missed
+from recipes.benchmarks.reading import command_without_paths
 from recipes.cards import one_card
 from recipes.clock import Clock, ClockMixin, minutes
 from recipes.extend_context.corpus import prepare
@@ -126,9 +129,33 @@ def run(config: dict[str, Any], size: dict[str, Any], minutes: float | None, fol
     mean = [sum(one["held-back loss"].values()) / len(one["held-back loss"]) for one in (ours, other)]
     found["seconds over joined"] = ours["seconds"] / other["seconds"]
     found["mean held-back loss over joined"] = mean[0] / mean[1]
-    found |= environment()
+    label = f"Llama of {found['parameters'] / 1e6:.0f}M parameters, from random weights"
+    command = command_without_paths()
+    found = result_file(rows(found), model=label, command=command, heading="equal draw", **found)
     write_results(out, found)
     return found
+
+
+def rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The result beside its bars: time, and held-back loss of every size."""
+    ours, other = found["equal draw"], found["joined"]
+    seconds, mean = found["seconds over joined"], found["mean held-back loss over joined"]
+    equal = f"{other['tokens']:,} tokens each"
+    about = {
+        name: {key: one[key] for key in ("steps", "seconds", "pieces")}
+        for name, one in (("equal draw", ours), ("joined", other))
+    }
+    return [
+        row(f"{equal}: seconds of training, over joined pieces'", seconds, "", bar="<= 0.75",
+            why=missed(seconds, "<= 0.75", "attention is a small part of a step"), detail=about),
+        row(f"{equal}: loss of held-back pieces, mean over sizes, over joined pieces'", mean, "", bar="<= 1.005",
+            why=missed(mean, "<= 1.005", "long pieces are seen seldom")),
+        *(
+            row(f"loss of held-back pieces of {int(size):,} tokens", loss, "nats a token",
+                beside={"joined": other["held-back loss"][size]})
+            for size, loss in ours["held-back loss"].items()
+        ),
+    ]  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Answers for GRPOTrainer from `decode`, through TRL's `rollout_func`."""
+"""Answers for GRPOTrainer from a copy of the model, through TRL's `rollout_func`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import GenerationConfig
 
 from recipes.long_writer.data import prompt_ids
 from recipes.long_writer.decode import Sampling, write
@@ -13,11 +14,13 @@ from recipes.long_writer.decode import Sampling, write
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MEMORY = 0.5  # of what is free, for the pages of continuous batching; training needs the rest
+
 
 class Rollouts:
     """Called by GRPOTrainer with the prompts of a step, each as often as it is to be answered.
 
-    Answers are written by a copy of the model in `dtype`, which takes over the weights before each step.
+    Answers are written by a copy of the model in `dtype`, which takes over the weights before each step; by `decode`.
 
     Args:
         model: That is trained.
@@ -41,12 +44,15 @@ class Rollouts:
         # the same draws when a training is resumed
         sampling = Sampling(args.temperature, args.top_p, args.seed + trainer.state.global_step)
         limits = [args.max_completion_length] * len(ids)
+        answers, log_probs = self._write(ids, limits, sampling)
+        return {"prompt_ids": ids, "completion_ids": answers, "logprobs": log_probs}
+
+    def _write(
+        self, ids: list[list[int]], limits: list[int], sampling: Sampling
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Tokens of the answers, and the log-probability of each, if it is known."""
         written = write(self.writer, ids, limits, self.ends, sampling, tokens_at_once=self.tokens_at_once)
-        return {
-            "prompt_ids": ids,
-            "completion_ids": [one.ids for one in written],
-            "logprobs": [one.log_probs for one in written],
-        }
+        return [one.ids for one in written], [one.log_probs for one in written]
 
     @torch.no_grad()
     def _take_weights(self, model: Any) -> None:
@@ -54,3 +60,36 @@ class Rollouts:
         theirs = dict(model.named_parameters())
         for name, own in self.writer.named_parameters():
             own.copy_(theirs[name])
+
+
+class ContinuousRollouts(Rollouts):
+    """The same by transformers' continuous batching.
+
+    GRPOTrainer's own call of it casts the weights that are trained to bfloat16, in which steps of a small rate are
+    lost, and fails in mixed precision: accelerate turns what a model returns to float32, a paged cache among it.
+    """
+
+    def _write(
+        self, ids: list[list[int]], limits: list[int], sampling: Sampling
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        from transformers.generation import ContinuousBatchingConfig
+
+        ends = sorted(self.ends)
+        how = GenerationConfig(
+            do_sample=True,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_new_tokens=max(limits),
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+        )
+        batching = ContinuousBatchingConfig(seed=sampling.seed, max_memory_percent=MEMORY)
+        found = self.writer.generate_batch(ids, generation_config=how, continuous_batching_config=batching)
+        errors = [one.error for one in found.values() if one.error]
+        if errors or len(found) < len(ids):
+            raise RuntimeError(
+                f"continuous batching answered {len(found) - len(errors)} of {len(ids)} prompts"
+                f"{': ' + str(errors[0]) if errors else ''}. Sample answers otherwise (grpo: generation: graphs)."
+            )
+        # its log-probabilities are those among the tokens of top_p
+        return [list(one.generated_tokens) for one in found.values()], None

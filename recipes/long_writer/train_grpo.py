@@ -23,7 +23,7 @@ from recipes.long_writer.command import command
 from recipes.long_writer.data import WORDS, Fitting, asked, made, prompt_ids
 from recipes.long_writer.pairs import end_ids, room
 from recipes.long_writer.rewards import Reward
-from recipes.long_writer.rollouts import Rollouts
+from recipes.long_writer.rollouts import ContinuousRollouts, Rollouts
 from recipes.long_writer.stage import arguments, keep, run
 from recipes.long_writer.trainers import TRAINS, trainers
 from recipes.resuming import check_fresh
@@ -60,11 +60,7 @@ def prompts(tokenizer: Any, config: dict[str, Any]) -> tuple[Fitting, int]:
     return found, len(writing) - len(short)
 
 
-def generation(config: dict[str, Any], how: str) -> dict[str, Any]:
-    """What GRPOConfig is told of a way to generate."""
-    if how == "continuous":
-        return {"use_transformers_continuous_batching": True}
-    return {"cache_implementation": "static"} if how == "static" else {}
+ROLLOUTS = {"graphs": Rollouts, "continuous": ContinuousRollouts}  # ways to generate that are not TRL's own
 
 
 def train(
@@ -91,13 +87,14 @@ def train(
         args = arguments_of(
             **arguments(own["training"], out, own["steps"], rows, own["answers"], config["seed"]),
             reward_weights=weights,
-            **generation(config, own["generation"]),
+            **({"cache_implementation": "static"} if own["generation"] == "static" else {}),
         )
         more: dict[str, Any] = {}
-        if own["generation"] == "graphs":
+        if own["generation"] in ROLLOUTS:
             os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
             dtype = getattr(torch, config["save_dtype"]) if torch.cuda.is_available() else torch.float32
-            more["rollout_func"] = Rollouts(loaded, tokenizer, ends, dtype, config["score"]["tokens_at_once"])
+            kind = ROLLOUTS[own["generation"]]
+            more["rollout_func"] = kind(loaded, tokenizer, ends, dtype, config["score"]["tokens_at_once"])
         return trainer(
             model=loaded,
             args=one_card(args),

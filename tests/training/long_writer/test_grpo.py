@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("trl")
 
 
+from hf_longctx.hub import load
 from hf_longctx.hub.resolve import load_tokenizer
 from recipes.long_writer import rollouts, train_grpo
+from recipes.long_writer.decode import Sampling
+from recipes.long_writer.pairs import end_ids
 
 from .made import elsewhere
 
 
-@pytest.mark.parametrize("how", ["plain", "static"])
+@pytest.mark.parametrize("how", ["plain", "static", "continuous"])
 def test_stock_ways_to_generate(how: str, config: dict[str, Any], tmp_path: Path) -> None:
     own = config["grpo"]["training"] | {"max_completion_length": 8}
     changed = elsewhere(config, tmp_path, grpo={"generation": how, "steps": 1, "training": own})
@@ -75,5 +80,35 @@ def test_prompts_that_leave_no_room_are_left_out(config: dict[str, Any]) -> None
     assert len(asked) + more_asked == 12
 
 
-def test_continuous_batching_is_asked_for(config: dict[str, Any]) -> None:
-    assert train_grpo.generation(config, "continuous") == {"use_transformers_continuous_batching": True}
+def test_continuous_batching_leaves_what_is_trained_as_it_is(config: dict[str, Any]) -> None:
+    """Answers are those of the weights at that step, end with their end token or at the limit, and repeat by a seed."""
+    model, tokenizer = load(config["model"], dtype=torch.float32, device="cpu")
+    ends = end_ids(model, tokenizer)
+    rollouts_of = rollouts.ContinuousRollouts(model, tokenizer, ends, torch.float32, 1000)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(1.5)
+    args = SimpleNamespace(temperature=0.01, top_p=1.0, seed=3, max_completion_length=6)
+    trainer = SimpleNamespace(
+        args=args,
+        model=model,
+        state=SimpleNamespace(global_step=0),
+        accelerator=SimpleNamespace(unwrap_model=lambda x: x),
+    )
+    texts = ["Once upon a time", "The second one is longer than the first one", "Once upon a time"]
+    prompts = [[{"role": "user", "content": text}] for text in texts]
+    found = rollouts_of(prompts, trainer)
+    assert found["logprobs"] is None
+    assert next(model.parameters()).dtype == torch.float32
+    for ids, answer in zip(found["prompt_ids"], found["completion_ids"], strict=True):
+        stock = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=6, eos_token_id=sorted(ends))
+        assert answer == stock[0, len(ids) :].tolist()
+    assert rollouts_of(prompts, trainer)["completion_ids"] == found["completion_ids"]
+
+
+def test_continuous_batching_that_fails_says_so(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load(config["model"], dtype=torch.float32, device="cpu")
+    rollouts_of = rollouts.ContinuousRollouts(model, tokenizer, {2}, torch.float32, 1000)
+    one = SimpleNamespace(error="out of pages", generated_tokens=[])
+    monkeypatch.setattr(rollouts_of.writer, "generate_batch", lambda *_, **__: {"a": one})
+    with pytest.raises(RuntimeError, match=r"answered 0 of 2 prompts: out of pages\. Sample answers otherwise"):
+        rollouts_of._write([[5], [6]], [4, 4], Sampling(1.0))
