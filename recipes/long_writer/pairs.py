@@ -16,6 +16,7 @@ from recipes.clock import sooner
 from recipes.long_writer.data import WORDS, Fitting, asked, made, parts, prompt_ids
 from recipes.long_writer.decode import LateError, Sampling, Written, write
 from recipes.long_writer.length_pairs import Sampled, length_pairs
+from recipes.long_writer.loops import cut_loop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,7 +77,8 @@ def by_length(
         if until is not None and time.monotonic() >= until:
             raise
         written = late.written
-    without = loops = left = 0
+    without = loops = left = better_longer = 0
+    kept = own["loop_tokens"]
     for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         some = [one for one in written[number * often : (number + 1) * often] if one is not None]
         if len(some) < often:
@@ -89,8 +91,15 @@ def by_length(
         for pair in pairs:
             chosen, rejected = pair["answers"]
             loops += has_loops(texts[rejected])
-            _add(found, f"prompt {number}", prompt, some[chosen].ids, some[rejected].ids)
-    found_by = {"prompts": len(rows), "prompts without a worse answer": without, "rejected answers that loop": loops}
+            worse = some[rejected].ids if kept is None else cut_loop(some[rejected].ids, kept)
+            better_longer += len(some[chosen].ids) > len(worse)
+            _add(found, f"prompt {number}", prompt, some[chosen].ids, worse)
+    found_by = {
+        "prompts": len(rows),
+        "prompts without a worse answer": without,
+        "rejected answers that loop": loops,
+        "rejected answers that are shorter": better_longer,
+    }
     if left:
         logger.warning("%d of %d prompts have no pair: there was no time to sample their answers.", left, len(rows))
         found_by["prompts without time"] = left

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from recipes.long_writer.data import prompt_ids
 from recipes.long_writer.decode import Sampling, write
+from recipes.long_writer.loops import cut_loop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,12 +29,20 @@ class Rollouts:
         ends: Tokens that end an answer.
         dtype: Of the copy.
         tokens_at_once: See `decode.write`.
+        loop_tokens: See `loops.cut_loop`, which cuts answers that did not end; None: they are whole.
     """
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, ends: set[int], dtype: torch.dtype, tokens_at_once: int
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: set[int],
+        dtype: torch.dtype,
+        tokens_at_once: int,
+        loop_tokens: int | None = None,
     ) -> None:
         self.tokenizer, self.ends, self.tokens_at_once = tokenizer, ends, tokens_at_once
+        self.loop_tokens = loop_tokens
         self.writer = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         self.writer.config.use_cache = True
 
@@ -45,6 +54,11 @@ class Rollouts:
         sampling = Sampling(args.temperature, args.top_p, args.seed + trainer.state.global_step)
         limits = [args.max_completion_length] * len(ids)
         answers, log_probs = self._write(ids, limits, sampling)
+        if self.loop_tokens is not None:
+            kept = self.loop_tokens
+            answers = [one if one[-1:] and one[-1] in self.ends else cut_loop(one, kept) for one in answers]
+            if log_probs is not None:
+                log_probs = [own[: len(one)] for own, one in zip(log_probs, answers, strict=True)]
         return {"prompt_ids": ids, "completion_ids": answers, "logprobs": log_probs}
 
     def _write(

@@ -11,6 +11,7 @@ from recipes.config import check_alike, check_section, read_variant, read_yaml
 HERE = Path(__file__).parent
 DEFAULT = HERE / "config.yaml"
 GENERATION = ("graphs", "static", "continuous", "plain")
+CUTTING = ("graphs", "continuous")  # of these, those whose answers are ours before TRL has them
 REWARDS = ("verifier", "length", "ended_length", "repetition", "unended")
 REJECTED = ("random", "loops")
 OPEN = ("training", "rewards")  # sections with any names
@@ -44,6 +45,15 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"grpo: rewards: {grpo['rewards']}: expected weights of {', '.join(REWARDS)}.")
     if config["dpo"]["rejected"] not in REJECTED:
         raise ValueError(f"dpo: rejected: {config['dpo']['rejected']}: expected one of {', '.join(REJECTED)}.")
+    for stage in ("dpo", "grpo"):
+        kept = config[stage]["loop_tokens"]
+        if kept is not None and (type(kept) is not int or kept < 1):
+            raise ValueError(f"{stage}: loop_tokens: {kept!r}: expected a number of tokens, at least 1, or null.")
+    if grpo["loop_tokens"] is not None and grpo["generation"] not in CUTTING:
+        raise ValueError(
+            f"grpo: loop_tokens: {grpo['loop_tokens']}: expected null with generation: {grpo['generation']}, whose "
+            f"answers are TRL's own; they can be cut with {', '.join(CUTTING)}."
+        )
     answers = grpo["prompts_per_step"] * grpo["training"]["num_generations"]
     for name, step, forward in (
         ("sft: packs_per_step", sft["packs_per_step"], sft["packs"]),

@@ -94,7 +94,8 @@ def train(
             os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
             dtype = getattr(torch, config["save_dtype"]) if torch.cuda.is_available() else torch.float32
             kind = ROLLOUTS[own["generation"]]
-            more["rollout_func"] = kind(loaded, tokenizer, ends, dtype, config["score"]["tokens_at_once"])
+            at_once, kept = config["score"]["tokens_at_once"], own["loop_tokens"]
+            more["rollout_func"] = kind(loaded, tokenizer, ends, dtype, at_once, kept)
         return trainer(
             model=loaded,
             args=one_card(args),

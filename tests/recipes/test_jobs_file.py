@@ -76,7 +76,7 @@ def test_variants_of_writing_go_together() -> None:
         lines = (line for line in job.command.splitlines() if "recipes.long_writer." in line)
         names += (name for line in lines for name in re.findall(r"--variant ([^\s$]+)", line))
     assert {"base", "grpo_scored", "fewer_problems+rate_2e-4", "shown_32k", "s_l_alone"} <= set(names)
-    assert "whole+rate_3e-4+dpo_loops+grpo_scored" in names
+    assert {"whole+rate_2e-4+dpo_cut+grpo_scored+grpo_cut", "grpo_scored+by_answer"} <= set(names)
     for name in set(names) - {screen.BASE}:
         writing_settings.read_config(writing_settings.DEFAULT, name)
 

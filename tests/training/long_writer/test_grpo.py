@@ -16,7 +16,7 @@ pytest.importorskip("trl")
 from hf_longctx.hub import load
 from hf_longctx.hub.resolve import load_tokenizer
 from recipes.long_writer import rollouts, train_grpo
-from recipes.long_writer.decode import Sampling
+from recipes.long_writer.decode import Sampling, Written
 from recipes.long_writer.pairs import end_ids
 
 from .made import elsewhere
@@ -103,6 +103,22 @@ def test_continuous_batching_leaves_what_is_trained_as_it_is(config: dict[str, A
         stock = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=6, eos_token_id=sorted(ends))
         assert answer == stock[0, len(ids) :].tolist()
     assert rollouts_of(prompts, trainer)["completion_ids"] == found["completion_ids"]
+
+
+def test_answers_that_loop_can_be_cut(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that did not end, with their log-probabilities."""
+    model, tokenizer = load(config["model"], dtype=torch.float32, device="cpu")
+    loop, good = [*range(50, 90), *[7, 8, 9] * 100], [*range(100, 160), 2]
+    written = [Written(x, x[-1] == 2, [-1.0] * len(x)) for x in (loop, good, [*loop, 2])]
+    monkeypatch.setattr(rollouts, "write", lambda *_, **__: written)
+    args = SimpleNamespace(temperature=1.0, top_p=1.0, seed=3, max_completion_length=400)
+    stub = {"state": SimpleNamespace(global_step=0), "accelerator": SimpleNamespace(unwrap_model=lambda x: x)}
+    trainer = SimpleNamespace(args=args, model=model, **stub)
+    prompts = [[{"role": "user", "content": "Write"}]] * 3
+    for kept, first in ((None, loop), (16, loop[: 40 + 3 + 16])):
+        found = rollouts.Rollouts(model, tokenizer, {2}, torch.float32, 1000, kept)(prompts, trainer)
+        assert found["completion_ids"] == [first, good, [*loop, 2]]
+        assert [len(one) for one in found["logprobs"]] == [len(one) for one in found["completion_ids"]]
 
 
 def test_continuous_batching_that_fails_says_so(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

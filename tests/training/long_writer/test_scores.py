@@ -25,6 +25,7 @@ from recipes.long_writer.decode import Written
 from recipes.long_writer.examples import examples
 from recipes.long_writer.figures import gained, risen, rows
 from recipes.long_writer.length_pairs import Sampled, length_pairs
+from recipes.long_writer.loops import cut_loop, loop_start
 from recipes.long_writer.pairs import by_length, verified
 from recipes.long_writer.progress import Progress
 from recipes.long_writer.rewards import Reward
@@ -118,7 +119,9 @@ def test_the_best_of_some_answers_is_preferred_as_it_was_written(
     for seed in range(12):
         found = Fitting(10**6)
         said = by_length(model, tokenizer, changed | {"seed": seed}, found)
-        assert said == {"prompts": 1, "prompts without a worse answer": 0} | {"rejected answers that loop": said[LOOP]}
+        shorter = len(found.rows[0]["rejected_ids"]) < len(found.rows[0]["chosen_ids"])
+        counted = {LOOP: said[LOOP], "rejected answers that are shorter": shorter}
+        assert said == {"prompts": 1, "prompts without a worse answer": 0} | counted
         assert said[LOOP] == (found.rows[0]["rejected_ids"] == written[1].ids)
         (pair,) = found.rows
         assert pair["chosen_ids"] == written[0].ids
@@ -138,6 +141,36 @@ def test_answers_that_loop_are_rejected_first_and_never_preferred() -> None:
     assert others == {(0, 1), (0, 2), (0, 3)}
     none = Sampled(one.prompt, 45, [short, good], [1, 1])
     assert length_pairs([none], loops=True)[0][0]["answers"] == [1, 0], "where none loops, a random one"
+
+
+@pytest.mark.parametrize("period", [1, 5, 20, 90])
+@pytest.mark.parametrize("before", [0, 3, 200])
+def test_a_loop_begins_where_runs_go_on_repeating(before: int, period: int) -> None:
+    """A text without repetition, then the same tokens over and over: their first round is not a loop yet."""
+    ids = [*range(1000, 1000 + before), *(list(range(period)) * 400)[:400]]
+    assert loop_start(ids) == before + period
+    assert cut_loop(ids, 64) == ids[: before + period + 64]
+    # one that is left again within a few tokens is none
+    once = [*range(200), *range(150, 170), *range(300, 600)]
+    assert loop_start(once) is None
+    assert cut_loop(once, 64) == once
+    assert loop_start([]) is None
+
+
+def test_a_rejected_loop_can_be_cut(config: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load(config["model"])
+    text = " ".join(a + b for a in "bcdfg" for b in ("an", "en", "in", "on"))
+    good = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    loop = [*range(50, 90), *[7, 8, 9] * 100]
+    monkeypatch.setattr(pairs_module, "write", lambda *_, **__: [Written(good, True, []), Written(loop, False, [])])
+    chat = [{"role": "user", "content": "Write 20 words."}, {"role": "assistant", "content": "a"}]
+    write_json_lines(tmp_path / "rows.jsonl", [{"messages": chat, "words": 20}])
+    for kept, rejected in ((None, loop), (16, loop[: 40 + 3 + 16])):
+        own = config["dpo"] | {"samples": 2, "prompts": 5, "rejected": "loops", "loop_tokens": kept}
+        found = Fitting(10**6)
+        by_length(model, tokenizer, config | {"chats": [str(tmp_path / "rows.jsonl")], "dpo": own}, found)
+        (pair,) = found.rows
+        assert (pair["chosen_ids"], pair["rejected_ids"]) == (good, rejected)
 
 
 def test_the_interval_is_that_of_scipy() -> None:
