@@ -102,7 +102,7 @@ import torch
 from hf_longctx.ops.codes import Centre, encode
 from hf_longctx.ops.kernels import coding, triton_coding
 torch.manual_seed(0)
-triton_coding.ELEMENTS = 1024
+triton_coding.ELEMENTS = 512
 bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
 for D, S, dtype in ((64, 70, fp32), (128, 33, bf16), (20, 100, fp16), (256, 9, bf16)):
     k = (3 * torch.randn(2, S + 5, D) + 1).to(dtype)[:, 2:-3]

@@ -15,7 +15,9 @@ from ..codes import Centre, channels, turns
 from .placed import on_device_of
 from .triton_pages import _hadamard
 
-ELEMENTS = 2048  # numbers of the keys of a program
+# numbers of the keys of a program, and its warps: of several, each step of a turn would exchange them through shared memory,
+# behind a barrier (with 4 warps for 2,048 numbers 52 barriers in place of 6, and half again as many instructions)
+ELEMENTS, WARPS = 1024, 1
 
 
 @triton.jit
@@ -126,6 +128,7 @@ def encode(k_GSD: Tensor, centre: Centre, into: tuple[Tensor, Tensor] | None = N
         _code[grid](
             k, mean, width, *turns(T, k.device), words, size, T**-0.5, S, *k.stride()[:2], words.stride(0),
             size.stride(0), D=D, T=T, STEPS=T.bit_length() - 1, N=N, LEVELS=C // T,
+            num_warps=WARPS,
         )  # fmt: skip
     return words, size
 
@@ -155,5 +158,5 @@ def store(
         _store[(triton.cdiv(S, N), G)](
             k, v, at_4N, mean, width, *turn, T**-0.5, S, start, at_4N.shape[1], *k.stride()[:2], *v.stride()[:2],
             D=D, T=T, V=V, VP=triton.next_power_of_2(V), STEPS=T.bit_length() - 1, N=N, LEVELS=C // T, PAGE=page,
-            KEPT=kept,
+            KEPT=kept, num_warps=WARPS,
         )  # fmt: skip
