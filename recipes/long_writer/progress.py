@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_longctx.storage.cells import CellStore
+from recipes.long_writer.settings import telling
 from recipes.long_writer.stage import decides
 from recipes.resuming import check_fresh, check_same, fingerprints
 
@@ -74,7 +75,7 @@ class Progress:
         folder.mkdir(parents=True, exist_ok=True)
 
     def _store(self, file: Path) -> CellStore:
-        told = {key: value for key, value in self.config.items() if key != "out"}
+        told = {key: value for key, value in telling(self.config).items() if key != "out"}
         return CellStore(file, told, other="another folder, without --resume")
 
     def sizes(self, name: str) -> Sizes:

@@ -16,6 +16,7 @@ REWARDS = ("verifier", "length", "ended_length", "repetition", "unended")
 REJECTED = ("random", "loops")
 OPEN = ("training", "rewards")  # sections with any names
 WHOLE = ("rewards",)  # a variant gives all of them
+LATER = {"dpo": ("loop_tokens",), "grpo": ("loop_tokens",)}  # null where a config is from before there were these
 
 
 def read_config(path: Path, variant: str | None = None, **given: Any) -> dict[str, Any]:
@@ -31,9 +32,12 @@ def read_config(path: Path, variant: str | None = None, **given: Any) -> dict[st
 
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings as they are; ValueError for what cannot work."""
+    """The settings, with null for later ones that are left out; ValueError for what cannot work."""
     known = read_yaml(DEFAULT)
     del known["variants"]
+    for stage, later in LATER.items():
+        if isinstance(config.get(stage), Mapping):
+            config = config | {stage: dict.fromkeys(later) | config[stage]}
     _check_sections(config, known, "")
     check_alike(config, known)
     tasks, grpo, sft = config["tasks"], config["grpo"], config["sft"]
@@ -49,11 +53,8 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
         kept = config[stage]["loop_tokens"]
         if kept is not None and (type(kept) is not int or kept < 1):
             raise ValueError(f"{stage}: loop_tokens: {kept!r}: expected a number of tokens, at least 1, or null.")
-    if grpo["loop_tokens"] is not None and grpo["generation"] not in CUTTING:
-        raise ValueError(
-            f"grpo: loop_tokens: {grpo['loop_tokens']}: expected null with generation: {grpo['generation']}, whose "
-            f"answers are TRL's own; they can be cut with {', '.join(CUTTING)}."
-        )
+    if grpo["loop_tokens"] is not None:
+        _check_cutting(grpo)
     answers = grpo["prompts_per_step"] * grpo["training"]["num_generations"]
     for name, step, forward in (
         ("sft: packs_per_step", sft["packs_per_step"], sft["packs"]),
@@ -68,6 +69,34 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     if sum(config["chain"].values()) >= 1:
         raise ValueError(f"chain: {config['chain']}: expected parts of the time that leave some for the scores.")
     return config
+
+
+def telling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without the later ones that are null: a run that began before there were these can be resumed."""
+    return dict(config) | {
+        stage: {name: one for name, one in config[stage].items() if one is not None or name not in later}
+        for stage, later in LATER.items()
+    }
+
+
+def _check_cutting(grpo: Mapping[str, Any]) -> None:
+    """ValueError where answers cannot be cut, where nothing is learnt from them, or where to be cut is paid."""
+    given = f"grpo: loop_tokens: {grpo['loop_tokens']}: expected"
+    if grpo["generation"] not in CUTTING:
+        raise ValueError(
+            f"{given} null with generation: {grpo['generation']}, whose answers are TRL's own; they can be cut with "
+            f"{', '.join(CUTTING)}."
+        )
+    if grpo["training"].get("mask_truncated_completions"):
+        raise ValueError(
+            f"{given} null with training: mask_truncated_completions: true, by which an answer that did not end is in "
+            f"no loss, cut or whole. Set that to false, as the variant grpo_cut does."
+        )
+    if grpo["rewards"].get("length"):
+        raise ValueError(
+            f"{given} rewards without length, which pays in full for an answer that is cut where it has the words that "
+            f"were asked for. Take ended_length, as the variant grpo_cut does."
+        )
 
 
 def _check_sections(config: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:

@@ -20,6 +20,7 @@ from hf_longctx.patch import applied
 from hf_longctx.training.checkpoints import last_whole
 from recipes.clock import Clock
 from recipes.long_writer.budget import NotFinishedError
+from recipes.long_writer.settings import telling
 from recipes.resuming import fingerprints, keep_settings
 
 logger = logging.getLogger("hf_longctx")
@@ -114,7 +115,8 @@ def run(
 
 def decides(config: Mapping[str, Any], stage: str, model: str) -> dict[str, Any]:
     """What decides the weights of a stage, beside its data."""
-    return {key: config[key] for key in ("context", "seed", "tasks", stage)} | {"model": model}
+    told = telling(config)
+    return {key: told[key] for key in ("context", "seed", "tasks", stage)} | {"model": model}
 
 
 def keep(out: Path, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,13 +15,19 @@ from transformers import TrainerControl, TrainerState
 from hf_longctx.evaluation.tasks.long_output import make, sft_row
 from hf_longctx.hub.resolve import load_tokenizer
 from hf_longctx.parallel.model.documents import IGNORED
+from hf_longctx.storage.cells import CellStore
 from hf_longctx.storage.files import write_json_lines
 from recipes.clock import Clock
 from recipes.config import merged
 from recipes.long_writer import data
 from recipes.long_writer.curriculum import ShortFirst, competence, packs_by_length
 from recipes.long_writer.data import Fitting, asked, parts, sft_documents
+from recipes.long_writer.progress import Progress
 from recipes.long_writer.settings import DEFAULT, checked, read_config
+from recipes.long_writer.stage import decides
+from recipes.resuming import fingerprints
+
+LEARNT = {"mask_truncated_completions": False}  # from answers that did not end
 
 
 @pytest.mark.parametrize("variant", [None, *yaml.safe_load(DEFAULT.read_text())["variants"]])
@@ -40,6 +46,11 @@ def test_the_config_and_its_variants_can_work(variant: str | None) -> None:
         ({"dpo": {"loop_tokens": 1.5}}, "dpo: loop_tokens: 1.5: expected a number of tokens, at least 1, or null"),
         ({"grpo": {"loop_tokens": -1}}, "grpo: loop_tokens: -1: expected a number of tokens, at least 1, or null"),
         ({"grpo": {"loop_tokens": 9, "generation": "plain"}}, "loop_tokens: 9: expected null with generation: plain"),
+        ({"grpo": {"loop_tokens": 9}}, "loop_tokens: 9: expected null with training: mask_truncated_completions: true"),
+        (
+            {"grpo": {"loop_tokens": 9, "training": LEARNT}},
+            "loop_tokens: 9: expected rewards without length, which pays",
+        ),
         ({"dpo": {"rejected": "short"}}, "dpo: rejected: short: expected one of random, loops"),
         ({"sft": {"packs": 3}}, "sft: packs_per_step: 8: expected a multiple of the 3 of a forward"),
         ({"grpo": {"answers": 24}}, "the answers of a step: 64: expected a multiple of the 24"),
@@ -62,6 +73,31 @@ def test_missing_settings_and_variants_are_named(tmp_path: Path) -> None:
         checked(config)
     with pytest.raises(ValueError, match=r"--variant s_l: config\.yaml has no s_l; it has s_l_alone, sequence"):
         read_config(DEFAULT, "s_l")
+
+
+def test_a_config_from_before_answers_could_be_cut_is_the_same_run(tmp_path: Path) -> None:
+    """Without the keys it works, and a training or scores that began without them are gone on with."""
+    now = read_config(DEFAULT, "grpo_scored", out=str(tmp_path / "out"))
+    given = {name: dict(one) if isinstance(one, dict) else one for name, one in now.items()}
+    for stage in ("dpo", "grpo"):
+        del given[stage]["loop_tokens"]
+    told = {stage: fingerprints({**given, "model": "m"}) for stage in ("dpo", "grpo")}
+    assert checked(given) == now
+    for stage, was in told.items():
+        own = fingerprints(decides(now, stage, "m"))
+        assert own == {key: was[key] for key in own}
+        cut = merged(now, {stage: {"loop_tokens": 9}})
+        assert fingerprints(decides(cut, stage, "m"))[stage] != was[stage]
+    store = CellStore(tmp_path / "out/scores/sft.jsonl", {key: one for key, one in given.items() if key != "out"})
+    store.run(["sft", "tasks 60"], lambda: {"value": 1})
+    assert "tasks 60" in Progress(now, [], resume=True).sizes("sft")
+
+
+def test_what_pays_for_a_cut_counts_only_by_its_weight() -> None:
+    rewards = {"verifier": 1.0, "length": 0.0, "ended_length": 1.0}
+    config = read_config(DEFAULT)
+    config["grpo"] |= {"loop_tokens": 9, "rewards": rewards, "training": config["grpo"]["training"] | LEARNT}
+    assert checked(config)["grpo"]["loop_tokens"] == 9
 
 
 def test_the_end_of_every_answer_is_a_target_though_it_is_the_padding(config: dict[str, Any]) -> None:
