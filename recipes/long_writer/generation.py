@@ -65,7 +65,8 @@ def steps_of(config: dict[str, Any], way: str, steps: int) -> list[dict[str, Any
     """What the trainer logs of the first steps."""
     out = Path(config["out"]) / f"generation-{way}"
     shutil.rmtree(out, ignore_errors=True)
-    changed = {"generation": way, "steps": steps}
+    # whole answers, of which some ways can cut none
+    changed = {"generation": way, "steps": steps, "loop_tokens": None}
     training = config["grpo"]["training"] | {"save_steps": NEVER, "logging_steps": 1}
     try:
         report = train_grpo.train(config | {"out": str(out), "grpo": config["grpo"] | changed | {"training": training}})

@@ -60,3 +60,18 @@ def test_what_a_way_leaves_is_gone_when_the_next_begins(
     rows = list(measured(elsewhere(config, tmp_path), ["static", "plain", "graphs"], 2))
     assert [one["value"] for one in rows] == [None, 1.0, 1.0]
     assert len(models) == 3
+
+
+def test_whole_answers_are_timed_by_every_way(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some can cut none, and the longest answer of those that can would not be what was sampled."""
+    given = list[Any]()
+
+    def train(config: dict[str, Any], **_: Any) -> dict[str, Any]:
+        given.append(config["grpo"]["loop_tokens"])
+        return {"logs": [{"step_time": 1.0, "completions/max_length": 8}] * 2}
+
+    monkeypatch.setattr(train_grpo, "train", train)
+    list(measured(elsewhere(config, tmp_path, grpo={"loop_tokens": 64}), ["graphs", "plain"], 2))
+    assert given == [None, None]
