@@ -19,12 +19,14 @@ class Sampled:
         required: Words asked for.
         texts: Answers, two at least.
         ended: Of each answer, whether it ended by itself, with the end token.
+        looping: Of each answer, whether it goes round in circles, also for a part of it; None: as `has_loops` says.
     """
 
     prompt: Sequence[dict[str, str]]
     required: int
     texts: Sequence[str]
     ended: Sequence[bool]
+    looping: Sequence[bool] | None = None
 
 
 def length_pairs(
@@ -39,7 +41,6 @@ def length_pairs(
         samples: Of an iterator, one at a time is used.
         seed: Of the choice among the worse answers.
         least: By which the best score has to be above the other, 0 to 1. Equal ones never make a pair.
-
         loops: Of the worse answers, one that loops is taken where there is any, and one that loops has the score 0.
 
     Raises:
@@ -53,7 +54,8 @@ def length_pairs(
                 "two answers at least, and a mark for each."
             )
         scores = [ended_length_score(t, one.required, end) for t, end in zip(one.texts, one.ended, strict=True)]
-        loop = {i for i, text in enumerate(one.texts) if loops and has_loops(text)}
+        looping = [has_loops(text) for text in one.texts] if loops and one.looping is None else one.looping
+        loop = {i for i, goes_round in enumerate(looping or ()) if loops and goes_round}
         scores = [0.0 if i in loop else score for i, score in enumerate(scores)]
         best = max(range(len(scores)), key=scores.__getitem__)
         worse = [i for i, score in enumerate(scores) if score < scores[best] and score <= scores[best] - least]

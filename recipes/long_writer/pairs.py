@@ -16,7 +16,7 @@ from recipes.clock import sooner
 from recipes.long_writer.data import WORDS, Fitting, asked, made, parts, prompt_ids
 from recipes.long_writer.decode import LateError, Sampling, Written, write
 from recipes.long_writer.length_pairs import Sampled, length_pairs
-from recipes.long_writer.loops import cut_loop
+from recipes.long_writer.loops import cut_loop, loop_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,19 +78,21 @@ def by_length(
             raise
         written = late.written
     without = loops = left = better_longer = 0
-    kept = own["loop_tokens"]
+    kept, avoided = own["loop_tokens"], own["rejected"] == "loops"
     for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         some = [one for one in written[number * often : (number + 1) * often] if one is not None]
         if len(some) < often:
             left += 1
             continue
         texts = [text_of(tokenizer, one) for one in some]
-        sample = Sampled(row["messages"][:-1], row[WORDS], texts, [one.ended for one in some])
-        pairs, none = length_pairs([sample], seed=config["seed"] + number, loops=own["rejected"] == "loops")
+        # a text that is fine for most of its words, and loops behind them, is as little to be preferred
+        looping = [has_loops(text) or loop_start(one.ids) is not None for text, one in zip(texts, some, strict=True)]
+        sample = Sampled(row["messages"][:-1], row[WORDS], texts, [one.ended for one in some], looping)
+        pairs, none = length_pairs([sample], seed=config["seed"] + number, loops=avoided)
         without += none
         for pair in pairs:
             chosen, rejected = pair["answers"]
-            loops += has_loops(texts[rejected])
+            loops += looping[rejected]
             worse = some[rejected].ids if kept is None else cut_loop(some[rejected].ids, kept)
             better_longer += len(some[chosen].ids) > len(worse)
             _add(found, f"prompt {number}", prompt, some[chosen].ids, worse)

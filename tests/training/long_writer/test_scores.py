@@ -173,6 +173,29 @@ def test_a_rejected_loop_can_be_cut(config: dict[str, Any], tmp_path: Any, monke
         assert (pair["chosen_ids"], pair["rejected_ids"]) == (good, rejected)
 
 
+def test_an_answer_that_loops_at_its_end_is_not_preferred(
+    config: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of its words loop, it is as long as asked and ends; another is shorter, and never loops."""
+    model, tokenizer = load(config["model"])
+    words = [a + b + c for a in "bcdfghklmnp" for b in "aeiou" for c in "lmnrst"]
+    texts = [" ".join([*words[:300], *["on", "and"] * 50]), " ".join(words[:250])]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    sampled = [Written([*one, tokenizer.eos_token_id], True, []) for one in ids]
+    assert loop_start(sampled[0].ids) is not None
+    assert loop_start(sampled[1].ids) is None
+    monkeypatch.setattr(pairs_module, "write", lambda *_, **__: sampled)
+    chat = [{"role": "user", "content": "Write 400 words."}, {"role": "assistant", "content": "a"}]
+    write_json_lines(tmp_path / "rows.jsonl", [{"messages": chat, "words": 400}])
+    for rejected, right in (("random", (0, 1)), ("loops", (1, 0))):
+        own = config["dpo"] | {"samples": 2, "prompts": 5, "rejected": rejected, "longest": 10**4}
+        found = Fitting(10**6)
+        said = by_length(model, tokenizer, config | {"chats": [str(tmp_path / "rows.jsonl")], "dpo": own}, found)
+        (pair,) = found.rows
+        assert (pair["chosen_ids"], pair["rejected_ids"]) == tuple(sampled[i].ids for i in right)
+        assert said[LOOP] == (rejected == "loops")
+
+
 def test_the_interval_is_that_of_scipy() -> None:
     bootstrap = pytest.importorskip("scipy.stats").bootstrap
     rng = np.random.default_rng(3)
