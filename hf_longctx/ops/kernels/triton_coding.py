@@ -16,7 +16,7 @@ from .placed import on_device_of
 from .triton_pages import _hadamard
 
 # numbers of the keys of a program, and its warps: of several, each step of a turn would exchange them through shared
-# memory, behind a barrier (4 warps with 2,048 numbers: 52 barriers in place of 6, and half again as many instructions)
+# memory, behind a barrier (4 warps with 2,048 numbers: 52 barriers in place of 6, and two thirds more instructions)
 ELEMENTS, WARPS = 1024, 1
 
 
