@@ -79,6 +79,9 @@ ROWS = {
     "code_lookup_margin": Row(
         CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4, gate_margin=0.5), ("llama",), (CORE[2], *FLOOR)
     ),
+    "code_lookup_strict": Row(
+        CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4, gate_margin=-0.2), ("llama",), (CORE[2], *FLOOR)
+    ),
     "code_lookup_count": Row(
         CodeLookup(n_global=2, n_local=6, top_k=3, shortlist=4, gate="count"), ("llama",), (CORE[2], *FLOOR)
     ),

@@ -40,10 +40,10 @@ def check_lookup(method: Any, choices: Mapping[str, Collection[str | None]]) -> 
 
 def check_margin(margin: float, gate: str | None) -> None:
     """ValueError for a gate's margin that is no distance, or that no gate reads."""
-    if not 0 <= margin < math.inf:
+    if not math.isfinite(margin):
         raise ValueError(
-            f"gate_margin={margin}: expected 0 or more nats, and a finite number. For all found tokens to count, take "
-            f"gate=None."
+            f"gate_margin={margin}: expected a finite number of nats. For all found tokens to count, take gate=None; "
+            f"for none, LMInfinite."
         )
     if margin and gate != "score":
         raise ValueError(

@@ -72,9 +72,9 @@ class CodeLookup(AttentionMethod):
             found tokens are lowered by the log of how many tokens the query has searched, by position: those after the
             first ones and at least `n_local` before it; "heads": only the heads of `heads` look up; None: all of them
             count.
-        gate_margin: With `gate="score"`, how far below that log-sum-exp a score may be, in nats, at least 0. Larger
-            ones let more found tokens count, and from some tens of nats on all do, as without a gate. It is in no
-            paper.
+        gate_margin: With `gate="score"`, how far below that log-sum-exp a score may be, in nats; below 0, how far
+            above it must be. Larger ones let more found tokens count, and from some tens of nats on all do, as without
+            a gate. It is in no paper.
         heads: With `gate="heads"`, those that look up, each as [layer, query head], from 0. `calibrated` finds them.
         on_host: Keep keys and values in pinned host memory, except those of the window; their codes stay on the GPU.
     """

@@ -203,7 +203,7 @@ def test_a_token_counts_if_its_score_is_no_further_below_the_window_than_the_mar
 
     tables: dict[Any, Tensor] = {}
     method = CodeLookup(n_global=2, n_local=n_local, top_k=4, read_at=read_at)
-    for margin in (None, 0.0, 0.3, 1.0, 40.0):
+    for margin in (None, -1.0, -0.02, 0.0, 0.3, 1.0, 40.0):
         gate: dict[str, Any] = {"gate": None} if margin is None else {"gate_margin": margin}
         with dataclasses.replace(method, **gate).on(model):
             vars(model.model)[STATE].watching = lambda _, table, key=margin: tables.update({key: table})
@@ -215,7 +215,7 @@ def test_a_token_counts_if_its_score_is_no_further_below_the_window_than_the_mar
         counts = above.gather(-1, every.clamp(min=0)) >= 0
         assert torch.equal(table, every.masked_fill(~counts, -1))
         kept.append(int((table >= 0).sum()))
-    assert 0 < kept[0] < kept[1] < kept[2] < kept[3] == int((every >= 0).sum())
+    assert 0 == kept[0] < kept[1] <= kept[2] < kept[3] < kept[4] < kept[5] == int((every >= 0).sum())
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -30,9 +30,13 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         r"gate_margin=2.0: only gate='score' has a margin, and gate is 'count'\. Leave out gate_margin",
     ),
     "a margin without a gate": ({"gate": None, "gate_margin": 2}, "only gate='score' has a margin, and gate is None"),
-    "negative margin": ({"gate_margin": -1.0}, "gate_margin=-1.0: expected 0 or more nats, and a finite number"),
+    "a margin that nothing passes": ({"gate_margin": float("-inf")}, r"gate_margin=-inf: .* for none, LMInfinite"),
+    "a negative margin without its gate": (
+        {"gate": "count", "gate_margin": -1.0},
+        r"gate_margin=-1.0: only gate='score' has a margin, and gate is 'count'\. Leave out gate_margin",
+    ),
     "endless margin": ({"gate_margin": float("inf")}, r"gate_margin=inf: .* For all found tokens to count, take"),
-    "no number as margin": ({"gate_margin": float("nan")}, "gate_margin=nan: expected 0 or more nats"),
+    "no number as margin": ({"gate_margin": float("nan")}, "gate_margin=nan: expected a finite number of nats"),
     "margin as text": ({"gate_margin": "2"}, "gate_margin='2' is str, expected float"),
     "no heads": ({"gate": "heads"}, r"gate='heads': no heads are given. CodeLookup\(...\).calibrated\(model, ids\)"),
     "heads without their gate": (

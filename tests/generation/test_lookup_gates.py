@@ -28,7 +28,8 @@ def noted(module, name, calls):
     return mock.patch.object(module, name, call)
 
 some = {"gate": "heads", "heads": [[0, 0], [1, 1]]}
-gates = ({}, {"gate_margin": 0.5}, {"gate": None}, {"gate": "count"}, some, {**some, "per": "head"})
+margins = ({"gate_margin": 0.5}, {"gate_margin": -0.5})
+gates = ({}, *margins, {"gate": None}, {"gate": "count"}, some, {**some, "per": "head"})
 # one query, a few, many, which torch does as there are few slots, and one; two rows are short
 parts, rows = (40, 41, 44, 61, 62), [text(1, n, seed=n) for n in (62, 43, 50)]
 ids, mask = left_padded([row[0] for row in rows])

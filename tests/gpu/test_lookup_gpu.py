@@ -29,8 +29,9 @@ bits_are_multiplied = pytest.mark.skipif(
 )
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "signs": {}, "margin": {"gate_margin": 0.5}, "keys": {"by": "keys", "per": "head", "gate": None},
-    "count": {"gate": "count"}, "heads": {"gate": "heads", "heads": [[0, 0], [1, 1]]},
+    "signs": {}, "margin": {"gate_margin": 0.5}, "strict": {"gate_margin": -0.3},
+    "keys": {"by": "keys", "per": "head", "gate": None}, "count": {"gate": "count"},
+    "heads": {"gate": "heads", "heads": [[0, 0], [1, 1]]},
     "each_of_some_heads": {"gate": "heads", "heads": [[0, 0], [0, 3], [1, 2]], "by": "keys", "per": "head"},
 }  # fmt: skip
 
