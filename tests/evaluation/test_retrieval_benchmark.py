@@ -185,7 +185,7 @@ def test_gates_and_margins_stand_side_by_side_until_the_time_is_over(
     over = iter([False, True])
     monkeypatch.setattr(type(run), "time_is_over", property(lambda _: next(over)))
     rows = {one["what"].split(", ", 2)[2].split(": ")[0]: one for one in gates.gate(run)}
-    scores = [f"gate='score', gate_margin={margin}" for margin in (-3, -2, -1, 0, 1, 2, 4)]
+    scores = [f"gate='score', gate_margin={margin}" for margin in (-2, -1, -0.5, 0, 1, 2, 4)]
     assert list(rows) == ["gate=None", *scores, "gate='count'", "gate='heads'"]
     assert rows.pop("gate='heads'")["why"].startswith("share=0.1: no head looks up the next token")
     for one in rows.values():

@@ -14,7 +14,7 @@ from hf_longctx.methods.code_lookup import CHOICES
 from .asking import SINGLE, Answers, answers
 from .run import Run
 
-MARGINS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)  # nats, of gate="score"
+MARGINS = (-2.0, -1.0, -0.5, 0.0, 1.0, 2.0, 4.0)  # nats, of gate="score"
 
 
 def gate(run: Run) -> Iterator[dict[str, Any]]:
