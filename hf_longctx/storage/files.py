@@ -196,10 +196,10 @@ def _locked(place: Path, key: str, name: str, file: bool, until: float) -> tuple
             continue
         if fcntl is None and not file:
             return _unlocked(place, key, "this system has no such locks"), False
-        new = file and not place.exists()
         try:
-            # the folder itself is locked: no lock file is left in it
-            handle = os.open(place, os.O_RDWR | os.O_CREAT if file else os.O_RDONLY, 0o666)
+            handle, new = _opened(place, file)
+        except FileExistsError:  # another run has made it in the meantime
+            continue
         except OSError as error:
             raise _cannot(place, name, error) from error
         why = _lock(handle)
@@ -216,6 +216,16 @@ def _locked(place: Path, key: str, name: str, file: bool, until: float) -> tuple
             return _unlocked(place, key, os.strerror(why)), new
         if not file:  # its last owner has removed it in the meantime
             _make(place, name)
+
+
+def _opened(place: Path, file: bool) -> tuple[int, bool]:
+    """A handle, and whether the file was made for it: only who makes it knows, as its last owner may remove it now."""
+    if not file:  # the folder itself is locked: no lock file is left in it
+        return os.open(place, os.O_RDONLY), False
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(place, os.O_RDWR), False
+    # of a link to a file that is not there, the file
+    return os.open(os.path.realpath(place), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
 
 
 def _be_patient(until: float, taken: BlockingIOError) -> None:

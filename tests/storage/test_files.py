@@ -168,3 +168,32 @@ def test_a_half_line_of_ours_is_left_out_and_one_of_others_refused(tmp_path: Pat
         path.write_bytes(text)
         with pytest.raises(ValueError, match="unknown beginning"):
             whole_lines(path, '{"key": ')
+
+
+@pytest.mark.parametrize("when", ["removed", "made", "link"])
+def test_an_empty_file_is_left_by_nobody_whoever_comes_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Its last owner removes it, or another makes it, just before it is opened; or it is a link to none."""
+    place, stock, calls = tmp_path / "rows.json", os.open, list[int]()
+    if when == "removed":
+        place.touch()
+    if when == "link":
+        place.symlink_to(tmp_path / "target.json")
+
+    def opened(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if str(path).endswith(".json"):
+            calls.append(flags)
+            if when == "removed" and len(calls) == 1:
+                place.unlink()
+            if when == "made" and len(calls) == 2:
+                os.close(stock(place, os.O_CREAT | os.O_RDWR))
+        return stock(path, flags, *more, **named)
+
+    monkeypatch.setattr(outputs.os, "open", opened)
+    with claimed(place, file=True):
+        assert place.exists()
+    if when == "made":  # another's, who removes it by itself
+        assert (place.exists(), len(calls)) == (True, 3)
+    elif when == "removed":
+        assert not list(tmp_path.iterdir())
