@@ -28,11 +28,11 @@ def loop_start(ids: Sequence[int]) -> int | None:
     return None
 
 
-def cut_loop(ids: Sequence[int], keep: int) -> list[int]:
-    """The answer up to its loop, with so many tokens of that, without an end; whole where it does not loop.
+def cut_loop(ids: Sequence[int], keep: int | None) -> list[int]:
+    """The answer up to its loop, with so many tokens of that, without an end; whole where it does not loop, or by None.
 
     A looping answer is as long as it may be, and what is preferred to it shorter: of whole ones a model learns to write
     little. What is kept shows the loop as it begins, where the model can still do otherwise.
     """
-    start = loop_start(ids)
-    return list(ids) if start is None else list(ids[: start + keep])
+    start = None if keep is None else loop_start(ids)
+    return list(ids) if keep is None or start is None else list(ids[: start + keep])

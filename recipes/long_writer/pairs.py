@@ -78,7 +78,6 @@ def by_length(
             raise
         written = late.written
     without = loops = left = better_longer = 0
-    kept, avoided = own["loop_tokens"], own["rejected"] == "loops"
     for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         some = [one for one in written[number * often : (number + 1) * often] if one is not None]
         if len(some) < often:
@@ -88,12 +87,12 @@ def by_length(
         # a text that is fine for most of its words, and loops behind them, is as little to be preferred
         looping = [has_loops(text) or loop_start(one.ids) is not None for text, one in zip(texts, some, strict=True)]
         sample = Sampled(row["messages"][:-1], row[WORDS], texts, [one.ended for one in some], looping)
-        pairs, none = length_pairs([sample], seed=config["seed"] + number, loops=avoided)
+        pairs, none = length_pairs([sample], seed=config["seed"] + number, loops=own["rejected"] == "loops")
         without += none
         for pair in pairs:
             chosen, rejected = pair["answers"]
             loops += looping[rejected]
-            worse = some[rejected].ids if kept is None else cut_loop(some[rejected].ids, kept)
+            worse = cut_loop(some[rejected].ids, own["loop_tokens"])
             better_longer += len(some[chosen].ids) > len(worse)
             _add(found, f"prompt {number}", prompt, some[chosen].ids, worse)
     found_by = {

@@ -54,11 +54,9 @@ class Rollouts:
         sampling = Sampling(args.temperature, args.top_p, args.seed + trainer.state.global_step)
         limits = [args.max_completion_length] * len(ids)
         answers, log_probs = self._write(ids, limits, sampling)
-        if self.loop_tokens is not None:
-            kept = self.loop_tokens
-            answers = [one if one[-1:] and one[-1] in self.ends else cut_loop(one, kept) for one in answers]
-            if log_probs is not None:
-                log_probs = [own[: len(one)] for own, one in zip(log_probs, answers, strict=True)]
+        answers = [one if one and one[-1] in self.ends else cut_loop(one, self.loop_tokens) for one in answers]
+        if log_probs is not None:
+            log_probs = [own[: len(one)] for own, one in zip(log_probs, answers, strict=True)]
         return {"prompt_ids": ids, "completion_ids": answers, "logprobs": log_probs}
 
     def _write(

@@ -29,6 +29,7 @@ from recipes.long_writer.trainers import TRAINS, trainers
 from recipes.resuming import check_fresh
 
 logger = logging.getLogger("hf_longctx")
+ROLLOUTS = {"graphs": Rollouts, "continuous": ContinuousRollouts}  # ways to generate that are not TRL's own
 # what the report has of each step, and how TRL calls it
 CURVE = {
     "reward": "reward",
@@ -58,9 +59,6 @@ def prompts(tokenizer: Any, config: dict[str, Any]) -> tuple[Fitting, int]:
         same = {"prompt": row["prompt"], "problem": row.get("problem"), WORDS: row.get(WORDS)}
         found.add(same, len(prompt_ids(tokenizer, row["prompt"])) + answer, name)
     return found, len(writing) - len(short)
-
-
-ROLLOUTS = {"graphs": Rollouts, "continuous": ContinuousRollouts}  # ways to generate that are not TRL's own
 
 
 def train(

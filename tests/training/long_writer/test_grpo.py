@@ -80,6 +80,16 @@ def test_prompts_that_leave_no_room_are_left_out(config: dict[str, Any]) -> None
     assert len(asked) + more_asked == 12
 
 
+def trainer_of(model: Any, **args: Any) -> Any:
+    """What rollouts ask of a trainer, at its first step."""
+    return SimpleNamespace(
+        args=SimpleNamespace(**{"top_p": 1.0, "seed": 3} | args),
+        model=model,
+        state=SimpleNamespace(global_step=0),
+        accelerator=SimpleNamespace(unwrap_model=lambda x: x),
+    )
+
+
 def test_continuous_batching_leaves_what_is_trained_as_it_is(config: dict[str, Any]) -> None:
     """Answers are those of the weights at that step, end with their end token or at the limit, and repeat by a seed."""
     model, tokenizer = load(config["model"], dtype=torch.float32, device="cpu")
@@ -87,13 +97,7 @@ def test_continuous_batching_leaves_what_is_trained_as_it_is(config: dict[str, A
     rollouts_of = rollouts.ContinuousRollouts(model, tokenizer, ends, torch.float32, 1000)
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(1.5)
-    args = SimpleNamespace(temperature=0.01, top_p=1.0, seed=3, max_completion_length=6)
-    trainer = SimpleNamespace(
-        args=args,
-        model=model,
-        state=SimpleNamespace(global_step=0),
-        accelerator=SimpleNamespace(unwrap_model=lambda x: x),
-    )
+    trainer = trainer_of(model, temperature=0.01, max_completion_length=6)
     texts = ["Once upon a time", "The second one is longer than the first one", "Once upon a time"]
     prompts = [[{"role": "user", "content": text}] for text in texts]
     found = rollouts_of(prompts, trainer)
@@ -111,9 +115,7 @@ def test_answers_that_loop_can_be_cut(config: dict[str, Any], monkeypatch: pytes
     loop, good = [*range(50, 90), *[7, 8, 9] * 100], [*range(100, 160), 2]
     written = [Written(x, x[-1] == 2, [-1.0] * len(x)) for x in (loop, good, [*loop, 2])]
     monkeypatch.setattr(rollouts, "write", lambda *_, **__: written)
-    args = SimpleNamespace(temperature=1.0, top_p=1.0, seed=3, max_completion_length=400)
-    stub = {"state": SimpleNamespace(global_step=0), "accelerator": SimpleNamespace(unwrap_model=lambda x: x)}
-    trainer = SimpleNamespace(args=args, model=model, **stub)
+    trainer = trainer_of(model, temperature=1.0, max_completion_length=400)
     prompts = [[{"role": "user", "content": "Write"}]] * 3
     for kept, first in ((None, loop), (16, loop[: 40 + 3 + 16])):
         found = rollouts.Rollouts(model, tokenizer, {2}, torch.float32, 1000, kept)(prompts, trainer)
