@@ -1,7 +1,8 @@
 """Attention of one new token a row that reads each key once, whatever the number of queries that share it.
 
 transformers 5.17 repeats keys and values for every query head where there is a mask, which for a long static cache is
-several times the reading that a step needs.
+several times the reading that a step needs. torch's attention reads all keys of a head with one multiprocessor: where
+few rows have long caches, most of a card waits, and the library's own kernel shares a row's keys among all.
 """
 
 # B batch, H query heads, G key/value heads, L query length, S columns of the cache, D head dim
@@ -11,12 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from hf_longctx.ops.attend import attend
+from hf_longctx.ops.branch import Branch
+from hf_longctx.ops.masks import Full
+from hf_longctx.ops.positions import Positions
+
 NAME = "long_writer_sdpa"
+LONG = 8192  # columns of a cache from which on the keys of a row are shared out
 
 
 def attention(
@@ -27,6 +35,12 @@ def attention(
     if L != 1 or attention_mask is None:
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return found
+    if key.shape[2] >= LONG:
+        seen_BS = attention_mask[:, 0, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0, 0] == 0
+        k_pos_BS = seen_BS.long() - 1  # -1: a column without a token
+        branch = Branch(query, key, value, Positions(k_pos_BS.new_zeros(B, 1), k_pos_BS), Full())
+        scale = D**-0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
+        return attend([branch], scale=scale), None
     grouped = query.view(B, key.shape[1], -1, D)
     out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
     return out.reshape(B, 1, H, D), None

@@ -19,11 +19,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from recipes.long_writer import batching, decode
+from recipes.long_writer import batching, decode, grouped
 from recipes.long_writer.batching import BLOCK, columns, together
 from recipes.long_writer.decode import LateError, Sampling, choose, write
 from recipes.long_writer.grouped import attending_grouped
-from recipes.long_writer.step import Step
+from recipes.long_writer.step import Step, bias
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [3, 4] * 300]
 LIMITS = [60, 40, 30]
@@ -235,16 +235,25 @@ def test_what_is_sampled_is_of_the_nucleus_of_a_plain_forward(model: Any, monkey
     assert outside == 0
 
 
-def test_the_step_reads_shared_keys_once(model: Any) -> None:
+@pytest.mark.parametrize("long", [41, 40])  # columns from which on another kernel attends
+def test_the_step_reads_shared_keys_once(model: Any, long: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "LONG", long)
     torch.manual_seed(1)
     query, key, value = torch.randn(3, 4, 1, 16), torch.randn(3, 2, 40, 16), torch.randn(3, 2, 40, 16)
     mask = torch.rand(3, 1, 1, 40) > 0.3
-    from recipes.long_writer.grouped import attention
-
-    found, _ = attention(model.model.layers[0].self_attn, query, key, value, mask, scaling=0.25)
+    layer = model.model.layers[0].self_attn
+    found, _ = grouped.attention(layer, query, key, value, mask, scaling=0.25)
+    biased, _ = grouped.attention(layer, query, key, value, bias(mask, key.dtype), scaling=0.25)
+    torch.testing.assert_close(found, biased)
     scores = torch.einsum("bhld,bhsd->bhls", query, key.repeat_interleave(2, 1)) * 0.25
     right = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value.repeat_interleave(2, 1)
     torch.testing.assert_close(found, right.transpose(1, 2))
+
+
+def test_answers_of_long_caches_are_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "LONG", 1)
+    found = write(model, PROMPTS, LIMITS, {END}, tokens_at_once=10**6)
+    assert [one.ids for one in found] == greedy(model, {END})
 
 
 def test_other_attention_stays_what_it_is(model: Any) -> None:
