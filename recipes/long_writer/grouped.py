@@ -1,8 +1,9 @@
 """Attention of one new token a row that reads each key once, whatever the number of queries that share it.
 
 transformers 5.17 repeats keys and values for every query head where there is a mask, which for a long static cache is
-several times the reading that a step needs. torch's attention reads all keys of a head with one multiprocessor: where
-few rows have long caches, most of a card waits, and the library's own kernel shares a row's keys among all.
+several times the reading that a step needs. Where the library's own kernel runs, it attends: torch's reads all keys of
+a head with one multiprocessor, and padding too. On an H200 a layer takes 44 us in place of 74 with 64 rows of 2,304
+columns, 155 in place of 530 with 20 of 36,864.
 """
 
 # B batch, H query heads, G key/value heads, L query length, S columns of the cache, D head dim
@@ -20,11 +21,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_longctx.ops.attend import attend
 from hf_longctx.ops.branch import Branch
+from hf_longctx.ops.kernels import FUSED
 from hf_longctx.ops.masks import Full
 from hf_longctx.ops.positions import Positions
 
 NAME = "long_writer_sdpa"
-LONG = 8192  # columns of a cache from which on the keys of a row are shared out
 
 
 def attention(
@@ -35,15 +36,19 @@ def attention(
     if L != 1 or attention_mask is None:
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return found
-    if key.shape[2] >= LONG:
-        seen_BS = attention_mask[:, 0, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0, 0] == 0
-        k_pos_BS = seen_BS.long() - 1  # -1: a column without a token
-        branch = Branch(query, key, value, Positions(k_pos_BS.new_zeros(B, 1), k_pos_BS), Full())
-        scale = D**-0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
-        return attend([branch], scale=scale), None
+    seen_BS = attention_mask[:, 0, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0, 0] == 0
+    k_pos_BS = seen_BS.long() - 1  # -1: a column without a token
+    branch = Branch(query, key, value, Positions(k_pos_BS.new_zeros(B, 1), k_pos_BS), Full())
+    if has_kernel(branch):
+        return attend([branch], scale=D**-0.5 if kwargs.get("scaling") is None else kwargs["scaling"]), None
     grouped = query.view(B, key.shape[1], -1, D)
     out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
     return out.reshape(B, 1, H, D), None
+
+
+def has_kernel(branch: Branch) -> bool:
+    """Does the library have a kernel for it? What it does without one waits for the device, and cannot be recorded."""
+    return any(kernel.unsupported_reason([branch]) is None for kernel in FUSED)
 
 
 @contextmanager

@@ -105,7 +105,8 @@ class Scores:
     ) -> None:
         self._give, self.config, self.until, self.stop, self._ban = model, config, until, stop, banned
         self.half, self.last = half, last
-        self.per_token = 0.0  # seconds, of the slowest size so far
+        # seconds, of the last size: those before it are shorter, and have more of what every step takes
+        self.per_token = 0.0
         self.found: dict[str, Any] = {} if into is None else into
         self.found |= {"tasks": [], "writing": [], "not measured": [], "no room": []}
         self.kept, self.sizes, self.texts = kept, sizes, texts
@@ -140,7 +141,7 @@ class Scores:
         rows = [row for _, row in asked([own["writing"]])] if own["writing"] else []
         loss = self._run("loss", lambda: {"loss": self.loss(rows[:LOSS_ROWS])}) if rows else {"loss": None}
         self.found["loss on held-back answers"] = loss["loss"]
-        lengths = sorted({row[WORDS] for row in rows if row[WORDS] <= own["longest"]})
+        lengths = sorted({row[WORDS] for row in rows if (own["shortest"] or 0) <= row[WORDS] <= own["longest"]})
         sizes = [(tokens, "tasks", tokens) for tokens in own["tokens"]]
         sizes += [(room(self.config, words) // ROOM, "writing", words) for words in lengths]
         for _, what, size in sorted(sizes):
@@ -163,7 +164,7 @@ class Scores:
             self.found[what] += found["cells"]
             self.found["no room"] += found["no room"]
             self.examples += found.get("examples", [])
-            self.per_token = max(self.per_token, found["seconds"] / max(found["cost"], 1))
+            self.per_token = found["seconds"] / max(found["cost"], 1)
             if self.texts is not None:
                 self.texts.parent.mkdir(parents=True, exist_ok=True)
                 write_json_lines(self.texts, self.examples)

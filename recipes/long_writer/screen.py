@@ -53,7 +53,8 @@ LONGEST = 500  # words that are asked for
 def few(config: dict[str, Any]) -> dict[str, Any]:
     """The config with the shortest of its scores."""
     own = config["score"]
-    return config | {"score": own | {"tokens": [min(own["tokens"])], "longest": min(own["longest"], LONGEST)}}
+    short = {"tokens": [min(own["tokens"])], "shortest": None, "longest": min(own["longest"], LONGEST)}
+    return config | {"score": own | short}
 
 
 def measured(

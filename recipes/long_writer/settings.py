@@ -16,7 +16,8 @@ REWARDS = ("verifier", "length", "ended_length", "repetition", "unended")
 REJECTED = ("random", "loops")
 OPEN = ("training", "rewards")  # sections with any names
 WHOLE = ("rewards",)  # a variant gives all of them
-LATER = {"dpo": ("loop_tokens",), "grpo": ("loop_tokens",)}  # null where a config is from before there were these
+# null where a config is from before there were these
+LATER = {"dpo": ("loop_tokens",), "grpo": ("loop_tokens",), "score": ("shortest",)}
 
 
 def read_config(path: Path, variant: str | None = None, **given: Any) -> dict[str, Any]:
@@ -53,6 +54,11 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
         kept = config[stage]["loop_tokens"]
         if kept is not None and (type(kept) is not int or kept < 1):
             raise ValueError(f"{stage}: loop_tokens: {kept!r}: expected a number of tokens, at least 1, or null.")
+    shortest, longest = config["score"]["shortest"], config["score"]["longest"]
+    if shortest is not None and not (type(shortest) is int and 0 <= shortest <= longest):
+        raise ValueError(
+            f"score: shortest: {shortest!r}: expected words, at most those of longest, {longest}, or null."
+        )
     if grpo["loop_tokens"] is not None:
         _check_cutting(grpo)
     answers = grpo["prompts_per_step"] * grpo["training"]["num_generations"]

@@ -14,10 +14,11 @@ from recipes.long_writer.decode import write
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("long", [1, 10**9])
-def test_answers_are_those_of_a_forward(long: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", [True, False])
+def test_answers_are_those_of_a_forward(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of unequal prompts: each token is the likeliest one of a forward over what stands before it."""
-    monkeypatch.setattr(grouped, "LONG", long)
+    if not kernel:
+        monkeypatch.setattr(grouped, "has_kernel", lambda branch: False)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=96, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6,
@@ -25,7 +26,11 @@ def test_answers_are_those_of_a_forward(long: int, monkeypatch: pytest.MonkeyPat
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config).cuda().eval()
     prompts = [torch.randint(3, 64, (length,)).tolist() for length in (5, 700, 90)]
+    asked = list[bool]()
+    stock = grouped.has_kernel
+    monkeypatch.setattr(grouped, "has_kernel", lambda branch: asked.append(stock(branch)) or asked[-1])
     found = write(model, prompts, [300, 200, 250], {2}, tokens_at_once=10**6)
+    assert set(asked) == {kernel}
     for prompt, one in zip(prompts, found, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([prompt + one.ids], device="cuda")).logits[0, len(prompt) - 1 : -1]

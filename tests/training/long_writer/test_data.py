@@ -23,7 +23,7 @@ from recipes.long_writer import data
 from recipes.long_writer.curriculum import ShortFirst, competence, packs_by_length
 from recipes.long_writer.data import Fitting, asked, parts, sft_documents
 from recipes.long_writer.progress import Progress
-from recipes.long_writer.settings import DEFAULT, checked, read_config
+from recipes.long_writer.settings import DEFAULT, LATER, checked, read_config
 from recipes.long_writer.stage import decides
 from recipes.resuming import fingerprints
 
@@ -42,6 +42,11 @@ def test_the_config_and_its_variants_can_work(variant: str | None) -> None:
         ({"sft": {"problms": 3}}, "sft: problms: not a setting of this recipe. Did you mean 'problems'?"),
         ({"grpo": {"generation": "fast"}}, "generation: fast: expected one of graphs, static, continuous, plain"),
         ({"grpo": {"rewards": {"beauty": 1}}}, "expected weights of verifier, length, ended_length, repetition, "),
+        (
+            {"score": {"shortest": 5000}},
+            "score: shortest: 5000: expected words, at most those of longest, 1500",
+        ),
+        ({"score": {"shortest": 0.5}}, "score: shortest: 0.5: expected words, at most those of longest, 1500"),
         ({"dpo": {"loop_tokens": 0}}, "dpo: loop_tokens: 0: expected a number of tokens, at least 1, or null"),
         ({"dpo": {"loop_tokens": 1.5}}, "dpo: loop_tokens: 1.5: expected a number of tokens, at least 1, or null"),
         ({"grpo": {"loop_tokens": -1}}, "grpo: loop_tokens: -1: expected a number of tokens, at least 1, or null"),
@@ -75,12 +80,13 @@ def test_missing_settings_and_variants_are_named(tmp_path: Path) -> None:
         read_config(DEFAULT, "s_l")
 
 
-def test_a_config_from_before_answers_could_be_cut_is_the_same_run(tmp_path: Path) -> None:
+def test_a_config_from_before_later_settings_is_the_same_run(tmp_path: Path) -> None:
     """Without the keys it works, and a training or scores that began without them are gone on with."""
     now = read_config(DEFAULT, "grpo_scored", out=str(tmp_path / "out"))
     given = {name: dict(one) if isinstance(one, dict) else one for name, one in now.items()}
-    for stage in ("dpo", "grpo"):
-        del given[stage]["loop_tokens"]
+    for section, later in LATER.items():
+        for name in later:
+            del given[section][name]
     told = {stage: fingerprints({**given, "model": "m"}) for stage in ("dpo", "grpo")}
     assert checked(given) == now
     for stage, was in told.items():

@@ -235,9 +235,9 @@ def test_what_is_sampled_is_of_the_nucleus_of_a_plain_forward(model: Any, monkey
     assert outside == 0
 
 
-@pytest.mark.parametrize("long", [41, 40])  # columns from which on another kernel attends
-def test_the_step_reads_shared_keys_once(model: Any, long: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouped, "LONG", long)
+@pytest.mark.parametrize("kernel", [False, True])
+def test_the_step_reads_shared_keys_once(model: Any, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "has_kernel", lambda branch: kernel)
     torch.manual_seed(1)
     query, key, value = torch.randn(3, 4, 1, 16), torch.randn(3, 2, 40, 16), torch.randn(3, 2, 40, 16)
     mask = torch.rand(3, 1, 1, 40) > 0.3
@@ -250,8 +250,8 @@ def test_the_step_reads_shared_keys_once(model: Any, long: int, monkeypatch: pyt
     torch.testing.assert_close(found, right.transpose(1, 2))
 
 
-def test_answers_of_long_caches_are_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grouped, "LONG", 1)
+def test_answers_by_the_library_s_attention_are_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouped, "has_kernel", lambda branch: True)
     found = write(model, PROMPTS, LIMITS, {END}, tokens_at_once=10**6)
     assert [one.ids for one in found] == greedy(model, {END})
 

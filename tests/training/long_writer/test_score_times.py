@@ -103,6 +103,27 @@ def test_the_time_of_a_size_is_predicted_by_what_is_read(
     assert late["not measured"] == [longest]
 
 
+def test_the_time_of_a_size_is_predicted_by_the_one_before(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the slowest for what it reads, a short one, most of whose time is the same in every step."""
+    given, costs = load(config["model"]), list[float]()
+    pace = 0.0
+
+    def size(self: Scores, what: str, size: int, todo: Any) -> dict[str, Any]:
+        costs.append(self._cost(todo))
+        return {"cells": [], "no room": [], "cost": costs[-1], "seconds": pace * costs[0] if len(costs) == 1 else 0.0}
+
+    monkeypatch.setattr(Scores, "_size", size)
+    Scores(lambda: given, config).all()
+    first, second, *_, last = costs
+    assert first < second < last / 1.2
+    costs.clear()
+    pace = 900 / second  # at which there is no time for the last
+    found = Scores(lambda: given, config, until=time.monotonic() + 1000).all()
+    assert found["not measured"] == []
+
+
 def test_a_size_that_takes_longer_than_it_may_is_ended(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
