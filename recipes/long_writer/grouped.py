@@ -2,8 +2,7 @@
 
 transformers 5.17 repeats keys and values for every query head where there is a mask, which for a long static cache is
 several times the reading that a step needs. Where the library's own kernel runs, it attends: torch's reads all keys of
-a head with one multiprocessor, and padding too. On an H200 a layer takes 44 us in place of 74 with 64 rows of 2,304
-columns, 155 in place of 530 with 20 of 36,864.
+a head with one multiprocessor (`grouped_time`).
 """
 
 # B batch, H query heads, G key/value heads, L query length, S columns of the cache, D head dim

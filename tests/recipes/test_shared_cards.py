@@ -148,7 +148,15 @@ def test_a_process_holds_no_more_memory_than_its_share(tmp_path: Path, monkeypat
 
 def test_what_is_timed_has_a_card_alone() -> None:
     """Of the jobs here: seconds of something else on the card would be measured as well."""
-    timed = ("--parts decoding", "--parts large", "recipes.far.", "lookup_kernels", "curriculum", ".generation ")
+    timed = (
+        "--parts decoding",
+        "--parts large",
+        "recipes.far.",
+        "lookup_kernels",
+        "curriculum",
+        ".generation ",
+        "_time",
+    )
     for job in command.jobs().values():
         if any(word in job.command for word in timed):
             assert job.share == 1, job.name
