@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from hf_longctx.ops.masks import Full
 from hf_longctx.ops.positions import Positions
 
 NAME = "long_writer_sdpa"
+_STEP: ContextVar[Positions | None] = ContextVar("_STEP", default=None)
 
 
 def attention(
@@ -35,14 +37,32 @@ def attention(
     if L != 1 or attention_mask is None:
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return found
-    seen_BS = attention_mask[:, 0, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0, 0] == 0
-    k_pos_BS = seen_BS.long() - 1  # -1: a column without a token
-    branch = Branch(query, key, value, Positions(k_pos_BS.new_zeros(B, 1), k_pos_BS), Full())
+    positions = _STEP.get()
+    if positions is None or positions.k_pos_BS.shape != (B, key.shape[2]):
+        positions = _positions(attention_mask)
+    branch = Branch(query, key, value, positions, Full())
     if has_kernel(branch):
         return attend([branch], scale=D**-0.5 if kwargs.get("scaling") is None else kwargs["scaling"]), None
     grouped = query.view(B, key.shape[1], -1, D)
     out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"))
     return out.reshape(B, 1, H, D), None
+
+
+def _positions(mask_B1LS: Tensor) -> Positions:
+    """What a mask of one query says; -1: a column without a token."""
+    mask_BS = mask_B1LS[:, 0, 0]
+    k_pos_BS = (mask_BS if mask_BS.dtype == torch.bool else mask_BS == 0).long() - 1
+    return Positions(k_pos_BS.new_zeros(len(mask_BS), 1), k_pos_BS)
+
+
+@contextmanager
+def one_token(positions: Positions) -> Iterator[None]:
+    """Inside, every layer reads one token a row, and `positions` say what its mask does, which no layer looks at."""
+    before = _STEP.set(positions)
+    try:
+        yield
+    finally:
+        _STEP.reset(before)
 
 
 def has_kernel(branch: Branch) -> bool:

@@ -251,7 +251,14 @@ def test_the_step_reads_shared_keys_once(model: Any, kernel: bool, monkeypatch: 
 
 
 def test_answers_by_the_library_s_attention_are_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns without a token are known once a step, and for prompts of one token by their mask."""
     monkeypatch.setattr(grouped, "has_kernel", lambda branch: True)
+    monkeypatch.setattr(batching, "BLOCK", 8)
+    monkeypatch.setattr(decode, "WATCH", 4)
+    monkeypatch.setattr(decode, "_next", lambda read: read + 7)
+    one = [[5], *PROMPTS[:2]]
+    alone = [write(model, [prompt], [9], {END}, tokens_at_once=10**6)[0].ids for prompt in one]
+    assert [row.ids for row in write(model, one, [9] * 3, {END}, tokens_at_once=10**6)] == alone
     found = write(model, PROMPTS, LIMITS, {END}, tokens_at_once=10**6)
     assert [one.ids for one in found] == greedy(model, {END})
 
