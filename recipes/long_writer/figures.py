@@ -80,4 +80,8 @@ def _mean(lines: Lines, name: str, what: str, score: str, said: str, bar: str | 
     if score == "ended_length":
         asked = [cell["asked"] for cell in lines[name][what] if cell["form"] == of["form"]]
         beside |= length_baselines(asked)
-    return row(f"{name}: {said}", means[name], "", bar=bar, beside=beside, detail={"prompts": len(found[name])})
+    prompts = {line: len(some) for line, some in found.items() if some}
+    detail: dict[str, Any] = {"prompts": prompts.pop(name)}
+    if fewer := {line: number for line, number in prompts.items() if number != detail["prompts"]}:
+        detail["prompts of others"] = fewer  # whose sizes there was no time for
+    return row(f"{name}: {said}", means[name], "", bar=bar, beside=beside, detail=detail)

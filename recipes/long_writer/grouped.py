@@ -39,7 +39,7 @@ def attention(
         return found
     positions = _STEP.get()
     if positions is None or positions.k_pos_BS.shape != (B, key.shape[2]):
-        positions = _positions(attention_mask)
+        positions = positions_of(attention_mask)
     branch = Branch(query, key, value, positions, Full())
     if has_kernel(branch):
         return attend([branch], scale=D**-0.5 if kwargs.get("scaling") is None else kwargs["scaling"]), None
@@ -48,7 +48,7 @@ def attention(
     return out.reshape(B, 1, H, D), None
 
 
-def _positions(mask_B1LS: Tensor) -> Positions:
+def positions_of(mask_B1LS: Tensor) -> Positions:
     """What a mask of one query says; -1: a column without a token."""
     mask_BS = mask_B1LS[:, 0, 0]
     k_pos_BS = (mask_BS if mask_BS.dtype == torch.bool else mask_BS == 0).long() - 1
@@ -57,7 +57,7 @@ def _positions(mask_B1LS: Tensor) -> Positions:
 
 @contextmanager
 def one_token(positions: Positions) -> Iterator[None]:
-    """Inside, every layer reads one token a row, and `positions` say what its mask does, which no layer looks at."""
+    """Inside, every layer reads one token a row, and `positions` replace its mask where the library's kernel runs."""
     before = _STEP.set(positions)
     try:
         yield

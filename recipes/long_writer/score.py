@@ -25,7 +25,7 @@ from hf_longctx.storage.files import write_json_lines
 from hf_longctx.text.tokens import CHAT_TEMPLATES
 from hf_longctx.upstream.installing import check_packages
 from recipes.clock import sooner
-from recipes.long_writer.batching import cost
+from recipes.long_writer.batching import FIXED, cost
 from recipes.long_writer.command import parser, settings
 from recipes.long_writer.data import WORDS, asked, parts, prompts_ids, texts_ids
 from recipes.long_writer.decode import Sampling, Written, write
@@ -105,8 +105,9 @@ class Scores:
     ) -> None:
         self._give, self.config, self.until, self.stop, self._ban = model, config, until, stop, banned
         self.half, self.last = half, last
-        # seconds, of the last size: those before it are shorter, and have more of what every step takes
-        self.per_token = 0.0
+        # seconds a token, of the last size of each kind: those before it are shorter, and have more of what every step
+        # takes
+        self.paces: dict[str, float] = {}
         self.found: dict[str, Any] = {} if into is None else into
         self.found |= {"tasks": [], "writing": [], "not measured": [], "no room": []}
         self.kept, self.sizes, self.texts = kept, sizes, texts
@@ -153,7 +154,7 @@ class Scores:
                 todo = Todo()
             else:
                 todo = self._task_prompts(size) if what == "tasks" else self._writing(size, rows)
-                if not self._in_time(todo):
+                if not self._in_time(what, todo):
                     self.found["not measured"].append(name)
                     continue
             try:
@@ -164,7 +165,8 @@ class Scores:
             self.found[what] += found["cells"]
             self.found["no room"] += found["no room"]
             self.examples += found.get("examples", [])
-            self.per_token = found["seconds"] / max(found["cost"], 1)
+            if found.get("fixed", FIXED) == FIXED:  # else it was kept when costs were counted in another way
+                self.paces[what] = found["seconds"] / max(found["cost"], 1)
             if self.texts is not None:
                 self.texts.parent.mkdir(parents=True, exist_ok=True)
                 write_json_lines(self.texts, self.examples)
@@ -175,9 +177,10 @@ class Scores:
     def _run(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return measure() if self.sizes is None else self.sizes.run(name, measure)
 
-    def _in_time(self, todo: Todo) -> bool:
+    def _in_time(self, what: str, todo: Todo) -> bool:
         """Is there time for a size, by how long those before it took?"""
-        done = time.monotonic() + self.per_token * self._cost(todo)
+        pace = self.paces.get(what, max(self.paces.values(), default=0.0))
+        done = time.monotonic() + pace * self._cost(todo)
         if self.until is not None and done > self.until:
             return False
         if self.stop is not None and done > self.stop and not self._early():
@@ -206,7 +209,7 @@ class Scores:
             if early and self.sizes is not None:
                 self.sizes.run(f"{what} {size}{TRIED}", dict)
             raise NoTimeError from error
-        took = {"cost": self._cost(todo), "seconds": time.monotonic() - begun}
+        took = {"cost": self._cost(todo), "fixed": FIXED, "seconds": time.monotonic() - begun}
         return {"cells": cells, "examples": shown, "no room": todo.no_room, **took}
 
     def _task_prompts(self, tokens: int) -> Todo:

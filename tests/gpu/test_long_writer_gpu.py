@@ -8,15 +8,29 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recipes.long_writer import grouped
+from recipes.long_writer import decode, grouped
+from recipes.long_writer.batching import rounded
 from recipes.long_writer.decode import write
+from recipes.long_writer.step import Step
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("kernel", [True, False])
 def test_answers_are_those_of_a_forward(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of unequal prompts: each token is the likeliest one of a forward over what stands before it."""
+    """Rows of unequal prompts: each token is the likeliest one of a forward over what stands before it.
+
+    The cache is copied when it is full, and when rows have ended.
+    """
+    copied, going_on = list[int](), Step.going_on
+
+    def noted(self: Step, row_N: torch.Tensor, columns: int) -> Step:
+        copied.append(columns)
+        return going_on(self, row_N, columns)
+
+    monkeypatch.setattr(Step, "going_on", noted)
+    monkeypatch.setattr(decode, "_next", lambda read: rounded(read + 1))
+    monkeypatch.setattr(decode, "FIXED", 8)
     if not kernel:
         monkeypatch.setattr(grouped, "has_kernel", lambda branch: False)
     torch.manual_seed(0)
@@ -29,8 +43,9 @@ def test_answers_are_those_of_a_forward(kernel: bool, monkeypatch: pytest.Monkey
     asked = list[bool]()
     stock = grouped.has_kernel
     monkeypatch.setattr(grouped, "has_kernel", lambda branch: asked.append(stock(branch)) or asked[-1])
-    found = write(model, prompts, [300, 200, 250], {2}, tokens_at_once=10**6)
+    found = write(model, prompts, [300, 200, 100], {2}, tokens_at_once=10**6)
     assert set(asked) == {kernel}
+    assert len(copied) > 1
     for prompt, one in zip(prompts, found, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([prompt + one.ids], device="cuda")).logits[0, len(prompt) - 1 : -1]

@@ -256,11 +256,19 @@ def test_answers_by_the_library_s_attention_are_the_same(model: Any, monkeypatch
     monkeypatch.setattr(batching, "BLOCK", 8)
     monkeypatch.setattr(decode, "WATCH", 4)
     monkeypatch.setattr(decode, "_next", lambda read: read + 7)
+    asked, stock = list[torch.Tensor](), grouped.positions_of
+
+    def positions_of(mask: torch.Tensor) -> Any:
+        asked.append(mask)
+        return stock(mask)
+
+    monkeypatch.setattr(grouped, "positions_of", positions_of)
     one = [[5], *PROMPTS[:2]]
     alone = [write(model, [prompt], [9], {END}, tokens_at_once=10**6)[0].ids for prompt in one]
     assert [row.ids for row in write(model, one, [9] * 3, {END}, tokens_at_once=10**6)] == alone
     found = write(model, PROMPTS, LIMITS, {END}, tokens_at_once=10**6)
     assert [one.ids for one in found] == greedy(model, {END})
+    assert len(asked) == model.config.num_hidden_layers, "by the prompt of one token alone"
 
 
 def test_other_attention_stays_what_it_is(model: Any) -> None:

@@ -71,7 +71,7 @@ def test_a_size_that_is_longer_than_a_call_does_not_come_again_and_again(
     now = time.monotonic()
     for stop, half, first in ((now + 1000, now - 1, 1e9), (now + 1000, now - 1, 0.0), (now + 1000, now + 500, 1e9)):
         made = Scores(lambda: given, config, stop=stop, half=half, sizes=sizes)
-        made.per_token = first
+        made.paces = {"tasks": first, "writing": first}
         with pytest.raises(NoTimeError):
             made.all()
     # late: not begun as it would take too long; begun, and ended by the clock; early: begun all the same
