@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from transformers import StaticCache
 
-from hf_longctx.ops.positions import Positions
 from hf_longctx.upstream.caches import given_cache
-from recipes.long_writer.grouped import one_token
+from recipes.long_writer.grouped import one_token, positions_of
 
 CHUNK = 512  # columns of prompts that are read at once
 
@@ -41,7 +40,6 @@ class Step:
         self.model = model
         # added to scores, which every attention does, unlike masks of bool
         self.bias_BS = bias(seen_BS, model.dtype)
-        self.k_pos_BS = seen_BS.long() - 1  # 0 where there is a token: where it stands is in its key
         self.cache = StaticCache(config=model.config, max_cache_len=seen_BS.shape[1])
         position_BW = (seen_BS[:, :width].cumsum(1) - 1).clamp(min=0)
         column_S = torch.arange(seen_BS.shape[1], device=seen_BS.device)
@@ -83,7 +81,6 @@ class Step:
         kept = min(columns, self.bias_BS.shape[1])
         hidden = torch.finfo(self.bias_BS.dtype).min
         found.bias_BS = torch.nn.functional.pad(self.bias_BS[row_N, :kept], (0, columns - kept), value=hidden)
-        found.k_pos_BS = torch.nn.functional.pad(self.k_pos_BS[row_N, :kept], (0, columns - kept), value=-1)
         found.cache = StaticCache(config=self.model.config, max_cache_len=columns)
         for own, layer in zip(self.cache.layers, found.cache.layers, strict=True):
             layer.lazy_initialization(own.keys[row_N, :, :1], own.values[row_N, :, :1])
@@ -99,13 +96,13 @@ class Step:
     def _forward(self) -> None:
         self.position_B1.add_(1)
         self.column_1.add_(1)
-        for seen_BS in (self.bias_BS, self.k_pos_BS):
-            seen_BS.index_fill_(1, self.column_1, 0)
-        with one_token(Positions(self.position_B1, self.k_pos_BS)):
+        self.bias_BS.index_fill_(1, self.column_1, 0)
+        mask_B11S = self.bias_BS[:, None, None]
+        with one_token(positions_of(mask_B11S)):
             out = self.model(
                 input_ids=self.token_B1,
                 position_ids=self.position_B1,
-                attention_mask=self.bias_BS[:, None, None],
+                attention_mask=mask_B11S,
                 **given_cache(self.model, self.cache),
                 use_cache=True,
             )
