@@ -165,7 +165,7 @@ class Scores:
             self.found[what] += found["cells"]
             self.found["no room"] += found["no room"]
             self.examples += found.get("examples", [])
-            if found.get("fixed", FIXED) == FIXED:  # else it was kept when costs were counted in another way
+            if found.get("fixed") == FIXED:  # else it was kept when costs were counted in another way
                 self.paces[what] = found["seconds"] / max(found["cost"], 1)
             if self.texts is not None:
                 self.texts.parent.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hf_longctx.hub import load
+from recipes.long_writer import batching, score
 from recipes.long_writer import pairs as pairs_module
-from recipes.long_writer import score
 from recipes.long_writer.data import Fitting
 from recipes.long_writer.decode import LateError, Written
 from recipes.long_writer.pairs import by_length
@@ -91,7 +91,7 @@ def test_the_time_of_a_size_is_predicted_by_what_is_read(
 
     def size(self: Scores, what: str, size: int, todo: Any) -> dict[str, Any]:
         costs[f"{what} {size}"] = cost = self._cost(todo)
-        return {"cells": [], "no room": [], "cost": cost, "seconds": per_token * cost}
+        return {"cells": [], "no room": [], "cost": cost, "fixed": batching.FIXED, "seconds": per_token * cost}
 
     monkeypatch.setattr(Scores, "_size", size)
     per_token = 0.0
@@ -108,11 +108,12 @@ def test_the_time_of_a_size_is_predicted_by_the_one_before(
 ) -> None:
     """Not by the slowest for what it reads, a short one, most of whose time is the same in every step."""
     given, costs = load(config["model"]), list[float]()
-    pace = 0.0
+    pace, counted = 0.0, {"fixed": batching.FIXED}
 
     def size(self: Scores, what: str, size: int, todo: Any) -> dict[str, Any]:
         costs.append(self._cost(todo))
-        return {"cells": [], "no room": [], "cost": costs[-1], "seconds": pace * costs[0] if len(costs) == 1 else 0.0}
+        seconds = pace * costs[0] if len(costs) == 1 else 0.0
+        return {"cells": [], "no room": [], "cost": costs[-1], "seconds": seconds} | counted
 
     monkeypatch.setattr(Scores, "_size", size)
     Scores(lambda: given, config).all()
@@ -122,6 +123,12 @@ def test_the_time_of_a_size_is_predicted_by_the_one_before(
     pace = 900 / second  # at which there is no time for the last
     found = Scores(lambda: given, config, until=time.monotonic() + 1000).all()
     assert found["not measured"] == []
+    # what was kept when costs were counted in another way tells nothing
+    for how, late in (({"fixed": batching.FIXED}, True), ({"fixed": 1}, False), ({}, False)):
+        costs.clear()
+        pace, counted = 1e6 / second, how
+        found = Scores(lambda: given, config, until=time.monotonic() + 1000).all()
+        assert bool(found["not measured"]) == late
 
 
 def test_a_size_that_takes_longer_than_it_may_is_ended(
